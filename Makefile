@@ -1,0 +1,82 @@
+# Everything that is done with this repository. `make run` and `make test` need a supported Python and make, nothing else.
+# Works with GNU make 3.81 (macOS) and any POSIX shell.
+
+# An interpreter given on the command line or by the environment is used or refused; otherwise one is looked for.
+PYTHON ?= python3
+VENV ?= .venv
+# More arguments: make test ARGS="tests/core -k lease", make bench ARGS="--rounds 9", make lock ARGS=--upgrade
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+COMPILE := .venv-lock/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check bench e2e lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+run: $(VENV)/.runtime ## start the proxy with the keys of config.yaml or POSTMAN_API_KEYS; without keys, the demo
+	@$(BIN)/keyturn check --any-key >/dev/null 2>&1; \
+	if [ $$? -eq 3 ]; then exec $(BIN)/keyturn demo; else exec $(BIN)/keyturn serve; fi
+
+test: $(VENV)/.dev ## run the test suite, on every core
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+check: $(VENV)/.dev ## lint, formatting, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## requests per second and CPU per request, beside a bare aiohttp proxy
+	$(BIN)/python -m bench.throughput $(ARGS)
+
+e2e: $(VENV)/.dev e2e/node_modules/.installed ## real Postman clients through the real process (needs Node)
+	$(BIN)/python -m e2e.newman $(ARGS)
+
+lock: ## resolve the dependencies of pyproject.toml into requirements/ (ARGS=--upgrade: to the newest)
+	@$(MAKE) VENV=.venv-lock .venv-lock/bin/python
+	@.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/lock.txt
+	$(COMPILE) pyproject.toml --group dev --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --constraints requirements/dev.txt --output-file requirements/runtime.txt
+	$(COMPILE) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
+	$(COMPILE) --group lock --output-file requirements/lock.txt
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .venv .venv-* e2e/node_modules dist build
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find bench e2e proxy tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@for python in $(CANDIDATES); do \
+	  if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$("$$python" --version)"; \
+	    "$$python" -m venv --clear $(VENV) && exit 0; \
+	    rm -rf $(VENV); exit 1; \
+	  fi; \
+	done; \
+	echo "Keyturn needs Python 3.11, 3.12 or 3.13, and none of these is one: $(strip $(CANDIDATES))." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3.13" >&2; exit 1
+
+$(VENV)/.runtime: requirements/runtime.txt requirements/build.txt pyproject.toml | $(BIN)/python
+	@echo "Installing what Keyturn needs into $(VENV)"
+	@$(PIP) --require-hashes -r requirements/runtime.txt -r requirements/build.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
+	@echo "Installing what Keyturn and its tests need into $(VENV)"
+	@$(PIP) --require-hashes -r requirements/dev.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/.runtime $@
+
+e2e/node_modules/.installed: e2e/package.json e2e/package-lock.json
+	@command -v npm >/dev/null || { echo "make e2e needs Node.js with npm; see https://nodejs.org" >&2; exit 1; }
+	cd e2e && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@

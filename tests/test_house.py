@@ -1,0 +1,181 @@
+"""The rules of the house that no linter knows."""
+
+import ast
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import __version__
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "proxy"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+
+LONGEST_MODULE = 400
+LONGEST_FUNCTION = 60
+LONGEST_README = 150
+
+UNTESTED = {
+    "__main__.py": "one call of cli.main, which tests/test_cli.py runs",
+    "core/events.py": "value objects and a protocol, without a line that decides",
+    "core/http.py": "protocols and two frozen records; whoever implements them is tested",
+}
+"""Modules that need no test file of their own, each with its reason. An `__init__.py` only says what is inside."""
+
+IMPORTED_AS = {"prometheus-client": "prometheus_client", "pyyaml": "yaml"}
+"""Distributions whose module has another name."""
+
+
+def relative(path: Path) -> str:
+    """The name of a module as a test shows it."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def expected_tests(module: Path) -> Path:
+    """Where the tests of a module are expected: proxy/a/b.py -> tests/a/test_b.py."""
+    inside = module.relative_to(PACKAGE)
+    return ROOT / "tests" / inside.parent / f"test_{inside.name}"
+
+
+def pyproject() -> dict[str, Any]:
+    """The project's own description."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def functions(module: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function and method of a module, nested ones too."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def distribution(requirement: str) -> str:
+    """The normalised name (PEP 503) at the head of a requirement."""
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found, requirement
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+def blocks(file: Path) -> dict[str, str]:
+    """A requirement file's entries: name and pinned version, with all that stands with it."""
+    text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    return {distribution(line): line for line in lines}
+
+
+def imports() -> set[str]:
+    """Top-level names of all modules that the package imports."""
+    found = set()
+    for module in MODULES:
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("module", [path for path in MODULES if path.name != "__init__.py"], ids=relative)
+def test_every_module_has_a_expected_tests_its_own(module: Path) -> None:
+    """A module's tests stand where its name says, or the module is exempt for a written reason."""
+    expected = expected_tests(module)
+    assert expected.exists() != (relative(module) in UNTESTED), expected
+
+
+def test_exemptions_are_of_modules_that_exist() -> None:
+    """An exemption goes when its module goes."""
+    assert set(UNTESTED) <= {relative(module) for module in MODULES}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_modules_stay_short(module: Path) -> None:
+    """A module that outgrows this has begun to do a second thing."""
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_functions_stay_short(module: Path) -> None:
+    """A function is read at a glance; its lines count from `def` to its last one."""
+    lengths = {function.name: (function.end_lineno or 0) - function.lineno + 1 for function in functions(module)}
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FUNCTION} == {}
+
+
+def test_the_readme_stays_short() -> None:
+    """The README is read in one sitting; the rest is in docs/."""
+    readme = ROOT / "README.md"
+    assert not readme.exists() or len(readme.read_text(encoding="utf-8").splitlines()) < LONGEST_README
+
+
+@pytest.mark.parametrize("file", REQUIREMENTS, ids=lambda file: file.name)
+def test_requirements_are_pinned_with_hashes(file: Path) -> None:
+    """Every entry names one version and the SHA-256 of its files."""
+    pinned = re.compile(r"[a-z0-9-]+==\S+( ; .+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*")
+    entries = blocks(file)
+    assert entries
+    assert [entry for entry in entries.values() if not pinned.fullmatch(entry)] == []
+
+
+@pytest.mark.parametrize("file", REQUIREMENTS, ids=lambda file: file.name)
+def test_requirements_name_no_host(file: Path) -> None:
+    """Where packages come from is the business of the machine that installs them."""
+    assert re.search(r"://|--[a-z-]*(index-url|find-links)|\bfile:", file.read_text(encoding="utf-8")) is None
+
+
+def test_node_packages_are_pinned_and_name_no_host() -> None:
+    """The lock file of the end-to-end run's clients holds hashes, and no address to fetch from."""
+    lock = json.loads((ROOT / "e2e" / "package-lock.json").read_text(encoding="utf-8"))
+    packages = [package for path, package in lock["packages"].items() if path]
+    assert packages
+    assert [package for package in packages if "integrity" not in package or "resolved" in package] == []
+
+
+def test_requirement_files_agree() -> None:
+    """A package has the same version at run time, in development and when the project is built."""
+    versions: dict[str, set[str]] = {}
+    for file in REQUIREMENTS:
+        for name, entry in blocks(file).items():
+            versions.setdefault(name, set()).add(entry.split()[0])
+    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
+
+
+def test_requirement_files_follow_the_project() -> None:
+    """What pyproject.toml asks for is in the compiled files: run `make lock` after a change."""
+    project = pyproject()
+    groups = {
+        "runtime.txt": project["project"]["dependencies"],
+        "dev.txt": project["project"]["dependencies"] + project["dependency-groups"]["dev"],
+        "build.txt": project["dependency-groups"]["build"],
+        "lock.txt": project["dependency-groups"]["lock"],
+    }
+    for file, asked in groups.items():
+        names = {distribution(entry) for entry in asked if isinstance(entry, str)}
+        assert names <= set(blocks(ROOT / "requirements" / file)), file
+
+
+def test_runtime_dependencies_are_imported() -> None:
+    """A dependency that no module imports is only a risk."""
+    project = pyproject()
+    names = {distribution(entry) for entry in project["project"]["dependencies"]}
+    modules = {name: IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
+    imported = imports()
+    assert {name for name, module in modules.items() if module not in imported} == set()
+
+
+def test_versions_agree() -> None:
+    """The project, the package and the image carry the same version, and the changelog tells what is in it."""
+    version = pyproject()["project"]["version"]
+    assert __version__ == version
+    assert f"ARG VERSION={version}\n" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_project_is_built_with_what_is_pinned() -> None:
+    """The build backend of an isolated build and of ours are the same."""
+    project = pyproject()
+    assert project["build-system"]["requires"] == project["dependency-groups"]["build"]
