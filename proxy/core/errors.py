@@ -1,0 +1,214 @@
+"""The one tree of errors; each carries what the edge answers with, so that the edge asks no error what it is.
+
+KeyturnError
+├── ConfigError              bad configuration: every problem with its path
+├── StartError               the process cannot start (a port in use, an unreadable file)
+└── Refusal                  an answer of the proxy's own: status, name, message, Retry-After
+    ├── BadRequest           400 badRequest
+    ├── Unauthenticated      401 AuthenticationError
+    ├── Forbidden            403 forbiddenError
+    ├── MethodNotAllowed     405 methodNotAllowed: CONNECT and TRACE end here
+    ├── TooLarge             413 requestTooLarge
+    ├── Misdirected          421 misdirectedRequest
+    ├── TooMany              429 rateLimitError: the turn, the queue or the client's own rate
+    ├── LoopDetected         502 loopDetected: the request has been here before
+    ├── NoKey                503 noKeyAvailable
+    ├── StoreLost            503 storeUnavailable
+    ├── ShuttingDown         503 shuttingDown
+    └── UpstreamError        the other side's fault
+        ├── Unreachable      502 upstreamUnreachable: no connection, nothing was sent
+        ├── Broken           502 upstreamUnreachable: broke off after bytes may have gone out
+        └── TimedOut         504 upstreamTimeout: written, and no head in time
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class KeyturnError(Exception):
+    """The root: everything that Keyturn raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One thing wrong in the configuration: where (`clients[2].weight`) and what to write instead."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class ConfigError(KeyturnError):
+    """The configuration cannot be used; `problems` holds all that is wrong with it."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+class StartError(KeyturnError):
+    """The process cannot start; the message says what to do."""
+
+
+class Refusal(KeyturnError):
+    """An answer that the proxy makes itself.
+
+    `retry_after` is in whole seconds, `reason` a label of `refused_total`, `proxy_error` an error type that RFC 9209
+    (section 2.3) registers, `close` asks for the end of the connection after the answer.
+    """
+
+    status: ClassVar[int] = 500
+    name: ClassVar[str] = "internalError"
+    reason: ClassVar[str] = "internal"
+    proxy_error: ClassVar[str] = "proxy_internal_error"
+    close: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+
+
+class BadRequest(Refusal):
+    """The request is malformed; the connection ends, since its framing cannot be trusted."""
+
+    status = 400
+    name = "badRequest"
+    reason = "bad_request"
+    proxy_error = "http_request_error"
+    close = True
+
+
+class Unauthenticated(Refusal):
+    """No credential, or one that nobody knows."""
+
+    status = 401
+    name = "AuthenticationError"
+    reason = "unauthenticated"
+    proxy_error = "http_request_denied"
+
+
+class Forbidden(Refusal):
+    """The client may not do this."""
+
+    status = 403
+    name = "forbiddenError"
+    reason = "forbidden"
+    proxy_error = "http_request_denied"
+
+
+class MethodNotAllowed(Refusal):
+    """A method that is about the connection to this proxy (CONNECT, TRACE), not about a resource behind it."""
+
+    status = 405
+    name = "methodNotAllowed"
+    reason = "method_not_allowed"
+    proxy_error = "http_request_denied"
+    close = True
+
+
+class TooLarge(Refusal):
+    """The request's body is larger than `upstream.max_body`."""
+
+    status = 413
+    name = "requestTooLarge"
+    reason = "too_large"
+    proxy_error = "http_request_error"
+    close = True
+
+
+class Misdirected(Refusal):
+    """The target names an authority that this proxy does not stand for (RFC 9110, section 15.5.20)."""
+
+    status = 421
+    name = "misdirectedRequest"
+    reason = "misdirected"
+    proxy_error = "destination_not_found"
+
+
+class TooMany(Refusal):
+    """The turn cannot come before the deadline, a queue is full, or the client is over its own rate."""
+
+    status = 429
+    name = "rateLimitError"
+    proxy_error = "http_request_denied"
+
+    def __init__(self, message: str, *, reason: str, retry_after: int) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.reason = reason  # type: ignore[misc]  # one class, three causes
+
+
+class LoopDetected(Refusal):
+    """The request comes round and round: `upstream.url` leads back to this proxy (RFC 9209, section 2.3.24)."""
+
+    status = 502
+    name = "loopDetected"
+    reason = "loop"
+    proxy_error = "proxy_loop_detected"
+
+
+class NoKey(Refusal):
+    """No key of the pool can serve."""
+
+    status = 503
+    name = "noKeyAvailable"
+    reason = "no_key"
+    proxy_error = "destination_unavailable"
+
+
+class StoreLost(Refusal):
+    """The store does not answer and `store.on_loss` is `refuse`."""
+
+    status = 503
+    name = "storeUnavailable"
+    reason = "store_lost"
+    proxy_error = "proxy_internal_error"
+
+
+class ShuttingDown(Refusal):
+    """The process drains."""
+
+    status = 503
+    name = "shuttingDown"
+    reason = "draining"
+    proxy_error = "destination_unavailable"
+    close = True
+
+    def __init__(self) -> None:
+        super().__init__("This proxy is shutting down. Send the request again, it will reach another.", retry_after=1)
+
+
+class UpstreamError(Refusal):
+    """The upstream did not do its part. `written` says whether bytes of the request may have reached it (law 10)."""
+
+    status = 502
+    name = "upstreamUnreachable"
+    reason = "upstream"
+    written: ClassVar[bool] = True
+
+
+class Unreachable(UpstreamError):
+    """No connection, or a refused certificate: nothing was sent. `transient` says that a new try makes sense."""
+
+    proxy_error = "destination_unavailable"
+    written = False
+
+    def __init__(self, message: str, *, transient: bool = True) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class Broken(UpstreamError):
+    """The connection broke after bytes may have gone out, or the answer was not HTTP."""
+
+    proxy_error = "connection_terminated"
+
+
+class TimedOut(UpstreamError):
+    """No head of an answer within `upstream.response_timeout`."""
+
+    status = 504
+    name = "upstreamTimeout"
+    proxy_error = "connection_read_timeout"

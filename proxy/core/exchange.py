@@ -1,0 +1,148 @@
+"""What a replica and the store say to each other in one round trip (design, "One round trip: `exchange`").
+
+Replicas exchange durations only, never instants (law 7): an age, a wait, a delay, each in microseconds.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from proxy.core.model import SECOND, Micros
+
+USE_BY: Micros = SECOND
+"""A lease not used within this time of its grant is given back, never used late (law 10)."""
+
+PULSE: Micros = 2 * SECOND
+"""A replica with leases out or requests waiting speaks at least this often."""
+
+GRACE: Micros = SECOND // 2
+"""A demand is remembered this long beyond the moment at which its replica was told to come back."""
+
+
+class Kind(NamedTuple):
+    """What makes requests alike to the buckets: the limits that they fall under, and the quota that they insist on."""
+
+    limits: tuple[int, ...]
+    pinned: str | None = None
+
+
+class Lane(NamedTuple):
+    """The requests of one client and one kind that wait in one replica."""
+
+    client: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How many requests wait in a lane, and with which weight its client shares."""
+
+    lane: Lane
+    weight: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """The request went out: its tokens return one window after the moment at which the upstream had surely counted it.
+
+    `age` is the time since that moment; negative when it is still to come (no head of an answer, see `settle_bound`).
+    """
+
+    lease: int
+    age: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """Nothing left this process: the tokens return now."""
+
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """The upstream refused with 429: the buckets of `limits` on its quota are parked for `park`."""
+
+    lease: int
+    age: Micros
+    park: Micros
+    limits: tuple[int, ...]
+
+
+Settlement = Spent | Unsent | Throttled
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease: one token of every limit of the lane's kind, all of one quota."""
+
+    lease: int
+    lane: Lane
+    quota: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """When the requests of a lane are expected to be served, by their position (0 is the head), as delays from now.
+
+    `soon` holds the first positions one by one; `later` samples of positions beyond, between which `at` interpolates.
+    Neither: no token is ever expected.
+    """
+
+    soon: tuple[Micros, ...] = ()
+    later: tuple[tuple[int, Micros], ...] = ()
+
+    def at(self, position: int) -> Micros | None:
+        """The delay until that position's turn; `None` when no token is expected."""
+        if position < len(self.soon):
+            return self.soon[position]
+        if not self.later:
+            return self.soon[-1] if self.soon else None
+        index = bisect_left(self.later, (position, 0))
+        if index == len(self.later):
+            return self.later[-1][1]
+        high, late = self.later[index]
+        low, early = self.later[index - 1] if index else (len(self.soon) - 1, self.soon[-1] if self.soon else late)
+        return early + (late - early) * (position - low) // (high - low)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit over all quotas of the pool: tokens in all, tokens at hand, and the delay until the next one returns."""
+
+    size: int
+    at_hand: int
+    returns: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """The store's side of the round trip.
+
+    `turns` holds an entry for each lane of the caller that still waits. `again`: call at the latest after this time;
+    `None` when nothing waits. `wake`: other replicas whose turn has come earlier than they were told.
+    """
+
+    tick: int
+    grants: tuple[Grant, ...]
+    turns: Mapping[Lane, Turns]
+    budgets: tuple[Budget, ...]
+    again: Micros | None
+    wake: tuple[str, ...] = ()
+
+
+class Store(Protocol):
+    """Where the buckets of one pool live."""
+
+    async def exchange(
+        self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]
+    ) -> Exchange:
+        """Settle, report who waits, and receive grants and turns: the one operation.
+
+        `demands` is the whole of what waits in this replica: a lane that is not in it waits no longer.
+
+        Raises:
+            StoreLost: no answer within the store's timeout.
+        """

@@ -1,0 +1,145 @@
+"""The words of the design as types: secrets, limits, quotas, keys, pools, clients.
+
+Durations and instants are integers in microseconds throughout (`Micros`), so that Lua and Python agree to the digit.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from hmac import compare_digest
+
+from proxy.core.policy import Rule
+
+Micros = int
+SECOND: Micros = 1_000_000
+MILLISECOND: Micros = 1_000
+
+
+class Secret:
+    """Text that no log, traceback, page or `repr` shows; only the line that writes the header reveals it (law 11)."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._value
+
+    def digest(self) -> str:
+        """Its SHA-256 in hexadecimal."""
+        return sha256(self._value.encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and compare_digest(self._value.encode(), other._value.encode())
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        raise TypeError("a Secret is not written anywhere")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """`requests` in `window` on each quota, for what `match` names (empty: everything).
+
+    `window` is what the upstream counts by, in microseconds; the ledger stretches it (`Pool.stretched`).
+    """
+
+    requests: int
+    window: Micros
+    match: tuple[Rule, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A short public name, such as `60/60s`, for metrics and messages."""
+        seconds, rest = divmod(self.window, SECOND)
+        return f"{self.requests}/{seconds}s" if not rest else f"{self.requests}/{self.window // MILLISECOND}ms"
+
+    def covers(self, method: str, path: str) -> bool:
+        """Whether a request (its path normalised) falls under this limit."""
+        return not self.match or any(rule.matches(method, path) for rule in self.match)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One upstream API key: a public name, the quota that it counts against, and the secret."""
+
+    name: str
+    secret: Secret
+    quota: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Quotas that can stand in for each other, and the limits that hold on each of them."""
+
+    name: str
+    keys: tuple[Key, ...]
+    limits: tuple[Limit, ...]
+    guard: Micros = 100 * MILLISECOND
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def stretched(self, limit: Limit) -> Micros:
+        """The window by which a token of `limit` returns: with the guard, and 0.05 % for the rates of two clocks."""
+        return limit.window + self.guard + limit.window // 2000
+
+    @cached_property
+    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
+        """What is set on each request, as it goes on the wire."""
+        return tuple((name.encode(), value.encode()) for name, value in self.headers)
+
+    @cached_property
+    def quotas(self) -> tuple[str, ...]:
+        """Names of the quotas, in the order of their first keys."""
+        return tuple(dict.fromkeys(key.quota for key in self.keys))
+
+    @cached_property
+    def keys_of(self) -> Mapping[str, tuple[Key, ...]]:
+        """The keys that count against each quota."""
+        return {quota: tuple(key for key in self.keys if key.quota == quota) for quota in self.quotas}
+
+    def key(self, name: str) -> Key | None:
+        """The key of that name."""
+        return next((key for key in self.keys if key.name == name), None)
+
+    def limits_on(self, method: str, path: str | None) -> tuple[int, ...]:
+        """Which limits a request falls under, as indices into `limits`.
+
+        A path that cannot be normalised (`None`) falls under every limit: the upstream may read it as any of them.
+        """
+        return tuple(index for index, limit in enumerate(self.limits) if path is None or limit.covers(method, path))
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A caller and what it may do."""
+
+    name: str
+    pool: str = "default"
+    weight: int = 1
+    urgency: int = 3
+    max_waiting: int | None = None
+    rate: tuple[int, Micros] | None = None
+    allow: tuple[Rule, ...] | None = None
+    pin: bool = False
+    digests: tuple[str, ...] = field(default=(), repr=False)
+
+    def may(self, method: str, path: str | None) -> bool:
+        """Whether its allow list lets this through; what cannot be normalised matches no list."""
+        if self.allow is None:
+            return True
+        return path is not None and any(rule.matches(method, path) for rule in self.allow)
+
+
+def by_name(pools: Iterable[Pool]) -> dict[str, Pool]:
+    """The pools under their names."""
+    return {pool.name: pool for pool in pools}

@@ -1,0 +1,46 @@
+"""How many requests may be sent once more: a share of those that came, so that retries never become a storm."""
+
+from collections import deque
+
+from proxy.core.model import SECOND, Micros
+
+WINDOW: Micros = 10 * SECOND
+FLOOR = 3
+"""Retries that are allowed in a window however few requests there were."""
+
+
+class RetryBudget:
+    """At most `ratio` retries per request over the last ten seconds, and never fewer than `FLOOR`.
+
+    Counted in ten slots of a second; the cost of a call does not depend on the traffic.
+    """
+
+    def __init__(self, ratio: float) -> None:
+        self.ratio = ratio
+        self._slots: deque[list[int]] = deque()
+        self._requests = 0
+        self._retries = 0
+
+    def request(self, now: Micros) -> None:
+        """A request came."""
+        self._slot(now)[1] += 1
+        self._requests += 1
+
+    def retry(self, now: Micros) -> bool:
+        """Whether one more try may be made now; if so it is counted."""
+        slot = self._slot(now)
+        if self._retries >= max(FLOOR, self.ratio * self._requests):
+            return False
+        slot[2] += 1
+        self._retries += 1
+        return True
+
+    def _slot(self, now: Micros) -> list[int]:
+        second = now // SECOND
+        while self._slots and self._slots[0][0] <= second - WINDOW // SECOND:
+            _, requests, retries = self._slots.popleft()
+            self._requests -= requests
+            self._retries -= retries
+        if not self._slots or self._slots[-1][0] != second:
+            self._slots.append([second, 0, 0])
+        return self._slots[-1]

@@ -1,0 +1,80 @@
+"""A set whose members have scores, in the order of the scores: what Redis calls a sorted set.
+
+The ledger is written over these operations only, so that its text can be followed line by line in Lua: `put` is ZADD,
+`remove` ZREM, `score` ZSCORE, `first` and `at` ZRANGE by rank. Each is O(log n), by `sortedcontainers.SortedList`.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+from sortedcontainers import SortedList
+
+Member = TypeVar("Member")
+Score = TypeVar("Score")
+
+
+class SortedSet(Generic[Member, Score]):
+    """Members by score; equal scores are ordered by member."""
+
+    __slots__ = ("_order", "_scores")
+
+    def __init__(self) -> None:
+        self._scores: dict[Member, Score] = {}
+        self._order: Any = SortedList()
+
+    def put(self, member: Member, score: Score) -> None:
+        """Add a member, or give it another score."""
+        old = self._scores.get(member)
+        if old is not None:
+            if old == score:
+                return
+            self._order.remove((old, member))
+        self._scores[member] = score
+        self._order.add((score, member))
+
+    def remove(self, member: Member) -> bool:
+        """Take a member out; says whether it was in."""
+        score = self._scores.pop(member, None)
+        if score is None:
+            return False
+        self._order.remove((score, member))
+        return True
+
+    def score(self, member: Member) -> Score | None:
+        """A member's score, or `None` when it is not in."""
+        return self._scores.get(member)
+
+    def first(self) -> tuple[Score, Member] | None:
+        """The lowest score and its member."""
+        return self._order[0] if self._scores else None
+
+    def at(self, rank: int) -> tuple[Score, Member]:
+        """The entry of that rank, from 0.
+
+        Raises:
+            IndexError: there are not as many.
+        """
+        entry: tuple[Score, Member] = self._order[rank]
+        return entry
+
+    def pop_first(self) -> tuple[Score, Member]:
+        """Take the lowest out.
+
+        Raises:
+            IndexError: the set is empty.
+        """
+        score, member = self._order.pop(0)
+        del self._scores[member]
+        return score, member
+
+    def __iter__(self) -> Iterator[tuple[Score, Member]]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def __contains__(self, member: object) -> bool:
+        return member in self._scores
+
+    def __repr__(self) -> str:
+        return f"SortedSet({list(self._order)!r})"

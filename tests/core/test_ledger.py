@@ -1,0 +1,120 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.exchange import PULSE
+from proxy.core.model import MILLISECOND, SECOND
+from tests.core.worlds import World, lane, limit, pool, throttled
+
+W = 60 * SECOND + 130 * MILLISECOND
+
+
+def test_what_is_at_hand_goes_at_once() -> None:
+    """Law 3: an exchange leaves nobody waiting whom a token at hand could serve."""
+    world = World.of(pool(2, limit(5)))
+    assert len(world.ask(12).grants) == 10
+    assert world.waiting["r"][lane()] == 2
+
+
+def test_an_idle_replica_is_told_nothing() -> None:
+    """Who neither waits nor holds leases need not come back."""
+    assert World.of(pool()).call().again is None
+
+
+def test_a_replica_with_leases_out_keeps_its_pulse() -> None:
+    """A heartbeat is due within two seconds while leases are out."""
+    assert World.of(pool()).ask(1).again == PULSE
+
+
+def test_who_waits_comes_back_when_its_turn_is_due() -> None:
+    """`again` is the first turn, so that replicas do not all wake for one token."""
+    world = World.of(pool(1, limit(1, 1 * SECOND), guard=0))
+    (grant,) = world.ask(1).grants
+    world.call("r", *world.spend(grant))
+    answer = world.ask(1)
+    assert answer.again == answer.turns[lane()].at(0)
+    world.pass_(answer.again or 0)
+    assert world.call().grants
+
+
+@given(st.integers(1, 4), st.integers(1, 20), st.integers(1, 200), st.integers(0, 30_000))
+def test_the_turns_of_one_client_are_exact(quotas: int, size: int, more: int, spread: int) -> None:
+    """Law 6: each turn that is told is the instant at which that request is served, when trips take what they did."""
+    world = World.of(pool(quotas, limit(size, 10 * SECOND)))
+    _spend_spread(world, quotas * size, spread * MILLISECOND // (quotas * size))
+    grants = world.ask(quotas * size + more).grants
+    answer = world.call("r", *world.spend(*grants, age=-world.ledger.buckets.trip))
+    told = [answer.turns[lane()].at(position) for position in range(world.waiting["r"][lane()])]
+    start, served = world.now, []
+    while len(served) < len(told):
+        assert answer.again is not None
+        world.pass_(answer.again)
+        answer = world.call()
+        served += [world.now - start] * len(answer.grants)
+        answer = world.call("r", *world.spend(*answer.grants, age=-world.ledger.buckets.trip))
+    horizon = min(len(told), 64)
+    for position in range(horizon):
+        told_at = told[position]
+        assert told_at is not None
+        assert abs(told_at - served[position]) <= 2 * MILLISECOND
+    last = told[-1]
+    assert last is not None
+    assert abs(last - served[-1]) <= 50 * MILLISECOND * (len(told) // (quotas * size) + 1)
+
+
+def _spend_spread(world: World, number: int, gap: int) -> None:
+    for _ in range(number):
+        world.pass_(gap)
+        world.call("r", *world.spend(*world.ask(1).grants, age=-world.ledger.buckets.trip))
+
+
+def test_a_burst_beyond_two_windows_is_told_so() -> None:
+    """With 60 a minute, of 150 at once the first 60 go now, 60 in a minute, 30 in two."""
+    world = World.of(pool(1, limit(60)))
+    grants = world.ask(150).grants
+    answer = world.call("r", *world.spend(*grants))
+    turns = answer.turns[lane()]
+    trip = world.ledger.buckets.trip
+    assert turns.at(0) == W
+    assert turns.at(59) == W
+    assert turns.at(60) == 2 * W + trip
+    assert turns.at(89) == 2 * W + trip
+
+
+def test_turns_share_the_calendar_by_weight() -> None:
+    """Of two clients that wait, the one with twice the weight is told to come twice as often."""
+    world = World.of(pool(1, limit(30, 30 * SECOND)))
+    world.weights = {"heavy": 2, "light": 1}
+    _spend_spread(world, 30, SECOND)
+    world.ask(20, lane("heavy"))
+    answer = world.ask(20, lane("light"))
+    heavy, light = answer.turns[lane("heavy")], answer.turns[lane("light")]
+    tenth = heavy.at(10)
+    assert tenth is not None
+    assert tenth == light.at(5) or abs((light.at(5) or 0) - tenth) <= 2 * SECOND
+
+
+def test_turns_under_several_limits_wait_for_the_scarcest() -> None:
+    """A request that falls under a narrow limit is told the narrow limit's time."""
+    world = World.of(pool(1, limit(60), limit(2, 10 * SECOND)))
+    first = world.ask(2, lane("a", (0, 1)))
+    world.call("r", *world.spend(*first.grants))
+    answer = world.ask(1, lane("a", (0, 1)))
+    assert 10 * SECOND < (answer.turns[lane("a", (0, 1))].at(0) or 0) < 11 * SECOND
+
+
+def test_a_parked_pool_is_told_until_it_opens() -> None:
+    """While every quota is parked, the turn is the upstream's own time."""
+    world = World.of(pool(1, limit(5)))
+    (grant,) = world.ask(1).grants
+    world.call("r", throttled(grant, 20 * SECOND))
+    assert world.ask(1).turns[lane()].at(0) == 20 * SECOND
+
+
+def test_the_budget_speaks_for_the_whole_pool() -> None:
+    """Size, tokens at hand, and when the next one returns, over all quotas."""
+    world = World.of(pool(3, limit(10, 10 * SECOND), guard=0))
+    grants = world.ask(4).grants
+    answer = world.call("r", *world.spend(*grants))
+    (budget,) = answer.budgets
+    assert (budget.size, budget.at_hand) == (30, 26)
+    assert budget.returns == 10 * SECOND + 5 * MILLISECOND

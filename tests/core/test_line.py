@@ -1,0 +1,99 @@
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.model import MILLISECOND, SECOND
+from tests.core.worlds import World, check_conservation, lane, limit, pool, unsent
+
+
+def serve_one_by_one(world: World, number: int, replicas: tuple[str, ...] = ("r",)) -> Counter[str]:
+    """Let tokens return one at a time, each replica fetching; who got them."""
+    served: Counter[str] = Counter()
+    while served.total() < number:
+        world.pass_(100 * MILLISECOND)
+        for replica in replicas:
+            answer = world.call(replica)
+            served.update(grant.lane.client for grant in answer.grants)
+            world.call(replica, *world.spend(*answer.grants))
+    return served
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 300), st.integers(1, 300))
+def test_two_that_wait_share_by_weight_within_one_token_each(w1: int, w2: int, n1: int, n2: int) -> None:
+    """Law 4: the ratio of weights holds however many requests each has queued."""
+    world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
+    world.weights = {"a": w1, "b": w2}
+    world.waiting["r"] = {lane("a"): n1 + 400, lane("b"): n2 + 400}
+    served = serve_one_by_one(world, 100)
+    assert abs(served["a"] / w1 - served["b"] / w2) <= 1 / w1 + 1 / w2
+
+
+def test_a_client_on_many_replicas_has_one_share() -> None:
+    """Ten replicas of one client get together what one replica of another gets."""
+    world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
+    spread = tuple(f"r{number}" for number in range(10))
+    for replica in spread:
+        world.waiting[replica] = {lane("wide"): 100}
+    world.waiting["single"] = {lane("narrow"): 100}
+    served = serve_one_by_one(world, 80, (*spread, "single"))
+    assert abs(served["wide"] - served["narrow"]) <= 2
+
+
+def test_who_comes_back_after_idling_gets_no_credit() -> None:
+    """An hour of absence is not made up for."""
+    world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
+    world.waiting["r"] = {lane("a"): 1000, lane("b"): 1}
+    serve_one_by_one(world, 200)
+    world.waiting["r"][lane("b")] = 500
+    served = serve_one_by_one(world, 40)
+    assert abs(served["a"] - served["b"]) <= 2
+
+
+def test_who_was_held_back_by_a_narrow_limit_catches_up_but_starves_nobody() -> None:
+    """A lag of at most 64 requests is made up for."""
+    world = World.of(pool(1, limit(10, SECOND), limit(1, 100 * SECOND), guard=0))
+    world.waiting["r"] = {lane("held", (0, 1)): 500, lane("free"): 5000}
+    serve_one_by_one(world, 990)
+    world.waiting["r"][lane("held")] = 5000
+    served = serve_one_by_one(world, 300)
+    assert served["free"] >= 100
+    assert served["held"] >= served["free"]
+
+
+def test_a_dead_replica_holds_its_place_for_a_moment_only() -> None:
+    """Demands lapse when their replica does not come back: the others get its tokens."""
+    world = World.of(pool(1, limit(1, SECOND), guard=0))
+    world.call("r", *world.spend(*world.ask(1).grants))
+    world.ask(5, lane("gone"), "dead")
+    world.waiting["r"] = {lane("alive"): 50}
+    served = serve_one_by_one(world, 5)
+    assert served["alive"] == 5
+    assert "dead" not in world.ledger.line._lanes
+
+
+def test_tokens_of_another_replica_are_left_for_it_and_it_is_woken() -> None:
+    """The caller does not take what falls to others; they are told to come."""
+    world = World.of(pool(1, limit(2, 60 * SECOND)))
+    first, second = world.ask(2).grants
+    world.ask(2, lane("far"), "other")
+    answer = world.call("r", unsent(first), unsent(second))
+    assert answer.wake == ("other",)
+    assert len(world.call("other").grants) == 2
+    check_conservation(world.ledger)
+
+
+def test_an_unsent_lease_is_not_charged() -> None:
+    """A client whose requests were cancelled loses no share for it."""
+    world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
+    world.waiting["r"] = {lane("a"): 100, lane("b"): 100}
+    used: Counter[str] = Counter()
+    while used.total() < 40:
+        world.pass_(100 * MILLISECOND)
+        for grant in world.call().grants:
+            if grant.lane.client == "a" and world.now % (200 * MILLISECOND) == 0:
+                world.call("r", unsent(grant))
+            else:
+                used[grant.lane.client] += 1
+                world.call("r", *world.spend(grant))
+    assert abs(used["a"] - used["b"]) <= 2
