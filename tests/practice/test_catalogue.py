@@ -1,0 +1,124 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.practice.answers import Page
+from proxy.practice.catalogue import COLLECTIONS, ENVIRONMENTS, WORKSPACES, Catalogue, merged
+from proxy.practice.generate import PRACTICE_RUN
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    """A fresh catalogue."""
+    return Catalogue(1, lambda: "http://127.0.0.1:1")
+
+
+def data(page: Page | None) -> Any:
+    """What a page says."""
+    assert page is not None
+    return json.loads(page.body)
+
+
+def collection(name: str) -> dict[str, Any]:
+    """A small collection."""
+    return {"info": {"name": name, "schema": "v2.1"}, "item": []}
+
+
+def test_seed_decides(catalogue: Catalogue) -> None:
+    """The same seed gives the same lists, another seed others."""
+    again, other = Catalogue(1, str), Catalogue(2, str)
+    assert catalogue.entries("collection").body == again.entries("collection").body
+    assert catalogue.entries("collection").body != other.entries("collection").body
+    assert catalogue.workspaces().body == again.workspaces().body
+
+
+def test_a_few_hundred(catalogue: Catalogue) -> None:
+    """There are a few hundred items, each with an id of its own."""
+    ids = [
+        *(item["id"] for item in data(catalogue.workspaces())["workspaces"]),
+        *(item["id"] for item in data(catalogue.entries("collection"))["collections"]),
+        *(item["id"] for item in data(catalogue.entries("environment"))["environments"]),
+    ]
+    assert len(set(ids)) == len(ids) == WORKSPACES + COLLECTIONS + ENVIRONMENTS
+
+
+def test_workspaces_divide_everything(catalogue: Catalogue) -> None:
+    """Each collection is in exactly one workspace, and a list for a workspace holds those of its page."""
+    found = []
+    for workspace in data(catalogue.workspaces())["workspaces"]:
+        page = data(catalogue.workspace(workspace["id"]))["workspace"]
+        uids = [item["uid"] for item in page["collections"]]
+        assert uids == [item["uid"] for item in data(catalogue.entries("collection", workspace["id"]))["collections"]]
+        found += uids
+    assert len(found) == len(set(found)) == COLLECTIONS
+
+
+def test_unknown_workspace_is_empty(catalogue: Catalogue) -> None:
+    """The list of an unknown workspace is empty, its page does not exist."""
+    assert data(catalogue.entries("environment", "nowhere")) == {"environments": []}
+    assert catalogue.workspace("nowhere") is None
+
+
+def test_found_by_uid_and_by_id(catalogue: Catalogue) -> None:
+    """An entry is found under both of its names, and its page carries them."""
+    entry = catalogue.named("collection", PRACTICE_RUN)
+    assert catalogue.find("collection", entry.uid) is catalogue.find("collection", entry.id) is entry
+    assert catalogue.find("environment", entry.uid) is None
+    assert data(entry.page())["collection"]["info"]["uid"] == entry.uid
+
+
+def test_every_entry_can_be_shown(catalogue: Catalogue) -> None:
+    """Every entry of the lists has a page, made once."""
+    for item in data(catalogue.entries("collection"))["collections"]:
+        entry = catalogue.find("collection", item["uid"])
+        assert entry is not None
+        assert entry.page() is entry.page()
+        assert data(entry.page())["collection"]["info"]["name"] == item["name"]
+
+
+def test_add_change_remove(catalogue: Catalogue) -> None:
+    """What is put in is listed, can be changed in whole and in part, and is gone when taken out."""
+    home = data(catalogue.workspaces())["workspaces"][3]["id"]
+    entry = catalogue.add("collection", collection("New"), home)
+    assert entry.uid in [item["uid"] for item in data(catalogue.workspace(home))["workspace"]["collections"]]
+    catalogue.replace("collection", entry, collection("Newer"))
+    catalogue.patch("collection", entry, {"info": {"description": "Text"}})
+    said = data(entry.page())["collection"]
+    assert (said["info"]["name"], said["info"]["description"]) == ("Newer", "Text")
+    catalogue.remove("collection", entry)
+    assert catalogue.find("collection", entry.uid) is None
+    assert entry.uid not in [item["uid"] for item in data(catalogue.workspace(home))["workspace"]["collections"]]
+
+
+def test_named_says_when_there_is_none(catalogue: Catalogue) -> None:
+    """A name that nothing has is an error."""
+    with pytest.raises(LookupError):
+        catalogue.named("environment", "No such name")
+
+
+@pytest.mark.parametrize(
+    ("target", "change", "result"),
+    [
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [1]}, {"a": [2, 3]}, {"a": [2, 3]}),
+        ([1], {"a": {"b": None}}, {"a": {}}),
+        ({"a": 1}, "text", "text"),
+    ],
+)
+def test_merge_patch_examples(target: Any, change: Any, result: Any) -> None:
+    """A merge patch does what RFC 7396 shows."""
+    assert merged(target, change) == result
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.integers() | st.none()), st.dictionaries(st.text(max_size=3), st.integers())
+)
+def test_merge_patch_twice_is_once(change: dict[str, Any], target: dict[str, Any]) -> None:
+    """A merge patch applied twice changes nothing more."""
+    once = merged(target, change)
+    assert merged(once, change) == once

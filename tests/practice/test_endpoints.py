@@ -1,0 +1,208 @@
+import gzip
+import json
+from typing import Any
+
+import pytest
+from aiohttp import ClientResponse, ClientSession
+
+from tests.practice.client import KEY, exact, practising, session_of
+
+
+async def said(response: ClientResponse, status: int = 200) -> Any:
+    """The JSON of an answer that has that status."""
+    async with response:
+        assert response.status == status, await response.text()
+        return await response.json()
+
+
+async def first_uid(session: ClientSession, kind: str) -> str:
+    """The uid of the first collection or environment."""
+    uid = (await said(await session.get(f"/{kind}s")))[f"{kind}s"][0]["uid"]
+    assert isinstance(uid, str)
+    return uid
+
+
+def content(kind: str, name: str) -> dict[str, Any]:
+    """A small collection or environment, as it is sent."""
+    if kind == "environment":
+        return {"environment": {"name": name, "values": [{"key": "a", "value": "1", "enabled": True}]}}
+    return {"collection": {"info": {"name": name, "schema": "v2.1"}, "item": []}}
+
+
+async def test_me_tells_the_user() -> None:
+    """`/me` tells who owns the key."""
+    async with practising(users={KEY: "ann"}) as (_, session):
+        body = await said(await session.get("/me"))
+    assert body["user"]["username"] == "ann"
+    assert body["operations"]
+
+
+async def test_workspaces() -> None:
+    """Workspaces are listed, and each can be read with what it holds; an unknown one is not found."""
+    async with practising() as (_, session):
+        workspaces = (await said(await session.get("/workspaces")))["workspaces"]
+        one = (await said(await session.get(f"/workspaces/{workspaces[0]['id']}")))["workspace"]
+        missing = await said(await session.get("/workspaces/none"), 404)
+    assert (one["name"], one["id"]) == (workspaces[0]["name"], workspaces[0]["id"])
+    assert one["collections"]
+    assert missing == {"error": {"name": "notFound", "message": "The workspace was not found."}}
+
+
+@pytest.mark.parametrize("kind", ["collection", "environment"])
+async def test_lists_and_entries(kind: str) -> None:
+    """Collections and environments are listed, can be read, and are not found under other names."""
+    async with practising() as (_, session):
+        uid = await first_uid(session, kind)
+        assert kind in await said(await session.get(f"/{kind}s/{uid}"))
+        assert (await said(await session.get(f"/{kind}s/none"), 404))["error"]["name"] == "notFound"
+        assert await said(await session.get(f"/{kind}s", params={"workspace": "none"})) == {f"{kind}s": []}
+
+
+@pytest.mark.parametrize("kind", ["collection", "environment"])
+async def test_create_replace_delete(kind: str) -> None:
+    """Both can be created, replaced and deleted; the answers name what was changed."""
+    async with practising() as (_, session):
+        made = (await said(await session.post(f"/{kind}s", json=content(kind, "One"))))[kind]
+        changed = await said(await session.put(f"/{kind}s/{made['uid']}", json=content(kind, "Two")))
+        shown = (await said(await session.get(f"/{kind}s/{made['uid']}")))[kind]
+        gone = await said(await session.delete(f"/{kind}s/{made['uid']}"))
+        await said(await session.get(f"/{kind}s/{made['uid']}"), 404)
+    assert (made["name"], changed[kind]) == ("One", {**made, "name": "Two"})
+    assert shown.get("name") or shown["info"]["name"] == "Two"
+    assert gone == {kind: {"id": made["id"], "uid": made["uid"]}}
+
+
+async def test_patch_changes_parts() -> None:
+    """A PATCH changes what it names and leaves the rest."""
+    async with practising() as (_, session):
+        uid = await first_uid(session, "collection")
+        before = (await said(await session.get(f"/collections/{uid}")))["collection"]
+        await said(await session.patch(f"/collections/{uid}", json={"collection": {"info": {"name": "New"}}}))
+        after = (await said(await session.get(f"/collections/{uid}")))["collection"]
+    assert after["info"]["name"] == "New"
+    assert after["info"]["description"] == before["info"]["description"]
+    assert after["item"] == before["item"]
+
+
+async def test_a_change_changes_the_validator() -> None:
+    """A changed collection has another ETag."""
+    async with practising() as (api, session):
+        path = f"/collections/{api.run_collection}"
+        async with session.get(path) as response:
+            before = response.headers["ETag"]
+        await said(await session.put(path, json=content("collection", "Two")))
+        async with session.get(path, headers={"If-None-Match": before}) as response:
+            assert response.status == 200
+            assert response.headers["ETag"] != before
+
+
+async def test_not_modified_is_charged() -> None:
+    """Who has the page gets 304 without a body; it takes a place all the same."""
+    async with practising() as (api, session):
+        async with session.get("/collections") as response:
+            etag = response.headers["ETag"]
+        async with session.get("/collections", headers={"If-None-Match": etag}) as response:
+            assert (response.status, await response.read()) == (304, b"")
+            assert response.headers["X-RateLimit-Remaining"] == "58"
+    assert [(arrival.counted, arrival.status) for arrival in api.arrivals] == [(True, 200), (True, 304)]
+
+
+async def test_gzip_is_gzip() -> None:
+    """With `Accept-Encoding: gzip` the bytes are gzip, of the length announced; without they are JSON."""
+    async with practising() as (api, _), session_of(api, raw=True) as session:
+        async with session.get("/collections", headers={"Accept-Encoding": "gzip"}) as response:
+            small = await response.read()
+            assert response.headers["Content-Encoding"] == "gzip"
+            assert response.headers["Vary"] == "Accept-Encoding"
+            assert int(response.headers["Content-Length"]) == len(small)
+        async with session.get("/collections", headers={"Accept-Encoding": "identity"}) as response:
+            assert "Content-Encoding" not in response.headers
+            plain = await response.read()
+    assert gzip.decompress(small) == plain
+    assert json.loads(plain)["collections"]
+
+
+async def test_head_has_no_body() -> None:
+    """HEAD has the headers of GET and no body."""
+    async with practising() as (_, session), session.head("/collections") as response:
+        assert (response.status, await response.read()) == (200, b"")
+        assert int(response.headers["Content-Length"]) > 1000
+
+
+async def test_a_body_with_get_is_fine() -> None:
+    """A GET with the body `{}`, as one client sends it, is answered, and so is the next on its connection."""
+    async with practising() as (api, session):
+        for _ in range(2):
+            await said(await session.get("/me", json={}))
+        assert api.connections == 1
+
+
+async def test_monitor_runs() -> None:
+    """A monitor's run answers with what it found."""
+    async with practising() as (_, session):
+        run = (await said(await session.post("/monitors/m1/run")))["run"]
+        await said(await session.post("/monitors/m1/stop"), 404)
+    assert run["info"] == {"monitorId": "m1", "status": "success"}
+
+
+async def test_spec_files_by_encoded_path() -> None:
+    """A file of a specification is found by its path with encoded slashes, and with no other."""
+    async with practising() as (_, session):
+        file = await said(await session.get(exact("/specs/s1/files/components%2Fschemas.json")))
+        await said(await session.get(exact("/specs/s1/files/components/schemas.json")), 404)
+        await said(await session.get(exact("/specs/s1/files/components%252Fschemas.json")), 404)
+        await said(await session.get(exact("/specs/s1/file/index.yaml")), 404)
+    assert (file["path"], file["name"]) == ("components/schemas.json", "schemas.json")
+
+
+async def test_respond_async() -> None:
+    """With `Prefer: respond-async` a PUT is accepted with a task at a relative address, which ends when asked again."""
+    async with practising() as (api, session):
+        path = f"/collections/{api.run_collection}"
+        body = content("collection", "Later")
+        response = await session.put(path, json=body, headers={"Prefer": "respond-async"})
+        task = (await said(response, 202))["task"]
+        assert response.headers["Location"] == task["url"] == f"/collection-updates-tasks/{task['id']}"
+        states = [(await said(await session.get(task["url"])))["status"] for _ in range(3)]
+        await said(await session.get("/collection-updates-tasks/none"), 404)
+    assert states == ["in-progress", "successful", "successful"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/collections"), ("PUT", "/collections/{}")])
+async def test_length_required(method: str, path: str) -> None:
+    """A collection without Content-Length is refused with 411 in the API's shape."""
+
+    async def pieces() -> Any:
+        yield json.dumps(content("collection", "One")).encode()
+
+    async with practising() as (api, session):
+        response = await session.request(method, path.format(api.run_collection), data=pieces())
+        assert (await said(response, 411))["error"]["name"] == "lengthRequired"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nowhere", "/collections/a/b", "/me/more", "/bytes/x", "/bytes/-1", "/status/99", "/status/600"]
+)
+async def test_unknown_paths(path: str) -> None:
+    """What does not exist is not found, in the API's shape, and is charged."""
+    async with practising() as (api, session):
+        body = await said(await session.get(path), 404)
+    assert body["error"]["name"] == "notFound"
+    assert [arrival.counted for arrival in api.arrivals] == [True]
+
+
+async def test_unknown_methods() -> None:
+    """A method that an endpoint has not is not found."""
+    async with practising() as (_, session):
+        await said(await session.delete("/me"), 404)
+        await said(await session.put("/collections", json={}), 404)
+
+
+async def test_the_practice_run() -> None:
+    """The collection and the environment of the practice run say where to send and what to expect."""
+    async with practising() as (api, session):
+        collection = (await said(await session.get(f"/collections/{api.run_collection}")))["collection"]
+        environment = (await said(await session.get(f"/environments/{api.run_environment}")))["environment"]
+        values = {value["key"]: value["value"] for value in environment["values"]}
+        assert values["baseUrl"] == api.url
+    assert collection["info"]["name"] == environment["name"] == "Practice run"

@@ -1,0 +1,193 @@
+import re
+import time
+from email.utils import parsedate_to_datetime
+
+import pytest
+
+from proxy.practice import WindowKind
+from tests.practice.client import KEY, OTHER, UNKNOWN, Clock, practising, session_of
+
+MISSING_BODY = (
+    '{"error":{"name":"AuthenticationError",'
+    '"message":"API Key missing. Every request requires an API Key to be sent."}}'
+)
+INVALID_BODY = (
+    '{"error":{"name":"AuthenticationError",'
+    '"message":"Invalid API Key. Every request requires a valid API Key to be sent."}}'
+)
+KINDS: tuple[WindowKind, ...] = ("fixed", "first", "rolling")
+
+
+@pytest.mark.parametrize(
+    ("header", "query", "status"),
+    [
+        (KEY, "", 200),
+        ("", KEY, 200),
+        (KEY, UNKNOWN, 200),
+        (UNKNOWN, KEY, 401),
+        (UNKNOWN, "", 401),
+        ("", UNKNOWN, 401),
+        ("", "", 401),
+    ],
+)
+async def test_where_the_key_stands(header: str, query: str, status: int) -> None:
+    """The key stands in the header or in the query, and the header's wins."""
+    async with (
+        practising() as (api, _),
+        session_of(api, key=header) as session,
+        session.get("/me", params={"apikey": query} if query else {}) as response,
+    ):
+        assert response.status == status
+
+
+@pytest.mark.parametrize(("key", "body"), [("", MISSING_BODY), (UNKNOWN, INVALID_BODY)])
+async def test_unauthenticated(key: str, body: str) -> None:
+    """Without an accepted key the answer is the real API's, with the headers of another bucket; nothing is charged."""
+    async with practising() as (api, good), session_of(api, key=key) as session:
+        for remaining in ("399", "398"):
+            async with session.get("/me") as response:
+                assert (response.status, await response.text()) == (401, body)
+                assert response.headers["X-RateLimit-Limit"] == "400"
+                assert response.headers["X-RateLimit-Remaining"] == remaining
+        async with good.get("/me") as response:
+            assert response.headers["X-RateLimit-Remaining"] == "59"
+    assert [(arrival.counted, arrival.user) for arrival in api.arrivals] == [(False, ""), (False, ""), (True, "key-1")]
+
+
+async def test_unauthenticated_as_a_problem() -> None:
+    """Who accepts problems and not JSON gets one."""
+    async with (
+        practising() as (api, _),
+        session_of(api, key="") as session,
+        session.get("/me", headers={"Accept": "application/problem+json"}) as response,
+    ):
+        assert (response.status, response.content_type) == (401, "application/problem+json")
+        problem = await response.json(content_type=None)
+    assert problem["status"] == 401
+    assert problem["detail"] == "A valid API key must be provided in the request header."
+
+
+async def test_revoked_at_run_time() -> None:
+    """A revoked key is invalid from then on, on an open connection too, until it is restored."""
+    async with practising() as (api, session):
+        seen = []
+        for change in (api.name_of, api.revoke, api.restore):
+            change(KEY)
+            async with session.get("/me") as response:
+                seen.append((response.status, await response.text() == INVALID_BODY))
+        async with session.get("/me", headers={"X-Api-Key": OTHER}) as response:
+            assert response.status == 200
+    assert seen == [(200, False), (401, True), (200, False)]
+
+
+async def test_headers_of_an_answer() -> None:
+    """An answer tells the limit, what is left and when it resets, the date, and the server's name."""
+    async with practising(limit=3) as (_, session), session.get("/me") as response:
+        headers = response.headers
+    assert (headers["X-RateLimit-Limit"], headers["X-RateLimit-Remaining"]) == ("3", "2")
+    date = parsedate_to_datetime(headers["Date"]).timestamp()
+    assert abs(int(headers["X-RateLimit-Reset"]) - date - 60) <= 1
+    assert headers["Server"] == "nginx"
+
+
+async def test_throttled() -> None:
+    """Over the limit the answer is the real API's 429 with the moment to retry at, and takes no place."""
+    before = time.time_ns() // 1_000_000
+    async with practising(Clock(), limit=2) as (api, session):
+        for _ in range(2):
+            async with session.get("/me"):
+                pass
+        async with session.get("/me") as response:
+            text = await response.text()
+            assert response.status == 429
+            assert (response.headers["X-RateLimit-Remaining"], response.headers["Retry-After"]) == ("0", "60")
+            assert int(response.headers["X-RateLimit-Reset"]) >= before // 1000 + 60
+    found = re.fullmatch(
+        r'\{"error":\{"name":"rateLimitError","message":"Rate Limit exceeded\. Please retry at (\d{13})"\}\}', text
+    )
+    assert found is not None
+    assert 60_000 <= int(found[1]) - before <= 120_000
+    assert [(arrival.counted, arrival.status) for arrival in api.arrivals] == [(True, 200), (True, 200), (False, 429)]
+    assert api.throttled == 1
+
+
+async def test_without_retry_after() -> None:
+    """The Retry-After of a 429 can be switched off."""
+    async with practising(limit=1, retry_after=False) as (_, session):
+        async with session.get("/me"):
+            pass
+        async with session.get("/me") as response:
+            assert response.status == 429
+            assert "Retry-After" not in response.headers
+
+
+@pytest.mark.parametrize("style", ["ratelimit", "draft7", "draft8", "none"])
+async def test_other_styles(style: str) -> None:
+    """Another style has no header of the usual one."""
+    async with practising(style=style) as (_, session), session.get("/me") as response:
+        names = {name.lower() for name in response.headers if "ratelimit" in name.lower()}
+    assert not any(name.startswith("x-") for name in names)
+    assert bool(names) == (style != "none")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_windows_over_a_socket(kind: WindowKind, tls: bool) -> None:
+    """Each kind of window lets its limit through and opens again when it should."""
+    clock = Clock(1000.0)
+    async with practising(clock, kind=kind, limit=3, window=6.0, tls=tls) as (api, session):
+
+        async def passes() -> bool:
+            async with session.get("/nothing") as response:
+                assert response.status in {204, 429}
+                return response.status == 204
+
+        assert [await passes() for _ in range(2)] == [True, True]
+        clock.now = 1001.9
+        assert [await passes() for _ in range(2)] == [True, False]
+        clock.now = 1002.0  # a multiple of the window
+        assert await passes() is (kind == "fixed")
+        clock.now = 1006.0  # one window after the first
+        assert [await passes() for _ in range(3)] == {
+            "fixed": [True, True, False],
+            "first": [True, True, True],
+            "rolling": [True, True, False],
+        }[kind]
+    most = max(api.worst(6.0).values())
+    assert most >= 4  # the refused ones are in it
+
+
+async def test_keys_of_one_user() -> None:
+    """The keys of one user share a bucket over the socket too, and the log tells both names."""
+    async with practising(limit=2, users={KEY: "ann", OTHER: "ann"}) as (api, session):
+        statuses = []
+        for key in (KEY, OTHER, OTHER):
+            async with session.get("/nothing", headers={"X-Api-Key": key}) as response:
+                statuses.append(response.status)
+    assert statuses == [204, 204, 429]
+    assert api.worst(60.0) == {"key-1": 1, "key-2": 2}
+    assert api.worst(60.0, per="user") == {"ann": 3}
+
+
+async def test_narrow_limits() -> None:
+    """With narrow limits a list has its own, which its headers tell; HEAD counts as GET."""
+    async with practising(narrow=True, narrow_limit=2) as (_, session):
+        for method, status, remaining in (("GET", 200, "1"), ("HEAD", 200, "0"), ("GET", 429, "0")):
+            async with session.request(method, "/collections") as response:
+                assert (response.status, response.headers["X-RateLimit-Remaining"]) == (status, remaining)
+        async with session.get("/me") as response:
+            assert (response.status, response.headers["X-RateLimit-Remaining"]) == (200, "57")
+
+
+async def test_the_log_has_no_secret() -> None:
+    """An arrival tells key, user, method and target, and never a secret."""
+    async with practising(Clock(5.0)) as (api, session):
+        async with session.post("/echo/x?a=1&apikey=" + UNKNOWN):
+            pass
+        async with session.get("/me", headers={"X-Api-Key": UNKNOWN}):
+            pass
+    one, two = api.arrivals
+    assert one[:5] == (5.0, "key-1", "key-1", "POST", "/echo/x?a=1&apikey=…")
+    assert (one.counted, one.status) == (True, 200)
+    assert (two.key, two.counted, two.status) == (api.name_of(UNKNOWN), False, 401)
+    assert not any(secret in repr(api.arrivals) for secret in (KEY, OTHER, UNKNOWN))

@@ -1,0 +1,38 @@
+import pytest
+
+from proxy.practice.target import parse_target
+
+
+@pytest.mark.parametrize(
+    ("raw", "segments"),
+    [
+        ("/", ("",)),
+        ("/me", ("me",)),
+        ("/specs/1/files/components%2Fschemas.json", ("specs", "1", "files", "components/schemas.json")),
+        ("/collections/a%20b?x=1", ("collections", "a b")),
+        ("http://api.getpostman.com/me?x=1", ("me",)),
+        ("https://api.getpostman.com", ("",)),
+        ("*", ("",)),
+    ],
+)
+def test_segments(raw: str, segments: tuple[str, ...]) -> None:
+    """A path is divided before it is decoded, in origin-form and in absolute-form."""
+    assert parse_target(raw).segments == segments
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "shown"),
+    [
+        ("/me", "", "/me"),
+        ("/me?apikey=PMAK-1", "PMAK-1", "/me?apikey=…"),
+        ("/me?a=1&apikey=PMAK%2D1&b=2", "PMAK-1", "/me?a=1&apikey=…&b=2"),
+        ("/me?%61pikey=PMAK-1", "PMAK-1", "/me?%61pikey=…"),
+        ("/me?apikey=one&apikey=two", "one", "/me?apikey=…&apikey=…"),
+        ("/me?Apikey=PMAK-1", "", "/me?Apikey=PMAK-1"),
+        ("/me?apikey", "", "/me?apikey…"),
+    ],
+)
+def test_key_is_found_and_hidden(raw: str, key: str, shown: str) -> None:
+    """The key in a query is found however it is written, and no log gets it; all else stays as it came."""
+    target = parse_target(raw)
+    assert (target.key, target.shown, target.raw) == (key, shown, raw)
