@@ -1,0 +1,289 @@
+"""The one chain of a request, from its caller's place in the queue to the upstream's answer.
+
+    lease    waits for its turn (`dispatch`)
+    send     goes out with the lease's key (`upstream`), if the lease is still fresh (law 10)
+    read     what the answer says about limits (`core.signals`)
+    settle   the lease, exactly once (law 2)
+    dress    the answer for the caller (`core.translate`)
+
+What certainly was not processed (no connection, a 429) goes back to the head of its lane and the caller notices
+nothing but time. What may have been processed is sent again only if its method is idempotent, its body can be replayed,
+and the retry budget allows it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from random import uniform
+from typing import Protocol
+
+from proxy.bodies import ReplayBody
+from proxy.core.errors import BadRequest, Broken, TooMany, Unreachable, UpstreamError
+from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered, UpstreamThrottled
+from proxy.core.exchange import Kind
+from proxy.core.http import Answer, Body, Fields, Request
+from proxy.core.model import SECOND, Micros, Pool, Secret
+from proxy.core.retries import RetryBudget
+from proxy.core.signals import BODY_LIMIT, announced_wait, throttle
+from proxy.core.translate import Standing, Story, to_caller, whole_seconds
+from proxy.dispatch import Dispatch, Lease, Ticket
+
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+"""RFC 9110, section 9.2.2; without TRACE, which is not forwarded."""
+
+PAUSE: tuple[float, float] = (0.05, 0.2)
+"""Seconds between tries after a failed connection: drawn between, so that a crowd does not return as one."""
+
+TOO_MANY_REQUESTS = 429
+WITH_RETRY_AFTER = frozenset((TOO_MANY_REQUESTS, 503))
+
+
+class Wire(Protocol):
+    """One connection, for one request."""
+
+    def put_back(self) -> None:
+        """Nothing was written: return it to its pool."""
+
+    async def send(
+        self, request: Request, key: Secret, extra: Fields, *, body: Body | None, on_written: Callable[[], None]
+    ) -> Answer:
+        """Write the request at once, and wait for the head of the answer."""
+
+
+class Upstream(Protocol):
+    """Where requests go."""
+
+    async def connect(self) -> Wire:
+        """A connection, kept alive or new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a request may be tried, first try counted, and the retries per request over the last ten seconds."""
+
+    attempts: int = 3
+    budget: float = 0.2
+
+
+@dataclass(slots=True)
+class _Passage:
+    """One request on its way."""
+
+    request: Request
+    journal: Journal
+    body: ReplayBody | None
+    ticket: Ticket
+    attempts: int = 0
+    back: bool = False
+    """Whether it has been at the head of its lane already."""
+    refused: Answer | None = None
+    """The last 429 that it met: its answer, should no turn come in time."""
+
+    @property
+    def replayable(self) -> bool:
+        return self.body is None or self.body.replayable
+
+
+class _Late(Exception):
+    """The lease was too old to be used when the connection was there."""
+
+
+class Gateway:
+    """Carries requests of all pools."""
+
+    def __init__(
+        self,
+        dispatches: Mapping[str, Dispatch],
+        upstream: Upstream,
+        *,
+        retries: Retries,
+        observer: Observer,
+        clock: Callable[[], Micros],
+        wall: Callable[[], Micros],
+    ) -> None:
+        self._dispatches = dispatches
+        self._upstream = upstream
+        self._retries = retries
+        self._budget = RetryBudget(retries.budget)
+        self._observer = observer
+        self._clock = clock
+        self._wall = wall
+
+    @asynccontextmanager
+    async def handle(self, request: Request, journal: Journal) -> AsyncIterator[Answer]:
+        """The answer for the caller, its body still to be read; the lease ends with the block.
+
+        Raises:
+            Refusal: the proxy answers itself.
+        """
+        dispatch = self._dispatches[request.client.pool]
+        passage = self._passage(request, journal, dispatch.pool)
+        self._budget.request(self._clock())
+        with ExitStack() as stack:
+            answer = await self._answer(dispatch, passage, stack)
+            stack.callback(answer.body.abort)
+            yield answer
+
+    async def _answer(self, dispatch: Dispatch, passage: _Passage, stack: ExitStack) -> Answer:
+        """Try under one lease after another until there is an answer; the stack holds the lease that it came under."""
+        while True:
+            try:
+                lease = stack.enter_context(await self._lease(dispatch, passage))
+            except TooMany as refusal:
+                if passage.refused is None:
+                    raise
+                return self._dress(dispatch, passage, passage.refused, refusal.retry_after)
+            answer = await self._try(dispatch, lease, passage)
+            if answer is not None:
+                return answer
+            stack.close()
+
+    def _passage(self, request: Request, journal: Journal, pool: Pool) -> _Passage:
+        kind = Kind(pool.limits_on(request.method, request.path))
+        if request.pinned is not None:
+            key = pool.key(request.pinned)
+            if key is None:
+                raise BadRequest(f"No key of the pool {pool.name} has the name that `Keyturn-Key` asks for.")
+            kind = Kind(kind.limits, key.quota)
+        deadline = self._clock() + request.wait
+        ticket = Ticket(request.client, kind, deadline, request.urgency, request.pinned)
+        body = ReplayBody(request.body) if request.body is not None else None
+        return _Passage(request, journal, body, ticket)
+
+    async def _lease(self, dispatch: Dispatch, passage: _Passage) -> Lease:
+        began = self._clock()
+        try:
+            lease = await dispatch.lease(passage.ticket, front=passage.back)
+        finally:
+            passage.journal.queued += self._clock() - began
+        passage.journal.key = lease.key.name
+        return lease
+
+    async def _try(self, dispatch: Dispatch, lease: Lease, passage: _Passage) -> Answer | None:
+        """One try under one lease; `None` sends the request back to the head of its lane."""
+        began = self._clock()
+        try:
+            answer = await self._send(dispatch.pool, lease, passage)
+        except _Late:
+            lease.unsent()
+            self._back(passage, Retried(dispatch.pool.name, "late"))
+            return None
+        except UpstreamError as error:
+            await self._failed(dispatch, lease, passage, error)
+            return None
+        finally:
+            passage.journal.upstream += self._clock() - began
+        self._observer.observe(UpstreamAnswered(dispatch.pool.name, lease.key.name, answer.status))
+        if answer.status == TOO_MANY_REQUESTS:
+            return await self._throttled(dispatch, lease, passage, answer)
+        lease.spent()
+        wait = announced_wait(answer.fields, self._wall()) if answer.status in WITH_RETRY_AFTER else None
+        return self._dress(dispatch, passage, answer, whole_seconds(wait) if wait is not None else None)
+
+    async def _send(self, pool: Pool, lease: Lease, passage: _Passage) -> Answer:
+        wire = await self._connect(lease)
+        if not lease.fresh():
+            wire.put_back()
+            raise _Late
+        passage.journal.tries += 1
+        return await wire.send(
+            passage.request, lease.key.secret, pool.fields, body=passage.body, on_written=lease.written
+        )
+
+    async def _connect(self, lease: Lease) -> Wire:
+        try:
+            return await self._upstream.connect()
+        except BaseException:
+            lease.unsent()
+            raise
+
+    def _back(self, passage: _Passage, why: Retried) -> None:
+        passage.back = True
+        self._observer.observe(why)
+
+    async def _failed(self, dispatch: Dispatch, lease: Lease, passage: _Passage, error: UpstreamError) -> None:
+        """Settle a try without an answer; returns when the request may be tried again, else raises the error."""
+        if error.written:
+            lease.lost()
+        else:
+            lease.unsent()
+        self._observer.observe(UpstreamAnswered(dispatch.pool.name, lease.key.name, 0))
+        passage.attempts += 1
+        again = self._clock() < passage.ticket.deadline and passage.attempts < self._retries.attempts
+        if not (again and _repeatable(passage, error) and self._budget.retry(self._clock())):
+            raise error
+        self._back(passage, Retried(dispatch.pool.name, "broken" if error.written else "unreachable"))
+        await asyncio.sleep(uniform(*PAUSE))  # noqa: S311  # jitter, not a secret
+
+    async def _throttled(self, dispatch: Dispatch, lease: Lease, passage: _Passage, answer: Answer) -> Answer | None:
+        """A 429: park what is full; back to the head of the lane, unless that cannot help."""
+        body = await _read(answer)
+        told = throttle(answer.fields, body, self._wall())
+        limits = told.parks(lease.limits, dispatch.pool.limits)
+        windows = (dispatch.pool.limits[limit].window for limit in limits)
+        park = told.wait if told.wait is not None else max(windows, default=SECOND)
+        self._observer.observe(UpstreamThrottled(dispatch.pool.name, lease.key.name, lease.quota, told.kind, park))
+        held = replace(answer, body=_Held(body))
+        if told.kind == "plan" or not limits:
+            lease.spent()
+        else:
+            lease.throttled(park + dispatch.pool.guard, limits)
+            if passage.replayable:
+                passage.refused = held
+                self._back(passage, Retried(dispatch.pool.name, "throttled"))
+                return None
+        return self._dress(dispatch, passage, held, whole_seconds(told.wait) if told.wait is not None else None)
+
+    def _dress(self, dispatch: Dispatch, passage: _Passage, answer: Answer, retry_after: int | None) -> Answer:
+        journal = passage.journal
+        story = Story(passage.request.id, journal.key, journal.queued, journal.upstream)
+        limits = dispatch.pool.limits
+        budgets = [(limits[i], dispatch.budgets[i]) for i in passage.ticket.kind.limits]
+        fields = to_caller(answer.fields, story, Standing(budgets, self._wall()), retry_after)
+        return replace(answer, fields=fields)
+
+
+class _Held:
+    """An answer's body that has been read already."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def read(self) -> bytes:
+        data, self._data = self._data, b""
+        return data
+
+    async def discard(self) -> None:
+        self._data = b""
+
+    def abort(self) -> None:
+        self._data = b""
+
+
+async def _read(answer: Answer) -> bytes:
+    """The body of an error.
+
+    Raises:
+        Broken: it is longer than an error's, or ended early.
+    """
+    parts: list[bytes] = []
+    left = BODY_LIMIT
+    while part := await answer.body.read():
+        parts.append(part)
+        left -= len(part)
+        if left < 0:
+            answer.body.abort()
+            raise Broken("The upstream refused the request with 429 and a body too long to be an error.")
+    return b"".join(parts)
+
+
+def _repeatable(passage: _Passage, error: UpstreamError) -> bool:
+    """Whether a request may be sent again after this failure."""
+    match error:
+        case Unreachable():
+            return error.transient and passage.replayable
+        case Broken():
+            return passage.request.method in IDEMPOTENT and passage.replayable
+        case _:
+            return False
