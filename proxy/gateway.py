@@ -210,11 +210,13 @@ class Gateway:
             lease.unsent()
         self._observer.observe(UpstreamAnswered(dispatch.pool.name, lease.key.name, 0))
         passage.attempts += 1
-        again = self._clock() < passage.ticket.deadline and passage.attempts < self._retries.attempts
-        if not (again and _repeatable(passage, error) and self._budget.retry(self._clock())):
+        pause = uniform(*PAUSE)  # noqa: S311  # jitter, not a secret
+        now = self._clock()
+        again = now + int(pause * SECOND) < passage.ticket.deadline and passage.attempts < self._retries.attempts
+        if not (again and _repeatable(passage, error) and self._budget.retry(now)):
             raise error
         self._back(passage, Retried(dispatch.pool.name, "broken" if error.written else "unreachable"))
-        await asyncio.sleep(uniform(*PAUSE))  # noqa: S311  # jitter, not a secret
+        await asyncio.sleep(pause)
 
     async def _throttled(self, dispatch: Dispatch, lease: Lease, passage: _Passage, answer: Answer) -> Answer | None:
         """A 429: park what is full; back to the head of the lane, unless that cannot help."""

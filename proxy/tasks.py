@@ -14,8 +14,12 @@ def spawn(work: Coroutine[Any, Any, Any], *, name: str, owner: set[asyncio.Task[
 
 
 async def finish(owner: set[asyncio.Task[Any]]) -> None:
-    """Cancel what an owner still runs, and wait until it has ended; what it raised is not raised again."""
-    tasks = list(owner)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """Cancel what an owner still runs, and wait until it has ended; what it raised is not raised again.
+
+    What a task spawns on its way out is ended too. A task may finish its own owner: it is spared.
+    """
+    while tasks := owner - {asyncio.current_task()}:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        owner -= tasks

@@ -59,7 +59,10 @@ class Forecaster:
         self._now = now
         self._hand: dict[tuple[str, int], int] = {}
         self._opened: set[tuple[str, int]] = set()
-        self._kinds = rehearsal.kinds()
+        self._by_limit: dict[int, list[Kind]] = {}
+        for kind in rehearsal.kinds():
+            for limit in kind.limits:
+                self._by_limit.setdefault(limit, []).append(kind)
         self.forecast = Forecast()
 
     def play(self) -> Forecast:
@@ -79,7 +82,7 @@ class Forecaster:
 
     def _calendar(self) -> list[_Event]:
         events: list[_Event] = []
-        for limit in sorted({limit for kind in self._kinds for limit in kind.limits}):
+        for limit in sorted(self._by_limit):
             returns = self._buckets.returns(limit, self._now)
             parked = iter(self._buckets.calendars[limit].parked)
             for source, opens in ((returns, False), (parked, True)):
@@ -90,38 +93,41 @@ class Forecaster:
         return events
 
     def _apply(self, event: _Event, events: list[_Event]) -> None:
-        bucket = (event.quota, event.limit)
+        quota, limit = event.quota, event.limit
         if event.opens:
-            self._opened.add(bucket)
+            self._opened.add((quota, limit))
         else:
-            self._hand[bucket] = self._at_hand(*bucket) + 1
-        while self.forecast.dealt < HORIZON and (choice := self._choose(*bucket)):
-            self._deal(event.instant, event.quota, *choice, events)
+            self._hand[quota, limit] = self._at_hand(quota, limit) + 1
+        while self.forecast.dealt < HORIZON and (choice := self._choose(quota, limit)):
+            self._deal(event.instant, quota, *choice, events)
 
     def _choose(self, quota: str, limit: int) -> tuple[Kind, str] | None:
-        best: tuple[int, str, Kind] | None = None
-        for kind in self._kinds:
-            if limit in kind.limits and self._serves(quota, kind):
+        best: tuple[int, str] | None = None
+        chosen: Kind | None = None
+        for kind in self._by_limit[limit]:
+            if self._serves(quota, kind):
                 first = self._rehearsal.first(kind)
-                if first and (best is None or first < best[:2]):
-                    best = (*first, kind)
-        return (best[2], best[1]) if best else None
+                if first and (best is None or first < best):
+                    best, chosen = first, kind
+        return (chosen, best[1]) if chosen and best else None
 
     def _serves(self, quota: str, kind: Kind) -> bool:
         if kind.pinned not in (None, quota):
             return False
-        return all(self._is_open(quota, limit) and self._at_hand(quota, limit) > 0 for limit in kind.limits)
+        for limit in kind.limits:
+            if self._at_hand(quota, limit) <= 0:
+                return False
+            parked = self._buckets.calendars[limit].parked
+            if parked and quota in parked and (quota, limit) not in self._opened:
+                return False
+        return True
 
     def _at_hand(self, quota: str, limit: int) -> int:
         hand = self._hand.get((quota, limit))
         return self._buckets.quotas[quota].hand[limit] if hand is None else hand
 
-    def _is_open(self, quota: str, limit: int) -> bool:
-        return (quota, limit) in self._opened or quota not in self._buckets.calendars[limit].parked
-
     def _deal(self, instant: Micros, quota: str, kind: Kind, client: str, events: list[_Event]) -> None:
         replica = self._rehearsal.serve(kind, client)
-        instant = max(instant, self._now)
         for limit in kind.limits:
             self._hand[quota, limit] = self._at_hand(quota, limit) - 1
             window = self._buckets.calendars[limit].window
@@ -132,19 +138,32 @@ class Forecaster:
         self.forecast.dealt += 1
 
 
+class Ahead(NamedTuple):
+    """What stands before a lane's requests under one limit, beyond those that were dealt one by one."""
+
+    limit: int
+    weight: int
+    """Of all who wait under the limit, each replica of the lane's client counted."""
+    others: int
+    """Requests of others that wait."""
+
+
 def turns(forecast: Forecast, line: Line, buckets: Buckets, *, replica: str, lane: Lane, now: Micros) -> Turns:
     """The turns of one lane of one replica, as delays from `now`."""
     instants = forecast.turns.get((replica, lane), [])
-    soon = tuple(instant - now for instant in instants)
+    soon = tuple([instant - now for instant in instants])
     waiting = line.waiting(replica, lane)
     if not forecast.dealt or waiting <= len(soon) or not lane.kind.limits:
         return Turns(soon)
+    own = line.share(lane.client).weight
+    ahead = _ahead(forecast.dealt, line, lane, waiting - len(soon))
     latest = soon[-1] if soon else 0
     later = []
     for position in _samples(len(soon), waiting):
-        ahead = _ahead(forecast, line, replica, lane, position - len(soon))
-        instant = max(buckets.nth_return(limit, place, now) for limit, place in ahead)
-        latest = max(latest, instant - now)
+        beyond = position - len(soon)
+        for limit, weight, others in ahead:
+            first = min(others, (beyond + 1) * (weight - own) // own)
+            latest = max(latest, buckets.nth_return(limit, forecast.dealt + beyond + first, now) - now)
         later.append((position, latest))
     return Turns(soon, tuple(later))
 
@@ -155,21 +174,14 @@ def _samples(start: int, end: int) -> list[int]:
     return [*range(start, end - 1, step), end - 1]
 
 
-def _ahead(forecast: Forecast, line: Line, replica: str, lane: Lane, beyond: int) -> list[tuple[int, int]]:
-    """For each limit of the lane: how many tokens go to others and to the lane itself before that position.
-
-    `beyond` counts the lane's own requests after those that the forecast has dealt. The others get their share of
-    weights meanwhile, but no more than they wait with.
-    """
+def _ahead(dealt: int, line: Line, lane: Lane, own_left: int) -> list[Ahead]:
+    """For each limit of the lane, who shares it: others get their share of weights, but no more than they wait with."""
     share = line.share(lane.client)
-    rows = sum(len(line.groups[kind].rows[lane.client]) for kind in share.kinds)
-    own_left = line.waiting(replica, lane) - len(forecast.turns.get((replica, lane), ()))
-    places = []
+    rows = sum([len(line.groups[kind].rows[lane.client]) for kind in share.kinds])
+    ahead = []
     for limit in lane.kind.limits:
         groups = [group for kind, group in line.groups.items() if limit in kind.limits]
-        weight = max(sum(group.weight for group in groups), share.weight)
-        waiting = sum(group.waiting for group in groups)
-        others = (beyond + 1) * (weight * rows - share.weight) // share.weight
-        others = min(others, max(0, waiting - forecast.dealt - own_left))
-        places.append((limit, forecast.dealt + beyond + others))
-    return places
+        weight = max(sum([group.weight for group in groups]), share.weight)
+        others = max(0, sum([group.waiting for group in groups]) - dealt - own_left)
+        ahead.append(Ahead(limit, weight * rows, others))
+    return ahead

@@ -1,14 +1,15 @@
 """Rules such as `GET /workspaces/*`: a method and a path pattern, matched on the normalised path.
 
-`*` stands for one segment, or within a segment for at least one character; `**` stands for any number of segments, none
-included. A closing slash makes no difference. The method is a name or `*`; HEAD falls under what GET falls under. Letters
-of a path count in their case.
+`*` stands for one segment, or within a segment for at least one character; `**` stands for any number of segments,
+also for none. A closing slash makes no difference. The method is a name or `*`; HEAD falls under what GET falls under.
+Letters of a path count in their case.
 
 Normalising follows RFC 3986, section 6.2.2, and collapses what servers collapse: `//`, `/./`, `/../`, percent-encoded
 unreserved characters; `;` parameters stay as they are. What servers resolve in different ways has no normal form.
 
-Matching takes time linear in the path for each segment of a pattern, whatever a caller sends: all wildcards but the last
-take the least that they can and are never tried again (atomic groups), which for patterns of this kind finds every match.
+Matching takes time linear in the path for each part of a pattern, whatever a caller sends: all wildcards but the last
+take the least that they can and are never tried again (atomic groups). For patterns of this kind that finds every
+match, since a wildcard that took less leaves more to what follows.
 """
 
 import re

@@ -6,13 +6,16 @@ from proxy.core.model import SECOND, Micros
 
 WINDOW: Micros = 10 * SECOND
 FLOOR = 3
-"""Retries that are allowed in a window however few requests there were."""
+"""Retries that are allowed in a window however few requests there were, unless the ratio is 0."""
+
+_ROUNDING = 1e-9
 
 
 class RetryBudget:
-    """At most `ratio` retries per request over the last ten seconds, and never fewer than `FLOOR`.
+    """At most `ratio` retries per request over the last ten seconds, and never fewer than `FLOOR`; with 0, none.
 
-    Counted in ten slots of a second; the cost of a call does not depend on the traffic.
+    Counted in ten slots of a second; the cost of a call does not depend on the traffic. Instants are in microseconds
+    of one clock that never goes back.
     """
 
     def __init__(self, ratio: float) -> None:
@@ -29,13 +32,18 @@ class RetryBudget:
     def retry(self, now: Micros) -> bool:
         """Whether one more try may be made now; if so it is counted."""
         slot = self._slot(now)
-        if self._retries >= max(FLOOR, self.ratio * self._requests):
+        if self._retries >= self._allowed():
             return False
         slot[2] += 1
         self._retries += 1
         return True
 
+    def _allowed(self) -> int:
+        """Whole retries in the window, by the requests that came in it."""
+        return max(FLOOR, int(self.ratio * self._requests + _ROUNDING)) if self.ratio else 0
+
     def _slot(self, now: Micros) -> list[int]:
+        """The counts of this second: its number, requests, retries. What has left the window is taken off the sums."""
         second = now // SECOND
         while self._slots and self._slots[0][0] <= second - WINDOW // SECOND:
             _, requests, retries = self._slots.popleft()

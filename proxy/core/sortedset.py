@@ -49,7 +49,7 @@ class SortedSet(Generic[Member, Score]):
         return self._order[0] if self._scores else None
 
     def at(self, rank: int) -> tuple[Score, Member]:
-        """The entry of that rank, from 0.
+        """The entry of that rank, from 0; negative ranks count from the end, as in ZRANGE.
 
         Raises:
             IndexError: there are not as many.

@@ -1,11 +1,14 @@
 """The answer's fields as the caller gets them: the upstream's own, without what speaks for a single key.
 
-`X-RateLimit-*`, `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers, its newest syntax) speak for
-the caller's whole pool; one `Retry-After` in whole seconds replaces every form of a wait (RFC 9110, section 10.2.3).
+`X-RateLimit-*`, `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-11) speak for the caller's
+whole pool; one `Retry-After` in whole seconds replaces every form of a wait (RFC 9110, section 10.2.3).
+
+Every answer comes through here, so what depends on names and on the configuration only is worked out once and kept.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from proxy.core.exchange import Budget
 from proxy.core.http import Fields
@@ -13,9 +16,9 @@ from proxy.core.model import SECOND, Limit, Micros
 
 VIA = b"1.1 keyturn"
 
-_OF_ONE_KEY = (b"x-ratelimit-", b"ratelimit")
-_WAITS = frozenset((b"retry-after", b"retryafter"))
+_OF_ONE_KEY = (b"ratelimit", b"rate-limit")
 _OURS = frozenset((b"x-request-id", b"keyturn-key"))
+_WAITS = frozenset((b"retry-after", b"retryafter"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +40,13 @@ class Story:
 
 
 def to_caller(fields: Fields, story: Story, standing: Standing, retry_after: int | None) -> Fields:
-    """The fields for the caller. `retry_after`: whole seconds, put in place of the upstream's waits; `None`: none."""
-    kept = [
-        (name, value)
-        for name, value in fields
-        if (lowered := name.lower()) not in _OURS
-        and not lowered.startswith(_OF_ONE_KEY)
-        and (retry_after is None or lowered not in _WAITS)
-    ]
+    """The fields for the caller: the upstream's in their order, then ours.
+
+    `retry_after`: whole seconds, put in place of the upstream's waits; with `None` the upstream's own `Retry-After`
+    stays.
+    """
+    stays = _stays if retry_after is None else _stays_beside_a_wait
+    kept = [field for field in fields if stays(field[0])]
     kept += (
         (b"Via", VIA),
         (b"X-Request-Id", story.request_id.encode()),
@@ -53,8 +55,21 @@ def to_caller(fields: Fields, story: Story, standing: Standing, retry_after: int
     )
     if retry_after is not None:
         kept.append((b"Retry-After", b"%d" % retry_after))
-    kept.extend(_rates(standing))
+    if standing.limits:
+        kept += _rates(standing)
     return tuple(kept)
+
+
+@lru_cache(maxsize=1024)
+def _stays(name: bytes) -> bool:
+    """Whether the upstream's field of that name goes to the caller."""
+    lowered = name.lower()
+    return lowered not in _OURS and not any(part in lowered for part in _OF_ONE_KEY)
+
+
+@lru_cache(maxsize=1024)
+def _stays_beside_a_wait(name: bytes) -> bool:
+    return _stays(name) and name.lower() not in _WAITS
 
 
 def server_timing(queued: Micros, upstream: Micros) -> bytes:
@@ -63,24 +78,37 @@ def server_timing(queued: Micros, upstream: Micros) -> bytes:
 
 
 def _rates(standing: Standing) -> Fields:
-    if not standing.limits:
-        return ()
-    _, budget = min(standing.limits, key=lambda item: item[1].at_hand)
+    """What is left of the pool's limits; the three `X-RateLimit` fields have room for the tightest only."""
+    limits = standing.limits
+    tightest = limits[0][1] if len(limits) == 1 else min((budget for _, budget in limits), key=_tightness)
+    named = [(_names(limit.requests, limit.window, budget.size), budget) for limit, budget in limits]
     return (
-        (b"X-RateLimit-Limit", b"%d" % budget.size),
-        (b"X-RateLimit-Remaining", b"%d" % budget.at_hand),
-        (b"X-RateLimit-Reset", b"%d" % whole_seconds(standing.wall + budget.returns)),
-        (b"RateLimit-Policy", b", ".join(_policy(limit, budget) for limit, budget in standing.limits)),
-        (b"RateLimit", b", ".join(_left(limit, budget) for limit, budget in standing.limits)),
+        (b"X-RateLimit-Limit", b"%d" % tightest.size),
+        (b"X-RateLimit-Remaining", b"%d" % max(0, tightest.at_hand)),
+        (b"X-RateLimit-Reset", b"%d" % whole_seconds(standing.wall + tightest.returns)),
+        (b"RateLimit-Policy", b", ".join([policy for (policy, _), _ in named])),
+        (
+            b"RateLimit",
+            b", ".join(
+                [
+                    b"%s;r=%d;t=%d" % (name, max(0, budget.at_hand), whole_seconds(budget.returns))
+                    for (_, name), budget in named
+                ]
+            ),
+        ),
     )
 
 
-def _policy(limit: Limit, budget: Budget) -> bytes:
-    return b'"%s";q=%d;w=%d' % (limit.name.encode(), budget.size, whole_seconds(limit.window))
+def _tightness(budget: Budget) -> tuple[int, Micros]:
+    """Fewest requests left; among equals the one whose next comes latest."""
+    return budget.at_hand, -budget.returns
 
 
-def _left(limit: Limit, budget: Budget) -> bytes:
-    return b'"%s";r=%d;t=%d' % (limit.name.encode(), budget.at_hand, whole_seconds(budget.returns))
+@lru_cache(maxsize=1024)
+def _names(requests: int, window: Micros, size: int) -> tuple[bytes, bytes]:
+    """A limit's policy, and its name as a structured string (RFC 9651, section 3.3.3)."""
+    name = b'"%s"' % Limit(requests, window).name.encode()
+    return b"%s;q=%d;w=%d" % (name, size, whole_seconds(window)), name
 
 
 def whole_seconds(duration: Micros) -> int:

@@ -22,6 +22,13 @@ class MemoryStore:
         """Call `wake` when a replica's turn has come earlier than it was told."""
         self._wake[replica] = wake
 
+    def levels(self) -> list[tuple[str, int, int]]:
+        """Quota, limit's index and tokens at hand of every bucket."""
+        buckets = self.ledger.buckets
+        buckets.mature(self._clock())
+        limits = range(len(buckets.calendars))
+        return [(quota, limit, buckets.open(quota, limit)) for quota in buckets.quotas for limit in limits]
+
     async def exchange(
         self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]
     ) -> Exchange:

@@ -10,182 +10,29 @@ writing this module's state nothing is awaited.
 """
 
 import asyncio
-from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import count, cycle
-from typing import Any, Self
+from typing import Any
 
 from proxy.core.errors import NoKey, Refusal, ShuttingDown, StoreLost, TooMany
 from proxy.core.events import Exchanged, LaneLevel, Observer
-from proxy.core.exchange import (
-    PULSE,
-    USE_BY,
-    Budget,
-    Demand,
-    Exchange,
-    Grant,
-    Kind,
-    Lane,
-    Settlement,
-    Spent,
-    Store,
-    Throttled,
-    Turns,
-    Unsent,
-)
+from proxy.core.exchange import PULSE, USE_BY, Budget, Demand, Exchange, Grant, Lane, Store
 from proxy.core.model import MILLISECOND, SECOND, Client, Key, Micros, Pool
+from proxy.dispatch.lanes import Queue, Ticket, Waiter
+from proxy.dispatch.lease import Ending, Lease
 from proxy.tasks import finish, spawn
 
 FLUSH: Micros = 20 * MILLISECOND
 """Settlements and departures reach the store within this time when nothing else calls."""
+
+RIDE: Micros = 100 * MILLISECOND
+"""While somebody waits, what was spent may wait this long for the next exchange: its tokens return far later."""
 
 REVIEW: Micros = SECOND // 4
 """How often those who wait are measured against the newest turns."""
 
 RETRY_LOST: Micros = SECOND // 2
 """How long after a lost exchange the next is tried."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """What a request waits with."""
-
-    client: Client
-    kind: Kind
-    deadline: Micros
-    """The instant beyond which it does not wait."""
-    urgency: int = 3
-    pinned: str | None = None
-    """The key that it insists on."""
-
-
-class Lease:
-    """The right to send one request now; it is settled exactly once, at the latest at the end of its `with` block."""
-
-    __slots__ = ("_counted", "_dispatch", "_settled", "_written", "id", "key", "limits", "quota", "use_by")
-
-    def __init__(self, dispatch: "Dispatch", grant: Grant, key: Key, use_by: Micros) -> None:
-        self._dispatch = dispatch
-        self._settled = False
-        self._written: Micros | None = None
-        self._counted: Micros = 0
-        self.id = grant.lease
-        self.quota = grant.quota
-        self.limits = grant.lane.kind.limits
-        self.key = key
-        self.use_by = use_by
-
-    def fresh(self) -> bool:
-        """Whether it may still be used: a process that was paused does not send on an old lease (law 10)."""
-        return self._dispatch.clock() < self.use_by
-
-    def written(self) -> None:
-        """The last byte of the request is out: it is counted `settle_bound` from now at the latest."""
-        self._written = self._dispatch.clock()
-
-    def spent(self) -> None:
-        """The head of the answer is here: the request was counted before now."""
-        self._settle(self._dispatch.clock())
-
-    def unsent(self) -> None:
-        """No byte of the request has left: the tokens return now."""
-        if self._end():
-            self._dispatch.settle(self, None)
-
-    def throttled(self, park: Micros, limits: tuple[int, ...]) -> None:
-        """The upstream answered 429: close these limits' buckets for `park`."""
-        if self._end():
-            self._counted = self._dispatch.clock()
-            self._dispatch.settle(self, (park, limits))
-
-    def lost(self) -> None:
-        """Bytes went out and no answer came: the request may be counted for `settle_bound` yet."""
-        written = self._written if self._written is not None else self._dispatch.clock()
-        self._settle(written + self._dispatch.settle_bound)
-
-    def overdue(self, now: Micros) -> bool:
-        """Whether it was written so long ago that it is counted, answer or not."""
-        return self._written is not None and self._written + self._dispatch.settle_bound <= now
-
-    def _settle(self, counted: Micros) -> None:
-        if self._end():
-            self._counted = counted
-            self._dispatch.settle(self, ())
-
-    def _end(self) -> bool:
-        first, self._settled = not self._settled, True
-        return first
-
-    def settlement(self, parked: tuple[Micros, tuple[int, ...]] | tuple[()] | None, now: Micros) -> Settlement:
-        """What the store is told, as durations from `now`."""
-        if parked is None:
-            return Unsent(self.id)
-        if parked:
-            park, limits = parked
-            return Throttled(self.id, now - self._counted, park - (now - self._counted), limits)
-        return Spent(self.id, now - self._counted)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.lost()
-        self._dispatch.ended(self)
-
-    def __repr__(self) -> str:
-        return f"<Lease {self.id} on {self.key.name}{' settled' if self._settled else ''}>"
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """One request in its lane."""
-
-    order: tuple[int, int, int]
-    """Whether it comes for the first time, its urgency, its arrival."""
-    ticket: Ticket
-    future: "asyncio.Future[Lease]"
-    asked: bool = False
-    """Whether the store has been told of it."""
-    timer: asyncio.TimerHandle | None = None
-
-
-@dataclass(slots=True)
-class _Queue:
-    """One lane's requests in order, and when their turns come by the last exchange."""
-
-    lane: Lane
-    waiters: list[_Waiter] = field(default_factory=list)
-    fresh: dict[_Waiter, None] = field(default_factory=dict)
-    """Those whose turn has not been looked at yet."""
-    turns: Turns = field(default_factory=Turns)
-    told: Micros = 0
-    """When `turns` were told."""
-    reviewed: Micros = 0
-
-    def add(self, waiter: _Waiter) -> None:
-        """Put it in its place."""
-        insort(self.waiters, waiter, key=_order)
-        self.fresh[waiter] = None
-
-    def position(self, waiter: _Waiter) -> int:
-        """How many stand before it."""
-        return bisect_left(self.waiters, waiter.order, key=_order)
-
-    def remove(self, waiter: _Waiter) -> None:
-        """Take it out."""
-        del self.waiters[self.position(waiter)]
-        self.fresh.pop(waiter, None)
-        if waiter.timer:
-            waiter.timer.cancel()
-
-    def next(self) -> _Waiter | None:
-        """The first whose caller is still there; one that was cancelled in this tick removes itself."""
-        return next((waiter for waiter in self.waiters if not waiter.future.done()), None)
-
-
-def _order(waiter: _Waiter) -> tuple[int, int, int]:
-    return waiter.order
 
 
 class Dispatch:
@@ -210,8 +57,8 @@ class Dispatch:
         self._replica = replica
         self._max_waiting = max_waiting
         self._observer = observer
-        self._queues: dict[Lane, _Queue] = {}
-        self._busy: dict[Lane, _Queue] = {}
+        self._queues: dict[Lane, Queue] = {}
+        self._busy: dict[Lane, Queue] = {}
         self._waiting: dict[str, int] = {}
         self._weights: dict[str, int] = {}
         self._total = 0
@@ -219,7 +66,7 @@ class Dispatch:
         self._keys: dict[str, Iterator[Key]] = {quota: cycle(keys) for quota, keys in pool.keys_of.items()}
         self._out: set[Lease] = set()
         self._unsettled: set[Lease] = set()
-        self._ended: list[tuple[Lease, tuple[Micros, tuple[int, ...]] | tuple[()] | None]] = []
+        self._ended: list[Ending] = []
         self._closed = False
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -246,6 +93,10 @@ class Dispatch:
             self._timer.cancel()
         if self._ended:
             await self._exchange()
+
+    def wake(self) -> None:
+        """A turn has come earlier than the store told: exchange now."""
+        self._due.set()
 
     # What others see
 
@@ -281,13 +132,13 @@ class Dispatch:
             self._left(queue, waiter)
             raise
 
-    def _queue(self, lane: Lane) -> _Queue:
+    def _queue(self, lane: Lane) -> Queue:
         queue = self._queues.get(lane)
         if queue is None:
-            queue = self._queues[lane] = _Queue(lane)
+            queue = self._queues[lane] = Queue(lane)
         return queue
 
-    def _enter(self, queue: _Queue, ticket: Ticket, front: bool) -> _Waiter:
+    def _enter(self, queue: Queue, ticket: Ticket, front: bool) -> Waiter:
         if self._closed:
             raise ShuttingDown
         if not self.pool.keys:
@@ -295,7 +146,7 @@ class Dispatch:
         if not front:
             self._check_room(queue, ticket.client)
         order = (not front, ticket.urgency, next(self._arrivals))
-        waiter = _Waiter(order, ticket, asyncio.get_running_loop().create_future())
+        waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future())
         queue.add(waiter)
         self._busy[queue.lane] = queue
         self._count(client_name := ticket.client.name, +1)
@@ -303,7 +154,7 @@ class Dispatch:
         self._due.set()
         return waiter
 
-    def _check_room(self, queue: _Queue, client: Client) -> None:
+    def _check_room(self, queue: Queue, client: Client) -> None:
         waiting = self._waiting.get(client.name, 0)
         bound = client.max_waiting if client.max_waiting is not None else self._max_waiting
         if waiting < bound and self._total < self._max_waiting:
@@ -315,7 +166,7 @@ class Dispatch:
             retry_after=_whole_seconds(delay if delay is not None else SECOND),
         )
 
-    def _left(self, queue: _Queue, waiter: _Waiter) -> None:
+    def _left(self, queue: Queue, waiter: Waiter) -> None:
         """The caller went away: free its place, or give back the lease that it got in the same tick."""
         if waiter.future.done() and not waiter.future.cancelled():
             if not waiter.future.exception():
@@ -326,7 +177,7 @@ class Dispatch:
         self._remove(queue, waiter)
         self._call_in(FLUSH)
 
-    def _remove(self, queue: _Queue, waiter: _Waiter) -> None:
+    def _remove(self, queue: Queue, waiter: Waiter) -> None:
         queue.remove(waiter)
         self._count(queue.lane.client, -1)
         if not queue.waiters:
@@ -336,18 +187,21 @@ class Dispatch:
         self._waiting[client] = self._waiting.get(client, 0) + change
         self._total += change
 
-    def _refuse(self, queue: _Queue, waiter: _Waiter, refusal: Refusal) -> None:
+    def _refuse(self, queue: Queue, waiter: Waiter, refusal: Refusal) -> None:
         self._remove(queue, waiter)
         if not waiter.future.done():
             waiter.future.set_exception(refusal)
 
     # Leases
 
-    def settle(self, lease: Lease, parked: tuple[Micros, tuple[int, ...]] | tuple[()] | None) -> None:
-        """Take note of how a lease ended; the store is told with the next exchange."""
-        self._unsettled.discard(lease)
-        self._ended.append((lease, parked))
-        self._call_in(0 if parked is None and self._total else FLUSH)
+    def settle(self, ending: Ending) -> None:
+        """Take note of how a lease ended; the store is told with the next exchange, at once if somebody may profit."""
+        self._unsettled.discard(ending.lease)
+        self._ended.append(ending)
+        if self._total:
+            self._call_in(RIDE if ending.counted else 0)
+        else:
+            self._call_in(FLUSH)
 
     def ended(self, lease: Lease) -> None:
         """The exchange that a lease was for is over."""
@@ -379,7 +233,7 @@ class Dispatch:
         for lease in [lease for lease in self._unsettled if lease.overdue(asked)]:
             lease.lost()
         ended, self._ended = self._ended, []
-        settlements = tuple(lease.settlement(parked, asked) for lease, parked in ended)
+        settlements = tuple(ending.settlement(asked) for ending in ended)
         demands = self._demands()
         try:
             answer = await self._store.exchange(self._replica, settlements, demands)
@@ -425,13 +279,13 @@ class Dispatch:
         self._unsettled.add(lease)
         waiter.future.set_result(lease)
 
-    def _key(self, quota: str, waiter: _Waiter | None) -> Key:
+    def _key(self, quota: str, waiter: Waiter | None) -> Key:
         pinned = self.pool.key(waiter.ticket.pinned) if waiter and waiter.ticket.pinned else None
         return pinned or next(self._keys[quota])
 
     # Deadlines
 
-    def _judge(self, queue: _Queue, now: Micros) -> None:
+    def _judge(self, queue: Queue, now: Micros) -> None:
         """Refuse at once whose turn cannot come in time (law 6).
 
         Positions among those who stay decide; the time told to whoever is refused counts those refused before it,
@@ -450,20 +304,20 @@ class Dispatch:
         if refused:
             self._call_in(FLUSH)
 
-    def _to_judge(self, queue: _Queue, now: Micros) -> list[_Waiter]:
+    def _to_judge(self, queue: Queue, now: Micros) -> list[Waiter]:
         """Newcomers that the store knows of; every so often all, for turns get later when others come first."""
         if now - queue.reviewed >= REVIEW:
             queue.reviewed = now
             candidates = list(queue.waiters)
         else:
-            candidates = sorted(queue.fresh, key=_order)
+            candidates = queue.newcomers()
         return [waiter for waiter in candidates if waiter.asked and not waiter.future.done()]
 
-    def _set_deadline(self, queue: _Queue, waiter: _Waiter, now: Micros) -> None:
+    def _set_deadline(self, queue: Queue, waiter: Waiter, now: Micros) -> None:
         delay = max(0, waiter.ticket.deadline - now) / SECOND
         waiter.timer = asyncio.get_running_loop().call_later(delay, self._expire, queue, waiter)
 
-    def _expire(self, queue: _Queue, waiter: _Waiter) -> None:
+    def _expire(self, queue: Queue, waiter: Waiter) -> None:
         if waiter.future.done():
             return
         turn = queue.turns.at(queue.position(waiter))

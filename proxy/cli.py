@@ -1,0 +1,181 @@
+"""The commands; the only place that prints and exits.
+
+Exit codes: 0 after a clean end, 2 when the configuration or the command line is bad, 1 for anything else.
+"""
+
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import click
+import typer
+import uvloop
+import yaml
+from rich.console import Console
+
+from proxy import __version__, config, demo
+from proxy.app import App, serve_until_told, until_told
+from proxy.config import Config
+from proxy.core.errors import ConfigError, KeyturnError
+from proxy.core.model import Secret
+from proxy.practice import PracticeApi, PracticeSettings, WindowKind
+from proxy.telemetry import set_up_logs
+
+CONFIG_FILE = Path("config.yaml")
+BAD_CONFIGURATION = 2
+NO_KEY = 3
+
+commands = typer.Typer(
+    name="keyturn",
+    help="An authenticating, rate-limit-aware reverse proxy for the Postman API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="The configuration; without it ./config.yaml, else defaults with keys from POSTMAN_API_KEYS.",
+    ),
+]
+
+
+def main() -> NoReturn:
+    """Run a command; every error is one line on stderr."""
+    try:
+        code = commands(standalone_mode=False)
+    except ConfigError as error:
+        for problem in error.problems:
+            _complain(str(problem))
+        code = BAD_CONFIGURATION
+    except KeyturnError as error:
+        _complain(str(error))
+        code = 1
+    except click.ClickException as error:
+        _complain(error.format_message())
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        code = 1
+    sys.exit(code or 0)
+
+
+@commands.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"keyturn {__version__}")
+        raise typer.Exit
+
+
+@commands.command()
+def serve(path: ConfigOption = None) -> int:
+    """Run the proxy until SIGTERM or SIGINT; then requests that wait or are under way are still answered."""
+    settings = _load(path)
+    set_up_logs(settings.log.level, settings.log.format)
+    return uvloop.run(serve_until_told(App(settings), _say))
+
+
+@commands.command()
+def check(
+    path: ConfigOption = None,
+    any_key: Annotated[
+        bool, typer.Option("--any-key", help="Print nothing; exit 3 when the configuration names no key.")
+    ] = False,
+) -> int:
+    """Validate the configuration and print what is in effect, secrets masked."""
+    if any_key:
+        return _check_any_key(path)
+    settings = _load(path)
+    print(yaml.safe_dump(config.effective(settings), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+@commands.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors and charts."""
+    print(json.dumps(config.schema(), indent=2))
+
+
+@commands.command()
+def token(name: Annotated[str, typer.Argument(help="The client's name.")]) -> None:
+    """Make a client token: printed once, with the entry for `clients:` that holds only its SHA-256."""
+    made = Secret(f"kt_{secrets.token_urlsafe(32)}")
+    entry = yaml.safe_dump([{"name": name, "token_sha256": made.digest()}], sort_keys=False)
+    console = Console(stderr=True, highlight=False)
+    console.print(f"The token of {name}; it is not stored anywhere, hand it over now:")
+    print(made.reveal())
+    console.print("Add this under [bold]clients:[/] in config.yaml:")
+    print(entry, end="")
+
+
+@commands.command()
+def practice(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 lets the system choose.", min=0, max=65535)] = 8443,
+    limit: Annotated[int, typer.Option(help="Requests per window and key.", min=1)] = 60,
+    window: Annotated[str, typer.Option(help="The window, such as 60s or 500ms.")] = "60s",
+    kind: Annotated[
+        WindowKind, typer.Option(help="When windows begin: by the clock, at the first request, or rolling.")
+    ] = "first",
+    tls: Annotated[bool, typer.Option("--tls", help="HTTPS, with a certificate made now.")] = False,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --tls: write the certificate authority to this file.")
+    ] = None,
+    key: Annotated[list[str] | None, typer.Option(help="A key that it accepts (repeatable); without: any.")] = None,
+) -> None:
+    """Run a practice Postman API: real limits, real error bodies, for your own tests."""
+    try:
+        seconds = config.parse_duration(window) / 1_000_000
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--window") from None
+    settings = PracticeSettings(
+        host=host, port=port, limit=limit, window=seconds, kind=kind, tls=tls, keys=tuple(key) if key else None
+    )
+    uvloop.run(_practice(PracticeApi(settings), ca))
+
+
+async def _practice(api: PracticeApi, ca: Path | None) -> None:
+    async with api:
+        if ca is not None:
+            api.write_ca(ca)
+        _say(f"ready practice={api.url}")
+        await until_told()
+
+
+@commands.command(name="demo")
+def run_demo() -> int:
+    """See it work: a practice API over TLS, the proxy in front of it, and a trickle of three clients."""
+    set_up_logs("warning", None)
+    return uvloop.run(demo.run(_say))
+
+
+def _load(path: Path | None) -> Config:
+    chosen = path if path is not None else CONFIG_FILE if CONFIG_FILE.is_file() else None
+    settings = config.load(chosen, os.environ)
+    for warning in config.warnings(chosen, settings):
+        _complain(f"warning: {warning}")
+    return settings
+
+
+def _check_any_key(path: Path | None) -> int:
+    try:
+        settings = config.load(path or (CONFIG_FILE if CONFIG_FILE.is_file() else None), os.environ)
+    except ConfigError as error:
+        return NO_KEY if all("POSTMAN_API_KEYS" in problem.message for problem in error.problems) else BAD_CONFIGURATION
+    return 0 if settings.has_keys else NO_KEY
+
+
+def _complain(line: str) -> None:
+    print(f"keyturn: {line}", file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,64 @@
+"""What `keyturn check` shows: warnings about secrets within everybody's reach, and the effective configuration."""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from proxy.config.problems import path_of
+from proxy.config.resolved import Config
+from proxy.core.errors import Problem
+
+_CLOSE = "`chmod 600` it (in Kubernetes: `defaultMode: 0400`)"
+
+
+def warnings(path: Path | None, config: Config) -> tuple[Problem, ...]:
+    """What works but should not stay so; none of it keeps a process from starting."""
+    found = [*_plain_secrets(path, config), *_open_files(config)]
+    if config.authentication_required and not config.clients:
+        found.append(
+            Problem("clients", "authentication is required and no client is given: every request will be answered 401")
+        )
+    return tuple(found)
+
+
+def _plain_secrets(path: Path | None, config: Config) -> Iterator[Problem]:
+    if path is None or not _is_world_readable(path):
+        return
+    for place in config.files.plain:
+        yield Problem(
+            place,
+            f"a secret in plain text in a file that everybody can read: `chmod 600 {path}`, or write `${{NAME}}`"
+            + (" or `secret_file`" if place.endswith("secret") else ""),
+        )
+
+
+def _open_files(config: Config) -> Iterator[Problem]:
+    for name, pool in config.pools.items():
+        for index, key in enumerate(pool.keys):
+            if key.secret_file and _is_world_readable(key.secret_file):
+                place = path_of(("pools", name, "keys", index, "secret_file"))
+                yield Problem(place, f"everybody can read {key.secret_file}: {_CLOSE}")
+        for path in config.files.listed.get(pool.keys_dir, ()) if pool.keys_dir else ():
+            if _is_world_readable(path):
+                yield Problem(path_of(("pools", name, "keys_dir")), f"everybody can read {path}: {_CLOSE}")
+
+
+def _is_world_readable(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """The configuration with every default filled in, as config.yaml would write it; secrets stand as `…`."""
+    shown = config.model_dump(mode="json")
+    shown["authentication"] = "required" if config.authentication_required else "off"
+    for caller in (shown["anonymous"], *shown["clients"]):
+        if caller["max_waiting"] is None:
+            caller["max_waiting"] = shown["queue"]["max_waiting"]
+    for pool in shown["pools"].values():
+        for key in pool["keys"]:
+            key["quota"] = key["quota"] or key["name"]
+    return shown

@@ -1,0 +1,109 @@
+"""The whole configuration as the rest of the house uses it: the settings, and the model's objects made of them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import PrivateAttr
+
+from proxy.config.models import CallerSettings, ClientSettings, Document, KeySettings, PoolSettings, RateSettings
+from proxy.core.model import Client, Key, Limit, Micros, Pool, Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What loading read: the document, the secrets in files of their own, and the key files of each `keys_dir`."""
+
+    document: Path | None = None
+    secrets: Mapping[Path, Secret] = field(default_factory=dict)
+    listed: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
+    plain: tuple[str, ...] = ()
+    """Paths of the secrets that stand in the document itself."""
+
+
+class Config(Document):
+    """The configuration of a Keyturn process."""
+
+    _files: Files = PrivateAttr(default_factory=Files)
+
+    @property
+    def files(self) -> Files:
+        """What loading read."""
+        return self._files
+
+    @property
+    def authentication_required(self) -> bool:
+        """Whether a request needs a credential: as written, else with clients or a listener beyond loopback."""
+        if self.authentication is not None:
+            return self.authentication == "required"
+        return bool(self.clients) or any(not listener.loopback for listener in self.listen)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether any pool has a key."""
+        return any(pool.keys for pool in self.pools_of_model())
+
+    def pools_of_model(self) -> tuple[Pool, ...]:
+        """The pools with their keys, those in files included."""
+        return tuple(self._pool(name, settings) for name, settings in self.pools.items())
+
+    def client_models(self) -> tuple[Client, ...]:
+        """The clients, each with the digests of its tokens."""
+        return tuple(_client(settings, _digests(settings)) for settings in self.clients)
+
+    def anonymous_client(self) -> Client | None:
+        """Who callers without a credential are; `None` when authentication is required."""
+        return None if self.authentication_required else _client(self.anonymous, ())
+
+    def watched_files(self) -> tuple[Path, ...]:
+        """Files and folders whose change may change the configuration, each once."""
+        return tuple(dict.fromkeys(self._sources()))
+
+    def _sources(self) -> Iterator[Path]:
+        if self._files.document:
+            yield self._files.document
+        yield from self._files.secrets
+        yield from self._files.listed
+        tls = (self.tls.cert, self.tls.key, self.tls.client_ca) if self.tls else ()
+        yield from (path for path in (*tls, self.upstream.ca) if path)
+
+    def _pool(self, name: str, settings: PoolSettings) -> Pool:
+        limits = tuple(Limit(limit.requests, limit.window, limit.match) for limit in settings.limits)
+        keys = tuple(self._keys(settings))
+        return Pool(name, keys, limits, settings.guard, tuple(settings.headers.items()))
+
+    def _keys(self, pool: PoolSettings) -> Iterator[Key]:
+        for settings in pool.keys:
+            secret = self._secret(settings)
+            if secret:
+                yield Key(settings.name, secret, settings.quota or settings.name)
+        for path in self._files.listed.get(pool.keys_dir, ()) if pool.keys_dir else ():
+            yield Key(path.name, self._files.secrets[path], path.name)
+
+    def _secret(self, key: KeySettings) -> Secret | None:
+        if key.secret or not key.secret_file:
+            return key.secret
+        return self._files.secrets.get(key.secret_file)
+
+
+def _client(caller: CallerSettings, digests: tuple[str, ...]) -> Client:
+    return Client(
+        name=caller.name,
+        pool=caller.pool,
+        weight=caller.weight,
+        urgency=caller.urgency,
+        max_waiting=caller.max_waiting,
+        rate=_rate(caller.rate),
+        allow=caller.allow,
+        pin=caller.pin,
+        digests=digests,
+    )
+
+
+def _rate(settings: RateSettings | None) -> tuple[int, Micros] | None:
+    return (settings.requests, settings.window) if settings else None
+
+
+def _digests(client: ClientSettings) -> tuple[str, ...]:
+    given = (client.token.digest() if client.token else None, client.token_sha256)
+    return tuple(dict.fromkeys(digest for digest in given if digest))

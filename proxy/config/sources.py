@@ -1,0 +1,116 @@
+"""The keys that stand beside the document: in the environment, in files, and in folders of files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from proxy.config.fields import is_name, is_visible
+from proxy.config.tree import Node
+from proxy.core.errors import Problem
+from proxy.core.model import Secret
+
+VARIABLE = "POSTMAN_API_KEYS"
+MAX_SECRET_BYTES = 64 << 10
+
+
+def with_environment_keys(tree: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
+    """Give the pool `default` the keys of `POSTMAN_API_KEYS` when it has neither `keys` nor `keys_dir`."""
+    pools = tree.get("pools") or {"default": {}}
+    if not isinstance(pools, dict) or "default" not in pools:
+        return tree, []
+    pool = {} if pools["default"] is None else pools["default"]
+    if not isinstance(pool, dict) or pool.get("keys") or pool.get("keys_dir"):
+        return tree, []
+    secrets = [part.strip() for part in environ.get(VARIABLE, "").split(",") if part.strip()]
+    if not secrets:
+        return {**tree, "pools": pools}, []
+    sound = [secret for secret in dict.fromkeys(secrets) if is_visible(secret)]
+    keys = [{"name": f"key-{number}", "secret": secret} for number, secret in enumerate(sound, 1)]
+    return {**tree, "pools": {**pools, "default": {**pool, "keys": keys}}}, _check(secrets)
+
+
+def _check(secrets: list[str]) -> list[Problem]:
+    problems = []
+    for number, secret in enumerate(secrets, 1):
+        first = secrets.index(secret) + 1
+        if first < number:
+            problems.append(Problem(VARIABLE, f"keys {first} and {number} are the same: write each key once"))
+        if not is_visible(secret):
+            problems.append(Problem(VARIABLE, f"key {number} is not one word of visible ASCII characters"))
+    return problems
+
+
+@dataclass(slots=True)
+class KeyFiles:
+    """Reads the files of every pool's keys."""
+
+    base: Path
+    secrets: dict[Path, Secret] = field(default_factory=dict)
+    listed: dict[Path, tuple[Path, ...]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def collect(self, root: Node) -> None:
+        """Read what the pools of a document name."""
+        for _, pool in root["pools"].entries():
+            for key in pool["keys"].items():
+                path = key["secret_file"].path(self.base)
+                if path:
+                    self._read(path, key["secret_file"])
+            folder = pool["keys_dir"].path(self.base)
+            if folder:
+                self._list(folder, pool["keys_dir"])
+
+    def _list(self, folder: Path, node: Node) -> None:
+        try:
+            entries = sorted(folder.iterdir())
+            files = [path for path in entries if not path.name.startswith(".") and not path.is_dir()]
+        except OSError as error:
+            self.problems.append(node.problem(f"{folder} cannot be read: {error.strerror}"))
+            return
+        self.listed[folder] = tuple(path for path in files if self._is_key(path, node))
+
+    def _is_key(self, path: Path, node: Node) -> bool:
+        if not is_name(path.name):
+            self.problems.append(
+                node.problem("a file's name is no name of a key: 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`")
+            )
+            return False
+        return self._read(path, node)
+
+    def _read(self, path: Path, node: Node) -> bool:
+        if path in self.secrets:
+            return True
+        try:
+            self.secrets[path] = read_secret(path)
+        except OSError as error:
+            self.problems.append(node.problem(f"{path} cannot be read: {error.strerror}"))
+        except ValueError as error:
+            self.problems.append(node.problem(f"{path} {error}"))
+        return path in self.secrets
+
+
+def read_secret(path: Path) -> Secret:
+    """Read a file that holds one secret and, at most, blanks and line ends around it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds no secret; the message goes on from the file's name.
+    """
+    with path.open("rb") as file:
+        text = file.read(MAX_SECRET_BYTES).decode("utf-8", "replace").strip()
+    if not text:
+        raise ValueError("is empty: write the secret into it")
+    if not is_visible(text):
+        raise ValueError("holds more than one word of visible ASCII characters: write only the secret into it")
+    return Secret(text)
+
+
+def why_unreadable(path: Path) -> str | None:
+    """Why a file cannot be read, `None` when it can."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        return error.strerror
+    return None

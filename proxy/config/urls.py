@@ -1,0 +1,118 @@
+"""The URLs of the configuration: the upstream's, and the store's, which may hold a password."""
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, urlsplit
+
+from proxy.config.units import TcpListener
+from proxy.core.model import Secret
+
+STORE_SCHEMES = ("memory", "redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
+
+_UPSTREAM_HINT = "write `https://` and a host, such as `https://api.getpostman.com`"
+_NODE = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?"
+_NODES = re.compile(rf"{_NODE}(?:,{_NODE})*")
+_ONE_NODE = re.compile(_NODE)
+_DATABASE = re.compile(r"/?[0-9]{0,5}")
+_SERVICE = re.compile(r"/[A-Za-z0-9._-]+(?:/[0-9]{0,5})?")
+_PASSWORD = re.compile(r"(?<=[?&])([^=&#]*pass[^=&#]*=)[^&#]*", re.IGNORECASE)
+
+_STORE_FORMS = {
+    "memory": "`memory://`",
+    "redis": "`redis://host:6379/0`",
+    "rediss": "`rediss://host:6379/0`",
+    "unix": "`unix:///path/to/redis.sock?db=0`",
+    "redis+sentinel": "`redis+sentinel://host:26379,host:26379/service`",
+    "redis+cluster": "`redis+cluster://host:6379,host:6379`",
+}
+
+
+def parse_upstream_url(value: object) -> str:
+    """Check the upstream's URL; returns it without a closing slash.
+
+    Raises:
+        ValueError: it is not https (http to loopback is for tests), or has more than a host and a port.
+    """
+    url = _split(value, _UPSTREAM_HINT)
+    if url.scheme not in ("https", "http") or not _ONE_NODE.fullmatch(url.netloc.rpartition("@")[2]):
+        raise ValueError(_UPSTREAM_HINT)
+    if "@" in url.netloc or url.path not in ("", "/") or url.query or url.fragment:
+        raise ValueError(f"only a host and a port belong here, no path, query or user name: {_UPSTREAM_HINT}")
+    if url.scheme == "http" and not TcpListener(url.hostname or "", 0).loopback:
+        raise ValueError(
+            "keys are sent over https only: write `https://…` (http:// only to a loopback address, for tests)"
+        )
+    return f"{url.scheme}://{url.netloc}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUrl:
+    """Where the buckets live; shown with its password masked, revealed only to the store's client."""
+
+    scheme: str
+    shown: str
+    text: Secret = field(repr=False)
+
+    def reveal(self) -> str:
+        """The URL itself, with its password."""
+        return self.text.reveal()
+
+    @property
+    def has_password(self) -> bool:
+        """Whether anything in it had to be masked."""
+        return "…" in self.shown
+
+    def __str__(self) -> str:
+        return self.shown
+
+
+def parse_store_url(value: object) -> StoreUrl:
+    """Read the store's URL.
+
+    Raises:
+        ValueError: no scheme that there is, or not of its form; the message does not show the value.
+    """
+    if isinstance(value, StoreUrl):
+        return value
+    url = _split(value, f"write the store's URL, such as {_STORE_FORMS['memory']} or {_STORE_FORMS['redis']}")
+    if url.scheme not in STORE_SCHEMES:
+        raise ValueError(f"the scheme is one of {', '.join(f'`{scheme}://`' for scheme in STORE_SCHEMES)}")
+    if url.fragment or not _has_form(url):
+        raise ValueError(
+            f"write {_STORE_FORMS[url.scheme]}; percent-encode `/`, `?`, `#` and `@` in a user name or a password"
+        )
+    return StoreUrl(url.scheme, _masked(url), Secret(str(value).strip()))
+
+
+def _split(value: object, hint: str) -> SplitResult:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(hint)
+    try:
+        url = urlsplit(value.strip())
+        _ = url.port if "," not in url.netloc else None
+    except ValueError:
+        raise ValueError(hint) from None
+    return url
+
+
+def _has_form(url: SplitResult) -> bool:
+    nodes = url.netloc.rpartition("@")[2]
+    match url.scheme:
+        case "memory":
+            return not (url.netloc or url.path or url.query)
+        case "unix":
+            return not nodes and len(url.path) > 1
+        case "redis+sentinel":
+            return bool(_NODES.fullmatch(nodes) and _SERVICE.fullmatch(url.path))
+        case "redis+cluster":
+            return bool(_NODES.fullmatch(nodes)) and url.path in ("", "/")
+        case _:
+            return bool(_ONE_NODE.fullmatch(nodes) and _DATABASE.fullmatch(url.path))
+
+
+def _masked(url: SplitResult) -> str:
+    user, at, nodes = url.netloc.rpartition("@")
+    name, colon, _ = user.partition(":")
+    shown = f"{name}:…@" if colon else "…@" if at else ""
+    query = _PASSWORD.sub(r"\1…", f"?{url.query}") if url.query else ""
+    return f"{url.scheme}://{shown}{nodes}{url.path}{query}"

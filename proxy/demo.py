@@ -1,0 +1,108 @@
+"""See it work: a practice API over TLS, the proxy in front of it, and a trickle of three clients."""
+
+import asyncio
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from proxy.app import App, serve_until_told
+from proxy.config import Config, load
+from proxy.core.model import Secret
+from proxy.practice import PracticeApi, PracticeSettings
+from proxy.tasks import finish, spawn
+
+KEYS = {"team-a": "practice-key-a", "team-b": "practice-key-b"}
+LIMIT, WINDOW = 20, 20
+"""Requests and seconds: short, so that there is something to see."""
+
+CLIENTS = {"crawler": (2, 0.4), "portal": (1, 2.0), "pipeline": (1, 5.0)}
+"""Weight, and seconds between requests, of each client."""
+
+PATHS = ("/me", "/workspaces", "/collections", "/environments")
+
+
+async def run(say: Callable[[str], None], *, listen: str = "127.0.0.1:8080", admin: str = "127.0.0.1:9090") -> int:
+    """Run the demo until SIGTERM or SIGINT; returns the exit code."""
+    settings = PracticeSettings(limit=LIMIT, window=float(WINDOW), tls=True, keys=tuple(KEYS.values()))
+    tasks: set[asyncio.Task[Any]] = set()
+    with tempfile.TemporaryDirectory(prefix="keyturn-demo-") as folder:
+        async with PracticeApi(settings) as api:
+            api.write_ca(Path(folder, "ca.pem"))
+            app = App(_configured(Path(folder), configuration(api.url, Path(folder, "ca.pem"), listen, admin)))
+
+            def announce(line: str) -> None:
+                say(line)
+                explain(app, say)
+                for name, (_, pause) in CLIENTS.items():
+                    spawn(trickle(app.data_addresses[0], name, pause), name=name, owner=tasks)
+
+            try:
+                return await serve_until_told(app, announce)
+            finally:
+                await finish(tasks)
+
+
+def _configured(folder: Path, document: dict[str, object]) -> Config:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(document))
+    path.chmod(0o600)
+    return load(path, {})
+
+
+def configuration(url: str, ca: Path, listen: str, admin: str) -> dict[str, object]:
+    """The demo's config.yaml."""
+    return {
+        "listen": listen,
+        "admin": admin,
+        "upstream": {"url": url, "ca": str(ca)},
+        "pools": {
+            "default": {
+                "limits": [{"requests": LIMIT, "window": f"{WINDOW}s"}],
+                "keys": [{"name": name, "secret": secret} for name, secret in KEYS.items()],
+            }
+        },
+        "authentication": "off",
+        "anonymous": {"name": "you"},
+        "clients": [
+            {"name": name, "token_sha256": Secret(token_of(name)).digest(), "weight": weight}
+            for name, (weight, _) in CLIENTS.items()
+        ],
+        "drain": "2s",
+    }
+
+
+def token_of(name: str) -> str:
+    """The token of a demo client: no secret, the whole demo stays on the loopback."""
+    return f"demo-{name}"
+
+
+def explain(app: App, say: Callable[[str], None]) -> None:
+    """Say what runs, and what to try."""
+    data, admin = app.data_addresses[0], app.admin_addresses[0]
+    say(f"A practice Postman API permits {LIMIT} requests in {WINDOW} s on each of {len(KEYS)} keys.")
+    say(f"Three clients share it through this proxy: {', '.join(CLIENTS)}. Call it yourself:")
+    say(f"    curl -i {data}/me")
+    say(f"Health and metrics: {admin}/readyz {admin}/metrics")
+    say("Ctrl-C ends it.")
+
+
+async def trickle(address: str, name: str, pause: float) -> None:
+    """One client: a request every now and then, whatever comes back."""
+    headers = {"X-Api-Key": token_of(name)}
+    async with aiohttp.ClientSession(address, headers=headers) as session, asyncio.TaskGroup() as requests:
+        while True:
+            requests.create_task(_call(session))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # a habit, not a secret
+
+
+async def _call(session: aiohttp.ClientSession) -> None:
+    try:
+        async with session.get(random.choice(PATHS)) as answer:  # noqa: S311  # a habit, not a secret
+            await answer.read()
+    except aiohttp.ClientError:
+        return

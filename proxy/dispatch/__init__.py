@@ -1,0 +1,7 @@
+"""The waiting room of each pool."""
+
+from proxy.dispatch.lanes import Ticket
+from proxy.dispatch.lease import Lease
+from proxy.dispatch.room import Dispatch
+
+__all__ = ["Dispatch", "Lease", "Ticket"]

@@ -1,0 +1,190 @@
+"""Connections to the upstream, kept alive in a pool: who opens, lends out and closes them."""
+
+import asyncio
+import re
+import ssl
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.helpers import _EXC_SENTINEL
+from aiohttp.http import HttpRequestParser, HttpResponseParser
+from aiohttp.streams import StreamReader
+from yarl import URL
+
+from proxy.core.errors import StartError, Unreachable
+from proxy.core.model import SECOND, Micros
+from proxy.tasks import finish
+from proxy.upstream.head import HeadWriter
+from proxy.upstream.wire import Wire
+
+_KEPT_ALIVE = 15.0
+"""Seconds for which an idle connection is kept: fewer than servers wait, which so seldom close it under a request."""
+_AIOHTTP = ((3, 14, 5), (3, 15))
+"""The versions of aiohttp whose insides this room knows: from, and below."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """Where the upstream is and how long it may take; `ca` is a file of certificates trusted beside the system's."""
+
+    url: str
+    ca: Path | None = None
+    connect_timeout: Micros = 5 * SECOND
+    response_timeout: Micros = 310 * SECOND
+    max_connections: int = 256
+    key_header: str = "X-Api-Key"
+
+
+class Upstream:
+    """The way to one upstream."""
+
+    def __init__(self, settings: UpstreamSettings) -> None:
+        url = URL(settings.url)
+        self.authority: str = url.host_port_subcomponent or ""
+        self._settings = settings
+        self._origin = url.origin()
+        self._head = HeadWriter(self.authority, settings.key_header)
+        self._timeout = aiohttp.ClientTimeout(
+            connect=settings.connect_timeout / SECOND, ceil_threshold=settings.connect_timeout / SECOND + 1
+        )
+        self._uploads: set[asyncio.Task[Any]] = set()
+        self._connector: _Connector | None = None
+        self._template: ClientRequest
+
+    async def open(self) -> None:
+        """Get ready to connect.
+
+        Raises:
+            StartError: the certificates cannot be read, or aiohttp is not the one that this room was written for.
+        """
+        check_aiohttp()
+        self._connector = _Connector(_trust(self._settings.ca), self._settings.max_connections)
+        self._template = _Template("GET", self._origin, loop=asyncio.get_running_loop())
+
+    async def close(self) -> None:
+        """Close every connection, also those in use, and wait until they are closed."""
+        await finish(self._uploads)
+        if self._connector is not None:
+            await self._connector.close(abort_ssl=True)
+
+    async def connect(self) -> Wire:
+        """A kept-alive or a new connection, within `connect_timeout` for all: a free place, DNS, TCP and TLS.
+
+        Raises:
+            Unreachable: there is none; not `transient` when the upstream's certificate is refused.
+        """
+        while (connection := await self._connect()).protocol is None or connection.protocol.should_close:
+            # It said something unasked while it was idle: whatever that was, it must not be read as an answer.
+            connection.close()
+        return Wire(connection, self._head, self._settings.response_timeout / SECOND, self._uploads)
+
+    async def _connect(self) -> Connection:
+        connector = self._connector
+        assert connector is not None
+        try:
+            return await connector.connect(self._template, [], self._timeout)
+        except BaseException as error:
+            connector.wake_next()
+            if isinstance(error, aiohttp.ClientError | OSError):
+                raise self._unreachable(error) from error
+            raise
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        name = self.authority
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            reason = getattr(error.certificate_error, "verify_message", "") or "it cannot be verified"
+            return Unreachable(
+                f"The certificate of {name} is refused: {reason}. Check `upstream.url` and `upstream.ca`.",
+                transient=False,
+            )
+        if isinstance(error, TimeoutError):
+            return Unreachable(f"No connection to {name} within {self._timeout.connect:g} s. Try again later.")
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        return Unreachable(f"No connection to {name}: {reason}. Try again later.")
+
+
+class _Template(ClientRequest):
+    """What the connector is asked with: the upstream's origin, always the same."""
+
+    @cached_property
+    def connection_key(self) -> ConnectionKey:
+        """Under which the pool keeps its connections: always the same, so computed once."""
+        return super().connection_key
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's pool, with our protocol in it."""
+
+    def __init__(self, context: ssl.SSLContext, limit: int) -> None:
+        super().__init__(limit=limit, ssl=context, keepalive_timeout=_KEPT_ALIVE)
+        self._factory = cast("partial[ResponseHandler]", partial(_Protocol, loop=self._loop))
+
+    def wake_next(self) -> None:
+        """Tell somebody who waits for a place that there may be one.
+
+        The connector tells one waiter about each free place; when that one is cancelled in the same moment, its news
+        would be lost and the others would wait for the next.
+        """
+        self._release_waiter()
+
+
+class _Protocol(ResponseHandler):
+    """aiohttp's protocol, but an answer that stops being HTTP in its middle fails its reader instead of hanging it."""
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
+        """The connection has failed: say so to whoever waits for a head, and to whoever reads a body."""
+        payload = self._payload
+        super().set_exception(exc, exc_cause)
+        _fail(payload, exc)
+
+    def abort(self) -> None:
+        """Close at once, and say so to whoever reads a body."""
+        payload = self._payload
+        super().abort()
+        _fail(payload, aiohttp.ClientConnectionError("closed by us"))
+
+    def close(self) -> None:
+        """Close, and say so to whoever reads a body."""
+        payload = self._payload
+        super().close()
+        _fail(payload, aiohttp.ClientConnectionError("closed by us"))
+
+
+def _fail(payload: StreamReader | None, error: BaseException) -> None:
+    if payload is not None and not payload.is_eof() and payload.exception() is None:
+        payload.set_exception(error)
+
+
+def _trust(ca: Path | None) -> ssl.SSLContext:
+    """The system's certificates and those of `ca`; host names are checked."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        if ca is not None:
+            context.load_verify_locations(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"cannot read certificates from upstream.ca {ca}: {error.strerror or error}") from error
+    return context
+
+
+def check_aiohttp(
+    version: str | None = None, parsers: tuple[type, ...] = (HttpRequestParser, HttpResponseParser)
+) -> None:
+    """See that aiohttp is of the known version and parses in C.
+
+    Raises:
+        StartError: it is another, or it parses in Python: slower, and more lenient about what is HTTP.
+    """
+    version = version or metadata.version("aiohttp")
+    lowest, below = _AIOHTTP
+    if not lowest <= tuple(map(int, re.findall(r"\d+", version)[:3])) < below:
+        raise StartError(f"aiohttp {version} is installed; install aiohttp>=3.14.5,<3.15 (make run does)")
+    if any(parser.__module__ != "aiohttp._http_parser" for parser in parsers):
+        raise StartError("aiohttp runs without its C extensions; unset AIOHTTP_NO_EXTENSIONS, or install its wheel")

@@ -1,0 +1,182 @@
+"""One request over one connection: written, answered, and the connection given back or closed.
+
+A connection goes back to its pool only when the request was written in full, the answer was read in full, and both
+sides keep it open. In every other case it is closed; nothing of one exchange is ever read in the next.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.hdrs import CONTENT_LENGTH, TRANSFER_ENCODING
+from aiohttp.http import HttpProcessingError, RawResponseMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+
+from proxy.core.errors import Broken, TimedOut, Unreachable, UpstreamError
+from proxy.core.headers import from_upstream
+from proxy.core.http import Answer, AnswerBody, Body, Fields, Request
+from proxy.core.model import Secret
+from proxy.tasks import spawn
+from proxy.upstream.answers import LOST, Stream, Whole
+from proxy.upstream.head import HeadWriter
+from proxy.upstream.upload import Upload
+
+_BUFFER = 2**17
+"""Bytes of an answer that are read ahead; reading stops at twice as many, so that memory stays flat."""
+_LONGEST_LINE = 2**16
+_MOST_FIELDS = 512
+_SWITCHING_PROTOCOLS, _FINAL = 101, 200
+
+
+class Wire:
+    """A connection that carries one request, or none (`put_back`)."""
+
+    __slots__ = ("_connection", "_head", "_protocol", "_task", "_timeout", "_upload", "_uploads", "started")
+
+    def __init__(
+        self, connection: Connection, head: HeadWriter, timeout: float, uploads: set[asyncio.Task[Any]]
+    ) -> None:
+        protocol = connection.protocol
+        assert protocol is not None
+        self.started: bool = False
+        """Whether any byte was written."""
+        self._connection = connection
+        self._protocol: ResponseHandler = protocol
+        self._head = head
+        self._timeout = timeout
+        self._uploads = uploads
+        self._upload: Upload | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def put_back(self) -> None:
+        """Return the connection unused."""
+        self._connection.release()
+
+    async def send(
+        self, request: Request, key: Secret, extra: Fields, *, body: Body | None, on_written: Callable[[], None]
+    ) -> Answer:
+        """Write the request and wait for the head of its answer; the first byte is written before anything is awaited.
+
+        `extra` replaces fields of the same name. `on_written` is called once, when the last byte has been handed to the
+        transport; never when the answer came before that and made the rest unwanted. On every error and cancellation
+        the connection is closed.
+
+        Raises:
+            Unreachable: the connection had been closed meanwhile; nothing was sent.
+            Broken: the connection was lost, or what came is not HTTP.
+            TimedOut: no head within `response_timeout` of the last byte written (or of the last progress in writing).
+            TooLarge, BadRequest, ConnectionError: from the body's reader.
+        """
+        try:
+            self._begin(request, key, extra, body)
+            if body is None:
+                self._protocol.start_timeout()
+                on_written()
+            else:
+                self._upload = Upload(self._protocol, body, on_written)
+                self._task = spawn(self._upload.run(), name="upload", owner=self._uploads)
+            message, payload = await self._final_head()
+            return await self._answer(message, payload)
+        except LOST as error:
+            await self.close()
+            if self._upload is not None and error is self._upload.failure:
+                raise
+            raise _translated(error) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    def _begin(self, request: Request, key: Secret, extra: Fields, body: Body | None) -> None:
+        protocol = self._protocol
+        transport = protocol.transport
+        if transport is None or transport.is_closing() or protocol.should_close:
+            raise Unreachable("The connection to the upstream was closed before anything was sent. Try again.")
+        head = self._head.write(request, key, extra, body)
+        protocol.set_response_params(
+            skip_payload=request.method == "HEAD",
+            read_until_eof=True,
+            auto_decompress=False,
+            read_timeout=self._timeout,
+            read_bufsize=_BUFFER,
+            max_line_size=_LONGEST_LINE,
+            max_field_size=_LONGEST_LINE,
+            max_headers=_MOST_FIELDS,
+        )
+        self.started = True
+        transport.write(head)
+
+    async def _final_head(self) -> tuple[RawResponseMessage, StreamReader]:
+        """The first head that is no interim one (RFC 9110, section 15.2)."""
+        protocol = self._protocol
+        while True:
+            message, payload = await protocol.read()
+            if message.code >= _FINAL:
+                return message, payload
+            if message.code == _SWITCHING_PROTOCOLS or message.code < 100:  # noqa: PLR2004  # no status at all
+                raise Broken(f"The upstream answered with status {message.code}, which nobody asked for.")
+            if not len(protocol):
+                protocol.start_timeout()
+
+    async def _answer(self, message: RawResponseMessage, payload: StreamReader) -> Answer:
+        if self._upload is not None:
+            self._upload.answered = True
+        if _strangely_coded(message):
+            raise Broken("The upstream answered in a transfer coding that this proxy does not know.")
+        reason = message.reason.encode("utf-8", "surrogateescape")
+        return Answer(message.code, reason, from_upstream(message.raw_headers), await self._body(message, payload))
+
+    async def _body(self, message: RawResponseMessage, payload: StreamReader) -> AnswerBody:
+        """The body, without its connection when all of it is here already."""
+        until_close = payload is not EMPTY_PAYLOAD and not message.chunked and CONTENT_LENGTH not in message.headers
+        if not payload.is_eof() or (until_close and self.reset):
+            return Stream(self, payload, until_close=until_close)
+        body = Whole(payload.read_nowait())
+        await self.end()
+        return body
+
+    @property
+    def reset(self) -> bool:
+        """Whether the connection was lost otherwise than by being closed."""
+        return isinstance(self._protocol.exception(), aiohttp.ClientOSError)
+
+    async def end(self) -> None:
+        """The answer has been read in full: the connection goes back, unless the request is not written in full."""
+        if self._upload is None or self._upload.written:
+            self._connection.release()
+        else:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close the connection, and see the upload to its end, so that its body may be read by somebody else."""
+        self.abort()
+        if self._task is not None and not self._task.done():
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def abort(self) -> None:
+        """Close the connection at once; without effect when it has gone back to its pool."""
+        if self._connection.protocol is None:
+            return
+        if self._task is not None:
+            self._task.cancel()
+        self._protocol.abort()
+        self._connection.close()
+
+
+def _strangely_coded(message: RawResponseMessage) -> bool:
+    """Whether a coding other than `chunked` lies on the body: it would be lost, since `Transfer-Encoding` ends here."""
+    headers = message.headers
+    return TRANSFER_ENCODING in headers and any(
+        coding.lower() != "chunked" for coding in headers.getall(TRANSFER_ENCODING)
+    )
+
+
+def _translated(error: Exception) -> UpstreamError:
+    """Make an error of aiohttp's ours; its text may quote what was received, so it stays behind."""
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        return TimedOut("The upstream did not answer in time. Whether it acted on the request is unknown.")
+    if isinstance(error, HttpProcessingError):
+        return Broken("The upstream's answer is not HTTP/1.1. Check `upstream.url`.")
+    return Broken("The connection to the upstream broke before it answered. Whether it acted is unknown.")

@@ -1,0 +1,65 @@
+"""The proxy's own answers, as bytes: in the upstream's shape, or as a problem (RFC 9457) to callers that prefer it."""
+
+import json
+from http import HTTPStatus
+
+from aiohttp.helpers import rfc822_formatted_time
+
+from proxy.core.errors import Refusal
+from proxy.core.events import Journal
+from proxy.core.headers import accepts_problem
+from proxy.core.http import Fields
+from proxy.core.translate import VIA, server_timing
+
+_UNAUTHENTICATED = 401
+_QUOTED = str.maketrans({"\\": "\\\\", '"': '\\"'})
+
+
+def answer(refusal: Refusal, journal: Journal, fields: Fields, connection: bytes = b"") -> bytes:
+    """The whole answer: head and body, without the body to HEAD.
+
+    `fields` are the caller's, asked what it accepts; `connection` is the value of `Connection`, if any.
+    """
+    media_type, body = _content(refusal, fields)
+    lines = [
+        b"HTTP/1.1 %d %b" % (refusal.status, HTTPStatus(refusal.status).phrase.encode("ascii")),
+        b"Date: " + rfc822_formatted_time().encode("ascii"),
+        b"Content-Type: " + media_type,
+        b"Content-Length: %d" % len(body),
+        b"Via: " + VIA,
+        b"X-Request-Id: " + journal.id.encode("ascii", "replace"),
+        b"Server-Timing: " + server_timing(journal.queued, journal.upstream),
+        b"Proxy-Status: " + _proxy_status(refusal),
+    ]
+    if journal.key:
+        lines.append(b"Keyturn-Key: " + journal.key.encode())
+    if refusal.retry_after is not None:
+        lines.append(b"Retry-After: %d" % refusal.retry_after)
+    if refusal.status == _UNAUTHENTICATED:
+        lines.append(b"WWW-Authenticate: Bearer")
+    if connection:
+        lines.append(b"Connection: " + connection)
+    return b"\r\n".join(lines) + b"\r\n\r\n" + (body if journal.method != "HEAD" else b"")
+
+
+def _content(refusal: Refusal, fields: Fields) -> tuple[bytes, bytes]:
+    """Media type and body."""
+    document: dict[str, object]
+    if accepts_problem(fields):
+        media_type = b"application/problem+json"
+        document = {
+            "type": "about:blank",
+            "title": HTTPStatus(refusal.status).phrase,
+            "status": refusal.status,
+            "detail": refusal.message,
+        }
+    else:
+        media_type = b"application/json"
+        document = {"error": {"name": refusal.name, "message": refusal.message}}
+    return media_type, json.dumps(document).encode("ascii") + b"\n"
+
+
+def _proxy_status(refusal: Refusal) -> bytes:
+    """A list member of RFC 9209; `details` is a string of RFC 8941, which has no characters outside ASCII."""
+    text = "".join(character if " " <= character <= "~" else "?" for character in refusal.message)
+    return f'keyturn; error={refusal.proxy_error}; details="{text.translate(_QUOTED)}"'.encode("ascii")

@@ -1,0 +1,243 @@
+"""The way of a request through this proxy: read, judged, handed to the gateway, its answer relayed."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import uuid4
+
+from aiohttp import web
+
+from proxy.core.errors import Forbidden, LoopDetected, MethodNotAllowed, Refusal, ShuttingDown, UpstreamError
+from proxy.core.events import Journal, Observer
+from proxy.core.headers import names, passed, prefer_wait, priority_urgency, sane_request_id, to_upstream, values
+from proxy.core.http import Answer, Fields, Request
+from proxy.core.model import SECOND, Client, Micros
+from proxy.core.policy import normalise
+from proxy.web import errors
+from proxy.web.incoming import Content, check_framing, origin_form
+from proxy.web.relay import CLOSED, KEPT, connection, has_begun, relay, write
+
+POSTMAN_HOSTS = frozenset({b"api.getpostman.com", b"api.postman.com", b"api.eu.postman.com"})
+"""The names under which clients know the Postman API."""
+
+_NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
+_MOST_TIMES = 4
+"""How often a request may pass a proxy of this name: a sidecar in front of a gateway is no loop."""
+_PROXY = b"keyturn"
+
+_log = logging.getLogger("keyturn")
+
+
+class Admission(Protocol):
+    """A caller known by its credential, and its request without that."""
+
+    @property
+    def client(self) -> Client:
+        """Who it is."""
+
+    @property
+    def fields(self) -> Fields:
+        """Its fields."""
+
+    @property
+    def target(self) -> bytes:
+        """Its path and query."""
+
+
+class Access(Protocol):
+    """Who may come in."""
+
+    def admit(self, fields: Fields, target: bytes) -> Admission:
+        """Know the caller, and take its credential off.
+
+        Raises:
+            Unauthenticated: no credential, or an unknown one.
+        """
+
+    async def accept(self, client: Client) -> None:
+        """Count a request of a client.
+
+        Raises:
+            TooMany: it is over its rate.
+        """
+
+
+class Gateway(Protocol):
+    """Who gets an answer."""
+
+    def handle(self, request: Request, journal: Journal) -> AbstractAsyncContextManager[Answer]:
+        """The answer, complete for the caller but for its framing; its body is read within the block."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSettings:
+    """What requests may be like: bytes of a body, waits in microseconds, lower-case authorities in absolute targets."""
+
+    max_body: int
+    max_wait: Micros
+    max_wait_ceiling: Micros
+    hosts: frozenset[bytes] = POSTMAN_HOSTS
+
+
+class Forward:
+    """The handler of the data listener; `settings` may be exchanged at any time."""
+
+    def __init__(
+        self,
+        access: Access,
+        gateway: Gateway,
+        observer: Observer,
+        settings: ForwardSettings,
+        *,
+        clock: Callable[[], Micros],
+        draining: Callable[[], bool],
+    ) -> None:
+        self.settings = settings
+        self._access = access
+        self._gateway = gateway
+        self._observer = observer
+        self._clock = clock
+        self._draining = draining
+
+    async def __call__(self, incoming: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; its journal is handed to the observer at its end, whatever that is."""
+        began = self._clock()
+        journal = Journal(method=incoming.method)
+        try:
+            return await self._forward(incoming, journal)
+        except ConnectionError:
+            return _cut(incoming)
+        except Refusal as refusal:
+            return self._refuse(incoming, refusal, journal)
+        except Exception:  # noqa: BLE001  # a request's bug must not end the connection without an answer
+            _log.exception("unexpected error in request %s", journal.id)
+            return self._refuse(incoming, _unexpected(), journal)
+        finally:
+            journal.total = self._clock() - began
+            self._observer.observe(journal)
+
+    async def _forward(self, incoming: web.BaseRequest, journal: Journal) -> web.StreamResponse:
+        request = await self._read(incoming, journal)
+        try:
+            async with self._gateway.handle(request, journal) as answer:
+                journal.code = answer.status
+                began = self._clock()
+                try:
+                    sent = await relay(incoming, answer, journal, close=self._must_close(incoming))
+                finally:
+                    journal.streamed = self._clock() - began
+            journal.outcome = "forwarded"
+            return sent
+        finally:
+            if isinstance(request.body, Content):
+                journal.received = request.body.received
+
+    async def _read(self, incoming: web.BaseRequest, journal: Journal) -> Request:
+        """The request as it goes on.
+
+        Raises:
+            Refusal: it does not go on.
+        """
+        fields = incoming.raw_headers
+        present = names(fields)
+        journal.id = _request_id(fields) if b"x-request-id" in present else uuid4().hex
+        if self._draining():
+            raise ShuttingDown
+        target = self._target(incoming)
+        journal.path = target.partition(b"?")[0].decode("ascii", "backslashreplace")
+        if b"via" in present and passed(fields, _PROXY) >= _MOST_TIMES:
+            raise LoopDetected("This request comes round again and again: `upstream.url` leads back here.")
+        admission = self._access.admit(fields, target)
+        client = admission.client
+        journal.client = client.name
+        journal.pool = client.pool
+        path = normalise(admission.target)
+        _judge(client, incoming.method, path, pins=b"keyturn-key" in present)
+        body = Content.of(incoming, self.settings.max_body)
+        await self._access.accept(client)
+        urgency = priority_urgency(fields) if b"priority" in present else None
+        return Request(
+            id=journal.id,
+            client=client,
+            method=incoming.method,
+            target=admission.target,
+            path=path,
+            fields=to_upstream(admission.fields),
+            body=body,
+            urgency=client.urgency if urgency is None else max(client.urgency, urgency),
+            wait=self._wait(fields) if b"prefer" in present else self._wait(()),
+            pinned=_pinned(fields) if b"keyturn-key" in present else None,
+        )
+
+    def _target(self, incoming: web.BaseRequest) -> bytes:
+        if incoming.method in _NOT_FORWARDED:
+            raise MethodNotAllowed(f"{incoming.method} is not forwarded. Ask for a resource of the Postman API.")
+        check_framing(incoming)
+        return origin_form(incoming, self.settings.hosts)
+
+    def _wait(self, fields: Fields) -> Micros:
+        asked = prefer_wait(fields)
+        wait = self.settings.max_wait if asked is None else asked * SECOND
+        return min(wait, self.settings.max_wait_ceiling)
+
+    def _must_close(self, incoming: web.BaseRequest) -> bool:
+        """Whether the connection ends with this answer.
+
+        The rest of a body that nobody reads any more would stand before the next request; behind an `Upgrade` that was
+        not taken up the parser does not go on.
+        """
+        unread = not incoming.content.is_eof()
+        return not incoming.keep_alive or unread or "Upgrade" in incoming.headers or self._draining()
+
+    def _refuse(self, incoming: web.BaseRequest, refusal: Refusal, journal: Journal) -> web.StreamResponse:
+        journal.outcome = "failed" if isinstance(refusal, UpstreamError) else "refused"
+        journal.reason = refusal.reason
+        if has_begun(incoming):
+            return _cut(incoming)
+        journal.code = refusal.status
+        close = refusal.close or self._must_close(incoming)
+        answer = errors.answer(refusal, journal, incoming.raw_headers, connection(incoming, close=close))
+        try:
+            write(incoming, answer)
+        except ConnectionError:
+            journal.outcome = "gone"
+        return CLOSED if close else KEPT
+
+
+def _judge(client: Client, method: str, path: str | None, *, pins: bool) -> None:
+    """See that the client may do this.
+
+    Raises:
+        Forbidden: its rules say otherwise.
+    """
+    if not client.may(method, path):
+        raise Forbidden(
+            f"The rules of client {client.name} (`allow`) do not let it {method} {path or 'a path like this one'}. "
+            "Ask whoever runs this proxy for a rule that does."
+        )
+    if pins and not client.pin:
+        raise Forbidden(
+            f"Client {client.name} may not choose a key (`pin` is not set). Leave the field `Keyturn-Key` out."
+        )
+
+
+def _request_id(fields: Fields) -> str:
+    given = values(fields, b"x-request-id")[0]
+    return given.decode("ascii") if sane_request_id(given) else uuid4().hex
+
+
+def _pinned(fields: Fields) -> str:
+    return values(fields, b"keyturn-key")[0].decode("utf-8", "replace")
+
+
+def _cut(incoming: web.BaseRequest) -> web.StreamResponse:
+    """End the connection so that the caller sees that its answer is not whole."""
+    if incoming.transport is not None:
+        incoming.transport.abort()
+    return CLOSED
+
+
+def _unexpected() -> Refusal:
+    return Refusal("Something unexpected happened in this proxy; its log says what, under the request's id.")

@@ -1,0 +1,141 @@
+"""A caller's request as it is read: what its framing and its target must be like, and its body as a stream."""
+
+import re
+from collections.abc import AsyncIterator, Collection
+
+from aiohttp import web
+from aiohttp.hdrs import CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING
+from aiohttp.http import HttpVersion10, HttpVersion11
+from aiohttp.streams import EMPTY_PAYLOAD
+
+from proxy.core.errors import BadRequest, Misdirected, TooLarge
+
+_ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
+_DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def check_framing(incoming: web.BaseRequest) -> None:
+    """Refuse what the parser lets through and what others read in another way (RFC 9112, sections 2.3 and 6.1).
+
+    The parser itself refuses a `Content-Length` beside a `Transfer-Encoding`, repeated or malformed ones, codings
+    behind `chunked`, no or several `Host`.
+
+    Raises:
+        BadRequest: the end of the message, or its target, cannot be trusted.
+    """
+    version = incoming.version
+    if version not in (HttpVersion11, HttpVersion10):
+        raise BadRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+    if TRANSFER_ENCODING in incoming.headers:
+        if version == HttpVersion10:
+            raise BadRequest("HTTP/1.0 has no Transfer-Encoding: send a Content-Length.")
+        if incoming.headers[TRANSFER_ENCODING].lower() != "chunked":
+            raise BadRequest("The only transfer coding known here is chunked.")
+    if "#" in incoming.raw_path:
+        raise BadRequest("A request target has no fragment: encode # as %23, or leave it out.")
+
+
+def origin_form(incoming: web.BaseRequest, hosts: Collection[bytes]) -> bytes:
+    """Path and query, byte for byte (RFC 9112, section 3.2); `*` as it is.
+
+    An absolute target must name one of `hosts` (lower-case authorities), or the address at which it arrived.
+
+    Raises:
+        Misdirected: it names another.
+    """
+    target = incoming.raw_path.encode("utf-8", "surrogateescape")
+    if target.startswith(b"/") or target == b"*":
+        return target
+    found = _ABSOLUTE.fullmatch(target)
+    if found is None:
+        raise BadRequest("The request target is neither a path nor an http or https URL.")
+    authority = found[2].lower()
+    if authority.removesuffix(_DEFAULT_PORTS[found[1].lower()]) not in hosts and authority not in _own(incoming):
+        host = authority.rpartition(b"@")[2].decode("ascii", "replace")
+        raise Misdirected(f"This proxy stands for the Postman API, not for {host}. Do not use it for others.")
+    return found[3] if found[3].startswith(b"/") else b"/" + found[3]
+
+
+def _own(incoming: web.BaseRequest) -> tuple[bytes, ...]:
+    """What the listener that the request arrived at is called."""
+    address = incoming.get_extra_info("sockname")
+    if not isinstance(address, tuple):
+        return ()
+    host, port = address[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{shown}:{port}".encode(), f"localhost:{port}".encode()
+
+
+class Content:
+    """A request's body as it comes in: counted, and refused beyond `most` bytes.
+
+    To a caller that waits for a sign before it sends (`Expect: 100-continue`, RFC 9110, section 10.1.1) the first
+    reading is that sign. Other expectations are ignored, which the RFC leaves to us.
+    """
+
+    __slots__ = ("_awaited", "_incoming", "_most", "length", "received")
+
+    def __init__(self, incoming: web.BaseRequest, length: int | None, most: int) -> None:
+        self._incoming = incoming
+        self._most = most
+        self._awaited = incoming.headers.get(EXPECT, "").lower() == "100-continue" and incoming.version == HttpVersion11
+        self.length: int | None = length
+        self.received: int = 0
+        """Bytes read so far."""
+
+    @classmethod
+    def of(cls, incoming: web.BaseRequest, most: int) -> "Content | None":
+        """The body, `None` when there is none.
+
+        Raises:
+            TooLarge: its announced length is over `most`.
+        """
+        if incoming.content is EMPTY_PAYLOAD:
+            return None
+        length = incoming.headers.get(CONTENT_LENGTH)
+        if length is not None and int(length) > most:
+            raise _too_large(most)
+        return cls(incoming, int(length) if length is not None else None, most)
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes as they arrive.
+
+        Raises:
+            TooLarge: there are more than `most`.
+            BadRequest: they are not framed as announced.
+            ConnectionError: the caller broke off.
+        """
+        return self
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        stream = self._incoming.content
+        if self._awaited:
+            self._awaited = False
+            self._go_on()
+        try:
+            data = await stream.readany()
+        except web.RequestPayloadError as error:
+            raise BadRequest("The body is not framed as its head announces.") from error
+        except RuntimeError as error:
+            raise ConnectionResetError("the caller broke off") from error
+        if not data:
+            raise StopAsyncIteration
+        self.received += len(data)
+        if self.received > self._most:
+            raise _too_large(self._most)
+        return data
+
+    def _go_on(self) -> None:
+        transport = self._incoming.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the caller broke off")
+        if not self._incoming.content.total_bytes:
+            transport.write(_CONTINUE)
+
+
+def _too_large(most: int) -> TooLarge:
+    return TooLarge(f"The body of a request has at most {most} bytes here (`upstream.max_body`). Send less at a time.")

@@ -1,0 +1,167 @@
+"""Writing to the caller: an upstream's answer as it comes in, byte for byte, or an answer of our own.
+
+aiohttp's `StreamResponse` would re-encode fields, add some, and build a dictionary for each answer. Instead the bytes
+go to the transport, and the server is handed a response that has been sent already: `KEPT` or `CLOSED`.
+"""
+
+import asyncio
+
+from aiohttp import web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import HttpVersion11
+
+from proxy.core.errors import Broken
+from proxy.core.events import Journal
+from proxy.core.http import Answer
+
+_FRAMING = frozenset({
+    b"connection", b"keep-alive", b"proxy-connection", b"trailer", b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+"""Fields about a connection: those of the upstream's end at this proxy."""
+_NOTED = _FRAMING | {b"content-length", b"date"}
+_WITHOUT_BODY = frozenset({204, 304})
+
+
+class Sent(web.StreamResponse):
+    """A response that is on its way; the server has nothing left to do but to keep the connection or to close it."""
+
+    _eof_sent = True
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keep_alive
+
+
+KEPT = Sent(keep_alive=True)
+CLOSED = Sent(keep_alive=False)
+
+
+def connection(incoming: web.BaseRequest, *, close: bool) -> bytes:
+    """The value of `Connection` to answer with (RFC 9112, section 9.3), empty where none is needed."""
+    if close:
+        return b"close"
+    return b"" if incoming.version == HttpVersion11 else b"keep-alive"
+
+
+def has_begun(incoming: web.BaseRequest) -> bool:
+    """Whether a byte of an answer to this request has been written."""
+    return incoming.writer.output_size > 0
+
+
+def write(incoming: web.BaseRequest, data: bytes) -> None:
+    """Hand bytes of the answer to the caller's transport.
+
+    Raises:
+        ConnectionResetError: the caller has gone.
+    """
+    transport = incoming.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the caller has gone")
+    incoming.writer.output_size += len(data)
+    transport.write(data)
+
+
+async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, close: bool) -> web.StreamResponse:
+    """Write an upstream's answer, its body as it comes; `close` ends the connection afterwards.
+
+    Memory stays flat: nothing more is read from the upstream while the caller's buffer is full.
+
+    Raises:
+        Broken: the upstream broke its answer off; if `has_begun`, the caller's connection must not end properly.
+        ConnectionError: the caller has gone.
+    """
+    framing = _Framing(incoming, answer, close=close)
+    outlet = _Outlet(incoming, framing.head)
+    try:
+        if framing.without_body:
+            outlet.write(b"")
+            await answer.body.discard()
+        else:
+            await _copy(answer, framing, outlet, journal)
+    except BaseException:
+        outlet.drop()
+        answer.body.abort()
+        raise
+    return CLOSED if framing.close else KEPT
+
+
+async def _copy(answer: Answer, framing: "_Framing", outlet: "_Outlet", journal: Journal) -> None:
+    left = framing.length
+    while data := await answer.body.read():
+        journal.sent += len(data)
+        if left is not None:
+            left -= len(data)
+            if left < 0:
+                break
+        outlet.write(b"%x\r\n%b\r\n" % (len(data), data) if framing.chunked else data)
+        await outlet.drain()
+    if left:
+        raise Broken("The upstream's answer has not the length that its head announces.")
+    outlet.write(b"0\r\n\r\n" if framing.chunked else b"")
+
+
+class _Framing:
+    """How the caller learns where the answer ends (RFC 9112, section 6.3), and the head that says so."""
+
+    __slots__ = ("chunked", "close", "head", "length", "without_body")
+
+    def __init__(self, incoming: web.BaseRequest, answer: Answer, *, close: bool) -> None:
+        lines = [b"HTTP/1.1 %d %b" % (answer.status, answer.reason)]
+        length: int | None = None
+        dated = False
+        for field in answer.fields:
+            if (name := field[0].lower()) in _NOTED:
+                if name in _FRAMING:
+                    continue
+                if name == b"date":
+                    dated = True
+                else:
+                    length = int(field[1])
+            lines.append(b": ".join(field))
+        if not dated:
+            lines.append(b"Date: " + rfc822_formatted_time().encode("ascii"))
+        self.without_body: bool = answer.status in _WITHOUT_BODY or incoming.method == "HEAD"
+        unframed = length is None and not self.without_body
+        self.chunked: bool = unframed and incoming.version == HttpVersion11
+        self.close: bool = close or (unframed and not self.chunked)
+        self.length: int | None = length
+        if self.chunked:
+            lines.append(b"Transfer-Encoding: chunked")
+        if keeping := connection(incoming, close=self.close):
+            lines.append(b"Connection: " + keeping)
+        lines.append(b"\r\n")
+        self.head: bytes = b"\r\n".join(lines)
+
+
+class _Outlet:
+    """Writes the head together with what is there in the same turn of the event loop, and otherwise at its end."""
+
+    __slots__ = ("_flush", "_head", "_incoming")
+
+    def __init__(self, incoming: web.BaseRequest, head: bytes) -> None:
+        self._incoming = incoming
+        self._head = head
+        self._flush = asyncio.get_running_loop().call_soon(self._write_head)
+
+    def _write_head(self) -> None:
+        transport = self._incoming.transport
+        if self._head and transport is not None and not transport.is_closing():
+            head, self._head = self._head, b""
+            write(self._incoming, head)
+
+    def write(self, data: bytes) -> None:
+        """Write data, behind the head."""
+        if self._head:
+            self._flush.cancel()
+            data, self._head = self._head + data, b""
+        if data:
+            write(self._incoming, data)
+
+    def drop(self) -> None:
+        """Write nothing more, not even the head."""
+        self._flush.cancel()
+
+    async def drain(self) -> None:
+        """Wait while the caller's buffer is full."""
+        if self._incoming.protocol.writing_paused:
+            await self._incoming.writer.drain()

@@ -1,0 +1,104 @@
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from proxy.core import errors
+from proxy.core.errors import (
+    Broken,
+    ConfigError,
+    KeyturnError,
+    Problem,
+    Refusal,
+    ShuttingDown,
+    TimedOut,
+    TooMany,
+    Unreachable,
+)
+
+INTERFACE = {
+    "BadRequest": (400, "badRequest"),
+    "Unauthenticated": (401, "AuthenticationError"),
+    "Forbidden": (403, "forbiddenError"),
+    "TooLarge": (413, "requestTooLarge"),
+    "Misdirected": (421, "misdirectedRequest"),
+    "TooMany": (429, "rateLimitError"),
+    "NoKey": (503, "noKeyAvailable"),
+    "StoreLost": (503, "storeUnavailable"),
+    "ShuttingDown": (503, "shuttingDown"),
+    "UpstreamError": (502, "upstreamUnreachable"),
+    "Unreachable": (502, "upstreamUnreachable"),
+    "Broken": (502, "upstreamUnreachable"),
+    "TimedOut": (504, "upstreamTimeout"),
+}
+
+REGISTERED = {
+    "destination_not_found", "destination_unavailable", "connection_terminated", "connection_read_timeout",
+    "http_request_error", "http_request_denied", "proxy_internal_error",
+}  # fmt: skip
+"""Those of RFC 9209, section 2.3, that are in use here."""
+
+
+def tree(root: type[Refusal]) -> Iterator[type[Refusal]]:
+    """Every kind of refusal below another."""
+    for kind in root.__subclasses__():
+        yield kind
+        yield from tree(kind)
+
+
+KINDS = list(tree(Refusal))
+
+
+def made(kind: type[Refusal]) -> Refusal:
+    """One of that kind."""
+    if kind is TooMany:
+        return TooMany("text", reason="deadline", retry_after=3)
+    return ShuttingDown() if kind is ShuttingDown else kind("text")
+
+
+def test_every_refusal_answers_as_the_interface_says() -> None:
+    """Status and name, nothing left out and nothing made up."""
+    assert {kind.__name__: (kind.status, kind.name) for kind in KINDS} == INTERFACE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_refusal_carries_what_the_edge_needs(kind: type[Refusal]) -> None:
+    """A reason that can be a label, a registered proxy error, and a message."""
+    refusal = made(kind)
+    assert re.fullmatch(r"[a-z_]+", refusal.reason)
+    assert refusal.reason != Refusal.reason
+    assert refusal.proxy_error in REGISTERED
+    assert str(refusal) == refusal.message
+    assert isinstance(refusal, KeyturnError)
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    """Who reads the module's head sees every error, with its status and name."""
+    drawn = errors.__doc__ or ""
+    for kind in KINDS:
+        assert re.search(rf"── {kind.__name__}\b", drawn)
+        if kind.__name__ != "UpstreamError":
+            assert re.search(rf"── {kind.__name__} +{kind.status} {kind.name}\b", drawn)
+
+
+def test_who_may_have_sent_bytes_says_so() -> None:
+    """Law 10: only what never had a connection was surely not sent; such a try may be repeated if that makes sense."""
+    assert Broken("").written
+    assert TimedOut("").written
+    assert not Unreachable("").written
+    assert Unreachable("").transient
+    assert not Unreachable("", transient=False).transient
+
+
+def test_too_many_has_a_cause_and_a_time() -> None:
+    """One class, three causes."""
+    refusal = TooMany("text", reason="queue_full", retry_after=7)
+    assert (refusal.reason, refusal.retry_after) == ("queue_full", 7)
+
+
+def test_a_configuration_error_lists_every_problem() -> None:
+    """Each with its path, in a line of its own."""
+    problems = (Problem("clients[2].weight", "write a whole number"), Problem("", "the file is empty"))
+    error = ConfigError(problems)
+    assert str(error) == "clients[2].weight: write a whole number\nthe file is empty"
+    assert error.problems == problems

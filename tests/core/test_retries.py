@@ -1,0 +1,70 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.model import SECOND
+from proxy.core.retries import FLOOR, WINDOW, RetryBudget
+
+STEPS = st.lists(st.tuples(st.integers(0, 3 * SECOND), st.booleans()), max_size=200)
+
+
+@given(st.floats(0.01, 2), STEPS)
+def test_retries_stay_within_their_share_of_the_last_seconds(ratio: float, steps: list[tuple[int, bool]]) -> None:
+    """At every retry, those of the last ten seconds are at most the ratio of their requests, or the floor."""
+    budget = RetryBudget(ratio)
+    requests: list[int] = []
+    retries: list[int] = []
+    now = 0
+    for pause, retry in steps:
+        now += pause
+        if not retry:
+            budget.request(now)
+            requests.append(now)
+            continue
+        begin = (now // SECOND - WINDOW // SECOND + 1) * SECOND
+        came = sum(instant >= begin for instant in requests)
+        went = sum(instant >= begin for instant in retries)
+        allowed = budget.retry(now)
+        assert allowed == (went + 1 <= max(FLOOR, ratio * came + 1e-9))
+        if allowed:
+            retries.append(now)
+
+
+def test_few_requests_have_a_floor() -> None:
+    """One request alone may be tried again, and not for ever."""
+    budget = RetryBudget(0.2)
+    budget.request(0)
+    assert [budget.retry(0) for _ in range(FLOOR + 1)] == [True] * FLOOR + [False]
+
+
+def test_the_share_is_whole() -> None:
+    """0.2 of 24 requests are 4 retries, 0.2 of 25 are 5."""
+    for requests, retries in ((24, 4), (25, 5)):
+        budget = RetryBudget(0.2)
+        for _ in range(requests):
+            budget.request(0)
+        assert sum(budget.retry(0) for _ in range(100)) == retries
+
+
+def test_what_has_left_the_window_counts_no_more() -> None:
+    """Old requests allow nothing, and old retries use up nothing."""
+    budget = RetryBudget(0.5)
+    for _ in range(20):
+        budget.request(0)
+    assert sum(budget.retry(9 * SECOND) for _ in range(100)) == 10
+    assert sum(budget.retry(10 * SECOND) for _ in range(100)) == 0
+    assert sum(budget.retry(19 * SECOND) for _ in range(100)) == FLOOR
+
+
+def test_zero_allows_none() -> None:
+    """Whoever sets the budget to 0 wants no retry at all."""
+    budget = RetryBudget(0)
+    budget.request(0)
+    assert not budget.retry(0)
+
+
+def test_the_cost_does_not_depend_on_the_traffic() -> None:
+    """Ten slots are all that is kept."""
+    budget = RetryBudget(0.1)
+    for now in range(0, 100 * SECOND, SECOND // 50):
+        budget.request(now)
+    assert len(budget._slots) == WINDOW // SECOND

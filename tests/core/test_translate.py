@@ -1,0 +1,147 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.exchange import Budget
+from proxy.core.http import Fields
+from proxy.core.model import MILLISECOND, SECOND, Limit
+from proxy.core.policy import Rule
+from proxy.core.translate import Standing, Story, server_timing, to_caller, whole_seconds
+
+WALL = 1_624_391_484 * SECOND + 300_000
+STORY = Story("r-1", "team-a", 1_250_000, 56_789)
+MINUTE = Limit(60, 60 * SECOND)
+BURST = Limit(10, 2500 * MILLISECOND, (Rule.parse("GET /collections"),))
+NO_LIMITS = Standing((), WALL)
+
+UPSTREAM: Fields = (
+    (b"Date", b"Tue, 22 Jun 2021 19:51:24 GMT"),
+    (b"Set-Cookie", b"a=1"),
+    (b"X-RateLimit-Limit", b"60"),
+    (b"Set-Cookie", b"b=2"),
+    (b"x-ratelimit-REMAINING", b"59"),
+    (b"X-RateLimit-Reset", b"1624391544"),
+    (b"X-RateLimit-RetryAfter", b"3"),
+    (b"X-RateLimit-Remaining-Month", b"912"),
+    (b"RateLimit", b"limit=60, remaining=59, reset=60"),
+    (b"RateLimit-Policy", b"60;w=60"),
+    (b"ratelimit-limit", b"60"),
+    (b"Via", b"1.1 nginx"),
+    (b"X-Request-Id", b"theirs"),
+    (b"Keyturn-Key", b"forged"),
+    (b"ETag", b'W/"17b-x"'),
+)
+
+
+def standing(*limits: tuple[Limit, Budget]) -> Standing:
+    """What is left of those limits."""
+    return Standing(limits, WALL)
+
+
+def of(fields: Fields, name: bytes) -> list[bytes]:
+    """All values of a field."""
+    return [value for field, value in fields if field.lower() == name.lower()]
+
+
+def test_the_upstreams_fields_stay_in_their_order_and_ours_follow() -> None:
+    """Byte for byte, repetitions too; what speaks for a single key goes, however it is spelt."""
+    assert to_caller(UPSTREAM, STORY, NO_LIMITS, None) == (
+        (b"Date", b"Tue, 22 Jun 2021 19:51:24 GMT"),
+        (b"Set-Cookie", b"a=1"),
+        (b"Set-Cookie", b"b=2"),
+        (b"Via", b"1.1 nginx"),
+        (b"ETag", b'W/"17b-x"'),
+        (b"Via", b"1.1 keyturn"),
+        (b"X-Request-Id", b"r-1"),
+        (b"Keyturn-Key", b"team-a"),
+        (b"Server-Timing", b"queue;dur=1250.0, upstream;dur=56.8"),
+    )
+
+
+WAITS: Fields = ((b"Retry-After", b"Tue, 22 Jun 2021 19:52:24 GMT"), (b"RetryAfter", b"60"), (b"retry-after", b"61"))
+
+
+def test_one_retry_after_replaces_every_form_of_a_wait() -> None:
+    """A caller that reads the first, the last or another spelling sees the same."""
+    fields = to_caller((*WAITS, *UPSTREAM), STORY, NO_LIMITS, 61)
+    assert [(name, value) for name, value in fields if b"after" in name.lower()] == [(b"Retry-After", b"61")]
+
+
+def test_without_a_wait_of_ours_the_upstreams_stays() -> None:
+    """`Retry-After` on a 202 or a 301 tells of something else than a limit."""
+    assert to_caller(WAITS, STORY, NO_LIMITS, None)[:3] == WAITS
+
+
+def test_the_rate_fields_speak_for_the_pool() -> None:
+    """Size, what is left, and when the next comes, in both families; the reset in epoch seconds, rounded up."""
+    fields = to_caller(UPSTREAM, STORY, standing((MINUTE, Budget(180, 17, 31_200_000))), None)
+    assert fields[-5:] == (
+        (b"X-RateLimit-Limit", b"180"),
+        (b"X-RateLimit-Remaining", b"17"),
+        (b"X-RateLimit-Reset", b"1624391516"),
+        (b"RateLimit-Policy", b'"60/60s";q=180;w=60'),
+        (b"RateLimit", b'"60/60s";r=17;t=32'),
+    )
+    assert len(of(fields, b"X-RateLimit-Limit")) == len(of(fields, b"RateLimit")) == 1
+
+
+def test_of_several_limits_all_are_listed_and_the_tightest_is_shown_alone() -> None:
+    """`X-RateLimit-*` has room for one: the one with fewest left, of equals the one that waits longest."""
+    fields = to_caller((), STORY, standing((MINUTE, Budget(60, 4, 9)), (BURST, Budget(10, 3, SECOND))), None)
+    assert of(fields, b"X-RateLimit-Limit") == [b"10"]
+    assert of(fields, b"RateLimit-Policy") == [b'"60/60s";q=60;w=60, "10/2500ms";q=10;w=3']
+    assert of(fields, b"RateLimit") == [b'"60/60s";r=4;t=1, "10/2500ms";r=3;t=1']
+    fields = to_caller((), STORY, standing((BURST, Budget(10, 0, SECOND)), (MINUTE, Budget(60, 0, 9 * SECOND))), None)
+    assert of(fields, b"X-RateLimit-Limit") == [b"60"]
+    assert of(fields, b"X-RateLimit-Reset") == [b"1624391494"]
+
+
+def test_nothing_left_is_never_less_than_nothing() -> None:
+    """The draft knows no negative numbers."""
+    fields = to_caller((), STORY, standing((MINUTE, Budget(60, -2, -5))), None)
+    assert of(fields, b"X-RateLimit-Remaining") == [b"0"]
+    assert of(fields, b"RateLimit") == [b'"60/60s";r=0;t=0']
+
+
+def test_a_changed_limit_shows_at_once() -> None:
+    """What is kept between answers depends on all that it is made of."""
+    for size in (60, 120):
+        fields = to_caller((), STORY, standing((MINUTE, Budget(size, 1, 0))), None)
+        assert of(fields, b"RateLimit-Policy") == [b'"60/60s";q=%d;w=60' % size]
+
+
+ITEM = rb'"[ !#-\[\]-~]+"(;[a-z]+=\d{1,15})+'
+
+
+@given(st.lists(st.tuples(st.integers(1, 999), st.integers(1, 10**9), st.integers(-5, 999), st.integers(-5, 10**12))))
+def test_the_rate_fields_are_structured_lists(rows: list[tuple[int, int, int, int]]) -> None:
+    """Strings with whole, non-negative parameters, as the draft wants them (RFC 9651)."""
+    limits = [(Limit(size, window), Budget(size, hand, returns)) for size, window, hand, returns in rows]
+    fields = to_caller((), STORY, Standing(limits, WALL), None)
+    for name in (b"RateLimit", b"RateLimit-Policy"):
+        for value in of(fields, name):
+            assert re.fullmatch(ITEM + rb"(, " + ITEM + rb")*", value)
+            assert value.count(b", ") == len(rows) - 1
+            assert b";w=0" not in value
+
+
+@given(st.lists(st.tuples(st.binary(max_size=12), st.binary(max_size=12)), max_size=12), st.none() | st.integers(0, 99))
+def test_nothing_but_the_names_in_question_is_touched(
+    fields: list[tuple[bytes, bytes]], retry_after: int | None
+) -> None:
+    """Whatever else an upstream sends reaches the caller first, and in order."""
+    kept = to_caller(tuple(fields), STORY, NO_LIMITS, retry_after)
+    assert kept[: len(fields)] == tuple(fields)
+
+
+@pytest.mark.parametrize(("micros", "seconds"), [(-1, 0), (0, 0), (1, 1), (SECOND, 1), (SECOND + 1, 2)])
+def test_whole_seconds_are_rounded_up(micros: int, seconds: int) -> None:
+    """Who waits as long as told does not come early."""
+    assert whole_seconds(micros) == seconds
+
+
+def test_server_timing_is_in_milliseconds() -> None:
+    """As the specification of Server-Timing has it."""
+    assert server_timing(0, 1_234_567) == b"queue;dur=0.0, upstream;dur=1234.6"

@@ -1,0 +1,250 @@
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+import trustme
+
+from proxy.core.errors import Broken, StartError, Unreachable
+from proxy.core.model import MILLISECOND
+from proxy.tasks import spawn
+from proxy.upstream import Upstream, UpstreamSettings
+from proxy.upstream.connections import check_aiohttp
+from tests.upstream.origin import (
+    KEY,
+    OK,
+    a_request,
+    answering,
+    closed_by_peer,
+    idle,
+    in_use,
+    opened,
+    origin,
+    sent,
+    whole,
+)
+
+
+def tls_of(authority: trustme.CA, name: str) -> ssl.SSLContext:
+    """A server's side of TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    """Somebody who issues certificates."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def bundle(authority: trustme.CA, tmp_path: Path) -> Path:
+    """The authority's own certificate."""
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+async def test_connections_are_kept_alive() -> None:
+    """Requests one after another go over one connection."""
+    async with origin(answering(OK, OK, OK)) as url, opened(url) as upstream:
+        for _ in range(3):
+            assert await whole(await sent(upstream)) == b"ok"
+            assert (idle(upstream), in_use(upstream)) == (1, 0)
+
+
+async def test_the_authority_is_that_of_the_url() -> None:
+    """Host and port as they stand in `Host`; the scheme's own port is left out."""
+    for url, authority in [
+        ("https://api.getpostman.com", "api.getpostman.com"),
+        ("https://api.getpostman.com:443/", "api.getpostman.com"),
+        ("http://127.0.0.1:8081", "127.0.0.1:8081"),
+        ("http://[::1]:8081", "[::1]:8081"),
+    ]:
+        assert Upstream(UpstreamSettings(url)).authority == authority
+
+
+async def test_an_unused_connection_goes_back() -> None:
+    """A lease that came too late costs no connection."""
+    async with origin(answering(OK)) as url, opened(url) as upstream:
+        wire = await upstream.connect()
+        assert in_use(upstream) == 1
+        wire.put_back()
+        assert not wire.started
+        assert (idle(upstream), in_use(upstream)) == (1, 0)
+        assert await whole(await sent(upstream)) == b"ok"
+
+
+async def test_tls_is_verified(authority: trustme.CA, bundle: Path) -> None:
+    """A certificate of an extra CA is accepted when it is for the upstream's name."""
+    async with origin(answering(OK), tls_of(authority, "localhost")) as url, opened(url, ca=bundle) as upstream:
+        assert await whole(await sent(upstream)) == b"ok"
+
+
+async def test_a_certificate_of_nobody_known_is_refused(authority: trustme.CA) -> None:
+    """Without the extra CA there is no connection, and no use in trying again."""
+    async with origin(answering(OK), tls_of(authority, "localhost")) as url, opened(url) as upstream:
+        with pytest.raises(Unreachable, match=r"certificate of localhost:.* refused: .*upstream.ca") as caught:
+            await upstream.connect()
+        assert not caught.value.transient
+
+
+async def test_a_certificate_of_another_host_is_refused(authority: trustme.CA, bundle: Path) -> None:
+    """A valid certificate for another name is none for this one."""
+    async with origin(answering(OK), tls_of(authority, "other.example")) as url, opened(url, ca=bundle) as upstream:
+        with pytest.raises(Unreachable, match=r"certificate of localhost:.* refused") as caught:
+            await upstream.connect()
+        assert not caught.value.transient
+
+
+async def test_nobody_listens() -> None:
+    """A refused connection is worth another try; nothing was sent."""
+    async with origin(answering(OK)) as url:
+        pass
+    async with opened(url) as upstream:
+        with pytest.raises(Unreachable, match=r"No connection to 127.0.0.1") as caught:
+            await upstream.connect()
+        assert caught.value.transient
+        assert not caught.value.written
+
+
+async def test_a_name_that_nobody_has() -> None:
+    """A host that does not resolve is worth another try."""
+    async with opened("http://nowhere.invalid") as upstream:
+        with pytest.raises(Unreachable, match=r"No connection to nowhere.invalid"):
+            await upstream.connect()
+
+
+async def test_connecting_takes_no_longer_than_allowed() -> None:
+    """Waiting for a free connection counts as connecting."""
+    async with (
+        origin(answering(OK)) as url,
+        opened(url, max_connections=1, connect_timeout=20 * MILLISECOND) as upstream,
+    ):
+        wire = await upstream.connect()
+        with pytest.raises(Unreachable, match=r"within 0.02 s") as caught:
+            await upstream.connect()
+        assert caught.value.transient
+        wire.put_back()
+
+
+async def test_places_are_passed_on() -> None:
+    """When a connection is free again the next in line gets it, also when the one before it left that very moment."""
+    async with origin(answering(OK, OK)) as url, opened(url, max_connections=1) as upstream:
+        wire = await upstream.connect()
+        async with asyncio.TaskGroup() as group:
+            leaving = group.create_task(upstream.connect())
+            staying = group.create_task(sent(upstream))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            wire.put_back()
+            leaving.cancel()
+            assert await whole(await staying) == b"ok"
+
+
+async def test_a_caller_that_leaves_while_connecting_leaves_nothing() -> None:
+    """A cancelled attempt, over TCP or in its TLS handshake, holds no place."""
+    begun = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        begun.set()
+        await reader.read()
+
+    async with origin(silent) as url, opened(url.replace("http:", "https:")) as upstream:
+        async with asyncio.TaskGroup() as group:
+            attempt = group.create_task(upstream.connect())
+            await begun.wait()
+            assert in_use(upstream) == 1
+            attempt.cancel()
+        assert (idle(upstream), in_use(upstream)) == (0, 0)
+
+
+async def test_a_connection_that_died_while_idle_is_not_used() -> None:
+    """A kept connection that the upstream has closed is replaced by a new one."""
+    async with origin(answering(OK, close=True)) as url, opened(url) as upstream:
+        for _ in range(3):
+            assert await whole(await sent(upstream)) == b"ok"
+            await closed_by_peer(upstream)
+
+
+async def test_what_comes_unasked_is_not_taken_for_an_answer() -> None:
+    """A connection on which the upstream spoke while it was idle is closed."""
+    spoken = asyncio.Event()
+
+    async def chatty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        if not spoken.is_set():
+            writer.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 5\r\n\r\nwrong")
+            await writer.drain()
+            spoken.set()
+        await reader.read()
+
+    async with origin(chatty) as url, opened(url) as upstream:
+        assert await whole(await sent(upstream)) == b"ok"
+        await spoken.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        answer = await sent(upstream)
+        assert (answer.status, await whole(answer)) == (200, b"ok")
+
+
+async def test_a_connection_closed_under_a_lease_was_not_written_to() -> None:
+    """A connection that dies between connecting and sending is `Unreachable`, so that the lease counts as unsent."""
+    closing = asyncio.Event()
+
+    async def impatient(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        await closing.wait()
+
+    async with origin(impatient) as url, opened(url) as upstream:
+        wire = await upstream.connect()
+        closing.set()
+        assert wire._protocol.closed is not None
+        await wire._protocol.closed
+        with pytest.raises(Unreachable) as caught:
+            await wire.send(a_request(), KEY, (), body=None, on_written=lambda: None)
+        assert not wire.started
+        assert not caught.value.written
+
+
+async def test_closing_ends_what_is_under_way() -> None:
+    """Whoever waits for an answer, or reads one, learns that the upstream's connections are closed."""
+    async with origin(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")) as url:
+        upstream = Upstream(UpstreamSettings(url))
+        await upstream.open()
+        answer = await sent(upstream)
+        assert await answer.body.read() == b"part"
+        reading = spawn(answer.body.read(), name="reading", owner=set())
+        await asyncio.sleep(0)
+        await upstream.close()
+        with pytest.raises(Broken):
+            await reading
+        with pytest.raises(Unreachable):
+            await upstream.connect()
+    await Upstream(UpstreamSettings(url)).close()
+
+
+async def test_certificates_must_be_readable(tmp_path: Path) -> None:
+    """A CA file that is missing or none stops the start with its name."""
+    (tmp_path / "none.pem").write_text("no certificate")
+    for name in ("missing.pem", "none.pem"):
+        with pytest.raises(StartError, match=name):
+            await Upstream(UpstreamSettings("https://localhost", tmp_path / name)).open()
+
+
+@pytest.mark.parametrize("version", ["3.14.4", "3.15.0", "3.15", "4.0.0a1", "3.9.9"])
+def test_only_the_known_aiohttp_is_used(version: str) -> None:
+    """What this room knows of aiohttp's insides holds for the versions that it was written for."""
+    check_aiohttp("3.14.5")
+    check_aiohttp("3.14.12")
+    check_aiohttp()
+    with pytest.raises(StartError, match="install aiohttp"):
+        check_aiohttp(version)
+
+
+def test_the_parsers_are_those_in_c() -> None:
+    """The parsers in Python are slower and more lenient."""
+    with pytest.raises(StartError, match="C extensions"):
+        check_aiohttp(parsers=(int,))
