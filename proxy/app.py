@@ -4,6 +4,7 @@ No room keeps a copy of the configuration: each gets its part here, so that a re
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -196,12 +197,19 @@ async def serve_until_told(app: App, announce: Callable[[str], None]) -> int:
     told, again = asyncio.Event(), asyncio.Event()
     with _signals(lambda: again.set() if told.is_set() else told.set()):
         await app.start()
+        _settle_memory()
         try:
             announce(f"ready data={','.join(app.data_addresses)} admin={','.join(app.admin_addresses)}")
             await told.wait()
             return await _drain_unless(app, again)
         finally:
             await app.stop()
+
+
+def _settle_memory() -> None:
+    """Leave what was made at start out of every later garbage collection: it stays for good."""
+    gc.collect()
+    gc.freeze()
 
 
 async def until_told() -> None:

@@ -12,8 +12,7 @@ and the retry budget allows it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import uniform
 from typing import Protocol
@@ -77,12 +76,45 @@ class _Passage:
     attempts: int = 0
     back: bool = False
     """Whether it has been at the head of its lane already."""
+    lease: Lease | None = None
+    """The lease in hand; it is ended exactly once."""
     refused: Answer | None = None
     """The last 429 that it met: its answer, should no turn come in time."""
+
+    def end_lease(self) -> None:
+        """Settle what is not settled, and let the lease go."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.close()
 
     @property
     def replayable(self) -> bool:
         return self.body is None or self.body.replayable
+
+
+class _Handled:
+    """The block in which an answer is read: its lease and its body end with it, however it is left."""
+
+    __slots__ = ("_answer", "_dispatch", "_gateway", "_passage")
+
+    def __init__(self, gateway: "Gateway", dispatch: Dispatch, passage: _Passage) -> None:
+        self._gateway = gateway
+        self._dispatch = dispatch
+        self._passage = passage
+        self._answer: Answer | None = None
+
+    async def __aenter__(self) -> Answer:
+        try:
+            self._answer = await self._gateway.answer(self._dispatch, self._passage)
+        except BaseException:
+            self._passage.end_lease()
+            raise
+        return self._answer
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._answer is not None:
+            self._answer.body.abort()
+        self._passage.end_lease()
 
 
 class _Late(Exception):
@@ -110,34 +142,29 @@ class Gateway:
         self._clock = clock
         self._wall = wall
 
-    @asynccontextmanager
-    async def handle(self, request: Request, journal: Journal) -> AsyncIterator[Answer]:
+    def handle(self, request: Request, journal: Journal) -> "_Handled":
         """The answer for the caller, its body still to be read; the lease ends with the block.
 
         Raises:
             Refusal: the proxy answers itself.
         """
         dispatch = self._dispatches[request.client.pool]
-        passage = self._passage(request, journal, dispatch.pool)
         self._budget.request(self._clock())
-        with ExitStack() as stack:
-            answer = await self._answer(dispatch, passage, stack)
-            stack.callback(answer.body.abort)
-            yield answer
+        return _Handled(self, dispatch, self._passage(request, journal, dispatch.pool))
 
-    async def _answer(self, dispatch: Dispatch, passage: _Passage, stack: ExitStack) -> Answer:
-        """Try under one lease after another until there is an answer; the stack holds the lease that it came under."""
+    async def answer(self, dispatch: Dispatch, passage: "_Passage") -> Answer:
+        """Try under one lease after another until there is an answer; the passage holds the lease it came under."""
         while True:
             try:
-                lease = stack.enter_context(await self._lease(dispatch, passage))
+                passage.lease = await self._lease(dispatch, passage)
             except TooMany as refusal:
                 if passage.refused is None:
                     raise
                 return self._dress(dispatch, passage, passage.refused, refusal.retry_after)
-            answer = await self._try(dispatch, lease, passage)
+            answer = await self._try(dispatch, passage.lease, passage)
             if answer is not None:
                 return answer
-            stack.close()
+            passage.end_lease()
 
     def _passage(self, request: Request, journal: Journal, pool: Pool) -> _Passage:
         kind = Kind(pool.limits_on(request.method, request.path))
@@ -243,7 +270,7 @@ class Gateway:
         limits = dispatch.pool.limits
         budgets = [(limits[i], dispatch.budgets[i]) for i in passage.ticket.kind.limits]
         fields = to_caller(answer.fields, story, Standing(budgets, self._wall()), retry_after)
-        return replace(answer, fields=fields)
+        return Answer(answer.status, answer.reason, fields, answer.body)
 
 
 class _Held:

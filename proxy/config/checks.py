@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.config.fields import is_name, is_visible
 from proxy.config.problems import did_you_mean, path_of
-from proxy.config.sources import VARIABLE, KeyFiles, why_unreadable
+from proxy.config.sources import VARIABLE, KeyFiles, unreadable, why_unreadable
 from proxy.config.tree import Node
 from proxy.config.units import format_duration
 from proxy.core.errors import Problem
@@ -73,7 +74,7 @@ def _files_can_be_read(subject: Subject) -> Iterator[Problem]:
         path = node.path(subject.base)
         reason = why_unreadable(path) if path else None
         if reason:
-            yield node.problem(f"{path} cannot be read: {reason}")
+            yield node.problem(unreadable(node, subject.base, reason))
 
 
 def _waits_fit(subject: Subject) -> Iterator[Problem]:
@@ -120,7 +121,7 @@ def _all_secrets(subject: Subject) -> Iterator[tuple[Secret, Node]]:
     for _, pool in subject.root["pools"].entries():
         for key in pool["keys"].items():
             path = key["secret_file"].path(subject.base)
-            if key["secret"].text:
+            if key["secret"].text and is_visible(key["secret"].text):
                 yield Secret(key["secret"].text), key["secret"]
             elif path in subject.keys.secrets:
                 yield subject.keys.secrets[path], key["secret_file"]
@@ -169,10 +170,11 @@ def _tokens_differ(subject: Subject) -> Iterator[Problem]:
 
 
 def _digests(client: Node) -> Iterator[tuple[Node, str]]:
-    if client["token"].text:
-        yield client["token"], Secret(client["token"].text).digest()
-    if client["token_sha256"].text:
-        yield client["token_sha256"], client["token_sha256"].text.lower()
+    token, digest = client["token"], client["token_sha256"]
+    if token.text and is_visible(token.text):
+        yield token, Secret(token.text).digest()
+    if digest.text:
+        yield digest, digest.text.lower()
 
 
 def _clients_have_credentials(subject: Subject) -> Iterator[Problem]:
@@ -195,7 +197,7 @@ def _callers_have_pools(subject: Subject) -> Iterator[Problem]:
         callers.append(subject.root["anonymous"])
     for caller in callers:
         name = caller["pool"].text or "default"
-        if names and name not in names:
+        if names and name not in names and is_name(name):
             guess = did_you_mean(name, names) or f"; there are: {', '.join(names)}"
             yield caller["pool"].problem(f"there is no pool `{name}`{guess}")
 

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     PlainValidator,
     ValidationInfo,
@@ -152,10 +153,14 @@ def _not_boolean(value: Any) -> Any:
 
 
 def _from_base(value: Path, info: ValidationInfo) -> Path:
-    if not value.name:
+    if not value.name or "\0" in str(value):
         raise ValueError("write the path of a file")
     base = (info.context or {}).get(BASE)
     return base / value if base else value
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
 
 
 def _one_or_many(value: Any) -> Any:
@@ -188,6 +193,7 @@ ListenerText = Annotated[
 ]
 Listeners = Annotated[
     tuple[ListenerText, ...],
+    Field(min_length=1),
     BeforeValidator(_one_or_many),
     WithJsonSchema(
         {
@@ -213,7 +219,7 @@ StoreUrlText = Annotated[
 UpstreamUrl = Annotated[
     str, PlainValidator(parse_upstream_url), WithJsonSchema({"type": "string", "pattern": r"^https?://[^/@?#]+/?$"})
 ]
-FilePath = Annotated[Path, AfterValidator(_from_base)]
+FilePath = Annotated[Path, BeforeValidator(_stripped), AfterValidator(_from_base)]
 Number = BeforeValidator(_not_boolean)
 """Beside `int` or `float`: `true` is no number."""
 

@@ -66,7 +66,7 @@ class KeyFiles:
             entries = sorted(folder.iterdir())
             files = [path for path in entries if not path.name.startswith(".") and not path.is_dir()]
         except OSError as error:
-            self.problems.append(node.problem(f"{folder} cannot be read: {error.strerror}"))
+            self.problems.append(node.problem(unreadable(node, self.base, error.strerror)))
             return
         self.listed[folder] = tuple(path for path in files if self._is_key(path, node))
 
@@ -84,9 +84,9 @@ class KeyFiles:
         try:
             self.secrets[path] = read_secret(path)
         except OSError as error:
-            self.problems.append(node.problem(f"{path} cannot be read: {error.strerror}"))
+            self.problems.append(node.problem(unreadable(node, self.base, error.strerror)))
         except ValueError as error:
-            self.problems.append(node.problem(f"{path} {error}"))
+            self.problems.append(node.problem(f"the file {error}"))
         return path in self.secrets
 
 
@@ -104,6 +104,12 @@ def read_secret(path: Path) -> Secret:
     if not is_visible(text):
         raise ValueError("holds more than one word of visible ASCII characters: write only the secret into it")
     return Secret(text)
+
+
+def unreadable(node: Node, base: Path, reason: str | None) -> str:
+    """Say that a file cannot be read, without its name: a secret may stand in its place."""
+    start = "" if (node.text or "").startswith("/") else f" (a relative path starts from {base.absolute()})"
+    return f"the file cannot be read: {reason}{start}"
 
 
 def why_unreadable(path: Path) -> str | None:

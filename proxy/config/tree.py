@@ -48,7 +48,7 @@ class Node:
 
     def path(self, base: Path) -> Path | None:
         """The file that it names, seen from a folder."""
-        return base / self.text if self.text else None
+        return base / self.text if self.text and "\0" not in self.text else None
 
     def duration(self, default: str) -> Micros | None:
         """The duration in microseconds, `None` when it is none."""

@@ -100,9 +100,13 @@ class Lease:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """The exchange that it was for is over; what is not settled is settled as lost."""
         self.lost()
         self._office.ended(self)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"<Lease {self.id} on {self.key.name}{' settled' if self._settled else ''}>"

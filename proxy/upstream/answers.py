@@ -83,8 +83,10 @@ class Stream:
             await self._wire.close()
             raise
         if self._until_close and self._wire.reset:
+            broken = Broken("The upstream broke its answer off.")
+            self._payload.set_exception(broken)
             await self._wire.close()
-            raise Broken("The upstream broke its answer off.")
+            raise broken
         self._ended = True
         await self._wire.end()
         return data

@@ -20,6 +20,7 @@ INTERFACE = {
     "BadRequest": (400, "badRequest"),
     "Unauthenticated": (401, "AuthenticationError"),
     "Forbidden": (403, "forbiddenError"),
+    "MethodNotAllowed": (405, "methodNotAllowed"),
     "TooLarge": (413, "requestTooLarge"),
     "Misdirected": (421, "misdirectedRequest"),
     "TooMany": (429, "rateLimitError"),
@@ -27,16 +28,47 @@ INTERFACE = {
     "StoreLost": (503, "storeUnavailable"),
     "ShuttingDown": (503, "shuttingDown"),
     "UpstreamError": (502, "upstreamUnreachable"),
+    "LoopDetected": (502, "loopDetected"),
     "Unreachable": (502, "upstreamUnreachable"),
     "Broken": (502, "upstreamUnreachable"),
     "TimedOut": (504, "upstreamTimeout"),
 }
 
 REGISTERED = {
-    "destination_not_found", "destination_unavailable", "connection_terminated", "connection_read_timeout",
-    "http_request_error", "http_request_denied", "proxy_internal_error",
-}  # fmt: skip
-"""Those of RFC 9209, section 2.3, that are in use here."""
+    "dns_timeout",
+    "dns_error",
+    "destination_not_found",
+    "destination_unavailable",
+    "destination_ip_prohibited",
+    "destination_ip_unroutable",
+    "connection_refused",
+    "connection_terminated",
+    "connection_timeout",
+    "connection_read_timeout",
+    "connection_write_timeout",
+    "connection_limit_reached",
+    "tls_protocol_error",
+    "tls_certificate_error",
+    "tls_alert_received",
+    "http_request_error",
+    "http_request_denied",
+    "http_response_incomplete",
+    "http_response_header_section_size",
+    "http_response_header_size",
+    "http_response_body_size",
+    "http_response_trailer_section_size",
+    "http_response_trailer_size",
+    "http_response_transfer_coding",
+    "http_response_content_coding",
+    "http_response_timeout",
+    "http_upgrade_failed",
+    "http_protocol_error",
+    "proxy_internal_response",
+    "proxy_internal_error",
+    "proxy_configuration_error",
+    "proxy_loop_detected",
+}
+"""The error types of RFC 9209, section 2.3."""
 
 
 def tree(root: type[Refusal]) -> Iterator[type[Refusal]]:

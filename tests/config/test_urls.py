@@ -1,0 +1,116 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.config.urls import parse_store_url, parse_upstream_url
+
+PASSWORD = "pa5ecret"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.getpostman.com",
+        "https://api.eu.postman.com:8443",
+        "http://127.0.0.1:8081",
+        "http://[::1]:8081",
+        "http://localhost",
+    ],
+)
+def test_the_upstream_is_a_scheme_a_host_and_a_port(url: str) -> None:
+    """Over https; http leads to this machine only. A closing slash is left out."""
+    assert parse_upstream_url(url) == url
+    assert parse_upstream_url(f"{url}/") == url
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://api.getpostman.com", "https only"),
+        ("http://127.0.0.1.example.com", "https only"),
+        ("https://api.getpostman.com/v1", "no path"),
+        ("https://api.getpostman.com?x=1", "no path"),
+        ("https://api.getpostman.com/#x", "no path"),
+        (f"https://me:{PASSWORD}@api.getpostman.com", "user name"),
+        ("api.getpostman.com", "write `https://`"),
+        ("ftp://api.getpostman.com", "write `https://`"),
+        ("https://", "write `https://`"),
+        ("https://a b", "write `https://`"),
+        ("https://host:port", "write `https://`"),
+        ("https://[::1", "write `https://`"),
+        ("https://a\nb", "write `https://`"),
+        (5, "write `https://`"),
+    ],
+)
+def test_another_upstream_is_refused(url: object, message: str) -> None:
+    """Keys are never sent in the clear, and what the URL holds is not shown."""
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_upstream_url(url)
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("memory://", "memory://"),
+        ("redis://localhost", "redis://localhost"),
+        ("redis://[::1]:6379/2", "redis://[::1]:6379/2"),
+        (f"redis://:{PASSWORD}@h:6379/0", "redis://:…@h:6379/0"),
+        (f"rediss://me:{PASSWORD}@h/0?timeout=1", "rediss://me:…@h/0?timeout=1"),
+        (f"redis://{PASSWORD}@h", "redis://…@h"),
+        (f"redis://h?password={PASSWORD}&db=1", "redis://h?password=…&db=1"),
+        (f"unix:///run/redis.sock?db=0&password={PASSWORD}", "unix:///run/redis.sock?db=0&password=…"),
+        (f"redis+sentinel://:{PASSWORD}@a:1,b:2/main/0", "redis+sentinel://:…@a:1,b:2/main/0"),
+        (f"redis+cluster://:{PASSWORD}@a:1,b:2", "redis+cluster://:…@a:1,b:2"),
+    ],
+)
+def test_a_store_is_shown_without_its_password(url: str, shown: str) -> None:
+    """Only `reveal` gives the whole."""
+    store = parse_store_url(url)
+    assert store.shown == str(store) == shown
+    assert store.reveal() == url
+    assert store.has_password == (PASSWORD in url)
+    assert PASSWORD not in repr(store)
+    assert parse_store_url(store) is store
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "redis",
+        f"postgres://me:{PASSWORD}@h",
+        f"memory://{PASSWORD}",
+        "redis://",
+        f"redis://:{PASSWORD}@",
+        f"redis://:{PASSWORD}/x@h",
+        f"redis://:{PASSWORD}#x@h",
+        f"redis://u:12/{PASSWORD}@h",
+        "redis://h/zero",
+        "redis://h:port",
+        "unix://",
+        "unix://h/path",
+        "redis+sentinel://a:1,b:2",
+        "redis+sentinel://a:1,,b:2/main",
+        "redis+cluster://a:1/0",
+        "redis://h\n",
+        7,
+    ],
+)
+def test_another_store_is_refused(url: object) -> None:
+    """The message says what to write and shows nothing of the value."""
+    with pytest.raises(ValueError) as caught:
+        parse_store_url(url)
+    assert "://" in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+@given(st.text(st.characters(codec="ascii"), max_size=12), st.sampled_from(["redis", "redis+sentinel", "unix", "x"]))
+def test_no_password_shows(noise: str, scheme: str) -> None:
+    """Whatever stands around it, a password is either masked or the URL is refused without it."""
+    url = f"{scheme}://u{noise}:{PASSWORD}@h/s"
+    try:
+        shown = str(parse_store_url(url))
+    except ValueError as error:
+        shown = str(error)
+    assert PASSWORD not in shown

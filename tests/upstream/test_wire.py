@@ -1,0 +1,232 @@
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from aiohttp.client_proto import ResponseHandler
+
+from proxy.core.errors import Broken, TimedOut
+from proxy.core.model import MILLISECOND
+from proxy.tasks import finish, spawn
+from proxy.upstream import Upstream
+from tests.upstream.origin import (
+    KEY,
+    OK,
+    Chunks,
+    a_request,
+    answering,
+    idle,
+    in_use,
+    opened,
+    origin,
+    reset,
+    sent,
+    whole,
+)
+
+
+async def test_an_answer_comes_as_it_was_sent() -> None:
+    """Status, reason and fields are the upstream's own bytes, in order and with repetitions, but for the hop-by-hop."""
+    head = (
+        b"HTTP/1.1 299 Sehr sch\xf6n\r\nX-b: 1 \xff\r\nSet-Cookie: a\r\nx-B: 2\r\nSet-Cookie: b\r\n"
+        b"Connection: keep-alive, X-Gone\r\nX-Gone: 1\r\nContent-Length: 2\r\n\r\n"
+    )
+    async with origin(answering(head + b"ok")) as url, opened(url) as upstream:
+        answer = await sent(upstream)
+        assert (answer.status, answer.reason) == (299, b"Sehr sch\xf6n")
+        assert answer.fields == (
+            (b"X-b", b"1 \xff"),
+            (b"Set-Cookie", b"a"),
+            (b"x-B", b"2"),
+            (b"Set-Cookie", b"b"),
+            (b"Content-Length", b"2"),
+        )
+        assert await whole(answer) == b"ok"
+
+
+async def test_the_head_is_written_before_anything_is_awaited() -> None:
+    """A lease is used the moment that `send` is called; a request without a body is then written in full."""
+    async with origin(answering(OK)) as url, opened(url) as upstream:
+        wire = await upstream.connect()
+        written: list[int] = []
+        sending = wire.send(a_request(), KEY, (), body=None, on_written=lambda: written.append(1))
+        assert not written
+        sending.send(None)
+        assert wire.started
+        assert written == [1]
+        sending.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "head"),
+    [
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"),
+        ("HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("GET", b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\nContent-Length: 500\r\n\r\n'),
+        ("DELETE", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        ("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    ],
+)
+async def test_answers_without_a_body_return_their_connection_at_once(method: str, head: bytes) -> None:
+    """HEAD, 204 and 304 have no body whatever they announce."""
+    async with origin(answering(head, OK)) as url, opened(url) as upstream:
+        answer = await sent(upstream, a_request(method))
+        assert (idle(upstream), in_use(upstream)) == (1, 0)
+        assert await answer.body.read() == b""
+        assert await whole(await sent(upstream)) == b"ok"
+
+
+async def test_interim_answers_are_skipped() -> None:
+    """100, 102 and 103 are not the answer."""
+    interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    async with (
+        origin(answering(interim + OK, interim)) as url,
+        opened(url, response_timeout=5 * MILLISECOND) as upstream,
+    ):
+        assert await whole(await sent(upstream)) == b"ok"
+        with pytest.raises(TimedOut):
+            await sent(upstream)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 200 O",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/1.1 099 What\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+    ],
+)
+async def test_what_is_no_answer_is_broken(answer: bytes) -> None:
+    """A connection that closes before a whole head, or says what is not HTTP/1.1, has broken after bytes went out."""
+    async with origin(answering(answer, close=True)) as url, opened(url) as upstream:
+        with pytest.raises(Broken) as caught:
+            await sent(upstream)
+        assert caught.value.written
+        assert "gzip" not in caught.value.message
+        assert (idle(upstream), in_use(upstream)) == (0, 0)
+
+
+async def test_a_reset_is_broken() -> None:
+    """A connection that is reset has broken."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        reset(writer)
+
+    async with origin(script) as url, opened(url) as upstream:
+        with pytest.raises(Broken):
+            await sent(upstream)
+
+
+async def test_long_fields_are_read() -> None:
+    """An answer may have many fields, and long ones."""
+    many = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 200) for number in range(400))
+    head = b"HTTP/1.1 200 OK\r\n" + many + b"X: " + b"y" * 60_000 + b"\r\nContent-Length: 2\r\n\r\nok"
+    async with origin(answering(head)) as url, opened(url) as upstream:
+        answer = await sent(upstream)
+        assert len(answer.fields) == 402
+        assert await whole(answer) == b"ok"
+
+
+async def test_an_answer_must_begin_in_time() -> None:
+    """Without a head in time the request has timed out, and its connection is closed."""
+    async with origin(answering(b"")) as url, opened(url, response_timeout=MILLISECOND) as upstream:
+        with pytest.raises(TimedOut):
+            await sent(upstream)
+        assert (idle(upstream), in_use(upstream)) == (0, 0)
+
+
+async def test_a_kept_connection_that_dies_under_a_request_is_broken() -> None:
+    """The request may have been processed, so it is not sent again from here: one lease, one transmission (law 10)."""
+    requests = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        for answer in (OK, b""):
+            await reader.readuntil(b"\r\n\r\n")
+            requests += 1
+            writer.write(answer)
+
+    async with origin(script) as url, opened(url) as upstream:
+        assert await whole(await sent(upstream)) == b"ok"
+        with pytest.raises(Broken):
+            await sent(upstream)
+        assert requests == 2
+
+
+async def test_a_key_that_cannot_be_sent_costs_the_connection_only() -> None:
+    """When the head cannot be written nothing is."""
+    async with origin(answering(OK)) as url, opened(url) as upstream:
+        wire = await upstream.connect()
+        bad = a_request()
+        with pytest.raises(ValueError, match="line break"):
+            await wire.send(bad, type(KEY)("a\r\nb"), (), body=None, on_written=lambda: None)
+        assert not wire.started
+        assert in_use(upstream) == 0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop turn until something is so."""
+    for _ in range(100_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to be so")
+
+
+def writing_paused(upstream: Upstream) -> bool:
+    """Whether an upload waits for its connection."""
+    assert upstream._connector is not None
+    return any(isinstance(kept, ResponseHandler) and kept.writing_paused for kept in upstream._connector._acquired)
+
+
+@pytest.mark.parametrize("body", [None, Chunks(b"x", b"y", length=2, wait=(1, asyncio.Event()))], ids=["none", "some"])
+async def test_a_caller_that_leaves_while_waiting_leaves_nothing(body: Chunks | None) -> None:
+    """Cancelling while the head is awaited closes the connection and ends the upload."""
+    async with origin(answering(b"")) as url, opened(url) as upstream:
+        tasks: set[asyncio.Task[object]] = set()
+        sending = spawn(sent(upstream, a_request("POST"), body), name="sending", owner=tasks)
+        await until(lambda: in_use(upstream) == 1 and (body is None or bool(upstream._uploads)))
+        await asyncio.sleep(0)
+        await finish(tasks)
+        assert sending.cancelled()
+        assert not upstream._uploads
+        assert (idle(upstream), in_use(upstream)) == (0, 0)
+
+
+async def test_a_caller_that_leaves_while_writing_leaves_nothing() -> None:
+    """Cancelling while the upstream does not take the body any more ends the upload and closes the connection."""
+    endless = Chunks(*[bytes(2**16)] * 1000, length=1000 * 2**16)
+
+    never = asyncio.Event()
+
+    async def deaf(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        await never.wait()
+
+    async with origin(deaf) as url, opened(url) as upstream:
+        tasks: set[asyncio.Task[object]] = set()
+        spawn(sent(upstream, a_request("PUT"), endless), name="sending", owner=tasks)
+        await until(lambda: writing_paused(upstream))
+        await finish(tasks)
+        assert not upstream._uploads
+        assert (idle(upstream), in_use(upstream)) == (0, 0)
+    assert 0 < endless._position < 200
+
+
+async def test_a_caller_that_leaves_while_reading_leaves_nothing() -> None:
+    """Cancelling while the body is awaited closes the connection."""
+    async with origin(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")) as url, opened(url) as upstream:
+        answer = await sent(upstream)
+        assert await answer.body.read() == b"part"
+        tasks: set[asyncio.Task[object]] = set()
+        spawn(answer.body.read(), name="reading", owner=tasks)
+        await asyncio.sleep(0)
+        await finish(tasks)
+        assert (idle(upstream), in_use(upstream)) == (0, 0)
