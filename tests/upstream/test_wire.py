@@ -2,7 +2,6 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from aiohttp.client_proto import ResponseHandler
 
 from proxy.core.errors import Broken, TimedOut
 from proxy.core.model import MILLISECOND
@@ -184,7 +183,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def writing_paused(upstream: Upstream) -> bool:
     """Whether an upload waits for its connection."""
     assert upstream._connector is not None
-    return any(isinstance(kept, ResponseHandler) and kept.writing_paused for kept in upstream._connector._acquired)
+    return any(getattr(kept, "writing_paused", False) for kept in upstream._connector._acquired)
 
 
 @pytest.mark.parametrize("body", [None, Chunks(b"x", b"y", length=2, wait=(1, asyncio.Event()))], ids=["none", "some"])

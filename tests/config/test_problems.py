@@ -1,0 +1,107 @@
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from proxy.config.problems import Loc, did_you_mean, path_of, problems_of
+
+
+class Inner(BaseModel):
+    """A section."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    weight: int = Field(default=1, ge=1, le=10)
+    kind: Literal["one", "two"] = "one"
+    part: bool = False
+    share: float = Field(default=0.5, gt=0, lt=1)
+    name: str = Field(default="x", min_length=1, max_length=3)
+
+
+class Outer(BaseModel):
+    """A document."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inner: Inner = Inner()
+    many: tuple[Inner, ...] = ()
+    named: Mapping[str, Inner] = {}
+    either: int | bool | None = None
+    needed: int
+
+
+@pytest.mark.parametrize(
+    ("loc", "path"),
+    [
+        ((), ""),
+        (("clients", 2, "weight"), "clients[2].weight"),
+        (("pools", "default", "keys", 0, "secret"), "pools.default.keys[0].secret"),
+        (("pools", "a.b", "guard"), 'pools["a.b"].guard'),
+        (("headers", "X" * 40), 'headers["…"]'),
+        (("a b",), '["…"]'),
+        ((0,), "[0]"),
+    ],
+)
+def test_a_place_is_written_as_a_path(loc: Loc, path: str) -> None:
+    """An overlong name is not shown: it may be a secret in the wrong place."""
+    assert path_of(loc) == path
+
+
+def test_a_near_miss_is_named() -> None:
+    """A far one is not."""
+    assert did_you_mean("wieght", ["weight", "urgency"]) == "; did you mean `weight`?"
+    assert did_you_mean("colour", ["weight", "urgency"]) == ""
+
+
+def found(document: Any) -> dict[str, str]:
+    """The problems of a document, by path."""
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate(document)
+    return {problem.path: problem.message for problem in problems_of(caught.value, Outer, document)}
+
+
+@pytest.mark.parametrize(
+    ("document", "path", "message"),
+    [
+        ({"inner": {"weight": "5ecret"}}, "inner.weight", "write a whole number"),
+        ({"inner": {"weight": 1.5}}, "inner.weight", "write a whole number"),
+        ({"inner": {"weight": 0}}, "inner.weight", "write a number of at least 1"),
+        ({"inner": {"weight": 11}}, "inner.weight", "write a number of at most 10"),
+        ({"inner": {"share": 0}}, "inner.share", "write a number above 0"),
+        ({"inner": {"share": 1}}, "inner.share", "write a number below 1"),
+        ({"inner": {"share": []}}, "inner.share", "write a number"),
+        ({"inner": {"kind": "5ecret"}}, "inner.kind", "write one of `one`, `two`"),
+        ({"inner": {"part": "5ecret"}}, "inner.part", "write `true` or `false`"),
+        ({"inner": {"name": 5}}, "inner.name", "write text, in quotes"),
+        ({"inner": {"name": ""}}, "inner.name", "at least 1"),
+        ({"inner": {"name": "5ecret"}}, "inner.name", "at most 3"),
+        ({"inner": {"wieght": 1}}, "inner.wieght", "unknown key; did you mean `weight`?"),
+        ({"named": {"a": {"wieght": 1}}}, "named.a.wieght", "unknown key; did you mean `weight`?"),
+        ({"named": {"many": {"wieght": 1}}}, "named.many.wieght", "unknown key; did you mean `weight`?"),
+        ({"many": [{}, {"colour": 1}]}, "many[1].colour", "unknown key; known here: weight, kind"),
+        ({"5ecret" * 10: 1}, '["…"]', "unknown key"),
+        ({"inner": "5ecret"}, "inner", "write a mapping"),
+        ({"named": ["5ecret"]}, "named", "write a mapping"),
+        ({"many": "5ecret"}, "many", "write a list"),
+        ({"many": ["5ecret"]}, "many[0]", "write a mapping"),
+        ({"either": "5ecret"}, "either", "write"),
+        ({}, "needed", "is missing"),
+    ],
+)
+def test_each_mistake_is_told_what_to_write(document: dict[str, Any], path: str, message: str) -> None:
+    """The path holds nothing but what stands in the document, the message no value."""
+    problems = found(document)
+    assert message in problems[path]
+    assert "5ecret" not in str(problems)
+
+
+def test_every_mistake_is_found_in_one_run() -> None:
+    """Nobody has to start over and over."""
+    assert set(found({"inner": {"weight": 0, "kind": 1}, "many": [{"part": 7}], "x": 1})) == {
+        "inner.weight",
+        "inner.kind",
+        "many[0].part",
+        "x",
+        "needed",
+    }

@@ -1,0 +1,197 @@
+"""The data listener on a free port, with everything behind it made up, and raw bytes in front of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from proxy.core.errors import Unauthenticated
+from proxy.core.events import Event, Journal
+from proxy.core.http import Answer, Fields, Request
+from proxy.core.model import SECOND, Client
+from proxy.web.forward import Forward, ForwardSettings
+from proxy.web.server import Listener
+
+
+class Parts:
+    """An answer's body of given parts; an exception among them is raised, an event is waited for."""
+
+    def __init__(self, *parts: bytes | Exception | asyncio.Event) -> None:
+        self.parts = list(parts)
+        self.read_to_the_end = self.aborted = self.discarded = False
+
+    async def read(self) -> bytes:
+        """The next part."""
+        while self.parts:
+            part = self.parts.pop(0)
+            if isinstance(part, Exception):
+                raise part
+            if isinstance(part, bytes):
+                return part
+            await part.wait()
+        self.read_to_the_end = True
+        return b""
+
+    async def discard(self) -> None:
+        """Remember it."""
+        self.discarded = True
+
+    def abort(self) -> None:
+        """Remember it."""
+        self.aborted = True
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A caller and its request without its credential."""
+
+    client: Client
+    fields: Fields
+    target: bytes
+
+
+@dataclass
+class Access:
+    """Knows one client by its `X-Api-Key: token`, or everybody."""
+
+    client: Client = field(default_factory=lambda: Client("ci", "team"))
+    required: bool = False
+    refusal: Exception | None = None
+
+    def admit(self, fields: Fields, target: bytes) -> Admission:
+        """Take the token off."""
+        rest = tuple(item for item in fields if item != (b"X-Api-Key", b"token"))
+        if self.required and rest == fields:
+            raise Unauthenticated("No credential. Send a token.")
+        return Admission(self.client, rest, target.replace(b"apikey=token&", b""))
+
+    async def accept(self, client: Client) -> None:
+        """Raise what the test asks for."""
+        assert client is self.client
+        if self.refusal:
+            raise self.refusal
+
+
+Reply = Callable[[Request], Awaitable[Answer]]
+
+
+def replying(answer: Answer) -> Reply:
+    """Read the body, then give this answer."""
+
+    async def reply(request: Request) -> Answer:
+        if request.body is not None:
+            async for _ in request.body.chunks():
+                pass
+        return answer
+
+    return reply
+
+
+def an_answer(*parts: bytes | Exception | asyncio.Event, status: int = 200, fields: Fields | None = None) -> Answer:
+    """An answer whose length is known when all of its body is."""
+    whole = b"".join(part for part in parts if isinstance(part, bytes))
+    return Answer(
+        status, b"Fine", ((b"Content-Length", b"%d" % len(whole)),) if fields is None else fields, Parts(*parts)
+    )
+
+
+@dataclass
+class Gateway:
+    """Answers as it is told, and remembers the requests."""
+
+    reply: Reply = field(default_factory=lambda: replying(an_answer(b"ok")))
+    requests: list[Request] = field(default_factory=list)
+    ended: int = 0
+
+    @asynccontextmanager
+    async def handle(self, request: Request, journal: Journal) -> AsyncIterator[Answer]:
+        """The answer, within the block."""
+        self.requests.append(request)
+        journal.key = "team-a"
+        try:
+            yield await self.reply(request)
+        finally:
+            self.ended += 1
+
+
+@dataclass
+class World:
+    """A listener and what is around it."""
+
+    access: Access = field(default_factory=Access)
+    gateway: Gateway = field(default_factory=Gateway)
+    journals: list[Event] = field(default_factory=list)
+    now: int = 0
+    draining: bool = False
+    observed: asyncio.Event = field(default_factory=asyncio.Event)
+    bind: tuple[str, ...] = ("127.0.0.1:0",)
+    forward: Forward = field(init=False)
+    listener: Listener = field(init=False)
+
+    def observe(self, event: Event) -> None:
+        """Keep the event."""
+        self.journals.append(event)
+        self.observed.set()
+
+    def tick(self) -> int:
+        """A clock that goes on by a millisecond with every look."""
+        self.now += 1000
+        return self.now
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["World"]:
+        """Serve."""
+        settings = ForwardSettings(max_body=1000, max_wait=30 * SECOND, max_wait_ceiling=300 * SECOND)
+        self.forward = Forward(
+            self.access, self.gateway, self, settings, clock=self.tick, draining=lambda: self.draining
+        )
+        self.listener = Listener(self.forward, self.bind)
+        await self.listener.start()
+        try:
+            yield self
+        finally:
+            await self.listener.stop(0.001)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.listener.addresses[0].rpartition(":")[2])
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to it."""
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def journal(self) -> Journal:
+        """The last request's journal, when it has come to its end."""
+        await self.observed.wait()
+        self.observed.clear()
+        journal = self.journals[-1]
+        assert isinstance(journal, Journal)
+        return journal
+
+    async def ask(self, *raw: bytes) -> bytes:
+        """Send bytes over a new connection, say that no more follow with `Connection: close`, and read to its end."""
+        reader, writer = await self.connect()
+        writer.writelines(raw)
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+def get(target: bytes = b"/me", *lines: bytes, method: bytes = b"GET", close: bool = True, body: bytes = b"") -> bytes:
+    """The bytes of a request."""
+    head = [method + b" " + target + b" HTTP/1.1", b"Host: proxy.example", *lines]
+    if close:
+        head.append(b"Connection: close")
+    return b"\r\n".join(head) + b"\r\n\r\n" + body
+
+
+def split(answer: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes]:
+    """Status line, fields and body."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    pairs = (line.partition(b": ") for line in lines)
+    return status, [(name, value) for name, _, value in pairs], body
