@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import click
 import typer
 import uvloop
 import yaml
@@ -58,21 +57,31 @@ def main() -> NoReturn:
     except KeyturnError as error:
         _complain(str(error))
         code = 1
-    except click.ClickException as error:
-        _complain(error.format_message())
+    except typer.TyperException as error:
+        if message := error.format_message():  # empty when the help has been shown already
+            _complain(message)
         code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except OSError as error:
+        _complain(f"{error.filename or 'this machine'}: {error.strerror or type(error).__name__}")
+        code = 1
+    except (KeyboardInterrupt, typer.Abort):
         code = 1
     sys.exit(code or 0)
 
 
-@commands.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _show_version(asked: bool) -> None:
+    if asked:
         print(f"keyturn {__version__}")
         raise typer.Exit
+
+
+@commands.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @commands.command()
@@ -135,7 +144,7 @@ def practice(
     try:
         seconds = config.parse_duration(window) / 1_000_000
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--window") from None
+        raise typer.BadParameter(str(error), param_hint="--window") from None
     settings = PracticeSettings(
         host=host, port=port, limit=limit, window=seconds, kind=kind, tls=tls, keys=tuple(key) if key else None
     )
@@ -151,10 +160,13 @@ async def _practice(api: PracticeApi, ca: Path | None) -> None:
 
 
 @commands.command(name="demo")
-def run_demo() -> int:
+def run_demo(
+    listen: Annotated[str, typer.Option(help="Where to call the proxy; port 0 lets the system choose.")] = demo.LISTEN,
+    admin: Annotated[str, typer.Option(help="Where its health and metrics are.")] = demo.ADMIN,
+) -> int:
     """See it work: a practice API over TLS, the proxy in front of it, and a trickle of three clients."""
     set_up_logs("warning", None)
-    return uvloop.run(demo.run(_say))
+    return uvloop.run(demo.run(_say, listen=listen, admin=admin))
 
 
 def _load(path: Path | None) -> Config:

@@ -16,6 +16,8 @@ from proxy.core.model import Secret
 from proxy.practice import PracticeApi, PracticeSettings
 from proxy.tasks import finish, spawn
 
+LISTEN, ADMIN = "127.0.0.1:8080", "127.0.0.1:9090"
+
 KEYS = {"team-a": "practice-key-a", "team-b": "practice-key-b"}
 LIMIT, WINDOW = 20, 20
 """Requests and seconds: short, so that there is something to see."""
@@ -26,7 +28,7 @@ CLIENTS = {"crawler": (2, 0.4), "portal": (1, 2.0), "pipeline": (1, 5.0)}
 PATHS = ("/me", "/workspaces", "/collections", "/environments")
 
 
-async def run(say: Callable[[str], None], *, listen: str = "127.0.0.1:8080", admin: str = "127.0.0.1:9090") -> int:
+async def run(say: Callable[[str], None], *, listen: str = LISTEN, admin: str = ADMIN) -> int:
     """Run the demo until SIGTERM or SIGINT; returns the exit code."""
     settings = PracticeSettings(limit=LIMIT, window=float(WINDOW), tls=True, keys=tuple(KEYS.values()))
     tasks: set[asyncio.Task[Any]] = set()

@@ -12,9 +12,8 @@ from proxy.core.http import Answer, Body, Fields, Request
 from proxy.core.model import SECOND, Client, Micros, Secret
 from proxy.gateway import Gateway, Retries
 from tests.core.worlds import limit, pool
-from tests.dispatch.test_room import virtual
 from tests.rooms import Room, room
-from tests.virtual import micros
+from tests.virtual import micros, task_of, virtual
 
 PLAIN_429 = b'{"error":{"name":"rateLimitError","message":"Rate Limit exceeded."}}'
 PLAN_429 = b'{"error":{"name":"serviceLimitExhausted","message":"Plan limit.","details":{"retryAfter":604800}}}'
@@ -38,6 +37,7 @@ class FakeBody:
 
 
 def answer(status: int = 200, body: bytes = b"{}", *fields: tuple[bytes, bytes]) -> Answer:
+    """An answer of the upstream."""
     return Answer(status, b"", fields, FakeBody([body]))
 
 
@@ -120,6 +120,7 @@ class Setting:
 async def setting(
     *script: Step, quotas: int = 2, requests: int = 3, retries: Retries | None = None
 ) -> AsyncIterator[Setting]:
+    """A gateway over a room and an upstream that plays the script; in the end everything is accounted for."""
     async with room(pool(quotas, limit(requests))) as it:
         upstream = FakeUpstream(list(script))
         gateway = Gateway(
@@ -336,7 +337,7 @@ def test_a_caller_may_leave_at_any_moment(moment: float) -> None:
                     while await got.body.read():
                         await asyncio.sleep(1)
 
-            task = asyncio.create_task(call())
+            task = task_of(call())
             await asyncio.sleep(moment)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -2,13 +2,14 @@
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import wraps
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  # chosen by the platform
+class _Selector(selectors.DefaultSelector):
     """Moves the loop's clock by what it was asked to wait."""
 
     loop: "VirtualLoop"
@@ -30,6 +31,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(selector)
 
     def time(self) -> float:
+        """The virtual time in seconds."""
         return self.now
 
     def micros(self) -> int:
@@ -46,3 +48,18 @@ def run(main: Coroutine[Any, Any, T], loop: VirtualLoop | None = None) -> T:
 def micros() -> int:
     """The running loop's time in microseconds."""
     return round(asyncio.get_running_loop().time() * 1_000_000)
+
+
+def task_of(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """A task whose owner is the test: it awaits or cancels it."""
+    return asyncio.get_running_loop().create_task(work)
+
+
+def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test on virtual time."""
+
+    @wraps(test)
+    def sync() -> None:
+        run(test())
+
+    return sync

@@ -20,7 +20,7 @@ MAX_NODES = 100_000
 
 _MERGE = "<<"
 _TAG = "tag:yaml.org,2002:"
-_QUOTED = re.compile(r"""(['"])(?!<)(?:(?!\1).){2,}\1""")
+_QUOTED = re.compile(r"""(['"])(.*?)\1""")
 
 
 class _Loader(yaml.SafeLoader):
@@ -160,9 +160,14 @@ def _describe(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.composer.ComposerError) and error.problem and "alias" in error.problem:
         reason = "an alias without its anchor: put a value that begins with `*` in quotes"
     elif isinstance(error, yaml.MarkedYAMLError):
-        reason = _QUOTED.sub("…", error.problem or error.context or "a mistake")
+        reason = _QUOTED.sub(_named, error.problem or error.context or "a mistake")
     else:
         reason = "a character that YAML does not allow"
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return f"{where}this is not YAML: {reason}"
+
+
+def _named(quoted: re.Match[str]) -> str:
+    """Keep the name of a kind of token, `'<block end>'`, and a single character."""
+    return quoted[0] if len(quoted[2]) == 1 or quoted[2].startswith("<") else "…"

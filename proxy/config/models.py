@@ -206,7 +206,7 @@ class CallerSettings(Settings):
 
 
 class AnonymousSettings(CallerSettings):
-    """Who callers are with `authentication: off`."""
+    """A caller without a known token, where none is required."""
 
     name: Name = "local"
     """Public: it stands in metrics and logs."""
@@ -226,7 +226,7 @@ class ClientSettings(CallerSettings):
 
 
 class LogSettings(Settings):
-    """What is logged, and how."""
+    """The log: from which severity on, and in which form."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe that is logged."""

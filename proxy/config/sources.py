@@ -16,7 +16,7 @@ MAX_SECRET_BYTES = 64 << 10
 
 def with_environment_keys(tree: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
     """Give the pool `default` the keys of `POSTMAN_API_KEYS` when it has neither `keys` nor `keys_dir`."""
-    pools = tree.get("pools") or {"default": {}}
+    pools = {"default": {}} if tree.get("pools") in (None, {}) else tree["pools"]
     if not isinstance(pools, dict) or "default" not in pools:
         return tree, []
     pool = {} if pools["default"] is None else pools["default"]

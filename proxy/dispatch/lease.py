@@ -38,8 +38,13 @@ class Ending:
 class Office(Protocol):
     """Where leases are settled."""
 
-    clock: Callable[[], Micros]
-    settle_bound: Micros
+    @property
+    def clock(self) -> Callable[[], Micros]:
+        """The store's or the process's monotonic clock, in microseconds."""
+
+    @property
+    def settle_bound(self) -> Micros:
+        """How long after it was written a request is surely counted."""
 
     def settle(self, ending: "Ending") -> None:
         """Take note of how a lease ended."""

@@ -36,8 +36,8 @@ class Section(Settings):
 
 def read(kind: Any, value: object, **context: object) -> Any:
     """A value of a kind."""
-    one: Any = create_model("One", __base__=Settings, value=(kind, ...))
-    return one.model_validate({"value": value}, context=context).value
+    one = create_model("One", __base__=Settings, value=(kind, ...))
+    return dict(one.model_validate({"value": value}, context=context))["value"]
 
 
 def refusal(kind: Any, value: object) -> str:

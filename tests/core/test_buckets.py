@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.exchange import USE_BY, Spent
+from proxy.core.exchange import USE_BY, Settlement, Spent
 from proxy.core.model import MILLISECOND, SECOND
 from tests.core.worlds import BOUND, World, check_conservation, lane, limit, pool, throttled, unsent
 
@@ -132,8 +132,7 @@ steps = st.lists(
 def test_never_over_and_nothing_lost_in_any_history(
     history: list[tuple[str, int, int]], quotas: int, size: int
 ) -> None:
-    """Law 1: wherever in its trip the upstream counts, no interval of a window holds more than the limit; and every
-    bucket holds at hand + in use + cooling = requests at any time."""
+    """Wherever in its trip the upstream counts, no window holds more than the limit, and no bucket loses a token."""
     both = (limit(size, 10 * SECOND), limit(size + 1, 25 * SECOND))
     world = World.of(pool(quotas, *both))
     counted: list[tuple[int, int, str]] = []
@@ -155,9 +154,8 @@ def test_never_over_and_nothing_lost_in_any_history(
         elif world.out:
             lease = sorted(world.out)[first % len(world.out)]
             grant = world.out[lease]
-            if what == "unsent":
-                settlement = unsent(grant)
-            else:
+            settlement: Settlement = unsent(grant)
+            if what != "unsent":
                 age = min(second * MILLISECOND if what == "spent" else 0, world.now - granted[lease])
                 counted.append((granted[lease], world.now - age, grant.quota))
                 settlement = Spent(lease, age) if what == "spent" else throttled(grant, second * MILLISECOND, 0)

@@ -44,7 +44,8 @@ def test_the_turns_of_one_client_are_exact(quotas: int, size: int, more: int, sp
     grants = world.ask(quotas * size + more).grants
     answer = world.call("r", *world.spend(*grants, age=-world.ledger.buckets.trip))
     told = [answer.turns[lane()].at(position) for position in range(world.waiting["r"][lane()])]
-    start, served = world.now, []
+    start = world.now
+    served: list[int] = []
     while len(served) < len(told):
         assert answer.again is not None
         world.pass_(answer.again)

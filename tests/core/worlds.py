@@ -12,15 +12,18 @@ BOUND = 10 * SECOND
 
 
 def limit(requests: int, window: Micros = 60 * SECOND, *match: str) -> Limit:
+    """A limit of so many requests in a window."""
     return Limit(requests, window, tuple(Rule.parse(text) for text in match))
 
 
 def pool(quotas: int = 1, *limits: Limit, guard: Micros = 100 * MILLISECOND) -> Pool:
+    """A pool of keys `k0`, `k1`, …, each a quota of its own; 60 a minute unless limits are given."""
     names = [f"k{number}" for number in range(quotas)]
     return Pool("default", tuple(Key(name, Secret(f"s-{name}"), name) for name in names), limits or (limit(60),), guard)
 
 
 def lane(client: str = "a", limits: tuple[int, ...] = (0,), pinned: str | None = None) -> Lane:
+    """A lane of a client under the first limit, or under those given."""
     return Lane(client, Kind(limits, pinned))
 
 
@@ -69,10 +72,12 @@ class World:
 
 
 def unsent(grant: Grant) -> Unsent:
+    """The settlement of a lease of which nothing was sent."""
     return Unsent(grant.lease)
 
 
 def throttled(grant: Grant, park: Micros, *limits: int) -> Throttled:
+    """The settlement of a lease that the upstream answered with 429."""
     return Throttled(grant.lease, 0, park, limits or (0,))
 
 

@@ -1,6 +1,4 @@
 import asyncio
-from collections.abc import Callable, Coroutine
-from functools import wraps
 from typing import Any
 
 import pytest
@@ -13,23 +11,14 @@ from proxy.core.model import MILLISECOND, SECOND, Client, Pool
 from proxy.dispatch import Lease
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
-from tests.virtual import micros, run
+from tests.virtual import micros, run, task_of, virtual
 
 W = 60.13
 """The stretched window of 60 s, in seconds."""
 
 
-def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test on virtual time."""
-
-    @wraps(test)
-    def sync() -> None:
-        run(test())
-
-    return sync
-
-
 async def use(room_: Room, lease: Lease, trip: float = 0.1) -> None:
+    """Send a request under the lease; its answer begins after the trip."""
     with lease:
         await asyncio.sleep(trip)
         lease.spent()
@@ -63,7 +52,7 @@ async def test_a_cancelled_lease_frees_its_token_for_who_waits() -> None:
     """Unsent tokens go to the next within 50 ms (law 3)."""
     async with room(pool(1, limit(1))) as it:
         lease = await it.dispatch.lease(it.ticket())
-        waiting = asyncio.create_task(it.dispatch.lease(it.ticket()))
+        waiting = task_of(it.dispatch.lease(it.ticket()))
         await asyncio.sleep(5)
         began = micros()
         with lease:
@@ -202,9 +191,9 @@ async def test_who_is_pushed_behind_its_deadline_is_told_before_it() -> None:
                 await it.dispatch.lease(it.ticket(wait=12 * SECOND))
             return micros() - began
 
-        task = asyncio.create_task(patient())
+        task = task_of(patient())
         await asyncio.sleep(1)
-        urgent = asyncio.create_task(it.dispatch.lease(it.ticket(urgency=0, wait=300 * SECOND)))
+        urgent = task_of(it.dispatch.lease(it.ticket(urgency=0, wait=300 * SECOND)))
         assert await task < 2 * SECOND
         await use(it, await urgent)
 
@@ -214,7 +203,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
     """Every queue has a bound, of the room and of each client."""
     async with room(pool(1, limit(1)), max_waiting=3) as it:
         await use(it, await it.dispatch.lease(it.ticket()))
-        waiting = [asyncio.create_task(it.dispatch.lease(it.ticket())) for _ in range(3)]
+        waiting = [task_of(it.dispatch.lease(it.ticket())) for _ in range(3)]
         await asyncio.sleep(0.1)
         with pytest.raises(TooMany) as refusal:
             await it.dispatch.lease(it.ticket())
@@ -252,7 +241,7 @@ async def test_a_drained_room_refuses_who_waits_and_who_comes() -> None:
     """After `refuse_all` everybody gets 503."""
     async with room(pool(1, limit(1))) as it:
         await use(it, await it.dispatch.lease(it.ticket()))
-        waiting = asyncio.create_task(it.dispatch.lease(it.ticket()))
+        waiting = task_of(it.dispatch.lease(it.ticket()))
         await asyncio.sleep(0.1)
         it.dispatch.refuse_all()
         with pytest.raises(ShuttingDown):
@@ -266,7 +255,7 @@ async def test_leaving_the_queue_frees_the_place_at_once() -> None:
     """A cancelled request is out of the lane in the same tick, and costs no token."""
     async with room(pool(1, limit(1))) as it:
         await use(it, await it.dispatch.lease(it.ticket()))
-        waiting = asyncio.create_task(it.dispatch.lease(it.ticket()))
+        waiting = task_of(it.dispatch.lease(it.ticket()))
         await asyncio.sleep(1)
         assert it.dispatch.waiting == 1
         waiting.cancel()
@@ -281,7 +270,7 @@ async def test_leaving_the_queue_frees_the_place_at_once() -> None:
 async def test_a_waiter_that_dies_in_the_tick_of_its_grant_gives_the_lease_back() -> None:
     """Cancelled after the hand-over and before it ran: the token returns unsent."""
     async with room(pool(1, limit(1))) as it:
-        waiting = asyncio.create_task(it.dispatch.lease(it.ticket()))
+        waiting = task_of(it.dispatch.lease(it.ticket()))
         while not it.store.granted:
             await asyncio.sleep(0)
         assert not waiting.done()
@@ -305,8 +294,8 @@ async def test_a_grant_for_a_lane_that_emptied_meanwhile_goes_back() -> None:
             await gate.wait()
             return answer
 
-        it.store.exchange = slow  # type: ignore[method-assign]  # a store that answers late
-        waiting = asyncio.create_task(it.dispatch.lease(it.ticket()))
+        it.store.exchange = slow  # type: ignore[method-assign, assignment]  # a store that answers late
+        waiting = task_of(it.dispatch.lease(it.ticket()))
         while not it.store.granted:
             await asyncio.sleep(0)
         waiting.cancel()

@@ -148,7 +148,7 @@ async def test_stop_waits_for_nobody() -> None:
         assert isinstance(context, ssl.SSLContext)
         _reader, writer = await asyncio.open_connection("127.0.0.1", api.port, ssl=context)
         async with asyncio.timeout(30):
-            while not api.connections:  # noqa: ASYNC110  # the server gives no sign of a handshake
+            while not api.connections:  # the server gives no sign of a handshake
                 await asyncio.sleep(0)
         assert api._server is not None
         sockets = [

@@ -16,6 +16,7 @@ from proxy.core.events import Journal
 from proxy.core.http import Answer, Body, Fields, Request
 from proxy.core.model import SECOND, Client, Micros, Pool, Secret
 from proxy.gateway import Gateway, Retries
+from tests.core.worlds import BOUND
 from tests.rooms import Room, room
 from tests.virtual import micros
 
@@ -71,7 +72,7 @@ class _Body:
 
 
 class TownUpstream:
-    """The upstream: counts at a random moment of each trip, refuses what is over by a rolling window."""
+    """The upstream: counts within each trip and `settle_bound`; refuses what is over by a rolling window."""
 
     def __init__(self, town: Town) -> None:
         self._town = town
@@ -88,7 +89,7 @@ class TownUpstream:
         self, request: Request, key: Secret, extra: Fields, *, body: Body | None, on_written: Callable[[], None]
     ) -> Answer:
         trip = self._town.trip(self._town.random)
-        there = self._town.random.random() * trip
+        there = self._town.random.random() * min(trip, BOUND / SECOND)
         on_written()
         await asyncio.sleep(there)
         status = self._count(key.reveal())

@@ -9,7 +9,7 @@ from proxy.core.http import Answer, Request
 from proxy.core.model import SECOND, Client
 from proxy.core.policy import Rule
 from proxy.web.forward import ForwardSettings
-from tests.web.callers import Access, Gateway, World, an_answer, get, replying, split
+from tests.web.callers import Access, Gateway, World, an_answer, get, split
 
 
 def name_of(answer: bytes) -> str:
@@ -127,7 +127,7 @@ async def test_only_some_clients_choose_a_key() -> None:
         assert name_of(answer) == "forbiddenError"
         assert not world.gateway.requests
     async with World(access=Access(Client("ci", pin=True))).running() as world:
-        await world.ask(get(b"/", b"keyturn-key: team-a"), get())
+        await world.ask(get(b"/", b"keyturn-key: team-a"))
         assert world.gateway.requests[0].pinned == "team-a"
         assert world.gateway.requests[0].fields == ()
 
@@ -197,7 +197,7 @@ async def test_the_gateways_refusals_are_answers(error: Exception, status: int, 
 
 
 async def test_the_unexpected_is_logged_once_and_answered(caplog: pytest.LogCaptureFixture) -> None:
-    """A bug costs one request: 500 in our shape, a traceback in the log under the request's id, no field of the request."""
+    """A bug costs one request: 500 in our shape, and a traceback in the log, but none of the request's fields."""
 
     async def reply(_: Request) -> Answer:
         raise ZeroDivisionError("a bug")
@@ -234,7 +234,11 @@ async def test_a_caller_that_leaves_while_it_waits_is_gone() -> None:
 
 async def test_each_request_is_told_once() -> None:
     """Pipelined requests are answered in order, and each has its journal."""
-    async with World(gateway=Gateway(lambda _: replying(an_answer(b"ok"))(_))).running() as world:
+
+    async def fresh(_: Request) -> Answer:
+        return an_answer(b"ok")
+
+    async with World(gateway=Gateway(fresh)).running() as world:
         answer = await world.ask(get(b"/1", close=False), get(b"/2", close=False), get(b"/3"))
         assert answer.count(b"HTTP/1.1 200 Fine\r\n") == 3
         assert [request.target for request in world.gateway.requests] == [b"/1", b"/2", b"/3"]
@@ -252,7 +256,7 @@ async def test_a_draining_proxy_sends_callers_away() -> None:
     async with World(gateway=Gateway(reply)).running() as world:
         reader, writer = await world.connect()
         writer.write(get(close=False))
-        while not world.gateway.requests:  # noqa: ASYNC110  # real sockets: a few turns of the loop
+        while not world.gateway.requests:  # real sockets: a few turns of the loop
             await asyncio.sleep(0)
         world.draining = True
         go_on.set()

@@ -1,0 +1,169 @@
+from pathlib import Path
+
+import pytest
+
+from proxy.config import load
+from proxy.core.errors import ConfigError
+from proxy.core.model import Secret
+from tests.config.samples import KEYS, MARK, loaded, problems, write
+
+
+def test_without_a_file_there_are_defaults() -> None:
+    """The keys come from the environment."""
+    config = load(None, KEYS)
+    (pool,) = config.pools_of_model()
+    assert [(key.name, key.secret, key.quota) for key in pool.keys] == [
+        ("key-1", Secret(f"PMAK-{MARK}-1"), "key-1"),
+        ("key-2", Secret(f"PMAK-{MARK}-2"), "key-2"),
+    ]
+    assert config.has_keys
+
+
+def test_without_keys_there_is_no_configuration() -> None:
+    """The message names the variable."""
+    with pytest.raises(ConfigError) as caught:
+        load(None, {})
+    (problem,) = caught.value.problems
+    assert problem.path == "pools.default.keys"
+    assert "POSTMAN_API_KEYS" in problem.message
+
+
+def test_a_file_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
+    """It was asked for."""
+    with pytest.raises(ConfigError, match=r"none\.yaml cannot be read: No such file"):
+        load(tmp_path / "none.yaml", KEYS)
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load(tmp_path, KEYS)
+
+
+def test_an_empty_file_is_defaults(tmp_path: Path) -> None:
+    """As is one of comments."""
+    assert loaded(tmp_path, "# nothing") == loaded(tmp_path, "")
+    assert loaded(tmp_path, "").pools_of_model() == load(None, KEYS).pools_of_model()
+
+
+def test_every_problem_is_found_in_one_run(tmp_path: Path) -> None:
+    """Of the YAML's names, of variables, of values, between values, and of files; no value is shown."""
+    found = problems(
+        tmp_path,
+        f"""
+        authentication: off
+        listen: 0.0.0.0:80
+        queue: {{max_wait: 1h, max_waiting: -1}}
+        queue2: {MARK}
+        pools:
+          default:
+            guard: 100
+            guard: 100ms
+            keys:
+              - {{name: a, secret: {MARK}, secret_file: {MARK}}}
+              - {{name: a, secret: "${{NONE}}"}}
+            limits: [{{requests: 1, window: 60s, match: [{MARK}]}}]
+        clients:
+          - {{name: b, token: {MARK}, weight: 0}}
+          - {{name: c, token: {MARK}, wieght: 1}}
+        """,
+    )
+    assert set(found) == {
+        "authentication",
+        "queue.max_wait",
+        "queue.max_waiting",
+        "queue2",
+        "pools.default.guard",
+        "pools.default.keys[0]",
+        "pools.default.keys[0].secret_file",
+        "pools.default.keys[1].name",
+        "pools.default.keys[1].secret",
+        "pools.default.limits[0].match[0]",
+        "clients[0].weight",
+        "clients[1].token",
+        "clients[1].wieght",
+    }
+    assert found["clients[1].wieght"] == "unknown key; did you mean `weight`?"
+
+
+def test_a_missing_variable_is_reported_once(tmp_path: Path) -> None:
+    """And nothing else about the value that it would have given."""
+    found = problems(tmp_path, 'queue: {max_waiting: "${NONE}"}\nclients: [{name: a, token: "${NONE}"}]')
+    assert set(found) == {"queue.max_waiting", "clients[0].token"}
+    assert all(message.count("NONE is not set") == 1 and "|" not in message for message in found.values())
+
+
+def test_variables_can_give_any_kind_of_value(tmp_path: Path) -> None:
+    """A whole `${…}` becomes what its setting asks for."""
+    environ = KEYS | {"N": "5", "F": "0.5", "T": "true", "D": "5m", "L": "127.0.0.1:0", "O": "off", "TOKEN": MARK}
+    config = loaded(
+        tmp_path,
+        """
+        listen: ${L}
+        authentication: ${O}
+        queue: {max_wait: "${D}", max_waiting: "${N}"}
+        retry: {budget: "${F}"}
+        anonymous: {pin: "${T}", name: "${SERVICE:-local}"}
+        clients: [{name: a, token: "${TOKEN}"}]
+        """,
+        environ,
+    )
+    assert config.queue.max_waiting == 5
+    assert config.queue.max_wait == 300_000_000
+    assert config.retry.budget == 0.5
+    assert config.anonymous.pin
+    assert str(config.listen[0]) == "127.0.0.1:0"
+    assert not config.authentication_required
+    assert config.clients[0].token == Secret(MARK)
+
+
+def test_a_file_can_leave_the_keys_to_the_environment(tmp_path: Path) -> None:
+    """Its limits hold for them."""
+    config = loaded(tmp_path, "pools: {default: {limits: [{requests: 300, window: 60s}]}}")
+    (pool,) = config.pools_of_model()
+    assert [key.name for key in pool.keys] == ["key-1", "key-2"]
+    assert pool.limits[0].requests == 300
+
+
+def test_nothing_shows_a_secret(tmp_path: Path) -> None:
+    """Neither `repr` nor `str` of what was loaded."""
+    (tmp_path / "f").write_text(MARK + "f")
+    config = loaded(
+        tmp_path,
+        f"""
+        admin_token: {MARK}a
+        store: {{url: "redis://:{MARK}@h/0"}}
+        pools: {{default: {{keys: [{{name: a, secret: {MARK}b}}, {{name: b, secret_file: f}}]}}}}
+        clients: [{{name: a, token: {MARK}c}}]
+        """,
+    )
+    shown = [config, config.files, config.pools_of_model(), config.client_models(), config.store.url]
+    assert all(MARK not in repr(part) and MARK not in str(part) for part in shown)
+    assert MARK in config.store.url.reveal()
+
+
+def test_what_stands_in_plain_text_is_remembered(tmp_path: Path) -> None:
+    """A default in the file does, a variable does not."""
+    config = loaded(
+        tmp_path,
+        f"""
+        admin_token: "${{NONE:-{MARK}a}}"
+        store: {{url: "redis://:{MARK}@h/0"}}
+        pools: {{default: {{keys: [{{name: a, secret: {MARK}b}}, {{name: b, secret: "${{K}}"}}]}}}}
+        clients: [{{name: a, token: "${{T}}"}}, {{name: b, token: {MARK}c}}]
+        """,
+        {"K": "k", "T": "t"},
+    )
+    assert config.files.plain == (
+        "admin_token",
+        "clients[1].token",
+        "pools.default.keys[0].secret",
+        "store.url",
+    )
+
+
+def test_paths_start_from_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the process runs."""
+    monkeypatch.chdir("/")
+    for name in ("ca", "k"):
+        (tmp_path / name).write_text("x")
+    config = load(write(tmp_path, "upstream: {ca: ca}\npools: {default: {keys: [{name: a, secret_file: k}]}}"), {})
+    assert config.upstream.ca == tmp_path / "ca"
+    assert config.pools["default"].keys[0].secret_file == tmp_path / "k"
+    assert config.has_keys

@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import yaml
+
+from proxy.config import Config, effective, load, warnings
+from tests.config.samples import KEYS, MARK, loaded, write
+
+SECRETS = f"""
+admin_token: {MARK}a
+store: {{url: "redis://:{MARK}@h/0"}}
+pools: {{default: {{keys: [{{name: a, secret: {MARK}b}}, {{name: b, secret: "${{POSTMAN_API_KEYS}}"}}]}}}}
+clients: [{{name: c, token: {MARK}c}}]
+"""
+
+
+def warned(folder: Path, config: Config) -> dict[str, str]:
+    """Warnings about what stands in a folder, by path."""
+    return {problem.path: problem.message for problem in warnings(folder / "config.yaml", config)}
+
+
+def test_secrets_in_plain_text_that_everybody_can_read_are_warned_of(tmp_path: Path) -> None:
+    """Each with its path and what to do; none in a file that only its owner reads."""
+    config = loaded(tmp_path, SECRETS, {"POSTMAN_API_KEYS": "x"})
+    assert warned(tmp_path, config) == {}
+    (tmp_path / "config.yaml").chmod(0o644)
+    found = warned(tmp_path, config)
+    assert set(found) == {"admin_token", "store.url", "pools.default.keys[0].secret", "clients[0].token"}
+    assert all("chmod 600" in message and "${NAME}" in message for message in found.values())
+    assert "secret_file" in found["pools.default.keys[0].secret"]
+    assert MARK not in str(found)
+
+
+def test_key_files_that_everybody_can_read_are_warned_of(tmp_path: Path) -> None:
+    """Those in a folder as well, by their names."""
+    (tmp_path / "keys").mkdir()
+    for name in ("one", "keys/open", "keys/closed"):
+        (tmp_path / name).write_text(MARK + name[-3:])
+        (tmp_path / name).chmod(0o600 if name.endswith("closed") else 0o644)
+    config = loaded(tmp_path, "pools: {default: {keys: [{name: a, secret_file: one}], keys_dir: keys}}", {})
+    found = warned(tmp_path, config)
+    assert set(found) == {"pools.default.keys[0].secret_file", "pools.default.keys_dir"}
+    assert str(tmp_path / "keys" / "open") in found["pools.default.keys_dir"]
+    assert "chmod 600" in found["pools.default.keys_dir"]
+
+
+def test_nothing_is_warned_of_without_a_file() -> None:
+    """The environment is the place for secrets."""
+    assert warnings(None, load(None, KEYS)) == ()
+
+
+def test_a_proxy_that_nobody_can_use_is_warned_of(tmp_path: Path) -> None:
+    """Authentication is required, and nobody is known."""
+    assert "401" in warned(tmp_path, loaded(tmp_path, "listen: 0.0.0.0:8080"))["clients"]
+
+
+def test_files_that_are_gone_since_are_no_matter(tmp_path: Path) -> None:
+    """Warnings never fail."""
+    config = loaded(tmp_path, SECRETS)
+    (tmp_path / "config.yaml").unlink()
+    assert warned(tmp_path, config) == {}
+
+
+def test_the_effective_configuration_shows_no_secret(tmp_path: Path) -> None:
+    """They stand as `…`, a password within its URL."""
+    shown = effective(loaded(tmp_path, SECRETS))
+    assert MARK not in str(shown)
+    assert shown["admin_token"] == shown["clients"][0]["token"] == "…"
+    assert shown["pools"]["default"]["keys"][0]["secret"] == "…"
+    assert shown["store"]["url"] == "redis://:…@h/0"
+
+
+def test_the_effective_configuration_has_every_default(tmp_path: Path) -> None:
+    """In the words of config.yaml: durations and addresses as text."""
+    shown = effective(
+        loaded(tmp_path, "clients: [{name: a, token: x, rate: {requests: 5, window: 90s}, allow: ['GET /**']}]")
+    )
+    assert shown["listen"] == ["127.0.0.1:8080"]
+    assert shown["admin"] == "127.0.0.1:9090"
+    assert shown["authentication"] == "required"
+    assert shown["upstream"]["response_timeout"] == "310s"
+    assert shown["pools"]["default"]["limits"] == [{"requests": 60, "window": "1m", "match": []}]
+    assert shown["pools"]["default"]["keys"][0] == {
+        "name": "key-1",
+        "secret": "…",
+        "secret_file": None,
+        "quota": "key-1",
+    }
+    client = shown["clients"][0]
+    assert next(iter(client)) == "name"
+    assert client["rate"] == {"requests": 5, "window": "90s"}
+    assert client["allow"] == ["GET /**"]
+    assert client["max_waiting"] == shown["queue"]["max_waiting"] == 10_000
+
+
+def test_the_effective_configuration_is_a_configuration(tmp_path: Path) -> None:
+    """Written as YAML it is one with the same effect, as far as it holds no secrets."""
+    (tmp_path / "k").write_text("x")
+    config = loaded(
+        tmp_path, "pools: {default: {keys: [{name: a, secret_file: k}], guard: 0s}}\nauthentication: off", {}
+    )
+    again = load(write(tmp_path, yaml.safe_dump(effective(config), allow_unicode=True)), {})
+    assert again.pools_of_model() == config.pools_of_model()
+    assert effective(again) == effective(config)

@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import pytest
+
+from proxy.config import Config, load
+from proxy.core.model import MILLISECOND, SECOND, Client, Key, Limit, Secret
+from proxy.core.policy import Rule
+from tests.config.samples import KEYS, loaded
+
+
+def test_a_pool_of_the_model_has_keys_limits_and_headers(tmp_path: Path) -> None:
+    """Its keys stand in the file, in files of their own, and in a folder, in this order."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "z").write_text("zz\n")
+    (tmp_path / "b").write_text("bb\n")
+    (pool,) = loaded(
+        tmp_path,
+        """
+        pools:
+          team:
+            guard: 50ms
+            limits:
+              - {requests: 300, window: 60s}
+              - {requests: 10, window: 10s, match: ["GET /collections"]}
+            keys:
+              - {name: a, secret: aa, quota: shared}
+              - {name: b, secret_file: b}
+            keys_dir: keys
+            headers: {X-Extra: value}
+        authentication: required
+        """,
+        {},
+    ).pools_of_model()
+    assert pool.name == "team"
+    assert pool.keys == (
+        Key("a", Secret("aa"), "shared"),
+        Key("b", Secret("bb"), "b"),
+        Key("z", Secret("zz"), "z"),
+    )
+    assert pool.limits == (Limit(300, 60 * SECOND), Limit(10, 10 * SECOND, (Rule.parse("GET /collections"),)))
+    assert pool.guard == 50 * MILLISECOND
+    assert pool.headers == (("X-Extra", "value"),)
+
+
+def test_a_client_of_the_model_has_what_it_may_do(tmp_path: Path) -> None:
+    """And the digests of its tokens, each once."""
+    (full, short) = loaded(
+        tmp_path,
+        """
+        pools: {default: , team: {keys: [{name: a, secret: x}]}}
+        clients:
+          - name: full
+            token: t
+            token_sha256: "ABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABAB"
+            pool: team
+            weight: 5
+            urgency: 1
+            max_waiting: 7
+            rate: {requests: 600, window: 1m}
+            allow: ["GET /**"]
+            pin: true
+          - {name: short, token: s}
+        """,
+    ).client_models()
+    assert full == Client(
+        name="full",
+        pool="team",
+        weight=5,
+        urgency=1,
+        max_waiting=7,
+        rate=(600, 60 * SECOND),
+        allow=(Rule.parse("GET /**"),),
+        pin=True,
+        digests=(Secret("t").digest(), "ab" * 32),
+    )
+    assert short == Client("short", digests=(Secret("s").digest(),))
+
+
+@pytest.mark.parametrize(
+    ("text", "required"),
+    [
+        ("", False),
+        ("clients: [{name: a, token: x}]", True),
+        ("listen: 0.0.0.0:8080", True),
+        ("listen: [127.0.0.1:0, 10.0.0.1:0]", True),
+        ("listen: unix:/run/k.sock", False),
+        ("authentication: required", True),
+        ("{authentication: off, clients: [{name: a, token: x}]}", False),
+        ("{authentication: off, listen: 0.0.0.0:0, allow_anonymous_network: true}", False),
+    ],
+)
+def test_authentication_is_required_when_others_can_call(tmp_path: Path, text: str, *, required: bool) -> None:
+    """With clients, or on a network, unless it is off by name; who is anonymous follows."""
+    config = loaded(tmp_path, text)
+    assert config.authentication_required is required
+    assert (config.anonymous_client() is None) is required
+
+
+def test_anonymous_callers_have_a_name_and_rights(tmp_path: Path) -> None:
+    """A sidecar names its service."""
+    config = loaded(
+        tmp_path,
+        'anonymous: {name: "${SERVICE}", weight: 3, rate: {requests: 1, window: 1s}}',
+        KEYS | {"SERVICE": "shop"},
+    )
+    assert config.anonymous_client() == Client("shop", weight=3, rate=(1, SECOND))
+
+
+def test_files_that_are_named_are_watched(tmp_path: Path) -> None:
+    """The document, secrets, folders of keys and what is in them, certificates; each once."""
+    (tmp_path / "keys").mkdir()
+    for name in ("keys/z", "b", "cert", "ca"):
+        (tmp_path / name).write_text(name.replace("/", ""))
+    config = loaded(
+        tmp_path,
+        """
+        tls: {cert: cert, key: cert}
+        upstream: {ca: ca}
+        pools: {default: {keys: [{name: b, secret_file: b}], keys_dir: keys}}
+        """,
+    )
+    names = ["config.yaml", "b", "keys/z", "keys", "cert", "ca"]
+    assert config.watched_files() == tuple(tmp_path / name for name in names)
+    assert load(None, KEYS).watched_files() == ()
+
+
+def test_a_configuration_can_be_made_without_a_file() -> None:
+    """For tests and tools: secrets in it count, files do not."""
+    config = Config.model_validate({"pools": {"default": {"keys": [{"name": "a", "secret": "x"}]}}})
+    assert config.has_keys
+    assert not Config().has_keys
+
+
+def test_a_configuration_does_not_change() -> None:
+    """A reload makes another."""
+    config = load(None, KEYS)
+    with pytest.raises(ValueError, match="frozen"):
+        config.drain = 5  # type: ignore[misc]
+    assert load(None, KEYS) == config
+    assert load(None, {"POSTMAN_API_KEYS": "other"}) != config

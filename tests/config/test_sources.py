@@ -1,0 +1,149 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.config.sources import KeyFiles, read_secret, why_unreadable, with_environment_keys
+from proxy.config.tree import Node
+from proxy.core.errors import Problem
+from proxy.core.model import Secret
+
+MARK = "5ecret"
+
+
+def environment(value: str) -> dict[str, str]:
+    """An environment with keys."""
+    return {"POSTMAN_API_KEYS": value}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"pools": None},
+        {"pools": {}},
+        {"pools": {"default": None}},
+        {"pools": {"default": {"keys": None}}},
+        {"pools": {"default": {"keys": []}}},
+    ],
+)
+def test_the_default_pool_takes_its_keys_from_the_environment(tree: dict[str, Any]) -> None:
+    """When it names none itself; they are numbered, and blanks do not count."""
+    made, problems = with_environment_keys(tree, environment(" a , ,b,"))
+    assert problems == []
+    assert made["pools"]["default"]["keys"] == [{"name": "key-1", "secret": "a"}, {"name": "key-2", "secret": "b"}]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"pools": {"default": {"keys": [{"name": "x"}]}}},
+        {"pools": {"default": {"keys_dir": "/keys"}}},
+        {"pools": {"team": {}}},
+        {"pools": []},
+        {"pools": ["default"]},
+        {"pools": {"default": "nonsense"}},
+    ],
+)
+def test_other_pools_do_not(tree: dict[str, Any]) -> None:
+    """Neither does one that names its keys, nor what is no pool."""
+    assert with_environment_keys(tree, environment("a")) == (tree, [])
+
+
+def test_without_the_variable_there_are_no_keys() -> None:
+    """The default pool is there all the same."""
+    assert with_environment_keys({"queue": 1}, {}) == ({"queue": 1, "pools": {"default": {}}}, [])
+
+
+def test_keys_of_the_environment_differ() -> None:
+    """One key twice would be one budget spent twice; neither is shown."""
+    _, problems = with_environment_keys({}, environment(f"{MARK},x,{MARK},{MARK} y"))
+    assert problems == [
+        Problem("POSTMAN_API_KEYS", "keys 1 and 3 are the same: write each key once"),
+        Problem("POSTMAN_API_KEYS", "key 4 is not one word of visible ASCII characters"),
+    ]
+
+
+def collected(base: Path, pool: dict[str, Any]) -> KeyFiles:
+    """The files of one pool's keys."""
+    files = KeyFiles(base)
+    files.collect(Node({"pools": {"default": pool}}))
+    return files
+
+
+def test_a_secret_file_holds_one_secret(tmp_path: Path) -> None:
+    """A line end after it is left out; a relative path starts from the configuration's folder."""
+    (tmp_path / "b").write_text("5ecret\n")
+    files = collected(tmp_path, {"keys": [{"secret_file": "b"}, {"secret_file": str(tmp_path / "b")}]})
+    assert files.secrets == {tmp_path / "b": Secret("5ecret")}
+    assert files.problems == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "is empty"), (" \n", "is empty"), ("a b", "more than one"), ("ü", "more than one")]
+)
+def test_a_file_without_a_secret_is_a_problem(tmp_path: Path, content: str, message: str) -> None:
+    """With the path of its setting."""
+    (tmp_path / "b").write_text(content)
+    (problem,) = collected(tmp_path, {"keys": [{}, {"secret_file": "b"}]}).problems
+    assert problem.path == "pools.default.keys[1].secret_file"
+    assert message in problem.message
+
+
+@pytest.mark.parametrize("named", [MARK, f"/{MARK}", f"{MARK}/x"])
+def test_a_file_that_is_not_there_is_not_shown(tmp_path: Path, named: str) -> None:
+    """A secret may stand in the place of its file's name."""
+    (problem,) = collected(tmp_path, {"keys": [{"secret_file": named}]}).problems
+    assert "cannot be read: No such file or directory" in problem.message
+    assert MARK not in problem.message
+    assert (str(tmp_path) in problem.message) != named.startswith("/")
+
+
+def test_a_folder_holds_one_file_for_each_key(tmp_path: Path) -> None:
+    """As Kubernetes mounts a Secret: what is hidden, and folders, are no keys."""
+    data = tmp_path / "..2026_11"
+    data.mkdir()
+    for name in ("b", "a.key"):
+        (data / name).write_text(f"{name}-5ecret\n")
+        (tmp_path / name).symlink_to(data / name)
+    (tmp_path / "..data").symlink_to(data)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / ".hidden").write_text("x")
+    files = collected(Path("/"), {"keys_dir": str(tmp_path)})
+    assert files.problems == []
+    assert files.listed == {tmp_path: (tmp_path / "a.key", tmp_path / "b")}
+    assert files.secrets[tmp_path / "b"] == Secret("b-5ecret")
+
+
+def test_an_empty_folder_is_no_problem(tmp_path: Path) -> None:
+    """Keys may come later."""
+    files = collected(Path("/"), {"keys_dir": str(tmp_path)})
+    assert (files.listed, files.problems) == ({tmp_path: ()}, [])
+
+
+def test_problems_of_a_folder_stand_at_its_setting(tmp_path: Path) -> None:
+    """A file that is empty, one whose name is none of a key, and a folder that is not there."""
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "not a name").write_text("x")
+    assert [problem.path for problem in collected(Path("/"), {"keys_dir": str(tmp_path)}).problems] == [
+        "pools.default.keys_dir"
+    ] * 2
+    (problem,) = collected(tmp_path, {"keys_dir": "none"}).problems
+    assert "cannot be read" in problem.message
+
+
+def test_a_secret_is_read_alone(tmp_path: Path) -> None:
+    """Errors of the system are the caller's to tell."""
+    (tmp_path / "s").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="more than one word"):
+        read_secret(tmp_path / "s")
+    with pytest.raises(IsADirectoryError):
+        read_secret(tmp_path)
+
+
+def test_a_file_that_can_be_read_has_no_reason(tmp_path: Path) -> None:
+    """Otherwise it is the system's."""
+    (tmp_path / "s").write_text("x")
+    assert why_unreadable(tmp_path / "s") is None
+    assert why_unreadable(tmp_path / "t") == "No such file or directory"
+    assert why_unreadable(tmp_path) == "Is a directory"

@@ -1,0 +1,38 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.exchange import Turns
+
+
+def test_the_first_positions_are_told_one_by_one() -> None:
+    """`soon` is exact."""
+    assert [Turns((5, 9)).at(position) for position in range(2)] == [5, 9]
+
+
+def test_positions_between_samples_are_interpolated() -> None:
+    """Between two samples a turn lies in proportion; the last exact one counts as a sample."""
+    turns = Turns((10, 20), ((5, 50), (9, 90)))
+    assert [turns.at(position) for position in (1, 3, 5, 7, 9)] == [20, 35, 50, 70, 90]
+
+
+def test_beyond_the_last_sample_the_last_turn_is_told() -> None:
+    """Who stands further back than the store was told of is told the latest that is known."""
+    assert Turns((10,), ((5, 50),)).at(500) == 50
+    assert Turns((10,)).at(3) == 10
+
+
+def test_without_any_token_no_turn_is_told() -> None:
+    """No token is ever expected: `None`, not a number that is wrong."""
+    assert Turns().at(0) is None
+
+
+@given(
+    st.lists(st.integers(0, 10**9), max_size=5).map(sorted),
+    st.lists(st.tuples(st.integers(5, 500), st.integers(10**9, 10**10)), max_size=6, unique_by=lambda item: item[0]),
+)
+def test_turns_never_decrease_with_the_position(soon: list[int], later: list[tuple[int, int]]) -> None:
+    """Who stands further back is never told an earlier time."""
+    positions, delays = [position for position, _ in sorted(later)], sorted(delay for _, delay in later)
+    turns = Turns(tuple(soon), tuple(zip(positions, delays, strict=True)))
+    told = [turn for turn in (turns.at(position) for position in range(600)) if turn is not None]
+    assert told == sorted(told)

@@ -1,0 +1,51 @@
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.exchange import Kind
+from proxy.core.model import Client
+from proxy.dispatch.lanes import Queue, Ticket, Waiter
+from tests.core.worlds import lane
+from tests.virtual import run
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 7)), max_size=30))
+def test_a_lane_is_in_order_of_return_urgency_and_arrival(arrivals: list[tuple[bool, int]]) -> None:
+    """Law 5: who comes back first, then by urgency, then by arrival; every position is found again."""
+
+    async def scenario() -> None:
+        queue = Queue(lane())
+        waiters = []
+        for number, (back, urgency) in enumerate(arrivals):
+            ticket = Ticket(Client("a"), Kind((0,)), 0, urgency)
+            order = (not back, urgency, number)
+            waiters.append(Waiter(order, ticket, asyncio.get_running_loop().create_future()))
+            queue.add(waiters[-1])
+        expected = sorted(waiters, key=lambda waiter: waiter.order)
+        assert queue.waiters == expected
+        assert [queue.position(waiter) for waiter in expected] == list(range(len(expected)))
+        for waiter in waiters:
+            assert queue.next() is queue.waiters[0]
+            queue.remove(waiter)
+        assert not queue.waiters
+        assert not queue.fresh
+
+    run(scenario())
+
+
+def test_who_was_cancelled_in_this_tick_is_passed_over() -> None:
+    """The next is the first whose caller is still there."""
+
+    async def scenario() -> None:
+        queue = Queue(lane())
+        ticket = Ticket(Client("a"), Kind((0,)), 0)
+        first, second = (
+            Waiter((1, 3, number), ticket, asyncio.get_running_loop().create_future()) for number in range(2)
+        )
+        queue.add(first)
+        queue.add(second)
+        first.future.cancel()
+        assert queue.next() is second
+
+    run(scenario())

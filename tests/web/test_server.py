@@ -1,0 +1,235 @@
+import asyncio
+import logging
+import socket
+import ssl
+import stat
+from pathlib import Path
+
+import pytest
+import trustme
+from aiohttp import web
+
+from proxy.core.errors import StartError
+from proxy.core.http import Answer, Request
+from proxy.tasks import spawn
+from proxy.web.relay import KEPT, write
+from proxy.web.server import Listener
+from tests.web.callers import Gateway, World, an_answer, get
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+async def answer(incoming: web.BaseRequest) -> web.StreamResponse:
+    """Answer anything."""
+    write(incoming, ANSWER)
+    return KEPT
+
+
+async def ask_at(path: str) -> bytes:
+    """Ask over a unix socket."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(get(close=False))
+    try:
+        return await reader.readexactly(len(ANSWER))
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_it_listens_at_several_addresses(tmp_path: Path) -> None:
+    """Ports given as 0 are chosen by the system and told; a unix socket is for its owner and group."""
+    path = tmp_path / "proxy.sock"
+    listener = Listener(answer, ["127.0.0.1:0", f"unix:{path}"])
+    await listener.start()
+    url, unix = listener.addresses
+    assert url.startswith("http://127.0.0.1:")
+    assert not url.endswith(":0")
+    assert unix == f"unix:{path}"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert await ask_at(str(path)) == ANSWER
+    await listener.stop(1)
+    assert not path.exists()
+
+
+async def test_it_speaks_tls() -> None:
+    """With a certificate the addresses are https."""
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    listener = Listener(answer, ["127.0.0.1:0"], tls=server)
+    await listener.start()
+    assert listener.addresses[0].startswith("https://127.0.0.1:")
+    port = int(listener.addresses[0].rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname="localhost")
+    writer.write(get(close=False))
+    assert await reader.readexactly(len(ANSWER)) == ANSWER
+    writer.close()
+    await listener.stop(1)
+
+
+async def test_an_address_in_use_stops_the_start() -> None:
+    """The error is one clear line, and what was listened at before is let go."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        listener = Listener(answer, ["127.0.0.1:0", f"127.0.0.1:{port}"])
+        with pytest.raises(
+            StartError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: address in use\. Stop .*"
+        ) as caught:
+            await listener.start()
+        assert "\n" not in str(caught.value)
+        free = int(listener.addresses[0].rpartition(":")[2])
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", free)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("203.0.113.7:0", "no such address"), ("unix:/nowhere/proxy.sock", "No such file or directory. Choose another")],
+)
+async def test_an_address_that_is_none_stops_the_start(address: str, why: str) -> None:
+    """The error names the address and what to do."""
+    with pytest.raises(StartError, match="cannot listen on ") as caught:
+        await Listener(answer, [address]).start()
+    assert address in str(caught.value)
+    assert why in str(caught.value)
+
+
+async def test_a_socket_that_nobody_listens_on_makes_room(tmp_path: Path) -> None:
+    """A crashed proxy leaves its socket behind; the next one takes its place."""
+    path = tmp_path / "proxy.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    listener = Listener(answer, [f"unix:{path}"])
+    await listener.start()
+    assert await ask_at(str(path)) == ANSWER
+    await listener.stop(1)
+
+
+async def test_a_socket_in_use_does_not_make_room(tmp_path: Path) -> None:
+    """A living proxy is not pushed out, and no other file is removed."""
+    path = tmp_path / "proxy.sock"
+    first = Listener(answer, [f"unix:{path}"])
+    await first.start()
+    with pytest.raises(StartError, match="address in use"):
+        await Listener(answer, [f"unix:{path}"]).start()
+    assert await ask_at(str(path)) == ANSWER
+    await first.stop(1)
+    path.write_text("a file")
+    with pytest.raises(StartError, match="address in use"):
+        await Listener(answer, [f"unix:{path}"]).start()
+    assert path.read_text() == "a file"
+
+
+async def test_stopping_lets_requests_come_to_their_end() -> None:
+    """No new connection is taken, idle ones are closed, and a request under way is the last on its own."""
+    go_on, waiting = asyncio.Event(), asyncio.Event()
+
+    async def reply(_: Request) -> Answer:
+        waiting.set()
+        await go_on.wait()
+        return an_answer(b"ok")
+
+    async with World(gateway=Gateway(reply)).running() as world:
+        idle, idle_writer = await world.connect()
+        busy, busy_writer = await world.connect()
+        busy_writer.write(get(close=False))
+        await waiting.wait()
+        await world.listener.stop_accepting()
+        assert await idle.read() == b""
+        with pytest.raises(ConnectionRefusedError):
+            await world.connect()
+        stopping = spawn(world.listener.stop(60), name="stopping", owner=set())
+        await asyncio.sleep(0)
+        assert not stopping.done()
+        go_on.set()
+        assert (await busy.read()).endswith(b"\r\n\r\nok")
+        await stopping
+        idle_writer.close()
+        busy_writer.close()
+
+
+async def test_an_upload_under_way_is_read_to_its_end_while_stopping() -> None:
+    """What a caller still sends of its body is not thrown away."""
+    async with World().running() as world:
+        reader, writer = await world.connect()
+        writer.write(get(b"/", b"Content-Length: 10", method=b"PUT", close=False, body=b"hello"))
+        while not world.gateway.requests:  # real sockets: a few turns of the loop
+            await asyncio.sleep(0)
+        await world.listener.stop_accepting()
+        writer.write(b"world")
+        assert (await reader.read()).endswith(b"\r\n\r\nok")
+        assert (await world.journal()).received == 10
+        writer.close()
+
+
+async def test_patience_ends() -> None:
+    """After the grace what is left is cut off, and its handlers have ended."""
+    waiting = asyncio.Event()
+
+    async def reply(_: Request) -> Answer:
+        waiting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with World(gateway=Gateway(reply)).running() as world:
+        reader, writer = await world.connect()
+        writer.write(get())
+        await waiting.wait()
+        await world.listener.stop(0.001)
+        assert world.gateway.ended == 1
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_listener_that_never_started_can_be_stopped() -> None:
+    """Whoever builds the process may end it at any point."""
+    await Listener(answer, ["127.0.0.1:0"]).stop(1)
+
+
+async def test_malformed_requests_leave_one_line_for_the_curious(caplog: pytest.LogCaptureFixture) -> None:
+    """A debug line without a traceback says what was wrong, and quotes nothing of the request."""
+    with caplog.at_level(logging.DEBUG, "keyturn"):
+        async with World().running() as world:
+            for raw in (
+                b"GET /?apikey=secret HTTP/1.1\r\nHost: a\r\nX-Api-Key : secret\r\n\r\n",
+                b"GET secret HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"GET / HTTP/1.1\r\nHost: a\r\nX: secret\0\r\n\r\n",
+                b"GET / HTTP/1.1\r\nHost: a\r\nX: secret" + b"x" * 40_000 + b"\r\n\r\n",
+                b"secret",
+            ):
+                assert b"secret" not in await world.ask(raw)
+    lines = [record for record in caplog.records if record.name == "keyturn"]
+    assert len(lines) == 5
+    assert all(record.levelno == logging.DEBUG and not record.exc_info for record in lines)
+    assert "secret" not in caplog.text
+
+
+async def test_long_fields_are_read() -> None:
+    """A field may have 30,000 bytes."""
+    async with World().running() as world:
+        assert (await world.ask(get(b"/", b"X: " + b"x" * 30_000))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_handler_that_fails_is_answered_for(caplog: pytest.LogCaptureFixture) -> None:
+    """An error that a handler lets out is logged once, and answered with 500 where nothing has been sent."""
+
+    async def failing(_: web.BaseRequest) -> web.StreamResponse:
+        raise ZeroDivisionError
+
+    async def failing_late(incoming: web.BaseRequest) -> web.StreamResponse:
+        write(incoming, ANSWER[:-1])
+        raise ZeroDivisionError
+
+    for handler, expected in ((failing, b"HTTP/1.1 500 "), (failing_late, ANSWER[:-1])):
+        caplog.clear()
+        listener = Listener(handler, ["127.0.0.1:0"])
+        await listener.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(listener.addresses[0].rpartition(":")[2]))
+        writer.write(get(close=False))
+        raw = await reader.read()
+        assert raw.startswith(expected)
+        assert raw.count(b"HTTP/1.1") == 1
+        assert [record.name for record in caplog.records] == ["keyturn"]
+        writer.close()
+        await listener.stop(1)
