@@ -16,6 +16,7 @@ store's one clock, which the caller supplies (law 7).
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from proxy.core.exchange import USE_BY, Kind, Settlement, Spent, Throttled, Unsent
 from proxy.core.model import SECOND, Micros, Pool
@@ -63,8 +64,8 @@ class Calendar:
     window: Micros
     cooling: SortedSet[int, Micros] = field(default_factory=SortedSet)
     """Leases by the instant at which their token returns: known, what grants go by."""
-    in_use: SortedSet[int, Micros] = field(default_factory=SortedSet)
-    """Leases by the instant at which their request is expected to be counted: what turns go by."""
+    in_use: dict[int, Micros] = field(default_factory=dict)
+    """Leases by the instant of their grant, which is also their order here: what turns go by."""
     parked: SortedSet[str, Micros] = field(default_factory=SortedSet)
     """Quotas that the upstream closed, by the instant at which they open."""
     hand: int = 0
@@ -127,7 +128,7 @@ class Buckets:
         self._out[lease] = out
         self._out_by_replica.setdefault(out.replica, set()).add(lease)
         for limit in out.limits:
-            self.calendars[limit].in_use.put(lease, out.granted + self.trip)
+            self.calendars[limit].in_use[lease] = out.granted
         self.move(out.quota, out.limits, -1)
 
     def move(self, quota: str, limits: tuple[int, ...], tokens: int) -> None:
@@ -163,7 +164,7 @@ class Buckets:
         if not held:
             del self._out_by_replica[out.replica]
         for limit in out.limits:
-            self.calendars[limit].in_use.remove(lease)
+            del self.calendars[limit].in_use[lease]
         return out
 
     def _cool(self, lease: int, out: Out, counted: Micros) -> None:
@@ -205,17 +206,22 @@ class Buckets:
     def mature(self, now: Micros) -> None:
         """Bring back what has cooled, and open what is no longer parked."""
         for limit, calendar in enumerate(self.calendars):
+            returned: dict[str, int] = {}
             while (first := calendar.cooling.first()) and first[0] <= now:
-                self._return(limit, calendar.cooling.pop_first()[1])
+                quota = self._returned(calendar.cooling.pop_first()[1])
+                returned[quota] = returned.get(quota, 0) + 1
+            for quota, tokens in returned.items():
+                self.move(quota, (limit,), tokens)
             while (opening := calendar.parked.first()) and opening[0] <= now:
                 self._rank(calendar.parked.pop_first()[1], (limit,))
 
-    def _return(self, limit: int, lease: int) -> None:
+    def _returned(self, lease: int) -> str:
+        """One token of a lease has cooled; the quota that it belongs to."""
         spending = self._spent[lease]
         spending.limits -= 1
         if not spending.limits:
             del self._spent[lease]
-        self.move(spending.quota, (limit,), +1)
+        return spending.quota
 
     def returns(self, limit: int, now: Micros) -> Iterator[tuple[Micros, str]]:
         """When tokens of a limit are expected at hand again, and on which quota, soonest first.
@@ -226,8 +232,8 @@ class Buckets:
         calendar = self.calendars[limit]
         for instant, lease in calendar.cooling:
             yield instant, self._spent[lease].quota
-        for counted, lease in calendar.in_use:
-            yield max(counted, now) + calendar.window, self._out[lease].quota
+        for lease, granted in calendar.in_use.items():
+            yield max(granted + self.trip, now) + calendar.window, self._out[lease].quota
 
     def nth_return(self, limit: int, position: int, now: Micros) -> Micros:
         """When the token for that many-th request from now (from 0) is expected, over all quotas.
@@ -243,7 +249,8 @@ class Buckets:
         elif rank < hand + cooling:
             instant = max(now, calendar.cooling.at(rank - hand)[0])
         elif in_use:
-            instant = max(now, calendar.in_use.at(rank - hand - cooling)[0]) + calendar.window
+            granted = next(islice(calendar.in_use.values(), rank - hand - cooling, None))
+            instant = max(now, granted + self.trip) + calendar.window
         else:
             instant = now
         return instant + rounds * (calendar.window + self.trip)

@@ -24,11 +24,14 @@ class Places:
 
     headers: frozenset[bytes]
     query: bytes
+    lengths: frozenset[int]
+    """Of the names of all headers that are looked at: most others are told apart by theirs alone."""
 
     @classmethod
     def named(cls, key_header: str, key_query: str) -> "Places":
         """The places for a configured key header, beside `X-Api-Key`, and a query parameter."""
-        return cls(frozenset({_KEY_HEADER, key_header.lower().encode("ascii")}), key_query.encode("ascii"))
+        headers = frozenset({_KEY_HEADER, key_header.lower().encode("ascii")})
+        return cls(headers, key_query.encode("ascii"), frozenset(map(len, headers | {_AUTHORIZATION})))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,10 @@ def take_off(fields: Fields, target: bytes, places: Places, owner_of: Callable[[
     bearer: Owner | None = None
     header: bytes | None = None
     taken: list[int] = []
-    headers = places.headers
+    headers, lengths = places.headers, places.lengths
     for index, (name, value) in enumerate(fields):
+        if len(name) not in lengths:
+            continue
         lower = name.lower()
         if lower in headers:
             taken.append(index)

@@ -153,8 +153,6 @@ class Line:
         """One request of the lane got its lease."""
         share = self._shares[lane.client]
         share.tag, self.now = advance(share.tag, self.now, share.cost)
-        for kind in share.kinds:
-            self.groups[kind].clients.put(lane.client, share.tag)
         group = self.groups[lane.kind]
         rows = group.rows[lane.client]
         left = rows[replica] - 1
@@ -164,6 +162,8 @@ class Line:
             group.waiting -= 1
         else:
             self._drop(replica, lane)
+        for kind in share.kinds:
+            self.groups[kind].clients.put(lane.client, share.tag)
 
     def refund(self, client: str) -> None:
         """A lease came back unsent: its client is charged nothing."""

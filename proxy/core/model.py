@@ -116,7 +116,17 @@ class Pool:
 
         A path that cannot be normalised (`None`) falls under every limit: the upstream may read it as any of them.
         """
-        return tuple(index for index, limit in enumerate(self.limits) if path is None or limit.covers(method, path))
+        if path is None or self._undivided:
+            return self._every_limit
+        return tuple([index for index, limit in enumerate(self.limits) if limit.covers(method, path)])
+
+    @cached_property
+    def _every_limit(self) -> tuple[int, ...]:
+        return tuple(range(len(self.limits)))
+
+    @cached_property
+    def _undivided(self) -> bool:
+        return not any(limit.match for limit in self.limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def check_conservation(ledger: Ledger) -> None:
         used: dict[str, int] = defaultdict(int)
         for _, lease in calendar.cooling:
             used[buckets._spent[lease].quota] += 1
-        for _, lease in calendar.in_use:
+        for lease in calendar.in_use:
             used[buckets._out[lease].quota] += 1
         for name, quota in buckets.quotas.items():
             assert quota.hand[index] + used[name] == calendar.size, (name, index)
