@@ -18,6 +18,7 @@ from rich.console import Console
 from proxy import __version__, config, demo
 from proxy.app import App, serve_until_told, until_told
 from proxy.config import Config
+from proxy.config.fields import is_name
 from proxy.core.errors import ConfigError, KeyturnError
 from proxy.core.model import Secret
 from proxy.practice import PracticeApi, PracticeSettings, WindowKind
@@ -114,8 +115,11 @@ def schema() -> None:
 
 
 @commands.command()
-def token(name: Annotated[str, typer.Argument(help="The client's name.")]) -> None:
+def token(name: Annotated[str, typer.Argument(metavar="NAME", help="The client's name.")]) -> None:
     """Make a client token: printed once, with the entry for `clients:` that holds only its SHA-256."""
+    if not is_name(name):
+        message = "a name has 1 to 64 of the characters A-Z, a-z, 0-9, `.`, `_` and `-`"
+        raise typer.BadParameter(message, param_hint="NAME")
     made = Secret(f"kt_{secrets.token_urlsafe(32)}")
     entry = yaml.safe_dump([{"name": name, "token_sha256": made.digest()}], sort_keys=False)
     console = Console(stderr=True, highlight=False)

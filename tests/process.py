@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -220,10 +221,10 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(address: str) -> AsyncIterator[Caller]:
-    """A connection to a listener, `http://host:port`."""
-    host, _, port = address.removeprefix("http://").rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=2**20)
+async def calling(address: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Caller]:
+    """A connection to a listener, `http://host:port` or `https://host:port`."""
+    host, _, port = address.partition("://")[2].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=2**20, ssl=tls)
     try:
         yield Caller(reader, writer)
     finally:

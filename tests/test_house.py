@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,12 @@ def test_runtime_dependencies_are_imported() -> None:
     modules = {name: IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
     imported = imports()
     assert {name for name, module in modules.items() if module not in imported} == set()
+
+
+def test_imports_are_installed() -> None:
+    """What a module imports is there without the tools of development: pinned for run time, or Python's own."""
+    installed = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in blocks(ROOT / "requirements" / "runtime.txt")}
+    assert imports() - installed - sys.stdlib_module_names == {"proxy"}
 
 
 def test_versions_agree() -> None:

@@ -1,7 +1,7 @@
 """config.yaml as a tree of mappings, lists and scalars: safe YAML, every key once, bounded in size.
 
-Scalars follow the core schema of YAML 1.2, so that `off` is a word, `1:30` no number and `2026-01-01` no date. Values
-never appear in a problem, since any of them may be a secret.
+Of plain scalars only `true`, `false`, `null`, `~` and decimal numbers are more than text: `off` is a word, `1:30` and
+`007` no numbers, `2026-01-01` no date. Values never appear in a problem, since any of them may be a secret.
 """
 
 import re
@@ -24,7 +24,7 @@ _QUOTED = re.compile(r"""(['"])(.*?)\1""")
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes with the scalar types of YAML 1.2."""
+    """Composes nodes with few types of scalars."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  # PyYAML's own attribute
 
@@ -32,15 +32,15 @@ class _Loader(yaml.SafeLoader):
 for _name, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?[0-9]+\.[0-9]*|\.[0-9]+", list("-+.0123456789")),
 ):
     _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
     f"{_TAG}null": lambda _: None,
     f"{_TAG}bool": lambda text: text.lower() == "true",
-    f"{_TAG}int": lambda text: int(text, 0) if text[:2] in ("0o", "0x") else int(text),
+    f"{_TAG}int": int,
     f"{_TAG}float": float,
     f"{_TAG}str": str,
 }

@@ -97,6 +97,8 @@ def _split(value: object, hint: str) -> SplitResult:
 
 def _has_form(url: SplitResult) -> bool:
     nodes = url.netloc.rpartition("@")[2]
+    if "@" in url.path + url.query:  # a password that was not percent-encoded has ended the host too early
+        return False
     match url.scheme:
         case "memory":
             return not (url.netloc or url.path or url.query)

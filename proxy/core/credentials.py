@@ -6,8 +6,8 @@ else it belongs to the upstream. What is not taken off stays byte for byte.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from proxy.core.http import Fields
@@ -34,18 +34,20 @@ class Places:
         return cls(headers, key_query.encode("ascii"), frozenset(map(len, headers | {_AUTHORIZATION})))
 
 
-@dataclass(frozen=True, slots=True)
-class Found(Generic[Owner]):
+class Found(NamedTuple, Generic[Owner]):
     """What a request held, and the request without it. Its `repr` shows none of it."""
 
     bearer: Owner | None
     """The owner of the first bearer token that has one."""
-    header: bytes | None = field(repr=False)
+    header: bytes | None
     """The first key header's value, `None` when there is none or all are empty."""
-    query: bytes | None = field(repr=False)
+    query: bytes | None
     """The first query parameter's value, decoded; `None` when there is none or all are empty."""
-    fields: Fields = field(repr=False)
-    target: bytes = field(repr=False)
+    fields: Fields
+    target: bytes
+
+    def __repr__(self) -> str:
+        return f"Found(bearer={self.bearer!r})"
 
 
 def take_off(fields: Fields, target: bytes, places: Places, owner_of: Callable[[bytes], Owner | None]) -> Found[Owner]:

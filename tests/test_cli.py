@@ -1,0 +1,363 @@
+import asyncio
+import json
+import re
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from proxy import __version__, cli
+from tests.process import (
+    ADMIN_TOKEN,
+    KEYS,
+    ROOT,
+    SECRETS,
+    TOKENS,
+    Ended,
+    PracticeApi,
+    ask,
+    calling,
+    command,
+    document,
+    house,
+    request,
+    running,
+    serving,
+    write,
+)
+
+BAD = f"""
+listen: "8080"
+upstrem: {{}}
+upstream: {{url: "http://example.com", response_timeout: soon}}
+pools: {{default: {{limits: [{{requests: 0, window: 60s}}], keys: [{{name: a, secret: {KEYS[0]}}}, {{name: a}}]}}}}
+queue: {{max_wait: 10m}}
+clients:
+- {{name: ci, token: {TOKENS["ci"]}, weight: heavy}}
+- {{name: portal, token: {TOKENS["ci"]}, pool: defualt}}
+"""
+"""A config.yaml with many mistakes."""
+
+GOOD = f"""
+listen: [127.0.0.1:0, "unix:/tmp/keyturn-of-nobody.sock"]
+admin_token: {ADMIN_TOKEN}
+pools: {{default: {{keys: [{{name: a, secret: {KEYS[0]}}}, {{name: b, secret_file: b}}]}}}}
+clients: [{{name: ci, token: {TOKENS["ci"]}, rate: {{requests: 5, window: 90s}}, allow: ["GET /**"]}}]
+"""
+
+
+class Shell:
+    """Runs commands in this process, in a folder with an environment of its own."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self._patch = patch
+        self._capture = capture
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "120")
+        patch.delenv("POSTMAN_API_KEYS", raising=False)
+
+    def write(self, text: str, name: str = "config.yaml") -> Path:
+        """Write a file that only its owner can read."""
+        path = self.folder / name
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o600)
+        return path
+
+    def run(self, *arguments: str, **environ: str) -> Ended:
+        """Run a command to its end."""
+        with self._patch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr(sys, "argv", ["keyturn", *arguments])
+            for name, value in environ.items():
+                patch.setenv(name, value)
+            cli.main()
+        out, err = self._capture.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, out, err)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """Commands in an empty folder."""
+    return Shell(tmp_path, monkeypatch, capsys)
+
+
+def problems(ended: Ended) -> dict[str, str]:
+    """The complaints of a command, by the path that each names."""
+    assert all(line.startswith("keyturn: ") for line in ended.complaints), ended.err
+    return dict(line.removeprefix("keyturn: ").split(": ", 1) for line in ended.complaints)
+
+
+# The command line
+
+
+async def test_help_without_a_command(tmp_path: Path) -> None:
+    """`python -m proxy` alone shows what there is."""
+    ended = await command(folder=tmp_path)
+    assert (ended.code, ended.err) == (2, "")
+    for name in ("serve", "check", "schema", "token", "practice", "demo"):
+        assert re.search(rf"\b{name}\b", ended.out)
+
+
+def test_help_of_each_command(shell: Shell) -> None:
+    """Every command has `--help`."""
+    for name in ("serve", "check", "schema", "token", "practice", "demo"):
+        ended = shell.run(name, "--help")
+        assert (ended.code, ended.err) == (0, "")
+        assert "Usage: keyturn " + name in ended.out
+
+
+async def test_version(tmp_path: Path) -> None:
+    """`--version` needs no command."""
+    assert await command("--version", folder=tmp_path) == Ended(0, f"keyturn {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["serve", "--nope"], "No such option: --nope"),
+        (["serv"], "No such command 'serv'"),
+        (["serve", "-c"], "Option '-c' requires an argument"),
+        (["token"], "Missing argument 'NAME'"),
+        (["token", "a b"], "Invalid value for NAME: a name has 1 to 64 of the characters"),
+        (["practice", "--port", "99999"], "Invalid value for '--port'"),
+        (["practice", "--kind", "odd"], "Invalid value for '--kind'"),
+        (["practice", "--window", "1 minute"], "Invalid value for --window: write a whole number and its unit"),
+        (["practice", "--key", ""], "keys: must not hold an empty key"),
+        (["demo", "--listen", "here"], "listen: write `host:port`"),
+    ],
+)
+def test_bad_command_line(shell: Shell, arguments: list[str], complaint: str) -> None:
+    """A mistake in the command line is one line, and exit code 2."""
+    ended = shell.run(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.complaints[0].startswith(f"keyturn: {complaint}"), ended.err
+
+
+async def test_mistake_through_the_real_command_line(tmp_path: Path) -> None:
+    """The same by the process itself: one line, no traceback."""
+    ended = await command("serve", "--nope", folder=tmp_path)
+    assert ended == Ended(2, "", "keyturn: No such option: --nope\n")
+
+
+# Configuration
+
+
+async def test_bad_configuration(tmp_path: Path) -> None:
+    """`serve` lists every problem with its path, in a line each, without any value; exit code 2."""
+    (tmp_path / "config.yaml").write_text(BAD, encoding="utf-8")
+    ended = await command("serve", folder=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert set(problems(ended)) == {
+        "listen",
+        "upstrem",
+        "upstream.url",
+        "upstream.response_timeout",
+        "pools.default.limits[0].requests",
+        "pools.default.keys[1].name",
+        "pools.default.keys[1]",
+        "queue.max_wait",
+        "clients[0].weight",
+        "clients[1].token",
+        "clients[1].pool",
+    }
+    assert "did you mean `upstream`?" in problems(ended)["upstrem"]
+    assert [secret for secret in SECRETS if secret in ended.err] == []
+
+
+async def test_no_key_at_all(tmp_path: Path) -> None:
+    """Without any key the message says where to put one."""
+    ended = await command("serve", folder=tmp_path)
+    assert (ended.code, len(ended.complaints)) == (2, 1)
+    assert "POSTMAN_API_KEYS" in ended.err
+
+
+def test_file_that_cannot_be_read(shell: Shell) -> None:
+    """A file that is not there, is a folder or is no YAML is one line."""
+    for path in ("missing.yaml", str(shell.folder)):
+        for name in ("serve", "check"):
+            ended = shell.run(name, "-c", path)
+            assert (ended.code, len(ended.complaints)) == (2, 1)
+            assert f"{path} cannot be read" in ended.err
+    shell.write("a: [")
+    ended = shell.run("check")
+    assert (ended.code, len(ended.complaints)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        ({"store": {"url": "redis://127.0.0.1"}}, "store.url"),
+        ({"upstream": {"forwarded": True}}, "upstream.forwarded"),
+        (
+            {"clients": [{"name": "a", "jwt": {"issuer": "https://a.example", "audience": "b", "subject": "c"}}]},
+            "clients[0].jwt",
+        ),
+        ({"tls": {"cert": "config.yaml", "key": "config.yaml"}}, "tls"),
+    ],
+)
+def test_settings_that_cannot_be_carried_out(shell: Shell, settings: Mapping[str, Any], path: str) -> None:
+    """`serve` refuses what this version reads but does not do, and certificates that are none."""
+    shell.write(json.dumps({"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", **settings}))
+    ended = shell.run("serve", POSTMAN_API_KEYS=KEYS[0])
+    assert (ended.code, list(problems(ended))) == (2, [path])
+
+
+async def test_port_in_use(tmp_path: Path) -> None:
+    """A port that somebody listens on is one clear line, and exit code 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        path = write(tmp_path, {"listen": address, "admin": "127.0.0.1:0"})
+        ended = await command("serve", "-c", str(path), folder=tmp_path, environ={"POSTMAN_API_KEYS": KEYS[0]})
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.complaints == [
+        f"keyturn: cannot listen on {address}: address in use. "
+        "Stop what listens there, or choose another in `listen`."
+    ]
+
+
+async def test_serve_with_keys_of_the_environment(tmp_path: Path) -> None:
+    """Without `-c` the folder's config.yaml is read; keys come from POSTMAN_API_KEYS when it gives none."""
+    write(tmp_path, {"listen": ["127.0.0.1:0", "127.0.0.1:0"], "admin": "127.0.0.1:0"})
+    async with running("serve", folder=tmp_path, environ={"POSTMAN_API_KEYS": ",".join(KEYS)}) as process:
+        addresses = await process.ready()
+        data = addresses["data"].split(",")
+        assert len(set(data)) == 2
+        page = await ask(addresses["admin"], request("/metrics", token=None))
+        for name in ("key-1", "key-2"):
+            assert f'keyturn_tokens_at_hand{{limit="60/60s",pool="default",quota="{name}"}} 60.0' in page.body.decode()
+        for address in data:
+            async with calling(address) as caller:
+                assert (await caller.ask(request("/me", method="TRACE"))).status == 405
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+
+
+# check, schema, token
+
+
+def test_check_prints_what_is_in_effect(shell: Shell) -> None:
+    """Every default is filled in, and secrets are masked."""
+    shell.write(KEYS[1], "b")
+    shell.write(GOOD)
+    ended = shell.run("check")
+    assert (ended.code, ended.err) == (0, "")
+    assert [secret for secret in SECRETS if secret in ended.out] == []
+    shown = yaml.safe_load(ended.out)
+    assert shown["admin_token"] == shown["clients"][0]["token"] == shown["pools"]["default"]["keys"][0]["secret"] == "…"
+    assert shown["authentication"] == "required"
+    assert shown["upstream"]["url"] == "https://api.getpostman.com"
+    assert shown["pools"]["default"]["limits"] == [{"requests": 60, "window": "1m", "match": []}]
+
+
+def test_check_accepts_what_check_prints(shell: Shell) -> None:
+    """Where secrets stand in files of their own, what is in effect is a config.yaml, and prints the same again."""
+    shell.write(KEYS[1], "b")
+    digest = sha256(TOKENS["ci"].encode()).hexdigest()
+    shell.write(
+        f"""
+        pools: {{default: {{keys: [{{name: b, secret_file: b}}], limits: [{{requests: 5, window: 90s}}]}}}}
+        clients: [{{name: ci, token_sha256: {digest}, rate: {{requests: 5, window: 90s}}, allow: ["GET /**"]}}]
+        """
+    )
+    first = shell.run("check")
+    shell.write(first.out, "again.yaml")
+    assert shell.run("check", "-c", "again.yaml") == first
+
+
+def test_a_masked_secret_is_no_secret(shell: Shell) -> None:
+    """What `check` prints for a secret is not taken for one, so that nobody serves with it."""
+    shell.write("pools: {default: {keys: [{name: a, secret: " + KEYS[0] + "}]}}")
+    shell.write(shell.run("check").out, "again.yaml")
+    ended = shell.run("check", "-c", "again.yaml")
+    assert (ended.code, list(problems(ended))) == (2, ["pools.default.keys[0].secret"])
+
+
+def test_check_warns(shell: Shell) -> None:
+    """What works but should not stay so is a warning on stderr; the exit code stays 0."""
+    shell.write(GOOD.replace("secret_file: b", f"secret: {KEYS[1]}")).chmod(0o644)
+    ended = shell.run("check")
+    assert (ended.code, len(ended.complaints)) == (0, 4)
+    assert all(line.startswith("keyturn: warning: ") for line in ended.complaints)
+    assert [secret for secret in SECRETS if secret in ended.err] == []
+
+
+def test_check_finds_the_same_as_serve(shell: Shell) -> None:
+    """Every problem at once, exit code 2."""
+    shell.write(BAD)
+    checked, served = shell.run("check"), shell.run("serve")
+    assert checked == served
+    assert (checked.code, len(checked.complaints)) == (2, 11)
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "code"),
+    [
+        (None, None, 3),
+        (None, "", 3),
+        (None, KEYS[0], 0),
+        (None, "two words", 2),
+        ("{}", None, 3),
+        ("{}", KEYS[0], 0),
+        ("pools: {default: {keys_dir: .}}", None, 0),
+        ("pools: {default: {keys: [{name: a, secret: x}]}}", None, 0),
+        ("pools: {default: {keys: [{name: a}]}}", None, 2),
+        ("lisen: x", None, 2),
+        ("a: [", None, 2),
+    ],
+)
+def test_any_key(shell: Shell, text: str | None, keys: str | None, code: int) -> None:
+    """`check --any-key` prints nothing and tells `make run` whether there is a key: 0 yes, 3 no, 2 ask `serve`."""
+    if text is not None:
+        shell.write(text)
+    environ = {} if keys is None else {"POSTMAN_API_KEYS": keys}
+    assert shell.run("check", "--any-key", **environ) == Ended(code, "", "")
+
+
+def accepts(schema: Any, value: Any, root: Any) -> bool:
+    """Whether a JSON Schema accepts a value, as far as ours goes; any other keyword is an error."""
+    return all(_KEYWORDS[word](schema, value, root) for word in schema if word not in _ANNOTATIONS)
+
+
+_ANNOTATIONS = {"$schema", "$defs", "title", "description", "default", "examples", "format", "patternProperties"}
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "array": list,
+    "boolean": bool,
+    "integer": int,
+    "null": type(None),
+    "number": (int, float),
+    "object": dict,
+    "string": str,
+}
+_KEYWORDS: Mapping[str, Any] = {
+    "$ref": lambda schema, value, root: accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root),
+    "additionalProperties": lambda schema, value, root: all(
+        accepts(schema["additionalProperties"], value[name], root) if schema["additionalProperties"] else False
+        for name in _others(schema, value)
+    ),
+    "anyOf": lambda schema, value, root: any(accepts(option, value, root) for option in schema["anyOf"]),
+    "enum": lambda schema, value, _: value in schema["enum"],
+    "items": lambda schema, value, root: all(accepts(schema["items"], item, root) for item in value),
+    "maximum": lambda schema, value, _: value <= schema["maximum"],
+    "minimum": lambda schema, value, _: value >= schema["minimum"],
+    "minItems": lambda schema, value, _: len(value) >= schema["minItems"],
+    "minLength": lambda schema, value, _: len(value) >= schema["minLength"],
+    "pattern": lambda schema, value, _: re.search(schema["pattern"], value) is not None,
+    "properties": lambda schema, value, root: all(
+        accepts(field, value[name], root) for name, field in schema["properties"].items() if name in value
+    ),
+    "required": lambda schema, value, _: set(schema["required"]) <= set(value),
+    "type": lambda schema, value, _: isinstance(value, _TYPES[schema["type"]]),
+}
+
+
+def _others(schema: Any, value: Any) -> list[str]:
+    patterns = schema.get("patternProperties", {})
+    known = schema.get("properties", {})
+    return [name for name in value if name not in known and not any(re.search(p, name) for p in patterns)]
