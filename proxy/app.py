@@ -10,8 +10,9 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import structlog
 
@@ -23,6 +24,7 @@ from proxy.core.model import SECOND, Micros, Pool
 from proxy.dispatch import Dispatch
 from proxy.gateway import Gateway, Retries
 from proxy.stores.memory import MemoryStore
+from proxy.tasks import finish, spawn
 from proxy.telemetry import Telemetry
 from proxy.upstream import Upstream, UpstreamSettings
 from proxy.web.admin import Admin
@@ -169,6 +171,14 @@ class App:
         self._forward.settings = self._forward_settings(tuple(self._data.addresses))
         self._started = True
 
+    async def failure(self) -> None:
+        """Wait until a part that must not end breaks down.
+
+        Raises:
+            Exception: what it broke down with.
+        """
+        await asyncio.gather(*(dispatch.failure() for dispatch in self.dispatches.values()))
+
     async def drain(self) -> None:
         """Accept nothing new, and let what waits or is under way end within `drain`; the rest is refused with 503."""
         self._draining = True
@@ -200,7 +210,7 @@ async def serve_until_told(app: App, announce: Callable[[str], None]) -> int:
         _settle_memory()
         try:
             announce(f"ready data={','.join(app.data_addresses)} admin={','.join(app.admin_addresses)}")
-            await told.wait()
+            await _first(told.wait(), app.failure())
             return await _drain_unless(app, again)
         finally:
             await app.stop()
@@ -221,15 +231,20 @@ async def until_told() -> None:
 
 async def _drain_unless(app: App, again: asyncio.Event) -> int:
     """Drain; 0 when it came to its end, 1 when it was cut short."""
-    async with asyncio.TaskGroup() as tasks:
-        draining = tasks.create_task(app.drain())
-        hurried = tasks.create_task(again.wait())
-        await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
-        if draining.done():
-            return 0
-        draining.cancel()
-        return 1
+    await _first(app.drain(), again.wait())
+    return 1 if again.is_set() else 0
+
+
+async def _first(*alternatives: Coroutine[Any, Any, object]) -> None:
+    """Run them beside each other until the first has ended, and end the others; raises what that one raised."""
+    tasks: set[asyncio.Task[Any]] = set()
+    try:
+        running = [spawn(work, name="until told", owner=tasks) for work in alternatives]
+        ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+    finally:
+        await finish(tasks)
 
 
 @contextmanager

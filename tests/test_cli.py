@@ -1,4 +1,3 @@
-import asyncio
 import json
 import re
 import signal
@@ -20,11 +19,9 @@ from tests.process import (
     SECRETS,
     TOKENS,
     Ended,
-    PracticeApi,
     ask,
     calling,
     command,
-    document,
     house,
     request,
     running,
@@ -217,8 +214,7 @@ async def test_port_in_use(tmp_path: Path) -> None:
         ended = await command("serve", "-c", str(path), folder=tmp_path, environ={"POSTMAN_API_KEYS": KEYS[0]})
     assert (ended.code, ended.out) == (1, "")
     assert ended.complaints == [
-        f"keyturn: cannot listen on {address}: address in use. "
-        "Stop what listens there, or choose another in `listen`."
+        f"keyturn: cannot listen on {address}: address in use. Stop what listens there, or choose another in `listen`."
     ]
 
 
@@ -320,13 +316,36 @@ def test_any_key(shell: Shell, text: str | None, keys: str | None, code: int) ->
     assert shell.run("check", "--any-key", **environ) == Ended(code, "", "")
 
 
-def accepts(schema: Any, value: Any, root: Any) -> bool:
-    """Whether a JSON Schema accepts a value, as far as ours goes; any other keyword is an error."""
-    return all(_KEYWORDS[word](schema, value, root) for word in schema if word not in _ANNOTATIONS)
+def accepts(schema: Mapping[str, Any], value: Any, root: Mapping[str, Any]) -> bool:
+    """Whether a JSON Schema accepts a value, as far as the schema of the configuration goes."""
+    if "$ref" in schema:
+        return accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root)
+    if not any(accepts(option, value, root) for option in schema.get("anyOf", [{}])):
+        return False
+    if "type" in schema and (not isinstance(value, TYPES[schema["type"]]) or (value is True and "minimum" in schema)):
+        return False
+    if isinstance(value, dict):
+        return set(schema.get("required", ())) <= set(value) and all(
+            accepts(_schema_of(name, schema), value[name], root) for name in value
+        )
+    if isinstance(value, list):
+        return all(accepts(schema.get("items", {}), item, root) for item in value)
+    if isinstance(value, str):
+        return bool(re.search(schema.get("pattern", ""), value)) and value in schema.get("enum", [value])
+    return value is None or schema.get("minimum", value) <= value <= schema.get("maximum", value)
 
 
-_ANNOTATIONS = {"$schema", "$defs", "title", "description", "default", "examples", "format", "patternProperties"}
-_TYPES: Mapping[str, type | tuple[type, ...]] = {
+def _schema_of(name: str, schema: Mapping[str, Any]) -> Any:
+    """Of one entry of a mapping; `{"enum": []}` accepts nothing."""
+    for pattern, body in schema.get("patternProperties", {}).items():
+        if re.search(pattern, name):
+            return body
+    other = schema.get("additionalProperties", True)
+    return schema.get("properties", {}).get(name, NOTHING if other is False else {} if other is True else other)
+
+
+NOTHING: Mapping[str, Any] = {"anyOf": []}
+TYPES: Mapping[str, type | tuple[type, ...]] = {
     "array": list,
     "boolean": bool,
     "integer": int,
@@ -335,29 +354,76 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "object": dict,
     "string": str,
 }
-_KEYWORDS: Mapping[str, Any] = {
-    "$ref": lambda schema, value, root: accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root),
-    "additionalProperties": lambda schema, value, root: all(
-        accepts(schema["additionalProperties"], value[name], root) if schema["additionalProperties"] else False
-        for name in _others(schema, value)
-    ),
-    "anyOf": lambda schema, value, root: any(accepts(option, value, root) for option in schema["anyOf"]),
-    "enum": lambda schema, value, _: value in schema["enum"],
-    "items": lambda schema, value, root: all(accepts(schema["items"], item, root) for item in value),
-    "maximum": lambda schema, value, _: value <= schema["maximum"],
-    "minimum": lambda schema, value, _: value >= schema["minimum"],
-    "minItems": lambda schema, value, _: len(value) >= schema["minItems"],
-    "minLength": lambda schema, value, _: len(value) >= schema["minLength"],
-    "pattern": lambda schema, value, _: re.search(schema["pattern"], value) is not None,
-    "properties": lambda schema, value, root: all(
-        accepts(field, value[name], root) for name, field in schema["properties"].items() if name in value
-    ),
-    "required": lambda schema, value, _: set(schema["required"]) <= set(value),
-    "type": lambda schema, value, _: isinstance(value, _TYPES[schema["type"]]),
-}
 
 
-def _others(schema: Any, value: Any) -> list[str]:
-    patterns = schema.get("patternProperties", {})
-    known = schema.get("properties", {})
-    return [name for name in value if name not in known and not any(re.search(p, name) for p in patterns)]
+def test_schema(shell: Shell) -> None:
+    """`schema` prints a JSON Schema that accepts config.yaml, with every setting in it uncommented too."""
+    ended = shell.run("schema")
+    assert (ended.code, ended.err) == (0, "")
+    schema = json.loads(ended.out)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    for document in (text, re.sub(r"^#(?=\S|  )", "", text, flags=re.MULTILINE)):
+        settings = yaml.safe_load(document)
+        assert settings["listen"]
+        assert accepts(schema, settings, schema)
+    assert len(settings) > 10
+    for wrong in ({"lisen": "x"}, {"drain": "soon"}, {"clients": [{}]}, {"queue": {"max_waiting": -1}}, {"pools": 1}):
+        assert not accepts(schema, wrong, schema)
+
+
+def test_token_is_printed_once(shell: Shell) -> None:
+    """`token` prints a new token and the entry for `clients:` that holds only its digest."""
+    seen = set()
+    for _ in range(3):
+        ended = shell.run("token", "ci.2")
+        token, entry = ended.out.split("\n", 1)
+        assert ended.code == 0
+        assert yaml.safe_load(entry) == [{"name": "ci.2", "token_sha256": sha256(token.encode()).hexdigest()}]
+        assert token not in ended.err
+        seen.add(token)
+    assert len(seen) == 3
+
+
+async def test_token_makes_a_caller(tmp_path: Path) -> None:
+    """The entry that `token` prints, put under `clients:`, lets its token in."""
+    ended = await command("token", "portal", folder=tmp_path)
+    token, entry = ended.out.split("\n", 1)
+    async with house(tmp_path, clients=yaml.safe_load(entry)) as home:
+        reply = await home.ask(request("/echo", token=token))
+        assert (reply.status, token in reply.body.decode()) == (200, False)
+        assert (await home.ask(request("/echo", token=TOKENS["ci"]))).status == 401
+        assert await home.keyturn.metric("keyturn_requests_total", client="portal") == 1
+
+
+# practice
+
+
+async def test_practice(tmp_path: Path) -> None:
+    """`practice` prints where it listens, counts by its options, and ends with Ctrl-C."""
+    options = ("--port", "0", "--limit", "2", "--window", "1h", "--kind", "rolling", "--key", KEYS[0])
+    async with running("practice", *options, folder=tmp_path) as process:
+        url = (await process.ready())["practice"]
+        statuses = [(await ask(url, request("/me", token=KEYS[0]))).status for _ in range(3)]
+        assert statuses == [200, 200, 429]
+        assert (await ask(url, request("/me", token=KEYS[1]))).status == 401
+        process.signal(signal.SIGINT)
+        assert await process.ended() == 0
+
+
+async def test_practice_over_tls_behind_the_proxy(tmp_path: Path) -> None:
+    """With `--tls --ca FILE` it is an upstream for a `serve` beside it."""
+    ca = tmp_path / "ca.pem"
+    async with running("practice", "--port", "0", "--tls", "--ca", str(ca), folder=tmp_path) as upstream:
+        url = (await upstream.ready())["practice"]
+        settings = {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "upstream": {"url": url, "ca": "ca.pem"}}
+        keys = [{"name": "a", "secret": KEYS[0]}]
+        async with serving(write(tmp_path, {**settings, "pools": {"default": {"keys": keys}}})) as keyturn:
+            reply = await keyturn.ask(request("/workspaces", token=None))
+            assert (reply.status, reply.one("Keyturn-Key")) == (200, "a")
+
+
+def test_practice_that_cannot_write_its_authority(shell: Shell) -> None:
+    """A file that cannot be written is one line, and exit code 1."""
+    ended = shell.run("practice", "--port", "0", "--tls", "--ca", "missing/ca.pem")
+    assert (ended.code, ended.complaints) == (1, ["keyturn: missing/ca.pem: No such file or directory"])

@@ -78,6 +78,14 @@ class Dispatch:
         """Begin to exchange with the store."""
         spawn(self._run(), name=f"exchange {self.pool.name}", owner=self._tasks)
 
+    async def failure(self) -> None:
+        """Wait until the exchange with the store breaks down, which is a bug.
+
+        Raises:
+            Exception: what it broke down with. Without exchanges nobody would ever be served again.
+        """
+        await asyncio.shield(asyncio.gather(*self._tasks))
+
     def refuse_all(self) -> None:
         """Refuse whoever waits and whoever comes: the process drains."""
         self._closed = True
@@ -241,6 +249,7 @@ class Dispatch:
             self._ended[:0] = ended
             if not isinstance(problem, StoreLost):
                 raise
+            self._wait_unjudged()
             self._call_in(RETRY_LOST)
             return
         self._apply(answer, asked)
@@ -303,6 +312,14 @@ class Dispatch:
                 self._set_deadline(queue, waiter, now)
         if refused:
             self._call_in(FLUSH)
+
+    def _wait_unjudged(self) -> None:
+        """The store does not answer: whose turn is not known waits for it, but not past its deadline."""
+        now = self.clock()
+        for queue in self._busy.values():
+            for waiter in queue.fresh:
+                if waiter.timer is None:
+                    self._set_deadline(queue, waiter, now)
 
     def _to_judge(self, queue: Queue, now: Micros) -> list[Waiter]:
         """Newcomers that the store knows of; every so often all, for turns get later when others come first."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.errors import NoKey, ShuttingDown, TooMany
+from proxy.core.errors import NoKey, ShuttingDown, StoreLost, TooMany
 from proxy.core.exchange import Spent, Unsent
 from proxy.core.model import MILLISECOND, SECOND, Client, Pool
 from proxy.dispatch import Lease
@@ -177,6 +177,51 @@ async def test_nobody_waits_beyond_its_deadline() -> None:
         assert micros() - began <= 61 * SECOND + MILLISECOND
         with slow:
             slow.spent()
+
+
+@virtual
+async def test_deadlines_hold_while_the_store_is_silent() -> None:
+    """Law 6 needs no answer of the store: neither from one that hangs, nor from one that is lost."""
+    async with room(pool(1, limit(1))) as it:
+        await use(it, await it.dispatch.lease(it.ticket()))
+        answering = it.store.exchange
+
+        async def silent(*_: Any) -> Any:
+            await asyncio.Event().wait()
+
+        async def lost(*_: Any) -> Any:
+            raise StoreLost("gone")
+
+        waiting = task_of(it.dispatch.lease(it.ticket(wait=100 * SECOND)))
+        began = micros()
+        await asyncio.sleep(1)
+        it.store.exchange = lost  # type: ignore[method-assign, assignment]  # a store that is lost
+        newcomer = task_of(it.dispatch.lease(it.ticket(wait=50 * SECOND)))
+        with pytest.raises(TooMany):
+            await newcomer
+        assert micros() - began <= 51 * SECOND + MILLISECOND
+        it.store.exchange = silent  # type: ignore[method-assign, assignment]  # a store that hangs
+        with pytest.raises(TooMany):
+            await waiting
+        assert micros() - began <= 100 * SECOND + MILLISECOND
+        it.store.exchange = answering  # type: ignore[method-assign]
+
+
+@virtual
+async def test_a_broken_exchange_is_not_kept_quiet() -> None:
+    """A bug in the exchange ends in `failure`, so that the process ends and is started anew."""
+    async with room(pool(1, limit(1))) as it:
+
+        async def broken(*_: Any) -> Any:
+            raise ZeroDivisionError
+
+        answering = it.store.exchange
+        it.store.exchange = broken  # type: ignore[method-assign, assignment]  # a store with a bug
+        waiting = task_of(it.dispatch.lease(it.ticket()))
+        with pytest.raises(ZeroDivisionError):
+            await it.dispatch.failure()
+        it.store.exchange = answering  # type: ignore[method-assign]
+        waiting.cancel()
 
 
 @virtual

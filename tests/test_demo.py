@@ -1,0 +1,46 @@
+import signal
+from pathlib import Path
+
+from proxy import config, demo
+from proxy.core.model import Secret
+from tests.process import ROOT, Keyturn, request, running, until
+
+
+async def test_demo(tmp_path: Path) -> None:
+    """`demo` says where to call it, answers, lets its clients through without a 429, and ends with Ctrl-C."""
+    ports = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+    async with running("demo", *ports, folder=tmp_path) as process:
+        addresses = await process.ready()
+        keyturn = Keyturn(process, addresses["data"], addresses["admin"])
+        await until(lambda: "Ctrl-C ends it." in process.stderr, "the demo explains itself")
+        assert f"curl -i {keyturn.data}/me" in process.stderr
+        assert f"{keyturn.admin}/readyz" in process.stderr
+
+        reply = await keyturn.ask(request("/me", token=None))
+        assert (reply.status, reply.one("Keyturn-Key") in demo.KEYS) == (200, True)
+        assert (await keyturn.page("/readyz")).status == 200
+
+        async def served() -> bool:
+            return await keyturn.metric("keyturn_requests_total", client="crawler", code="200") >= 1
+
+        await until(served, "a client of the demo is served")
+        assert await keyturn.metric("keyturn_upstream_throttled_total") == 0
+        process.signal(signal.SIGINT)
+        assert await process.ended() == 0
+        assert [key for key in demo.KEYS.values() if key in process.stderr] == []
+
+
+def test_configuration(tmp_path: Path) -> None:
+    """The demo's configuration is one that `serve` takes: clients by token and weight, others as `you`."""
+    ca = ROOT / "LICENSE"
+    document = demo.configuration("https://localhost:1", ca, "127.0.0.1:0", "127.0.0.1:0")
+    loaded = demo._configured(tmp_path, document)
+    assert config.warnings(tmp_path / "config.yaml", loaded) == ()
+    clients = {client.name: client for client in loaded.client_models()}
+    assert {name: client.weight for name, client in clients.items()} == {
+        name: weight for name, (weight, _) in demo.CLIENTS.items()
+    }
+    assert clients["crawler"].digests == (Secret(demo.token_of("crawler")).digest(),)
+    anonymous = loaded.anonymous_client()
+    assert anonymous is not None
+    assert anonymous.name == "you"
