@@ -1,0 +1,117 @@
+import asyncio
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from proxy.config import load
+from tests.process import ROOT, until
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.partition("#")[0].strip() for language, block in BLOCKS if language == "sh" for line in block.splitlines()
+]
+
+
+def commands(program: str) -> list[list[str]]:
+    """The README's commands of a program, in words."""
+    words = [shlex.split(command) for command in COMMANDS]
+    return [command for command in words if command and command[0] == program]
+
+
+def keyturn(*arguments: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "proxy", *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "POSTMAN_API_KEYS": "one,two", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_readme_is_short() -> None:
+    """Under 150 lines."""
+    assert len(README.splitlines()) < 150
+
+
+def test_every_command_is_one_that_a_test_knows() -> None:
+    """What the README tells to type is run here, or by `make e2e`."""
+    known = ("make", "keyturn", "curl", "newman", "http_proxy=http://127.0.0.1:8080")
+    assert {shlex.split(command)[0] for command in COMMANDS if command} == set(known)
+
+
+@pytest.mark.parametrize("command", commands("make"), ids=" ".join)
+def test_make_knows_its_targets(command: list[str]) -> None:
+    """`make run` and `make test` are there."""
+    assert subprocess.run(["make", "-n", *command[1:]], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command", [words for words in commands("keyturn") if words[1] not in ("serve", "demo", "practice")], ids=" ".join
+)
+def test_commands_that_end_end_well(command: list[str]) -> None:
+    """`token`, `check` and `schema` work as written, from the folder of the README."""
+    ended = keyturn(*command[1:])
+    assert (ended.returncode, bool(ended.stdout)) == (0, True), ended.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [words for words in commands("keyturn") if words[1] in ("serve", "demo", "practice")], ids=" ".join
+)
+async def test_commands_that_run_get_ready(command: list[str], tmp_path: Path) -> None:
+    """`serve`, `demo` and `practice` start as written (on ports of the system's choice) and end with SIGTERM."""
+    example = (ROOT / "config.yaml").read_text(encoding="utf-8").replace(":8080", ":0").replace(":9090", ":0")
+    (tmp_path / "config.yaml").write_text(example, encoding="utf-8")
+    (tmp_path / "config.yaml").chmod(0o600)
+    ports = {"demo": ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"], "practice": ["--port", "0"]}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "proxy",
+        *command[1:],
+        *ports.get(command[1], []),
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "POSTMAN_API_KEYS": "one,two", "PATH": "/usr/bin:/bin"},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    seen: list[str] = []
+
+    async def ready() -> bool:
+        assert process.stderr is not None
+        seen.append((await process.stderr.readline()).decode())
+        assert seen[-1], seen
+        return seen[-1].startswith("ready ")
+
+    await until(ready, "the ready line")
+    process.terminate()
+    await process.communicate()
+    assert process.returncode == 0, seen
+
+
+def test_the_newman_commands_are_the_ones_that_the_end_to_end_run_uses() -> None:
+    """Both forms stand in `e2e/newman.py`: the address in the URLs, and the HTTP proxy with an absolute target."""
+    script = (ROOT / "e2e" / "newman.py").read_text(encoding="utf-8")
+    for part in ("newman", "collections/", "environments/", "?apikey=", "http_proxy", "--postman-api-key"):
+        assert part in README
+        assert part in script, part
+
+
+def test_the_configuration_in_brief_is_valid(tmp_path: Path) -> None:
+    """What the README shows loads, and means what it says."""
+    (block,) = [block for language, block in BLOCKS if language == "yaml"]
+    path = tmp_path / "config.yaml"
+    path.write_text(block, encoding="utf-8")
+    config = load(path, {"POSTMAN_KEY_A": "a", "POSTMAN_KEY_B": "b", "PORTAL_TOKEN": "t"})
+    assert [key.name for key in config.pools_of_model()[0].keys] == ["team-a", "team-b"]
+    assert config.authentication_required
+    assert yaml.safe_load(block)["clients"][0]["weight"] == 2
