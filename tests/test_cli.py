@@ -69,11 +69,12 @@ class Shell:
 
     def run(self, *arguments: str, **environ: str) -> Ended:
         """Run a command to its end."""
-        with self._patch.context() as patch, pytest.raises(SystemExit) as ended:
+        with self._patch.context() as patch:
             patch.setattr(sys, "argv", ["keyturn", *arguments])
             for name, value in environ.items():
                 patch.setenv(name, value)
-            cli.main()
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
         out, err = self._capture.readouterr()
         assert isinstance(ended.value.code, int)
         return Ended(ended.value.code, out, err)
@@ -107,7 +108,7 @@ def test_help_of_each_command(shell: Shell) -> None:
     for name in ("serve", "check", "schema", "token", "practice", "demo"):
         ended = shell.run(name, "--help")
         assert (ended.code, ended.err) == (0, "")
-        assert "Usage: keyturn " + name in ended.out
+        assert f" {name} [OPTIONS]" in ended.out
 
 
 async def test_version(tmp_path: Path) -> None:
@@ -289,7 +290,7 @@ def test_check_finds_the_same_as_serve(shell: Shell) -> None:
     shell.write(BAD)
     checked, served = shell.run("check"), shell.run("serve")
     assert checked == served
-    assert (checked.code, len(checked.complaints)) == (2, 11)
+    assert (checked.code, len(problems(checked))) == (2, 11)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,6 @@ def test_check_finds_the_same_as_serve(shell: Shell) -> None:
         (None, "two words", 2),
         ("{}", None, 3),
         ("{}", KEYS[0], 0),
-        ("pools: {default: {keys_dir: .}}", None, 0),
         ("pools: {default: {keys: [{name: a, secret: x}]}}", None, 0),
         ("pools: {default: {keys: [{name: a}]}}", None, 2),
         ("lisen: x", None, 2),
@@ -316,23 +316,26 @@ def test_any_key(shell: Shell, text: str | None, keys: str | None, code: int) ->
     assert shell.run("check", "--any-key", **environ) == Ended(code, "", "")
 
 
-def accepts(schema: Mapping[str, Any], value: Any, root: Mapping[str, Any]) -> bool:
+def accepts(  # noqa: PLR0911  # one for each form of a value
+    schema: Mapping[str, Any], value: Any, root: Mapping[str, Any]
+) -> bool:
     """Whether a JSON Schema accepts a value, as far as the schema of the configuration goes."""
     if "$ref" in schema:
         return accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root)
-    if not any(accepts(option, value, root) for option in schema.get("anyOf", [{}])):
+    if "anyOf" in schema and not any(accepts(option, value, root) for option in schema["anyOf"]):
         return False
-    if "type" in schema and (not isinstance(value, TYPES[schema["type"]]) or (value is True and "minimum" in schema)):
+    if "type" in schema and not isinstance(value, TYPES[schema["type"]]):
         return False
-    if isinstance(value, dict):
-        return set(schema.get("required", ())) <= set(value) and all(
-            accepts(_schema_of(name, schema), value[name], root) for name in value
-        )
-    if isinstance(value, list):
-        return all(accepts(schema.get("items", {}), item, root) for item in value)
-    if isinstance(value, str):
-        return bool(re.search(schema.get("pattern", ""), value)) and value in schema.get("enum", [value])
-    return value is None or schema.get("minimum", value) <= value <= schema.get("maximum", value)
+    match value:
+        case dict():
+            inside = all(accepts(_schema_of(name, schema), value[name], root) for name in value)
+            return inside and set(schema.get("required", ())) <= set(value)
+        case list():
+            return all(accepts(schema.get("items", {}), item, root) for item in value)
+        case str():
+            return bool(re.search(schema.get("pattern", ""), value)) and value in schema.get("enum", [value])
+        case _:
+            return value is None or schema.get("minimum", value) <= value <= schema.get("maximum", value)
 
 
 def _schema_of(name: str, schema: Mapping[str, Any]) -> Any:
@@ -368,8 +371,8 @@ def test_schema(shell: Shell) -> None:
         assert settings["listen"]
         assert accepts(schema, settings, schema)
     assert len(settings) > 10
-    for wrong in ({"lisen": "x"}, {"drain": "soon"}, {"clients": [{}]}, {"queue": {"max_waiting": -1}}, {"pools": 1}):
-        assert not accepts(schema, wrong, schema)
+    for wrong in ('lisen: "x"', "drain: soon", "clients: [{}]", "queue: {max_waiting: -1}", "pools: 1"):
+        assert not accepts(schema, yaml.safe_load(wrong), schema)
 
 
 def test_token_is_printed_once(shell: Shell) -> None:

@@ -170,7 +170,8 @@ def test_runtime_dependencies_are_imported() -> None:
 
 def test_imports_are_installed() -> None:
     """What a module imports is there without the tools of development: pinned for run time, or Python's own."""
-    installed = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in blocks(ROOT / "requirements" / "runtime.txt")}
+    names = blocks(ROOT / "requirements" / "runtime.txt")
+    installed = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
     assert imports() - installed - sys.stdlib_module_names == {"proxy"}
 
 

@@ -84,7 +84,9 @@ class Dispatch:
         Raises:
             Exception: what it broke down with. Without exchanges nobody would ever be served again.
         """
-        await asyncio.shield(asyncio.gather(*self._tasks))
+        ended, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
 
     def refuse_all(self) -> None:
         """Refuse whoever waits and whoever comes: the process drains."""
