@@ -5,7 +5,7 @@ Law 11: a token is never kept, shown or compared as such; a request leaves here 
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import sha256
 from hmac import compare_digest
 from math import ceil
@@ -16,13 +16,14 @@ from proxy.core.credentials import Found, Places, take_off
 from proxy.core.errors import TooMany, Unauthenticated
 from proxy.core.http import Fields
 from proxy.core.model import SECOND, Client, Limit, Micros
+from proxy.core.values import value_object
 
 _ONE_REQUEST = 1 - 1e-6
 """What a request takes of the bucket: a millionth less than one, so that a caller that comes back after exactly
 `Retry-After` is not refused for a rounding error of the clock. It adds a tenth of a request to the largest rate."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Admission:
     """A request whose caller is known, without the caller's credential."""
 

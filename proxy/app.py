@@ -222,10 +222,11 @@ def _settle_memory() -> None:
     gc.freeze()
 
 
-async def until_told() -> None:
-    """Wait for SIGTERM or SIGINT."""
+async def until_told(begin: Callable[[], None]) -> None:
+    """Call `begin`, then wait for SIGTERM or SIGINT; one that comes early is not missed."""
     told = asyncio.Event()
     with _signals(told.set):
+        begin()
         await told.wait()
 
 

@@ -140,7 +140,10 @@ def practice(
     ] = "first",
     tls: Annotated[bool, typer.Option("--tls", help="HTTPS, with a certificate made now.")] = False,
     ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --tls: write the certificate authority to this file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --tls: write the certificate authority to this file instead of stdout."
+        ),
     ] = None,
     key: Annotated[list[str] | None, typer.Option(help="A key that it accepts (repeatable); without: any.")] = None,
 ) -> None:
@@ -159,8 +162,9 @@ async def _practice(api: PracticeApi, ca: Path | None) -> None:
     async with api:
         if ca is not None:
             api.write_ca(ca)
-        _say(f"ready practice={api.url}")
-        await until_told()
+        elif api.ca_pem is not None:
+            print(api.ca_pem.decode(), end="", flush=True)
+        await until_told(lambda: _say(f"ready practice={api.url}"))
 
 
 @commands.command(name="demo")

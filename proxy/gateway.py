@@ -13,7 +13,7 @@ and the retry budget allows it.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import uniform
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from proxy.bodies import ReplayBody
 from proxy.core.errors import BadRequest, Broken, TooMany, Unreachable, UpstreamError
 from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered, UpstreamThrottled
 from proxy.core.exchange import Kind
-from proxy.core.http import Answer, Body, Fields, Request
+from proxy.core.http import Answer, Body, Fields, Request, Whole
 from proxy.core.model import SECOND, Micros, Pool, Secret
 from proxy.core.retries import RetryBudget
 from proxy.core.signals import BODY_LIMIT, announced_wait, throttle
@@ -149,8 +149,9 @@ class Gateway:
             Refusal: the proxy answers itself.
         """
         dispatch = self._dispatches[request.client.pool]
-        self._budget.request(self._clock())
-        return _Handled(self, dispatch, self._passage(request, journal, dispatch.pool))
+        now = self._clock()
+        self._budget.request(now)
+        return _Handled(self, dispatch, _passage(request, journal, dispatch.pool, now))
 
     async def answer(self, dispatch: Dispatch, passage: "_Passage") -> Answer:
         """Try under one lease after another until there is an answer; the passage holds the lease it came under."""
@@ -165,18 +166,6 @@ class Gateway:
             if answer is not None:
                 return answer
             passage.end_lease()
-
-    def _passage(self, request: Request, journal: Journal, pool: Pool) -> _Passage:
-        kind = Kind(pool.limits_on(request.method, request.path))
-        if request.pinned is not None:
-            key = pool.key(request.pinned)
-            if key is None:
-                raise BadRequest(f"No key of the pool {pool.name} has the name that `Keyturn-Key` asks for.")
-            kind = Kind(kind.limits, key.quota)
-        deadline = self._clock() + request.wait
-        ticket = Ticket(request.client, kind, deadline, request.urgency, request.pinned)
-        body = ReplayBody(request.body) if request.body is not None else None
-        return _Passage(request, journal, body, ticket)
 
     async def _lease(self, dispatch: Dispatch, passage: _Passage) -> Lease:
         began = self._clock()
@@ -209,7 +198,11 @@ class Gateway:
         return self._dress(dispatch, passage, answer, whole_seconds(wait) if wait is not None else None)
 
     async def _send(self, pool: Pool, lease: Lease, passage: _Passage) -> Answer:
-        wire = await self._connect(lease)
+        try:
+            wire = await self._upstream.connect()
+        except BaseException:
+            lease.unsent()
+            raise
         if not lease.fresh():
             wire.put_back()
             raise _Late
@@ -217,13 +210,6 @@ class Gateway:
         return await wire.send(
             passage.request, lease.key.secret, pool.fields, body=passage.body, on_written=lease.written
         )
-
-    async def _connect(self, lease: Lease) -> Wire:
-        try:
-            return await self._upstream.connect()
-        except BaseException:
-            lease.unsent()
-            raise
 
     def _back(self, passage: _Passage, why: Retried) -> None:
         passage.back = True
@@ -253,7 +239,7 @@ class Gateway:
         windows = (dispatch.pool.limits[limit].window for limit in limits)
         park = told.wait if told.wait is not None else max(windows, default=SECOND)
         self._observer.observe(UpstreamThrottled(dispatch.pool.name, lease.key.name, lease.quota, told.kind, park))
-        held = replace(answer, body=_Held(body))
+        held = Answer(answer.status, answer.reason, answer.fields, Whole(body))
         if told.kind == "plan" or not limits:
             lease.spent()
         else:
@@ -273,21 +259,21 @@ class Gateway:
         return Answer(answer.status, answer.reason, fields, answer.body)
 
 
-class _Held:
-    """An answer's body that has been read already."""
+def _passage(request: Request, journal: Journal, pool: Pool, now: Micros) -> _Passage:
+    """A request as it begins to wait.
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    async def read(self) -> bytes:
-        data, self._data = self._data, b""
-        return data
-
-    async def discard(self) -> None:
-        self._data = b""
-
-    def abort(self) -> None:
-        self._data = b""
+    Raises:
+        BadRequest: it names a key that the pool does not have.
+    """
+    kind = Kind(pool.limits_on(request.method, request.path))
+    if request.pinned is not None:
+        key = pool.key(request.pinned)
+        if key is None:
+            raise BadRequest(f"No key of the pool {pool.name} has the name that `Keyturn-Key` asks for.")
+        kind = Kind(kind.limits, key.quota)
+    ticket = Ticket(request.client, kind, now + request.wait, request.urgency, request.pinned)
+    body = ReplayBody(request.body) if request.body is not None else None
+    return _Passage(request, journal, body, ticket)
 
 
 async def _read(answer: Answer) -> bytes:

@@ -8,17 +8,20 @@ import logging
 import platform
 import re
 import sys
+from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from http import HTTPStatus
+from itertools import accumulate
 from typing import Any, Literal
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from structlog.typing import Processor
 
 from proxy import __version__
@@ -50,23 +53,64 @@ OVERHEADS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.
 ROUND_TRIPS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5)
 
 
-class _Children(dict[Labels, Callable[[float], None]]):
-    """What counts for each set of labels of one metric; as bounded as the labels are."""
+# prometheus_client's own counters and histograms take a lock for each number and walk through the buckets. Here one
+# thread counts, and every request does so about ten times: plain numbers, put into families when somebody asks.
 
-    def __init__(self, child: Callable[[Labels], Callable[[float], None]]) -> None:
-        super().__init__()
-        self._child = child
 
-    def __missing__(self, labels: Labels) -> Callable[[float], None]:
-        found = self[labels] = self._child(labels)
-        return found
+class _Counter(Collector):
+    """A counter for each set of labels; as bounded as the labels are."""
+
+    def __init__(self, name: str, text: str, labels: Labels) -> None:
+        self._name = name
+        self._text = text
+        self._labels = labels
+        self._counts: dict[Labels, int] = {}
+
+    def add(self, labels: Labels) -> None:
+        """Count one."""
+        self._counts[labels] = self._counts.get(labels, 0) + 1
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, count in self._counts.items():
+            family.add_metric(labels, count)
+        yield family
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+
+class _Histogram(Collector):
+    """How many values fell into each bucket, and their sum, for each set of labels; as bounded as the labels are."""
+
+    def __init__(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> None:
+        self._name = name
+        self._text = text
+        self._labels = labels
+        self._bounds = bounds
+        self._buckets: dict[Labels, list[int]] = {}
+        self._sums: dict[Labels, float] = {}
+
+    def add(self, labels: Labels, value: float) -> None:
+        """Take a value; a bound belongs to the bucket below it."""
+        buckets = self._buckets.get(labels)
+        if buckets is None:
+            buckets = self._buckets[labels] = [0] * (len(self._bounds) + 1)
+        buckets[bisect_left(self._bounds, value)] += 1
+        self._sums[labels] = self._sums.get(labels, 0.0) + value
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        for labels, buckets in self._buckets.items():
+            family.add_metric(labels, list(zip(names, accumulate(buckets), strict=True)), self._sums[labels])
+        yield family
 
 
 class Metrics:
-    """The metrics of one process, in a registry of their own; the attributes take a value for a set of labels."""
+    """The metrics of one process, in a registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter, for which nobody asks
         self.registry = CollectorRegistry()
         self.requests = self._counter(
             "requests",
@@ -102,13 +146,15 @@ class Metrics:
         build = Gauge("keyturn_build_info", "What runs.", ("version", "python"), registry=self.registry)
         build.labels(__version__, platform.python_version()).set(1)
 
-    def _counter(self, name: str, text: str, labels: Labels) -> _Children:
-        metric = Counter(f"keyturn_{name}", text, labels, registry=self.registry)
-        return _Children(lambda values: metric.labels(*values).inc)
+    def _counter(self, name: str, text: str, labels: Labels) -> _Counter:
+        counter = _Counter(f"keyturn_{name}", text, labels)
+        self.registry.register(counter)
+        return counter
 
-    def _histogram(self, name: str, text: str, labels: Labels, buckets: tuple[float, ...]) -> _Children:
-        metric = Histogram(f"keyturn_{name}", text, labels, buckets=buckets, registry=self.registry)
-        return _Children(lambda values: metric.labels(*values).observe)
+    def _histogram(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> _Histogram:
+        histogram = _Histogram(f"keyturn_{name}", text, labels, bounds)
+        self.registry.register(histogram)
+        return histogram
 
     def watch(self, levels: Callable[[], Levels]) -> None:
         """Ask `levels` for the gauges at each scrape."""
@@ -120,27 +166,27 @@ class Metrics:
             case Journal():
                 self._request(event)
             case UpstreamAnswered(pool, key, code):
-                self.answers[pool, key, _code(code)](1)
+                self.answers.add((pool, key, _code(code)))
             case Exchanged(pool, seconds, grants):
-                self.exchanges[pool,](seconds)
-                self.grants[pool,](grants)
+                self.exchanges.add((pool,), seconds)
+                self.grants.add((pool,), grants)
             case UpstreamThrottled(pool, key, _, kind):
-                self.throttled[pool, key, kind](1)
+                self.throttled.add((pool, key, kind))
             case Retried(pool, reason):
-                self.retries[pool, reason](1)
+                self.retries.add((pool, reason))
 
     def _request(self, journal: Journal) -> None:
         pool, client = journal.pool or NOBODY, journal.client or NOBODY
-        self.requests[pool, client, _method(journal.method), _code(journal.code), journal.outcome](1)
-        self.seconds[pool, client](journal.total / SECOND)
+        self.requests.add((pool, client, _method(journal.method), _code(journal.code), journal.outcome))
+        self.seconds.add((pool, client), journal.total / SECOND)
         if journal.outcome == "refused":
-            self.refused[pool, client, journal.reason](1)
+            self.refused.add((pool, client, journal.reason))
         if journal.tries or journal.queued:
-            self.waited[pool, client](journal.queued / SECOND)
+            self.waited.add((pool, client), journal.queued / SECOND)
         if journal.tries:
             own = journal.total - journal.queued - journal.upstream - journal.streamed
-            self.upstream[pool,](journal.upstream / SECOND)
-            self.overhead[pool,](max(0, own) / SECOND)
+            self.upstream.add((pool,), journal.upstream / SECOND)
+            self.overhead.add((pool,), max(0, own) / SECOND)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the form that a scraper accepts, and its content type."""

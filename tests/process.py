@@ -350,6 +350,9 @@ async def running(*arguments: str, folder: Path, environ: Mapping[str, str] | No
     process = Running(await start(*arguments, folder=folder, environ=environ))
     try:
         yield process
+    except BaseException as error:
+        error.add_note(f"It wrote to stderr:\n{process.stderr}")
+        raise
     finally:
         await process.end()
     assert "Traceback" not in process.stderr, process.stderr

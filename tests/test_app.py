@@ -145,6 +145,21 @@ async def test_a_429_is_absorbed(tmp_path: Path) -> None:
         assert await home.keyturn.metric("keyturn_retries_total", reason="throttled") == 1
 
 
+async def test_deadline(tmp_path: Path) -> None:
+    """Nobody waits past its deadline, however long the upstream takes with the token that it waits for."""
+    async with house(tmp_path, limits=ONE_AT_A_TIME, keys=KEYS[:1], upstream=PATIENT) as home:
+        gate = Gate(home.api)
+        async with sending(home.keyturn.data, request("/echo/1")) as first:
+            await held(gate)
+            refused = await home.ask(request("/echo/2", "Prefer: wait=1"))
+            assert (refused.status, refused.error) == (429, "rateLimitError")
+            assert int(refused.one("Retry-After")) >= 1
+            gate.open()
+            assert (await first.reply()).status == 200
+        assert len(home.arrivals("/echo")) == 1
+        assert await home.keyturn.metric("keyturn_waiting") == 0
+
+
 # Callers that go away
 
 
@@ -204,6 +219,17 @@ async def test_upstream_that_goes_away(tmp_path: Path) -> None:
         assert (reply.status, reply.error) == (502, "upstreamUnreachable")
         await home.api.start()
         assert (await home.ask(request("/me"))).status == 200
+
+
+async def test_upstream_that_nobody_vouches_for(tmp_path: Path) -> None:
+    """A certificate that does not verify is answered 502 at once; the key is not sent to whoever that is."""
+    trustme.CA().cert_pem.write_to_path(tmp_path / "others.pem")
+    async with house(tmp_path, upstream={"ca": "others.pem"}) as home:
+        reply = await home.ask(request("/me"))
+        assert (reply.status, reply.error) == (502, "upstreamUnreachable")
+        assert "`upstream.ca`" in reply.json()["error"]["message"]
+        assert await home.keyturn.metric("keyturn_retries_total") == 0
+        assert home.api.arrivals == ()
 
 
 # Large bodies

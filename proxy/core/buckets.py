@@ -21,6 +21,7 @@ from itertools import islice
 from proxy.core.exchange import USE_BY, Kind, Settlement, Spent, Throttled, Unsent
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.core.sortedset import SortedSet
+from proxy.core.values import value_object
 
 UNLIMITED = 1_000_000_000
 """Tokens at hand of a kind that falls under no limit."""
@@ -37,7 +38,7 @@ class Quota:
     used: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Out:
     """A lease that is not settled."""
 
@@ -96,12 +97,15 @@ class Buckets:
 
     def open_for(self, quota: str, limits: tuple[int, ...]) -> int:
         """How many requests that fall under all these limits the quota could serve at once."""
-        return min((self.open(quota, limit) for limit in limits), default=UNLIMITED)
+        return min([self.open(quota, limit) for limit in limits], default=UNLIMITED)
 
     def best(self, kind: Kind) -> str | None:
         """The quota to serve this kind: the one with most tokens at hand, among equals the one used longest ago."""
         if kind.pinned is not None:
             return kind.pinned if kind.pinned in self.quotas and self.open_for(kind.pinned, kind.limits) else None
+        if len(self.quotas) == 1:
+            only = next(iter(self.quotas))
+            return only if self.open_for(only, kind.limits) > 0 else None
         found = self._ranking(kind.limits).first()
         return found[1] if found and found[0][0] < 0 else None
 

@@ -6,11 +6,12 @@ else it belongs to the upstream. What is not taken off stays byte for byte.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from proxy.core.http import Fields
+from proxy.core.values import value_object
 
 Owner = TypeVar("Owner")
 
@@ -34,20 +35,18 @@ class Places:
         return cls(headers, key_query.encode("ascii"), frozenset(map(len, headers | {_AUTHORIZATION})))
 
 
-class Found(NamedTuple, Generic[Owner]):
+@value_object
+class Found(Generic[Owner]):
     """What a request held, and the request without it. Its `repr` shows none of it."""
 
     bearer: Owner | None
     """The owner of the first bearer token that has one."""
-    header: bytes | None
+    header: bytes | None = field(repr=False)
     """The first key header's value, `None` when there is none or all are empty."""
-    query: bytes | None
+    query: bytes | None = field(repr=False)
     """The first query parameter's value, decoded; `None` when there is none or all are empty."""
-    fields: Fields
-    target: bytes
-
-    def __repr__(self) -> str:
-        return f"Found(bearer={self.bearer!r})"
+    fields: Fields = field(repr=False)
+    target: bytes = field(repr=False)
 
 
 def take_off(fields: Fields, target: bytes, places: Places, owner_of: Callable[[bytes], Owner | None]) -> Found[Owner]:
@@ -76,7 +75,7 @@ def take_off_target(target: bytes, name: bytes) -> tuple[bytes | None, bytes]:
     A name counts however its characters are percent-encoded. A query that becomes empty goes with its `?`.
     """
     path, mark, query = target.partition(b"?")
-    if not mark or (name not in query and b"%" not in query):
+    if not mark or (query.find(name) < 0 and query.find(b"%") < 0):  # `in` is slow: it asks for an integer first
         return None, target
     pieces = query.split(b"&")
     kept = [piece for piece in pieces if not _is_named(piece, name)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from proxy.core.model import Micros
+from proxy.core.values import value_object
 
 Outcome = Literal["forwarded", "refused", "failed", "gone"]
 
@@ -42,7 +43,7 @@ class Journal:
     """Bytes of the answer's body."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class UpstreamAnswered:
     """An answer's head arrived (or a try failed: code 0)."""
 
@@ -51,7 +52,7 @@ class UpstreamAnswered:
     code: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class UpstreamThrottled:
     """The upstream answered 429: `window` a limit of requests per time, `plan` a quota that no waiting cures."""
 
@@ -62,7 +63,7 @@ class UpstreamThrottled:
     wait: Micros
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Retried:
     """A request goes out once more."""
 
@@ -70,7 +71,7 @@ class Retried:
     reason: Literal["throttled", "unreachable", "broken", "late"]
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Exchanged:
     """One round trip to the store."""
 

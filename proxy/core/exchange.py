@@ -5,10 +5,10 @@ Replicas exchange durations only, never instants (law 7): an age, a wait, a dela
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from proxy.core.model import SECOND, Micros
+from proxy.core.values import value_object
 
 USE_BY: Micros = SECOND
 """A lease not used within this time of its grant is given back, never used late (law 10)."""
@@ -34,7 +34,7 @@ class Lane(NamedTuple):
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Demand:
     """How many requests wait in a lane, and with which weight its client shares."""
 
@@ -43,7 +43,7 @@ class Demand:
     waiting: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Spent:
     """The request went out: its tokens return one window after the moment at which the upstream had surely counted it.
 
@@ -54,14 +54,14 @@ class Spent:
     age: Micros
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Unsent:
     """Nothing left this process: the tokens return now."""
 
     lease: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Throttled:
     """The upstream refused with 429: the buckets of `limits` on its quota are parked for `park`."""
 
@@ -74,7 +74,7 @@ class Throttled:
 Settlement = Spent | Unsent | Throttled
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Grant:
     """A lease: one token of every limit of the lane's kind, all of one quota."""
 
@@ -83,7 +83,7 @@ class Grant:
     quota: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Turns:
     """When the requests of a lane are expected to be served, by their position (0 is the head), as delays from now.
 
@@ -108,7 +108,7 @@ class Turns:
         return early + (late - early) * (position - low) // (high - low)
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Budget:
     """A limit over all quotas of the pool: tokens in all, tokens at hand, and the delay until the next one returns."""
 
@@ -117,7 +117,7 @@ class Budget:
     returns: Micros
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Exchange:
     """The store's side of the round trip.
 

@@ -5,7 +5,8 @@ that a peer cannot have our own fields taken off by naming them in its `Connecti
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from proxy.core.http import Fields
 
@@ -39,6 +40,8 @@ _INNER_LIST = rb"\( *(?:" + _BARE + _PARAMETERS + rb"(?: +|(?=\))))*+\)"
 _ENTRY = re.compile(rb"(" + _KEY + rb")(?:=(" + _BARE + rb"|" + _INNER_LIST + rb"))?" + _PARAMETERS)
 _COMMA = re.compile(rb"[ \t]*,[ \t]*")
 
+Known = TypeVar("Known")
+_SPELLINGS, _LONGEST_KEPT = 1024, 64
 _LONG_WAIT = 999_999_999
 _MOST_URGENT, _LEAST_URGENT = 0, 7
 
@@ -48,12 +51,7 @@ def to_upstream(fields: Fields) -> Fields:
 
     Off go the hop-by-hop fields, what `Connection` lists, `Proxy-*`, `Expect`, `Host` and `Keyturn-Key`.
     """
-    kept = [
-        field
-        for field in fields
-        if (name := field[0].lower()) not in _NOT_TO_UPSTREAM and not name.startswith(b"proxy-")
-    ]
-    return _without_listed(kept, fields)
+    return _without_listed([field for field in fields if not _ends_before_upstream[field[0]]], fields)
 
 
 def from_upstream(fields: Fields) -> Fields:
@@ -61,23 +59,46 @@ def from_upstream(fields: Fields) -> Fields:
 
     `Content-Length` goes only beside a `Transfer-Encoding`, which overrides it (RFC 9112, section 6.3).
     """
-    kept = [field for field in fields if field[0].lower() not in _NOT_FROM_UPSTREAM]
-    if len(kept) != len(fields) and any(name.lower() == b"transfer-encoding" for name, _ in fields):
+    kept = [field for field in fields if not _ends_before_caller[field[0]]]
+    if len(kept) == len(fields):
+        return fields
+    if any(name.lower() == b"transfer-encoding" for name, _ in fields):
         kept = [field for field in kept if field[0].lower() != b"content-length"]
     return _without_listed(kept, fields)
 
 
+class ByName(dict[bytes, Known]):
+    """What depends on a field's name only, worked out once for each spelling; `of` gets the lower-case name.
+
+    Every request and answer asks for all of its names. Callers choose them, so not more than `_SPELLINGS` are kept, and
+    none longer than `_LONGEST_KEPT`.
+    """
+
+    def __init__(self, of: Callable[[bytes], Known]) -> None:
+        super().__init__()
+        self._of = of
+
+    def __missing__(self, name: bytes) -> Known:
+        if len(self) >= _SPELLINGS:
+            self.clear()
+        known = self._of(name.lower())
+        if len(name) <= _LONGEST_KEPT:
+            self[name] = known
+        return known
+
+
+_ends_before_upstream = ByName(lambda name: name in _NOT_TO_UPSTREAM or name.startswith(b"proxy-"))
+_ends_before_caller = ByName(_NOT_FROM_UPSTREAM.__contains__)
+_is_connection = ByName(lambda name: name == b"connection")
+
+
 def _without_listed(kept: list[tuple[bytes, bytes]], fields: Fields) -> Fields:
     """`kept` without what a `Connection` among `fields` names."""
-    if len(kept) == len(fields):
-        return fields
-    listed = {
-        option.strip().lower()
-        for name, value in fields
-        if name.lower() == b"connection"
-        for option in value.split(b",")
-    } - _FOR_ALL_RECIPIENTS
-    return tuple([field for field in kept if field[0].lower() not in listed]) if listed else tuple(kept)
+    connections = [value for name, value in fields if _is_connection[name]]
+    if not connections:
+        return tuple(kept)
+    listed = {option.strip().lower() for value in connections for option in value.split(b",")} - _FOR_ALL_RECIPIENTS
+    return tuple([field for field in kept if field[0].lower() not in listed])
 
 
 def names(fields: Fields) -> set[bytes]:

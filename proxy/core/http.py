@@ -1,10 +1,10 @@
 """A request and an answer as this house passes them on: bytes kept as they came, bodies as streams."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.core.model import Client, Micros
+from proxy.core.values import value_object
 
 Fields = tuple[tuple[bytes, bytes], ...]
 """Header fields in order, names and values as they stood on the wire."""
@@ -26,7 +26,7 @@ class Body(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Request:
     """A caller's request, its credential taken off and its hop-by-hop fields removed, ready to go out."""
 
@@ -64,7 +64,28 @@ class AnswerBody(Protocol):
         """Close the connection at once."""
 
 
-@dataclass(frozen=True, slots=True)
+class Whole:
+    """A body that is all here; no connection hangs on it."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data: bytes = data
+        """What has not been read."""
+
+    async def read(self) -> bytes:
+        """All of it, then nothing."""
+        data, self.data = self.data, b""
+        return data
+
+    async def discard(self) -> None:
+        """Nothing is left to be done."""
+
+    def abort(self) -> None:
+        """Nothing is left to be done."""
+
+
+@value_object
 class Answer:
     """The upstream's answer: its head, and its body still to be read."""
 

@@ -111,8 +111,12 @@ class Line:
         return self._shares[client]
 
     def _set(self, replica: str, lane: Lane, demand: Demand) -> None:
-        share = self._shares.setdefault(lane.client, Share())
-        group = self.groups.setdefault(lane.kind, Group())
+        share = self._shares.get(lane.client)
+        if share is None:
+            share = self._shares[lane.client] = Share()
+        group = self.groups.get(lane.kind)
+        if group is None:
+            group = self.groups[lane.kind] = Group()
         if not share.kinds:
             share.tag = max(share.tag, self.now)
         rows = group.rows.get(lane.client)

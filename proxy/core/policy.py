@@ -20,6 +20,8 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _UNSAFE = re.compile(rb"[\x00-\x20\x7f-\xff\\]|%00|%5C")
+_NORMAL = re.compile(rb"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9\-._~!$&'()*+,=:@]+)+/?")
+"""Paths that are in their normal form as they come: most."""
 _RULE = re.compile(r"(?P<method>\*|[A-Za-z0-9!#$%&'+.^_`|~-]+)\s+(?P<path>/\S*)")
 _STARS = re.compile(r"\*+")
 
@@ -88,7 +90,10 @@ def normalise(target: bytes) -> str | None:
     servers take away one or the other), dots with `;` parameters or an encoded slash, a broken escape, an encoded NUL,
     a backslash, blanks, control characters and bytes outside ASCII.
     """
-    path = target.partition(b"?")[0].partition(b"#")[0]
+    path = target.partition(b"?")[0]
+    if _NORMAL.fullmatch(path):
+        return path.decode("ascii")
+    path = path.partition(b"#")[0]
     if not path.startswith(b"/") or _BAD_ESCAPE.search(path):
         return None
     path = _ESCAPE.sub(_decode_unreserved, path)

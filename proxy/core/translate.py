@@ -7,12 +7,13 @@ Every answer comes through here, so what depends on names and on the configurati
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from proxy.core.exchange import Budget
+from proxy.core.headers import ByName
 from proxy.core.http import Fields
 from proxy.core.model import SECOND, Limit, Micros
+from proxy.core.values import value_object
 
 VIA = b"1.1 keyturn"
 
@@ -21,7 +22,7 @@ _OURS = frozenset((b"x-request-id", b"keyturn-key"))
 _WAITS = frozenset((b"retry-after", b"retryafter"))
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Standing:
     """The budgets of the limits that a request falls under, and the wall clock in epoch microseconds."""
 
@@ -29,7 +30,7 @@ class Standing:
     wall: Micros
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Story:
     """What an answer tells about its own way."""
 
@@ -46,7 +47,7 @@ def to_caller(fields: Fields, story: Story, standing: Standing, retry_after: int
     stays.
     """
     stays = _stays if retry_after is None else _stays_beside_a_wait
-    kept = [field for field in fields if stays(field[0])]
+    kept = [field for field in fields if stays[field[0]]]
     kept += (
         (b"Via", VIA),
         (b"X-Request-Id", story.request_id.encode()),
@@ -60,16 +61,13 @@ def to_caller(fields: Fields, story: Story, standing: Standing, retry_after: int
     return tuple(kept)
 
 
-@lru_cache(maxsize=1024)
-def _stays(name: bytes) -> bool:
-    """Whether the upstream's field of that name goes to the caller."""
-    lowered = name.lower()
-    return lowered not in _OURS and not any(part in lowered for part in _OF_ONE_KEY)
+def _is_kept(name: bytes) -> bool:
+    """Whether the upstream's field of that (lower-case) name goes to the caller."""
+    return name not in _OURS and not any(part in name for part in _OF_ONE_KEY)
 
 
-@lru_cache(maxsize=1024)
-def _stays_beside_a_wait(name: bytes) -> bool:
-    return _stays(name) and name.lower() not in _WAITS
+_stays = ByName(_is_kept)
+_stays_beside_a_wait = ByName(lambda name: _is_kept(name) and name not in _WAITS)
 
 
 def server_timing(queued: Micros, upstream: Micros) -> bytes:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from proxy.core.exchange import Kind, Lane, Turns
 from proxy.core.model import Client, Micros
+from proxy.core.values import value_object
 from proxy.dispatch.lease import Lease
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Ticket:
     """What a request waits with."""
 
@@ -63,14 +64,17 @@ class Queue:
 
     def remove(self, waiter: Waiter) -> None:
         """Take it out."""
-        del self.waiters[self.position(waiter)]
+        del self.waiters[0 if self.waiters[0] is waiter else self.position(waiter)]
         self.fresh.pop(waiter, None)
         if waiter.timer:
             waiter.timer.cancel()
 
     def next(self) -> Waiter | None:
         """The first whose caller is still there; one that was cancelled in this tick removes itself."""
-        return next((waiter for waiter in self.waiters if not waiter.future.done()), None)
+        for waiter in self.waiters:
+            if not waiter.future.done():
+                return waiter
+        return None
 
 
 def _order(waiter: Waiter) -> tuple[int, int, int]:

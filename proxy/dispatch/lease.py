@@ -1,14 +1,14 @@
 """Leases as the gateway holds them: the right to send one request, settled exactly once (laws 2 and 10)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, Self
 
 from proxy.core.exchange import Grant, Settlement, Spent, Throttled, Unsent
 from proxy.core.model import Key, Micros
+from proxy.core.values import value_object
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Counted:
     """When a request was surely counted by the upstream; of a 429 also what it closed, and for how long from then."""
 
@@ -17,7 +17,7 @@ class Counted:
     limits: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class Ending:
     """How a lease ended; `counted` is `None` when nothing was sent."""
 
@@ -107,7 +107,8 @@ class Lease:
 
     def close(self) -> None:
         """The exchange that it was for is over; what is not settled is settled as lost."""
-        self.lost()
+        if not self._settled:
+            self.lost()
         self._office.ended(self)
 
     def __exit__(self, *_: object) -> None:

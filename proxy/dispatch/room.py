@@ -221,6 +221,8 @@ class Dispatch:
 
     def _call_in(self, delay: Micros) -> None:
         """Exchange with the store at the latest after `delay`."""
+        if self._due.is_set():
+            return
         loop = asyncio.get_running_loop()
         when = loop.time() + delay / SECOND
         if self._timer:

@@ -33,26 +33,6 @@ class Carrier(Protocol):
         """Close the connection at once."""
 
 
-class Whole:
-    """A body that came together with its head; its connection has gone back already."""
-
-    __slots__ = ("_data",)
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    async def read(self) -> bytes:
-        """All of it, then nothing."""
-        data, self._data = self._data, b""
-        return data
-
-    async def discard(self) -> None:
-        """Nothing is left to be done."""
-
-    def abort(self) -> None:
-        """Nothing is left to be done."""
-
-
 class Stream:
     """A body that is still coming in, and the connection on which it does."""
 

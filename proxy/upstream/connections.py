@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
-from aiohttp.helpers import _EXC_SENTINEL
 from aiohttp.http import HttpRequestParser, HttpResponseParser
-from aiohttp.streams import StreamReader
 from yarl import URL
 
 from proxy.core.errors import StartError, Unreachable
 from proxy.core.model import SECOND, Micros
 from proxy.tasks import finish
 from proxy.upstream.head import HeadWriter
+from proxy.upstream.protocol import Protocol
 from proxy.upstream.wire import Wire
 
 _KEPT_ALIVE = 15.0
@@ -54,6 +54,7 @@ class Upstream:
         self._timeout = aiohttp.ClientTimeout(
             connect=settings.connect_timeout / SECOND, ceil_threshold=settings.connect_timeout / SECOND + 1
         )
+        self._response_timeout = settings.response_timeout / SECOND
         self._uploads: set[asyncio.Task[Any]] = set()
         self._connector: _Connector | None = None
         self._template: ClientRequest
@@ -80,14 +81,13 @@ class Upstream:
         Raises:
             Unreachable: there is none; not `transient` when the upstream's certificate is refused.
         """
-        while (connection := await self._connect()).protocol is None or connection.protocol.should_close:
-            # It said something unasked while it was idle: whatever that was, it must not be read as an answer.
-            connection.close()
-        return Wire(connection, self._head, self._settings.response_timeout / SECOND, self._uploads)
+        assert self._connector is not None
+        connection = self._connector.reuse(self._template.connection_key)
+        while connection is None:
+            connection = _fit(await self._connect(self._connector))
+        return Wire(connection, self._head, self._response_timeout, self._uploads)
 
-    async def _connect(self) -> Connection:
-        connector = self._connector
-        assert connector is not None
+    async def _connect(self, connector: "_Connector") -> Connection:
         try:
             return await connector.connect(self._template, [], self._timeout)
         except BaseException as error:
@@ -124,7 +124,23 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self, context: ssl.SSLContext, limit: int) -> None:
         super().__init__(limit=limit, ssl=context, keepalive_timeout=_KEPT_ALIVE)
-        self._factory = cast("partial[ResponseHandler]", partial(_Protocol, loop=self._loop))
+        self._factory = cast("partial[ResponseHandler]", partial(Protocol, loop=self._loop))
+
+    def reuse(self, key: ConnectionKey) -> Connection | None:
+        """A kept-alive connection, if there is one: what `connect` begins with, without its coroutines."""
+        idle = self._conns.get(key)
+        oldest = monotonic() - _KEPT_ALIVE
+        connection = None
+        while idle and connection is None:
+            protocol, since = idle.popleft()
+            if since >= oldest and protocol.is_connected():
+                self._acquired.add(protocol)
+                connection = _fit(Connection(self, key, protocol, self._loop))
+            else:
+                protocol.close()
+        if idle is not None and not idle:
+            del self._conns[key]
+        return connection
 
     def wake_next(self) -> None:
         """Tell somebody who waits for a place that there may be one.
@@ -135,31 +151,15 @@ class _Connector(aiohttp.TCPConnector):
         self._release_waiter()
 
 
-class _Protocol(ResponseHandler):
-    """aiohttp's protocol, but an answer that stops being HTTP in its middle fails its reader instead of hanging it."""
+def _fit(connection: Connection) -> Connection | None:
+    """A connection, closed when it is not fit for an answer.
 
-    def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
-        """The connection has failed: say so to whoever waits for a head, and to whoever reads a body."""
-        payload = self._payload
-        super().set_exception(exc, exc_cause)
-        _fail(payload, exc)
-
-    def abort(self) -> None:
-        """Close at once, and say so to whoever reads a body."""
-        payload = self._payload
-        super().abort()
-        _fail(payload, aiohttp.ClientConnectionError("closed by us"))
-
-    def close(self) -> None:
-        """Close, and say so to whoever reads a body."""
-        payload = self._payload
-        super().close()
-        _fail(payload, aiohttp.ClientConnectionError("closed by us"))
-
-
-def _fail(payload: StreamReader | None, error: BaseException) -> None:
-    if payload is not None and not payload.is_eof() and payload.exception() is None:
-        payload.set_exception(error)
+    What it said unasked while it was idle, whatever that was, must not be read as one.
+    """
+    if connection.protocol is None or connection.protocol.should_close:
+        connection.close()
+        return None
+    return connection
 
 
 def _trust(ca: Path | None) -> ssl.SSLContext:

@@ -62,7 +62,7 @@ def _framing(method: str, body: Body | None) -> bytes:
 
 
 def _bytes(key: Secret) -> bytes:
-    value = key.reveal().encode("utf-8", "replace")
-    if b"\r" in value or b"\n" in value:
+    value = key.reveal()
+    if "\r" in value or "\n" in value:
         raise ValueError("a key holds a line break: it cannot be sent")
-    return value
+    return value.encode("utf-8", "replace")

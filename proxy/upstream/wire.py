@@ -5,11 +5,10 @@ sides keep it open. In every other case it is closed; nothing of one exchange is
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.hdrs import CONTENT_LENGTH, TRANSFER_ENCODING
 from aiohttp.http import HttpProcessingError, RawResponseMessage
@@ -17,17 +16,14 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from proxy.core.errors import Broken, TimedOut, Unreachable, UpstreamError
 from proxy.core.headers import from_upstream
-from proxy.core.http import Answer, AnswerBody, Body, Fields, Request
+from proxy.core.http import Answer, AnswerBody, Body, Fields, Request, Whole
 from proxy.core.model import Secret
 from proxy.tasks import spawn
-from proxy.upstream.answers import LOST, Stream, Whole
+from proxy.upstream.answers import LOST, Stream
 from proxy.upstream.head import HeadWriter
+from proxy.upstream.protocol import Protocol
 from proxy.upstream.upload import Upload
 
-_BUFFER = 2**17
-"""Bytes of an answer that are read ahead; reading stops at twice as many, so that memory stays flat."""
-_LONGEST_LINE = 2**16
-_MOST_FIELDS = 512
 _SWITCHING_PROTOCOLS, _FINAL = 101, 200
 
 
@@ -40,11 +36,11 @@ class Wire:
         self, connection: Connection, head: HeadWriter, timeout: float, uploads: set[asyncio.Task[Any]]
     ) -> None:
         protocol = connection.protocol
-        assert protocol is not None
+        assert isinstance(protocol, Protocol)
         self.started: bool = False
         """Whether any byte was written."""
         self._connection = connection
-        self._protocol: ResponseHandler = protocol
+        self._protocol = protocol
         self._head = head
         self._timeout = timeout
         self._uploads = uploads
@@ -79,7 +75,7 @@ class Wire:
                 self._upload = Upload(self._protocol, body, on_written)
                 self._task = spawn(self._upload.run(), name="upload", owner=self._uploads)
             message, payload = await self._final_head()
-            return await self._answer(message, payload)
+            answer = self._answer(message, payload)
         except LOST as error:
             await self.close()
             if self._upload is not None and error is self._upload.failure:
@@ -88,6 +84,9 @@ class Wire:
         except BaseException:
             await self.close()
             raise
+        if isinstance(answer.body, Whole) and not self._give_back():
+            await self.close()
+        return answer
 
     def _begin(self, request: Request, key: Secret, extra: Fields, body: Body | None) -> None:
         protocol = self._protocol
@@ -95,16 +94,7 @@ class Wire:
         if transport is None or transport.is_closing() or protocol.should_close:
             raise Unreachable("The connection to the upstream was closed before anything was sent. Try again.")
         head = self._head.write(request, key, extra, body)
-        protocol.set_response_params(
-            skip_payload=request.method == "HEAD",
-            read_until_eof=True,
-            auto_decompress=False,
-            read_timeout=self._timeout,
-            read_bufsize=_BUFFER,
-            max_line_size=_LONGEST_LINE,
-            max_field_size=_LONGEST_LINE,
-            max_headers=_MOST_FIELDS,
-        )
+        protocol.expect(without_body=request.method == "HEAD", timeout=self._timeout)
         self.started = True
         transport.write(head)
 
@@ -120,22 +110,21 @@ class Wire:
             if not len(protocol):
                 protocol.start_timeout()
 
-    async def _answer(self, message: RawResponseMessage, payload: StreamReader) -> Answer:
+    def _answer(self, message: RawResponseMessage, payload: StreamReader) -> Answer:
         if self._upload is not None:
             self._upload.answered = True
-        if _strangely_coded(message):
+        headers = message.headers
+        if TRANSFER_ENCODING in headers and _strangely_coded(headers.getall(TRANSFER_ENCODING)):
             raise Broken("The upstream answered in a transfer coding that this proxy does not know.")
         reason = message.reason.encode("utf-8", "surrogateescape")
-        return Answer(message.code, reason, from_upstream(message.raw_headers), await self._body(message, payload))
+        return Answer(message.code, reason, from_upstream(message.raw_headers), self._body(message, payload))
 
-    async def _body(self, message: RawResponseMessage, payload: StreamReader) -> AnswerBody:
-        """The body, without its connection when all of it is here already."""
+    def _body(self, message: RawResponseMessage, payload: StreamReader) -> AnswerBody:
+        """The body; a `Whole` one, when all of it is here already, needs the connection no more."""
         until_close = payload is not EMPTY_PAYLOAD and not message.chunked and CONTENT_LENGTH not in message.headers
         if not payload.is_eof() or (until_close and self.reset):
             return Stream(self, payload, until_close=until_close)
-        body = Whole(payload.read_nowait())
-        await self.end()
-        return body
+        return Whole(payload.read_nowait())
 
     @property
     def reset(self) -> bool:
@@ -144,10 +133,16 @@ class Wire:
 
     async def end(self) -> None:
         """The answer has been read in full: the connection goes back, unless the request is not written in full."""
-        if self._upload is None or self._upload.written:
-            self._connection.release()
-        else:
+        if not self._give_back():
             await self.close()
+
+    def _give_back(self) -> bool:
+        """Return the connection to its pool, if the request is written in full."""
+        if self._upload is not None and not self._upload.written:
+            return False
+        self._protocol.rest()
+        self._connection.release()
+        return True
 
     async def close(self) -> None:
         """Close the connection, and see the upload to its end, so that its body may be read by somebody else."""
@@ -165,12 +160,9 @@ class Wire:
         self._connection.close()
 
 
-def _strangely_coded(message: RawResponseMessage) -> bool:
+def _strangely_coded(codings: Iterable[str]) -> bool:
     """Whether a coding other than `chunked` lies on the body: it would be lost, since `Transfer-Encoding` ends here."""
-    headers = message.headers
-    return TRANSFER_ENCODING in headers and any(
-        coding.lower() != "chunked" for coding in headers.getall(TRANSFER_ENCODING)
-    )
+    return any(coding.lower() != "chunked" for coding in codings)
 
 
 def _translated(error: Exception) -> UpstreamError:

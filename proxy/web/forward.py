@@ -4,14 +4,16 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from random import getrandbits
 from typing import Protocol
-from uuid import uuid4
 
 from aiohttp import web
+from aiohttp.hdrs import UPGRADE, VIA
+from multidict import istr
 
 from proxy.core.errors import Forbidden, LoopDetected, MethodNotAllowed, Refusal, ShuttingDown, UpstreamError
 from proxy.core.events import Journal, Observer
-from proxy.core.headers import names, passed, prefer_wait, priority_urgency, sane_request_id, to_upstream, values
+from proxy.core.headers import passed, prefer_wait, priority_urgency, sane_request_id, to_upstream, values
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import SECOND, Client, Micros
 from proxy.core.policy import normalise
@@ -26,6 +28,7 @@ _NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
 _MOST_TIMES = 4
 """How often a request may pass a proxy of this name: a sidecar in front of a gateway is no loop."""
 _PROXY = b"keyturn"
+_KEY, _PREFER, _PRIORITY, _REQUEST_ID = map(istr, ("Keyturn-Key", "Prefer", "Priority", "X-Request-Id"))
 
 _log = logging.getLogger("keyturn")
 
@@ -119,7 +122,8 @@ class Forward:
             self._observer.observe(journal)
 
     async def _forward(self, incoming: web.BaseRequest, journal: Journal) -> web.StreamResponse:
-        request = await self._read(incoming, journal)
+        request = self._read(incoming, journal)
+        await self._access.accept(request.client)
         try:
             async with self._gateway.handle(request, journal) as answer:
                 journal.code = answer.status
@@ -134,30 +138,29 @@ class Forward:
             if isinstance(request.body, Content):
                 journal.received = request.body.received
 
-    async def _read(self, incoming: web.BaseRequest, journal: Journal) -> Request:
+    def _read(self, incoming: web.BaseRequest, journal: Journal) -> Request:
         """The request as it goes on.
 
         Raises:
             Refusal: it does not go on.
         """
         fields = incoming.raw_headers
-        present = names(fields)
-        journal.id = _request_id(fields) if b"x-request-id" in present else uuid4().hex
+        present = incoming.headers
+        journal.id = _request_id(fields) if _REQUEST_ID in present else _new_id()
         if self._draining():
             raise ShuttingDown
         target = self._target(incoming)
         journal.path = target.partition(b"?")[0].decode("ascii", "backslashreplace")
-        if b"via" in present and passed(fields, _PROXY) >= _MOST_TIMES:
+        if VIA in present and passed(fields, _PROXY) >= _MOST_TIMES:
             raise LoopDetected("This request comes round again and again: `upstream.url` leads back here.")
         admission = self._access.admit(fields, target)
         client = admission.client
         journal.client = client.name
         journal.pool = client.pool
         path = normalise(admission.target)
-        _judge(client, incoming.method, path, pins=b"keyturn-key" in present)
+        _judge(client, incoming.method, path, pins=_KEY in present)
         body = Content.of(incoming, self.settings.max_body)
-        await self._access.accept(client)
-        urgency = priority_urgency(fields) if b"priority" in present else None
+        urgency = priority_urgency(fields) if _PRIORITY in present else None
         return Request(
             id=journal.id,
             client=client,
@@ -167,8 +170,8 @@ class Forward:
             fields=to_upstream(admission.fields),
             body=body,
             urgency=client.urgency if urgency is None else max(client.urgency, urgency),
-            wait=self._wait(fields) if b"prefer" in present else self._wait(()),
-            pinned=_pinned(fields) if b"keyturn-key" in present else None,
+            wait=self._wait(fields) if _PREFER in present else self._wait(()),
+            pinned=_pinned(fields) if _KEY in present else None,
         )
 
     def _target(self, incoming: web.BaseRequest) -> bytes:
@@ -189,7 +192,7 @@ class Forward:
         not taken up the parser does not go on.
         """
         unread = not incoming.content.is_eof()
-        return not incoming.keep_alive or unread or "Upgrade" in incoming.headers or self._draining()
+        return not incoming.keep_alive or unread or UPGRADE in incoming.headers or self._draining()
 
     def _refuse(self, incoming: web.BaseRequest, refusal: Refusal, journal: Journal) -> web.StreamResponse:
         journal.outcome = "failed" if isinstance(refusal, UpstreamError) else "refused"
@@ -225,7 +228,11 @@ def _judge(client: Client, method: str, path: str | None, *, pins: bool) -> None
 
 def _request_id(fields: Fields) -> str:
     given = values(fields, b"x-request-id")[0]
-    return given.decode("ascii") if sane_request_id(given) else uuid4().hex
+    return given.decode("ascii") if sane_request_id(given) else _new_id()
+
+
+def _new_id() -> str:
+    return f"{getrandbits(128):032x}"  # it names a request and guards nothing
 
 
 def _pinned(fields: Fields) -> str:

@@ -12,13 +12,13 @@ from aiohttp.http import HttpVersion11
 
 from proxy.core.errors import Broken
 from proxy.core.events import Journal
-from proxy.core.http import Answer
+from proxy.core.headers import ByName
+from proxy.core.http import Answer, Whole
 
 _FRAMING = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"trailer", b"transfer-encoding", b"upgrade",
 })  # fmt: skip
 """Fields about a connection: those of the upstream's end at this proxy."""
-_NOTED = _FRAMING | {b"content-length", b"date"}
 _WITHOUT_BODY = frozenset({204, 304})
 
 
@@ -71,6 +71,12 @@ async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, 
         ConnectionError: the caller has gone.
     """
     framing = _Framing(incoming, answer, close=close)
+    if isinstance(answer.body, Whole) and len(answer.body.data) == framing.length and not framing.without_body:
+        journal.sent = framing.length
+        write(incoming, framing.head + answer.body.data)
+        if incoming.protocol.writing_paused:
+            await incoming.writer.drain()
+        return CLOSED if framing.close else KEPT
     outlet = _Outlet(incoming, framing.head)
     try:
         if framing.without_body:
@@ -106,20 +112,14 @@ class _Framing:
     __slots__ = ("chunked", "close", "head", "length", "without_body")
 
     def __init__(self, incoming: web.BaseRequest, answer: Answer, *, close: bool) -> None:
-        lines = [b"HTTP/1.1 %d %b" % (answer.status, answer.reason)]
-        length: int | None = None
-        dated = False
-        for field in answer.fields:
-            if (name := field[0].lower()) in _NOTED:
-                if name in _FRAMING:
-                    continue
-                if name == b"date":
-                    dated = True
-                else:
-                    length = int(field[1])
-            lines.append(b": ".join(field))
-        if not dated:
+        fields = answer.fields
+        roles = {role: value for name, value in fields if (role := _role[name])}
+        if "framing" in roles:
+            fields = tuple([field for field in fields if _role[field[0]] != "framing"])
+        lines = [b"HTTP/1.1 %d %b" % (answer.status, answer.reason), *map(b": ".join, fields)]
+        if "date" not in roles:
             lines.append(b"Date: " + rfc822_formatted_time().encode("ascii"))
+        length = int(roles["length"]) if "length" in roles else None
         self.without_body: bool = answer.status in _WITHOUT_BODY or incoming.method == "HEAD"
         unframed = length is None and not self.without_body
         self.chunked: bool = unframed and incoming.version == HttpVersion11
@@ -131,6 +131,11 @@ class _Framing:
             lines.append(b"Connection: " + keeping)
         lines.append(b"\r\n")
         self.head: bytes = b"\r\n".join(lines)
+
+
+_ROLES = {b"content-length": "length", b"date": "date"} | dict.fromkeys(_FRAMING, "framing")
+_role = ByName(lambda name: _ROLES.get(name, ""))
+"""What a field of that name says about the message itself; empty for most."""
 
 
 class _Outlet:

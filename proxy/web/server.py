@@ -22,7 +22,7 @@ from proxy.config.units import TcpListener, UnixListener, parse_listener
 from proxy.core.errors import BadRequest, Refusal, StartError
 from proxy.core.events import Journal
 from proxy.web import errors
-from proxy.web.relay import CLOSED, has_begun, write
+from proxy.web.relay import CLOSED, KEPT, has_begun, write
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -225,7 +225,9 @@ class _Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Behind the answer: a listener that has stopped accepting keeps no connection."""
-        resp, reset = await super().finish_response(request, resp, start_time)
+        reset = False
+        if resp is not KEPT or self._upgraded:
+            resp, reset = await super().finish_response(request, resp, start_time)
         return (CLOSED if self._owner.retired else resp), reset
 
     def handle_error(

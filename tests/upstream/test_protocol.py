@@ -1,0 +1,111 @@
+import asyncio
+from contextlib import suppress
+
+import pytest
+from aiohttp import SocketTimeoutError
+
+from proxy.upstream.protocol import Protocol
+from tests.virtual import virtual
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Transport(asyncio.Transport):
+    """A transport that goes nowhere."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        """Nothing to do."""
+
+    def pause_reading(self) -> None:
+        """Nothing to do."""
+
+    def resume_reading(self) -> None:
+        """Nothing to do."""
+
+
+def connected() -> Protocol:
+    """A protocol on an open connection."""
+    protocol = Protocol(asyncio.get_running_loop())
+    protocol.connection_made(Transport())
+    return protocol
+
+
+async def exchange(protocol: Protocol, answer: bytes = ANSWER, *, without_body: bool = False) -> bytes:
+    """One answer's body, read to its end."""
+    protocol.expect(without_body=without_body, timeout=60)
+    protocol.data_received(answer)
+    _, payload = await protocol.read()
+    body = payload.read_nowait()
+    protocol.rest()
+    return body
+
+
+async def test_a_connection_carries_answers_one_after_another() -> None:
+    """Also when one without a body stands between: to HEAD, the length is that of nothing that follows."""
+    protocol = connected()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"
+    assert await exchange(protocol) == b"ok"
+    assert await exchange(protocol) == b"ok"
+    assert await exchange(protocol, head, without_body=True) == b""
+    assert await exchange(protocol) == b"ok"
+    assert not protocol.should_close
+
+
+async def test_a_paused_answer_is_read_to_its_end_and_so_is_the_next() -> None:
+    """Ten thousand chunks of a byte stop the parser in their middle; nothing of that outlasts them."""
+    protocol = connected()
+    chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 10_000 + b"0\r\n\r\n"
+    for _ in range(2):
+        protocol.expect(without_body=False, timeout=60)
+        protocol.data_received(chunks)
+        _, payload = await protocol.read()
+        assert len(await payload.read()) == 10_000
+        protocol.rest()
+        assert await exchange(protocol) == b"ok"
+    assert not protocol.should_close
+
+
+@pytest.mark.parametrize("unasked", [ANSWER, b"H", b"\r\n"])
+async def test_what_comes_unasked_is_no_answer(unasked: bytes) -> None:
+    """A connection that said something while it was idle is not fit for another answer, however little it said."""
+    protocol = connected()
+    await exchange(protocol)
+    protocol.data_received(unasked)
+    assert protocol.should_close
+
+
+@virtual
+async def test_time_counts_from_the_last_sign() -> None:
+    """Reading times out when nothing has come for the whole time, and not a moment earlier."""
+    protocol = connected()
+    protocol.expect(without_body=False, timeout=10)
+    protocol.start_timeout()
+    await asyncio.sleep(9)
+    protocol.data_received(ANSWER[:20])
+    await asyncio.sleep(9.9)
+    assert protocol.exception() is None
+    await asyncio.sleep(0.2)
+    assert isinstance(protocol.exception(), SocketTimeoutError)
+
+
+@virtual
+async def test_an_idle_connection_does_not_time_out() -> None:
+    """Nor does the rest of an earlier answer's time count for the next."""
+    protocol = connected()
+    protocol.expect(without_body=False, timeout=10)
+    protocol.start_timeout()
+    protocol.data_received(ANSWER)
+    _, payload = await protocol.read()
+    payload.read_nowait()
+    protocol.rest()
+    await asyncio.sleep(8)
+    protocol.expect(without_body=False, timeout=10)
+    protocol.start_timeout()
+    await asyncio.sleep(9)
+    assert protocol.exception() is None
+    protocol.connection_lost(None)
+    with suppress(Exception):
+        await protocol.read()
