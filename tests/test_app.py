@@ -285,6 +285,20 @@ async def test_reader_that_stops_reading(tmp_path: Path) -> None:
         caller.cut()
 
 
+async def test_upstream_that_stops_reading(tmp_path: Path) -> None:
+    """While the upstream does not read a body, its caller is not read either: the body does not pile up here."""
+    async with house(tmp_path) as home, calling(home.keyturn.data) as caller:
+        pid = home.keyturn.process.pid
+        before = memory(pid)
+        caller.send(request("/slow/600000", f"Content-Length: {LARGE}") + b"x" * LARGE)
+        await until(lambda: home.arrivals("/slow"), "the request has arrived")
+        for _ in range(50):
+            assert (await home.ask(request(f"/bytes/{MEGABYTE}"))).status == 200
+        assert memory(pid) - before < 30 * MEGABYTE
+        await home.api.stop()
+        assert (await caller.reply()).status == 502
+
+
 # The end
 
 

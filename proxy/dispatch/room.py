@@ -70,6 +70,8 @@ class Dispatch:
         self._closed = False
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        """When it fires; kept here since uvloop's handle of a timer that is due at once cannot tell."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Life
@@ -226,9 +228,10 @@ class Dispatch:
         loop = asyncio.get_running_loop()
         when = loop.time() + delay / SECOND
         if self._timer:
-            if self._timer.when() <= when:
+            if self._timer_at <= when:
                 return
             self._timer.cancel()
+        self._timer_at = when
         self._timer = loop.call_at(when, self._due.set)
 
     async def _run(self) -> None:

@@ -221,6 +221,13 @@ class _Connection(web.RequestHandler):
             if request is not None and not request.content.is_eof():
                 request.content.set_exception(web.RequestPayloadError())
 
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Log what nobody expected; a caller that breaks its body off, behind its answer, is no such thing."""
+        if isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
+            _log.debug("a body broke off behind its answer")
+        else:
+            super().log_exception(*args, **kwargs)
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:

@@ -122,7 +122,7 @@ async def test_a_truncated_body_is_broken(parts: tuple[bytes, ...], then: str) -
 async def test_a_body_that_stands_still_is_broken() -> None:
     """A silent connection does not hold its reader for ever."""
     script, _ = in_parts(LENGTH_9 + b"abc", b"never")
-    async with origin(script) as url, opened(url, response_timeout=5 * MILLISECOND) as upstream:
+    async with origin(script) as url, opened(url, response_timeout=500 * MILLISECOND) as upstream:
         answer = await sent(upstream)
         assert await answer.body.read() == b"abc"
         with pytest.raises(Broken):

@@ -205,6 +205,32 @@ async def test_malformed_requests_leave_one_line_for_the_curious(caplog: pytest.
     assert "secret" not in caplog.text
 
 
+async def test_a_body_that_is_no_http_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """What a caller gets wrong in a body is told to it by the handler, and is no error of this process."""
+
+    begun = asyncio.Event()
+
+    async def reading(incoming: web.BaseRequest) -> web.StreamResponse:
+        assert await incoming.content.readany() == b"abc"
+        begun.set()
+        with pytest.raises(web.RequestPayloadError):
+            await incoming.content.readany()
+        return await answer(incoming)
+
+    with caplog.at_level(logging.DEBUG, "keyturn"):
+        listener = Listener(reading, ["127.0.0.1:0"])
+        await listener.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(listener.addresses[0].rpartition(":")[2]))
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await begun.wait()
+        writer.write(b"no chunk\r\n")
+        assert (await reader.read()).startswith(ANSWER)
+        writer.close()
+        await writer.wait_closed()
+        await listener.stop(1)
+    assert all(record.levelno == logging.DEBUG and not record.exc_info for record in caplog.records)
+
+
 async def test_long_fields_are_read() -> None:
     """A field may have 30,000 bytes."""
     async with World().running() as world:
