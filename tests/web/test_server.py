@@ -207,7 +207,6 @@ async def test_malformed_requests_leave_one_line_for_the_curious(caplog: pytest.
 
 async def test_a_body_that_is_no_http_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
     """What a caller gets wrong in a body is told to it by the handler, and is no error of this process."""
-
     begun = asyncio.Event()
 
     async def reading(incoming: web.BaseRequest) -> web.StreamResponse:
