@@ -1,7 +1,7 @@
 """The whole configuration as the rest of the house uses it: the settings, and the model's objects made of them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import PrivateAttr
@@ -68,7 +68,7 @@ class Config(Document):
         yield from (path for path in (*tls, self.upstream.ca) if path)
 
     def _pool(self, name: str, settings: PoolSettings) -> Pool:
-        limits = tuple(Limit(limit.requests, limit.window, limit.match) for limit in settings.limits)
+        limits = _limits(settings)
         keys = tuple(self._keys(settings))
         return Pool(name, keys, limits, settings.guard, tuple(settings.headers.items()))
 
@@ -84,6 +84,16 @@ class Config(Document):
         if key.secret or not key.secret_file:
             return key.secret
         return self._files.secrets.get(key.secret_file)
+
+
+def _limits(pool: PoolSettings) -> tuple[Limit, ...]:
+    """The limits, each with a name of its own: the second of `10/10s` is `10/10s-2`."""
+    limits: list[Limit] = []
+    for settings in pool.limits:
+        limit = Limit(settings.requests, settings.window, settings.match)
+        same = sum(1 for other in limits if other.name.partition("-")[0] == limit.name)
+        limits.append(replace(limit, name=f"{limit.name}-{same + 1}") if same else limit)
+    return tuple(limits)
 
 
 def _client(caller: CallerSettings, digests: tuple[str, ...]) -> Client:

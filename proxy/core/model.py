@@ -57,12 +57,14 @@ class Limit:
     requests: int
     window: Micros
     match: tuple[Rule, ...] = ()
+    name: str = ""
+    """A short public name, unique in its pool, for metrics and messages; `60/60s` and the like unless it is given."""
 
-    @property
-    def name(self) -> str:
-        """A short public name, such as `60/60s`, for metrics and messages."""
-        seconds, rest = divmod(self.window, SECOND)
-        return f"{self.requests}/{seconds}s" if not rest else f"{self.requests}/{self.window // MILLISECOND}ms"
+    def __post_init__(self) -> None:
+        if not self.name:
+            seconds, rest = divmod(self.window, SECOND)
+            window = f"{self.window // MILLISECOND}ms" if rest else f"{seconds}s"
+            object.__setattr__(self, "name", f"{self.requests}/{window}")
 
     def covers(self, method: str, path: str) -> bool:
         """Whether a request (its path normalised) falls under this limit."""

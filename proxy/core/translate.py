@@ -79,7 +79,7 @@ def _rates(standing: Standing) -> Fields:
     """What is left of the pool's limits; the three `X-RateLimit` fields have room for the tightest only."""
     limits = standing.limits
     tightest = limits[0][1] if len(limits) == 1 else min((budget for _, budget in limits), key=_tightness)
-    named = [(_names(limit.requests, limit.window, budget.size), budget) for limit, budget in limits]
+    named = [(_names(limit.name, limit.window, budget.size), budget) for limit, budget in limits]
     return (
         (b"X-RateLimit-Limit", b"%d" % tightest.size),
         (b"X-RateLimit-Remaining", b"%d" % max(0, tightest.at_hand)),
@@ -103,9 +103,9 @@ def _tightness(budget: Budget) -> tuple[int, Micros]:
 
 
 @lru_cache(maxsize=1024)
-def _names(requests: int, window: Micros, size: int) -> tuple[bytes, bytes]:
+def _names(limit: str, window: Micros, size: int) -> tuple[bytes, bytes]:
     """A limit's policy, and its name as a structured string (RFC 9651, section 3.3.3)."""
-    name = b'"%s"' % Limit(requests, window).name.encode()
+    name = b'"%s"' % limit.encode()
     return b"%s;q=%d;w=%d" % (name, size, whole_seconds(window)), name
 
 

@@ -138,3 +138,13 @@ def test_a_configuration_does_not_change() -> None:
         config.drain = 5  # type: ignore[misc]
     assert load(None, KEYS) == config
     assert load(None, {"POSTMAN_API_KEYS": "other"}) != config
+
+
+def test_limits_of_one_size_have_names_of_their_own(tmp_path: Path) -> None:
+    """Metrics and rate fields tell two limits apart that differ in what they match only."""
+    path = tmp_path / "config.yaml"
+    narrow = "{requests: 10, window: 10s, match: [GET /%s]}"
+    limits = ", ".join((narrow % "a", "{requests: 60, window: 60s}", narrow % "b", narrow % "c"))
+    path.write_text(f"pools: {{default: {{limits: [{limits}]}}}}")
+    (pool,) = load(path, {"POSTMAN_API_KEYS": "one"}).pools_of_model()
+    assert [limit.name for limit in pool.limits] == ["10/10s", "60/60s", "10/10s-2", "10/10s-3"]
