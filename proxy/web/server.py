@@ -305,7 +305,8 @@ def _why(error: OSError) -> str:
             return "address in use. Stop what listens there, or choose another in `listen`."
         case errno.EACCES | errno.EPERM:
             return "not permitted. Choose a port from 1024 up, or a path that this user may write to."
-        case errno.EADDRNOTAVAIL:
+        case errno.EADDRNOTAVAIL | None:
+            # From Python 3.13 on asyncio tries each address of a name and tells no number when none is there.
             return "this machine has no such address. Choose one that it has, or 0.0.0.0 for all."
         case _:
             return f"{error.strerror or error}. Choose another address in `listen`."
