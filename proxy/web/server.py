@@ -22,6 +22,7 @@ from proxy.config.units import TcpListener, UnixListener, parse_listener
 from proxy.core.errors import BadRequest, Refusal, StartError
 from proxy.core.events import Journal
 from proxy.web import errors
+from proxy.web.departures import Departures
 from proxy.web.relay import CLOSED, KEPT, has_begun, write
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -140,6 +141,7 @@ class _Server(web.Server):
             max_field_size=_LONGEST_LINE,
             logger=_log,
         )
+        self.departures = Departures(self._loop)
         self.retired = False
         self.quiet = asyncio.Event()
         """Set while no connection is open."""
@@ -183,16 +185,19 @@ class _Server(web.Server):
             handler.cut()
         await self.quiet.wait()
         await asyncio.gather(*self._ending, return_exceptions=True)
+        self.departures.close()
 
 
 class _Connection(web.RequestHandler):
     """One caller's connection."""
 
-    __slots__ = ("_owner",)
+    __slots__ = ("_owner", "_watched")
 
     def __init__(self, manager: _Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._owner = manager
+        self._watched = -1
+        """The file descriptor under which its caller's leaving is watched for, while nothing is read."""
 
     @property
     def idle(self) -> bool:
@@ -204,8 +209,27 @@ class _Connection(web.RequestHandler):
         if self.transport is not None:
             self.transport.abort()
 
+    def pause_reading(self) -> None:
+        """Read nothing for a while, and notice all the same when the caller leaves."""
+        super().pause_reading()
+        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if sock is not None and self._watched < 0:
+            self._watched = sock.fileno()
+            self._owner.departures.watch(self._watched, self.cut)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on reading."""
+        self._watch_no_more()
+        super().resume_reading(resume_parser)
+
+    def _watch_no_more(self) -> None:
+        if self._watched >= 0:
+            self._owner.departures.forget(self._watched)
+            self._watched = -1
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is closed, its handler cancelled."""
+        self._watch_no_more()
         if self._task_handler is not None:
             self._owner.ends(self._task_handler)
         super().connection_lost(exc)
