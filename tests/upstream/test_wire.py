@@ -79,7 +79,7 @@ async def test_interim_answers_are_skipped() -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     async with (
         origin(answering(interim + OK, interim)) as url,
-        opened(url, response_timeout=5 * MILLISECOND) as upstream,
+        opened(url, response_timeout=500 * MILLISECOND) as upstream,
     ):
         assert await whole(await sent(upstream)) == b"ok"
         with pytest.raises(TimedOut):
