@@ -23,7 +23,7 @@ from proxy.core.events import BucketLevel, Levels
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.dispatch import Dispatch
 from proxy.gateway import Gateway, Retries
-from proxy.stores.memory import MemoryStore
+from proxy.stores.memory import Memory, MemoryStore
 from proxy.tasks import finish, spawn
 from proxy.telemetry import Telemetry
 from proxy.upstream import Upstream, UpstreamSettings
@@ -65,10 +65,9 @@ class App:
                 key_header=config.upstream.key_header,
             )
         )
-        replica = f"{socket.gethostname()}-{os.getpid()}"
         self._pools = config.pools_of_model()
         self._stores = {pool.name: self._store(pool) for pool in self._pools}
-        self.dispatches = {pool.name: self._dispatch(pool, replica) for pool in self._pools}
+        self.dispatches = {pool.name: self._dispatch(pool) for pool in self._pools}
         gateway = Gateway(
             self.dispatches,
             self._upstream,
@@ -96,13 +95,12 @@ class App:
         self.telemetry.metrics.watch(self.levels)
 
     def _store(self, pool: Pool) -> MemoryStore:
-        return MemoryStore(pool, settle_bound=self._config.upstream.settle_bound, clock=monotonic)
+        return MemoryStore(Memory(monotonic), pool, replica="only", settle_bound=self._config.upstream.settle_bound)
 
-    def _dispatch(self, pool: Pool, replica: str) -> Dispatch:
+    def _dispatch(self, pool: Pool) -> Dispatch:
         return Dispatch(
             pool,
             self._stores[pool.name],
-            replica=replica,
             settle_bound=self._config.upstream.settle_bound,
             max_waiting=self._config.queue.max_waiting,
             clock=monotonic,

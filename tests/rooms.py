@@ -5,12 +5,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from proxy.core.buckets import Calendar
 from proxy.core.events import Event
 from proxy.core.exchange import Demand, Exchange, Kind, Settlement
+from proxy.core.ledger import Ledger
 from proxy.core.model import SECOND, Client, Micros, Pool
 from proxy.dispatch import Dispatch, Ticket
-from proxy.stores.memory import MemoryStore
-from tests.core.worlds import BOUND, check_conservation
+from proxy.dispatch.room import RIDE
+from proxy.stores.memory import Memory, MemoryStore
+from tests.core.worlds import BOUND, check_conservation, known
 from tests.virtual import micros
 
 
@@ -25,17 +28,27 @@ class Recorder:
 
 
 class WatchedStore(MemoryStore):
-    """The memory store, remembering grants and settlements."""
+    """A replica's way to a memory that is sure of its buckets, remembering grants and settlements."""
 
-    def __init__(self, pool: Pool) -> None:
-        super().__init__(pool, settle_bound=BOUND, clock=micros)
-        self.granted: list[int] = []
+    def __init__(self, pool: Pool, memory: Memory | None = None, replica: str = "r") -> None:
+        self.memory = memory or Memory(micros)
+        super().__init__(self.memory, pool, replica=replica, settle_bound=BOUND)
+        if memory is None:
+            known(self.memory.ledger, self.terms)
+        self.granted: list[str] = []
         self.settled: list[Settlement] = []
 
-    async def exchange(
-        self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]
-    ) -> Exchange:
-        answer = await super().exchange(replica, settlements, demands)
+    @property
+    def ledger(self) -> Ledger:
+        return self.memory.ledger
+
+    @property
+    def calendar(self) -> Calendar:
+        """Of the first limit."""
+        return self.ledger.buckets.calendars[self.terms.limits[0].id]
+
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
+        answer = await super().exchange(settlements, demands)
         self.settled += settlements
         self.granted += [grant.lease for grant in answer.grants]
         return answer
@@ -54,7 +67,7 @@ class Room:
 
     async def settled(self) -> None:
         """Let everything that is due now happen, settlements included."""
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(RIDE / SECOND + 0.05)
 
     def check_empty(self) -> None:
         """Nobody waits, no lease is out, and every token is accounted for."""
@@ -69,10 +82,8 @@ class Room:
 async def room(pool: Pool, *, max_waiting: int = 10_000) -> AsyncIterator[Room]:
     """A waiting room that is started and stopped."""
     store, recorder = WatchedStore(pool), Recorder()
-    dispatch = Dispatch(
-        pool, store, replica="r", settle_bound=BOUND, max_waiting=max_waiting, clock=micros, observer=recorder
-    )
-    store.listen("r", dispatch.wake)
+    dispatch = Dispatch(pool, store, settle_bound=BOUND, max_waiting=max_waiting, clock=micros, observer=recorder)
+    store.listen(dispatch.wake)
     await dispatch.start()
     try:
         yield Room(dispatch, store, recorder)

@@ -7,35 +7,35 @@ Laws kept here (numbers of the design):
     of length W at the upstream holds at most L counted requests, whatever the network did.
 2.  Settled once. A lease's entry leaves `_out` at its first settlement; a repeated or late one finds none and changes
     nothing. Who never settles loses its leases when it is known to be gone (`lapse`), never earlier.
-9.  Headers only take tokens away: `park` closes buckets, nothing opens them early.
+8.  Suspicion. A bucket that is not known (`warm`) lets one request through, its probe, and opens when that is settled
+    (or after all that a request may take), less what the answer said is spent, or what replicas told that they hold.
+9.  Headers only take tokens away: `park` closes buckets, `_learn` takes what others spent; nothing opens them early.
 
-Every bucket holds `at hand + in use + cooling = requests` at any time. Each step is O(log n) in the number of quotas
-and of tokens, times the limits of the pool, and never scans the keys. Instants are integers in microseconds of the
-store's one clock, which the caller supplies (law 7).
+What is counted is what is taken (in use and cooling), by quota and limit; how many are at hand follows from the terms
+of whoever asks. So keys may come and go and limits change, and nothing that was spent is forgotten. Each step is
+O(log n) in the number of quotas and of tokens, times the limits of the pool, and never scans the keys. Instants are
+integers in microseconds of the store's one clock, which the caller supplies (law 7).
+
+`stores/exchange.lua` follows this text; a member of a sorted set is therefore a string, `lease@quota`.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
-from proxy.core.exchange import USE_BY, Kind, Settlement, Spent, Throttled, Unsent
-from proxy.core.model import SECOND, Micros, Pool
+from proxy.core.exchange import Seen, Settlement, Spent, Throttled, Unsent
+from proxy.core.letters import Held, LimitTerms, Need, Terms
+from proxy.core.model import SECOND, Micros
 from proxy.core.sortedset import SortedSet
 from proxy.core.values import value_object
 
-UNLIMITED = 1_000_000_000
-"""Tokens at hand of a kind that falls under no limit."""
+UNLIMITED = 1_000_000
+"""Tokens at hand for a need that falls under no limit; more than any limit has."""
 
 TRIP_START: Micros = SECOND // 4
 """What a trip to the upstream is taken for before the first one was measured."""
 
-
-@dataclass(slots=True)
-class Quota:
-    """What the upstream counts against: tokens at hand by limit, and when it was last drawn on."""
-
-    hand: list[int]
-    used: int = 0
+MATURE = 2_000
+"""Tokens of one limit that return in one exchange at the most; what is left returns with the next."""
 
 
 @value_object
@@ -43,123 +43,211 @@ class Out:
     """A lease that is not settled."""
 
     quota: str
-    limits: tuple[int, ...]
+    windows: tuple[tuple[str, Micros], ...]
     granted: Micros
     replica: str
     client: str
-
-
-@dataclass(slots=True)
-class Spending:
-    """Who spent a token that cools, and under how many limits it still does."""
-
-    quota: str
-    limits: int
+    probes: tuple[str, ...] = ()
+    """The limits whose buckets open when it is settled."""
 
 
 @dataclass(slots=True)
 class Calendar:
-    """One limit over all quotas: when tokens return."""
+    """One limit over all quotas: what is taken, and when it returns."""
 
-    size: int
-    window: Micros
-    cooling: SortedSet[int, Micros] = field(default_factory=SortedSet)
-    """Leases by the instant at which their token returns: known, what grants go by."""
-    in_use: dict[int, Micros] = field(default_factory=dict)
-    """Leases by the instant of their grant, which is also their order here: what turns go by."""
+    taken: dict[str, int] = field(default_factory=dict)
+    """Tokens in use and cooling, by quota; no entry for 0."""
+    cooling: SortedSet[str, Micros] = field(default_factory=SortedSet)
+    """`lease@quota` by the instant at which its token returns: known, what grants go by."""
+    in_use: SortedSet[str, Micros] = field(default_factory=SortedSet)
+    """`lease@quota` by the instant of its grant: what turns go by."""
     parked: SortedSet[str, Micros] = field(default_factory=SortedSet)
     """Quotas that the upstream closed, by the instant at which they open."""
-    hand: int = 0
-    """Tokens at hand over all quotas."""
+    probing: SortedSet[str, Micros] = field(default_factory=SortedSet)
+    """Quotas that a probe is out for, by the instant of its grant."""
+    warm: set[str] = field(default_factory=set)
+    """Quotas whose tokens are known in this era."""
+
+    def take(self, quota: str, tokens: int) -> None:
+        """Count so many tokens of a quota as taken; negative: as at hand again."""
+        left = self.taken.get(quota, 0) + tokens
+        if left:
+            self.taken[quota] = left
+        else:
+            self.taken.pop(quota, None)
+
+    def closed(self, quota: str) -> bool:
+        """Whether nothing is granted, tokens at hand or not."""
+        return quota in self.parked or quota in self.probing
+
+
+@dataclass(slots=True)
+class View:
+    """Terms as they are looked up, and the quotas that can serve each set of limits, best first."""
+
+    terms: Terms
+    quotas: frozenset[str]
+    limits: dict[str, LimitTerms]
+    rankings: dict[tuple[str, ...], SortedSet[str, tuple[int, int]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, terms: Terms) -> "View":
+        """Look terms up."""
+        return cls(terms, frozenset(terms.quotas), {limit.id: limit for limit in terms.limits})
 
 
 class Buckets:
     """The tokens of one pool. Nothing here knows who waits; see `core.line` and `core.ledger`."""
 
-    def __init__(self, pool: Pool, settle_bound: Micros) -> None:
-        self._bound = USE_BY + settle_bound
-        self.calendars = [Calendar(limit.requests, pool.stretched(limit)) for limit in pool.limits]
-        self.quotas = {name: Quota([limit.requests for limit in pool.limits]) for name in pool.quotas}
-        for calendar in self.calendars:
-            calendar.hand = calendar.size * len(self.quotas)
-        self._rankings: dict[tuple[int, ...], SortedSet[str, tuple[int, int]]] = {}
-        self._out: dict[int, Out] = {}
-        self._out_by_replica: dict[str, set[int]] = {}
-        self._spent: dict[int, Spending] = {}
-        self._uses = 0
+    def __init__(self) -> None:
+        self.views: dict[str, View] = {}
+        self.calendars: dict[str, Calendar] = {}
         self.trip: Micros = TRIP_START
+        self.bound: Micros = 0
+        """How long after its last word a silent replica's requests may still be counted."""
+        self._out: dict[str, Out] = {}
+        self._out_by_replica: dict[str, set[str]] = {}
+        self._used: dict[str, int] = {}
+        self._uses = 0
+        self._strangers = 0
+        self.foreign: dict[str, int] = {}
+        """Tokens that somebody else turned out to have spent in this exchange, by quota."""
+
+    # Terms
+
+    def limits(self, terms: str) -> tuple[str, ...]:
+        """The ids of the limits of some terms, in the order of the configuration."""
+        return tuple([limit.id for limit in self.views[terms].terms.limits])
+
+    def learn(self, terms: Terms) -> None:
+        """Look at the pool by these terms from now on, beside those that others still use."""
+        self.views[terms.name] = View.of(terms)
+        self.bound = max(self.bound, terms.bound)
+        for limit in terms.limits:
+            self.calendars.setdefault(limit.id, Calendar())
+
+    def unlearn(self, name: str) -> None:
+        """Nobody uses these terms any more. What was spent under them stays until it has cooled."""
+        gone = self.views.pop(name)
+        for quota in gone.quotas.difference(*(view.quotas for view in self.views.values())):
+            self._used.pop(quota, None)
+            for limit in gone.limits:
+                self.calendars[limit].warm.discard(quota)
+        for limit in gone.limits:
+            self._forget_limit(limit)
+
+    def _forget_limit(self, limit: str) -> None:
+        """Drop what nobody's terms name once nothing of it is taken."""
+        calendar = self.calendars[limit]
+        if not calendar.taken and not any(limit in view.limits for view in self.views.values()):
+            del self.calendars[limit]
+
+    def chill(self) -> None:
+        """Nothing is known for sure any more: every bucket needs a probe (law 8)."""
+        for calendar in self.calendars.values():
+            calendar.warm.clear()
+        for view in self.views.values():
+            view.rankings.clear()
 
     # Who can serve
 
-    def open(self, quota: str, limit: int) -> int:
-        """Tokens at hand in one bucket; none while it is parked."""
-        return 0 if quota in self.calendars[limit].parked else self.quotas[quota].hand[limit]
+    def hand(self, terms: str, quota: str, limit: str) -> int:
+        """Tokens at hand in one bucket, open or not, by somebody's terms."""
+        return self.views[terms].limits[limit].requests - self.calendars[limit].taken.get(quota, 0)
 
-    def open_for(self, quota: str, limits: tuple[int, ...]) -> int:
+    def open(self, terms: str, quota: str, limit: str) -> int:
+        """Tokens that may be granted from one bucket: none while it is closed, one as long as it is not known."""
+        calendar = self.calendars[limit]
+        if calendar.closed(quota):
+            return 0
+        hand = self.hand(terms, quota, limit)
+        return hand if quota in calendar.warm else min(hand, 1)
+
+    def level(self, terms: str, quota: str, limit: str) -> int:
+        """What there is to see in one bucket: tokens at hand, none while it is closed."""
+        return 0 if self.calendars[limit].closed(quota) else max(0, self.hand(terms, quota, limit))
+
+    def open_for(self, terms: str, quota: str, limits: tuple[str, ...]) -> int:
         """How many requests that fall under all these limits the quota could serve at once."""
-        return min([self.open(quota, limit) for limit in limits], default=UNLIMITED)
+        return max(0, min([self.open(terms, quota, limit) for limit in limits], default=UNLIMITED))
 
-    def best(self, kind: Kind) -> str | None:
-        """The quota to serve this kind: the one with most tokens at hand, among equals the one used longest ago."""
-        if kind.pinned is not None:
-            return kind.pinned if kind.pinned in self.quotas and self.open_for(kind.pinned, kind.limits) else None
-        if len(self.quotas) == 1:
-            only = next(iter(self.quotas))
-            return only if self.open_for(only, kind.limits) > 0 else None
-        found = self._ranking(kind.limits).first()
+    def best(self, need: Need) -> str | None:
+        """The quota to serve a need: the one with most tokens at hand, among equals the one used longest ago."""
+        view = self.views[need.terms]
+        if need.pinned is not None:
+            serves = need.pinned in view.quotas and self.open_for(need.terms, need.pinned, need.limits)
+            return need.pinned if serves else None
+        if len(view.quotas) == 1:
+            (only,) = view.quotas
+            return only if self.open_for(need.terms, only, need.limits) else None
+        found = self._ranking(view, need.limits).first()
         return found[1] if found and found[0][0] < 0 else None
 
-    def _ranking(self, limits: tuple[int, ...]) -> SortedSet[str, tuple[int, int]]:
-        ranking = self._rankings.get(limits)
+    def _ranking(self, view: View, limits: tuple[str, ...]) -> SortedSet[str, tuple[int, int]]:
+        ranking = view.rankings.get(limits)
         if ranking is None:
-            ranking = self._rankings[limits] = SortedSet()
-            for name, quota in self.quotas.items():
-                ranking.put(name, (-self.open_for(name, limits), quota.used))
+            ranking = view.rankings[limits] = SortedSet()
+            for quota in view.terms.quotas:
+                ranking.put(quota, (-self.open_for(view.terms.name, quota, limits), self._used.get(quota, 0)))
         return ranking
 
-    def _rank(self, name: str, changed: Iterable[int]) -> None:
-        used = self.quotas[name].used
-        for limits, ranking in self._rankings.items():
-            if not limits or any(limit in limits for limit in changed):
-                ranking.put(name, (-self.open_for(name, limits), used))
+    def _rank(self, quota: str, changed: Iterable[str]) -> None:
+        used = self._used.get(quota, 0)
+        for name, view in self.views.items():
+            for limits, ranking in view.rankings.items():
+                if quota in view.quotas and (not limits or any(limit in limits for limit in changed)):
+                    ranking.put(quota, (-self.open_for(name, quota, limits), used))
 
     # Taking and giving back
 
-    def take(self, lease: int, out: Out) -> None:
-        """Put one token of each limit in use under a lease."""
+    def take(self, lease: str, need: Need, quota: str, *, now: Micros, replica: str, client: str) -> bool:
+        """Put one token of each limit in use under a lease; says whether it probes buckets that are not known."""
         self._uses += 1
-        self.quotas[out.quota].used = self._uses
+        self._used[quota] = self._uses
+        view = self.views[need.terms]
+        probes = tuple([limit for limit in need.limits if quota not in self.calendars[limit].warm])
+        for limit in probes:
+            self.calendars[limit].probing.put(quota, now)
+        windows = tuple([(limit, view.limits[limit].window) for limit in need.limits])
+        self._put_out(lease, Out(quota, windows, now, replica, client, probes))
+        self._rank(quota, need.limits)
+        return bool(probes)
+
+    def _put_out(self, lease: str, out: Out) -> None:
         self._out[lease] = out
         self._out_by_replica.setdefault(out.replica, set()).add(lease)
-        for limit in out.limits:
-            self.calendars[limit].in_use[lease] = out.granted
-        self.move(out.quota, out.limits, -1)
+        for limit, _ in out.windows:
+            calendar = self.calendars[limit]
+            calendar.in_use.put(f"{lease}@{out.quota}", out.granted)
+            calendar.take(out.quota, +1)
 
-    def move(self, quota: str, limits: tuple[int, ...], tokens: int) -> None:
-        """Add tokens at hand to each limit's bucket, or take them (negative)."""
-        hand = self.quotas[quota].hand
+    def lend(self, quota: str, limits: tuple[str, ...], tokens: int) -> None:
+        """Set tokens aside for a replica that has yet to fetch them; negative: they are fetched or not wanted."""
         for limit in limits:
-            hand[limit] += tokens
-            self.calendars[limit].hand += tokens
+            self.calendars[limit].take(quota, tokens)
         self._rank(quota, limits)
 
-    def settle(self, now: Micros, settlement: Settlement) -> Out | None:
-        """End a lease; returns its entry, or `None` when it has been settled before (law 2)."""
+    def settle(self, now: Micros, settlement: Settlement, limits: tuple[str, ...], terms: str) -> Out | None:
+        """End a lease; returns its entry, or `None` when it has been settled before (law 2).
+
+        `limits` and `terms` are those of the replica that settles; its indices of limits refer to them.
+        """
         out = self._forget(settlement.lease)
         if out is None:
             return None
-        match settlement:
-            case Unsent():
-                self.move(out.quota, out.limits, +1)
-            case Spent(lease, age):
-                self._cool(lease, out, now - age)
-                self._learn_trip(now - age - out.granted)
-            case Throttled(lease, age, park, limits):
-                self._cool(lease, out, now - age)
-                self.park(out.quota, limits, now + park)
+        if not isinstance(settlement, Unsent):
+            self._cool(settlement.lease, out, now - settlement.age)
+            self._trip(now - settlement.age - out.granted)
+        if isinstance(settlement, Throttled):
+            self.park(out.quota, [limits[index] for index in settlement.limits], now + settlement.park)
+        self._open(out, known=not isinstance(settlement, Unsent))
+        if isinstance(settlement, Spent):
+            for seen in settlement.seen:
+                self._learn(now, out.quota, limits[seen.limit], seen, terms)
+        self._rank(out.quota, [limit for limit, _ in out.windows])
         return out
 
-    def _forget(self, lease: int) -> Out | None:
+    def _forget(self, lease: str) -> Out | None:
         out = self._out.pop(lease, None)
         if out is None:
             return None
@@ -167,22 +255,46 @@ class Buckets:
         held.discard(lease)
         if not held:
             del self._out_by_replica[out.replica]
-        for limit in out.limits:
-            del self.calendars[limit].in_use[lease]
+        for limit, _ in out.windows:
+            calendar = self.calendars[limit]
+            calendar.in_use.remove(f"{lease}@{out.quota}")
+            calendar.take(out.quota, -1)
         return out
 
-    def _cool(self, lease: int, out: Out, counted: Micros) -> None:
-        if not out.limits or out.quota not in self.quotas:
-            return
-        self._spent[lease] = Spending(out.quota, len(out.limits))
-        for limit in out.limits:
+    def _cool(self, lease: str, out: Out, counted: Micros) -> None:
+        for limit, window in out.windows:
+            self._cool_token(limit, f"{lease}@{out.quota}", out.quota, counted + window)
+
+    def _cool_token(self, limit: str, member: str, quota: str, returns: Micros) -> None:
+        calendar = self.calendars[limit]
+        known = calendar.cooling.score(member)
+        if known is None:
+            calendar.take(quota, +1)
+        if known is None or returns > known:
+            calendar.cooling.put(member, returns)
+
+    def _trip(self, sample: Micros) -> None:
+        self.trip += (max(0, min(sample, self.bound)) - self.trip) // 8
+
+    def _open(self, out: Out, *, known: bool) -> None:
+        """The probe of some buckets is over: they are known now, unless it was never sent."""
+        for limit in out.probes:
             calendar = self.calendars[limit]
-            calendar.cooling.put(lease, counted + calendar.window)
+            calendar.probing.remove(out.quota)
+            if known:
+                calendar.warm.add(out.quota)
 
-    def _learn_trip(self, sample: Micros) -> None:
-        self.trip += (max(0, min(sample, self._bound)) - self.trip) // 8
+    def _learn(self, now: Micros, quota: str, limit: str, seen: Seen, terms: str) -> None:
+        """Take out what an answer showed to be spent beyond what is known to be out, until its reset (law 9)."""
+        spent = self.views[terms].limits[limit].requests - seen.remaining
+        more = spent - self.calendars[limit].taken.get(quota, 0)
+        for _ in range(more):
+            self._strangers += 1
+            self._cool_token(limit, f"~{self._strangers}@{quota}", quota, now + seen.reset)
+        if more > 0:
+            self.foreign[quota] = self.foreign.get(quota, 0) + more
 
-    def park(self, quota: str, limits: Iterable[int], until: Micros) -> None:
+    def park(self, quota: str, limits: Iterable[str], until: Micros) -> None:
         """Close the buckets of a quota until the upstream's own time; a later time that stands already is kept."""
         for limit in limits:
             parked = self.calendars[limit].parked
@@ -195,11 +307,28 @@ class Buckets:
         for lease in sorted(self._out_by_replica.get(replica, ())):
             out = self._forget(lease)
             if out is not None:
-                self._cool(lease, out, word + self._bound)
+                self._cool(lease, out, word + self.bound)
+                self._open(out, known=True)
+                self._rank(out.quota, [limit for limit, _ in out.windows])
 
-    def silent_until(self, word: Micros) -> Micros:
-        """Until when a replica last heard at `word` may be alive with its leases."""
-        return word + self._bound
+    def restore(self, now: Micros, replica: str, held: Iterable[Held]) -> None:
+        """Take a replica's word for all that it has out; of what it does not name, nothing is (law 8)."""
+        named = set()
+        for row in held:
+            named.add(row.lease)
+            for limit, _ in row.windows:
+                self.calendars.setdefault(limit, Calendar())
+            if row.counted is not None:
+                known = self._forget(row.lease)
+                if known:
+                    self._open(known, known=False)
+                out = Out(row.quota, row.windows, now - row.granted, replica, row.client)
+                self._cool(row.lease, out, now - row.counted)
+            elif row.lease not in self._out:
+                self._put_out(row.lease, Out(row.quota, row.windows, now - row.granted, replica, row.client))
+            self._rank(row.quota, [limit for limit, _ in row.windows])
+        for lease in sorted(self._out_by_replica.get(replica, set()) - named):
+            self.settle(now, Unsent(lease), (), "")
 
     def holds(self, replica: str) -> bool:
         """Whether a replica has leases out."""
@@ -207,54 +336,89 @@ class Buckets:
 
     # Time
 
-    def mature(self, now: Micros) -> None:
-        """Bring back what has cooled, and open what is no longer parked."""
-        for limit, calendar in enumerate(self.calendars):
+    def mature(self, now: Micros) -> bool:
+        """Bring back what has cooled, and open what is closed no longer; says whether some is left to bring back."""
+        left = False
+        for limit, calendar in sorted(self.calendars.items()):
             returned: dict[str, int] = {}
-            while (first := calendar.cooling.first()) and first[0] <= now:
-                quota = self._returned(calendar.cooling.pop_first()[1])
+            for _ in range(MATURE):
+                first = calendar.cooling.first()
+                if not first or first[0] > now:
+                    break
+                quota = quota_of(calendar.cooling.pop_first()[1])
                 returned[quota] = returned.get(quota, 0) + 1
+            else:
+                left = True
             for quota, tokens in returned.items():
-                self.move(quota, (limit,), tokens)
+                calendar.take(quota, -tokens)
+                self._rank(quota, (limit,))
             while (opening := calendar.parked.first()) and opening[0] <= now:
                 self._rank(calendar.parked.pop_first()[1], (limit,))
+            while (probed := calendar.probing.first()) and probed[0] + self.bound <= now:
+                quota = calendar.probing.pop_first()[1]
+                calendar.warm.add(quota)
+                self._rank(quota, (limit,))
+            if returned:
+                self._forget_limit(limit)
+        return left
 
-    def _returned(self, lease: int) -> str:
-        """One token of a lease has cooled; the quota that it belongs to."""
-        spending = self._spent[lease]
-        spending.limits -= 1
-        if not spending.limits:
-            del self._spent[lease]
-        return spending.quota
+    def expected(self, granted: Micros, now: Micros) -> Micros:
+        """When a lease is expected to be settled: a usual trip after its grant; if that has passed, once more."""
+        return granted + self.trip if granted + self.trip > now else now + self.trip
 
-    def returns(self, limit: int, now: Micros) -> Iterator[tuple[Micros, str]]:
+    def returns(self, limit: str, now: Micros, window: Micros) -> Iterator[tuple[Micros, str]]:
         """When tokens of a limit are expected at hand again, and on which quota, soonest first.
 
         A token in use is expected one window after its request is expected to be counted; that has not happened yet,
         so it is not before now.
         """
         calendar = self.calendars[limit]
-        for instant, lease in calendar.cooling:
-            yield instant, self._spent[lease].quota
-        for lease, granted in calendar.in_use.items():
-            yield max(granted + self.trip, now) + calendar.window, self._out[lease].quota
+        for instant, member in calendar.cooling:
+            yield max(instant, now), quota_of(member)
+        for granted, member in calendar.in_use:
+            yield max(granted + self.trip, now) + window, quota_of(member)
 
-    def nth_return(self, limit: int, position: int, now: Micros) -> Micros:
+    def openings(self, limit: str, now: Micros) -> Iterator[tuple[Micros, str]]:
+        """When closed buckets of a limit are expected to open."""
+        calendar = self.calendars[limit]
+        for instant, quota in calendar.parked:
+            if quota not in calendar.probing:
+                yield max(instant, now), quota
+
+    def probed(self, limit: str, now: Micros) -> Iterator[tuple[Micros, str]]:
+        """When buckets that are being probed are expected to open."""
+        calendar = self.calendars[limit]
+        for granted, quota in calendar.probing:
+            yield max(self.expected(granted, now), calendar.parked.score(quota) or 0), quota
+
+    def size(self, terms: str, limit: str) -> int:
+        """Tokens of a limit over all quotas of the terms."""
+        view = self.views[terms]
+        return view.limits[limit].requests * len(view.quotas)
+
+    def at_hand(self, terms: str, limit: str) -> int:
+        """Tokens of a limit that are neither in use nor cooling, over all quotas."""
+        calendar = self.calendars[limit]
+        return max(0, self.size(terms, limit) - len(calendar.cooling) - len(calendar.in_use))
+
+    def nth_return(self, terms: str, limit: str, position: int, now: Micros) -> Micros:
         """When the token for that many-th request from now (from 0) is expected, over all quotas.
 
         Beyond the tokens that there are, each comes round again a window and a trip later.
         """
         calendar = self.calendars[limit]
-        cooling, in_use = len(calendar.cooling), len(calendar.in_use)
-        hand = max(0, calendar.hand)
+        window = self.views[terms].limits[limit].window
+        hand, cooling, in_use = self.at_hand(terms, limit), len(calendar.cooling), len(calendar.in_use)
         rounds, rank = divmod(position, max(1, hand + cooling + in_use))
-        if rank < hand:
-            instant = now
-        elif rank < hand + cooling:
+        if hand <= rank < hand + cooling:
             instant = max(now, calendar.cooling.at(rank - hand)[0])
-        elif in_use:
-            granted = next(islice(calendar.in_use.values(), rank - hand - cooling, None))
-            instant = max(now, granted + self.trip) + calendar.window
+        elif hand + cooling <= rank < hand + cooling + in_use:
+            instant = max(now, calendar.in_use.at(rank - hand - cooling)[0] + self.trip) + window
         else:
             instant = now
-        return instant + rounds * (calendar.window + self.trip)
+        return instant + rounds * (window + self.trip)
+
+
+def quota_of(member: str) -> str:
+    """The quota in a member `lease@quota`."""
+    return member.partition("@")[2]

@@ -80,7 +80,65 @@ class Exchanged:
     grants: int
 
 
-Event = Journal | UpstreamAnswered | UpstreamThrottled | Retried | Exchanged
+@value_object
+class ForeignSpent:
+    """An answer told that somebody else spent tokens of a quota (law 9)."""
+
+    pool: str
+    quota: str
+    tokens: int
+
+
+@value_object
+class StoreChanged:
+    """The store was lost (with the cause, one sentence), or answers again; `seconds` it was lost."""
+
+    pool: str
+    up: bool
+    cause: str = ""
+    on_loss: Literal["share", "wait", "refuse"] = "wait"
+    seconds: float = 0.0
+
+
+@value_object
+class EraBegan:
+    """The store's state was new, restarted, failed over or behind: every quota is opened by a probe (law 8)."""
+
+    pool: str
+
+
+@value_object
+class AttemptFailed:
+    """Somebody was not let in, and when that was answered: `cut` is at once, with the end of the connection."""
+
+    address: str
+    """Where it came from: an IPv4 address, an IPv6 network of 64 bits, `unix` for a socket, empty when it has gone."""
+    why: Literal["missing", "token", "jwt", "certificate"]
+    """What was wrong: no credential at all, an unknown token, a JSON Web Token or a certificate that is nobody's."""
+    answered: Literal["at_once", "late", "cut"]
+
+
+@value_object
+class IssuerAsked:
+    """An issuer's public keys were read, or could not be (`problem`; those that are there stay in use)."""
+
+    issuer: str
+    keys: int
+    problem: str = ""
+
+
+Event = (
+    Journal
+    | UpstreamAnswered
+    | UpstreamThrottled
+    | Retried
+    | Exchanged
+    | ForeignSpent
+    | StoreChanged
+    | EraBegan
+    | AttemptFailed
+    | IssuerAsked
+)
 
 
 class Observer(Protocol):

@@ -1,6 +1,7 @@
-"""What a replica and the store say to each other in one round trip (design, "One round trip: `exchange`").
+"""What a waiting room and its store say to each other (design, "One round trip: `exchange`").
 
-Replicas exchange durations only, never instants (law 7): an age, a wait, a delay, each in microseconds.
+Replicas exchange durations only, never instants (law 7): an age, a wait, a delay, each in microseconds. How a replica
+and shared buckets carry this over a network, with what they need to trust each other, is in `core.letters`.
 """
 
 from bisect import bisect_left
@@ -44,28 +45,39 @@ class Demand:
 
 
 @value_object
+class Seen:
+    """What an answer said about a limit of its own size: so many requests remained, until `reset` from now."""
+
+    limit: int
+    remaining: int
+    reset: Micros
+
+
+@value_object
 class Spent:
     """The request went out: its tokens return one window after the moment at which the upstream had surely counted it.
 
     `age` is the time since that moment; negative when it is still to come (no head of an answer, see `settle_bound`).
+    `seen` is what the answer said about what else was spent (law 9).
     """
 
-    lease: int
+    lease: str
     age: Micros
+    seen: tuple[Seen, ...] = ()
 
 
 @value_object
 class Unsent:
     """Nothing left this process: the tokens return now."""
 
-    lease: int
+    lease: str
 
 
 @value_object
 class Throttled:
     """The upstream refused with 429: the buckets of `limits` on its quota are parked for `park`."""
 
-    lease: int
+    lease: str
     age: Micros
     park: Micros
     limits: tuple[int, ...]
@@ -76,11 +88,15 @@ Settlement = Spent | Unsent | Throttled
 
 @value_object
 class Grant:
-    """A lease: one token of every limit of the lane's kind, all of one quota."""
+    """A lease: one token of every limit of the lane's kind, all of one quota.
 
-    lease: int
+    `probe`: the quota is known again by its answer only, so its settlement is waited for (law 8).
+    """
+
+    lease: str
     lane: Lane
     quota: str
+    probe: bool = False
 
 
 @value_object
@@ -122,7 +138,8 @@ class Exchange:
     """The store's side of the round trip.
 
     `turns` holds an entry for each lane of the caller that still waits. `again`: call at the latest after this time;
-    `None` when nothing waits. `wake`: other replicas whose turn has come earlier than they were told.
+    `None` when nothing waits and nothing is out. `replicas`: how many share the pool, the caller among them.
+    `foreign`: tokens that somebody else turned out to have spent, by quota (law 9).
     """
 
     tick: int
@@ -130,15 +147,14 @@ class Exchange:
     turns: Mapping[Lane, Turns]
     budgets: tuple[Budget, ...]
     again: Micros | None
-    wake: tuple[str, ...] = ()
+    replicas: int = 1
+    foreign: tuple[tuple[str, int], ...] = ()
 
 
 class Store(Protocol):
-    """Where the buckets of one pool live."""
+    """Where the buckets of one pool live, as one replica sees it."""
 
-    async def exchange(
-        self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]
-    ) -> Exchange:
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """Settle, report who waits, and receive grants and turns: the one operation.
 
         `demands` is the whole of what waits in this replica: a lane that is not in it waits no longer.

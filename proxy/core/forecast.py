@@ -8,13 +8,14 @@ One fact keeps it cheap: after the dealing at the present instant nothing that w
 hand, so a token that returns can only serve requests through its own quota.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from proxy.core.buckets import Buckets
-from proxy.core.exchange import Kind, Lane, Turns
+from proxy.core.exchange import Turns
+from proxy.core.letters import Need, Place
 from proxy.core.line import Line, Rehearsal
 from proxy.core.model import Micros
 
@@ -32,18 +33,26 @@ SAMPLES = 16
 class Forecast:
     """What was dealt in the rehearsal: by lane and replica, the instants of its turns."""
 
-    turns: dict[tuple[str, Lane], list[Micros]] = field(default_factory=dict)
+    turns: dict[tuple[str, Place], list[Micros]] = field(default_factory=dict)
     first: dict[str, Micros] = field(default_factory=dict)
     """The first turn of each replica."""
     dealt: int = 0
 
 
+class Loan(NamedTuple):
+    """A token that a replica will fetch."""
+
+    quota: str
+    need: Need
+    replica: str
+
+
 class _Event(NamedTuple):
-    """A token returns to a bucket, or a parked bucket opens; `source` yields what comes after it."""
+    """A token returns to a bucket, or a closed bucket opens; `source` yields what comes after it."""
 
     instant: Micros
     quota: str
-    limit: int
+    limit: str
     opens: bool
     number: int
     """Of its source, or of the token dealt: no two events are equal, so sources are never compared."""
@@ -53,21 +62,26 @@ class _Event(NamedTuple):
 class Forecaster:
     """One rehearsal over one calendar."""
 
-    def __init__(self, buckets: Buckets, rehearsal: Rehearsal, now: Micros) -> None:
+    def __init__(self, buckets: Buckets, rehearsal: Rehearsal, now: Micros, lent: Iterable[Loan]) -> None:
         self._buckets = buckets
         self._rehearsal = rehearsal
         self._now = now
-        self._hand: dict[tuple[str, int], int] = {}
-        self._opened: set[tuple[str, int]] = set()
-        self._by_limit: dict[int, list[Kind]] = {}
-        for kind in rehearsal.kinds():
-            for limit in kind.limits:
-                self._by_limit.setdefault(limit, []).append(kind)
+        self._taken: dict[tuple[str, str], int] = {}
+        self._opened: set[tuple[str, str]] = set()
+        self._by_limit: dict[str, list[Need]] = {}
+        for need in rehearsal.needs:
+            for limit in need.limits:
+                self._by_limit.setdefault(limit, []).append(need)
+        self._events: list[_Event] = []
+        self._numbers = 0
+        for loan in lent:
+            self._return(now, loan.quota, loan.need)
         self.forecast = Forecast()
 
     def play(self) -> Forecast:
         """Deal out the next tokens of the calendar."""
-        events = self._calendar()
+        self._read_calendars()
+        events = self._events
         for _ in range(EVENTS):
             if not events or self.forecast.dealt >= HORIZON:
                 break
@@ -77,93 +91,100 @@ class Forecaster:
                 heapreplace(events, _Event(*following, event.limit, event.opens, event.number, event.source))
             else:
                 heappop(events)
-            self._apply(event, events)
+            self._apply(event)
         return self.forecast
 
-    def _calendar(self) -> list[_Event]:
-        events: list[_Event] = []
-        for limit in sorted(self._by_limit):
-            returns = self._buckets.returns(limit, self._now)
-            parked = iter(self._buckets.calendars[limit].parked)
-            for source, opens in ((returns, False), (parked, True)):
+    def _read_calendars(self) -> None:
+        for limit, needs in sorted(self._by_limit.items()):
+            window = self._buckets.views[needs[0].terms].limits[limit].window
+            returns = self._buckets.returns(limit, self._now, window)
+            opening = self._buckets.openings(limit, self._now)
+            probed = self._buckets.probed(limit, self._now)
+            for number, source in enumerate((returns, opening, probed)):
                 head = next(source, None)
                 if head:
-                    events.append(_Event(*head, limit, opens, number=-1, source=source))
-        heapify(events)
-        return events
+                    self._events.append(_Event(*head, limit, number > 0, number - 3, source))
+        heapify(self._events)
 
-    def _apply(self, event: _Event, events: list[_Event]) -> None:
+    def _apply(self, event: _Event) -> None:
         quota, limit = event.quota, event.limit
         if event.opens:
             self._opened.add((quota, limit))
         else:
-            self._hand[quota, limit] = self._at_hand(quota, limit) + 1
+            self._taken[quota, limit] = self._taken_of(quota, limit) - 1
         while self.forecast.dealt < HORIZON and (choice := self._choose(quota, limit)):
-            self._deal(event.instant, quota, *choice, events)
+            self._deal(event.instant, quota, *choice)
 
-    def _choose(self, quota: str, limit: int) -> tuple[Kind, str] | None:
+    def _choose(self, quota: str, limit: str) -> tuple[Need, str] | None:
         best: tuple[int, str] | None = None
-        chosen: Kind | None = None
-        for kind in self._by_limit[limit]:
-            if self._serves(quota, kind):
-                first = self._rehearsal.first(kind)
+        chosen: Need | None = None
+        for need in self._by_limit[limit]:
+            if self._serves(quota, need):
+                first = self._rehearsal.first(need)
                 if first and (best is None or first < best):
-                    best, chosen = first, kind
+                    best, chosen = first, need
         return (chosen, best[1]) if chosen and best else None
 
-    def _serves(self, quota: str, kind: Kind) -> bool:
-        if kind.pinned not in (None, quota):
+    def _serves(self, quota: str, need: Need) -> bool:
+        view = self._buckets.views[need.terms]
+        if need.pinned not in (None, quota) or quota not in view.quotas:
             return False
-        for limit in kind.limits:
-            if self._at_hand(quota, limit) <= 0:
+        for limit in need.limits:
+            if self._taken_of(quota, limit) >= view.limits[limit].requests:
                 return False
-            parked = self._buckets.calendars[limit].parked
-            if parked and quota in parked and (quota, limit) not in self._opened:
+            if (quota, limit) not in self._opened and self._buckets.calendars[limit].closed(quota):
                 return False
         return True
 
-    def _at_hand(self, quota: str, limit: int) -> int:
-        hand = self._hand.get((quota, limit))
-        return self._buckets.quotas[quota].hand[limit] if hand is None else hand
+    def _taken_of(self, quota: str, limit: str) -> int:
+        taken = self._taken.get((quota, limit))
+        return self._buckets.calendars[limit].taken.get(quota, 0) if taken is None else taken
 
-    def _deal(self, instant: Micros, quota: str, kind: Kind, client: str, events: list[_Event]) -> None:
-        replica = self._rehearsal.serve(kind, client)
-        for limit in kind.limits:
-            self._hand[quota, limit] = self._at_hand(quota, limit) - 1
-            window = self._buckets.calendars[limit].window
-            returns = instant + self._buckets.trip + window
-            heappush(events, _Event(returns, quota, limit, False, self.forecast.dealt))
-        self.forecast.turns.setdefault((replica, Lane(client, kind)), []).append(instant)
+    def _deal(self, instant: Micros, quota: str, need: Need, client: str) -> None:
+        replica = self._rehearsal.serve(need, client)
+        for limit in need.limits:
+            self._taken[quota, limit] = self._taken_of(quota, limit) + 1
+        self._return(instant, quota, need)
+        self.forecast.turns.setdefault((replica, Place(client, need)), []).append(instant)
         self.forecast.first.setdefault(replica, instant)
         self.forecast.dealt += 1
+
+    def _return(self, instant: Micros, quota: str, need: Need) -> None:
+        """What is dealt at an instant comes back a trip and a window later."""
+        view = self._buckets.views[need.terms]
+        for limit in need.limits:
+            returns = instant + self._buckets.trip + view.limits[limit].window
+            heappush(self._events, _Event(returns, quota, limit, False, self._numbers))
+        self._numbers += 1
 
 
 class Ahead(NamedTuple):
     """What stands before a lane's requests under one limit, beyond those that were dealt one by one."""
 
-    limit: int
+    limit: str
     weight: int
     """Of all who wait under the limit, each replica of the lane's client counted."""
     others: int
     """Requests of others that wait."""
 
 
-def turns(forecast: Forecast, line: Line, buckets: Buckets, *, replica: str, lane: Lane, now: Micros) -> Turns:
+def turns(forecast: Forecast, line: Line, buckets: Buckets, *, replica: str, place: Place, now: Micros) -> Turns:
     """The turns of one lane of one replica, as delays from `now`."""
-    instants = forecast.turns.get((replica, lane), [])
-    soon = tuple([instant - now for instant in instants])
-    waiting = line.waiting(replica, lane)
-    if not forecast.dealt or waiting <= len(soon) or not lane.kind.limits:
+    need = place.need
+    soon = tuple([instant - now for instant in forecast.turns.get((replica, place), [])])
+    waiting = line.waiting(replica, place)
+    if not forecast.dealt or waiting <= len(soon) or not need.limits:
         return Turns(soon)
-    own = line.share(lane.client).weight
-    ahead = _ahead(forecast.dealt, line, lane, waiting - len(soon))
+    own = line.share(place.client).weight
+    ahead = _ahead(forecast.dealt, line, place, waiting - len(soon))
     latest = soon[-1] if soon else 0
     later = []
     for position in _samples(len(soon), waiting):
         beyond = position - len(soon)
         for limit, weight, others in ahead:
             first = min(others, (beyond + 1) * (weight - own) // own)
-            latest = max(latest, buckets.nth_return(limit, forecast.dealt + beyond + first, now) - now)
+            rank = forecast.dealt + beyond + first
+            latest = max(latest, buckets.nth_return(need.terms, limit, rank, now) - now)
         later.append((position, latest))
     return Turns(soon, tuple(later))
 
@@ -174,13 +195,13 @@ def _samples(start: int, end: int) -> list[int]:
     return [*range(start, end - 1, step), end - 1]
 
 
-def _ahead(dealt: int, line: Line, lane: Lane, own_left: int) -> list[Ahead]:
+def _ahead(dealt: int, line: Line, place: Place, own_left: int) -> list[Ahead]:
     """For each limit of the lane, who shares it: others get their share of weights, but no more than they wait with."""
-    share = line.share(lane.client)
-    rows = sum([len(line.groups[kind].rows[lane.client]) for kind in share.kinds])
+    share = line.share(place.client)
+    rows = sum([len(line.groups[need].rows[place.client]) for need in share.needs])
     ahead = []
-    for limit in lane.kind.limits:
-        groups = [group for kind, group in line.groups.items() if limit in kind.limits]
+    for limit in place.need.limits:
+        groups = [group for need, group in line.groups.items() if limit in need.limits]
         weight = max(sum([group.weight for group in groups]), share.weight)
         others = max(0, sum([group.waiting for group in groups]) - dealt - own_left)
         ahead.append(Ahead(limit, weight * rows, others))

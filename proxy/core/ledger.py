@@ -1,129 +1,292 @@
-"""The one operation between a replica and the store: settle, remember who waits, deal, foretell.
+"""The buckets' side of an exchange: settle, remember who waits, deal, foretell.
 
 Laws kept here: 3 (what is at hand goes at once to whoever waits), 4 (in the order of `core.line`), 6 (every lane is
-told its turns), 7 (the caller brings the store's one clock; only durations leave). `core.buckets` keeps 1, 2 and 9.
+told its turns), 7 (the caller brings the store's one clock; only durations leave), 8 (a state that is new, or behind
+what a replica has seen, or whose clock ran ahead, begins an era: who knows another one tells what it holds, and
+nothing is dealt until those that shared the pool have spoken, or `HOLD` is over). `core.buckets` keeps 1, 2 and 9.
 
 Tokens that fall to a lane of another replica are left for it: it is woken, and fetches them in its own exchange; a
 replica that does not come back within its grace holds no place any longer.
+
+`stores/exchange.lua` follows this text; a differential test drives both.
 """
 
-from proxy.core.buckets import Buckets, Out
-from proxy.core.exchange import GRACE, PULSE, Budget, Demand, Exchange, Grant, Kind, Lane, Settlement, Unsent
-from proxy.core.forecast import Forecast, Forecaster, turns
+from dataclasses import dataclass, field
+
+from proxy.core.buckets import Buckets
+from proxy.core.exchange import GRACE, PULSE, Budget, Grant, Lane, Turns, Unsent
+from proxy.core.forecast import Forecast, Forecaster, Loan, turns
+from proxy.core.letters import Call, Need, Place, Reply, need
 from proxy.core.line import Line, Rehearsal
-from proxy.core.model import MILLISECOND, Micros, Pool
+from proxy.core.model import MILLISECOND, SECOND, Micros
 from proxy.core.sortedset import SortedSet
 
 WAKE_MARGIN: Micros = 20 * MILLISECOND
 """A replica is woken when its turn has come this much earlier than it was told."""
 
+HOLD: Micros = PULSE + GRACE
+"""How long a new era waits for the word of those that shared the pool."""
+
+DEAL = 256
+"""Tokens dealt in one exchange at the most, loans among them; more are dealt with the next."""
+
+KEEP: Micros = 60 * SECOND
+"""Terms that nobody has used for this long are let go when others are in use."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A replica as the buckets know it."""
+
+    serial: int
+    """Of its last call."""
+    era: str
+    """In which it called last."""
+    granted: tuple[str, ...] = ()
+    """What that call was answered with."""
+
+
+@dataclass(slots=True)
+class Dealt:
+    """What the dealing at one instant came to."""
+
+    grants: list[Grant] = field(default_factory=list)
+    served: list[Place] = field(default_factory=list)
+    """Where each grant goes."""
+    lent: list[Loan] = field(default_factory=list)
+    stopped: Micros | None = None
+    """Until when it was broken off, although more could be served; `None` when it was not."""
+
 
 class Ledger:
-    """The buckets of one pool, and who waits for them."""
+    """The state of one pool: its buckets, and who waits for them."""
 
-    def __init__(self, pool: Pool, settle_bound: Micros) -> None:
-        self.buckets = Buckets(pool, settle_bound)
+    def __init__(self) -> None:
+        self.buckets = Buckets()
         self.line = Line()
-        self._words: SortedSet[str, Micros] = SortedSet()
+        self.era = ""
+        self._run = ""
         self._tick = 0
         self._leases = 0
+        self._shift: Micros = 0
+        self._now: Micros = 0
+        self._hold: Micros = 0
+        self._awaited = 0
+        self._words: SortedSet[str, Micros] = SortedSet()
+        self._members: dict[str, Member] = {}
+        self._terms: SortedSet[str, Micros] = SortedSet()
 
-    def exchange(
-        self, now: Micros, replica: str, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]
-    ) -> Exchange:
-        """One round trip; see `core.exchange.Store`. `now` is the store's clock and never goes back."""
+    def exchange(self, time: Micros, run: str, call: Call) -> Reply:
+        """Answer a letter. `time` is the store's clock; `run` names the life of the store's process."""
+        now = self._clock(time, call)
+        self._suspect(now, run, call)
+        member = self._members.get(call.replica)
+        asks = ("nothing",) if member and call.serial <= member.serial else self._asks(call)
+        if asks:
+            return Reply(self.era, self._tick, now, asks)
         self._tick += 1
-        self._hear(now, replica)
-        for settlement in settlements:
-            self._settle(now, settlement)
-        self.buckets.mature(now)
-        self.line.remember(replica, demands)
+        self.buckets.foreign.clear()
+        self.line.expire(now)
+        self._use_terms(now, call)
+        self._hear(now, call, member)
+        self._settle(now, call)
+        left = self.buckets.mature(now)
+        lanes = self._remember(call)
         rehearsal = Rehearsal(self.line)
-        grants, lent = self._deal(now, replica, rehearsal)
-        forecast = self._foretell(now, rehearsal, lent)
-        for grant in grants:
-            self.line.serve(replica, grant.lane)
-        return self._answer(now, replica, grants, forecast)
+        dealt = self._deal(now, call, lanes, rehearsal)
+        forecast = self._foretell(now, rehearsal, dealt)
+        for place in dealt.served:  # only now, for the rehearsal looks at the line as it was
+            self.line.serve(call.replica, place)
+        told = self._tell(now, call, lanes, dealt, forecast)
+        return Reply(
+            self.era,
+            self._tick,
+            now,
+            grants=tuple(dealt.grants),
+            turns=told,
+            budgets=self._budgets(now, call.terms),
+            again=self._again(now, call.replica, forecast, dealt, waits=bool(told), left=left),
+            wake=self._early(call.replica, forecast),
+            replicas=len(self._words),
+            foreign=tuple(sorted(self.buckets.foreign.items())),
+        )
 
-    def _hear(self, now: Micros, replica: str) -> None:
-        self._words.put(replica, now)
-        while (first := self._words.first()) and self.buckets.silent_until(first[0]) <= now:
+    # Trust
+
+    def _clock(self, time: Micros, call: Call) -> Micros:
+        """The ledger's own time: the store's clock, which never goes back, less what it is known to have run ahead."""
+        if call.jumped and call.era == self.era:
+            self._shift -= call.jumped
+            self._now -= call.jumped
+        now = time + self._shift
+        if now < self._now:
+            self._shift += self._now - now
+            now = self._now
+        self._now = now
+        return now
+
+    def _suspect(self, now: Micros, run: str, call: Call) -> None:
+        """Begin a new era when this state may not know all that was spent (law 8)."""
+        suspicious = call.era == self.era and (call.tick > self._tick or call.jumped > 0)
+        if self.era and run == self._run and not suspicious:
+            return
+        self._run = run
+        self._tick = max(self._tick, now)
+        self._leases = max(self._leases, now)
+        self.era = f"{now}-{run[:8]}"
+        self._awaited = max(len(self._words), call.replicas if call.era else 0)
+        self._hold = now + HOLD
+        self.buckets.chill()
+
+    def _asks(self, call: Call) -> tuple[str, ...]:
+        asks = []
+        if call.terms not in self.buckets.views and call.spelled is None:
+            asks.append("terms")
+        if call.era not in ("", self.era) and call.held is None:
+            asks.append("held")
+        return tuple(asks)
+
+    def _hear(self, now: Micros, call: Call, member: Member | None) -> None:
+        """A replica spoke: what it did not hear, and what it holds; whoever has long been silent is gone."""
+        if member is None or member.era != self.era:
+            self._awaited -= 1
+        if member and call.heard != member.serial:
+            for lease in member.granted:
+                self._return(now, lease)
+        self._members[call.replica] = Member(call.serial, self.era)
+        self._words.put(call.replica, now)
+        if call.held is not None:
+            self.buckets.restore(now, call.replica, call.held)
+        while (first := self._words.first()) and first[0] + self.buckets.bound <= now:
             word, gone = self._words.pop_first()
             self.buckets.lapse(gone, word)
-        self.line.expire(now)
+            self.line.forget(gone)
+            del self._members[gone]
 
-    def _settle(self, now: Micros, settlement: Settlement) -> None:
-        out = self.buckets.settle(now, settlement)
-        if out and isinstance(settlement, Unsent):
+    def _use_terms(self, now: Micros, call: Call) -> None:
+        if call.terms not in self.buckets.views and call.spelled is not None:
+            self.buckets.learn(call.spelled)
+        self._terms.put(call.terms, now)
+        while (first := self._terms.first()) and first[0] + KEEP < now:
+            self.buckets.unlearn(self._terms.pop_first()[1])
+
+    def _return(self, now: Micros, lease: str) -> None:
+        out = self.buckets.settle(now, Unsent(lease), (), "")
+        if out:
             self.line.refund(out.client)
 
-    def _deal(self, now: Micros, replica: str, rehearsal: Rehearsal) -> tuple[list[Grant], list[tuple[str, Kind, str]]]:
-        """Give what is at hand in fair order: to the caller as grants, to others as loans that are given back below."""
-        grants: list[Grant] = []
-        lent: list[tuple[str, Kind, str]] = []
-        kinds = rehearsal.kinds()
-        while choice := self._choose(kinds, rehearsal):
-            kind, client, quota = choice
-            owner = rehearsal.serve(kind, client)
-            if owner == replica:
-                grants.append(self._grant(now, replica, Lane(client, kind), quota))
+    def _settle(self, now: Micros, call: Call) -> None:
+        limits = self.buckets.limits(call.terms)
+        for settlement in call.settlements:
+            if isinstance(settlement, Unsent):
+                self._return(now, settlement.lease)
             else:
-                self.buckets.move(quota, kind.limits, -1)
-                lent.append((quota, kind, owner))
-        return grants, lent
+                self.buckets.settle(now, settlement, limits, call.terms)
 
-    def _choose(self, kinds: list[Kind], rehearsal: Rehearsal) -> tuple[Kind, str, str] | None:
+    # Who waits, and who is served
+
+    def _remember(self, call: Call) -> dict[Place, Lane]:
+        """Note what waits in the replica; returns its lanes by the places in which the buckets know them."""
+        limits = self.buckets.limits(call.terms)
+        lanes: dict[Place, Lane] = {}
+        rows: list[tuple[Place, int, int]] = []
+        for demand in call.demands:
+            kind = demand.lane.kind
+            ids = tuple([limits[index] for index in kind.limits])
+            place = Place(demand.lane.client, need(call.terms, ids, kind.pinned))
+            lanes[place] = demand.lane
+            rows.append((place, demand.weight, demand.waiting))
+        self.line.remember(call.replica, rows)
+        return lanes
+
+    def _deal(self, now: Micros, call: Call, lanes: dict[Place, Lane], rehearsal: Rehearsal) -> Dealt:
+        """Give what is at hand in fair order: to the caller as grants, to others as loans that are given back below."""
+        dealt = Dealt()
+        if self._awaited > 0 and now < self._hold:
+            dealt.stopped = self._hold
+            return dealt
+        while choice := self._choose(rehearsal):
+            if len(dealt.grants) + len(dealt.lent) == DEAL:
+                dealt.stopped = now
+                break
+            need_, client, quota = choice
+            owner = rehearsal.serve(need_, client)
+            if owner == call.replica:
+                place = Place(client, need_)
+                dealt.grants.append(self._grant(now, call.replica, lanes[place], place, quota))
+                dealt.served.append(place)
+            else:
+                self.buckets.lend(quota, need_.limits, +1)
+                dealt.lent.append(Loan(quota, need_, owner))
+        self._members[call.replica].granted = tuple([grant.lease for grant in dealt.grants])
+        return dealt
+
+    def _choose(self, rehearsal: Rehearsal) -> tuple[Need, str, str] | None:
         best: tuple[int, str] | None = None
-        chosen: tuple[Kind, str] | None = None
-        for kind in kinds:
-            quota = self.buckets.best(kind)
-            first = rehearsal.first(kind) if quota is not None else None
+        chosen: tuple[Need, str] | None = None
+        for need_ in rehearsal.needs:
+            quota = self.buckets.best(need_)
+            first = rehearsal.first(need_) if quota is not None else None
             if quota is not None and first and (best is None or first < best):
-                best, chosen = first, (kind, quota)
+                best, chosen = first, (need_, quota)
         return (chosen[0], best[1], chosen[1]) if chosen and best else None
 
-    def _grant(self, now: Micros, replica: str, lane: Lane, quota: str) -> Grant:
+    def _grant(self, now: Micros, replica: str, lane: Lane, place: Place, quota: str) -> Grant:
         self._leases += 1
-        self.buckets.take(self._leases, Out(quota, lane.kind.limits, now, replica, lane.client))
-        return Grant(self._leases, lane, quota)
+        lease = str(self._leases)
+        probe = self.buckets.take(lease, place.need, quota, now=now, replica=replica, client=place.client)
+        return Grant(lease, lane, quota, probe)
 
-    def _foretell(self, now: Micros, rehearsal: Rehearsal, lent: list[tuple[str, Kind, str]]) -> Forecast:
+    def _foretell(self, now: Micros, rehearsal: Rehearsal, dealt: Dealt) -> Forecast:
         """Deal on into the future, then give back what was lent."""
-        still_waits = any(rehearsal.first(kind) for kind in rehearsal.kinds())
-        forecast = Forecaster(self.buckets, rehearsal, now).play() if still_waits else Forecast()
-        for quota, kind, owner in lent:
-            self.buckets.move(quota, kind.limits, +1)
-            forecast.first[owner] = now
+        forecast = Forecast()
+        if dealt.stopped is None and any(rehearsal.first(need_) for need_ in rehearsal.needs):
+            forecast = Forecaster(self.buckets, rehearsal, now, dealt.lent).play()
+        for loan in dealt.lent:
+            self.buckets.lend(loan.quota, loan.need.limits, -1)
+            forecast.first[loan.replica] = now
         return forecast
 
-    def _answer(self, now: Micros, replica: str, grants: list[Grant], forecast: Forecast) -> Exchange:
-        lanes = self.line.lanes(replica)
-        told = {lane: turns(forecast, self.line, self.buckets, replica=replica, lane=lane, now=now) for lane in lanes}
-        again: Micros | None = None
-        if told:
-            again = max(MILLISECOND, min(forecast.first.get(replica, now + PULSE) - now, PULSE))
-            self.line.expect(replica, now + again, now + again + GRACE)
-        elif self.buckets.holds(replica):
-            again = PULSE
-        return Exchange(self._tick, tuple(grants), told, self._budgets(now), again, self._early(replica, forecast))
+    # What is told
+
+    def _tell(
+        self, now: Micros, call: Call, lanes: dict[Place, Lane], dealt: Dealt, forecast: Forecast
+    ) -> dict[Lane, Turns]:
+        told: dict[Lane, Turns] = {}
+        for place in self.line.places(call.replica):
+            if dealt.stopped is not None:
+                last = self.line.waiting(call.replica, place) - 1
+                told[lanes[place]] = Turns((), ((last, dealt.stopped - now),))
+            else:
+                told[lanes[place]] = turns(
+                    forecast, self.line, self.buckets, replica=call.replica, place=place, now=now
+                )
+        return told
+
+    def _again(
+        self, now: Micros, replica: str, forecast: Forecast, dealt: Dealt, *, waits: bool, left: bool
+    ) -> Micros | None:
+        if not waits:
+            return PULSE if self.buckets.holds(replica) else None
+        first = forecast.first.get(replica, now + PULSE) if dealt.stopped is None else dealt.stopped
+        again = MILLISECOND if left else max(MILLISECOND, min(first - now, PULSE))
+        self.line.expect(replica, now + again, now + again + GRACE)
+        return again
 
     def _early(self, caller: str, forecast: Forecast) -> tuple[str, ...]:
         """The replicas whose turn comes earlier than they were told; they are told so now."""
         woken = []
-        for replica, first in forecast.first.items():
+        for replica, first in sorted(forecast.first.items()):
             due = self.line.due(replica)
             if replica != caller and due is not None and first + WAKE_MARGIN < due:
                 woken.append(replica)
                 self.line.expect(replica, first, first + GRACE)
         return tuple(woken)
 
-    def _budgets(self, now: Micros) -> tuple[Budget, ...]:
-        size = len(self.buckets.quotas)
-        return tuple(
-            Budget(
-                calendar.size * size,
-                max(0, calendar.hand),
-                self.buckets.nth_return(limit, max(0, calendar.hand), now) - now,
-            )
-            for limit, calendar in enumerate(self.buckets.calendars)
-        )
+    def _budgets(self, now: Micros, terms: str) -> tuple[Budget, ...]:
+        budgets = []
+        for limit in self.buckets.limits(terms):
+            hand = self.buckets.at_hand(terms, limit)
+            returns = self.buckets.nth_return(terms, limit, hand, now) - now
+            budgets.append(Budget(self.buckets.size(terms, limit), hand, returns))
+        return tuple(budgets)

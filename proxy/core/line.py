@@ -17,12 +17,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 
-from proxy.core.exchange import Demand, Kind, Lane
+from proxy.core.letters import Need, Place
 from proxy.core.model import Micros
 from proxy.core.sortedset import SortedSet
 
 UNIT = 1_000_000
 """Virtual time of one request at weight 1: an integer, so that Lua counts alike."""
+
+ROLLOVER = 1 << 50
+"""Virtual time at which it starts over as soon as nobody waits: as a float, it stays exact up to 2^53."""
 
 LAG = 64
 """Requests that a client which could not be served may catch up on."""
@@ -34,8 +37,8 @@ class Share:
 
     tag: int = 0
     weight: int = 1
-    kinds: dict[Kind, None] = field(default_factory=dict)
-    """The kinds in which it waits."""
+    needs: set[Need] = field(default_factory=set)
+    """The needs with which it waits."""
 
     @property
     def cost(self) -> int:
@@ -45,7 +48,7 @@ class Share:
 
 @dataclass(slots=True)
 class Group:
-    """Everybody who waits with requests of one kind."""
+    """Everybody who waits with one need."""
 
     clients: SortedSet[str, int] = field(default_factory=SortedSet)
     """By tag."""
@@ -59,23 +62,25 @@ class Line:
     """The remembered demands of all replicas, in fair order."""
 
     def __init__(self) -> None:
-        self.groups: dict[Kind, Group] = {}
+        self.groups: dict[Need, Group] = {}
         self.now = 0
         """The pool's virtual time."""
         self._shares: dict[str, Share] = {}
-        self._lanes: dict[str, set[Lane]] = {}
+        self._idle: SortedSet[str, int] = SortedSet()
+        """Clients that do not wait, by tag; forgotten when the virtual time has passed it."""
+        self._places: dict[str, set[Place]] = {}
         self._due: dict[str, Micros] = {}
         self._expiry: SortedSet[str, Micros] = SortedSet()
 
     # Who waits
 
-    def remember(self, replica: str, demands: Iterable[Demand]) -> None:
-        """Put a replica's demands in place of those that it reported before."""
-        wanted = {demand.lane: demand for demand in demands if demand.waiting > 0}
-        for lane in sorted_lanes(self._lanes.get(replica, set()) - wanted.keys()):
-            self._drop(replica, lane)
-        for lane, demand in wanted.items():
-            self._set(replica, lane, demand)
+    def remember(self, replica: str, demands: Iterable[tuple[Place, int, int]]) -> None:
+        """Put a replica's demands in place of those that it reported before: each with a weight and how many wait."""
+        wanted = {place: (weight, waiting) for place, weight, waiting in demands if waiting > 0}
+        for place in sorted(self._places.get(replica, set()) - wanted.keys()):
+            self._drop(replica, place)
+        for place, (weight, waiting) in wanted.items():
+            self._set(replica, place, weight, waiting)
 
     def expect(self, replica: str, due: Micros, expires: Micros) -> None:
         """Note when a replica was told to come back, and until when its demands are remembered."""
@@ -83,9 +88,15 @@ class Line:
         self._expiry.put(replica, expires)
 
     def expire(self, now: Micros) -> None:
-        """Forget the demands of replicas that did not come back in time."""
+        """Forget the demands of replicas that did not come back in time, and clients that idle."""
         while (first := self._expiry.first()) and first[0] < now:
             self.forget(first[1])
+        while (idle := self._idle.first()) and idle[0] <= self.now:
+            del self._shares[self._idle.pop_first()[1]]
+        if not self.groups and self.now > ROLLOVER:
+            self.now = 0
+            self._shares.clear()
+            self._idle = SortedSet()
 
     def forget(self, replica: str) -> None:
         """Forget all that a replica reported."""
@@ -97,96 +108,100 @@ class Line:
         """When a replica was told to come back."""
         return self._due.get(replica)
 
-    def lanes(self, replica: str) -> Iterable[Lane]:
+    def places(self, replica: str) -> Iterable[Place]:
         """Where a replica waits."""
-        return sorted_lanes(self._lanes.get(replica, set()))
+        return sorted(self._places.get(replica, set()))
 
-    def waiting(self, replica: str, lane: Lane) -> int:
-        """How many of a replica's requests wait in a lane."""
-        group = self.groups.get(lane.kind)
-        return group.rows.get(lane.client, {}).get(replica, 0) if group else 0
+    def waiting(self, replica: str, place: Place) -> int:
+        """How many of a replica's requests wait in a place."""
+        group = self.groups.get(place.need)
+        return group.rows.get(place.client, {}).get(replica, 0) if group else 0
 
     def share(self, client: str) -> Share:
         """A client's place in virtual time."""
         return self._shares[client]
 
-    def _set(self, replica: str, lane: Lane, demand: Demand) -> None:
-        share = self._shares.get(lane.client)
+    def _set(self, replica: str, place: Place, weight: int, waiting: int) -> None:
+        share = self._shares.get(place.client)
         if share is None:
-            share = self._shares[lane.client] = Share()
-        group = self.groups.get(lane.kind)
-        if group is None:
-            group = self.groups[lane.kind] = Group()
-        if not share.kinds:
+            share = self._shares[place.client] = Share()
+        if not share.needs:
             share.tag = max(share.tag, self.now)
-        rows = group.rows.get(lane.client)
+            self._idle.remove(place.client)
+        if share.weight != weight:
+            for need in share.needs:
+                self.groups[need].weight += weight - share.weight
+            share.weight = weight
+        group = self.groups.get(place.need)
+        if group is None:
+            group = self.groups[place.need] = Group()
+        rows = group.rows.get(place.client)
         if rows is None:
-            rows = group.rows[lane.client] = {}
-            share.kinds[lane.kind] = None
-            group.clients.put(lane.client, share.tag)
-            group.weight += demand.weight
-        elif share.weight != demand.weight:
-            group.weight += demand.weight - share.weight
-        share.weight = demand.weight
-        group.waiting += demand.waiting - rows.get(replica, 0)
-        rows[replica] = demand.waiting
-        self._lanes.setdefault(replica, set()).add(lane)
+            rows = group.rows[place.client] = {}
+            share.needs.add(place.need)
+            group.clients.put(place.client, share.tag)
+            group.weight += weight
+        group.waiting += waiting - rows.get(replica, 0)
+        rows[replica] = waiting
+        self._places.setdefault(replica, set()).add(place)
 
-    def _drop(self, replica: str, lane: Lane) -> None:
-        group = self.groups[lane.kind]
-        rows = group.rows[lane.client]
+    def _drop(self, replica: str, place: Place) -> None:
+        group = self.groups[place.need]
+        rows = group.rows[place.client]
         group.waiting -= rows.pop(replica)
-        lanes = self._lanes[replica]
-        lanes.discard(lane)
-        if not lanes:
-            del self._lanes[replica]
+        places = self._places[replica]
+        places.discard(place)
+        if not places:
+            del self._places[replica]
         if not rows:
-            self._leave(lane, group)
+            self._leave(place, group)
 
-    def _leave(self, lane: Lane, group: Group) -> None:
-        share = self._shares[lane.client]
-        del group.rows[lane.client], share.kinds[lane.kind]
-        group.clients.remove(lane.client)
+    def _leave(self, place: Place, group: Group) -> None:
+        share = self._shares[place.client]
+        del group.rows[place.client]
+        share.needs.discard(place.need)
+        group.clients.remove(place.client)
         group.weight -= share.weight
         if not group.rows:
-            del self.groups[lane.kind]
+            del self.groups[place.need]
+        if not share.needs:
+            self._idle.put(place.client, share.tag)
 
     # Whose turn it is
 
-    def serve(self, replica: str, lane: Lane) -> None:
-        """One request of the lane got its lease."""
-        share = self._shares[lane.client]
+    def serve(self, replica: str, place: Place) -> None:
+        """One request of the place got its lease."""
+        share = self._shares[place.client]
         share.tag, self.now = advance(share.tag, self.now, share.cost)
-        group = self.groups[lane.kind]
-        rows = group.rows[lane.client]
+        group = self.groups[place.need]
+        rows = group.rows[place.client]
         left = rows[replica] - 1
         if left:
             del rows[replica]
             rows[replica] = left
             group.waiting -= 1
         else:
-            self._drop(replica, lane)
-        for kind in share.kinds:
-            self.groups[kind].clients.put(lane.client, share.tag)
+            self._drop(replica, place)
+        self._retag(place.client, share)
 
     def refund(self, client: str) -> None:
         """A lease came back unsent: its client is charged nothing."""
         share = self._shares.get(client)
         if share is not None:
             share.tag -= share.cost
-            for kind in share.kinds:
-                self.groups[kind].clients.put(client, share.tag)
+            self._retag(client, share)
+
+    def _retag(self, client: str, share: Share) -> None:
+        for need in share.needs:
+            self.groups[need].clients.put(client, share.tag)
+        if not share.needs:
+            self._idle.put(client, share.tag)
 
 
 def advance(tag: int, now: int, cost: int) -> tuple[int, int]:
     """The tag of a client after one more request, and the pool's virtual time."""
     start = max(tag, now - LAG * cost)
     return start + cost, max(now, start)
-
-
-def sorted_lanes(lanes: Iterable[Lane]) -> list[Lane]:
-    """Lanes in an order that depends on nothing but themselves."""
-    return sorted(lanes, key=lambda lane: (lane.client, lane.kind.limits, lane.kind.pinned or ""))
 
 
 class Rehearsal:
@@ -199,25 +214,23 @@ class Rehearsal:
         self._line = line
         self._now = line.now
         self._tags: dict[str, int] = {}
-        self._groups: dict[Kind, _Played] = {}
+        self._groups: dict[Need, _Played] = {}
+        self.needs: list[Need] = sorted(line.groups)
+        """The needs that somebody waits with."""
 
-    def kinds(self) -> list[Kind]:
-        """The kinds that somebody waits with."""
-        return list(self._line.groups)
-
-    def first(self, kind: Kind) -> tuple[int, str] | None:
-        """The tag and name of the client whose turn it is among those of a kind."""
-        played = self._groups.get(kind)
+    def first(self, need: Need) -> tuple[int, str] | None:
+        """The tag and name of the client whose turn it is among those of a need."""
+        played = self._groups.get(need)
         if played is None:
-            played = self._groups[kind] = _Played(self._line.groups[kind])
+            played = self._groups[need] = _Played(self._line.groups[need])
         return played.first(self._tags)
 
-    def serve(self, kind: Kind, client: str) -> str:
+    def serve(self, need: Need, client: str) -> str:
         """Play one request of that client served; returns the replica whose it is."""
         share = self._line.share(client)
         tag, self._now = advance(self._tags.get(client, share.tag), self._now, share.cost)
         self._tags[client] = tag
-        return self._groups[kind].take(client)
+        return self._groups[need].take(client)
 
 
 class _Played:

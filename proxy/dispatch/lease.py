@@ -3,18 +3,22 @@
 from collections.abc import Callable
 from typing import Protocol, Self
 
-from proxy.core.exchange import Grant, Settlement, Spent, Throttled, Unsent
+from proxy.core.exchange import Grant, Seen, Settlement, Spent, Throttled, Unsent
 from proxy.core.model import Key, Micros
 from proxy.core.values import value_object
 
 
 @value_object
 class Counted:
-    """When a request was surely counted by the upstream; of a 429 also what it closed, and for how long from then."""
+    """When a request was surely counted by the upstream, and what its answer told.
+
+    Of a 429 what it closed, and for how long from then; of others how much of which limit was left, until when.
+    """
 
     instant: Micros
     park: Micros = 0
     limits: tuple[int, ...] = ()
+    seen: tuple[Seen, ...] = ()
 
 
 @value_object
@@ -32,7 +36,8 @@ class Ending:
         age = now - counted.instant
         if counted.limits:
             return Throttled(self.lease.id, age, counted.park - age, counted.limits)
-        return Spent(self.lease.id, age)
+        seen = tuple([Seen(one.limit, one.remaining, max(0, one.reset - age)) for one in counted.seen])
+        return Spent(self.lease.id, age, seen)
 
 
 class Office(Protocol):
@@ -56,7 +61,7 @@ class Office(Protocol):
 class Lease:
     """The right to send one request now; it is settled exactly once, at the latest at the end of its `with` block."""
 
-    __slots__ = ("_office", "_settled", "_written", "id", "key", "limits", "quota", "use_by")
+    __slots__ = ("_office", "_settled", "_written", "id", "key", "limits", "probe", "quota", "use_by")
 
     def __init__(self, office: Office, grant: Grant, key: Key, use_by: Micros) -> None:
         self._office = office
@@ -64,6 +69,7 @@ class Lease:
         self._written: Micros | None = None
         self.id = grant.lease
         self.quota = grant.quota
+        self.probe = grant.probe
         self.limits = grant.lane.kind.limits
         self.key = key
         self.use_by = use_by
@@ -76,9 +82,9 @@ class Lease:
         """The last byte of the request is out: it is counted `settle_bound` from now at the latest."""
         self._written = self._office.clock()
 
-    def spent(self) -> None:
-        """The head of the answer is here: the request was counted before now."""
-        self._settle(Counted(self._office.clock()))
+    def spent(self, seen: tuple[Seen, ...] = ()) -> None:
+        """The head of the answer is here: the request was counted before now. `seen` is what it told, from now."""
+        self._settle(Counted(self._office.clock(), seen=seen))
 
     def unsent(self) -> None:
         """No byte of the request has left: the tokens return now."""

@@ -15,7 +15,7 @@ from itertools import count, cycle
 from typing import Any
 
 from proxy.core.errors import NoKey, Refusal, ShuttingDown, StoreLost, TooMany
-from proxy.core.events import Exchanged, LaneLevel, Observer
+from proxy.core.events import Exchanged, ForeignSpent, LaneLevel, Observer
 from proxy.core.exchange import PULSE, USE_BY, Budget, Demand, Exchange, Grant, Lane, Store
 from proxy.core.model import MILLISECOND, SECOND, Client, Key, Micros, Pool
 from proxy.dispatch.lanes import Queue, Ticket, Waiter
@@ -25,8 +25,9 @@ from proxy.tasks import finish, spawn
 FLUSH: Micros = 20 * MILLISECOND
 """Settlements and departures reach the store within this time when nothing else calls."""
 
-RIDE: Micros = 100 * MILLISECOND
-"""While somebody waits, what was spent may wait this long for the next exchange: its tokens return far later."""
+RIDE: Micros = PULSE
+"""What was spent waits this long at the most for the next exchange, or a quarter of the shortest window: its tokens
+return later than that, whoever waits for them."""
 
 REVIEW: Micros = SECOND // 4
 """How often those who wait are measured against the newest turns."""
@@ -43,7 +44,6 @@ class Dispatch:
         pool: Pool,
         store: Store,
         *,
-        replica: str,
         settle_bound: Micros,
         max_waiting: int,
         clock: Callable[[], Micros],
@@ -54,7 +54,6 @@ class Dispatch:
         self.settle_bound = settle_bound
         self.budgets: tuple[Budget, ...] = ()
         self._store = store
-        self._replica = replica
         self._max_waiting = max_waiting
         self._observer = observer
         self._queues: dict[Lane, Queue] = {}
@@ -63,6 +62,7 @@ class Dispatch:
         self._weights: dict[str, int] = {}
         self._total = 0
         self._arrivals = count()
+        self._ride = min([RIDE, *(limit.window // 4 for limit in pool.limits)])
         self._keys: dict[str, Iterator[Key]] = {quota: cycle(keys) for quota, keys in pool.keys_of.items()}
         self._out: set[Lease] = set()
         self._unsettled: set[Lease] = set()
@@ -210,10 +210,11 @@ class Dispatch:
         """Take note of how a lease ended; the store is told with the next exchange, at once if somebody may profit."""
         self._unsettled.discard(ending.lease)
         self._ended.append(ending)
-        if self._total:
-            self._call_in(RIDE if ending.counted else 0)
+        counted = ending.counted
+        if counted and not counted.limits and not ending.lease.probe:
+            self._call_in(self._ride)
         else:
-            self._call_in(FLUSH)
+            self._call_in(0 if self._total else FLUSH)
 
     def ended(self, lease: Lease) -> None:
         """The exchange that a lease was for is over."""
@@ -251,15 +252,24 @@ class Dispatch:
         settlements = tuple(ending.settlement(asked) for ending in ended)
         demands = self._demands()
         try:
-            answer = await self._store.exchange(self._replica, settlements, demands)
+            answer = await self._store.exchange(settlements, demands)
         except BaseException as problem:
             self._ended[:0] = ended
             if not isinstance(problem, StoreLost):
                 raise
-            self._wait_unjudged()
-            self._call_in(RETRY_LOST)
+            self._bear(problem)
             return
         self._apply(answer, asked)
+
+    def _bear(self, lost: StoreLost) -> None:
+        """The store does not answer: who waits is refused if the loss says when to come back, else waits for it."""
+        if lost.retry_after is None:
+            self._wait_unjudged()
+        else:
+            for queue in list(self._busy.values()):
+                for waiter in list(queue.waiters):
+                    self._refuse(queue, waiter, lost)
+        self._call_in(RETRY_LOST)
 
     def _demands(self) -> tuple[Demand, ...]:
         for queue in self._busy.values():
@@ -281,6 +291,8 @@ class Dispatch:
         elif self._unsettled:
             self._call_in(PULSE)
         self._observer.observe(Exchanged(self.pool.name, (now - asked) / SECOND, len(answer.grants)))
+        for quota, tokens in answer.foreign:
+            self._observer.observe(ForeignSpent(self.pool.name, quota, tokens))
 
     def _hand_over(self, grant: Grant, use_by: Micros) -> None:
         """Give a lease to the head of its lane; when nobody waits there any more it goes back."""

@@ -149,7 +149,7 @@ def test_never_over_and_nothing_lost_in_any_history(
                 counted.append((granted[lease], latest, grant.quota))
             world.out.clear()
             world.pass_(USE_BY + BOUND)
-            world.ledger.exchange(world.now, "other", (), ())
+            world.send("other")
             world.waiting.clear()
         elif world.out:
             lease = sorted(world.out)[first % len(world.out)]
@@ -161,7 +161,7 @@ def test_never_over_and_nothing_lost_in_any_history(
                 settlement = Spent(lease, age) if what == "spent" else throttled(grant, second * MILLISECOND, 0)
             world.call(replica, settlement)
         check_conservation(world.ledger)
-    for name in world.ledger.buckets.quotas:
+    for name in world.terms.quotas:
         for bound in both:
             assert not _overfull([(a, b) for a, b, quota in counted if quota == name], bound.requests, bound.window)
 

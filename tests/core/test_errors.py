@@ -11,6 +11,7 @@ from proxy.core.errors import (
     Problem,
     Refusal,
     ShuttingDown,
+    StoreLost,
     TimedOut,
     TooMany,
     Unreachable,
@@ -126,6 +127,14 @@ def test_too_many_has_a_cause_and_a_time() -> None:
     """One class, three causes."""
     refusal = TooMany("text", reason="queue_full", retry_after=7)
     assert (refusal.reason, refusal.retry_after) == ("queue_full", 7)
+
+
+def test_a_lost_store_has_a_cause_for_the_operator() -> None:
+    """It is no part of what callers read; without one, the message is all that is known."""
+    lost = StoreLost("Try again.", cause="redis://h: its memory is full", retry_after=2)
+    assert (lost.message, str(lost), lost.retry_after) == ("Try again.", "Try again.", 2)
+    assert lost.cause == "redis://h: its memory is full"
+    assert StoreLost("gone").cause == "gone"
 
 
 def test_a_configuration_error_lists_every_problem() -> None:

@@ -1,5 +1,6 @@
 from proxy.core.exchange import Kind
 from proxy.core.forecast import EVENTS, HORIZON, Forecaster
+from proxy.core.ledger import DEAL
 from proxy.core.line import Rehearsal
 from proxy.core.model import MILLISECOND, SECOND
 from tests.core.worlds import World, check_conservation, lane, limit, pool, throttled
@@ -14,9 +15,9 @@ def test_a_forecast_changes_nothing() -> None:
     world.ask(20)
     world.ask(20, lane("b"))
     tags = {client: world.ledger.line.share(client).tag for client in "ab"}
-    Forecaster(world.ledger.buckets, Rehearsal(world.ledger.line), world.now).play()
+    Forecaster(world.ledger.buckets, Rehearsal(world.ledger.line), world.now, ()).play()
     assert {client: world.ledger.line.share(client).tag for client in "ab"} == tags
-    assert world.ledger.line.waiting("r", lane()) == 20
+    assert sum(world.ledger.line.waiting("r", place) for place in world.ledger.line.places("r")) == 40
     check_conservation(world.ledger)
 
 
@@ -25,14 +26,14 @@ def test_a_forecast_ends_at_its_horizon() -> None:
     world = World.of(pool(1, limit(2, SECOND)))
     world.call("r", *world.spend(*world.ask(2).grants))
     world.ask(10_000)
-    forecast = Forecaster(world.ledger.buckets, Rehearsal(world.ledger.line), world.now).play()
+    forecast = Forecaster(world.ledger.buckets, Rehearsal(world.ledger.line), world.now, ()).play()
     assert forecast.dealt == HORIZON
 
 
 def test_returns_that_serve_nobody_do_not_go_on_for_ever() -> None:
     """Tokens of a wide limit that return while a narrow one is shut are looked at a bounded number of times."""
     world = World.of(pool(1, limit(EVENTS * 2, 10 * SECOND), limit(1, 3600 * SECOND)))
-    first = world.ask(EVENTS, lane("wide", (0,))).grants
+    first = [grant for _ in range(EVENTS // DEAL) for grant in world.ask(DEAL, lane("wide", (0,))).grants]
     narrow = world.ask(1, lane("narrow", (0, 1))).grants
     world.call("r", *world.spend(*first, *narrow))
     answer = world.ask(1, lane("narrow", (0, 1)))

@@ -69,7 +69,7 @@ def test_a_dead_replica_holds_its_place_for_a_moment_only() -> None:
     world.waiting["r"] = {lane("alive"): 50}
     served = serve_one_by_one(world, 5)
     assert served["alive"] == 5
-    assert "dead" not in world.ledger.line._lanes
+    assert "dead" not in world.ledger.line._places
 
 
 def test_tokens_of_another_replica_are_left_for_it_and_it_is_woken() -> None:
@@ -77,8 +77,8 @@ def test_tokens_of_another_replica_are_left_for_it_and_it_is_woken() -> None:
     world = World.of(pool(1, limit(2, 60 * SECOND)))
     first, second = world.ask(2).grants
     world.ask(2, lane("far"), "other")
-    answer = world.call("r", unsent(first), unsent(second))
-    assert answer.wake == ("other",)
+    world.call("r", unsent(first), unsent(second))
+    assert world.wake == ("other",)
     assert len(world.call("other").grants) == 2
     check_conservation(world.ledger)
 

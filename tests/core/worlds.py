@@ -3,8 +3,10 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from proxy.core.exchange import Demand, Exchange, Grant, Kind, Lane, Settlement, Spent, Throttled, Unsent
+from proxy.core.buckets import quota_of
+from proxy.core.exchange import USE_BY, Demand, Exchange, Grant, Kind, Lane, Settlement, Spent, Throttled, Unsent
 from proxy.core.ledger import Ledger
+from proxy.core.letters import Call, Held, Reply, Terms, terms_of
 from proxy.core.model import MILLISECOND, SECOND, Key, Limit, Micros, Pool, Secret
 from proxy.core.policy import Rule
 
@@ -27,24 +29,80 @@ def lane(client: str = "a", limits: tuple[int, ...] = (0,), pinned: str | None =
     return Lane(client, Kind(limits, pinned))
 
 
+def known(ledger: Ledger, terms: Terms) -> None:
+    """Make a ledger that is sure of its buckets, as after a probe of each."""
+    ledger.exchange(0, "", Call("start", 1, 0, "", 0, 0, terms.name, spelled=terms))
+    warm(ledger)
+
+
+def warm(ledger: Ledger) -> None:
+    """Every bucket of every terms is known."""
+    for view in ledger.buckets.views.values():
+        for name in view.limits:
+            ledger.buckets.calendars[name].warm.update(view.quotas)
+
+
 @dataclass
 class World:
     """One ledger, a clock, and the demands of each replica."""
 
     ledger: Ledger
+    terms: Terms
     now: Micros = 1_000 * SECOND
     waiting: dict[str, dict[Lane, int]] = field(default_factory=lambda: defaultdict(dict))
     weights: dict[str, int] = field(default_factory=dict)
-    out: dict[int, Grant] = field(default_factory=dict)
-    granted: dict[int, Micros] = field(default_factory=dict)
+    out: dict[str, Grant] = field(default_factory=dict)
+    granted: dict[str, Micros] = field(default_factory=dict)
     """When each lease was granted."""
+    serials: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    run: str = ""
+    wake: tuple[str, ...] = ()
+    """The replicas that the last exchange woke."""
 
     @classmethod
     def of(cls, pool_: Pool) -> "World":
-        return cls(Ledger(pool_, BOUND))
+        world = cls(Ledger(), terms_of(pool_, USE_BY + BOUND))
+        known(world.ledger, world.terms)
+        return world
 
     def pass_(self, duration: Micros) -> None:
         self.now += duration
+
+    def send(
+        self,
+        replica: str,
+        settlements: tuple[Settlement, ...] = (),
+        demands: tuple[Demand, ...] = (),
+        *,
+        heard: int | None = None,
+        era: str | None = None,
+        tick: int = 0,
+        jumped: Micros = 0,
+        held: tuple[Held, ...] | None = None,
+        terms: Terms | None = None,
+    ) -> Reply:
+        """One letter, as it is unless told otherwise."""
+        self.serials[replica] += 1
+        serial = self.serials[replica]
+        chosen = terms or self.terms
+        return self.ledger.exchange(
+            self.now,
+            self.run,
+            Call(
+                replica,
+                serial,
+                serial - 1 if heard is None else heard,
+                self.ledger.era if era is None else era,
+                tick,
+                1,
+                chosen.name,
+                settlements,
+                demands,
+                jumped,
+                held,
+                chosen,
+            ),
+        )
 
     def call(self, replica: str = "r", *settlements: Settlement) -> Exchange:
         """One exchange with what the replica waits for; its grants leave the waiting."""
@@ -54,12 +112,13 @@ class World:
         )
         for settlement in settlements:
             self.out.pop(settlement.lease, None)
-        answer = self.ledger.exchange(self.now, replica, tuple(settlements), demands)
-        for grant in answer.grants:
+        reply = self.send(replica, tuple(settlements), demands)
+        self.wake = reply.wake
+        for grant in reply.grants:
             waiting[grant.lane] -= 1
             self.out[grant.lease] = grant
             self.granted[grant.lease] = self.now
-        return answer
+        return reply.exchange()
 
     def ask(self, number: int, lane_: Lane | None = None, replica: str = "r") -> Exchange:
         """So many more requests wait in a lane; exchange."""
@@ -82,14 +141,12 @@ def throttled(grant: Grant, park: Micros, *limits: int) -> Throttled:
 
 
 def check_conservation(ledger: Ledger) -> None:
-    """Every bucket holds at hand + in use + cooling = requests."""
+    """What every bucket counts as taken is in use or cooling, lease by lease, and every lease that is out is in use."""
     buckets = ledger.buckets
-    for index, calendar in enumerate(buckets.calendars):
-        used: dict[str, int] = defaultdict(int)
-        for _, lease in calendar.cooling:
-            used[buckets._spent[lease].quota] += 1
-        for lease in calendar.in_use:
-            used[buckets._out[lease].quota] += 1
-        for name, quota in buckets.quotas.items():
-            assert quota.hand[index] + used[name] == calendar.size, (name, index)
-        assert calendar.hand == sum(quota.hand[index] for quota in buckets.quotas.values())
+    for name, calendar in buckets.calendars.items():
+        taken: dict[str, int] = defaultdict(int)
+        for _, member in [*calendar.cooling, *calendar.in_use]:
+            taken[quota_of(member)] += 1
+        assert calendar.taken == taken, name
+        out = {f"{lease}@{out.quota}" for lease, out in buckets._out.items() if name in dict(out.windows)}
+        assert out == {member for _, member in calendar.in_use}

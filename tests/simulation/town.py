@@ -187,9 +187,11 @@ async def _watch(town: Town, it: Room) -> None:
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(0.02)
-        calendar = it.store.ledger.buckets.calendars[0]
-        returned = calendar.cooling.first()
-        at_hand = calendar.hand > 0 or (returned is not None and returned[0] <= micros())
+        buckets, terms = it.store.ledger.buckets, it.store.terms
+        returned = it.store.calendar.cooling.first()
+        at_hand = buckets.at_hand(terms.name, terms.limits[0].id) > 0 or (
+            returned is not None and returned[0] <= micros()
+        )
         if not (at_hand and it.dispatch.waiting):
             since = None
         elif since is None:

@@ -13,11 +13,12 @@ W: Micros = 10 * SECOND + 105_000
 
 
 class Opened(Protocol):
-    """A store with a clock that the test moves."""
+    """A store whose buckets are known, with a clock that the test moves."""
 
     async def exchange(
         self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]
-    ) -> Exchange: ...
+    ) -> Exchange:
+        """One exchange of a replica of that name."""
 
     def pass_(self, duration: Micros) -> None:
         """Move the store's clock."""

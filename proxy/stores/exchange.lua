@@ -1,0 +1,1632 @@
+-- The shared state of one pool on Redis: one call settles, remembers who waits, deals, and foretells.
+--
+-- This is the text of core/ledger.py, core/buckets.py, core/line.py and core/forecast.py in Lua; the laws, and why each
+-- step is as it is, are told there. A differential test drives both with the same histories and demands equal answers.
+-- Instants and durations are integers in microseconds, exact in Lua's doubles up to 2^53.
+--
+-- KEYS[1]  the name that every key of the pool begins with, its hash tag among it: `keyturn:{default}`
+-- ARGV[1]  the letter (core/letters.py) as JSON, see stores/letters.py; only tests give it a `now` and a `run`
+-- Returns  the reply as nested arrays, see stores/letters.py
+--
+-- What is stored where is listed in docs/shared-store.md. Names have no `|`, `,`, `@` and no space in them, so these
+-- join them; what is looked up by its beginning stands in a sorted set in the order of its bytes.
+
+local base = KEYS[1]
+local call = cjson.decode(ARGV[1])
+
+local SECOND = 1000000
+local USE_GRACE = SECOND / 2
+local PULSE = 2 * SECOND
+local MILLISECOND = 1000
+local WAKE_MARGIN = 20 * MILLISECOND
+local HOLD = PULSE + USE_GRACE
+local DEAL = 256
+local KEEP = 60 * SECOND
+local MATURE = 2000
+local UNLIMITED = 1000000
+local TRIP_START = SECOND / 4
+local UNIT = 1000000
+local LAG = 64
+local ROLLOVER = 2 ^ 50
+local HORIZON = 64
+local EVENTS = 16 * HORIZON
+local SAMPLES = 16
+local ROWS = DEAL + HORIZON -- of one client that are looked at in one call: no more tokens are dealt
+local CHUNK = 64 -- entries of a sorted set read at a time
+local RANKED = 2 ^ 36 -- a ranking's score is (tokens missing) * RANKED + (when it was used last)
+local SIZES = 2 ^ 17 -- more than any limit has tokens
+local EXPIRE = 86400 -- seconds after which what nobody asked about any more is gone
+local RENEW = 5 * SECOND -- how often that is put off
+
+local floor, min, max = math.floor, math.min, math.max
+local redis_call = redis.call
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local function key(name, of)
+  if of then
+    return base .. ':' .. name .. ':' .. of
+  end
+  return base .. ':' .. name
+end
+
+local function split(joined, separator)
+  local parts = {}
+  if joined == '' then
+    return parts
+  end
+  local from = 1
+  while true do
+    local at = string.find(joined, separator, from, true)
+    if not at then
+      parts[#parts + 1] = string.sub(joined, from)
+      return parts
+    end
+    parts[#parts + 1] = string.sub(joined, from, at - 1)
+    from = at + 1
+  end
+end
+
+local function contains(list, item)
+  for index = 1, #list do
+    if list[index] == item then
+      return true
+    end
+  end
+  return false
+end
+
+-- Entries whose text begins with `start`; its last character is a separator, and `after` the character behind it.
+local function beginning(of, start, after, limit)
+  local upper = '(' .. string.sub(start, 1, -2) .. after
+  if limit then
+    return redis_call('ZRANGEBYLEX', of, '[' .. start, upper, 'LIMIT', 0, limit)
+  end
+  return redis_call('ZRANGEBYLEX', of, '[' .. start, upper)
+end
+
+local function first_of(of)
+  local entry = redis_call('ZRANGE', of, 0, 0, 'WITHSCORES')
+  if entry[1] then
+    return entry[1], tonumber(entry[2])
+  end
+end
+
+-- Entries of a sorted set in order, read in chunks: what is written in between is not seen.
+local function walk(of, offset)
+  local chunk, at, next_from = {}, 1, offset or 0
+  return function()
+    if at > #chunk then
+      chunk = redis_call('ZRANGE', of, next_from, next_from + CHUNK - 1, 'WITHSCORES')
+      next_from = next_from + CHUNK
+      at = 1
+    end
+    local member = chunk[at]
+    if member then
+      at = at + 2
+      return member, tonumber(chunk[at - 1])
+    end
+  end
+end
+
+-- State ------------------------------------------------------------------------------------------------------------
+
+local STATE = key('state')
+local NUMBERS = {
+  'tick', 'leases', 'shift', 'now', 'hold', 'awaited', 'trip', 'bound', 'uses', 'strangers', 'virtual', 'stamp', 'kept',
+}
+local state = {}
+do
+  local stored = redis_call('HMGET', STATE, 'era', 'run', unpack(NUMBERS))
+  state.era = stored[1] or ''
+  state.run = stored[2] or ''
+  for index, name in ipairs(NUMBERS) do
+    state[name] = tonumber(stored[index + 2] or 0)
+  end
+  if not stored[9] then
+    state.trip = TRIP_START
+  end
+end
+
+local function save()
+  local fields = { 'era', state.era, 'run', state.run }
+  for _, name in ipairs(NUMBERS) do
+    fields[#fields + 1] = name
+    fields[#fields + 1] = text(state[name])
+  end
+  redis_call('HSET', STATE, unpack(fields))
+end
+
+-- Terms ------------------------------------------------------------------------------------------------------------
+
+local views = {}
+
+-- Terms as they are looked up: {name, quotas (how many), only, limits (in order), by_id}, or nil.
+local function view_of(name)
+  local view = views[name]
+  if view == nil then
+    local stored = redis_call('HGET', key('terms'), name)
+    if not stored then
+      return nil
+    end
+    view = cjson.decode(stored)
+    view.name = name
+    view.by_id = {}
+    for _, limit in ipairs(view.limits) do
+      view.by_id[limit.id] = limit
+    end
+    view.members = {}
+    views[name] = view
+  end
+  return view
+end
+
+local function serves(view, quota)
+  local known = view.members[quota]
+  if known == nil then
+    known = redis_call('SISMEMBER', key('quotas', view.name), quota) == 1
+    view.members[quota] = known
+  end
+  return known
+end
+
+local needs = {}
+
+-- A need by its name: {name, terms, limits, pinned}.
+local function need_of(name)
+  local need = needs[name]
+  if not need then
+    local terms, limits, pinned = string.match(name, '^([^|]*)|([^|]*)|([^|]*)$')
+    need = { name = name, terms = terms, limits = split(limits, ','), joined = limits }
+    if pinned ~= '' then
+      need.pinned = pinned
+    end
+    needs[name] = need
+  end
+  return need
+end
+
+-- Buckets ----------------------------------------------------------------------------------------------------------
+
+local buckets = {}
+
+-- One bucket as it stands: {taken, parked, probing, warm}, kept in step with what is stored.
+local function bucket_of(limit, quota)
+  local of_limit = buckets[limit]
+  if not of_limit then
+    of_limit = {}
+    buckets[limit] = of_limit
+  end
+  local bucket = of_limit[quota]
+  if not bucket then
+    bucket = {
+      taken = tonumber(redis_call('HGET', key('taken', limit), quota) or 0),
+      parked = tonumber(redis_call('ZSCORE', key('parked', limit), quota) or nil),
+      probing = redis_call('ZSCORE', key('probing', limit), quota) and true or false,
+      warm = redis_call('SISMEMBER', key('warm', limit), quota) == 1,
+    }
+    of_limit[quota] = bucket
+  end
+  return bucket
+end
+
+local function count_taken(limit, quota, tokens)
+  local bucket = bucket_of(limit, quota)
+  bucket.taken = bucket.taken + tokens
+  if bucket.taken ~= 0 then
+    redis_call('HSET', key('taken', limit), quota, bucket.taken)
+  else
+    redis_call('HDEL', key('taken', limit), quota)
+  end
+end
+
+local function set_probing(limit, quota, granted)
+  bucket_of(limit, quota).probing = granted and true or false
+  if granted then
+    redis_call('ZADD', key('probing', limit), granted, quota)
+  else
+    redis_call('ZREM', key('probing', limit), quota)
+  end
+end
+
+local function set_warm(limit, quota)
+  bucket_of(limit, quota).warm = true
+  redis_call('SADD', key('warm', limit), quota)
+end
+
+local function closed(limit, quota)
+  local bucket = bucket_of(limit, quota)
+  return bucket.parked ~= nil or bucket.probing
+end
+
+local function open(view, quota, limit)
+  if closed(limit, quota) then
+    return 0
+  end
+  local bucket = bucket_of(limit, quota)
+  local hand = view.by_id[limit].requests - bucket.taken
+  if bucket.warm then
+    return hand
+  end
+  return min(hand, 1)
+end
+
+local function open_for(view, quota, limits)
+  if #limits == 0 then
+    return UNLIMITED
+  end
+  local least = UNLIMITED
+  for _, limit in ipairs(limits) do
+    least = min(least, open(view, quota, limit))
+  end
+  return max(0, least)
+end
+
+local rankings
+
+-- The rankings that there are: {name, terms, limits}.
+local function all_rankings()
+  if not rankings then
+    rankings = {}
+    for _, name in ipairs(redis_call('SMEMBERS', key('rankings'))) do
+      local terms, limits = string.match(name, '^([^|]*)|(.*)$')
+      rankings[#rankings + 1] = { name = name, terms = terms, limits = split(limits, ',') }
+    end
+  end
+  return rankings
+end
+
+local function rank_score(view, quota, limits, used)
+  return (SIZES - min(open_for(view, quota, limits), SIZES - 1)) * RANKED + used
+end
+
+local function used_of(quota)
+  return tonumber(redis_call('HGET', key('used'), quota) or 0) % RANKED
+end
+
+local function rank(quota, changed)
+  local used
+  for _, ranking in ipairs(all_rankings()) do
+    local touched = #ranking.limits == 0
+    for _, limit in ipairs(changed) do
+      touched = touched or contains(ranking.limits, limit)
+    end
+    local view = touched and view_of(ranking.terms)
+    if view and serves(view, quota) then
+      used = used or used_of(quota)
+      redis_call('ZADD', key('ranking', ranking.name), rank_score(view, quota, ranking.limits, used), quota)
+    end
+  end
+end
+
+local function make_ranking(view, need, name)
+  for _, quota in ipairs(redis_call('SMEMBERS', key('quotas', view.name))) do
+    redis_call('ZADD', key('ranking', name), rank_score(view, quota, need.limits, used_of(quota)), quota)
+  end
+  redis_call('SADD', key('rankings'), name)
+  local made = all_rankings()
+  made[#made + 1] = { name = name, terms = view.name, limits = need.limits }
+end
+
+local function forget_rankings(terms)
+  local kept = {}
+  for _, ranking in ipairs(all_rankings()) do
+    if terms == nil or ranking.terms == terms then
+      redis_call('DEL', key('ranking', ranking.name))
+      redis_call('SREM', key('rankings'), ranking.name)
+    else
+      kept[#kept + 1] = ranking
+    end
+  end
+  rankings = kept
+end
+
+-- The quota to serve a need, or nil.
+local function best(need)
+  local view = view_of(need.terms)
+  if need.pinned or view.only then
+    local quota = need.pinned or view.only
+    if serves(view, quota) and open_for(view, quota, need.limits) > 0 then
+      return quota
+    end
+    return nil
+  end
+  local name = need.terms .. '|' .. need.joined
+  local known = false
+  for _, ranking in ipairs(all_rankings()) do
+    known = known or ranking.name == name
+  end
+  if not known then
+    make_ranking(view, need, name)
+  end
+  local quota, score = first_of(key('ranking', name))
+  if quota and floor(score / RANKED) < SIZES then
+    return quota
+  end
+end
+
+local function all_limits()
+  return redis_call('ZRANGE', key('limits'), 0, -1)
+end
+
+local function learn(terms)
+  local view = { quotas = #terms.quotas, limits = terms.limits }
+  if #terms.quotas == 1 then
+    view.only = terms.quotas[1]
+  end
+  redis_call('HSET', key('terms'), terms.name, cjson.encode(view))
+  for from = 1, #terms.quotas, 1000 do
+    redis_call('SADD', key('quotas', terms.name), unpack(terms.quotas, from, min(from + 999, #terms.quotas)))
+  end
+  views[terms.name] = nil
+  state.bound = max(state.bound, terms.bound)
+  for _, limit in ipairs(terms.limits) do
+    redis_call('ZADD', key('limits'), 0, limit.id)
+  end
+end
+
+local function named_elsewhere(limit)
+  for _, name in ipairs(redis_call('HKEYS', key('terms'))) do
+    if view_of(name).by_id[limit] then
+      return true
+    end
+  end
+  return false
+end
+
+local function forget_limit(limit)
+  if redis_call('EXISTS', key('taken', limit)) == 0 and not named_elsewhere(limit) then
+    redis_call('ZREM', key('limits'), limit)
+    redis_call('DEL', key('warm', limit), key('parked', limit), key('probing', limit))
+    buckets[limit] = nil
+  end
+end
+
+local function unlearn(terms)
+  local gone = view_of(terms)
+  forget_rankings(terms)
+  redis_call('HDEL', key('terms'), terms)
+  views[terms] = nil
+  local others = { key('quotas', terms) }
+  for _, name in ipairs(redis_call('HKEYS', key('terms'))) do
+    others[#others + 1] = key('quotas', name)
+  end
+  for _, quota in ipairs(redis_call('SDIFF', unpack(others))) do
+    redis_call('HDEL', key('used'), quota)
+    for _, limit in ipairs(gone.limits) do
+      redis_call('SREM', key('warm', limit.id), quota)
+    end
+  end
+  redis_call('DEL', key('quotas', terms))
+  buckets = {}
+  for _, limit in ipairs(gone.limits) do
+    forget_limit(limit.id)
+  end
+end
+
+local function chill()
+  for _, limit in ipairs(all_limits()) do
+    redis_call('DEL', key('warm', limit))
+  end
+  buckets = {}
+  forget_rankings()
+end
+
+-- Leases: `quota|granted|replica|client|limit=window,…|probe,…`
+
+local function put_out(lease, out)
+  local windows = {}
+  for index, window in ipairs(out.windows) do
+    windows[index] = window[1] .. '=' .. text(window[2])
+  end
+  local packed = {
+    out.quota, text(out.granted), out.replica, out.client, table.concat(windows, ','), table.concat(out.probes, ','),
+  }
+  redis_call('HSET', key('leases'), lease, table.concat(packed, '|'))
+  redis_call('ZADD', key('held'), 0, out.replica .. ' ' .. lease)
+  for _, window in ipairs(out.windows) do
+    redis_call('ZADD', key('in_use', window[1]), out.granted, lease .. '@' .. out.quota)
+    count_taken(window[1], out.quota, 1)
+  end
+end
+
+local function limits_of(windows)
+  local limits = {}
+  for index, window in ipairs(windows) do
+    limits[index] = window[1]
+  end
+  return limits
+end
+
+local function out_of(lease)
+  local packed = redis_call('HGET', key('leases'), lease)
+  if not packed then
+    return nil
+  end
+  local quota, granted, replica, client, joined, probes =
+    string.match(packed, '^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
+  local windows = {}
+  for index, window in ipairs(split(joined, ',')) do
+    local limit, width = string.match(window, '^(.*)=(%d+)$')
+    windows[index] = { limit, tonumber(width) }
+  end
+  return {
+    quota = quota, granted = tonumber(granted), replica = replica, client = client, windows = windows,
+    probes = split(probes, ','),
+  }
+end
+
+local function forget(lease)
+  local out = out_of(lease)
+  if not out then
+    return nil
+  end
+  redis_call('HDEL', key('leases'), lease)
+  redis_call('ZREM', key('held'), out.replica .. ' ' .. lease)
+  for _, window in ipairs(out.windows) do
+    redis_call('ZREM', key('in_use', window[1]), lease .. '@' .. out.quota)
+    count_taken(window[1], out.quota, -1)
+  end
+  return out
+end
+
+local function cool_token(limit, member, quota, returns)
+  local known = tonumber(redis_call('ZSCORE', key('cooling', limit), member) or nil)
+  if not known then
+    count_taken(limit, quota, 1)
+  end
+  if not known or returns > known then
+    redis_call('ZADD', key('cooling', limit), returns, member)
+  end
+end
+
+local function cool(lease, out, counted)
+  for _, window in ipairs(out.windows) do
+    cool_token(window[1], lease .. '@' .. out.quota, out.quota, counted + window[2])
+  end
+end
+
+local function open_probed(out, known)
+  for _, limit in ipairs(out.probes) do
+    set_probing(limit, out.quota, nil)
+    if known then
+      set_warm(limit, out.quota)
+    end
+  end
+end
+
+local function park(quota, limits, till)
+  for _, limit in ipairs(limits) do
+    local bucket = bucket_of(limit, quota)
+    if till > (bucket.parked or 0) then
+      bucket.parked = till
+      redis_call('ZADD', key('parked', limit), till, quota)
+      rank(quota, { limit })
+    end
+  end
+end
+
+local foreign, foreign_order = {}, {}
+
+local function learn_spent(now, quota, limit, remaining, reset, view)
+  local more = view.by_id[limit].requests - remaining - bucket_of(limit, quota).taken
+  for _ = 1, more do
+    state.strangers = state.strangers + 1
+    cool_token(limit, '~' .. text(state.strangers) .. '@' .. quota, quota, now + reset)
+  end
+  if more > 0 then
+    if not foreign[quota] then
+      foreign_order[#foreign_order + 1] = quota
+    end
+    foreign[quota] = (foreign[quota] or 0) + more
+  end
+end
+
+-- End a lease; a settlement is {'u', lease}, {'s', lease, age, seen} or {'t', lease, age, park, limits}.
+local function settle(now, settlement, view)
+  local kind, lease = settlement[1], settlement[2]
+  local out = forget(lease)
+  if not out then
+    return nil
+  end
+  if kind ~= 'u' then
+    local counted = now - settlement[3]
+    cool(lease, out, counted)
+    state.trip = state.trip + floor((max(0, min(counted - out.granted, state.bound)) - state.trip) / 8)
+  end
+  if kind == 't' then
+    local limits = {}
+    for index, limit in ipairs(settlement[5]) do
+      limits[index] = view.limits[limit + 1].id
+    end
+    park(out.quota, limits, now + settlement[4])
+  end
+  open_probed(out, kind ~= 'u')
+  if kind == 's' then
+    for _, seen in ipairs(settlement[4] or {}) do
+      learn_spent(now, out.quota, view.limits[seen[1] + 1].id, seen[2], seen[3], view)
+    end
+  end
+  rank(out.quota, limits_of(out.windows))
+  return out
+end
+
+local function held_by(replica)
+  local leases = {}
+  for index, member in ipairs(beginning(key('held'), replica .. ' ', '!')) do
+    leases[index] = string.sub(member, #replica + 2)
+  end
+  return leases
+end
+
+local function lapse(replica, word)
+  for _, lease in ipairs(held_by(replica)) do
+    local out = forget(lease)
+    cool(lease, out, word + state.bound)
+    open_probed(out, true)
+    rank(out.quota, limits_of(out.windows))
+  end
+end
+
+-- A row is {lease, quota, client, {limit, window, …}, granted, counted or -1 without `is_counted`}.
+local function restore(now, replica, held)
+  local named = {}
+  for _, row in ipairs(held) do
+    local lease, windows = row[1], {}
+    for index = 1, #row[4], 2 do
+      windows[#windows + 1] = { row[4][index], row[4][index + 1] }
+      redis_call('ZADD', key('limits'), 0, row[4][index])
+    end
+    local out = {
+      quota = row[2], granted = now - row[5], replica = replica, client = row[3], windows = windows, probes = {},
+    }
+    named[lease] = true
+    if row[6] then
+      local known = forget(lease)
+      if known then
+        open_probed(known, false)
+      end
+      cool(lease, out, now - row[7])
+    elseif redis_call('HEXISTS', key('leases'), lease) == 0 then
+      put_out(lease, out)
+    end
+    rank(out.quota, limits_of(windows))
+  end
+  for _, lease in ipairs(held_by(replica)) do
+    if not named[lease] then
+      settle(now, { 'u', lease })
+    end
+  end
+end
+
+local function take(lease, need, quota, now, replica, client)
+  state.uses = state.uses + 1
+  redis_call('HSET', key('used'), quota, text(state.uses))
+  local view, windows, probes = view_of(need.terms), {}, {}
+  for index, limit in ipairs(need.limits) do
+    windows[index] = { limit, view.by_id[limit].window }
+    if not bucket_of(limit, quota).warm then
+      probes[#probes + 1] = limit
+      set_probing(limit, quota, now)
+    end
+  end
+  put_out(lease, {
+    quota = quota, granted = now, replica = replica, client = client, windows = windows, probes = probes,
+  })
+  rank(quota, need.limits)
+  return #probes > 0
+end
+
+local function lend(quota, limits, tokens)
+  for _, limit in ipairs(limits) do
+    count_taken(limit, quota, tokens)
+  end
+  rank(quota, limits)
+end
+
+local function quota_of(member)
+  return string.sub(member, string.find(member, '@', 1, true) + 1)
+end
+
+local function remove_all(of, members)
+  for from = 1, #members, 1000 do
+    redis_call('ZREM', of, unpack(members, from, min(from + 999, #members)))
+  end
+end
+
+local function mature(now)
+  local left = false
+  for _, limit in ipairs(all_limits()) do
+    local due = redis_call('ZRANGEBYSCORE', key('cooling', limit), '-inf', now, 'LIMIT', 0, MATURE)
+    remove_all(key('cooling', limit), due)
+    left = left or #due == MATURE
+    local returned, order = {}, {}
+    for _, member in ipairs(due) do
+      local quota = quota_of(member)
+      if not returned[quota] then
+        returned[quota] = 0
+        order[#order + 1] = quota
+      end
+      returned[quota] = returned[quota] + 1
+    end
+    for _, quota in ipairs(order) do
+      count_taken(limit, quota, -returned[quota])
+      rank(quota, { limit })
+    end
+    local opening = redis_call('ZRANGEBYSCORE', key('parked', limit), '-inf', now)
+    remove_all(key('parked', limit), opening)
+    for _, quota in ipairs(opening) do
+      bucket_of(limit, quota).parked = nil
+      rank(quota, { limit })
+    end
+    for _, quota in ipairs(redis_call('ZRANGEBYSCORE', key('probing', limit), '-inf', now - state.bound)) do
+      set_probing(limit, quota, nil)
+      set_warm(limit, quota)
+      rank(quota, { limit })
+    end
+    if #due > 0 then
+      forget_limit(limit)
+    end
+  end
+  return left
+end
+
+local function size_of(view, limit)
+  return view.by_id[limit].requests * view.quotas
+end
+
+local totals = {}
+
+-- How many tokens of a limit cool and are in use, over all quotas, once nothing of it changes any more in this call.
+local function total_of(limit)
+  local total = totals[limit]
+  if not total then
+    total = { redis_call('ZCARD', key('cooling', limit)), redis_call('ZCARD', key('in_use', limit)) }
+    totals[limit] = total
+  end
+  return total[1], total[2]
+end
+
+local function at_hand(view, limit)
+  local cooling, in_use = total_of(limit)
+  return max(0, size_of(view, limit) - cooling - in_use)
+end
+
+local function score_at(of, rank_)
+  return tonumber(redis_call('ZRANGE', of, rank_, rank_, 'WITHSCORES')[2])
+end
+
+local function nth_return(view, limit, position, now)
+  local window = view.by_id[limit].window
+  local hand = at_hand(view, limit)
+  local cooling, in_use = total_of(limit)
+  local all = max(1, hand + cooling + in_use)
+  local rounds = floor(position / all)
+  local place = position - rounds * all
+  local instant = now
+  if hand <= place and place < hand + cooling then
+    instant = max(now, score_at(key('cooling', limit), place - hand))
+  elseif hand + cooling <= place and place < hand + cooling + in_use then
+    instant = max(now, score_at(key('in_use', limit), place - hand - cooling) + state.trip) + window
+  end
+  return instant + rounds * (window + state.trip)
+end
+
+-- Line -------------------------------------------------------------------------------------------------------------
+
+local shares = {}
+
+-- A client's place in virtual time: {tag, weight}, or nil.
+local function share_of(client)
+  local share = shares[client]
+  if share == nil then
+    local stored = redis_call('HGET', key('shares'), client)
+    if not stored then
+      return nil
+    end
+    local tag, weight = string.match(stored, '^(%-?%d+) (%d+)$')
+    share = { tag = tonumber(tag), weight = tonumber(weight) }
+    shares[client] = share
+  end
+  return share
+end
+
+local function keep_share(client, share)
+  shares[client] = share
+  redis_call('HSET', key('shares'), client, text(share.tag) .. ' ' .. text(share.weight))
+end
+
+local function cost_of(share)
+  return floor(UNIT / share.weight)
+end
+
+local function needs_of(client)
+  local names = {}
+  for index, member in ipairs(beginning(key('needs'), client .. ' ', '!')) do
+    names[index] = string.sub(member, #client + 2)
+  end
+  return names
+end
+
+local function group_add(need, field, number)
+  redis_call('HINCRBY', key('groups'), field .. ' ' .. need, number)
+end
+
+local function group_of(need)
+  local found = redis_call('HMGET', key('groups'), 'waiting ' .. need, 'weight ' .. need)
+  return tonumber(found[1] or 0), tonumber(found[2] or 0)
+end
+
+local function row_prefix(need, client)
+  return need .. ' ' .. client .. ' '
+end
+
+local function place_field(replica, client, need)
+  return replica .. ' ' .. client .. ' ' .. need
+end
+
+-- How many of a replica's requests wait in a place, and the stamp of its row; 0 when none do.
+local function waiting_of(field)
+  local stored = redis_call('HGET', key('waiting'), field)
+  if not stored then
+    return 0
+  end
+  local waiting, stamp = string.match(stored, '^(%d+) (%d+)$')
+  return tonumber(waiting), stamp
+end
+
+local function add_row(replica, client, need, field, waiting)
+  state.stamp = state.stamp + 1
+  local stamp = string.format('%016.0f', state.stamp)
+  redis_call('ZADD', key('rows'), 0, row_prefix(need, client) .. stamp .. ' ' .. replica)
+  redis_call('HSET', key('waiting'), field, text(waiting) .. ' ' .. stamp)
+end
+
+local function remove_row(replica, client, need, stamp)
+  redis_call('ZREM', key('rows'), row_prefix(need, client) .. stamp .. ' ' .. replica)
+end
+
+local function set_place(replica, client, need, weight, waiting)
+  local share = share_of(client) or { tag = 0, weight = 1 }
+  local names = needs_of(client)
+  if #names == 0 then
+    share.tag = max(share.tag, state.virtual)
+    redis_call('ZREM', key('idle'), client)
+  end
+  if share.weight ~= weight then
+    for _, name in ipairs(names) do
+      group_add(name, 'weight', weight - share.weight)
+    end
+    share.weight = weight
+  end
+  keep_share(client, share)
+  if not contains(names, need) then
+    redis_call('ZADD', key('needs'), 0, client .. ' ' .. need)
+    redis_call('ZADD', key('lines'), 0, need)
+    redis_call('ZADD', key('clients', need), share.tag, client)
+    group_add(need, 'weight', weight)
+  end
+  local field = place_field(replica, client, need)
+  local before, stamp = waiting_of(field)
+  group_add(need, 'waiting', waiting - before)
+  if stamp then
+    redis_call('HSET', key('waiting'), field, text(waiting) .. ' ' .. stamp)
+  else
+    add_row(replica, client, need, field, waiting)
+    redis_call('ZADD', key('places'), 0, field)
+  end
+end
+
+local function leave(client, need)
+  local share = share_of(client)
+  redis_call('ZREM', key('needs'), client .. ' ' .. need)
+  redis_call('ZREM', key('clients', need), client)
+  group_add(need, 'weight', -share.weight)
+  if redis_call('EXISTS', key('clients', need)) == 0 then
+    redis_call('ZREM', key('lines'), need)
+    redis_call('HDEL', key('groups'), 'waiting ' .. need, 'weight ' .. need)
+  end
+  if #beginning(key('needs'), client .. ' ', '!', 1) == 0 then
+    redis_call('ZADD', key('idle'), share.tag, client)
+  end
+end
+
+local function drop_place(replica, client, need)
+  local field = place_field(replica, client, need)
+  local waiting, stamp = waiting_of(field)
+  group_add(need, 'waiting', -waiting)
+  remove_row(replica, client, need, stamp)
+  redis_call('HDEL', key('waiting'), field)
+  redis_call('ZREM', key('places'), field)
+  if #beginning(key('rows'), row_prefix(need, client), '!', 1) == 0 then
+    leave(client, need)
+  end
+end
+
+local function places_of(replica)
+  local places = {}
+  for index, field in ipairs(beginning(key('places'), replica .. ' ', '!')) do
+    local client, need = string.match(field, '^[^ ]* ([^ ]*) ([^ ]*)$')
+    places[index] = { client = client, need = need, field = field }
+  end
+  return places
+end
+
+-- Demands are {client, weight, waiting, limits, pinned}; each gets its need's name.
+local function remember(replica, demands, view)
+  local wanted = {}
+  for _, demand in ipairs(demands) do
+    local limits = {}
+    for index, limit in ipairs(demand[4]) do
+      limits[index] = view.limits[limit + 1].id
+    end
+    demand.need = view.name .. '|' .. table.concat(limits, ',') .. '|' .. (demand[5] or '')
+    if demand[3] > 0 then
+      wanted[place_field(replica, demand[1], demand.need)] = true
+    end
+  end
+  for _, place in ipairs(places_of(replica)) do
+    if not wanted[place.field] then
+      drop_place(replica, place.client, place.need)
+    end
+  end
+  for _, demand in ipairs(demands) do
+    if demand[3] > 0 then
+      set_place(replica, demand[1], demand.need, demand[2], demand[3])
+    end
+  end
+end
+
+local function forget_replica(replica)
+  remember(replica, {})
+  redis_call('ZREM', key('expiry'), replica)
+  redis_call('HDEL', key('due'), replica)
+end
+
+local function expect(replica, due, expires)
+  redis_call('HSET', key('due'), replica, text(due))
+  redis_call('ZADD', key('expiry'), expires, replica)
+end
+
+local function expire(now)
+  for _, replica in ipairs(redis_call('ZRANGEBYSCORE', key('expiry'), '-inf', '(' .. text(now))) do
+    forget_replica(replica)
+  end
+  local idle = redis_call('ZRANGEBYSCORE', key('idle'), '-inf', state.virtual)
+  remove_all(key('idle'), idle)
+  for _, client in ipairs(idle) do
+    redis_call('HDEL', key('shares'), client)
+    shares[client] = nil
+  end
+  if state.virtual > ROLLOVER and redis_call('EXISTS', key('lines')) == 0 then
+    state.virtual = 0
+    redis_call('DEL', key('shares'), key('idle'))
+    shares = {}
+  end
+end
+
+local function advance(tag, virtual, cost)
+  local start = max(tag, virtual - LAG * cost)
+  return start + cost, max(virtual, start)
+end
+
+local function retag(client, share)
+  keep_share(client, share)
+  local names = needs_of(client)
+  for _, need in ipairs(names) do
+    redis_call('ZADD', key('clients', need), share.tag, client)
+  end
+  if #names == 0 then
+    redis_call('ZADD', key('idle'), share.tag, client)
+  end
+end
+
+local function serve(replica, client, need)
+  local share = share_of(client)
+  share.tag, state.virtual = advance(share.tag, state.virtual, cost_of(share))
+  local field = place_field(replica, client, need)
+  local waiting, stamp = waiting_of(field)
+  if waiting > 1 then
+    remove_row(replica, client, need, stamp)
+    add_row(replica, client, need, field, waiting - 1)
+    group_add(need, 'waiting', -1)
+  else
+    drop_place(replica, client, need)
+  end
+  retag(client, share)
+end
+
+local function refund(client)
+  local share = share_of(client)
+  if share then
+    share.tag = share.tag - cost_of(share)
+    retag(client, share)
+  end
+end
+
+-- Heaps ------------------------------------------------------------------------------------------------------------
+
+local function push(heap, entry, before)
+  local at = #heap + 1
+  heap[at] = entry
+  while at > 1 do
+    local parent = floor(at / 2)
+    if not before(heap[at], heap[parent]) then
+      return
+    end
+    heap[at], heap[parent] = heap[parent], heap[at]
+    at = parent
+  end
+end
+
+local function pop(heap, before)
+  local top, last = heap[1], #heap
+  heap[1] = heap[last]
+  heap[last] = nil
+  local at = 1
+  while true do
+    local least, left = at, 2 * at
+    for child = left, left + 1 do
+      if child < last and before(heap[child], heap[least]) then
+        least = child
+      end
+    end
+    if least == at then
+      return top
+    end
+    heap[at], heap[least] = heap[least], heap[at]
+    at = least
+  end
+end
+
+-- Rehearsal: the same queueing played forward without changing the line -----------------------------------------------
+
+local rehearsal = { tags = {}, groups = {} }
+
+-- Entries are {tag, client}.
+local function earlier(one, other)
+  if one[1] ~= other[1] then
+    return one[1] < other[1]
+  end
+  return one[2] < other[2]
+end
+
+local function rows_of(need, client)
+  local prefix, rows = row_prefix(need, client), {}
+  for index, member in ipairs(beginning(key('rows'), prefix, '!', ROWS)) do
+    local replica = string.sub(member, #prefix + 18)
+    rows[index] = { replica, (waiting_of(place_field(replica, client, need))) }
+  end
+  return rows
+end
+
+local function still_waits(played, client)
+  local rows = played.rows[client]
+  return not rows or rows.first <= #rows
+end
+
+local function head(played)
+  local client, tag = played.walk()
+  played.head = client and { tag, client } or nil
+end
+
+local function played_of(need)
+  local played = rehearsal.groups[need]
+  if not played then
+    played = { walk = walk(key('clients', need)), served = {}, rows = {} }
+    head(played)
+    rehearsal.groups[need] = played
+  end
+  return played
+end
+
+-- {tag, client} of whose turn it is among those of a need, or nil.
+local function first_in(need)
+  local played = played_of(need)
+  local tags, served = rehearsal.tags, played.served
+  while played.head and tags[played.head[2]] do
+    local client = played.head[2]
+    if still_waits(played, client) then
+      push(served, { tags[client], client }, earlier)
+    end
+    head(played)
+  end
+  while served[1] do
+    local client = served[1][2]
+    if served[1][1] == tags[client] and still_waits(played, client) then
+      break
+    end
+    pop(served, earlier)
+    if still_waits(played, client) then
+      push(served, { tags[client], client }, earlier)
+    end
+  end
+  if played.head and not (served[1] and earlier(served[1], played.head)) then
+    return played.head
+  end
+  return served[1]
+end
+
+-- Play one request of that client served; returns the replica whose it is.
+local function rehearse(need, client)
+  local share = share_of(client)
+  local tag
+  tag, rehearsal.virtual = advance(rehearsal.tags[client] or share.tag, rehearsal.virtual, cost_of(share))
+  rehearsal.tags[client] = tag
+  local played = rehearsal.groups[need]
+  local rows = played.rows[client]
+  if not rows then
+    rows = rows_of(need, client)
+    rows.first = 1
+    played.rows[client] = rows
+  end
+  local row = rows[rows.first]
+  rows.first = rows.first + 1
+  if row[2] > 1 then
+    rows[#rows + 1] = { row[1], row[2] - 1 }
+  end
+  return row[1]
+end
+
+-- Forecast ---------------------------------------------------------------------------------------------------------
+
+local forecast = { turns = {}, first = {}, dealt = 0 }
+local play = { taken = {}, opened = {}, events = {}, numbers = 0, by_limit = {} }
+
+-- Events are {instant, quota, limit, opens (0 or 1), number, source}.
+local function sooner(one, other)
+  for index = 1, 5 do
+    if one[index] ~= other[index] then
+      return one[index] < other[index]
+    end
+  end
+  return false
+end
+
+local function taken_in_play(quota, limit)
+  local taken = play.taken[quota .. '@' .. limit]
+  if taken == nil then
+    return bucket_of(limit, quota).taken
+  end
+  return taken
+end
+
+local function add_in_play(quota, limit, tokens)
+  play.taken[quota .. '@' .. limit] = taken_in_play(quota, limit) + tokens
+end
+
+local function comes_back(instant, quota, need)
+  local view = view_of(need.terms)
+  for _, limit in ipairs(need.limits) do
+    local returns = instant + state.trip + view.by_id[limit].window
+    push(play.events, { returns, quota, limit, 0, play.numbers }, sooner)
+  end
+  play.numbers = play.numbers + 1
+end
+
+local function expected(granted, now)
+  if granted + state.trip > now then
+    return granted + state.trip
+  end
+  return now + state.trip
+end
+
+-- When tokens of a limit are expected at hand again, soonest first.
+local function returns_of(limit, now, window)
+  local cooling, in_use = walk(key('cooling', limit)), nil
+  return function()
+    if not in_use then
+      local member, instant = cooling()
+      if member then
+        return max(instant, now), quota_of(member)
+      end
+      in_use = walk(key('in_use', limit))
+    end
+    local member, granted = in_use()
+    if member then
+      return max(granted + state.trip, now) + window, quota_of(member)
+    end
+  end
+end
+
+local function openings_of(limit, now)
+  local parked = walk(key('parked', limit))
+  return function()
+    while true do
+      local quota, instant = parked()
+      if not quota then
+        return nil
+      end
+      if not bucket_of(limit, quota).probing then
+        return max(instant, now), quota
+      end
+    end
+  end
+end
+
+local function probed_of(limit, now)
+  local probing = walk(key('probing', limit))
+  return function()
+    local quota, granted = probing()
+    if quota then
+      return max(expected(granted, now), bucket_of(limit, quota).parked or 0), quota
+    end
+  end
+end
+
+local function read_calendars(now)
+  local limits = {}
+  for limit in pairs(play.by_limit) do
+    limits[#limits + 1] = limit
+  end
+  table.sort(limits)
+  for _, limit in ipairs(limits) do
+    local window = view_of(play.by_limit[limit][1].terms).by_id[limit].window
+    local sources = { returns_of(limit, now, window), openings_of(limit, now), probed_of(limit, now) }
+    for number, source in ipairs(sources) do
+      local instant, quota = source()
+      if instant then
+        push(play.events, { instant, quota, limit, number > 1 and 1 or 0, number - 4, source }, sooner)
+      end
+    end
+  end
+end
+
+local function could_serve(quota, need)
+  local view = view_of(need.terms)
+  if (need.pinned and need.pinned ~= quota) or not serves(view, quota) then
+    return false
+  end
+  for _, limit in ipairs(need.limits) do
+    if taken_in_play(quota, limit) >= view.by_id[limit].requests then
+      return false
+    end
+    if not play.opened[quota .. '@' .. limit] and closed(limit, quota) then
+      return false
+    end
+  end
+  return true
+end
+
+local function choose_in_play(quota, limit)
+  local chosen, first
+  for _, need in ipairs(play.by_limit[limit]) do
+    if could_serve(quota, need) then
+      local candidate = first_in(need.name)
+      if candidate and (not first or earlier(candidate, first)) then
+        chosen, first = need, candidate
+      end
+    end
+  end
+  if chosen then
+    return chosen, first[2]
+  end
+end
+
+local function deal_in_play(instant, quota, need, client)
+  local replica = rehearse(need.name, client)
+  for _, limit in ipairs(need.limits) do
+    add_in_play(quota, limit, 1)
+  end
+  comes_back(instant, quota, need)
+  local field = place_field(replica, client, need.name)
+  local turns = forecast.turns[field]
+  if not turns then
+    turns = {}
+    forecast.turns[field] = turns
+  end
+  turns[#turns + 1] = instant
+  forecast.first[replica] = forecast.first[replica] or instant
+  forecast.dealt = forecast.dealt + 1
+end
+
+local function apply(event)
+  local quota, limit = event[2], event[3]
+  if event[4] == 1 then
+    play.opened[quota .. '@' .. limit] = true
+  else
+    add_in_play(quota, limit, -1)
+  end
+  while forecast.dealt < HORIZON do
+    local need, client = choose_in_play(quota, limit)
+    if not need then
+      return
+    end
+    deal_in_play(event[1], quota, need, client)
+  end
+end
+
+local function foretell(now, names, lent)
+  for _, name in ipairs(names) do
+    local need = need_of(name)
+    for _, limit in ipairs(need.limits) do
+      play.by_limit[limit] = play.by_limit[limit] or {}
+      table.insert(play.by_limit[limit], need)
+    end
+  end
+  for _, loan in ipairs(lent) do
+    comes_back(now, loan[1], loan[2])
+  end
+  read_calendars(now)
+  for _ = 1, EVENTS do
+    if not play.events[1] or forecast.dealt >= HORIZON then
+      return
+    end
+    local event = pop(play.events, sooner)
+    if event[6] then
+      local instant, quota = event[6]()
+      if instant then
+        push(play.events, { instant, quota, event[3], event[4], event[5], event[6] }, sooner)
+      end
+    end
+    apply(event)
+  end
+end
+
+local function samples(from, till)
+  local positions, step = {}, floor((till - from + SAMPLES - 1) / SAMPLES)
+  for position = from, till - 2, step do
+    positions[#positions + 1] = position
+  end
+  positions[#positions + 1] = till - 1
+  return positions
+end
+
+-- For each limit of a place: {limit, weight of all who wait under it, requests of others that wait}.
+local function ahead_of(place, need, own_left, names)
+  local share, rows = share_of(place.client), 0
+  for _, name in ipairs(needs_of(place.client)) do
+    local prefix = row_prefix(name, place.client)
+    rows = rows + redis_call('ZLEXCOUNT', key('rows'), '[' .. prefix, '(' .. string.sub(prefix, 1, -2) .. '!')
+  end
+  local ahead = {}
+  for index, limit in ipairs(need.limits) do
+    local weight, waiting = 0, 0
+    for _, name in ipairs(names) do
+      if contains(need_of(name).limits, limit) then
+        local group_waiting, group_weight = group_of(name)
+        weight = weight + group_weight
+        waiting = waiting + group_waiting
+      end
+    end
+    ahead[index] = { limit, max(weight, share.weight) * rows, max(0, waiting - forecast.dealt - own_left) }
+  end
+  return ahead
+end
+
+-- The turns of one place as delays: the first ones, and {position, delay} of some beyond, flat.
+local function turns_of(place, now, names)
+  local need, soon, later = need_of(place.need), {}, {}
+  for index, instant in ipairs(forecast.turns[place.field] or {}) do
+    soon[index] = instant - now
+  end
+  local waiting = waiting_of(place.field)
+  if forecast.dealt == 0 or waiting <= #soon or #need.limits == 0 then
+    return soon, later
+  end
+  local view, own = view_of(need.terms), share_of(place.client).weight
+  local ahead = ahead_of(place, need, waiting - #soon, names)
+  local latest = soon[#soon] or 0
+  for _, position in ipairs(samples(#soon, waiting)) do
+    local beyond = position - #soon
+    for _, row in ipairs(ahead) do
+      local before = min(row[3], floor((beyond + 1) * (row[2] - own) / own))
+      latest = max(latest, nth_return(view, row[1], forecast.dealt + beyond + before, now) - now)
+    end
+    later[#later + 1] = position
+    later[#later + 1] = latest
+  end
+  return soon, later
+end
+
+-- Ledger -----------------------------------------------------------------------------------------------------------
+
+local replica = call.replica
+
+local function clock()
+  local time
+  if call.now then
+    time = call.now
+  else
+    local told = redis_call('TIME')
+    time = told[1] * SECOND + told[2]
+  end
+  if call.jumped > 0 and call.era == state.era then
+    state.shift = state.shift - call.jumped
+    state.now = state.now - call.jumped
+  end
+  local now = time + state.shift
+  if now < state.now then
+    state.shift = state.shift + state.now - now
+    now = state.now
+  end
+  state.now = now
+  return now
+end
+
+-- The life of this server process; a server that does not tell has one for ever.
+local function run_id()
+  if call.run then
+    return call.run
+  end
+  local info = redis_call('INFO', 'server')
+  return string.match(info, 'run_id:(%w+)') or ''
+end
+
+local function suspect(now, run)
+  local suspicious = call.era == state.era and (call.tick > state.tick or call.jumped > 0)
+  if state.era ~= '' and run == state.run and not suspicious then
+    return
+  end
+  state.run = run
+  state.tick = max(state.tick, now)
+  state.leases = max(state.leases, now)
+  state.era = text(now) .. '-' .. string.sub(run, 1, 8)
+  state.awaited = max(redis_call('ZCARD', key('words')), call.era ~= '' and call.replicas or 0)
+  state.hold = now + HOLD
+  chill()
+end
+
+-- Members are `serial|era|lease,…`.
+local function member_of(name)
+  local stored = redis_call('HGET', key('members'), name)
+  if stored then
+    local serial, era, granted = string.match(stored, '^(%d+)|([^|]*)|(.*)$')
+    return { serial = tonumber(serial), era = era, granted = split(granted, ',') }
+  end
+end
+
+local function keep_member(granted)
+  redis_call('HSET', key('members'), replica, text(call.serial) .. '|' .. state.era .. '|' .. table.concat(granted, ','))
+end
+
+local function asks_of(member)
+  local asks = {}
+  if member and call.serial <= member.serial then
+    return { 'nothing' }
+  end
+  if not call.spelled and not view_of(call.terms) then
+    asks[1] = 'terms'
+  end
+  if call.era ~= '' and call.era ~= state.era and not call.held then
+    asks[#asks + 1] = 'held'
+  end
+  return asks
+end
+
+local function use_terms(now)
+  if call.spelled and not view_of(call.terms) then
+    learn(call.spelled)
+  end
+  redis_call('ZADD', key('terms_used'), now, call.terms)
+  for _, name in ipairs(redis_call('ZRANGEBYSCORE', key('terms_used'), '-inf', '(' .. text(now - KEEP))) do
+    redis_call('ZREM', key('terms_used'), name)
+    unlearn(name)
+  end
+end
+
+local function give_back(now, lease)
+  local out = settle(now, { 'u', lease })
+  if out then
+    refund(out.client)
+  end
+end
+
+local function hear(now, member)
+  if not member or member.era ~= state.era then
+    state.awaited = state.awaited - 1
+  end
+  if member and call.heard ~= member.serial then
+    for _, lease in ipairs(member.granted) do
+      give_back(now, lease)
+    end
+  end
+  redis_call('ZADD', key('words'), now, replica)
+  if call.held then
+    restore(now, replica, call.held)
+  end
+  while true do
+    local gone, word = first_of(key('words'))
+    if word + state.bound > now then
+      return
+    end
+    redis_call('ZREM', key('words'), gone)
+    lapse(gone, word)
+    forget_replica(gone)
+    redis_call('HDEL', key('members'), gone)
+  end
+end
+
+local function choose(names)
+  local chosen, first, from
+  for _, name in ipairs(names) do
+    local quota = best(need_of(name))
+    local candidate = quota and first_in(name)
+    if candidate and (not first or earlier(candidate, first)) then
+      chosen, first, from = name, candidate, quota
+    end
+  end
+  if chosen then
+    return chosen, first[2], from
+  end
+end
+
+-- Returns grants {lease, client, need, quota, probe}, loans {quota, need, replica}, and until when it was broken off.
+local function deal(now, names)
+  local grants, lent = {}, {}
+  if state.awaited > 0 and now < state.hold then
+    return grants, lent, state.hold
+  end
+  while true do
+    local name, client, quota = choose(names)
+    if not name then
+      return grants, lent, nil
+    end
+    if #grants + #lent == DEAL then
+      return grants, lent, now
+    end
+    local need = need_of(name)
+    local owner = rehearse(name, client)
+    if owner == replica then
+      state.leases = state.leases + 1
+      local lease = text(state.leases)
+      local probe = take(lease, need, quota, now, replica, client)
+      grants[#grants + 1] = { lease, client, name, quota, probe }
+    else
+      lend(quota, need.limits, 1)
+      lent[#lent + 1] = { quota, need, owner }
+    end
+  end
+end
+
+local function again_of(now, waits, stopped, left)
+  if not waits then
+    if #beginning(key('held'), replica .. ' ', '!', 1) > 0 then
+      return PULSE
+    end
+    return nil
+  end
+  local first = stopped or forecast.first[replica] or now + PULSE
+  local again = left and MILLISECOND or max(MILLISECOND, min(first - now, PULSE))
+  expect(replica, now + again, now + again + USE_GRACE)
+  return again
+end
+
+local function wake_early()
+  local names = {}
+  for name in pairs(forecast.first) do
+    names[#names + 1] = name
+  end
+  table.sort(names)
+  local woken = {}
+  for _, name in ipairs(names) do
+    local first = forecast.first[name]
+    local due = tonumber(redis_call('HGET', key('due'), name) or nil)
+    if name ~= replica and due and first + WAKE_MARGIN < due then
+      woken[#woken + 1] = name
+      expect(name, first, first + USE_GRACE)
+      redis_call('PUBLISH', base .. ':wake:' .. name, '')
+    end
+  end
+  return woken
+end
+
+-- Put off the day on which what nobody asks about any more is gone.
+local function renew(now)
+  if now < state.kept + RENEW and now >= state.kept then
+    return
+  end
+  state.kept = now
+  local names = {
+    'state', 'terms', 'terms_used', 'limits', 'rankings', 'used', 'leases', 'held', 'words', 'members', 'shares',
+    'needs', 'lines', 'groups', 'rows', 'waiting', 'places', 'idle', 'expiry', 'due',
+  }
+  local longest = 0
+  for _, name in ipairs(redis_call('HKEYS', key('terms'))) do
+    names[#names + 1] = 'quotas:' .. name
+    for _, limit in ipairs(view_of(name).limits) do
+      longest = max(longest, limit.window)
+    end
+  end
+  for _, ranking in ipairs(all_rankings()) do
+    names[#names + 1] = 'ranking:' .. ranking.name
+  end
+  for _, need in ipairs(redis_call('ZRANGE', key('lines'), 0, -1)) do
+    names[#names + 1] = 'clients:' .. need
+  end
+  for _, limit in ipairs(all_limits()) do
+    for _, part in ipairs({ 'taken', 'cooling', 'in_use', 'parked', 'probing', 'warm' }) do
+      names[#names + 1] = part .. ':' .. limit
+    end
+  end
+  local seconds = EXPIRE + 2 * floor(longest / SECOND)
+  for _, name in ipairs(names) do
+    redis_call('EXPIRE', key(name), seconds)
+  end
+end
+
+local function exchange()
+  local now = clock()
+  suspect(now, run_id())
+  local member = member_of(replica)
+  local asks = asks_of(member)
+  if #asks > 0 then
+    save()
+    return { state.era, state.tick, now, asks }
+  end
+  state.tick = state.tick + 1
+  expire(now)
+  use_terms(now)
+  hear(now, member)
+  local view = view_of(call.terms)
+  for _, settlement in ipairs(call.settlements) do
+    if settlement[1] == 'u' then
+      give_back(now, settlement[2])
+    else
+      settle(now, settlement, view)
+    end
+  end
+  local left = mature(now)
+  remember(replica, call.demands, view)
+
+  rehearsal.virtual = state.virtual
+  local names = redis_call('ZRANGE', key('lines'), 0, -1)
+  local grants, lent, stopped = deal(now, names)
+  local waits = false
+  for _, name in ipairs(names) do
+    waits = waits or first_in(name) ~= nil
+  end
+  if not stopped and waits then
+    foretell(now, names, lent)
+  end
+  for _, loan in ipairs(lent) do
+    lend(loan[1], loan[2].limits, -1)
+    forecast.first[loan[3]] = now
+  end
+  local numbers = {}
+  for index, demand in ipairs(call.demands) do
+    numbers[place_field(replica, demand[1], demand.need)] = index - 1
+  end
+  local granted, leases = {}, {}
+  for index, grant in ipairs(grants) do
+    local lease, client, need = grant[1], grant[2], grant[3]
+    serve(replica, client, need)
+    leases[index] = lease
+    granted[index] = { lease, numbers[place_field(replica, client, need)], grant[4], grant[5] and 1 or 0 }
+  end
+  keep_member(leases)
+
+  local told = {}
+  local still = redis_call('ZRANGE', key('lines'), 0, -1)
+  for index, place in ipairs(places_of(replica)) do
+    local soon, later
+    if stopped then
+      soon, later = {}, { (waiting_of(place.field)) - 1, stopped - now }
+    else
+      soon, later = turns_of(place, now, still)
+    end
+    told[index] = { numbers[place.field], soon, later }
+  end
+  local budgets = {}
+  for index, limit in ipairs(view.limits) do
+    local hand = at_hand(view, limit.id)
+    budgets[index] = { size_of(view, limit.id), hand, nth_return(view, limit.id, hand, now) - now }
+  end
+  local again = again_of(now, #told > 0, stopped, left)
+  local woken = wake_early()
+  local others = {}
+  table.sort(foreign_order)
+  for index, quota in ipairs(foreign_order) do
+    others[index] = { quota, foreign[quota] }
+  end
+  renew(now)
+  save()
+  return {
+    state.era, state.tick, now, asks, granted, told, budgets, again or -1, woken, redis_call('ZCARD', key('words')),
+    others,
+  }
+end
+
+return exchange()
