@@ -29,7 +29,7 @@ UNTESTED = {
 }
 """Modules that need no test file of their own, each with its reason. An `__init__.py` only says what is inside."""
 
-IMPORTED_AS = {"prometheus-client": "prometheus_client", "pyyaml": "yaml"}
+IMPORTED_AS = {"prometheus-client": "prometheus_client", "pyjwt": "jwt", "pyyaml": "yaml"}
 """Distributions whose module has another name."""
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.config.fields import is_name, is_visible
+from proxy.config.issuers import check_issuers
 from proxy.config.problems import did_you_mean, path_of
 from proxy.config.sources import VARIABLE, KeyFiles, unreadable, why_unreadable
 from proxy.config.tree import Node
@@ -70,7 +71,9 @@ def _open_network_is_meant(subject: Subject) -> Iterator[Problem]:
 
 def _files_can_be_read(subject: Subject) -> Iterator[Problem]:
     tls = subject.root["tls"]
-    for node in (tls["cert"], tls["key"], tls["client_ca"], subject.root["upstream"]["ca"]):
+    jwts = [client["jwt"] for client in subject.root["clients"].items()]
+    trusted = [jwt[name] for jwt in jwts for name in ("jwks_file", "ca", "bearer_file")]
+    for node in (tls["cert"], tls["key"], tls["client_ca"], subject.root["upstream"]["ca"], *trusted):
         path = node.path(subject.base)
         reason = why_unreadable(path) if path else None
         if reason:
@@ -190,6 +193,19 @@ def _clients_have_credentials(subject: Subject) -> Iterator[Problem]:
             )
 
 
+def _certificates_differ(subject: Subject) -> Iterator[Problem]:
+    nodes = [client["certificate"]["san"] for client in subject.root["clients"].items()]
+    yield from _repeated(nodes, "another client has this name in its certificate: give each its own")
+    tls = subject.root["tls"]
+    optional = tls["client_certificate"]
+    if optional.text == "optional" and not tls["client_ca"].given:
+        yield optional.problem("nobody verifies certificates: write `tls.client_ca`, or take this out")
+
+
+def _issuers_agree(subject: Subject) -> Iterator[Problem]:
+    yield from check_issuers(subject.root)
+
+
 def _callers_have_pools(subject: Subject) -> Iterator[Problem]:
     names = [name for name, _ in subject.root["pools"].entries()]
     callers = list(subject.root["clients"].items())
@@ -228,5 +244,7 @@ _CHECKS: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _callers_differ,
     _clients_have_credentials,
     _tokens_differ,
+    _certificates_differ,
+    _issuers_agree,
     _callers_have_pools,
 )

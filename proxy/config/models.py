@@ -30,6 +30,24 @@ from proxy.config.fields import (
     is_proxy_own,
     written,
 )
+from proxy.config.issuers import parse_keys_url
+from proxy.config.units import format_duration
+from proxy.core.model import SECOND, Micros
+
+
+def _one_to(longest: Micros) -> AfterValidator:
+    def check(value: Micros) -> Micros:
+        if value > longest:
+            raise ValueError(f"write a duration up to {format_duration(longest)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _some(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("write at least one, or leave this out for all")
+    return values
 
 
 def _settable(name: str) -> str:
@@ -47,6 +65,9 @@ def _sendable(value: str) -> str:
 HeaderToSet = Annotated[HeaderName, AfterValidator(_settable)]
 HeaderValue = Annotated[str, AfterValidator(_sendable)]
 Requests = Annotated[int, Field(ge=1, le=100_000), Number]
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+KeysUrl = Annotated[str, AfterValidator(parse_keys_url)]
+Leeway = Annotated[Duration, _one_to(300 * SECOND)]
 
 
 class TlsSettings(Settings):
@@ -58,6 +79,8 @@ class TlsSettings(Settings):
     """The certificate's private key, a PEM file."""
     client_ca: FilePath | None = None
     """Certificates of callers must be signed by this authority, a PEM file (mutual TLS)."""
+    client_certificate: Literal["required", "optional"] = "required"
+    """With `client_ca`: whether callers that are known otherwise may connect without a certificate."""
 
 
 class UpstreamSettings(Settings):
@@ -181,7 +204,19 @@ class JwtSettings(Settings):
     audience: Annotated[str, Field(min_length=1)]
     """One of the token's `aud`."""
     subject: Annotated[str, Field(min_length=1)]
-    """The token's `sub`."""
+    """The token's `sub`; `*` stands for one or more characters other than a colon."""
+    jwks_url: KeysUrl | None = None
+    """Where the issuer's public keys are; by default its discovery document says."""
+    jwks_file: FilePath | None = None
+    """A file with the issuer's public keys, in place of a URL."""
+    ca: FilePath | None = None
+    """Authorities to trust in place of the system's when the keys are fetched, a PEM file."""
+    bearer_file: FilePath | None = None
+    """A file with a token to show when the keys are fetched, such as the pod's own service account token."""
+    algorithms: Annotated[tuple[Algorithm, ...], AfterValidator(_some)] | None = None
+    """The signatures that are accepted; by default all of RS, PS, ES and EdDSA."""
+    leeway: Leeway | None = None
+    """By how much the issuer's clock may differ from ours, up to 5m; 30s by default."""
 
 
 class CallerSettings(Settings):

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import PrivateAttr
 
+from proxy.config.issuers import merged
 from proxy.config.models import CallerSettings, ClientSettings, Document, KeySettings, PoolSettings, RateSettings
-from proxy.core.model import Client, Key, Limit, Micros, Pool, Secret
+from proxy.core.model import ALGORITHMS, SECOND, Client, Issuer, Jwt, Key, Limit, Micros, Pool, Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,16 @@ class Config(Document):
 
     def client_models(self) -> tuple[Client, ...]:
         """The clients, each with the digests of its tokens."""
-        return tuple(_client(settings, _digests(settings)) for settings in self.clients)
+        issuers = self._issuers()
+        return tuple(
+            replace(_client(settings, _digests(settings)), **_proofs(settings, issuers)) for settings in self.clients
+        )
+
+    def _issuers(self) -> Mapping[str, Issuer]:
+        said: dict[str, dict[str, Any]] = {}
+        for jwt in (client.jwt for client in self.clients if client.jwt):
+            said[jwt.issuer] = merged(said.get(jwt.issuer), dict(jwt))
+        return {name: _issuer(name, settings) for name, settings in said.items()}
 
     def anonymous_client(self) -> Client | None:
         """Who callers without a credential are; `None` when authentication is required."""
@@ -65,7 +76,8 @@ class Config(Document):
         yield from self._files.secrets
         yield from self._files.listed
         tls = (self.tls.cert, self.tls.key, self.tls.client_ca) if self.tls else ()
-        yield from (path for path in (*tls, self.upstream.ca) if path)
+        keys = (client.jwt.jwks_file for client in self.clients if client.jwt)
+        yield from (path for path in (*tls, self.upstream.ca, *keys) if path)
 
     def _pool(self, name: str, settings: PoolSettings) -> Pool:
         limits = _limits(settings)
@@ -108,6 +120,26 @@ def _client(caller: CallerSettings, digests: tuple[str, ...]) -> Client:
         pin=caller.pin,
         digests=digests,
     )
+
+
+def _issuer(name: str, settings: Mapping[str, Any]) -> Issuer:
+    files = {key: str(settings[key]) for key in ("jwks_file", "ca", "bearer_file") if key in settings}
+    return Issuer(
+        name,
+        jwks_url=settings.get("jwks_url"),
+        algorithms=settings.get("algorithms", ALGORITHMS),
+        leeway=settings.get("leeway", 30 * SECOND),
+        **files,
+    )
+
+
+def _proofs(client: ClientSettings, issuers: Mapping[str, Issuer]) -> dict[str, Any]:
+    """What proves that a caller is the client, beside its tokens."""
+    jwt = client.jwt
+    return {
+        "san": client.certificate.san if client.certificate else None,
+        "jwt": Jwt(issuers[jwt.issuer], jwt.audience, jwt.subject) if jwt else None,
+    }
 
 
 def _rate(settings: RateSettings | None) -> tuple[int, Micros] | None:

@@ -50,7 +50,10 @@ class Found(Generic[Owner]):
 
 
 def take_off(fields: Fields, target: bytes, places: Places, owner_of: Callable[[bytes], Owner | None]) -> Found[Owner]:
-    """Find a request's credentials and take them off; `owner_of` says whose a bearer token is."""
+    """Find a request's credentials and take them off; `owner_of` says whose a bearer token is.
+
+    An owner that is false stands for a token of ours that lets nobody in: it is taken off too, and the next counts.
+    """
     bearer: Owner | None = None
     header: bytes | None = None
     taken: list[int] = []

@@ -159,12 +159,19 @@ class NoKey(Refusal):
 
 
 class StoreLost(Refusal):
-    """The store does not answer and `store.on_loss` is `refuse`."""
+    """The store does not answer, and callers hear of it when `store.on_loss` is `refuse`.
+
+    `cause` is one line for the operator: what went wrong and what to do, without secrets. Callers never see it.
+    """
 
     status = 503
     name = "storeUnavailable"
     reason = "store_lost"
     proxy_error = "proxy_internal_error"
+
+    def __init__(self, message: str, *, cause: str = "", retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.cause = cause or message
 
 
 class ShuttingDown(Refusal):

@@ -131,6 +131,38 @@ class Pool:
         return not any(limit.match for limit in self.limits)
 
 
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""The signatures that a JSON Web Token may have: by public keys only, so that nobody who can verify can sign."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Who signs JSON Web Tokens, and where its public keys (a JWKS, RFC 7517) are.
+
+    They are in `jwks_file`, else at `jwks_url`, else where the issuer's discovery document says. `ca` is a PEM file of
+    the authorities to trust in place of the system's, `bearer_file` holds a token to show when asking.
+    """
+
+    name: str
+    """The token's `iss`."""
+    jwks_file: str | None = None
+    jwks_url: str | None = None
+    ca: str | None = None
+    bearer_file: str | None = None
+    algorithms: tuple[str, ...] = ALGORITHMS
+    leeway: Micros = 30 * SECOND
+    """By how much the issuer's clock and ours may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jwt:
+    """The JSON Web Tokens of a client. In `subject`, `*` stands within one of the parts between colons."""
+
+    issuer: Issuer
+    audience: str
+    subject: str
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
     """A caller and what it may do."""
@@ -144,6 +176,9 @@ class Client:
     allow: tuple[Rule, ...] | None = None
     pin: bool = False
     digests: tuple[str, ...] = field(default=(), repr=False)
+    san: str | None = None
+    """A subject alternative name of its certificate."""
+    jwt: Jwt | None = None
 
     def may(self, method: str, path: str | None) -> bool:
         """Whether its allow list lets this through; what cannot be normalised matches no list."""

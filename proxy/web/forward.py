@@ -1,6 +1,7 @@
 """The way of a request through this proxy: read, judged, handed to the gateway, its answer relayed."""
 
 import logging
+from asyncio import Transport
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -11,7 +12,15 @@ from aiohttp import web
 from aiohttp.hdrs import UPGRADE, VIA
 from multidict import istr
 
-from proxy.core.errors import Forbidden, LoopDetected, MethodNotAllowed, Refusal, ShuttingDown, UpstreamError
+from proxy.core.errors import (
+    Forbidden,
+    LoopDetected,
+    MethodNotAllowed,
+    Refusal,
+    ShuttingDown,
+    Unauthenticated,
+    UpstreamError,
+)
 from proxy.core.events import Journal, Observer
 from proxy.core.headers import passed, prefer_wait, priority_urgency, sane_request_id, to_upstream, values
 from proxy.core.http import Answer, Fields, Request
@@ -52,12 +61,18 @@ class Admission(Protocol):
 class Access(Protocol):
     """Who may come in."""
 
-    def admit(self, fields: Fields, target: bytes) -> Admission:
-        """Know the caller, and take its credential off.
+    def admit(self, fields: Fields, target: bytes, peer: Transport | None) -> Admission:
+        """Know the caller by its credential or by its connection, and take the credential off.
 
         Raises:
             Unauthenticated: no credential, or an unknown one.
         """
+
+    async def learn(self, refusal: Unauthenticated) -> bool:
+        """Whether a refused request is worth a second look, once more is known of what it carries."""
+
+    async def slow(self, refusal: Unauthenticated, peer: Transport | None) -> bool:
+        """Take note of a failed attempt; returns when it may be answered, and whether its connection may go on."""
 
     async def accept(self, client: Client) -> None:
         """Count a request of a client.
@@ -122,7 +137,10 @@ class Forward:
             self._observer.observe(journal)
 
     async def _forward(self, incoming: web.BaseRequest, journal: Journal) -> web.StreamResponse:
-        request = self._read(incoming, journal)
+        try:
+            request = self._read(incoming, journal)
+        except Unauthenticated as refusal:
+            request = await self._look_again(incoming, journal, refusal)
         await self._access.accept(request.client)
         try:
             async with self._gateway.handle(request, journal) as answer:
@@ -153,7 +171,7 @@ class Forward:
         journal.path = target.partition(b"?")[0].decode("ascii", "backslashreplace")
         if VIA in present and passed(fields, _PROXY) >= _MOST_TIMES:
             raise LoopDetected("This request comes round again and again: `upstream.url` leads back here.")
-        admission = self._access.admit(fields, target)
+        admission = self._access.admit(fields, target, incoming.transport)
         client = admission.client
         journal.client = client.name
         journal.pool = client.pool
@@ -173,6 +191,21 @@ class Forward:
             wait=self._wait(fields) if _PREFER in present else self._wait(()),
             pinned=_pinned(fields) if _KEY in present else None,
         )
+
+    async def _look_again(self, incoming: web.BaseRequest, journal: Journal, refusal: Unauthenticated) -> Request:
+        """The request of a caller that is known after all.
+
+        Raises:
+            Unauthenticated: it is not; from where there are many of them that may take a while.
+        """
+        if await self._access.learn(refusal):
+            try:
+                return self._read(incoming, journal)
+            except Unauthenticated as again:
+                refusal = again
+        if not await self._access.slow(refusal, incoming.transport):
+            refusal.close = True  # type: ignore[misc]  # one too many is still a 401
+        raise refusal
 
     def _target(self, incoming: web.BaseRequest) -> bytes:
         if incoming.method in _NOT_FORWARDED:

@@ -158,7 +158,8 @@ def test_other_credentials_than_tokens_are_credentials(tmp_path: Path) -> None:
     """A certificate needs who verifies it."""
     for name in ("ca", "cert", "key"):
         (tmp_path / name).write_text("PEM")
-    clients = "clients: [{name: a, jwt: {issuer: i, audience: a, subject: s}}, {name: b, certificate: {san: x}}]"
+    jwt = "{issuer: 'https://i', audience: a, subject: s}"
+    clients = f"clients: [{{name: a, jwt: {jwt}}}, {{name: b, certificate: {{san: x}}}}]"
     assert set(problems(tmp_path, clients)) == {"clients[1].certificate"}
     loaded(tmp_path, f"{clients}\ntls: {{cert: cert, key: key, client_ca: ca}}")
 
@@ -216,3 +217,20 @@ def test_another_key_header_can_be_set(tmp_path: Path) -> None:
 def test_nothing_in_the_wrong_place_is_in_the_way(tmp_path: Path, text: str) -> None:
     """Checks skip what is not of the right form; that is reported."""
     assert problems(tmp_path, text)
+
+
+def test_names_in_certificates_differ(tmp_path: Path) -> None:
+    """One name is one client's; and somebody has to verify what is shown."""
+    (tmp_path / "pem").write_text("PEM")
+    clients = "clients: [{name: a, certificate: {san: x}}, {name: b, certificate: {san: x}}]"
+    found = problems(tmp_path, f"{clients}\ntls: {{cert: pem, key: pem, client_ca: pem}}")
+    assert set(found) == {"clients[1].certificate.san"}
+    found = problems(tmp_path, "tls: {cert: pem, key: pem, client_certificate: optional}")
+    assert set(found) == {"tls.client_certificate"}
+    loaded(tmp_path, "tls: {cert: pem, key: pem, client_ca: pem, client_certificate: optional}")
+
+
+def test_files_of_an_issuer_can_be_read(tmp_path: Path) -> None:
+    """As all others."""
+    jwt = "{issuer: i, audience: a, subject: s, jwks_file: nowhere}"
+    assert set(problems(tmp_path, f"clients: [{{name: a, jwt: {jwt}}}]")) == {"clients[0].jwt.jwks_file"}

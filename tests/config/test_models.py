@@ -51,7 +51,8 @@ def uncommented() -> str:
 
 def files_for(folder: Path, text: str) -> None:
     """Make every file that a document names, beside it."""
-    for number, name in enumerate(re.findall(r"(?:cert|key|client_ca|ca|secret_file): ([\w./-]+)", text)):
+    names = r"(?:cert|key|client_ca|ca|secret_file|jwks_file|bearer_file): ([\w./-]+)"
+    for number, name in enumerate(re.findall(names, text)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"file-{number}")
     for name in re.findall(r"keys_dir: ([\w./-]+)", text):
@@ -75,7 +76,7 @@ def test_the_example_shows_every_setting(tmp_path: Path) -> None:
     files_for(tmp_path, text)
     (tmp_path / "config.yaml").write_text(text)
     config = load(tmp_path / "config.yaml", ENVIRON)
-    assert [client.name for client in config.client_models()] == ["ci", "portal", "pipeline", "job"]
+    assert [client.name for client in config.client_models()] == ["ci", "portal", "pipeline", "job", "deploy"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from proxy.config import Config, load
-from proxy.core.model import MILLISECOND, SECOND, Client, Key, Limit, Secret
+from proxy.core.model import MILLISECOND, SECOND, Client, Issuer, Jwt, Key, Limit, Secret
 from proxy.core.policy import Rule
 from tests.config.samples import KEYS, loaded
 
@@ -104,6 +104,30 @@ def test_anonymous_callers_have_a_name_and_rights(tmp_path: Path) -> None:
         KEYS | {"SERVICE": "shop"},
     )
     assert config.anonymous_client() == Client("shop", weight=3, rate=(1, SECOND))
+
+
+def test_a_client_of_the_model_has_what_proves_it(tmp_path: Path) -> None:
+    """A name in its certificate, its JSON Web Tokens; what is said of an issuer with one client holds for all."""
+    for name in ("cert", "keys.json"):
+        (tmp_path / name).write_text("PEM")
+    config = loaded(
+        tmp_path,
+        """
+        tls: {cert: cert, key: cert, client_ca: cert}
+        clients:
+          - {name: a, certificate: {san: a.example}}
+          - {name: b, jwt: {issuer: "https://one", audience: x, subject: "s:*", leeway: 5s, algorithms: [ES256]}}
+          - {name: c, jwt: {issuer: "https://one", audience: y, subject: t, jwks_file: keys.json}}
+          - {name: d, jwt: {issuer: "https://two", audience: y, subject: t}}
+        """,
+    )
+    a, b, c, d = config.client_models()
+    one = Issuer("https://one", jwks_file=str(tmp_path / "keys.json"), algorithms=("ES256",), leeway=5 * SECOND)
+    assert (a.san, a.jwt) == ("a.example", None)
+    assert (b.san, b.jwt) == (None, Jwt(one, "x", "s:*"))
+    assert c.jwt == Jwt(one, "y", "t")
+    assert d.jwt == Jwt(Issuer("https://two"), "y", "t")
+    assert tmp_path / "keys.json" in config.watched_files()
 
 
 def test_files_that_are_named_are_watched(tmp_path: Path) -> None:

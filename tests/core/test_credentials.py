@@ -163,3 +163,13 @@ def test_other_fields_stay_in_order(fields: list[tuple[bytes, bytes]]) -> None:
     """Byte for byte."""
     kept = tuple(field for field in fields if field[0].lower() != b"x-api-key")
     assert found(b"/", *fields).fields == kept
+
+
+def test_a_token_of_ours_that_lets_nobody_in_is_taken_off() -> None:
+    """It belongs to this proxy all the same; a bearer token behind it counts, and one of nobody's passes."""
+    owners = {b"5ecret-late": "", b"5ecret-ci": "ci"}
+    late, known, foreign = ((b"Authorization", b"Bearer " + token) for token in (b"5ecret-late", b"5ecret-ci", b"scim"))
+    refused = take_off((late, foreign), b"/", PLACES, owners.get)
+    assert (refused.bearer, refused.fields) == ("", (foreign,))
+    for fields in ((late, known), (known, late)):
+        assert take_off(fields, b"/", PLACES, owners.get).bearer == "ci"

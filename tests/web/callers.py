@@ -58,12 +58,28 @@ class Access:
     required: bool = False
     refusal: Exception | None = None
 
-    def admit(self, fields: Fields, target: bytes) -> Admission:
+    peers: list[asyncio.Transport | None] = field(default_factory=list)
+    slowed: list[Unauthenticated] = field(default_factory=list)
+    teachable: bool = False
+    cut: bool = False
+
+    def admit(self, fields: Fields, target: bytes, peer: asyncio.Transport | None) -> Admission:
         """Take the token off."""
+        self.peers.append(peer)
         rest = tuple(item for item in fields if item != (b"X-Api-Key", b"token"))
         if self.required and rest == fields:
             raise Unauthenticated("No credential. Send a token.")
         return Admission(self.client, rest, target.replace(b"apikey=token&", b""))
+
+    async def learn(self, refusal: Unauthenticated) -> bool:
+        """Learn that everybody is known, if the test says so."""
+        self.required = self.required and not self.teachable
+        return self.teachable
+
+    async def slow(self, refusal: Unauthenticated, peer: asyncio.Transport | None) -> bool:
+        """Remember it."""
+        self.slowed.append(refusal)
+        return not self.cut
 
     async def accept(self, client: Client) -> None:
         """Raise what the test asks for."""

@@ -96,6 +96,35 @@ async def test_an_unknown_caller_is_refused() -> None:
         assert (journal.outcome, journal.reason, journal.code) == ("refused", "unauthenticated", 401)
 
 
+async def test_the_connection_is_shown_to_whoever_judges_it() -> None:
+    """With its address and, over TLS, its certificate."""
+    async with World().running() as world:
+        await world.ask(get())
+        (peer,) = world.access.peers
+        assert peer is not None
+        assert peer.get_extra_info("peername")[0] == "127.0.0.1"
+
+
+async def test_an_unknown_caller_is_answered_when_it_has_been_taken_note_of() -> None:
+    """Perhaps late, and when it is one too many, with the end of the connection."""
+    async with World(access=Access(required=True)).running() as world:
+        assert b"\r\nConnection: close\r\n" in await world.ask(get())
+        assert [refusal.message for refusal in world.access.slowed] == ["No credential. Send a token."]
+    async with World(access=Access(required=True, cut=True)).running() as world:
+        answer = await world.ask(get(close=False))
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert b"\r\nConnection: close\r\n" in answer
+
+
+async def test_a_caller_may_be_known_at_a_second_look() -> None:
+    """When more was learned of what its request carries; nobody is told of a failed attempt then."""
+    async with World(access=Access(required=True, teachable=True)).running() as world:
+        answer = await world.ask(get(b"/", b"Content-Length: 2", method=b"PUT", body=b"hi"))
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert len(world.access.peers) == 2
+        assert world.access.slowed == []
+
+
 @pytest.mark.parametrize(
     ("method", "target", "allowed"),
     [

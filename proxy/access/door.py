@@ -1,0 +1,152 @@
+"""Who is the caller: known by a token's SHA-256, a JSON Web Token, or its connection's certificate.
+
+Law 11: a credential is never kept, shown or compared as such; a request leaves here without any of its caller's.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import field
+from hashlib import sha256
+from hmac import compare_digest
+
+from proxy.access.certificates import by_name, holder
+from proxy.access.claims import Rejected
+from proxy.access.failures import Failures, Peer
+from proxy.access.jwts import Jwts
+from proxy.access.rates import Rates
+from proxy.access.refusals import NotKnown, NotYetKnown
+from proxy.core.credentials import Found, Places, take_off
+from proxy.core.errors import Unauthenticated
+from proxy.core.events import Observer
+from proxy.core.http import Fields
+from proxy.core.model import Client, Micros
+from proxy.core.values import value_object
+
+
+@value_object
+class Admission:
+    """A request whose caller is known, without the caller's credential."""
+
+    client: Client
+    fields: Fields = field(repr=False)
+    target: bytes = field(repr=False)
+
+
+def _monotonic() -> Micros:
+    return time.monotonic_ns() // 1000
+
+
+def _wall() -> Micros:
+    return time.time_ns() // 1000  # what JSON Web Tokens say is wall time
+
+
+class Access:
+    """The clients that are known. From `start` to `stop`, when any of them has a JSON Web Token.
+
+    Args:
+        clients: each with the digests of its tokens, a name in its certificate, its JSON Web Tokens.
+        anonymous: who callers without a credential are; `None` when one is required.
+        key_header: the upstream's key header, in which callers may send their token, as in `X-Api-Key`.
+        key_query: the query parameter in which they may send it.
+        observer: told of failed attempts and of issuers.
+        clock: monotonic microseconds; `wall` epoch microseconds, for the times in JSON Web Tokens.
+    """
+
+    def __init__(
+        self,
+        clients: Iterable[Client],
+        *,
+        anonymous: Client | None,
+        key_header: str,
+        key_query: str,
+        observer: Observer | None = None,
+        clock: Callable[[], Micros] = _monotonic,
+        wall: Callable[[], Micros] = _wall,
+    ) -> None:
+        self._rates = Rates()
+        self._failures = Failures(observer)
+        self._jwts = Jwts(clock, wall, observer)
+        self.accept = self._rates.accept
+        self.replace(clients, anonymous=anonymous, key_header=key_header, key_query=key_query)
+
+    def replace(self, clients: Iterable[Client], *, anonymous: Client | None, key_header: str, key_query: str) -> None:
+        """Take other clients from now on; what a client has used of a rate that stays the same stays used."""
+        known = tuple(clients)
+        self._by_digest = {digest: (digest, client) for client in known for digest in client.digests}
+        self._by_name = by_name(known)
+        self._anonymous = anonymous
+        self._places = Places.named(key_header, key_query)
+        self._ways = f"`Authorization: Bearer <token>`, `{key_header}: <token>` or `?{key_query}=<token>`"
+        self._rates.keep((*known, *filter(None, [anonymous])))
+        self._jwts.replace(known)
+
+    async def start(self) -> None:
+        """Begin to read the keys of the issuers of JSON Web Tokens; does not wait for them."""
+        self._jwts.start()
+
+    async def stop(self) -> None:
+        """End that, and close the connections to issuers."""
+        await self._jwts.stop()
+
+    def admit(self, fields: Fields, target: bytes, peer: Peer | None = None) -> Admission:
+        """Say whose a request is, and take the caller's credential off it.
+
+        The first that is a client's decides: a bearer token, the key header or, when that is not there, the query,
+        the certificate of the connection (`peer`). An `Authorization` that is nobody's belongs to the upstream and
+        passes, unless a known issuer has made it.
+
+        Raises:
+            Unauthenticated: no credential, or an unknown one, and one is required; hand it to `learn` and `slow`.
+        """
+        try:
+            found: Found[Client | Rejected] = take_off(fields, target, self._places, self._owner)
+            given = found.bearer or self._owner(found.header or found.query)
+        except NotYetKnown as unlearned:
+            raise Unauthenticated(f"The JSON Web Token cannot be verified. Send one as {self._ways}.") from unlearned
+        client = given or (self._certified(peer) if self._by_name else None) or self._anonymous
+        if client is None:
+            message, cause = self._refusal(found, given, peer)
+            raise Unauthenticated(f"{message} as {self._ways}.") from cause
+        return Admission(client, found.fields, found.target)
+
+    async def learn(self, refusal: Unauthenticated) -> bool:
+        """Whether a refused request is worth a second look: its token's issuer was asked for its keys meanwhile."""
+        cause = refusal.__cause__
+        if not isinstance(cause, NotYetKnown):
+            return False
+        await cause.teacher.learn()
+        return True
+
+    async def slow(self, refusal: Unauthenticated, peer: Peer | None) -> bool:
+        """Take note of a failed attempt; returns when it may be answered, and whether its connection may go on."""
+        cause = refusal.__cause__
+        return await self._failures.slow(cause, peer) if isinstance(cause, NotKnown) else True
+
+    def _owner(self, token: bytes | None) -> Client | Rejected | None:
+        if not token:
+            return None
+        digest = sha256(token).hexdigest()
+        known = self._by_digest.get(digest)
+        if known and compare_digest(known[0], digest):
+            return known[1]
+        return self._jwts.owner(token, digest) if self._jwts else None
+
+    def _certified(self, peer: Peer | None) -> Client | None:
+        certificate = peer.get_extra_info("peercert") if peer is not None else None
+        return holder(certificate, self._by_name) if certificate else None
+
+    def _refusal(
+        self, found: Found[Client | Rejected], given: Client | Rejected | None, peer: Peer | None
+    ) -> tuple[str, NotKnown]:
+        """What to answer, up to where a credential goes, and why."""
+        rejected = next((one for one in (given, found.bearer) if isinstance(one, Rejected)), None)
+        if rejected is not None:
+            cause = NotKnown("jwt", f"a JSON Web Token that {rejected.why}")
+            return f"The JSON Web Token {rejected.why}. Send a valid one", cause
+        if found.header or found.query:
+            place = "key header" if found.header else "query"
+            return f"The token in the {place} is not known to this proxy. Send a valid one", NotKnown("token")
+        if self._by_name and peer is not None and peer.get_extra_info("peercert"):
+            message = "No name in the certificate is known to this proxy, and there is no token. Send it"
+            return message, NotKnown("certificate")
+        return "This proxy needs a token. Send it", NotKnown("missing")

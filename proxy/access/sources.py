@@ -1,0 +1,142 @@
+"""Where an issuer's public keys are read: a file, a URL, or where its discovery document says.
+
+TLS is verified, redirects are not followed, what comes is bounded in size and time. Files are read anew each time: the
+keys themselves, the authorities to trust and the token to show may be mounted and change.
+"""
+
+import asyncio
+import json
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar
+
+from proxy.config.issuers import discovery_url, fetchable
+from proxy.core.model import Issuer
+
+LARGEST = 2**18
+"""Bytes of a set of keys or a discovery document."""
+PATIENCE = 5.0
+"""Seconds for all of it."""
+_OK = 200
+
+
+class SourceError(Exception):
+    """The keys could not be read; the message says why and shows nothing of what was sent."""
+
+
+class Source(Protocol):
+    """Reads an issuer's JWKS."""
+
+    async def read(self) -> bytes:
+        """The document.
+
+        Raises:
+            SourceError: it cannot be read.
+        """
+
+
+class FileSource:
+    """A JWKS in a file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def read(self) -> bytes:
+        """See `Source`."""
+        try:
+            return await asyncio.to_thread(_read, self._path)
+        except OSError as error:
+            raise SourceError(f"`jwks_file` cannot be read: {error.strerror}") from None
+
+
+class UrlSource:
+    """A JWKS at a URL; `session` gives the HTTP client, which is another's to close."""
+
+    def __init__(self, issuer: Issuer, session: Callable[[], ClientSession]) -> None:
+        self._issuer = issuer
+        self._session = session
+
+    async def read(self) -> bytes:
+        """See `Source`."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                trust, fields = await asyncio.to_thread(self._credentials)
+                url = self._issuer.jwks_url or await self._discover(trust, fields)
+                return await self._get(url, trust, fields)
+        except TimeoutError:
+            raise SourceError(f"no answer within {PATIENCE:.0f} s") from None
+        except (ClientError, OSError, ValueError) as error:
+            raise SourceError(f"not reached ({type(error).__name__})") from None
+
+    def _credentials(self) -> tuple[ssl.SSLContext, dict[str, str]]:
+        try:
+            trust = ssl.create_default_context(cafile=self._issuer.ca)
+        except (OSError, ssl.SSLError):
+            raise SourceError("`ca` holds no certificate in PEM, or cannot be read") from None
+        if self._issuer.bearer_file is None:
+            return trust, {}
+        try:
+            token = _read(self._issuer.bearer_file).decode("ascii").strip()
+        except (OSError, ValueError):
+            raise SourceError("`bearer_file` cannot be read") from None
+        return trust, {"Authorization": f"Bearer {token}"}
+
+    async def _discover(self, trust: ssl.SSLContext, fields: dict[str, str]) -> str:
+        """Where the keys are (OpenID Connect Discovery 1.0, sections 4 and 4.3)."""
+        document = _object(await self._get(discovery_url(self._issuer.name), trust, fields))
+        if document.get("issuer") != self._issuer.name:
+            raise SourceError("the discovery document is another issuer's")
+        url = document.get("jwks_uri")
+        if not isinstance(url, str) or not fetchable(url):
+            raise SourceError("the discovery document names no `jwks_uri` over https")
+        return url
+
+    async def _get(self, url: str, trust: ssl.SSLContext, fields: dict[str, str]) -> bytes:
+        shown = fields if self._is_trusted(url) else {}
+        async with self._session().get(url, ssl=trust, headers=shown, allow_redirects=False) as response:
+            if response.status != _OK:
+                raise SourceError(f"answered {response.status}")
+            parts = bytearray()
+            async for part in response.content.iter_chunked(LARGEST):
+                parts += part
+                if len(parts) > LARGEST:
+                    raise SourceError(f"the answer has more than {LARGEST} bytes")
+            return bytes(parts)
+
+    def _is_trusted(self, url: str) -> bool:
+        """Whether our own token may go there: to what is configured, not to what a document names elsewhere."""
+        configured = self._issuer.jwks_url or self._issuer.name
+        return urlsplit(url)[:2] == urlsplit(configured)[:2]
+
+
+def open_session() -> ClientSession:
+    """An HTTP client that remembers nothing and takes nothing from the environment."""
+    return ClientSession(
+        cookie_jar=DummyCookieJar(),
+        trust_env=False,
+        auto_decompress=False,
+        headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "keyturn"},
+        timeout=ClientTimeout(total=PATIENCE),
+    )
+
+
+def source_of(issuer: Issuer, session: Callable[[], ClientSession]) -> Source:
+    """The source that an issuer's settings name."""
+    return FileSource(issuer.jwks_file) if issuer.jwks_file else UrlSource(issuer, session)
+
+
+def _read(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(LARGEST + 1)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise SourceError("the discovery document is no JSON") from None
+    return document if isinstance(document, dict) else {}

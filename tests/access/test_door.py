@@ -1,0 +1,287 @@
+import asyncio
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.access import Access, Admission
+from proxy.access.refusals import NotKnown
+from proxy.core.errors import Unauthenticated
+from proxy.core.model import SECOND, Client, Secret
+from tests.access.issuers import NOW, RSA, jwk, jwks, token
+from tests.access.issuers import client as issued
+from tests.virtual import virtual
+
+MARK = "5ecret"
+CI = Client("ci", digests=(Secret("5ecret-ci").digest(), Secret("5ecret-ci-new").digest()))
+WEB = Client("web", digests=(Secret("5ecret-web").digest(),))
+ANYBODY = Client("local")
+
+
+def access(
+    *clients: Client, anonymous: Client | None = None, key_header: str = "X-Api-Key", key_query: str = "apikey"
+) -> Access:
+    """The clients, with the usual places."""
+    return Access(clients or (CI, WEB), anonymous=anonymous, key_header=key_header, key_query=key_query)
+
+
+def bearer(token: str) -> tuple[bytes, bytes]:
+    """A field with a bearer token."""
+    return b"Authorization", f"Bearer {token}".encode()
+
+
+def key(token: str) -> tuple[bytes, bytes]:
+    """A field with a token in place of an API key."""
+    return b"X-Api-Key", token.encode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "target", "client"),
+    [
+        ([bearer("5ecret-ci")], b"/", CI),
+        ([key("5ecret-ci")], b"/", CI),
+        ([], b"/?apikey=5ecret-ci", CI),
+        ([key("5ecret-ci-new")], b"/", CI),
+        ([bearer("5ecret-ci"), key("5ecret-web")], b"/?apikey=5ecret-web", CI),
+        ([bearer("5ecret-ci"), key("unknown")], b"/", CI),
+        ([key("5ecret-ci")], b"/?apikey=5ecret-web", CI),
+        ([bearer("scim"), key("5ecret-ci")], b"/", CI),
+        ([bearer("scim")], b"/?apikey=5ecret-ci", CI),
+        ([key("")], b"/?apikey=5ecret-ci", CI),
+        ([bearer("scim"), bearer("5ecret-web")], b"/", WEB),
+    ],
+)
+def test_a_known_token_says_who_calls(fields: list[tuple[bytes, bytes]], target: bytes, client: Client) -> None:
+    """A bearer token before the header, the header before the query."""
+    admission = access().admit((*fields, (b"Accept", b"*/*")), target)
+    assert admission.client == client
+    assert admission.target == b"/"
+    assert admission.fields == (*[field for field in fields if field == bearer("scim")], (b"Accept", b"*/*"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "target", "message"),
+    [
+        ([], b"/", "needs a token"),
+        ([bearer("5ecret-unknown")], b"/", "needs a token"),
+        ([key("5ecret-unknown")], b"/", "key header is not known"),
+        ([key("5ecret-unknown")], b"/?apikey=5ecret-ci", "key header is not known"),
+        ([key("5ecret-unknown"), key("5ecret-ci")], b"/", "key header is not known"),
+        ([], b"/?apikey=5ecret-unknown", "query is not known"),
+        ([(b"Authorization", b"Basic 5ecret")], b"/?apikey", "needs a token"),
+    ],
+)
+def test_nobody_else_gets_in(fields: list[tuple[bytes, bytes]], target: bytes, message: str) -> None:
+    """The header wins, also when it is wrong. The answer says where a token goes, and never repeats one."""
+    with pytest.raises(Unauthenticated, match=message) as caught:
+        access().admit(tuple(fields), target)
+    assert "`Authorization: Bearer <token>`, `X-Api-Key: <token>` or `?apikey=<token>`" in caught.value.message
+    assert MARK not in "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "target", "client", "kept"),
+    [
+        ([], b"/", ANYBODY, ()),
+        ([key("PMAK-own")], b"/?apikey=PMAK-own", ANYBODY, ()),
+        ([bearer("scim")], b"/", ANYBODY, (bearer("scim"),)),
+        ([bearer("5ecret-ci")], b"/", CI, ()),
+        ([key("5ecret-ci")], b"/", CI, ()),
+        ([], b"/?apikey=5ecret-web", WEB, ()),
+    ],
+)
+def test_without_authentication_everybody_gets_in(
+    fields: list[tuple[bytes, bytes]], target: bytes, client: Client, kept: tuple[tuple[bytes, bytes], ...]
+) -> None:
+    """As the anonymous client, or as the one whose token it is; credentials go in any case."""
+    assert access(anonymous=ANYBODY).admit(tuple(fields), target) == Admission(client, kept, b"/")
+
+
+def test_places_can_be_named_otherwise() -> None:
+    """The refusal names them as well."""
+    other = access(key_header="X-Other", key_query="token")
+    assert other.admit(((b"x-other", b"5ecret-ci"),), b"/").client == CI
+    assert other.admit((), b"/?token=5ecret-ci&apikey=x").target == b"/?apikey=x"
+    with pytest.raises(Unauthenticated, match=r"`X-Other: <token>` or `\?token=<token>`"):
+        other.admit((), b"/")
+
+
+def test_clients_can_be_replaced() -> None:
+    """A token that is gone is unknown from then on."""
+    here = access(CI)
+    here.replace([WEB], anonymous=None, key_header="X-Api-Key", key_query="apikey")
+    assert here.admit((key("5ecret-web"),), b"/").client == WEB
+    with pytest.raises(Unauthenticated):
+        here.admit((key("5ecret-ci"),), b"/")
+    here.replace([], anonymous=ANYBODY, key_header="X-Api-Key", key_query="apikey")
+    assert here.admit((key("5ecret-ci"),), b"/").client == ANYBODY
+
+
+def test_nothing_shows_a_token() -> None:
+    """Neither an admission nor who admits."""
+    admission = access().admit((key("5ecret-ci"), bearer("5ecret-foreign")), b"/?x=5ecret")
+    assert MARK not in repr(admission)
+    assert MARK not in repr(vars(access()))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([b"X-Api-Key", b"Authorization", b"Cookie"]), st.binary(max_size=20))),
+    st.binary(),
+)
+def test_noise_is_refused(fields: list[tuple[bytes, bytes]], target: bytes) -> None:
+    """Bytes of any kind are no token."""
+    with pytest.raises(Unauthenticated):
+        access().admit(tuple(fields), target)
+
+
+def cause(refusal: Unauthenticated) -> NotKnown:
+    """Why somebody was refused."""
+    assert isinstance(refusal.__cause__, NotKnown)
+    return refusal.__cause__
+
+
+class Connection:
+    """A connection with a certificate, or without."""
+
+    def __init__(self, *names: tuple[str, str]) -> None:
+        self.certificate = {"subjectAltName": names} if names else None
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return {"peercert": self.certificate, "peername": ("192.0.2.1", 80)}[name]
+
+
+BUILD = Client("build", san="spiffe://cluster/ns/jobs/sa/build")
+BUILD_NAME = ("URI", "spiffe://cluster/ns/jobs/sa/build")
+
+
+@pytest.mark.parametrize(
+    ("fields", "target", "peer", "client"),
+    [
+        ([], b"/", Connection(BUILD_NAME), BUILD),
+        ([key("5ecret-ci")], b"/", Connection(BUILD_NAME), CI),
+        ([bearer("5ecret-ci")], b"/", Connection(BUILD_NAME), CI),
+        ([], b"/?apikey=5ecret-ci", Connection(BUILD_NAME), CI),
+        ([key("PMAK-own")], b"/", Connection(BUILD_NAME), BUILD),
+        ([key("5ecret-ci")], b"/", Connection(("URI", "other")), CI),
+        ([key("5ecret-ci")], b"/", None, CI),
+    ],
+)
+def test_a_certificate_says_who_calls_when_nothing_else_does(
+    fields: list[tuple[bytes, bytes]], target: bytes, peer: Connection | None, client: Client
+) -> None:
+    """What a request carries comes before what its connection shows; and is taken off in any case."""
+    assert access(CI, BUILD).admit(tuple(fields), target, peer) == Admission(client, (), b"/")
+
+
+def test_a_certificate_of_nobody_is_nobodys() -> None:
+    """The answer says so; where everybody gets in, its bearer is nobody in particular."""
+    stranger = Connection(("DNS", "stranger.example"))
+    with pytest.raises(Unauthenticated, match="No name in the certificate is known") as caught:
+        access(CI, BUILD).admit((), b"/", stranger)
+    assert cause(caught.value).why == "certificate"
+    assert access(CI, BUILD, anonymous=ANYBODY).admit((), b"/", stranger).client == ANYBODY
+    with pytest.raises(Unauthenticated, match="needs a token") as caught:
+        access(CI, BUILD).admit((), b"/", Connection())
+    assert cause(caught.value).why == "missing"
+
+
+@asynccontextmanager
+async def issuing(folder: Path, *clients: Client, anonymous: Client | None = None) -> AsyncIterator[Access]:
+    """Access for clients with JSON Web Tokens of an issuer whose keys are in a file, at a fixed time."""
+    path = folder / "keys.json"
+    path.write_bytes(jwks(jwk(RSA, "RS256")))
+    here = Access(
+        clients,
+        anonymous=anonymous,
+        key_header="X-Api-Key",
+        key_query="apikey",
+        wall=lambda: NOW * SECOND,
+    )
+    await here.start()
+    try:
+        yield here
+    finally:
+        await here.stop()
+
+
+async def admitted(here: Access, fields: list[tuple[bytes, bytes]], target: bytes = b"/") -> Admission:
+    """Admit, after a second look if it is worth one."""
+    try:
+        return here.admit(tuple(fields), target)
+    except Unauthenticated as refusal:
+        if not await here.learn(refusal):
+            raise
+        return here.admit(tuple(fields), target)
+
+
+def builder(folder: Path) -> Client:
+    """A client that is known by its JSON Web Token, or by its token."""
+    return replace(issued("builder", jwks_file=str(folder / "keys.json")), digests=CI.digests)
+
+
+async def test_a_json_web_token_says_who_calls(tmp_path: Path) -> None:
+    """In any of the places of a token; before a certificate, and beside a token of the same client."""
+    text = token().decode()
+    known = builder(tmp_path)
+    async with issuing(tmp_path, known, WEB) as here:
+        for fields, target in (
+            ([bearer(text)], b"/"),
+            ([key(text)], b"/"),
+            ([], b"/?apikey=" + text.encode()),
+            ([bearer("scim"), key(text)], b"/"),
+            ([key("5ecret-ci")], b"/"),
+        ):
+            found = await admitted(here, fields, target)
+            assert found.client == known
+            assert found.target == b"/"
+            assert found.fields == tuple(field for field in fields if field == bearer("scim"))
+
+
+async def test_a_token_of_a_known_issuer_never_goes_on(tmp_path: Path) -> None:
+    """Also one that has expired, beside a credential that is valid: it is the caller's, not the upstream's."""
+    late = token(exp=NOW - 1000).decode()
+    foreign = bearer(token(iss="https://another.example").decode())
+    async with issuing(tmp_path, builder(tmp_path), WEB) as here:
+        found = await admitted(here, [bearer(late), key("5ecret-web"), foreign])
+        assert (found.client, found.fields) == (WEB, (foreign,))
+        found = await admitted(here, [bearer(late), bearer(token().decode())])
+        assert (found.client.name, found.fields) == ("builder", ())
+
+
+async def test_a_refused_json_web_token_is_told_why(tmp_path: Path) -> None:
+    """In words that show nothing of it."""
+    late = token(exp=NOW - 1000).decode()
+    async with issuing(tmp_path, builder(tmp_path)) as here:
+        for fields in ([bearer(late)], [key(late)], [bearer(late), key("unknown")]):
+            with pytest.raises(
+                Unauthenticated, match=r"^The JSON Web Token has expired\. Send a valid one as"
+            ) as caught:
+                await admitted(here, fields)
+            why = cause(caught.value)
+            assert (why.why, why.detail) == ("jwt", "a JSON Web Token that has expired")
+            assert late not in "".join(traceback.format_exception(caught.value))
+            assert not await here.learn(caught.value)
+    async with issuing(tmp_path, builder(tmp_path), anonymous=ANYBODY) as here:
+        assert await admitted(here, [bearer(late)]) == Admission(ANYBODY, (), b"/")
+
+
+@virtual
+async def test_failed_attempts_are_slowed() -> None:
+    """Those of one address; refusals that are none of this room's are left alone."""
+    here = access(CI)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for _ in range(61):
+        with pytest.raises(Unauthenticated) as caught:
+            here.admit((), b"/", Connection())
+        assert await here.slow(caught.value, Connection())
+    assert loop.time() - began == pytest.approx(1)
+    assert await here.slow(Unauthenticated("Other."), Connection())
+    assert here.admit((key("5ecret-ci"),), b"/", Connection()).client == CI
+    assert loop.time() - began == pytest.approx(1)

@@ -1,0 +1,175 @@
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from aiohttp import ClientSession, web
+
+from proxy.access import sources
+from proxy.access.sources import LARGEST, FileSource, SourceError, UrlSource, open_session, source_of
+from proxy.core.model import Issuer
+
+DOCUMENT = b'{"keys": []}'
+
+
+class Site:
+    """A web site over TLS: pages by path, and who asked for them with which token."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pages: dict[str, bytes | web.Response] = {"/keys": DOCUMENT}
+        self.asked: list[tuple[str, str | None]] = []
+        self.url = ""
+        self.ca = folder / "ca.pem"
+        self._authority = trustme.CA()
+        self._authority.cert_pem.write_to_path(str(self.ca))
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.asked.append((request.path, request.headers.get("Authorization")))
+        page = self.pages.get(request.path)
+        if page is None:
+            return web.Response(status=404)
+        return page if isinstance(page, web.Response) else web.Response(body=page)
+
+    @asynccontextmanager
+    async def open(self, *, tls: bool = True) -> AsyncIterator["Site"]:
+        """For as long as the block lasts."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+        runner = web.ServerRunner(web.Server(self._answer))
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context if tls else None)
+        await site.start()
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+    def discovery(self, **document: Any) -> None:
+        """Publish a discovery document."""
+        usual = {"issuer": self.url, "jwks_uri": f"{self.url}/keys"}
+        self.pages["/.well-known/openid-configuration"] = json.dumps({**usual, **document}).encode()
+
+
+async def read(issuer: Issuer) -> bytes:
+    """What its source reads."""
+    session: ClientSession | None = None
+
+    def one() -> ClientSession:
+        nonlocal session
+        session = session or open_session()
+        return session
+
+    try:
+        return await source_of(issuer, one).read()
+    finally:
+        if session is not None:
+            await session.close()
+
+
+async def fails(issuer: Issuer) -> str:
+    """Why it reads nothing."""
+    with pytest.raises(SourceError) as caught:
+        await read(issuer)
+    assert caught.value.__cause__ is None
+    return str(caught.value)
+
+
+async def test_a_file_is_read_anew_each_time(tmp_path: Path) -> None:
+    """It may be mounted, and change."""
+    path = tmp_path / "keys.json"
+    source = source_of(Issuer("i", jwks_file=str(path)), open_session)
+    assert isinstance(source, FileSource)
+    with pytest.raises(SourceError, match="`jwks_file` cannot be read: No such file"):
+        await source.read()
+    for text in (b"one", b"two"):
+        path.write_bytes(text)
+        assert await source.read() == text
+
+
+async def test_keys_are_fetched_over_tls(tmp_path: Path) -> None:
+    """From the URL that is configured, trusting the authority that is configured and no other."""
+    async with Site(tmp_path).open() as site:
+        url = f"{site.url}/keys"
+        assert await read(Issuer("any", jwks_url=url, ca=str(site.ca))) == DOCUMENT
+        assert "CertificateError" in await fails(Issuer("any", jwks_url=url))
+        stranger = tmp_path / "stranger.pem"
+        trustme.CA().cert_pem.write_to_path(str(stranger))
+        assert "CertificateError" in await fails(Issuer("any", jwks_url=url, ca=str(stranger)))
+        assert "`ca` holds no certificate" in await fails(Issuer("any", jwks_url=url, ca=str(tmp_path)))
+        assert site.asked == [("/keys", None)]
+
+
+async def test_the_discovery_document_says_where_they_are(tmp_path: Path) -> None:
+    """When it is the issuer's own."""
+    async with Site(tmp_path).open() as site:
+        issuer = Issuer(site.url, ca=str(site.ca))
+        site.discovery()
+        assert await read(issuer) == DOCUMENT
+        site.discovery(issuer="https://another.example")
+        assert "another issuer's" in await fails(issuer)
+        for uri in (None, 7, "http://example.com/keys", "file:///etc/passwd"):
+            site.discovery(jwks_uri=uri)
+            assert "no `jwks_uri` over https" in await fails(issuer)
+        site.pages["/.well-known/openid-configuration"] = b"<html>"
+        assert "no JSON" in await fails(issuer)
+        site.pages["/.well-known/openid-configuration"] = b"[]"
+        assert "another issuer's" in await fails(issuer)
+
+
+async def test_this_machine_may_be_asked_without_tls(tmp_path: Path) -> None:
+    """For tests."""
+    async with Site(tmp_path).open(tls=False) as site:
+        site.discovery()
+        assert await read(Issuer(site.url)) == DOCUMENT
+
+
+async def test_a_token_is_shown_only_where_it_belongs(tmp_path: Path) -> None:
+    """Our own goes to the configured place, not to one that a document names; it is read anew each time."""
+    bearer = tmp_path / "token"
+    (tmp_path / "other").mkdir()
+    async with Site(tmp_path).open() as site, Site(tmp_path / "other").open() as other:
+        both = tmp_path / "both.pem"
+        both.write_text(site.ca.read_text() + other.ca.read_text())
+        bearer.write_text("5ecret-1\n")
+        site.discovery(jwks_uri=f"{other.url}/keys")
+        issuer = Issuer(site.url, ca=str(both), bearer_file=str(bearer))
+        assert await read(issuer) == DOCUMENT
+        bearer.write_text("5ecret-2")
+        assert await read(Issuer("i", jwks_url=f"{site.url}/keys", ca=str(both), bearer_file=str(bearer))) == DOCUMENT
+        assert site.asked == [
+            ("/.well-known/openid-configuration", "Bearer 5ecret-1"),
+            ("/keys", "Bearer 5ecret-2"),
+        ]
+        assert other.asked == [("/keys", None)]
+        bearer.unlink()
+        assert "`bearer_file` cannot be read" in await fails(issuer)
+
+
+ODD: list[tuple[Callable[[], web.Response], str]] = [
+    (lambda: web.Response(status=500), "answered 500"),
+    (lambda: web.Response(status=302, headers={"Location": "/keys"}), "answered 302"),
+    (lambda: web.Response(body=b"x" * (LARGEST + 1)), "more than"),
+]
+
+
+@pytest.mark.parametrize(("page", "why"), ODD)
+async def test_odd_answers_are_no_keys(tmp_path: Path, page: Callable[[], web.Response], why: str) -> None:
+    """Errors, redirects, and what is too large."""
+    async with Site(tmp_path).open() as site:
+        site.pages["/odd"] = page()
+        assert why in await fails(Issuer("i", jwks_url=f"{site.url}/odd", ca=str(site.ca)))
+
+
+async def test_an_issuer_that_is_not_there_is_no_wonder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether nobody answers or the answer takes too long, there is one kind of error."""
+    async with Site(tmp_path).open() as site:
+        pass
+    assert "not reached (ClientConnectorError)" in await fails(Issuer("i", jwks_url=f"{site.url}/keys"))
+    monkeypatch.setattr(sources, "PATIENCE", 0)
+    assert "no answer within 0 s" in await fails(Issuer("i", jwks_url=f"{site.url}/keys"))
+    assert isinstance(source_of(Issuer("https://i"), open_session), UrlSource)
