@@ -1,0 +1,112 @@
+{{/* config.yaml: `.Values.config` as it is, and what a pod needs where it says nothing. */}}
+{{- define "keyturn.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- $sidecar := eq .Values.mode "sidecar" -}}
+{{- if not (hasKey $config "listen") -}}
+{{- $_ := set $config "listen" (ternary "127.0.0.1:8080" "0.0.0.0:8080" $sidecar) -}}
+{{- end -}}
+{{- if not (hasKey $config "admin") -}}
+{{- $_ := set $config "admin" "0.0.0.0:9090" -}}
+{{- end -}}
+{{- if not (hasKey $config "authentication") -}}
+{{- $_ := set $config "authentication" (ternary "off" "required" $sidecar) -}}
+{{- end -}}
+{{- if and $sidecar (not (hasKey $config "anonymous")) -}}
+{{- $_ := set $config "anonymous" (dict "name" "${KEYTURN_SERVICE:-local}") -}}
+{{- end -}}
+{{- $pools := default (dict "default" dict) $config.pools -}}
+{{- range $name, $pool := $pools -}}
+{{- $pool = default dict $pool -}}
+{{- if not (or $pool.keys $pool.keys_dir) -}}
+{{- $_ := set $pools $name (set $pool "keys_dir" (printf "/run/keyturn/keys/%s" $name)) -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $config "pools" $pools -}}
+{{- if .Values.tls.existingSecret -}}
+{{- $tls := dict "cert" "/run/keyturn/tls/tls.crt" "key" "/run/keyturn/tls/tls.key" -}}
+{{- if .Values.tls.clientCa }}{{- $_ := set $tls "client_ca" "/run/keyturn/tls/ca.crt" -}}{{- end -}}
+{{- $_ := set $config "tls" $tls -}}
+{{- end -}}
+{{- if and (include "keyturn.redis" .) (not (dig "store" "url" "" $config)) -}}
+{{- $_ := set $config "store" (merge (dict "url" "${KEYTURN_STORE_URL}") (default dict $config.store)) -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
+{{/* Which of `redis` is set; empty when none is. */}}
+{{- define "keyturn.redis" -}}
+{{- if .Values.redis.embedded }}embedded{{ else if .Values.redis.existingSecret }}existingSecret{{ else if .Values.redis.url }}url{{ end -}}
+{{- end -}}
+
+{{/* Not empty when replicas share their tokens. */}}
+{{- define "keyturn.shared" -}}
+{{- $url := dig "store" "url" "" .Values.config -}}
+{{- if or (include "keyturn.redis" .) (and $url (not (contains "memory:" $url))) }}yes{{ end -}}
+{{- end -}}
+
+{{/* Not empty when the release may have more than one pod. */}}
+{{- define "keyturn.many" -}}
+{{- if .Values.autoscaling.enabled -}}
+{{- if gt (int .Values.autoscaling.maxReplicas) 1 }}yes{{ end -}}
+{{- else if gt (int .Values.replicas) 1 }}yes{{ end -}}
+{{- end -}}
+
+{{/* The pools whose keys are mounted, as a JSON list: those of `keys` with a Secret, and those that name no keys. */}}
+{{- define "keyturn.mountedPools" -}}
+{{- $names := list -}}
+{{- range $name, $pool := (include "keyturn.config" . | fromYaml).pools -}}
+{{- $given := get $.Values.keys $name | default dict -}}
+{{- if or $given.existingSecret $given.values (eq (default "" $pool.keys_dir) (printf "/run/keyturn/keys/%s" $name)) -}}
+{{- $names = append $names $name -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $names -}}
+{{- end -}}
+
+{{/* A duration of config.yaml in whole seconds, rounded up; empty when it is none. */}}
+{{- define "keyturn.seconds" -}}
+{{- $text := toString . -}}
+{{- if regexMatch "^[0-9]{1,9}(ms|s|m|h|d)$" $text -}}
+{{- $number := regexFind "^[0-9]+" $text | int64 -}}
+{{- $unit := regexFind "[a-z]+$" $text -}}
+{{- if eq $unit "ms" -}}
+{{- div (add $number 999) 1000 -}}
+{{- else -}}
+{{- mul $number (get (dict "s" 1 "m" 60 "h" 3600 "d" 86400) $unit) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What the kubelet waits before it kills. In a sidecar the application's own time comes first. */}}
+{{- define "keyturn.gracePeriod" -}}
+{{- $before := ternary .Values.sidecar.applicationSeconds .Values.preStopSeconds (eq .Values.mode "sidecar") -}}
+{{- add $before (include "keyturn.seconds" (default "25s" .Values.config.drain)) .Values.graceMarginSeconds -}}
+{{- end -}}
+
+{{/* The port of the first TCP address in `listen` (or `admin`); empty when there is none. */}}
+{{- define "keyturn.portOf" -}}
+{{- $ports := list -}}
+{{- range (kindIs "slice" . | ternary . (list .)) -}}
+{{- if and (not (hasPrefix "unix:" .)) (regexMatch ":[0-9]+$" .) -}}
+{{- $ports = append $ports (regexFind "[0-9]+$" . | int) -}}
+{{- end -}}
+{{- end -}}
+{{- if $ports }}{{ first $ports }}{{ end -}}
+{{- end -}}
+
+{{- define "keyturn.port" -}}
+{{- include "keyturn.portOf" (include "keyturn.config" . | fromYaml).listen -}}
+{{- end -}}
+
+{{- define "keyturn.adminPort" -}}
+{{- include "keyturn.portOf" (include "keyturn.config" . | fromYaml).admin -}}
+{{- end -}}
+
+{{- define "keyturn.scheme" -}}
+{{- if or .Values.tls.existingSecret .Values.config.tls }}https{{ else }}http{{ end -}}
+{{- end -}}
+
+{{/* Changes with what pods have to be started anew for; keys and tokens are read again by themselves. */}}
+{{- define "keyturn.checksum" -}}
+{{- printf "%s %s" (include "keyturn.config" .) (toJson .Values.redis) | sha256sum -}}
+{{- end -}}

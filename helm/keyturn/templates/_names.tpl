@@ -1,0 +1,46 @@
+{{/* The name of the release's objects: at most 52 characters, so that a suffix has room. */}}
+{{- define "keyturn.name" -}}
+{{- $chart := default "keyturn" .Values.nameOverride -}}
+{{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name $chart) (contains $chart .Release.Name) -}}
+{{- default $name .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "keyturn.selector" -}}
+app.kubernetes.io/name: {{ default "keyturn" .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "keyturn.labels" -}}
+{{ include "keyturn.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name (replace "+" "_" .Chart.Version) }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "keyturn.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}{{ .repository }}@{{ .digest }}{{- else -}}{{ .repository }}:{{ default $.Chart.AppVersion .tag }}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "keyturn.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "keyturn.name" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A part of an object's name, from the name of a pool, which may have more kinds of characters. */}}
+{{- define "keyturn.part" -}}
+{{- regexReplaceAll "[^a-z0-9-]" (lower .) "-" | trunc 50 | trimAll "-" -}}
+{{- end -}}
+
+{{/* The Secret of a pool's keys: `pool` of `root`. */}}
+{{- define "keyturn.keysSecret" -}}
+{{- $given := get .root.Values.keys .pool | default dict -}}
+{{- default (printf "%s-keys-%s" (include "keyturn.name" .root) (include "keyturn.part" .pool)) $given.existingSecret -}}
+{{- end -}}

@@ -1,0 +1,118 @@
+{{/* The container: `root`, `resources`, `ports` (whether callers come over the network), `preStop` (seconds, 0: none). */}}
+{{- define "keyturn.container" -}}
+{{- $root := .root -}}
+name: keyturn
+image: {{ include "keyturn.image" $root }}
+imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+command: [keyturn]
+args: [serve, -c, /etc/keyturn/config.yaml]
+{{- if .native }}
+restartPolicy: Always
+{{- end }}
+securityContext:
+  {{- include "keyturn.securityContext" $root | nindent 2 }}
+{{- with include "keyturn.env" $root | trim }}
+env:
+  {{- . | nindent 2 }}
+{{- end }}
+{{- with $root.Values.envFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+ports:
+  {{- if .ports }}
+  - {name: keyturn, containerPort: {{ include "keyturn.port" $root }}, protocol: TCP}
+  {{- end }}
+  - {name: keyturn-admin, containerPort: {{ include "keyturn.adminPort" $root }}, protocol: TCP}
+startupProbe:
+  httpGet: {path: /healthz, port: keyturn-admin}
+  {{- toYaml $root.Values.probes.startup | nindent 2 }}
+livenessProbe:
+  httpGet: {path: /healthz, port: keyturn-admin}
+  {{- toYaml $root.Values.probes.liveness | nindent 2 }}
+readinessProbe:
+  httpGet: {path: /readyz, port: keyturn-admin}
+  {{- toYaml $root.Values.probes.readiness | nindent 2 }}
+{{- if .preStop }}
+lifecycle:
+  preStop:
+    {{- if semverCompare ">=1.30-0" $root.Capabilities.KubeVersion.Version }}
+    sleep: {seconds: {{ .preStop }}}
+    {{- else }}
+    exec: {command: [sleep, {{ .preStop | quote }}]}
+    {{- end }}
+{{- end }}
+resources:
+  {{- toYaml .resources | nindent 2 }}
+volumeMounts:
+  {{- include "keyturn.mounts" $root | nindent 2 }}
+{{- end -}}
+
+{{/* Complete in the container, since a sidecar's pod belongs to somebody else. */}}
+{{- define "keyturn.securityContext" -}}
+runAsNonRoot: true
+runAsUser: {{ .Values.userId }}
+runAsGroup: {{ .Values.userId }}
+readOnlyRootFilesystem: true
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "keyturn.env" -}}
+{{- $redis := include "keyturn.redis" . -}}
+{{- if eq .Values.mode "sidecar" }}
+- name: KEYTURN_SERVICE
+  value: {{ default .Release.Name .Values.sidecar.service | quote }}
+{{- end }}
+{{- if eq $redis "embedded" }}
+- name: KEYTURN_STORE_URL
+  value: redis://{{ include "keyturn.name" . }}-redis:6379/0
+{{- else if $redis }}
+- name: KEYTURN_STORE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ default (printf "%s-redis" (include "keyturn.name" .)) .Values.redis.existingSecret }}
+      key: {{ ternary .Values.redis.existingSecretKey "url" (eq $redis "existingSecret") }}
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Whole folders, never single files: a changed ConfigMap or Secret reaches only those. */}}
+{{- define "keyturn.mounts" -}}
+- {name: keyturn-config, mountPath: /etc/keyturn, readOnly: true}
+{{- range include "keyturn.mountedPools" . | fromJsonArray }}
+- {name: keyturn-keys-{{ include "keyturn.part" . }}, mountPath: /run/keyturn/keys/{{ . }}, readOnly: true}
+{{- end }}
+{{- if .Values.tls.existingSecret }}
+- {name: keyturn-tls, mountPath: /run/keyturn/tls, readOnly: true}
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* A sidecar's pod has its own file group or none, so there the container's user reads as one of all; only containers
+     that mount a volume see it. Modes: 0440 and 0444. */}}
+{{- define "keyturn.volumes" -}}
+{{- $mode := ternary 292 288 (eq .Values.mode "sidecar") -}}
+- name: keyturn-config
+  configMap: {name: {{ include "keyturn.name" . }}, defaultMode: {{ $mode }}}
+{{- range include "keyturn.mountedPools" . | fromJsonArray }}
+- name: keyturn-keys-{{ include "keyturn.part" . }}
+  secret:
+    secretName: {{ include "keyturn.keysSecret" (dict "root" $ "pool" .) }}
+    defaultMode: {{ $mode }}
+    {{- $given := get $.Values.keys . | default dict }}
+    optional: {{ not (or $given.existingSecret $given.values) }}
+{{- end }}
+{{- with .Values.tls.existingSecret }}
+- name: keyturn-tls
+  secret: {secretName: {{ . }}, defaultMode: {{ $mode }}}
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,127 @@
+"""The charts as helm renders them. What was rendered once is kept for the whole run of a worker."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.helm.tools import tool
+from tests.process import ROOT
+
+CHART = ROOT / "helm" / "keyturn"
+CI = tuple(sorted((CHART / "ci").glob("*-values.yaml")))
+EXAMPLE = ROOT / "helm" / "examples" / "orders"
+
+OLDEST, NEWEST = "1.25.0", "1.37.0"
+"""The versions of Kubernetes that the chart is for."""
+NATIVE_SIDECARS = "1.29.0"
+"""The first with native sidecars switched on."""
+RELEASE = "shop"
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The objects of a release."""
+
+    objects: list[Object]
+
+    def all(self, kind: str) -> list[Object]:
+        """Those of a kind."""
+        return [thing for thing in self.objects if thing["kind"] == kind]
+
+    def one(self, kind: str, suffix: str = "") -> Object:
+        """The one of a kind whose name ends so."""
+        found = [thing for thing in self.all(kind) if thing["metadata"]["name"].endswith(suffix)]
+        assert len(found) == 1, [(thing["kind"], thing["metadata"]["name"]) for thing in self.objects]
+        return found[0]
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds that there are."""
+        return {thing["kind"] for thing in self.objects}
+
+    @property
+    def gateway(self) -> Any:
+        """The spec of the gateway's pods."""
+        (found,) = [one for one in self.all("Deployment") if not one["metadata"]["name"].endswith("-redis")]
+        return found["spec"]["template"]["spec"]
+
+    @property
+    def container(self) -> Any:
+        """The gateway's container."""
+        (found,) = self.gateway["containers"]
+        return found
+
+    @property
+    def config(self) -> Any:
+        """The application's config.yaml."""
+        return yaml.safe_load(self.config_text)
+
+    @property
+    def config_text(self) -> str:
+        """The same as text."""
+        (found,) = [one["data"]["config.yaml"] for one in self.all("ConfigMap") if "config.yaml" in one["data"]]
+        return str(found)
+
+
+def render(
+    values: Mapping[str, Any] | None = None,
+    *files: Path,
+    chart: Path = CHART,
+    version: str = NEWEST,
+    release: str = RELEASE,
+) -> Rendered:
+    """The objects for these values, on top of those of the files."""
+    done = helm_template(json.dumps(values or {}), files, chart, version, release)
+    assert done.returncode == 0, done.stderr
+    return Rendered([thing for thing in yaml.load_all(done.stdout, yaml.CSafeLoader) if thing])
+
+
+def refusal(values: Mapping[str, Any], *files: Path, chart: Path = CHART, version: str = NEWEST) -> str:
+    """What helm says of values that it does not render."""
+    done = helm_template(json.dumps(values), files, chart, version, RELEASE)
+    assert done.returncode, done.stdout
+    return done.stderr
+
+
+@cache
+def helm_template(
+    values: str, files: tuple[Path, ...], chart: Path, version: str, release: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run `helm template`."""
+    given = [word for file in (*map(str, files), "-") for word in ("--values", file)]
+    return helm("template", release, str(chart), "--kube-version", version, *given, text=values)
+
+
+def helm(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run helm, which keeps its own files in a folder that goes again."""
+    with tempfile.TemporaryDirectory() as home:
+        folders = {f"HELM_{name}_HOME": f"{home}/{name}" for name in ("CACHE", "CONFIG", "DATA")}
+        return subprocess.run(
+            [tool("helm"), *arguments],
+            input=text,
+            env={"PATH": os.environ["PATH"], "HOME": home, **folders},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+def copy_with_dependencies(folder: Path) -> Path:
+    """The example chart, copied with the chart that it depends on, ready to be rendered."""
+    shutil.copytree(ROOT / "helm", folder / "helm", ignore=shutil.ignore_patterns("__pycache__"))
+    chart = folder / "helm" / "examples" / "orders"
+    built = helm("dependency", "build", "--skip-refresh", str(chart))
+    assert built.returncode == 0, built.stderr
+    return chart

@@ -1,0 +1,287 @@
+"""What the chart renders, started on this machine: its own command, environment, files, ports and probes."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.practice import PracticeApi, PracticeSettings
+from proxy.tasks import finish, spawn
+from tests.helm import kubelet
+from tests.helm.charts import Rendered, copy_with_dependencies, render
+from tests.process import KEYS, ROOT, Gate, Running, ask, client, request, until
+
+SECRETS = {"postman-keys": {"team-1": KEYS[0], "team-2": KEYS[1] + "\n"}}
+USER = 10001
+CALLERS = 4
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder for the pod's volumes."""
+    with kubelet.folder() as path:
+        yield path
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[PracticeApi]:
+    """The upstream, over TLS."""
+    async with PracticeApi(PracticeSettings(tls=True, keys=KEYS, limit=10_000)) as api:
+        yield api
+
+
+def values(api: PracticeApi, **more: Any) -> dict[str, Any]:
+    """Values for a pod in front of that API, whose authority it trusts by a ConfigMap."""
+    assert api.ca_pem is not None
+    config = {
+        "upstream": {"url": api.url, "ca": "/etc/practice/ca.pem"},
+        "pools": {"default": {"limits": [{"requests": 10_000, "window": "60s"}]}},
+        **more.pop("config", {}),
+    }
+    return {
+        "config": config,
+        "keys": {"default": {"existingSecret": "postman-keys"}},
+        "extraObjects": [
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "practice"},
+                "data": {"ca.pem": api.ca_pem.decode()},
+            }
+        ],
+        "extraVolumes": [{"name": "practice", "configMap": {"name": "practice", "defaultMode": 0o444}}],
+        "extraVolumeMounts": [{"name": "practice", "mountPath": "/etc/practice", "readOnly": True}],
+        **more,
+    }
+
+
+@dataclass
+class Load:
+    """Callers that ask again and again, each time over a connection of its own, until they are told to go elsewhere."""
+
+    statuses: list[int] = field(default_factory=list)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _elsewhere: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def begin(self, address: str, data: bytes) -> None:
+        """Let them ask."""
+        for number in range(CALLERS):
+            spawn(self._call(address, data), name=f"caller {number}", owner=self._tasks)
+
+    async def _call(self, address: str, data: bytes) -> None:
+        while not self._elsewhere.is_set():
+            self.statuses.append((await ask(address, data)).status)
+
+    async def more(self, number: int) -> None:
+        """See that so many more answers come."""
+        goal = len(self.statuses) + number
+        await until(lambda: len(self.statuses) >= goal, f"{number} more answers")
+
+    async def leave(self) -> None:
+        """Tell them, and wait for the answers under way."""
+        self._elsewhere.set()
+        await asyncio.gather(*self._tasks)
+
+
+@asynccontextmanager
+async def load(address: str, data: bytes) -> AsyncIterator[Load]:
+    """Callers for as long as they are needed."""
+    callers = Load()
+    callers.begin(address, data)
+    try:
+        yield callers
+    finally:
+        await finish(callers._tasks)
+
+
+# The gateway
+
+
+def gateway(api: PracticeApi, **more: Any) -> Rendered:
+    """The gateway's objects."""
+    config = {"clients": [client("ci")], "drain": "20s"}
+    return render(values(api, config=config, preStopSeconds=1, **more))
+
+
+@asynccontextmanager
+async def started(rendered: Rendered, place: Path) -> AsyncIterator[kubelet.Container]:
+    """The gateway's container."""
+    async with kubelet.running(rendered.gateway, rendered.container, rendered.objects, SECRETS, place) as container:
+        yield container
+
+
+async def test_the_pod_serves(api: PracticeApi, place: Path) -> None:
+    """The container starts, its probes pass, and its port for callers forwards with a key of the mounted folder."""
+    rendered = gateway(api)
+    (port,) = rendered.one("Service")["spec"]["ports"]
+    async with started(rendered, place) as container:
+        for probe in ("startup", "liveness", "readiness"):
+            assert await container.probe(probe), probe
+        reply = await ask(container.address(port["targetPort"]), request("/me"))
+        assert (reply.status, reply.one("Keyturn-Key") in SECRETS["postman-keys"]) == (200, True)
+        assert (await ask(container.address(port["targetPort"]), request("/me", token=None))).status == 401
+
+
+def status(pid: int) -> dict[str, str]:
+    """What Linux says of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+async def test_the_pod_runs_as_its_user(api: PracticeApi, place: Path) -> None:
+    """The process is the numeric user of the security context, as far as this test may choose."""
+    async with started(gateway(api), place) as container:
+        if not kubelet.as_user(USER, USER):
+            pytest.skip("only root, by setpriv, may start a process as another user")
+        fields = status(container.keyturn.process.pid)
+        assert set(fields["Uid"].split() + fields["Gid"].split()) == {str(USER)}
+        assert fields["NoNewPrivs"] == "1"
+        assert int(fields["CapEff"], 16) in (0, 1 << 2)  # CAP_DAC_READ_SEARCH, for an interpreter in root's home
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may start a process as another user")
+def test_the_user_may_read_its_files_and_change_none(place: Path) -> None:
+    """Without any capability the user reads each mounted file, by the pod's file group, and nobody else does."""
+    rendered = render({"keys": {"default": {"existingSecret": "postman-keys"}}})
+    layout = kubelet.lay_out(rendered.gateway, rendered.container, rendered.objects, SECRETS, place)
+    files = [path for mount in layout.mounts.values() for path in mount.iterdir() if not path.name.startswith(".")]
+    assert {path.name for path in files} == {"config.yaml", "team-1", "team-2"}
+
+    def may(user: int, *words: str) -> bool:
+        ended = subprocess.run(words, user=user, group=user, extra_groups=[], capture_output=True, check=False)
+        return ended.returncode == 0
+
+    for path in files:
+        assert may(USER, "cat", str(path)), path
+        assert not may(USER, "sh", "-c", f"echo x >> {path}"), path
+        assert not may(USER, "touch", str(path.with_name("other"))), path
+        assert not may(USER + 1, "cat", str(path)), path
+
+
+async def test_a_pod_without_keys_is_not_ready(api: PracticeApi, place: Path) -> None:
+    """While its Secret is not there yet, the pod lives and gets no callers."""
+    more = values(api, config={"clients": [client("ci")]})
+    rendered = render({**more, "keys": {"default": {"existingSecret": ""}}})
+    async with started(rendered, place) as container:
+        assert await container.probe("liveness")
+        assert not await container.probe("readiness")
+
+
+async def test_the_release_test_passes(api: PracticeApi, place: Path) -> None:
+    """The pod of `helm test` succeeds against the running one, and fails where something else answers."""
+    rendered = gateway(api)
+    (test,) = rendered.one("Pod")["spec"]["containers"]
+
+    async def passes(url: str) -> bool:
+        words = [sys.executable, *test["command"][1:], *test["args"]]
+        process = await asyncio.create_subprocess_exec(*words, env={"URL": url}, stdout=subprocess.DEVNULL)
+        return await process.wait() == 0
+
+    async with started(rendered, place) as container:
+        (url,) = [entry["value"] for entry in test["env"]]
+        assert test["command"][0] == "python"
+        assert url == "http://shop-keyturn:80/me"
+        assert await passes(f"{container.keyturn.data}/me")
+        assert not await passes(f"{container.keyturn.admin}/healthz")
+
+
+async def test_an_update_loses_no_request(api: PracticeApi, place: Path) -> None:
+    """From the deletion of a pod to its end, every request that reaches it is answered, within the grace period.
+
+    It serves on through preStop, while callers learn to go elsewhere; on SIGTERM it is not ready any more, answers what
+    is under way, and exits with 0.
+    """
+    rendered = gateway(api)
+    async with started(rendered, place) as container:
+        data, process = container.keyturn.data, container.keyturn.process
+        async with load(data, request("/me")) as callers:
+            await callers.more(20)
+            async with asyncio.timeout(rendered.gateway["terminationGracePeriodSeconds"]):
+                hook = asyncio.gather(container.pre_stop())
+                await callers.more(20)
+                assert await container.probe("readiness")
+                await callers.leave()
+                await hook
+                await _end_with_requests_under_way(api, container)
+                assert await process.ended() == 0
+        assert set(callers.statuses) == {200}
+
+
+async def _end_with_requests_under_way(api: PracticeApi, container: kubelet.Container) -> None:
+    """SIGTERM while some requests wait for the upstream's answer: they get it."""
+    gate, last = Gate(api), set[asyncio.Task[Any]]()
+    under_way = [spawn(container.keyturn.ask(request("/me")), name="last", owner=last) for _ in range(CALLERS)]
+    try:
+        await until(lambda: gate.held == CALLERS, "the last requests are under way")
+        container.keyturn.process.signal(signal.SIGTERM)
+        await until(container.keyturn.refuses_connections, "it takes no more connections")
+        assert not await container.probe("readiness")
+        assert await container.probe("liveness")
+        gate.open()
+        assert [reply.status for reply in await asyncio.gather(*under_way)] == [200] * CALLERS
+    finally:
+        await finish(last)
+
+
+# The sidecar
+
+
+@asynccontextmanager
+async def application(pod: Any, keyturn: str, place: Path) -> AsyncIterator[tuple[Running, str]]:
+    """The application of the example chart, with its own environment; the sidecar's port is this machine's."""
+    (container,) = pod["containers"]
+    environ = {entry["name"]: entry["value"] for entry in container["env"]}
+    environ["POSTMAN_API_URL"] = environ["POSTMAN_API_URL"].replace("http://127.0.0.1:8080", keyturn)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(ROOT / "tests" / "helm" / "application.py")),
+        cwd=place,
+        env=environ,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    running = Running(process)
+    try:
+        yield running, (await running.ready())["application"]
+    finally:
+        await running.end()
+
+
+async def test_a_sidecar_outlives_its_application(
+    api: PracticeApi, place: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Beside an application, Keyturn is up first and ends last, so that the application's last requests get through."""
+    chart = copy_with_dependencies(tmp_path_factory.mktemp("example"))
+    more = values(api, redis={"existingSecret": ""})
+    rendered = render({"keyturn": more}, chart=chart)
+    pod = rendered.gateway
+    (sidecar,) = pod["initContainers"]
+    assert sidecar["restartPolicy"] == "Always"
+    async with AsyncExitStack() as stack:
+        container = await stack.enter_async_context(kubelet.running(pod, sidecar, rendered.objects, SECRETS, place))
+        assert container.keyturn.data.startswith("http://127.0.0.1:")
+        process, url = await stack.enter_async_context(application(pod, container.keyturn.data, place))
+        assert await container.probe("readiness")
+        callers = await stack.enter_async_context(load(url, request("/me", token=None)))
+        await callers.more(20)
+        assert await container.keyturn.metric("keyturn_requests_total", client="orders") >= 20
+        async with asyncio.timeout(pod["terminationGracePeriodSeconds"]):
+            await callers.leave()
+            gate, last = Gate(api), set[asyncio.Task[Any]]()
+            under_way = [spawn(ask(url, request("/me", token=None)), name="last", owner=last) for _ in range(CALLERS)]
+            await until(lambda: gate.held == CALLERS, "the application's last requests are under way")
+            process.signal(signal.SIGTERM)
+            gate.open()
+            assert [reply.status for reply in await asyncio.gather(*under_way)] == [200] * CALLERS
+            assert await process.ended() == 0
+            assert await container.probe("readiness")
+            container.keyturn.process.signal(signal.SIGTERM)
+            assert await container.keyturn.process.ended() == 0
+        assert set(callers.statuses) == {200}
