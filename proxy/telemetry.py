@@ -18,7 +18,7 @@ from typing import Any, Literal
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, Gauge
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -26,12 +26,16 @@ from structlog.typing import Processor
 
 from proxy import __version__
 from proxy.core.events import (
+    AttemptFailed,
     BucketLevel,
+    EraBegan,
     Event,
     Exchanged,
+    ForeignSpent,
     Journal,
     Levels,
     Retried,
+    StoreChanged,
     UpstreamAnswered,
     UpstreamThrottled,
 )
@@ -66,9 +70,9 @@ class _Counter(Collector):
         self._labels = labels
         self._counts: dict[Labels, int] = {}
 
-    def add(self, labels: Labels) -> None:
-        """Count one."""
-        self._counts[labels] = self._counts.get(labels, 0) + 1
+    def add(self, labels: Labels, number: int = 1) -> None:
+        """Count so many."""
+        self._counts[labels] = self._counts.get(labels, 0) + number
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
@@ -143,6 +147,10 @@ class Metrics:
         self.grants = self._histogram(
             "exchange_grants", "Leases granted in a round trip.", ("pool",), (0, 1, 2, 5, 10, 50, 200)
         )
+        self.foreign = self._counter("foreign_tokens", "Tokens that somebody else spent.", ("pool", "quota"))
+        self.failed = self._counter(
+            "failed_attempts", "Callers that were not let in, and when that was answered.", ("why", "answered")
+        )
         build = Gauge("keyturn_build_info", "What runs.", ("version", "python"), registry=self.registry)
         build.labels(__version__, platform.python_version()).set(1)
 
@@ -167,6 +175,10 @@ class Metrics:
                 self._request(event)
             case UpstreamAnswered(pool, key, code):
                 self.answers.add((pool, key, _code(code)))
+            case ForeignSpent(pool, quota, tokens):
+                self.foreign.add((pool, quota), tokens)
+            case AttemptFailed(_, why, answered):
+                self.failed.add((why, answered))
             case Exchanged(pool, seconds, grants):
                 self.exchanges.add((pool,), seconds)
                 self.grants.add((pool,), grants)
@@ -203,7 +215,7 @@ class _LevelsCollector(Collector):
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return self._families()
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         waiting, in_flight, at_hand, size = families = self._families()
         levels = self._levels()
         _add_sums(waiting, (((lane.pool, lane.client), lane.waiting) for lane in levels.lanes))
@@ -212,6 +224,12 @@ class _LevelsCollector(Collector):
             at_hand.add_metric(labels, bucket.at_hand)
             size.add_metric(labels, bucket.size)
         yield from families
+        up = GaugeMetricFamily("keyturn_store_up", "Whether the store of the tokens answers.")
+        up.add_metric((), int(levels.store_up))
+        yield up
+        degraded = CounterMetricFamily("keyturn_degraded_seconds", "Seconds without the store of the tokens.")
+        degraded.add_metric((), levels.degraded)
+        yield degraded
 
     def _families(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
         return (
@@ -255,7 +273,14 @@ class Telemetry:
     def observe(self, event: Event) -> None:
         """See `core.events.Observer`."""
         self.metrics.observe(event)
-        if isinstance(event, UpstreamThrottled):
+        if isinstance(event, StoreChanged):
+            self._store(event)
+        elif isinstance(event, EraBegan):
+            self._log.warning(
+                "the store is new, restarted or behind: each key is tried with one request before it is used on",
+                pool=event.pool,
+            )
+        elif isinstance(event, UpstreamThrottled):
             self._log.warning(
                 _THROTTLED[event.kind],
                 pool=event.pool,
@@ -265,6 +290,18 @@ class Telemetry:
                 wait_seconds=event.wait / SECOND,
             )
 
+    def _store(self, event: StoreChanged) -> None:
+        if event.up:
+            self._log.warning("the store answers again", pool=event.pool, lost_seconds=round(event.seconds, 1))
+        else:
+            self._log.error(_LOST[event.on_loss], pool=event.pool, cause=event.cause)
+
+
+_LOST = {
+    "share": "the store does not answer: going on with this replica's share of the limits",
+    "wait": "the store does not answer: requests wait for it",
+    "refuse": "the store does not answer: requests are refused with 503",
+}
 
 _THROTTLED = {
     "window": "the upstream answered 429: somebody else uses this key, or its limit is lower than configured",

@@ -1,0 +1,30 @@
+from prometheus_client.metrics_core import Metric as Family
+
+from proxy.telemetry import Metrics
+from tests.observability.documents import metrics
+
+
+def name_of(family: Family) -> str:
+    """The name of a family, as a scraper and the table see it."""
+    return f"{family.name}_total" if family.type == "counter" else family.name
+
+
+def test_every_metric_that_is_told_is_in_the_table() -> None:
+    """With its name and type."""
+    told = {
+        name_of(family): family.type for family in Metrics().registry.collect() if family.name.startswith("keyturn_")
+    }
+    documented = {name: metric.type for name, metric in metrics().items()}
+    assert told
+    assert told.items() <= documented.items()
+
+
+def test_every_metric_is_explained() -> None:
+    """A sentence for each, names that say their units, counters that say that they are."""
+    found = metrics()
+    assert len(found) >= 20
+    for metric in found.values():
+        assert len(metric.meaning) > 20, metric.name
+        assert (metric.type == "counter") == metric.name.endswith("_total")
+        if metric.type == "histogram":
+            assert metric.name.endswith(("_seconds", "_grants"))

@@ -1,0 +1,130 @@
+from dataclasses import replace
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from proxy.status_view import UnknownVersionError, bar, render
+from proxy.web.status import document
+from tests.observability.samples import busy, quiet
+
+
+def printed(content: dict[str, Any], width: int = 140) -> str:
+    """What a terminal without colours shows."""
+    out = StringIO()
+    Console(file=out, width=width, color_system=None).print(render(content))
+    return out.getvalue()
+
+
+def line(text: str, *words: str) -> str:
+    """The first line that holds all of these words."""
+    return next(line for line in text.splitlines() if all(word in line for word in words))
+
+
+def test_it_tells_the_process_and_its_store() -> None:
+    """The head says who answers, whether it is ready, and how the store is."""
+    text = printed(document(busy()))
+    assert "ready" in line(text, "keyturn-7d9f8b6c5-x2lqp")
+    assert "up for 20 s, 3 replicas seen" in line(text, "Store redis")
+    assert "clients[2].weight: a whole number" in line(text, "Reload refused 31 min ago")
+
+
+def test_a_lost_store_is_told_with_its_cause() -> None:
+    """And with what happens meanwhile."""
+    assert "lost for 20 s: no answer within 500 ms, on loss: share" in printed(document(busy(lost=True)))
+
+
+@pytest.mark.parametrize(
+    ("draining", "unready", "word"),
+    [
+        (True, ("draining",), "draining"),
+        (False, ("the pool default has no key",), "not ready: the pool default has no key"),
+    ],
+)
+def test_a_replica_that_is_not_ready_says_why(draining: bool, unready: tuple[str, ...], word: str) -> None:
+    """Draining is a reason of its own."""
+    snapshot = quiet()
+    process = replace(snapshot.process, draining=draining, unready=unready)
+    assert word in line(printed(document(replace(snapshot, process=process))), "host-1")
+
+
+def test_each_key_has_its_state_in_words() -> None:
+    """With its reason, and the time at which it is back."""
+    text = printed(document(busy()))
+    assert "401 AuthenticationError" in line(text, "team-d", "quarantined")
+    assert "429 of the upstream (returns in 40 s)" in line(text, "team-c", "parked", "312")
+    assert "81,240" in line(text, "team-a", "ready")
+
+
+def test_each_limit_has_its_tokens() -> None:
+    """At hand, in use, cooling, and when they return."""
+    text = printed(document(busy()))
+    assert line(text, "team-a", "60/60s").split()[3:6] == ["14", "4", "42"]
+    assert "60 within 40 s" in line(text, "team-c", "60/60s")
+
+
+def test_each_client_has_its_queue_and_its_share() -> None:
+    """Whoever waits most comes first; its lanes follow it; idle clients are only counted."""
+    text = printed(document(busy()))
+    assert line(text, "crawler").split() == ["crawler", "1", "158", "29", "s", "in", "1", "s", "40%", "20%"]
+    assert line(text, "60/60s + 10/10s").split()[-6:] == ["18", "29", "s", "in", "9", "s"]
+    assert "unknown" in line(text, "pipeline")
+    assert text.index("crawler") < text.index("pipeline") < text.index("portal")
+    assert "2 clients idle" in text
+
+
+def test_a_quiet_replica_fits_in_a_few_lines() -> None:
+    """Nothing is told that is not there."""
+    text = printed(document(quiet()))
+    assert "No client has called yet" in text
+    assert "Reload" not in text
+    assert "refused  " not in text
+    assert len(text.splitlines()) < 12
+
+
+def test_refusals_are_told_by_reason() -> None:
+    """The most frequent of the last minute first."""
+    text = printed(document(busy()))
+    assert line(text, "deadline").split() == ["deadline", "8", "380"]
+    assert text.index("deadline") < text.index("client_rate") < text.index("unauthenticated")
+
+
+@pytest.mark.parametrize(
+    ("at_hand", "in_use", "size", "drawn"),
+    [
+        (60, 0, 60, "#" * 30),
+        (0, 0, 60, "." * 30),
+        (1, 1, 60, "#*" + "." * 28),
+        (59, 1, 60, "#" * 29 + "*"),
+        (2, 1, 5, "##*.."),
+        (0, 0, 0, ""),
+    ],
+)
+def test_a_bar_shows_the_least_token_and_is_full_only_when_all_are_there(
+    at_hand: int, in_use: int, size: int, drawn: str
+) -> None:
+    """Told apart by signs, not by colours only."""
+    assert bar({"at_hand": at_hand, "in_use": in_use, "size": size}).plain == drawn
+
+
+def test_names_and_reasons_are_text_not_markup() -> None:
+    """What stands in square brackets is shown as it is."""
+    snapshot = quiet()
+    key = replace(snapshot.pools[0].keys[0], reason="[red]401[/red] [link=x]")
+    content = document(replace(snapshot, pools=(replace(snapshot.pools[0], keys=(key,)),)))
+    assert "[red]401[/red] [link=x]" in printed(content)
+
+
+def test_it_fits_a_narrow_terminal() -> None:
+    """No line is wider than the terminal, and no name is lost."""
+    text = printed(document(busy()), width=60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert "quarantined" in text.replace("\n", "") or "quaran" in text
+
+
+@pytest.mark.parametrize("content", [{"version": 2}, {}])
+def test_another_version_of_the_document_is_refused(content: dict[str, Any]) -> None:
+    """Better than to show half of it, or something wrong."""
+    with pytest.raises(UnknownVersionError, match="reads version 1"):
+        render(content)
