@@ -18,12 +18,15 @@ import structlog
 
 from proxy.access import Access
 from proxy.config import Config
-from proxy.core.errors import ConfigError, Problem
+from proxy.core.errors import ConfigError, Problem, StartError, StoreLost
 from proxy.core.events import BucketLevel, Levels
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.dispatch import Dispatch
 from proxy.gateway import Gateway, Retries
+from proxy.stores.links import Link
 from proxy.stores.memory import Memory, MemoryStore
+from proxy.stores.redis import RedisStore
+from proxy.stores.shared import SharedStore
 from proxy.tasks import finish, spawn
 from proxy.telemetry import Telemetry
 from proxy.upstream import Upstream, UpstreamSettings
@@ -54,6 +57,7 @@ class App:
         self._log = structlog.get_logger("keyturn")
         self._draining = False
         self._started = False
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.telemetry = Telemetry()
         self._upstream = Upstream(
             UpstreamSettings(
@@ -66,7 +70,9 @@ class App:
             )
         )
         self._pools = config.pools_of_model()
-        self._stores = {pool.name: self._store(pool) for pool in self._pools}
+        self._link = _link(config)
+        replica = _replica()
+        self._stores = {pool.name: self._store(pool, replica) for pool in self._pools}
         self.dispatches = {pool.name: self._dispatch(pool) for pool in self._pools}
         gateway = Gateway(
             self.dispatches,
@@ -81,7 +87,11 @@ class App:
             anonymous=config.anonymous_client(),
             key_header=config.upstream.key_header,
             key_query=config.upstream.key_query,
+            observer=self.telemetry,
+            clock=monotonic,
+            wall=wall,
         )
+        self._access = access
         self._forward = Forward(
             access,
             gateway,
@@ -94,8 +104,20 @@ class App:
         self._admin = Listener(Admin(self.telemetry.metrics, self.unready), [config.admin])
         self.telemetry.metrics.watch(self.levels)
 
-    def _store(self, pool: Pool) -> MemoryStore:
-        return MemoryStore(Memory(monotonic), pool, replica="only", settle_bound=self._config.upstream.settle_bound)
+    def _store(self, pool: Pool, replica: str) -> MemoryStore | SharedStore:
+        settle_bound = self._config.upstream.settle_bound
+        if self._link is None:
+            return MemoryStore(Memory(monotonic), pool, replica=replica, settle_bound=settle_bound)
+        store = RedisStore(
+            self._link,
+            pool,
+            prefix=self._config.store.prefix,
+            replica=replica,
+            settle_bound=settle_bound,
+            clock=monotonic,
+            observer=self.telemetry,
+        )
+        return SharedStore(store, on_loss=self._config.store.on_loss, clock=monotonic, observer=self.telemetry)
 
     def _dispatch(self, pool: Pool) -> Dispatch:
         return Dispatch(
@@ -134,7 +156,18 @@ class App:
             return ("starting",)
         if self._draining:
             return ("draining",)
+        if self._config.store.on_loss == "refuse" and any(store.lost for store in self._shared()):
+            return ("the store does not answer",)
         return tuple(f"the pool {pool.name} has no key" for pool in self._pools if not pool.keys)
+
+    def _shared(self) -> list[SharedStore]:
+        return [store for store in self._stores.values() if isinstance(store, SharedStore)]
+
+    async def _look_at_store(self, link: Link) -> None:
+        """Say once what is wrong with a store that answers; that it does not answer is said when it is needed."""
+        with suppress(StoreLost):
+            for warning in await link.check(f"{self._config.store.prefix}:{{{self._pools[0].name}}}"):
+                self._log.warning("the store is not fit for its purpose", problem=warning)
 
     def levels(self) -> Levels:
         """The gauges of this moment."""
@@ -142,10 +175,15 @@ class App:
             buckets=[level for pool in self._pools for level in self._buckets(pool)],
             lanes=[level for dispatch in self.dispatches.values() for level in dispatch.levels()],
             in_flight=[(name, dispatch.in_flight) for name, dispatch in self.dispatches.items()],
+            store_up=not any(store.lost for store in self._shared()),
+            degraded=max((store.degraded for store in self._shared()), default=0.0),
         )
 
     def _buckets(self, pool: Pool) -> Iterator[BucketLevel]:
-        for quota, index, at_hand in self._stores[pool.name].levels():
+        store = self._stores[pool.name]
+        if isinstance(store, SharedStore):
+            return
+        for quota, index, at_hand in store.levels():
             limit = pool.limits[index]
             yield BucketLevel(pool.name, quota, limit.name, at_hand, limit.requests)
 
@@ -159,8 +197,12 @@ class App:
         """
         try:
             await self._upstream.open()
-            for dispatch in self.dispatches.values():
+            await self._access.start()
+            for name, dispatch in self.dispatches.items():
+                self._stores[name].listen(dispatch.wake)
                 await dispatch.start()
+            if self._link is not None:
+                spawn(self._look_at_store(self._link), name="look at the store", owner=self._tasks)
             await self._admin.start()
             await self._data.start()
         except BaseException:
@@ -196,6 +238,12 @@ class App:
         await self._data.stop(0)
         for dispatch in self.dispatches.values():
             await dispatch.stop()
+        await finish(self._tasks)
+        for store in self._shared():
+            await store.close()
+        if self._link is not None:
+            await self._link.close()
+        await self._access.stop()
         await self._upstream.close()
         await self._admin.stop(0)
 
@@ -260,6 +308,22 @@ def _signals(handle: Callable[[], object]) -> Iterator[None]:
                 loop.remove_signal_handler(number)
 
 
+def _replica() -> str:
+    """A name that no other process has, not even an earlier one of this container."""
+    host = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in socket.gethostname())
+    return f"{host or 'host'}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def _link(config: Config) -> Link | None:
+    url = config.store.url
+    if url.scheme == "memory":
+        return None
+    try:
+        return Link(url.reveal(), shown=url.shown, timeout=config.store.timeout)
+    except StartError as problem:
+        raise ConfigError((Problem("store.url", str(problem).removeprefix("store.url: ")),)) from None
+
+
 def _inbound_tls(config: Config) -> ssl.SSLContext | None:
     if config.tls is None:
         return None
@@ -274,7 +338,8 @@ def _inbound_tls(config: Config) -> ssl.SSLContext | None:
             context.load_verify_locations(config.tls.client_ca)
         except (OSError, ssl.SSLError):
             raise ConfigError((Problem("tls.client_ca", "no certificate in PEM"),)) from None
-        context.verify_mode = ssl.CERT_REQUIRED
+        optional = config.tls.client_certificate == "optional"
+        context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
     return context
 
 
@@ -284,14 +349,7 @@ def refuse_what_is_not_built(config: Config) -> None:
     Raises:
         ConfigError: with a problem for each.
     """
-    problems = [
-        Problem(f"clients[{index}].{name}", "this version knows callers by token only: give `token_sha256`")
-        for index, client in enumerate(config.clients)
-        for name in ("certificate", "jwt")
-        if getattr(client, name) is not None
-    ]
-    if config.store.url.scheme != "memory":
-        problems.append(Problem("store.url", "this version has one store, memory://, for one replica: write that"))
+    problems: list[Problem] = []
     if config.upstream.forwarded:
         problems.append(Problem("upstream.forwarded", "this version does not tell callers' addresses: leave it out"))
     if problems:

@@ -176,3 +176,6 @@ class Levels:
     lanes: Sequence[LaneLevel]
     in_flight: Sequence[tuple[str, int]]
     """Pool and requests that hold a lease."""
+    store_up: bool = True
+    degraded: float = 0.0
+    """Seconds without the store, so far."""

@@ -8,9 +8,9 @@ One fact keeps it cheap: after the dealing at the present instant nothing that w
 hand, so a token that returns can only serve requests through its own quota.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from proxy.core.buckets import Buckets
@@ -47,16 +47,24 @@ class Loan(NamedTuple):
     replica: str
 
 
-class _Event(NamedTuple):
-    """A token returns to a bucket, or a closed bucket opens; `source` yields what comes after it."""
+@dataclass(slots=True)
+class _Source:
+    """Events of one limit in their order: tokens return to buckets, or closed buckets open."""
 
-    instant: Micros
-    quota: str
     limit: str
     opens: bool
-    number: int
-    """Of its source, or of the token dealt: no two events are equal, so sources are never compared."""
-    source: Iterator[tuple[Micros, str]] | None = None
+    queue: deque[tuple[Micros, str]]
+    """Instants and quotas that are known."""
+    more: Iterator[tuple[Micros, str]]
+    """What follows them."""
+
+    def pop(self) -> tuple[Micros, str]:
+        """Take the first event."""
+        event = self.queue.popleft()
+        following = next(self.more, None)
+        if following:
+            self.queue.append(following)
+        return event
 
 
 class Forecaster:
@@ -68,66 +76,74 @@ class Forecaster:
         self._now = now
         self._taken: dict[tuple[str, str], int] = {}
         self._opened: set[tuple[str, str]] = set()
-        self._by_limit: dict[str, list[Need]] = {}
+        self._windows: dict[str, Micros] = {}
+        """Of the limits that somebody waits under."""
+        self._dealt: dict[str, deque[tuple[Micros, str]]] = {}
+        """What was dealt and comes back, by limit."""
+        self._needs: dict[tuple[str, str | None], list[Need]] = {}
+        """By limit, and the quota that they insist on."""
         for need in rehearsal.needs:
             for limit in need.limits:
-                self._by_limit.setdefault(limit, []).append(need)
-        self._events: list[_Event] = []
-        self._numbers = 0
+                self._windows.setdefault(limit, buckets.views[need.terms].limits[limit].window)
+                self._needs.setdefault((limit, need.pinned), []).append(need)
+        self._sources = [source for limit in sorted(self._windows) for source in self._read_calendar(limit)]
         for loan in lent:
             self._return(now, loan.quota, loan.need)
         self.forecast = Forecast()
 
     def play(self) -> Forecast:
         """Deal out the next tokens of the calendar."""
-        self._read_calendars()
-        events = self._events
         for _ in range(EVENTS):
-            if not events or self.forecast.dealt >= HORIZON:
+            source = self._soonest()
+            if not source or self.forecast.dealt >= HORIZON or not self._rehearsal.waiting:
                 break
-            event = events[0]
-            following = next(event.source, None) if event.source else None
-            if following:
-                heapreplace(events, _Event(*following, event.limit, event.opens, event.number, event.source))
-            else:
-                heappop(events)
-            self._apply(event)
+            instant, quota = source.pop()
+            self._apply(instant, quota, source.limit, opens=source.opens)
         return self.forecast
 
-    def _read_calendars(self) -> None:
-        for limit, needs in sorted(self._by_limit.items()):
-            window = self._buckets.views[needs[0].terms].limits[limit].window
-            returns = self._buckets.returns(limit, self._now, window)
-            opening = self._buckets.openings(limit, self._now)
-            probed = self._buckets.probed(limit, self._now)
-            for number, source in enumerate((returns, opening, probed)):
-                head = next(source, None)
-                if head:
-                    self._events.append(_Event(*head, limit, number > 0, number - 3, source))
-        heapify(self._events)
+    def _read_calendar(self, limit: str) -> Iterator[_Source]:
+        buckets, now = self._buckets, self._now
+        for more, opens in (
+            (buckets.returns(limit, now, self._windows[limit]), False),
+            (buckets.openings(limit, now), True),
+            (buckets.probed(limit, now), True),
+        ):
+            head = next(more, None)
+            if head:
+                yield _Source(limit, opens, deque([head]), more)
+        self._dealt[limit] = deque()
+        yield _Source(limit, opens=False, queue=self._dealt[limit], more=iter(()))
 
-    def _apply(self, event: _Event) -> None:
-        quota, limit = event.quota, event.limit
-        if event.opens:
+    def _soonest(self) -> _Source | None:
+        """Where the next event is; among equals, the first in the order of limits."""
+        soonest: _Source | None = None
+        for source in self._sources:
+            if source.queue and (soonest is None or source.queue[0][0] < soonest.queue[0][0]):
+                soonest = source
+        return soonest
+
+    def _apply(self, instant: Micros, quota: str, limit: str, *, opens: bool) -> None:
+        if opens:
             self._opened.add((quota, limit))
         else:
             self._taken[quota, limit] = self._taken_of(quota, limit) - 1
         while self.forecast.dealt < HORIZON and (choice := self._choose(quota, limit)):
-            self._deal(event.instant, quota, *choice)
+            self._deal(instant, quota, *choice)
 
     def _choose(self, quota: str, limit: str) -> tuple[Need, str] | None:
         best: tuple[int, str] | None = None
         chosen: Need | None = None
-        for need in self._by_limit[limit]:
-            if self._serves(quota, need):
-                first = self._rehearsal.first(need)
-                if first and (best is None or first < best):
-                    best, chosen = first, need
+        for insists in (None, quota):
+            for need in self._needs.get((limit, insists), ()):
+                if self._serves(quota, need):
+                    first = self._rehearsal.first(need)
+                    if first and (best is None or first < best):
+                        best, chosen = first, need
         return (chosen, best[1]) if chosen and best else None
 
     def _serves(self, quota: str, need: Need) -> bool:
         view = self._buckets.views[need.terms]
-        if need.pinned not in (None, quota) or quota not in view.quotas:
+        if quota not in view.quotas:
             return False
         for limit in need.limits:
             if self._taken_of(quota, limit) >= view.limits[limit].requests:
@@ -150,12 +166,11 @@ class Forecaster:
         self.forecast.dealt += 1
 
     def _return(self, instant: Micros, quota: str, need: Need) -> None:
-        """What is dealt at an instant comes back a trip and a window later."""
+        """What is dealt at an instant comes back a trip and a window later; so in the order of the dealing."""
         view = self._buckets.views[need.terms]
         for limit in need.limits:
             returns = instant + self._buckets.trip + view.limits[limit].window
-            heappush(self._events, _Event(returns, quota, limit, False, self._numbers))
-        self._numbers += 1
+            self._dealt[limit].append((returns, quota))
 
 
 class Ahead(NamedTuple):

@@ -61,7 +61,9 @@ class Dealt:
 class Ledger:
     """The state of one pool: its buckets, and who waits for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        """A state of its own; `name` begins the names of its leases, where they have to differ from others'."""
+        self._name = name
         self.buckets = Buckets()
         self.line = Line()
         self.era = ""
@@ -76,8 +78,11 @@ class Ledger:
         self._members: dict[str, Member] = {}
         self._terms: SortedSet[str, Micros] = SortedSet()
 
-    def exchange(self, time: Micros, run: str, call: Call) -> Reply:
-        """Answer a letter. `time` is the store's clock; `run` names the life of the store's process."""
+    def exchange(self, time: Micros, run: str, call: Call, *, most: int = DEAL) -> Reply:
+        """Answer a letter. `time` is the store's clock; `run` names the life of the store's process.
+
+        `most`: tokens that are dealt at the most, for who paces besides.
+        """
         now = self._clock(time, call)
         self._suspect(now, run, call)
         member = self._members.get(call.replica)
@@ -93,7 +98,7 @@ class Ledger:
         left = self.buckets.mature(now)
         lanes = self._remember(call)
         rehearsal = Rehearsal(self.line)
-        dealt = self._deal(now, call, lanes, rehearsal)
+        dealt = self._deal(now, call, lanes, rehearsal, most)
         forecast = self._foretell(now, rehearsal, dealt)
         for place in dealt.served:  # only now, for the rehearsal looks at the line as it was
             self.line.serve(call.replica, place)
@@ -199,14 +204,14 @@ class Ledger:
         self.line.remember(call.replica, rows)
         return lanes
 
-    def _deal(self, now: Micros, call: Call, lanes: dict[Place, Lane], rehearsal: Rehearsal) -> Dealt:
+    def _deal(self, now: Micros, call: Call, lanes: dict[Place, Lane], rehearsal: Rehearsal, most: int) -> Dealt:
         """Give what is at hand in fair order: to the caller as grants, to others as loans that are given back below."""
         dealt = Dealt()
         if self._awaited > 0 and now < self._hold:
             dealt.stopped = self._hold
             return dealt
         while choice := self._choose(rehearsal):
-            if len(dealt.grants) + len(dealt.lent) == DEAL:
+            if len(dealt.grants) + len(dealt.lent) == most:
                 dealt.stopped = now
                 break
             need_, client, quota = choice
@@ -233,14 +238,14 @@ class Ledger:
 
     def _grant(self, now: Micros, replica: str, lane: Lane, place: Place, quota: str) -> Grant:
         self._leases += 1
-        lease = str(self._leases)
+        lease = f"{self._name}{self._leases}"
         probe = self.buckets.take(lease, place.need, quota, now=now, replica=replica, client=place.client)
         return Grant(lease, lane, quota, probe)
 
     def _foretell(self, now: Micros, rehearsal: Rehearsal, dealt: Dealt) -> Forecast:
         """Deal on into the future, then give back what was lent."""
         forecast = Forecast()
-        if dealt.stopped is None and any(rehearsal.first(need_) for need_ in rehearsal.needs):
+        if dealt.stopped is None and rehearsal.waiting:
             forecast = Forecaster(self.buckets, rehearsal, now, dealt.lent).play()
         for loan in dealt.lent:
             self.buckets.lend(loan.quota, loan.need.limits, -1)

@@ -217,6 +217,8 @@ class Rehearsal:
         self._groups: dict[Need, _Played] = {}
         self.needs: list[Need] = sorted(line.groups)
         """The needs that somebody waits with."""
+        self.waiting = sum(group.waiting for group in line.groups.values())
+        """Requests that have not been served."""
 
     def first(self, need: Need) -> tuple[int, str] | None:
         """The tag and name of the client whose turn it is among those of a need."""
@@ -230,6 +232,7 @@ class Rehearsal:
         share = self._line.share(client)
         tag, self._now = advance(self._tags.get(client, share.tag), self._now, share.cost)
         self._tags[client] = tag
+        self.waiting -= 1
         return self._groups[need].take(client)
 
 

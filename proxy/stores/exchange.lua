@@ -5,8 +5,8 @@
 -- Instants and durations are integers in microseconds, exact in Lua's doubles up to 2^53.
 --
 -- KEYS[1]  the name that every key of the pool begins with, its hash tag among it: `keyturn:{default}`
--- ARGV[1]  the letter (core/letters.py) as JSON, see stores/letters.py; only tests give it a `now` and a `run`
--- Returns  the reply as nested arrays, see stores/letters.py
+-- ARGV[1]  the letter (core/letters.py) as JSON, see stores/codec.py; only tests give it a `now` and a `run`
+-- Returns  the reply as nested arrays, see stores/codec.py
 --
 -- What is stored where is listed in docs/shared-store.md. Names have no `|`, `,`, `@` and no space in them, so these
 -- join them; what is looked up by its beginning stands in a sorted set in the order of its bytes.
@@ -718,6 +718,11 @@ end
 
 local shares = {}
 
+local function read_share(stored)
+  local tag, weight = string.match(stored, '^(%-?%d+) (%d+)$')
+  return { tag = tonumber(tag), weight = tonumber(weight) }
+end
+
 -- A client's place in virtual time: {tag, weight}, or nil.
 local function share_of(client)
   local share = shares[client]
@@ -726,8 +731,7 @@ local function share_of(client)
     if not stored then
       return nil
     end
-    local tag, weight = string.match(stored, '^(%-?%d+) (%d+)$')
-    share = { tag = tonumber(tag), weight = tonumber(weight) }
+    share = read_share(stored)
     shares[client] = share
   end
   return share
@@ -854,6 +858,35 @@ local function places_of(replica)
   return places
 end
 
+local function load_shares(demands)
+  for from = 1, #demands, 500 do
+    local clients = {}
+    for index = from, min(from + 499, #demands) do
+      clients[#clients + 1] = demands[index][1]
+    end
+    for index, stored in ipairs(redis_call('HMGET', key('shares'), unpack(clients))) do
+      if stored and not shares[clients[index]] then
+        shares[clients[index]] = read_share(stored)
+      end
+    end
+  end
+end
+
+-- How many of each demand are known to wait already.
+local function load_waiting(replica, demands)
+  local known = {}
+  for from = 1, #demands, 500 do
+    local fields = {}
+    for index = from, min(from + 499, #demands) do
+      fields[#fields + 1] = place_field(replica, demands[index][1], demands[index].need)
+    end
+    for _, stored in ipairs(redis_call('HMGET', key('waiting'), unpack(fields))) do
+      known[#known + 1] = stored and tonumber(string.match(stored, '^%d+')) or 0
+    end
+  end
+  return known
+end
+
 -- Demands are {client, weight, waiting, limits, pinned}; each gets its need's name.
 local function remember(replica, demands, view)
   local wanted = {}
@@ -872,8 +905,12 @@ local function remember(replica, demands, view)
       drop_place(replica, place.client, place.need)
     end
   end
-  for _, demand in ipairs(demands) do
-    if demand[3] > 0 then
+  load_shares(demands)
+  local known = load_waiting(replica, demands)
+  for index, demand in ipairs(demands) do
+    local share = share_of(demand[1])
+    local same = known[index] == demand[3] and share and share.weight == demand[2]
+    if demand[3] > 0 and not same then
       set_place(replica, demand[1], demand.need, demand[2], demand[3])
     end
   end
@@ -983,7 +1020,7 @@ end
 
 -- Rehearsal: the same queueing played forward without changing the line -----------------------------------------------
 
-local rehearsal = { tags = {}, groups = {} }
+local rehearsal = { tags = {}, groups = {}, waiting = 0 }
 
 -- Entries are {tag, client}.
 local function earlier(one, other)
@@ -1055,6 +1092,7 @@ local function rehearse(need, client)
   local tag
   tag, rehearsal.virtual = advance(rehearsal.tags[client] or share.tag, rehearsal.virtual, cost_of(share))
   rehearsal.tags[client] = tag
+  rehearsal.waiting = rehearsal.waiting - 1
   local played = rehearsal.groups[need]
   local rows = played.rows[client]
   if not rows then
@@ -1073,37 +1111,27 @@ end
 -- Forecast ---------------------------------------------------------------------------------------------------------
 
 local forecast = { turns = {}, first = {}, dealt = 0 }
-local play = { taken = {}, opened = {}, events = {}, numbers = 0, by_limit = {} }
-
--- Events are {instant, quota, limit, opens (0 or 1), number, source}.
-local function sooner(one, other)
-  for index = 1, 5 do
-    if one[index] ~= other[index] then
-      return one[index] < other[index]
-    end
-  end
-  return false
-end
+local play = { taken = {}, opened = {}, sources = {}, dealt = {}, windows = {}, needs = {} }
 
 local function taken_in_play(quota, limit)
-  local taken = play.taken[quota .. '@' .. limit]
-  if taken == nil then
-    return bucket_of(limit, quota).taken
-  end
-  return taken
+  return play.taken[limit][quota] or bucket_of(limit, quota).taken
 end
 
 local function add_in_play(quota, limit, tokens)
-  play.taken[quota .. '@' .. limit] = taken_in_play(quota, limit) + tokens
+  play.taken[limit][quota] = taken_in_play(quota, limit) + tokens
+end
+
+-- Events are two entries in a queue, the instant and the quota; `first` is the index of the next one.
+local function append(queue, instant, quota)
+  queue[#queue + 1] = instant
+  queue[#queue + 1] = quota
 end
 
 local function comes_back(instant, quota, need)
   local view = view_of(need.terms)
   for _, limit in ipairs(need.limits) do
-    local returns = instant + state.trip + view.by_id[limit].window
-    push(play.events, { returns, quota, limit, 0, play.numbers }, sooner)
+    append(play.dealt[limit], instant + state.trip + view.by_id[limit].window, quota)
   end
-  play.numbers = play.numbers + 1
 end
 
 local function expected(granted, now)
@@ -1156,50 +1184,93 @@ local function probed_of(limit, now)
   end
 end
 
+local function add_source(limit, opens, more)
+  local queue = { first = 1 }
+  if more then
+    local instant, quota = more()
+    if not instant then
+      return
+    end
+    append(queue, instant, quota)
+  else
+    play.dealt[limit] = queue
+  end
+  table.insert(play.sources, { limit = limit, opens = opens, queue = queue, more = more })
+end
+
 local function read_calendars(now)
   local limits = {}
-  for limit in pairs(play.by_limit) do
+  for limit in pairs(play.windows) do
     limits[#limits + 1] = limit
   end
   table.sort(limits)
   for _, limit in ipairs(limits) do
-    local window = view_of(play.by_limit[limit][1].terms).by_id[limit].window
-    local sources = { returns_of(limit, now, window), openings_of(limit, now), probed_of(limit, now) }
-    for number, source in ipairs(sources) do
-      local instant, quota = source()
-      if instant then
-        push(play.events, { instant, quota, limit, number > 1 and 1 or 0, number - 4, source }, sooner)
-      end
+    play.taken[limit] = {}
+    play.opened[limit] = {}
+    add_source(limit, false, returns_of(limit, now, play.windows[limit]))
+    add_source(limit, true, openings_of(limit, now))
+    add_source(limit, true, probed_of(limit, now))
+    add_source(limit, false, nil)
+  end
+end
+
+-- Where the next event is; among equals, the first in the order of limits.
+local function soonest()
+  local found, least
+  for _, source in ipairs(play.sources) do
+    local queue = source.queue
+    local instant = queue[queue.first]
+    if instant and (not least or instant < least) then
+      found, least = source, instant
     end
   end
+  return found
+end
+
+local function pop_event(source)
+  local queue = source.queue
+  local instant, quota = queue[queue.first], queue[queue.first + 1]
+  queue.first = queue.first + 2
+  if source.more then
+    local following, of = source.more()
+    if following then
+      append(queue, following, of)
+    end
+  end
+  return instant, quota
 end
 
 local function could_serve(quota, need)
   local view = view_of(need.terms)
-  if (need.pinned and need.pinned ~= quota) or not serves(view, quota) then
+  if not serves(view, quota) then
     return false
   end
   for _, limit in ipairs(need.limits) do
     if taken_in_play(quota, limit) >= view.by_id[limit].requests then
       return false
     end
-    if not play.opened[quota .. '@' .. limit] and closed(limit, quota) then
+    if not play.opened[limit][quota] and closed(limit, quota) then
       return false
     end
   end
   return true
 end
 
+-- Needs that may be served when a bucket changes: those that insist on no quota, then those that insist on this one.
 local function choose_in_play(quota, limit)
   local chosen, first
-  for _, need in ipairs(play.by_limit[limit]) do
-    if could_serve(quota, need) then
-      local candidate = first_in(need.name)
-      if candidate and (not first or earlier(candidate, first)) then
-        chosen, first = need, candidate
+  local function consider(among)
+    for _, need in ipairs(among or {}) do
+      if could_serve(quota, need) then
+        local candidate = first_in(need.name)
+        if candidate and (not first or earlier(candidate, first)) then
+          chosen, first = need, candidate
+        end
       end
     end
   end
+  consider(play.needs[limit .. '@'])
+  consider(play.needs[limit .. '@' .. quota])
   if chosen then
     return chosen, first[2]
   end
@@ -1222,10 +1293,9 @@ local function deal_in_play(instant, quota, need, client)
   forecast.dealt = forecast.dealt + 1
 end
 
-local function apply(event)
-  local quota, limit = event[2], event[3]
-  if event[4] == 1 then
-    play.opened[quota .. '@' .. limit] = true
+local function apply(instant, quota, limit, opens)
+  if opens then
+    play.opened[limit][quota] = true
   else
     add_in_play(quota, limit, -1)
   end
@@ -1234,7 +1304,7 @@ local function apply(event)
     if not need then
       return
     end
-    deal_in_play(event[1], quota, need, client)
+    deal_in_play(instant, quota, need, client)
   end
 end
 
@@ -1242,26 +1312,23 @@ local function foretell(now, names, lent)
   for _, name in ipairs(names) do
     local need = need_of(name)
     for _, limit in ipairs(need.limits) do
-      play.by_limit[limit] = play.by_limit[limit] or {}
-      table.insert(play.by_limit[limit], need)
+      play.windows[limit] = play.windows[limit] or view_of(need.terms).by_id[limit].window
+      local insists = limit .. '@' .. (need.pinned or '')
+      play.needs[insists] = play.needs[insists] or {}
+      table.insert(play.needs[insists], need)
     end
   end
+  read_calendars(now)
   for _, loan in ipairs(lent) do
     comes_back(now, loan[1], loan[2])
   end
-  read_calendars(now)
   for _ = 1, EVENTS do
-    if not play.events[1] or forecast.dealt >= HORIZON then
+    local source = soonest()
+    if not source or forecast.dealt >= HORIZON or rehearsal.waiting == 0 then
       return
     end
-    local event = pop(play.events, sooner)
-    if event[6] then
-      local instant, quota = event[6]()
-      if instant then
-        push(play.events, { instant, quota, event[3], event[4], event[5], event[6] }, sooner)
-      end
-    end
-    apply(event)
+    local instant, quota = pop_event(source)
+    apply(instant, quota, source.limit, source.opens)
   end
 end
 
@@ -1272,6 +1339,18 @@ local function samples(from, till)
   end
   positions[#positions + 1] = till - 1
   return positions
+end
+
+local groups = {}
+
+-- How many wait with a need and their weight, once that does not change any more in this call.
+local function told_group(need)
+  local group = groups[need]
+  if not group then
+    group = { group_of(need) }
+    groups[need] = group
+  end
+  return group[1], group[2]
 end
 
 -- For each limit of a place: {limit, weight of all who wait under it, requests of others that wait}.
@@ -1286,7 +1365,7 @@ local function ahead_of(place, need, own_left, names)
     local weight, waiting = 0, 0
     for _, name in ipairs(names) do
       if contains(need_of(name).limits, limit) then
-        local group_waiting, group_weight = group_of(name)
+        local group_waiting, group_weight = told_group(name)
         weight = weight + group_weight
         waiting = waiting + group_waiting
       end
@@ -1573,12 +1652,11 @@ local function exchange()
 
   rehearsal.virtual = state.virtual
   local names = redis_call('ZRANGE', key('lines'), 0, -1)
-  local grants, lent, stopped = deal(now, names)
-  local waits = false
   for _, name in ipairs(names) do
-    waits = waits or first_in(name) ~= nil
+    rehearsal.waiting = rehearsal.waiting + (group_of(name))
   end
-  if not stopped and waits then
+  local grants, lent, stopped = deal(now, names)
+  if not stopped and rehearsal.waiting > 0 then
     foretell(now, names, lent)
   end
   for _, loan in ipairs(lent) do

@@ -1,0 +1,82 @@
+"""Why the store is lost, in one line that says what to do and shows no secret."""
+
+import re
+import ssl
+
+from proxy.core.errors import StoreLost
+from proxy.stores.routes import NoMaster
+from proxy.stores.wire import Refused
+
+_ADVICE = {
+    "WRONGPASS": "it refuses the user name or the password of store.url",
+    "NOAUTH": "it wants a password: write it into store.url, as user:password@",
+    "LOADING": "it is still loading its data: wait until it has",
+    "READONLY": "it is a replica: name the master in store.url, or use redis+sentinel://",
+    "MASTERDOWN": "its link to the master is down, and it may not serve: look at the master",
+    "CLUSTERDOWN": "the cluster does not serve this key: see CLUSTER INFO",
+    "TRYAGAIN": "the cluster is moving this key's slot: wait until it has",
+    "CROSSSLOT": "the script's keys are on several nodes of the cluster, which is a fault of Keyturn: report it",
+    "MOVED": "it is a node of a cluster: write redis+cluster:// in store.url",
+    "OOM": "its memory is full: raise its maxmemory",
+    "MISCONF": "it cannot save its data and refuses writes: see its log",
+    "NOREPLICAS": "too few of its replicas are in step for it to write: see its min-replicas-to-write",
+    "BUSY": "it is busy with somebody's script: look at its log",
+}
+"""What to do, by the first word of the server's answer."""
+
+_INSIDE = re.compile(r"[ :]-([A-Z]+) ")
+"""Redis before 7 wraps the error of a command inside a script: `ERR Error running script (…): …: -OOM …`."""
+
+_MESSAGE = "The store of the rate limits does not answer. Try again soon; the operator finds the cause in the log."
+_CERTIFICATE = ("certificate", "unknown ca", "unknown_ca", "bad_certificate")
+
+
+def lost(problem: BaseException, where: str) -> StoreLost:
+    """The one error of the shared store, made of what went wrong at `where`, a server or the URL without secrets."""
+    return StoreLost(_MESSAGE, cause=f"{where}: {_cause(problem)}")
+
+
+def _cause(problem: BaseException) -> str:
+    match problem:
+        case Refused():
+            return _refusal(problem)
+        case NoMaster():
+            return f"no sentinel names a master: {_line(problem)}"
+        case TimeoutError():
+            return "no answer within store.timeout: see whether it is busy or the network drops packets"
+        case ssl.SSLCertVerificationError():
+            return (
+                f"its certificate is refused ({problem.verify_message.rstrip('.')}): "
+                "name the CA that signed it, `?ssl_ca_certs=`, and the host that it is for"
+            )
+        case ssl.SSLError():
+            return _tls(problem)
+        case _:
+            return f"not reachable ({_line(problem)}): see whether it runs and store.url is right"
+
+
+def _refusal(problem: Refused) -> str:
+    """What the server said; its words may hold names of users, commands, keys and channels, and no password."""
+    said = _line(problem)
+    inside = _INSIDE.search(said) if problem.code == "ERR" else None
+    code = inside[1] if inside else problem.code
+    if code == "NOPERM" or "ACL failure" in said:
+        return f"its ACL does not allow what Keyturn needs: {said}"
+    if advice := _ADVICE.get(code):
+        return f"{advice} ({code})"
+    if "without any password configured" in said or "no password is set" in said:
+        return "it has no password, and store.url has one: remove it there, or set it there with requirepass"
+    if "DB index" in said:
+        return "it has no such database: correct the number in store.url"
+    return f"it answered {said}"
+
+
+def _tls(problem: ssl.SSLError) -> str:
+    said = _line(problem)
+    if any(word in said.lower() for word in _CERTIFICATE):
+        return f"it refuses our certificate ({said}): name one that it accepts, `?ssl_certfile=` and `ssl_keyfile=`"
+    return f"no TLS ({said}): see whether that port speaks TLS"
+
+
+def _line(problem: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(problem)).strip()[:300] or type(problem).__name__

@@ -1,0 +1,79 @@
+"""The store on Redis or Valkey, as one replica of many sees it: letters go out, replies come back, nothing is decided.
+
+One call is one round trip. More are made only when the store asks for something (terms that it does not know, what
+this replica holds) or its clock ran ahead (`core.correspondence`).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from proxy.core.correspondence import Correspondence
+from proxy.core.errors import StoreLost
+from proxy.core.events import EraBegan, Observer
+from proxy.core.exchange import PULSE, USE_BY, Demand, Exchange, Settlement
+from proxy.core.letters import terms_of
+from proxy.core.model import SECOND, Micros, Pool
+from proxy.stores.codec import SCRIPT, decode, encode
+from proxy.stores.links import Link, Script
+
+IDLE: Micros = 5 * SECOND
+"""A replica that has nothing out says this often that it is there, so that others know how many share the pool."""
+
+ROUNDS = 6
+"""Letters to one exchange at the most: terms, what is held, and a clock that ran ahead, with one to spare for each."""
+
+EXCHANGE = Script.of(SCRIPT.decode())
+
+
+class RedisStore:
+    """One replica's way to the shared buckets of one pool."""
+
+    def __init__(
+        self,
+        link: Link,
+        pool: Pool,
+        *,
+        prefix: str,
+        replica: str,
+        settle_bound: Micros,
+        clock: Callable[[], Micros],
+        observer: Observer,
+    ) -> None:
+        self.pool = pool.name
+        self.link = link
+        self.key = f"{prefix}:{{{pool.name}}}"
+        self._settle_bound = settle_bound
+        self._clock = clock
+        self._observer = observer
+        self.letters = Correspondence(replica, terms_of(pool, USE_BY + settle_bound))
+
+    def adopt(self, pool: Pool) -> None:
+        """Go on with another configuration of the pool; what was spent stays spent."""
+        self.letters.terms = terms_of(pool, USE_BY + self._settle_bound)
+
+    def listen(self, wake: Callable[[], None], deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
+        """Call `wake` when a turn has come earlier than it was told."""
+        self.link.listen(f"{self.key}:wake:{self.letters.replica}", wake, deaf)
+
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
+        """See `core.exchange.Store`."""
+        letters = self.letters
+        era = letters.era
+        for _ in range(ROUNDS):
+            sent = self._clock()
+            call = letters.call(sent, settlements, demands)
+            reply = decode(await self.link.run(EXCHANGE, self.key, encode(call)), call)
+            answer = letters.hear(sent, self._clock(), call, reply)
+            if answer is not None:
+                if era not in ("", letters.era):
+                    self._observer.observe(EraBegan(self.pool))
+                return answer if answer.again is not None else replace(answer, again=self._pulse())
+        raise StoreLost("The shared store does not come to terms with this replica.", cause=_AT_ODDS)
+
+    def _pulse(self) -> Micros:
+        return PULSE if len(self.letters.record) else IDLE
+
+
+_AT_ODDS = (
+    "the store asks for the same thing again and again: is its memory full, or is it two servers behind one name?"
+)

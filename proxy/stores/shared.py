@@ -1,0 +1,131 @@
+"""What a replica does while the shared store does not answer (`store.on_loss`), and how it returns to it.
+
+`share`: it goes on with its own share (`stores.share`). `wait`: requests wait for the store or their deadline.
+`refuse`: they are answered 503. A loss is noticed within the store's timeout, told once, and ends when a letter gets
+through that reports what this replica holds; each replica tries by itself, at its own uneven pace, so that a store
+that comes back is not met by all at once.
+"""
+
+import asyncio
+from collections.abc import Callable
+from random import uniform
+from typing import Any, Literal
+
+from proxy.core.errors import StoreLost
+from proxy.core.events import Observer, StoreChanged
+from proxy.core.exchange import Demand, Exchange, Settlement
+from proxy.core.model import SECOND, Micros, Pool
+from proxy.stores.redis import RedisStore
+from proxy.stores.share import Share
+from proxy.tasks import finish, spawn
+
+OnLoss = Literal["share", "wait", "refuse"]
+
+KNOCK = (0.2, 0.6)
+"""Seconds between two tries to reach a lost store; drawn anew each time."""
+
+COME_BACK = 1
+"""Seconds after which a refused caller may try again: the store is tried more often than that."""
+
+
+class SharedStore:
+    """The shared store, or what stands in for it."""
+
+    def __init__(self, store: RedisStore, *, on_loss: OnLoss, clock: Callable[[], Micros], observer: Observer) -> None:
+        self.lost: StoreLost | None = None
+        """Why the store does not answer, while it does not."""
+        self._store = store
+        self._on_loss = on_loss
+        self._clock = clock
+        self._observer = observer
+        self._since: Micros = 0
+        self._degraded: Micros = 0
+        self._share: Share | None = None
+        self._wake: Callable[[], None] = lambda: None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def adopt(self, pool: Pool) -> None:
+        """Go on with another configuration of the pool."""
+        self._store.adopt(pool)
+        if self._share:
+            self._share = self._new_share()
+
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when a turn has come earlier than it was told, and when the store is back."""
+        self._wake = wake
+        self._store.listen(wake)
+
+    async def close(self) -> None:
+        """End the knocking."""
+        await finish(self._tasks)
+
+    @property
+    def degraded(self) -> float:
+        """Seconds without the store, so far."""
+        return (self._degraded + (self._clock() - self._since if self.lost else 0)) / SECOND
+
+    @property
+    def replicas(self) -> int:
+        """How many shared the pool when the store last answered."""
+        return self._store.letters.replicas
+
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
+        """See `core.exchange.Store`.
+
+        Raises:
+            StoreLost: under `wait`, and under `refuse` with a time to come back.
+        """
+        if self.lost is None:
+            try:
+                return await self._store.exchange(settlements, demands)
+            except StoreLost as lost:
+                self._lose(lost)
+        return await self._without(settlements, demands)
+
+    async def _without(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
+        if self._on_loss != "share":
+            raise StoreLost(
+                "The store of the rate limits does not answer. Come back in a moment.",
+                cause=self.lost.cause if self.lost else "",
+                retry_after=COME_BACK if self._on_loss == "refuse" else None,
+            )
+        if self._share is None:
+            self._share = self._new_share()
+        answer = await self._share.exchange(settlements, demands)
+        now = self._clock()
+        letters = self._store.letters
+        letters.record.settled(now, settlements)
+        for grant in answer.grants:
+            letters.record.granted(now, grant, letters.terms)
+        return answer
+
+    def _new_share(self) -> Share:
+        letters = self._store.letters
+        held = letters.record.held(self._clock())
+        return Share(letters.terms, letters.replica, letters.replicas, held, self._clock)
+
+    # Losing and finding it
+
+    def _lose(self, lost: StoreLost) -> None:
+        self.lost = lost
+        self._since = self._clock()
+        self._observer.observe(StoreChanged(self._store.pool, up=False, cause=lost.cause, on_loss=self._on_loss))
+        spawn(self._knock(), name=f"knock {self._store.pool}", owner=self._tasks)
+
+    async def _knock(self) -> None:
+        while True:
+            await asyncio.sleep(uniform(*KNOCK))  # noqa: S311  # jitter, not a secret
+            self._store.letters.forget()
+            try:
+                await self._store.exchange((), ())
+            except StoreLost as lost:
+                self.lost = lost
+                continue
+            break
+        now = self._clock()
+        self._degraded += now - self._since
+        self.lost, self._share = None, None
+        self._store.letters.forget()  # what was granted while the letter was on its way is told with the next
+        seconds = (now - self._since) / SECOND
+        self._observer.observe(StoreChanged(self._store.pool, up=True, on_loss=self._on_loss, seconds=seconds))
+        self._wake()

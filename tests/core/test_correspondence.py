@@ -1,0 +1,50 @@
+from proxy.core.correspondence import Correspondence
+from proxy.core.exchange import Demand, Spent, Unsent
+from proxy.core.ledger import Ledger
+from proxy.core.letters import terms_of
+from proxy.core.model import SECOND
+from tests.core.worlds import lane, limit, pool
+
+TERMS = terms_of(pool(1, limit(3, 10 * SECOND)), 11 * SECOND)
+
+
+def talk(letters: Correspondence, ledger: Ledger, now: int, *, ahead: int = 0, waiting: int = 0) -> list[str]:
+    """Write until there is an answer; the leases that it grants."""
+    demands = (Demand(lane(), 1, waiting),) if waiting else ()
+    for _ in range(6):
+        call = letters.call(now, (), demands)
+        answer = letters.hear(now, now, call, ledger.exchange(now + ahead, "", call))
+        if answer is not None:
+            return [grant.lease for grant in answer.grants]
+    raise AssertionError("no answer")
+
+
+def test_what_is_out_is_told_to_a_store_that_lost_it() -> None:
+    """Law 8: a new state is told every lease that is out, and grants only what is left."""
+    letters = Correspondence("r", TERMS)
+    old = Ledger()
+    (probe,) = talk(letters, old, SECOND, waiting=3)
+    letters.record.settled(SECOND, (Spent(probe, 0),))
+    new = Ledger()
+    talk(letters, new, 2 * SECOND)
+    assert new.buckets.calendars[TERMS.limits[0].id].taken == {"k0": 1}
+
+
+def test_what_has_returned_or_was_never_sent_is_forgotten() -> None:
+    """The record is as large as what is out."""
+    letters = Correspondence("r", TERMS)
+    (probe,) = talk(letters, Ledger(), SECOND, waiting=1)
+    assert len(letters.record) == 1
+    letters.record.settled(SECOND, (Unsent(probe),))
+    assert len(letters.record) == 0
+
+
+def test_an_answer_by_a_clock_that_ran_ahead_is_not_believed() -> None:
+    """More time by the store's clock than by one's own: its grants are not used, and a new era begins."""
+    letters, ledger = Correspondence("r", TERMS), Ledger()
+    talk(letters, ledger, SECOND)
+    era = letters.era
+    call = letters.call(2 * SECOND, (), (Demand(lane(), 1, 1),))
+    assert letters.hear(2 * SECOND, 2 * SECOND, call, ledger.exchange(32 * SECOND, "", call)) is None
+    talk(letters, ledger, 2 * SECOND, ahead=30 * SECOND)
+    assert letters.era != era

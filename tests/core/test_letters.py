@@ -1,0 +1,78 @@
+from proxy.core.letters import need, terms_of
+from proxy.core.model import SECOND
+from tests.core.worlds import World, lane, limit, pool
+
+
+def test_terms_are_named_by_what_they_say() -> None:
+    """Replicas with the same configuration name it alike, whatever the order of their keys; others do not."""
+    one = terms_of(pool(2, limit(3)), 5)
+    assert one.name == terms_of(pool(2, limit(3)), 5).name
+    assert one.name != terms_of(pool(3, limit(3)), 5).name
+    assert one.name != terms_of(pool(2, limit(4)), 5).name
+
+
+def test_a_limit_keeps_its_identity_when_only_its_number_changes() -> None:
+    """What was spent under 60 a minute is spent under 100 a minute."""
+    (before,), (after,) = terms_of(pool(1, limit(60)), 5).limits, terms_of(pool(1, limit(100)), 5).limits
+    assert before.id == after.id
+    assert before.id != terms_of(pool(1, limit(60, 10 * SECOND)), 5).limits[0].id
+    assert before.id != terms_of(pool(1, limit(60, 60 * SECOND, "GET /a")), 5).limits[0].id
+
+
+def test_limits_that_count_the_same_are_told_apart() -> None:
+    """Two limits of one window and one match have buckets of their own."""
+    one, two = terms_of(pool(1, limit(60), limit(50)), 5).limits
+    assert one.id != two.id
+
+
+def test_a_need_says_all_of_itself_in_its_name() -> None:
+    """So needs have an order that depends on nothing else."""
+    assert need("t", ("a", "b"), None).name == "t|a,b|"
+    assert need("t", ("a",), "k0").name == "t|a|k0"
+
+
+def test_grants_that_were_not_heard_are_taken_back() -> None:
+    """An answer that was lost costs no token: the next call says that it was not heard."""
+    world = World.of(pool(1, limit(2)))
+    world.ask(1)
+    world.send("r", (), ())
+    reply = world.send("r", (), ())
+    assert reply.budgets[0].at_hand == 1
+    lost = world.send("s", (), ())
+    assert not lost.asks
+    world.waiting["s"] = {lane(): 1}
+    assert len(world.call("s").grants) == 1
+    reply = world.send("s", (), (), heard=world.serials["s"] - 1)
+    assert reply.budgets[0].at_hand == 1
+
+
+def test_a_call_that_was_overtaken_does_nothing() -> None:
+    """A delayed letter of a replica that has written since is void."""
+    world = World.of(pool(1, limit(2)))
+    world.ask(1)
+    world.serials["r"] -= 1
+    assert world.send("r", (), ()).asks == ("nothing",)
+
+
+def test_a_state_that_lost_writes_begins_an_era_and_asks_for_what_is_held() -> None:
+    """Law 8: behind the highest tick that a replica has seen, or in another life, nothing is believed."""
+    world = World.of(pool(1, limit(2)))
+    world.ask(1)
+    era = world.ledger.era
+    world.run = "b"
+    assert world.send("r", (), (), era=era).asks == ("held",)
+    assert world.ledger.era != era
+    reply = world.send("r", (), (), era=era, held=())
+    assert not reply.asks
+
+
+def test_a_cold_bucket_lets_one_probe_through() -> None:
+    """Law 8: one request, and the rest when it is settled."""
+    world = World.of(pool(1, limit(5)))
+    world.run = "b"
+    era = world.ledger.era
+    world.send("start", (), (), era=era, held=())
+    world.send("r", (), (), era=era, held=())
+    (probe,) = world.ask(4).grants
+    assert probe.probe
+    assert len(world.call("r", *world.spend(probe)).grants) == 3

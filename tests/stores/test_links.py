@@ -1,0 +1,465 @@
+"""Against real servers of both kinds."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from proxy.config.urls import parse_store_url
+from proxy.core.errors import StartError, StoreLost
+from proxy.core.model import SECOND, Micros
+from proxy.stores.links import Link, Script
+from proxy.tasks import finish, spawn
+from tests.stores.servers import (
+    KINDS,
+    Certificates,
+    Server,
+    cluster,
+    free_port,
+    sentinel_of,
+    server,
+    tls_before,
+)
+
+PASSWORD = "pa5secret"
+PATIENCE: Micros = 30 * SECOND
+"""A timeout that no test that passes waits for."""
+BRIEF: Micros = SECOND // 5
+"""A timeout for calls that nobody answers."""
+
+ECHO = Script.of("return {KEYS[1], ARGV[1], ARGV[2]}")
+COUNT = Script.of("return redis.call('INCR', KEYS[1])")
+SLOW = Script.of(
+    "redis.call('INCR', KEYS[1]) "
+    "local function now() local t = redis.call('TIME') return t[1] * 1000 + t[2] / 1000 end "
+    "local start = now() repeat until now() - start > 700 return 'late'"
+)
+
+
+@pytest.fixture(params=KINDS, scope="module")
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of server."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared(kind: str) -> Iterator[Server]:
+    """A server that no test stops."""
+    with server(kind) as one:
+        yield one
+
+
+@pytest.fixture
+def one(shared: Server) -> Server:
+    """That server, empty."""
+    shared.ask("FLUSHALL")
+    shared.ask("SCRIPT", "FLUSH")
+    return shared
+
+
+@pytest.fixture(scope="module")
+def nodes(kind: str) -> Iterator[list[Server]]:
+    """A cluster of three masters."""
+    with cluster(kind) as three:
+        yield three
+
+
+@asynccontextmanager
+async def linked(url: str, timeout: Micros = PATIENCE) -> AsyncIterator[Link]:
+    """A link, closed in the end; the configuration accepts its URL."""
+    store = parse_store_url(url)
+    link = Link(store.reveal(), shown=store.shown, timeout=timeout)
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+async def until(condition: Any, what: str) -> None:
+    """Look until the condition holds."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def cause(link: Link, script: Script = COUNT, key: str = "k") -> str:
+    """Why a call fails."""
+    with pytest.raises(StoreLost) as caught:
+        await link.run(script, key)
+    assert PASSWORD not in caught.value.cause + str(caught.value)
+    assert "\n" not in caught.value.cause
+    return caught.value.cause
+
+
+async def answered(link: Link, script: Script = COUNT, key: str = "k") -> Any:
+    """The first answer that comes, for as long as a server needs to change its mind."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await link.run(script, key)
+            except StoreLost:
+                await asyncio.sleep(0.02)
+
+
+# Calls
+
+
+async def test_a_script_runs_and_answers_in_bytes(one: Server) -> None:
+    """The server need not know it; a later call sends only its digest."""
+    async with linked(one.url) as link:
+        assert await link.run(ECHO, "k", 7, b"\x00\xff") == [b"k", b"7", b"\x00\xff"]
+        assert await link.run(COUNT, "k") == 1
+        one.ask("SCRIPT", "FLUSH")
+        assert await link.run(COUNT, "k") == 2
+        assert one.ask("SCRIPT", "EXISTS", COUNT.digest) == [1]
+
+
+async def test_calls_keep_one_connection(one: Server) -> None:
+    """One after another they share it; at the same time each has its own, and its own answer."""
+    async with linked(one.url) as link:
+        for _ in range(3):
+            await link.run(COUNT, "k")
+        assert len([line for line in one.ask("CLIENT", "LIST").splitlines() if "cmd=evalsha" in line]) == 1
+        answers = await asyncio.gather(*(link.run(ECHO, "k", number, "") for number in range(20)))
+        assert [int(answer[1]) for answer in answers] == list(range(20))
+
+
+async def test_a_unix_socket_and_a_database(one: Server) -> None:
+    """The same over a socket; the database is the one that the URL names."""
+    async with linked(f"unix://{one.socket}?db=3") as link:
+        assert await link.run(COUNT, "k") == 1
+    async with linked(f"{one.url}/3") as link:
+        assert await link.run(COUNT, "k") == 2
+    async with linked(one.url) as link:
+        assert await link.run(COUNT, "k") == 1
+    async with linked(f"{one.url}/999") as link:
+        assert "no such database" in await cause(link)
+
+
+async def test_a_fault_of_a_script_is_told(one: Server) -> None:
+    """With the server's own words; the link goes on."""
+    async with linked(one.url) as link:
+        assert "it answered ERR" in await cause(link, Script.of("return nothing.at.all"))
+        assert await link.run(COUNT, "k") == 1
+
+
+def test_an_unknown_parameter_stops_the_start() -> None:
+    """The message says which, and shows no password."""
+    with pytest.raises(StartError, match="no parameter `ssl_cert_reqs`") as caught:
+        Link(f"rediss://:{PASSWORD}@h?ssl_cert_reqs=none", shown="rediss://:…@h", timeout=SECOND)
+    assert str(caught.value).startswith("store.url: ")
+    assert PASSWORD not in str(caught.value)
+
+
+# Who may come in
+
+
+async def test_passwords_and_users(kind: str) -> None:
+    """Right ones come in; wrong or missing ones and missing permissions are named."""
+    user = "user limited on >pa5secret ~k* resetchannels &wake* +eval +evalsha +incr +subscribe +ping"
+    with server(kind, f"requirepass {PASSWORD}", user) as one:
+        for login in (f":{PASSWORD}", f"default:{PASSWORD}", f"limited:{PASSWORD}"):
+            async with linked(f"redis://{login}@{one.address}") as link:
+                assert await link.run(COUNT, "k") > 0
+        async with linked(f"redis://:no@{one.address}") as link:
+            assert "refuses the user name or the password" in await cause(link)
+        async with linked(one.url) as link:
+            assert "wants a password" in await cause(link)
+        async with linked(f"redis://limited:{PASSWORD}@{one.address}") as link:
+            assert "ACL does not allow" in await cause(link, key="other")
+            assert "INFO" in (await link.check("k"))[0]
+            complaints: list[StoreLost] = []
+            link.listen("other", lambda: None, complaints.append)
+            await until(lambda: complaints, "the channel is refused")
+            assert "NOPERM" in complaints[0].cause
+
+
+async def test_a_password_for_a_server_that_has_none(one: Server) -> None:
+    """Said plainly, for it is a mistake in the configuration."""
+    async with linked(f"redis://:{PASSWORD}@{one.address}") as link:
+        assert "password" in await cause(link)
+
+
+# TLS
+
+
+async def test_tls_with_an_own_ca(one: Server, tmp_path: Path) -> None:
+    """Accepted with the CA, refused without it, refused for another host's name."""
+    files = Certificates(tmp_path)
+    async with tls_before(one, files) as port:
+        async with linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.ca}") as link:
+            assert await link.run(COUNT, "k") == 1
+        async with linked(f"rediss://127.0.0.1:{port}") as link:
+            assert "its certificate is refused" in await cause(link)
+        async with linked(f"rediss://localhost:{port}?ssl_ca_certs={files.ca}") as link:
+            assert "its certificate is refused" in await cause(link)
+    async with linked(f"rediss://{one.address}?ssl_ca_certs={files.ca}", BRIEF) as link:
+        assert one.address in await cause(link)
+
+
+async def test_tls_with_a_certificate_of_our_own(one: Server, tmp_path: Path) -> None:
+    """Where the server asks for one, nobody comes in without."""
+    files = Certificates(tmp_path)
+    async with tls_before(one, files, mutual=True) as port:
+        url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.ca}"
+        async with linked(f"{url}&ssl_certfile={files.client}&ssl_keyfile={files.key}") as link:
+            assert await link.run(COUNT, "k") == 1
+        async with linked(url) as link:
+            await cause(link)
+    assert one.ask("GET", "k") == "1"
+
+
+def test_on_the_event_loop_of_production(one: Server, tmp_path: Path) -> None:
+    """Calls, TLS, refused certificates, timeouts and listening are the same on uvloop."""
+    uvloop.run(_on_uvloop(one, Certificates(tmp_path)))
+
+
+async def _on_uvloop(one: Server, files: Certificates) -> None:
+    woken: list[int] = []
+    async with linked(f"unix://{one.socket}") as link:
+        assert await link.run(COUNT, "k") == 1
+    async with tls_before(one, files) as port:
+        async with linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.ca}") as link:
+            assert await link.run(COUNT, "k") == 2
+        async with linked(f"rediss://127.0.0.1:{port}") as link:
+            assert "its certificate is refused" in await cause(link)
+    async with linked(one.url) as link:
+        link.listen("wake", lambda: woken.append(1))
+        await until(lambda: woken, "it listens")
+        one.ask("PUBLISH", "wake", "x")
+        await until(lambda: len(woken) == 2, "the message comes")
+    async with linked(one.url, BRIEF) as link:
+        assert "no answer within" in await cause(link, SLOW)
+        assert await answered(link, Script.of("return 'own'")) == b"own"
+
+
+# Failures
+
+
+async def test_a_server_that_is_not_there() -> None:
+    """Its address is shown."""
+    address = f"127.0.0.1:{free_port()}"
+    async with linked(f"redis://:{PASSWORD}@{address}") as link:
+        said = await cause(link)
+        assert address in said
+        assert "not reachable" in said
+
+
+async def test_a_late_answer_reaches_nobody(kind: str) -> None:
+    """A call ends at its timeout; once the server goes on, the next one gets its own answer."""
+    with server(kind) as one:
+        async with linked(one.url, BRIEF) as link:
+            assert await answered(link) == 1
+            one.pause()
+            for _ in range(2):
+                assert "no answer within" in await cause(link, ECHO)
+            one.resume()
+            answer = await answered(link, Script.of("return 'own'"))
+            assert answer == b"own"
+
+
+async def test_a_cancelled_call_leaves_no_answer_behind(one: Server) -> None:
+    """Whoever calls next, perhaps in the same moment, gets a connection of its own."""
+    tasks: set[asyncio.Task[Any]] = set()
+    async with linked(one.url) as link:
+        await link.run(COUNT, "warm")
+        spawn(link.run(SLOW, "k"), name="slow", owner=tasks)
+        await asyncio.sleep(0)
+        await finish(tasks)
+        assert await link.run(ECHO, "k", 1, 2) == [b"k", b"1", b"2"]
+
+
+async def test_a_call_whose_connection_breaks_runs_once(one: Server) -> None:
+    """It may have been carried out, so it is not sent again: the caller decides."""
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def broken(port: int) -> Any:
+        async with linked(f"redis://127.0.0.1:{port}") as link:
+            return await cause(link)
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner, outer = await asyncio.open_connection("127.0.0.1", one.port)
+        for _ in range(2):  # NOSCRIPT, then the script
+            outer.write(await reader.read(2**16))
+            answer = await inner.read(2**16)
+            if not answer.startswith(b"-NOSCRIPT"):
+                break
+            writer.write(answer)
+        outer.close()
+        writer.close()
+
+    def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        spawn(swallow(reader, writer), name="swallow", owner=tasks)
+
+    listener = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    assert "not reachable" in await broken(listener.sockets[0].getsockname()[1])
+    assert one.ask("GET", "k") == "1"
+    listener.close()
+    await finish(tasks)
+    await listener.wait_closed()
+
+
+async def test_a_restarted_server_is_found_again(kind: str) -> None:
+    """The end of the kept connection is known, so the first call after it succeeds."""
+    with server(kind) as one:
+        async with linked(one.url) as link:
+            await link.run(COUNT, "k")
+            kept = next(iter(link._lines._wires))
+            one.kill()
+            assert await asyncio.wait([kept.ended], timeout=30)
+            assert "not reachable" in await cause(link)
+            one.start()
+            assert await link.run(COUNT, "k") == 1
+
+
+async def test_a_server_that_refuses_writes(kind: str) -> None:
+    """A replica, and a server whose memory is full, say so; the cause says what to do."""
+    with server(kind, "maxmemory 1mb", "maxmemory-policy noeviction") as one:
+        async with linked(one.url) as link:
+            one.ask("CONFIG", "SET", "maxmemory", 1)
+            assert "raise its maxmemory" in await cause(link)
+            one.ask("CONFIG", "SET", "maxmemory", 0)
+            one.ask("REPLICAOF", "127.0.0.1", free_port())
+            assert "replica" in await cause(link) or "master" in await cause(link)
+            one.ask("REPLICAOF", "NO", "ONE")
+            assert await link.run(COUNT, "k") == 1
+
+
+async def test_what_is_wrong_though_it_answers(kind: str) -> None:
+    """A server that may evict is told of; one that has no limit or no eviction is fine."""
+    with server(kind, "maxmemory 100mb", "maxmemory-policy allkeys-lru") as one:
+        async with linked(one.url) as link:
+            (warning,) = await link.check("k")
+            assert "allkeys-lru" in warning
+            assert one.address in warning
+            one.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+            assert await link.check("k") == ()
+            one.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+            one.ask("CONFIG", "SET", "maxmemory", 0)
+            assert await link.check("k") == ()
+
+
+# Listening
+
+
+async def test_messages_wake(kind: str) -> None:
+    """Each message does, and each new connection, since a message may have been missed before."""
+    woken: list[int] = []
+    complaints: list[StoreLost] = []
+    with server(kind) as one:
+        async with linked(one.url) as link:
+            link.listen("wake", lambda: woken.append(1), complaints.append)
+            await until(lambda: len(woken) == 1, "it listens")
+            assert one.ask("PUBLISH", "wake", "x") == 1
+            await until(lambda: len(woken) == 2, "the message comes")
+            one.kill()
+            await until(lambda: complaints, "the loss is told")
+            one.start()
+            await until(lambda: len(woken) == 3, "it listens again")
+            assert one.ask("PUBLISH", "wake", "x") == 1
+            await until(lambda: len(woken) == 4, "the message comes")
+        await until(lambda: one.ask("PUBLISH", "wake", "x") == 0, "nobody listens any more")
+
+
+# Sentinel
+
+
+async def test_sentinels_name_the_master(kind: str) -> None:
+    """A dead sentinel is passed over; after a failover the calls find the new master."""
+    woken: list[int] = []
+    with (
+        server(kind) as master,
+        server(kind, f"replicaof 127.0.0.1 {master.port}") as replica,
+        server(kind, sentinel=sentinel_of(master)) as sentinel,
+    ):
+        await until(lambda: "master_link_status:up" in replica.ask("INFO", "replication"), "the replica follows")
+        url = f"redis+sentinel://127.0.0.1:{free_port()},{sentinel.address}/main"
+        async with linked(url) as link:
+            assert await link.run(COUNT, "k") == 1
+            assert master.ask("GET", "k") == "1"
+            link.listen("wake", lambda: woken.append(1))
+            await until(lambda: woken, "it listens")
+            await until(lambda: sentinel.ask("SENTINEL", "REPLICAS", "main"), "the sentinel knows the replica")
+            master.kill()
+            await answered(link)
+            assert "role:master" in replica.ask("INFO", "replication")
+            assert replica.ask("GET", "k") in ("1", "2")
+            await until(lambda: replica.ask("PUBLISH", "wake", "x") == 1, "it listens to the new master")
+        async with linked(f"redis+sentinel://{sentinel.address}/other") as link:
+            assert "knows no master other" in await cause(link)
+
+
+async def test_a_demoted_master_is_left(kind: str) -> None:
+    """It answers READONLY; the next call asks the sentinels anew."""
+    with server(kind) as one, server(kind) as other, server(kind, sentinel=sentinel_of(one)) as sentinel:
+        async with linked(f"redis+sentinel://{sentinel.address}/main") as link:
+            assert await link.run(COUNT, "k") == 1
+            sentinel.ask("SENTINEL", "REMOVE", "main")
+            sentinel.ask("SENTINEL", "MONITOR", "main", "127.0.0.1", other.port, 1)
+            one.ask("REPLICAOF", "127.0.0.1", other.port)
+            await cause(link)
+            assert await link.run(COUNT, "k") >= 1
+            assert other.ask("GET", "k")
+
+
+async def test_sentinels_may_have_a_password_of_their_own(kind: str) -> None:
+    """It is sent to them only, and the servers' to the servers only."""
+    with server(kind, f"requirepass {PASSWORD}") as one:
+        watching = f"{sentinel_of(one)}\nsentinel auth-pass main {PASSWORD}\nrequirepass other-{PASSWORD}"
+        with server(kind, sentinel=watching) as sentinel:
+            url = f"redis+sentinel://:{PASSWORD}@{sentinel.address}/main"
+            async with linked(f"{url}?sentinel_password=other-{PASSWORD}") as link:
+                assert await link.run(COUNT, "k") == 1
+            async with linked(url) as link:
+                assert "no sentinel names a master" in await cause(link)
+
+
+# Cluster
+
+
+async def test_a_cluster_holds_each_key_somewhere(nodes: list[Server]) -> None:
+    """Whatever node is asked first, also behind one that is not there; scripts are loaded node by node."""
+    keys = [f"{{pool-{number}}}x" for number in range(12)]
+    for server_of in nodes:
+        server_of.ask("FLUSHALL")
+        server_of.ask("SCRIPT", "FLUSH")
+    async with linked(f"redis+cluster://127.0.0.1:{free_port()},{nodes[0].address}") as link:
+        for expected in (1, 2):
+            assert [await link.run(COUNT, key) for key in keys] == [expected] * len(keys)
+        assert all(int(one.ask("DBSIZE")) > 0 for one in nodes)
+        assert await link.check(keys[0]) == ()
+    async with linked(nodes[0].url) as link:
+        said = [await cause(link, key=key) for key in keys if nodes[0].ask("CLUSTER", "KEYSLOT", key) > 16384 // 3]
+        assert all("redis+cluster://" in one for one in said)
+
+
+async def test_a_slot_that_moves_is_followed(nodes: list[Server]) -> None:
+    """While it moves, `ASK` sends single calls to the new node; afterwards `MOVED` sends them all."""
+    source, target = nodes[0], nodes[1]
+    key = next(key for key in map(str, range(1000)) if source.ask("CLUSTER", "KEYSLOT", key) < 16384 // 3)
+    slot = source.ask("CLUSTER", "KEYSLOT", key)
+    name = {one.port: one.ask("CLUSTER", "MYID") for one in (source, target)}
+    async with linked(f"redis+cluster://{source.address}") as link:
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", name[source.port])
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", name[target.port])
+        assert await link.run(COUNT, key) == 1
+        assert await link.run(COUNT, key) == 2
+        for one in (target, source):
+            one.ask("CLUSTER", "SETSLOT", slot, "NODE", name[target.port])
+        assert await link.run(COUNT, key) == 3
+        assert await link.run(COUNT, key) == 4
+        assert target.ask("GET", key) == "4"
+
+
+async def test_messages_pass_through_a_cluster(nodes: list[Server]) -> None:
+    """Whatever node publishes, whoever listens at another hears it."""
+    woken: list[int] = []
+    async with linked(f"redis+cluster://{nodes[0].address}") as link:
+        link.listen("wake", lambda: woken.append(1))
+        await until(lambda: woken, "it listens")
+        nodes[2].ask("PUBLISH", "wake", "x")
+        await until(lambda: len(woken) > 1, "the message comes")
