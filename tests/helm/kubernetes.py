@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import kubernetes_validate  # type: ignore[import-untyped]
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+import kubernetes_validate
+from jsonschema import Draft202012Validator
 
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _TEXT = {"type": "string", "minLength": 1}

@@ -1,9 +1,9 @@
 from pathlib import Path
 
-import kubernetes_validate  # type: ignore[import-untyped]
+import kubernetes_validate
 import pytest
 import yaml
-from jsonschema import ValidationError  # type: ignore[import-untyped]
+from jsonschema import ValidationError
 
 from tests.helm.charts import CHART, CI, EXAMPLE, NATIVE_SIDECARS, NEWEST, OLDEST, Object, helm, render
 from tests.helm.charts import copy_with_dependencies as copy

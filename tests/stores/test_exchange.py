@@ -34,7 +34,7 @@ class OnServer:
         self._run = client.register_script(SCRIPT)
 
     def exchange(self, now: Micros, run: str, call: Call) -> Reply:
-        return decode(self._run(keys=["t:{p}"], args=[encode(call, now=now, run=run)]), call)  # type: ignore[arg-type]
+        return decode(self._run(keys=["t:{p}"], args=[encode(call, now=now, run=run)]), call)
 
     def flush(self) -> None:
         self._client.flushall()
