@@ -34,6 +34,7 @@ from proxy.core.events import (
     ForeignSpent,
     Journal,
     Levels,
+    Reloaded,
     Retried,
     StoreChanged,
     UpstreamAnswered,
@@ -151,6 +152,10 @@ class Metrics:
         self.failed = self._counter(
             "failed_attempts", "Callers that were not let in, and when that was answered.", ("why", "answered")
         )
+        self.reloads_refused = self._counter("reload_refused", "Configurations refused for their problems.", ())
+        self.reloads_refused.add((), 0)
+        self.reloaded = Gauge("keyturn_reload_success", "Whether the last reload was taken.", registry=self.registry)
+        self.reloaded.set(1)
         build = Gauge("keyturn_build_info", "What runs.", ("version", "python"), registry=self.registry)
         build.labels(__version__, platform.python_version()).set(1)
 
@@ -186,6 +191,9 @@ class Metrics:
                 self.throttled.add((pool, key, kind))
             case Retried(pool, reason):
                 self.retries.add((pool, reason))
+            case Reloaded(ok):
+                self.reloaded.set(int(ok))
+                self.reloads_refused.add((), int(not ok))
 
     def _request(self, journal: Journal) -> None:
         pool, client = journal.pool or NOBODY, journal.client or NOBODY
@@ -280,6 +288,10 @@ class Telemetry:
                 "the store is new, restarted or behind: each key is tried with one request before it is used on",
                 pool=event.pool,
             )
+        elif isinstance(event, Reloaded) and event.ok:
+            self._log.info("the configuration was reloaded")
+        elif isinstance(event, Reloaded):
+            self._log.error("the new configuration is refused, the old one goes on", problems=list(event.reasons))
         elif isinstance(event, UpstreamThrottled):
             self._log.warning(
                 _THROTTLED[event.kind],

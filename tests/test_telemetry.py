@@ -1,6 +1,7 @@
 import asyncio
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from proxy.core.events import (
     Journal,
     LaneLevel,
     Levels,
+    Reloaded,
     Retried,
     UpstreamAnswered,
     UpstreamThrottled,
@@ -44,6 +46,8 @@ INTERFACE = {
     "keyturn_retries": ("counter", {"pool", "reason"}),
     "keyturn_exchange_seconds": ("histogram", {"pool"}),
     "keyturn_exchange_grants": ("histogram", {"pool"}),
+    "keyturn_reload_success": ("gauge", set()),
+    "keyturn_reload_refused": ("counter", set()),
     "keyturn_build_info": ("gauge", {"version", "python"}),
 }
 """The interface's table; the exposition adds `_total` to counters."""
@@ -108,7 +112,8 @@ def test_counters_end_in_total() -> None:
     """As the table names them."""
     body, _ = full().exposition("")
     for name, (kind, _labels) in INTERFACE.items():
-        assert (f"\n{name}_total{{".encode() in body) == (kind == "counter")
+        total = re.search(rf"^{name}_total[{{ ]", body.decode(), re.MULTILINE)
+        assert (total is not None) == (kind == "counter")
 
 
 def test_a_request_is_counted_once_under_its_labels() -> None:
@@ -435,6 +440,21 @@ def test_a_429_is_warned_about(stderr: Stderr, kind: str, part: str) -> None:
     assert entry["level"] == "warning"
     assert part in entry["event"]
     assert value(telemetry.metrics, "upstream_throttled_total", pool="default", key="k0", kind=kind) == 1
+
+
+def test_the_last_reload_is_told(stderr: Stderr) -> None:
+    """Whether it was taken; refused ones are counted, and each is logged once with every problem and its path."""
+    set_up_logs("info", "json")
+    telemetry = Telemetry()
+    told = []
+    for event in (None, Reloaded(ok=False, reasons=("pools.a: x", "clients[2].weight: y")), Reloaded(ok=True)):
+        if event:
+            telemetry.observe(event)
+        told.append([value(telemetry.metrics, name) for name in ("reload_success", "reload_refused_total")])
+    assert told == [[1, 0], [0, 1], [1, 1]]
+    refused, taken = entries(stderr)
+    assert refused["problems"] == ["pools.a: x", "clients[2].weight: y"]
+    assert "reloaded" in taken["event"]
 
 
 def test_observing_needs_no_loop() -> None:

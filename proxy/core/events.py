@@ -127,6 +127,17 @@ class IssuerAsked:
     problem: str = ""
 
 
+@value_object
+class Reloaded:
+    """The configuration was read again: taken as a whole, or refused as a whole, and then the old one goes on.
+
+    `reasons`: every problem of a refused one, with its path.
+    """
+
+    ok: bool
+    reasons: tuple[str, ...] = ()
+
+
 Event = (
     Journal
     | UpstreamAnswered
@@ -138,6 +149,7 @@ Event = (
     | EraBegan
     | AttemptFailed
     | IssuerAsked
+    | Reloaded
 )
 
 
