@@ -16,9 +16,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from proxy.core.events import (
+    AttemptFailed,
     BucketLevel,
     Event,
     Exchanged,
+    ForeignSpent,
     Journal,
     LaneLevel,
     Levels,
@@ -46,6 +48,10 @@ INTERFACE = {
     "keyturn_retries": ("counter", {"pool", "reason"}),
     "keyturn_exchange_seconds": ("histogram", {"pool"}),
     "keyturn_exchange_grants": ("histogram", {"pool"}),
+    "keyturn_foreign_tokens": ("counter", {"pool", "quota"}),
+    "keyturn_failed_attempts": ("counter", {"why", "answered"}),
+    "keyturn_store_up": ("gauge", set()),
+    "keyturn_degraded_seconds": ("counter", set()),
     "keyturn_reload_success": ("gauge", set()),
     "keyturn_reload_refused": ("counter", set()),
     "keyturn_build_info": ("gauge", {"version", "python"}),
@@ -77,6 +83,8 @@ EVENTS: tuple[Event, ...] = (
     UpstreamThrottled("default", "k0", "k0", "window", SECOND),
     Retried("default", "throttled"),
     Exchanged("default", 0.002, 3),
+    ForeignSpent("default", "k0", 2),
+    AttemptFailed("192.0.2.1", "token", "at_once"),
 )
 
 
