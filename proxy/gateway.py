@@ -18,13 +18,14 @@ from random import uniform
 from typing import Protocol
 
 from proxy.bodies import ReplayBody
+from proxy.core.complaints import BODY_LIMIT
 from proxy.core.errors import BadRequest, Broken, TooMany, Unreachable, UpstreamError
 from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered, UpstreamThrottled
 from proxy.core.exchange import Kind
 from proxy.core.http import Answer, Body, Fields, Request, Whole
 from proxy.core.model import SECOND, Micros, Pool, Secret
 from proxy.core.retries import RetryBudget
-from proxy.core.signals import BODY_LIMIT, announced_wait, throttle
+from proxy.core.signals import read
 from proxy.core.translate import Standing, Story, to_caller, whole_seconds
 from proxy.dispatch import Dispatch, Lease, Ticket
 
@@ -194,7 +195,7 @@ class Gateway:
         if answer.status == TOO_MANY_REQUESTS:
             return await self._throttled(dispatch, lease, passage, answer)
         lease.spent()
-        wait = announced_wait(answer.fields, self._wall()) if answer.status in WITH_RETRY_AFTER else None
+        wait = read(answer.status, answer.fields, self._wall()).wait if answer.status in WITH_RETRY_AFTER else None
         return self._dress(dispatch, passage, answer, whole_seconds(wait) if wait is not None else None)
 
     async def _send(self, pool: Pool, lease: Lease, passage: _Passage) -> Answer:
@@ -234,8 +235,8 @@ class Gateway:
     async def _throttled(self, dispatch: Dispatch, lease: Lease, passage: _Passage, answer: Answer) -> Answer | None:
         """A 429: park what is full; back to the head of the lane, unless that cannot help."""
         body = await _read(answer)
-        told = throttle(answer.fields, body, self._wall())
-        limits = told.parks(lease.limits, dispatch.pool.limits)
+        told = read(answer.status, answer.fields, self._wall(), body).throttle(lease.limits, dispatch.pool.limits)
+        limits = lease.limits if told.kind == "endpoint" else told.limits
         windows = (dispatch.pool.limits[limit].window for limit in limits)
         park = told.wait if told.wait is not None else max(windows, default=SECOND)
         self._observer.observe(UpstreamThrottled(dispatch.pool.name, lease.key.name, lease.quota, told.kind, park))

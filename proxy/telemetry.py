@@ -317,6 +317,7 @@ _LOST = {
 
 _THROTTLED = {
     "window": "the upstream answered 429: somebody else uses this key, or its limit is lower than configured",
+    "endpoint": "the upstream answered 429 by a narrower limit on some endpoints: add it to `limits`, with `match`",
     "plan": "the upstream answered 429: the plan of this key's team is used up, which no waiting cures",
 }
 

@@ -54,12 +54,16 @@ class UpstreamAnswered:
 
 @value_object
 class UpstreamThrottled:
-    """The upstream answered 429: `window` a limit of requests per time, `plan` a quota that no waiting cures."""
+    """The upstream answered 429.
+
+    `window`: a limit that is configured, or any of them; `endpoint`: a narrower one, which is not; `plan`: a quota that
+    no waiting cures.
+    """
 
     pool: str
     key: str
     quota: str
-    kind: Literal["window", "plan"]
+    kind: Literal["window", "endpoint", "plan"]
     wait: Micros
 
 

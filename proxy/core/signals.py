@@ -1,252 +1,198 @@
-"""What an answer says about limits: pure functions from fields and bodies to value objects.
-
-How a value is read: below 10^9 as seconds from the answer, below 10^11 as epoch seconds, above as epoch milliseconds,
-else as an HTTP date (RFC 9110, sections 5.6.7 and 10.2.3). Instants are read against the answer's own `Date`, so that a
-local clock that is off does no harm. What is malformed, past or more than 31 days away is as good as not said.
+"""What an answer says about limits, keys and outages: pure functions from a head and a body to value objects.
 
 What counts when several things are said:
 
 1.  An instruction beats a description. `Retry-After`, `RetryAfter`, `X-RateLimit-RetryAfter` and the error's text and
     details tell when to come again; of several the latest counts. A reset only describes a window, in a rolling one
-    the whole of it, and counts where nothing tells more.
+    the whole of it, and counts where a 429 tells nothing more.
 2.  A description counts if its budget is used up. What has requests left, such as a month's or another limit's, is not
     what was hit: neither its reset nor its size is taken. Of several that are used up the latest reset counts.
 3.  Fields that speak of a month (`X-RateLimit-Remaining-Month`) say nothing about waiting.
 
-The wait is never shorter than the upstream meant, and at most a second longer per rounding of its own: `Date` is
-rounded down, and so is a reset in epoch seconds (as captured), of which the whole second is therefore waited out.
-Delays and HTTP dates are taken at their word.
+Law 9: what is learnt from an answer only takes tokens away. Nothing is learnt from a 401 (its headers were seen to
+speak of another bucket), from an answer that a cache gave (`Age`, `X-Cache`), or from what cannot be told apart.
 """
 
-import json
-import re
-import zlib
-from calendar import timegm
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from email.utils import parsedate_tz
-from math import ceil
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
+from proxy.core.allowances import BESIDE, Allowance, Reader, Said, said
+from proxy.core.complaints import Complaint, complaint
+from proxy.core.exchange import Seen
 from proxy.core.http import Fields
-from proxy.core.model import MILLISECOND, SECOND, Limit, Micros
+from proxy.core.model import Limit, Micros
+from proxy.core.moments import ROUNDING, date, wait
+from proxy.core.values import value_object
 
-LONGEST: Micros = 31 * 24 * 3600 * SECOND
-"""A longer wait is not believed."""
+About = Literal["nothing", "limit", "plan", "key", "outage"]
 
-BODY_LIMIT = 64 * 1024
-"""Bytes of an error body that are read for what they say."""
+UNAUTHORIZED, FORBIDDEN, TOO_MANY = 401, 403, 429
+OUTAGES = frozenset((502, 503, 504))
+"""Statuses that tell of trouble on the way to the API or in it, whatever was asked."""
 
-PLAN = "serviceLimitExhausted"
-"""The name of the error that no waiting within the month cures."""
-
-_EPOCH_SECONDS = 1_000_000_000
-_EPOCH_MILLISECONDS = 100_000_000_000
-_LONGEST_DATE = 64
-
-_NUMBER = re.compile(rb"\d{1,14}(?:\.\d{1,20})?")
-_COUNT = re.compile(rb"\s*(\d{1,9})\s*(?:[,;]|\Z)")
-_RETRY_AT = re.compile(r"retry at (\d{10,14})\b", re.IGNORECASE)
-_MEMBER = re.compile(rb'(?:[^",]|"[^"]*+"?)+')
-_ITEM = re.compile(rb'\s*("[^"]*"|[^;=\s]+)')
-_PARAMETER = re.compile(rb";\s*([a-z]+)=(\d{1,14}(?:\.\d{1,3})?)(?=\s|;|\Z)")
-_PAIR = re.compile(rb"(?:\A|[,;])\s*(limit|remaining|reset)=(\d{1,14}(?:\.\d{1,3})?)(?=\s|[,;]|\Z)", re.IGNORECASE)
-
-_INSTRUCTIONS = frozenset((b"retry-after", b"retryafter", b"x-ratelimit-retryafter"))
-_FAMILIES = (b"x-ratelimit-", b"ratelimit-")
+SPEAKING = OUTAGES | {UNAUTHORIZED, FORBIDDEN, TOO_MANY}
+"""Statuses of answers whose bodies are read for what they say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Throttle:
-    """A 429: how long until the upstream wants another try (`None`: it does not say), and what it is about."""
+class Route(NamedTuple):
+    """What requests have in common that an upstream would limit together: the method, and the path by its shape."""
 
-    wait: Micros | None
-    kind: Literal["window", "plan"]
-    limit: int | None = None
-    """The size of the limit that was hit, if named."""
+    method: str
+    first: str
+    segments: int
 
-    def parks(self, limits: tuple[int, ...], of: tuple[Limit, ...]) -> tuple[int, ...]:
-        """Which of a request's limits to close: those of the named size, else all, since any of them may be full.
-
-        `limits` are indices into `of`, the pool's limits.
-        """
-        named = tuple(index for index in limits if of[index].requests == self.limit)
-        return named or limits
+    @classmethod
+    def of(cls, method: str, path: str | None) -> "Route":
+        """The route of a request by its normalised path; HEAD falls under what GET falls under."""
+        segments = (path or "").strip("/").split("/")
+        return cls("GET" if method == "HEAD" else method, segments[0], len(segments))
 
 
-@dataclass(frozen=True, slots=True)
-class _Budget:
-    """One limit as an answer's fields describe it; `None` for what they do not say."""
+@value_object
+class Signals:
+    """All that one answer says."""
 
-    size: int | None
-    left: int | None
-    reset: Micros | None
+    about: About = "nothing"
+    """What a refusal is about."""
+    wait: Micros | None = None
+    """From the answer until the upstream wants another try."""
+    allowances: tuple[Allowance, ...] = ()
+    over_within: Micros | None = None
+    """In what time an outage is usually over, by its own words."""
+    month_left: int | None = None
+    """The requests that the month's plan still holds."""
+    own: bool = True
+    """Whether it speaks of this key's limits as they stand now, so that something may be learnt from it."""
+    ignored: tuple[str, ...] = ()
+    """The fields whose values were malformed or absurd."""
 
+    def throttle(self, limits: Sequence[int], of: Sequence[Limit]) -> "Throttle":
+        """What a 429 closes of a request's limits; `limits` are indices into `of`, the pool's."""
+        if self.about == "plan":
+            return Throttle("plan", self.wait)
+        used_up = [allowance for allowance in self.allowances if not allowance.left]
+        sizes = {allowance.size for allowance in used_up} - {None}
+        named = tuple([index for index in limits if of[index].requests in sizes])
+        if named or not limits:
+            return Throttle("window", self.wait, named)
+        if (self.allowances and not used_up) or any(_is_less(size, limits, of) for size in sizes):
+            return Throttle("endpoint", self.wait)
+        return Throttle("window", self.wait, tuple(limits))
 
-def throttle(fields: Fields, body: bytes, wall: Micros) -> Throttle:
-    """Read a 429; `wall` is the local time in epoch microseconds, used when the answer has no `Date`."""
-    now = _now(fields, wall)
-    error = _error(fields, body)
-    used_up = _used_up(fields, now)
-    wait = _latest((*_instructions(fields, now), *_told(error, now)), used_up)
-    kind: Literal["window", "plan"] = "plan" if PLAN in (error.get("name"), error.get("title")) else "window"
-    sizes = {budget.size for budget in used_up if budget.size is not None}
-    return Throttle(wait, kind, sizes.pop() if len(sizes) == 1 else None)
+    def seen(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[Seen, ...]:
+        """What the answer tells of the limits of its request: how many requests remain, until when (law 9)."""
+        if not self.own:
+            return ()
+        found = []
+        for allowance in self.allowances:
+            index = _meant(allowance, limits, of)
+            if index is not None and allowance.left is not None and of[index].requests == allowance.size:
+                reset = allowance.reset if allowance.reset is not None else of[index].window
+                found.append(Seen(index, allowance.left, reset))
+        return tuple(found)
 
-
-def announced_wait(fields: Fields, wall: Micros) -> Micros | None:
-    """The wait that an answer's fields ask for, in any of their forms; `wall` as in `throttle`."""
-    now = _now(fields, wall)
-    return _latest(tuple(_instructions(fields, now)), _used_up(fields, now))
-
-
-def sent_at(fields: Fields) -> Micros | None:
-    """The answer's own `Date`, in epoch microseconds."""
-    return next((_date(value) for name, value in fields if name.lower() == b"date"), None)
-
-
-def _now(fields: Fields, wall: Micros) -> Micros:
-    date = sent_at(fields)
-    return wall if date is None else date
-
-
-def _latest(instructions: tuple[Micros, ...], budgets: Iterable[_Budget]) -> Micros | None:
-    if instructions:
-        return max(instructions)
-    return max((budget.reset for budget in budgets if budget.reset is not None), default=None)
-
-
-def _instructions(fields: Fields, now: Micros) -> Iterator[Micros]:
-    """Waits that fields tell."""
-    for name, value in fields:
-        if name.lower() in _INSTRUCTIONS and (wait := _wait(value, now)) is not None:
-            yield wait
-
-
-def _told(error: dict[str, Any], now: Micros) -> Iterator[Micros]:
-    """Waits that an error's text and details tell."""
-    details = error.get("details")
-    said: list[object] = [found[1] for found in _RETRY_AT.finditer(str(error.get("message", "")))]
-    said += [holder.get("retryAfter") for holder in (error, details) if isinstance(holder, dict)]
-    for value in said:
-        if (
-            isinstance(value, str | int | float)
-            and (wait := _wait(str(value).encode(errors="replace"), now)) is not None
-        ):
-            yield wait
-
-
-def _used_up(fields: Fields, now: Micros) -> list[_Budget]:
-    said: dict[bytes, list[bytes]] = {}
-    for name, value in fields:
-        said.setdefault(name.lower(), []).append(value)
-    described = [_family(said, prefix, now) for prefix in _FAMILIES]
-    described += _combined(said, now)
-    return [budget for budget in described if not budget.left]
-
-
-def _family(said: dict[bytes, list[bytes]], prefix: bytes, now: Micros) -> _Budget:
-    """One field for each thing: up to draft 6, and `X-RateLimit-*`."""
-    resets = (_wait(value, now) for value in said.get(prefix + b"reset", ()))
-    return _Budget(
-        _count(said.get(prefix + b"limit", ())),
-        _count(said.get(prefix + b"remaining", ())),
-        max((reset for reset in resets if reset is not None), default=None),
-    )
-
-
-def _count(values: Iterable[bytes]) -> int | None:
-    """The first number; draft 5 has quota policies behind it (`60, 60;w=60`)."""
-    return next((int(found[1]) for value in values if (found := _COUNT.match(value))), None)
-
-
-def _combined(said: dict[bytes, list[bytes]], now: Micros) -> Iterator[_Budget]:
-    """One field for everything: `limit=60, remaining=0, reset=34` (draft 7), or `"name";r=0;t=34` (draft 8 and on)."""
-    policies = dict(_items(said.get(b"ratelimit-policy", ())))
-    for value in said.get(b"ratelimit", ()):
-        pairs = {name.lower(): number for name, number in _PAIR.findall(value)}
-        if pairs:
-            yield _budget(pairs.get(b"limit"), pairs.get(b"remaining"), pairs.get(b"reset"), now)
-        else:
-            for name, parameters in _items((value,)):
-                size = policies.get(name, {}).get(b"q")
-                yield _budget(size, parameters.get(b"r"), parameters.get(b"t"), now)
-
-
-def _items(values: Iterable[bytes]) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
-    """The items of a structured list (RFC 9651, section 3.1), each with its numeric parameters."""
-    for value in values:
-        for member in _MEMBER.findall(value):
-            if found := _ITEM.match(member):
-                yield found[1], dict(_PARAMETER.findall(member, found.end()))
-
-
-def _budget(size: bytes | None, left: bytes | None, reset: bytes | None, now: Micros) -> _Budget:
-    return _Budget(
-        int(size) if size and size.isdigit() else None,
-        int(left) if left and left.isdigit() else None,
-        _wait(reset, now) if reset else None,
-    )
-
-
-def _wait(value: bytes, now: Micros) -> Micros | None:
-    """The time from the answer to what a value names, in whichever form; `None` if that is past or absurd."""
-    text = value.strip()
-    if not _NUMBER.fullmatch(text):
-        instant = _date(text)
-        wait = instant - now if instant is not None else -1
-    elif (number := float(text)) < _EPOCH_SECONDS:
-        wait = _units(text, SECOND)
-    elif number < _EPOCH_MILLISECONDS:
-        wait = _units(text, SECOND) + (0 if b"." in text else SECOND) - now
-    else:
-        wait = _units(text, MILLISECOND) - now
-    return wait if 0 <= wait <= LONGEST else None
-
-
-def _units(text: bytes, unit: Micros) -> Micros:
-    """A decimal number of units, rounded up."""
-    return int(text) * unit if text.isdigit() else ceil(float(text) * unit)
-
-
-def _date(value: bytes) -> Micros | None:
-    """An HTTP date in any of its three forms; one without a zone (`asctime`) is in GMT."""
-    try:
-        parsed = parsedate_tz(value[:_LONGEST_DATE].decode("latin-1"))
-        if parsed is None or not _in_range(*parsed[2:6]):
+    def lower(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[int, int] | None:
+        """A limit that the answer tells to be lower than it is configured, and its size."""
+        if not self.own:
             return None
-        return (timegm(parsed[:6]) - (parsed[9] or 0)) * SECOND
-    except (ValueError, TypeError, IndexError, OverflowError):
+        general = [index for index in limits if not of[index].match]
+        sizes = {of[index].requests for index in limits}
+        for allowance in self.allowances:
+            index = _meant(allowance, general, of)
+            if index is not None and allowance.size and allowance.size < min(sizes):
+                return index, allowance.size
         return None
 
 
-def _in_range(day: int, hour: int, minute: int, second: int) -> bool:
-    return 1 <= day <= 31 and 0 <= hour <= 23 and 0 <= minute <= 59 and 0 <= second <= 60  # noqa: PLR2004  # a calendar
+@value_object
+class Throttle:
+    """A 429: `window` a limit that is known is full, `endpoint` a narrower one that is not known, `plan` a month's."""
+
+    kind: Literal["window", "endpoint", "plan"]
+    wait: Micros | None
+    limits: tuple[int, ...] = ()
+    """The limits that are full: those of the size that is told, else all of the request's, for any of them may be."""
 
 
-def _error(fields: Fields, body: bytes) -> dict[str, Any]:
-    """The error object of either family: `{"error": …}`, or a problem (RFC 9457) with its `detail` as the message.
+def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signals:
+    """Read an answer; `wall` is the local time in epoch microseconds, used when the answer has no `Date`.
 
-    A body that is no JSON object is all message.
+    `body` is needed of the `SPEAKING` statuses only, as it came over the wire.
     """
-    text = _plain(fields, body[:BODY_LIMIT])
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        return {"message": text.decode("latin-1")}
-    inner = document.get("error")
-    error: dict[str, Any] = inner if isinstance(inner, dict) else document
-    return error if "message" in error else {**error, "message": error.get("detail", "")}
+    values = said(fields)
+    if not body and values.keys() <= BESIDE:
+        return _REFUSED if status == TOO_MANY else _NOTHING
+    now = sent_at(values, wall)
+    reader = Reader(values, now)
+    found = complaint(body, values.get(b"content-encoding", [b""])[0]) if body else Complaint()
+    instructions = [*reader.instructions(), *_told(found, now, reader.ignored)]
+    allowances = reader.allowances()
+    about = _about(status, found)
+    resets = [allowance.reset for allowance in allowances if not allowance.left and allowance.reset is not None]
+    described = resets if about == "limit" else []
+    return Signals(
+        about,
+        max(instructions or described, default=None),
+        allowances,
+        found.over_within if about == "outage" else None,
+        reader.month_left(),
+        status != UNAUTHORIZED and not _cached(values),
+        tuple(reader.ignored),
+    )
 
 
-def _plain(fields: Fields, body: bytes) -> bytes:
-    """The body without its content coding, as far as `BODY_LIMIT` goes; empty when it is not what it says."""
-    coding = next((value.strip().lower() for name, value in fields if name.lower() == b"content-encoding"), b"")
-    if coding not in (b"gzip", b"x-gzip", b"deflate"):
-        return body
-    try:
-        return zlib.decompressobj(wbits=47).decompress(body, BODY_LIMIT)
-    except zlib.error:
-        return b""
+_NOTHING, _REFUSED = Signals(), Signals("limit")
+
+
+def sent_at(values: Said, wall: Micros) -> Micros:
+    """The answer's own `Date`, in epoch microseconds."""
+    instant = next((date(value) for value in values.get(b"date", ())), None)
+    return wall if instant is None else instant
+
+
+def _told(found: Complaint, now: Micros, ignored: list[str]) -> list[Micros]:
+    """Waits that an error's text and details tell."""
+    waits = []
+    for moment in found.moments:
+        try:
+            if isinstance(moment, bool) or not isinstance(moment, str | int | float):
+                raise ValueError("no moment")  # noqa: TRY301, TRY004  # as what `wait` raises
+            told = wait(str(moment).encode(errors="replace"), now)
+        except ValueError:
+            ignored.append("body")
+        else:
+            waits += [told] if told is not None else []
+    return waits
+
+
+def _about(status: int, found: Complaint) -> About:
+    if status == TOO_MANY:
+        return "plan" if found.of_plan else "limit"
+    if status in OUTAGES:
+        return "outage"
+    return "key" if status in (UNAUTHORIZED, FORBIDDEN) and found.about_key(status) else "nothing"
+
+
+def _cached(values: Said) -> bool:
+    """Whether a cache on the way gave the answer (RFC 9111, section 5.1, and what caches add to it)."""
+    if any(value.strip().lstrip(b"0") for value in values.get(b"age", ())):
+        return True
+    return any(b"hit" in value.lower() for name in (b"x-cache", b"cf-cache-status") for value in values.get(name, ()))
+
+
+def _meant(allowance: Allowance, limits: Sequence[int], of: Sequence[Limit]) -> int | None:
+    """Which of the limits an allowance speaks of: the only one of its size, or if none has that, of its window."""
+    fitting = [index for index in limits if _fits(allowance, of[index])]
+    of_size = [index for index in fitting if of[index].requests == allowance.size]
+    meant = of_size or fitting
+    return meant[0] if len(meant) == 1 else None
+
+
+def _fits(allowance: Allowance, limit: Limit) -> bool:
+    if allowance.window is not None:
+        return allowance.window == limit.window
+    return allowance.reset is None or allowance.reset <= limit.window + ROUNDING
+
+
+def _is_less(size: int | None, limits: Sequence[int], of: Sequence[Limit]) -> bool:
+    return size is not None and all(size < of[index].requests for index in limits)

@@ -1,37 +1,29 @@
 import gzip
 import json
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import formatdate
-from math import ceil, floor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.allowances import Allowance
+from proxy.core.exchange import Seen
 from proxy.core.http import Fields
-from proxy.core.model import MILLISECOND, SECOND, Limit, Micros
+from proxy.core.model import SECOND, Limit, Micros
+from proxy.core.moments import LONGEST
 from proxy.core.policy import Rule
-from proxy.core.signals import BODY_LIMIT, LONGEST, Throttle, announced_wait, sent_at, throttle
+from proxy.core.signals import Route, Signals, Throttle, read
 
 SAMPLES = sorted((Path(__file__).parent.parent / "samples").glob("*.http"))
 
-NOW = 1_624_391_484
-"""Epoch seconds of `DATE`."""
 DATE = (b"Date", b"Tue, 22 Jun 2021 19:51:24 GMT")
-
+NOW = 1_624_391_484
 WRONG_WALL: Micros = 86_400 * 365 * 60 * SECOND
 """A local clock that is decades off."""
 
-NAMES = st.sampled_from([
-    b"Date", b"Retry-After", b"RetryAfter", b"X-RateLimit-RetryAfter", b"X-RateLimit-Reset", b"RateLimit-Reset",
-    b"X-RateLimit-Limit", b"RateLimit-Remaining", b"RateLimit", b"RateLimit-Policy", b"Content-Encoding",
-])  # fmt: skip
-VALUES = st.binary(max_size=60) | st.from_regex(
-    rb'\A(?:[-+]?\d{0,20}(\.\d*)?|("[^"]*"?|limit|reset=|;[rtq]=|\d{1,3}|[,; "\\]){0,8}|gzip|deflate)\Z'
-)
+DURATIONS = frozenset(("wait", "over_within", "reset", "window"))
 
 
 @dataclass(frozen=True)
@@ -41,22 +33,10 @@ class Sample:
     status: int
     fields: Fields
     body: bytes
-    expected: dict[str, str]
-
-    @property
-    def wait(self) -> Micros | None:
-        """The wait in microseconds."""
-        text = self.expected["wait"]
-        return None if text == "none" else round(float(text) * SECOND)
-
-    @property
-    def limit(self) -> int | None:
-        """The size of the limit that was hit."""
-        text = self.expected["limit"]
-        return None if text == "none" else int(text)
+    expected: Signals
 
 
-def read(path: Path) -> Sample:
+def load(path: Path) -> Sample:
     """Head lines that begin with `#` tell what to expect; the answer follows, its body until the end."""
     lines = path.read_text(encoding="utf-8").splitlines()
     notes = [line[1:].strip() for line in lines if line.startswith("#")]
@@ -68,137 +48,56 @@ def read(path: Path) -> Sample:
     body = "\n".join(answer[blank + 1 :]).encode()
     if "encode: gzip" in notes:
         body = gzip.compress(body, mtime=0)
-    expected = next(note for note in notes if note.startswith("expect:")).removeprefix("expect:").split()
-    return Sample(int(answer[0].split()[1]), fields, body, dict(pair.split("=") for pair in expected))
+    told = next(note for note in notes if note.startswith("expect:")).removeprefix("expect:")
+    return Sample(int(answer[0].split()[1]), fields, body, expected(json.loads(told)))
+
+
+def expected(told: dict[str, Any]) -> Signals:
+    """The value object that a sample describes: durations in seconds, what is left out as it is by default."""
+    allowances = tuple(Allowance(**durations(one)) for one in told.pop("allowances", ()))
+    ignored = tuple(told.pop("ignored", ()))
+    return Signals(allowances=allowances, ignored=ignored, **durations(told))
+
+
+def durations(told: dict[str, Any]) -> dict[str, Any]:
+    """Seconds as microseconds."""
+    return {key: round(value * SECOND) if key in DURATIONS and value else value for key, value in told.items()}
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_recorded_answers(path: Path) -> None:
     """Each recorded answer is read as its head says, whatever the local clock shows."""
-    sample = read(path)
-    if sample.status == 429:
-        expected = Throttle(sample.wait, "plan" if sample.expected["kind"] == "plan" else "window", sample.limit)
-        assert throttle(sample.fields, sample.body, WRONG_WALL) == expected
-    else:
-        assert announced_wait(sample.fields, WRONG_WALL) == sample.wait
+    sample = load(path)
+    found = read(sample.status, sample.fields, WRONG_WALL, sample.body)
+    assert sorted(found.ignored) == sorted(sample.expected.ignored)
+    assert Signals(**{**fields_of(found), "ignored": sample.expected.ignored}) == sample.expected
 
 
-def error(message: str = "", **more: object) -> bytes:
-    """A body in the API's own shape."""
-    return json.dumps({"error": {"name": "rateLimited", "message": message, **more}}).encode()
-
-
-INSTANTS = st.integers(0, SECOND - 1).map(lambda part: NOW * SECOND + part)
-"""Moments of answering within one second, in epoch microseconds."""
-WAITS = st.integers(0, 40 * 60 * SECOND)
-
-
-@pytest.mark.parametrize("round_", [floor, ceil])
-@pytest.mark.parametrize("name", [b"X-RateLimit-Reset", b"RateLimit-Reset", b"x-ratelimit-reset"])
-@given(INSTANTS, WAITS)
-def test_a_reset_in_epoch_seconds_is_never_read_early(
-    name: bytes, round_: Callable[[float], int], now: Micros, wait: Micros
-) -> None:
-    """However the server rounds, the wait covers its instant; on top comes a second for each rounding."""
-    told = round_((now + wait) / SECOND)
-    found = announced_wait((DATE, (name, b"%d" % told)), WRONG_WALL)
-    assert found is not None
-    assert wait <= found <= wait + (2 if round_ is floor else 3) * SECOND
-
-
-@given(INSTANTS, WAITS)
-def test_epoch_milliseconds_are_read_to_within_the_date(now: Micros, wait: Micros) -> None:
-    """The message's instant is exact: only the answer's `Date` is rounded."""
-    told = ceil((now + wait) / MILLISECOND)
-    found = throttle((DATE,), error(f"Rate Limit exceeded. Please retry at {told}"), WRONG_WALL).wait
-    assert found is not None
-    assert wait <= found <= wait + SECOND + MILLISECOND
-
-
-@given(WAITS)
-def test_delays_are_taken_at_their_word(wait: Micros) -> None:
-    """Seconds in any of the fields and in the details are seconds from the answer."""
-    seconds = wait // SECOND
-    for name in (b"Retry-After", b"retryafter", b"X-RateLimit-RetryAfter", b"X-RateLimit-Reset", b"RateLimit-Reset"):
-        assert announced_wait(((name, b" %d " % seconds),), WRONG_WALL) == seconds * SECOND
-    for details in (seconds, float(seconds), str(seconds)):
-        assert throttle((), error(details={"retryAfter": details}), WRONG_WALL).wait == seconds * SECOND
-    for value in (b"limit=60, remaining=0, reset=%d", b'"default";r=0;t=%d', b'"a, b";r=0;pk=:cA==:; t=%d'):
-        assert announced_wait(((b"RateLimit", value % seconds),), WRONG_WALL) == seconds * SECOND
-
-
-@given(st.integers(0, 30 * 86_400))
-def test_dates_are_read_against_the_answers_own(seconds: int) -> None:
-    """`Retry-After` as a date, in the form that is sent and in the two obsolete ones."""
-    instant = NOW + seconds
-    fixed = formatdate(instant, usegmt=True)
-    day, number, month, year, time, _ = fixed.split()
-    old = (f"{day} {number}-{month}-{year[2:]} {time} GMT", f"{day[:3]} {month} {int(number):2d} {time} {year}")
-    for text in (fixed, *old):
-        assert announced_wait((DATE, (b"Retry-After", text.encode())), WRONG_WALL) == seconds * SECOND
+def fields_of(signals: Signals) -> dict[str, Any]:
+    """The fields of a value object."""
+    return {name: getattr(signals, name) for name in Signals.__dataclass_fields__}
 
 
 def test_without_a_date_the_local_clock_serves() -> None:
     """Instants are then read against the wall."""
     wall = NOW * SECOND + 250_000
     fields = ((b"X-RateLimit-Reset", b"%d" % (NOW + 10)),)
-    assert announced_wait(fields, wall) == 11 * SECOND - 250_000
-    assert announced_wait((*fields, (b"Date", b"some day")), wall) == 11 * SECOND - 250_000
-
-
-def test_fractions_are_rounded_up() -> None:
-    """Some servers tell more than whole seconds; an epoch with a fraction was not rounded to the second."""
-    assert announced_wait(((b"Retry-After", b"0.65"),), 0) == 650_000
-    assert announced_wait((DATE, (b"X-RateLimit-Reset", b"%d.25" % (NOW + 3))), 0) == 3_250_000
-    assert announced_wait(((b"Retry-After", b"0.0000001"),), 0) == 1
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        b"", b"soon", b"-5", b"+5", b"1e3", b"5s", b"0x10", b"5, 6", b"\xb2", b"1_000", "٣".encode(),
-        b"9" * 15, b"9" * 5000,
-        b"2678401", b"999999999", b"1624391400", b"1624391483999", b"1824391484", b"Tue, 22 Jun 2021 19:51:23 GMT",
-        b"Tue, 22 Jun 2021 25:61:61 GMT", b"Tue, 99 Jun 2021 19:51:24 GMT", b"Fri, 22 Jun 2029 19:51:24 GMT",
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("name", [b"Retry-After", b"X-RateLimit-Reset"])
-def test_what_is_malformed_past_or_absurd_is_as_good_as_not_said(name: bytes, value: bytes) -> None:
-    """It counts for nothing, alone or beside a good one."""
-    assert announced_wait((DATE, (name, value)), WRONG_WALL) is None
-    assert announced_wait((DATE, (name, value), (b"RetryAfter", b"3")), WRONG_WALL) == 3 * SECOND
-
-
-@pytest.mark.parametrize(
-    "value", [-5, 2_678_401, True, None, [5], {"s": 5}, float("nan"), float("inf"), 1e300, "\ud800"]
-)
-def test_details_that_are_no_wait_are_not_read(value: object) -> None:
-    """Whatever JSON may hold in its place."""
-    assert throttle((DATE,), error(details={"retryAfter": value}), WRONG_WALL).wait is None
-
-
-def test_the_longest_wait_is_31_days() -> None:
-    """As long as a month's plan can take."""
-    assert announced_wait(((b"Retry-After", b"%d" % (LONGEST // SECOND)),), 0) == LONGEST
+    assert read(429, fields, wall).wait == 11 * SECOND - 250_000
+    assert read(429, (*fields, (b"Date", b"some day")), wall).wait == 11 * SECOND - 250_000
 
 
 def test_an_instruction_beats_a_description() -> None:
     """In a rolling window the next request may go long before the whole window has passed."""
     fields = ((b"X-RateLimit-Remaining", b"0"), (b"X-RateLimit-Reset", b"60"), (b"Retry-After", b"2"))
-    assert announced_wait(fields, 0) == 2 * SECOND
+    assert read(429, fields, 0).wait == 2 * SECOND
 
 
 def test_the_latest_of_several_instructions_counts() -> None:
     """Fields, text and details: who comes at the latest of them comes too early for none."""
-    body = error(f"Please retry at {(NOW + 7) * 1000}", details={"retryAfter": 5})
-    assert throttle((DATE, (b"Retry-After", b"6")), body, WRONG_WALL).wait == 7 * SECOND
-    assert throttle((DATE, (b"Retry-After", b"6"), (b"RetryAfter", b"9")), body, WRONG_WALL).wait == 9 * SECOND
-
-
-def test_what_has_requests_left_was_not_hit() -> None:
-    """Neither its reset nor its size is taken from a refusal that another limit caused."""
-    fields = ((b"X-RateLimit-Limit", b"300"), (b"X-RateLimit-Remaining", b"250"), (b"X-RateLimit-Reset", b"34"))
-    assert throttle(fields, b"", 0) == Throttle(None, "window")
+    message = f"Please retry at {(NOW + 7) * 1000}"
+    body = json.dumps({"error": {"name": "x", "message": message, "details": {"retryAfter": 5}}}).encode()
+    assert read(429, (DATE, (b"Retry-After", b"6")), WRONG_WALL, body).wait == 7 * SECOND
+    assert read(429, (DATE, (b"Retry-After", b"6"), (b"RetryAfter", b"9")), WRONG_WALL, body).wait == 9 * SECOND
 
 
 def test_the_latest_of_several_used_up_budgets_counts() -> None:
@@ -207,78 +106,117 @@ def test_the_latest_of_several_used_up_budgets_counts() -> None:
         (b"X-RateLimit-Limit", b"60"), (b"X-RateLimit-Remaining", b"0"), (b"X-RateLimit-Reset", b"20"),
         (b"RateLimit", b'"burst";r=0;t=7'), (b"RateLimit-Policy", b'"burst";q=10;w=10'),
     )  # fmt: skip
-    assert throttle(fields, b"", 0) == Throttle(20 * SECOND, "window")
-
-
-def test_nothing_said_is_no_wait() -> None:
-    """The caller then falls back on the windows that it knows."""
-    assert throttle((), b"", 0) == Throttle(None, "window")
-    assert announced_wait((DATE,), 0) is None
-
-
-@pytest.mark.parametrize("coding", [b"gzip", b"X-GZIP ", b"deflate"])
-def test_compressed_errors_are_read(coding: bytes) -> None:
-    """The caller's `Accept-Encoding` went upstream as it came."""
-    plain = error(details={"retryAfter": 5})
-    body = zlib.compress(plain) if coding == b"deflate" else gzip.compress(plain)
-    assert throttle(((b"Content-Encoding", coding),), body, 0).wait == 5 * SECOND
-
-
-def test_a_bomb_is_not_unpacked() -> None:
-    """No more than `BODY_LIMIT` bytes come out of a compressed body."""
-    body = gzip.compress(b" " * (BODY_LIMIT * 1000) + error(details={"retryAfter": 5}))
-    assert throttle(((b"Content-Encoding", b"gzip"),), body, 0).wait is None
+    assert read(429, fields, 0).wait == 20 * SECOND
 
 
 @pytest.mark.parametrize(
-    "body", [b"Please RETRY AT 1624391490000.", b'["Please retry at 1624391490000"]', b'{"error": "x']
+    "value", [-5, 2_678_401, True, [5], {"s": 5}, float("nan"), float("inf"), 1e300, "\ud800", "soon"]
 )
-def test_a_body_that_is_no_error_object_is_read_as_text(body: bytes) -> None:
-    """Plain text, another JSON value, JSON that was cut off."""
-    assert throttle((DATE,), body, 0).wait == (6 * SECOND if b"1624391490000" in body else None)
+def test_details_that_are_no_wait_are_told(value: object) -> None:
+    """Whatever JSON may hold in its place."""
+    body = json.dumps({"error": {"name": "x", "message": "", "details": {"retryAfter": value}}}).encode()
+    found = read(429, (DATE,), WRONG_WALL, body)
+    assert (found.wait, found.ignored) == (None, ("body",))
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["error", "name", "title", "message", "detail", "details", "retryAfter"]), inner, max_size=4
-        )
+@given(
+    st.integers(200, 599),
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"Date", b"Retry-After", b"X-RateLimit-Reset", b"RateLimit", b"Age", b"Content-Encoding"]),
+            st.binary(max_size=30) | st.from_regex(rb"\A(\d{0,14}|gzip|deflate|limit=\d{1,3}, reset=\d)\Z"),
+        ),
+        max_size=6,
     ),
-    max_leaves=8,
-).map(lambda value: json.dumps(value).encode())
+    st.binary(max_size=200),
+)
+def test_no_answer_raises(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
+    """Whatever an upstream sends, the wait is in range or none."""
+    wait = read(status, tuple(fields), NOW * SECOND, body).wait
+    assert wait is None or 0 <= wait <= LONGEST
 
 
-@given(st.lists(st.tuples(NAMES | st.binary(max_size=20), VALUES), max_size=8), st.binary(max_size=300) | JSON)
-@example([(b"Date", b"," * 100)], b"[" * 60_000)
-@example([(b"Content-Encoding", b"gzip")], gzip.compress(b"{}")[:-9])
-@example([(b"RateLimit", b'"\\' * 8000)], b'{"error": {"message": "retry at \xff1624391490000"}}')
-def test_no_bytes_raise(fields: list[tuple[bytes, bytes]], body: bytes) -> None:
-    """Whatever an upstream sends, the answer is a wait in range or none."""
-    told = throttle(tuple(fields), body, NOW * SECOND)
-    for wait in (told.wait, announced_wait(tuple(fields), NOW * SECOND)):
-        assert wait is None or 0 <= wait <= LONGEST
-
-
-@given(st.text(max_size=40) | st.binary(max_size=40).map(lambda raw: raw.decode("latin-1")))
-@example("Tue, 22 Jun 2021 19:51:24 +99999999999999")
-@example(" ")
-def test_no_date_raises(text: str) -> None:
-    """A date is read or it is not."""
-    date = sent_at(((b"Date", text.encode(errors="replace")),))
-    assert date is None or isinstance(date, int)
-
+# What it means for the limits of a request
 
 MINUTE = Limit(60, 60 * SECOND)
 BURST = Limit(10, 10 * SECOND, (Rule.parse("GET /collections"),))
-LIMITS = (MINUTE, BURST, Limit(10, 60 * SECOND, (Rule.parse("GET /collections"),)), Limit(20, 60 * SECOND))
+TWIN = Limit(10, 60 * SECOND, (Rule.parse("GET /collections"),))
+LIMITS = (MINUTE, BURST, TWIN, Limit(300, 60 * SECOND))
+
+
+def used_up(size: int | None, left: int | None = 0) -> Signals:
+    """A 429 that describes one limit."""
+    return Signals("limit", SECOND, (Allowance(size, left),))
 
 
 @pytest.mark.parametrize(
-    ("size", "of", "closed"),
-    [(60, (0, 1, 2), (0,)), (10, (0, 1, 2), (1, 2)), (300, (0, 1), (0, 1)), (None, (0, 1), (0, 1))],
+    ("signals", "of", "kind", "closed"),
+    [
+        (used_up(60), (0, 1, 2), "window", (0,)),
+        (used_up(10), (0, 1, 2), "window", (1, 2)),
+        (used_up(300), (0, 1), "window", (0, 1)),
+        (used_up(None), (0, 1), "window", (0, 1)),
+        (Signals("limit"), (0, 1), "window", (0, 1)),
+        (used_up(60, left=30), (0, 1), "endpoint", ()),
+        (used_up(5), (0, 1), "endpoint", ()),
+        (used_up(10), (0,), "endpoint", ()),
+        (Signals("limit", SECOND, (Allowance(300, 250), Allowance(10, 0))), (0, 1), "window", (1,)),
+        (Signals("plan"), (0, 1), "plan", ()),
+        (used_up(60), (), "window", ()),
+    ],
 )
-def test_which_limits_a_refusal_closes(size: int | None, of: tuple[int, ...], closed: tuple[int, ...]) -> None:
-    """Those of the request that have the named size; when none has, any of them may be full, so all."""
-    assert Throttle(SECOND, "window", size).parks(of, LIMITS) == closed
+def test_what_a_refusal_closes(signals: Signals, of: tuple[int, ...], kind: str, closed: tuple[int, ...]) -> None:
+    """Those limits that have the size that is told to be used up; a narrower one is none of them."""
+    found = signals.throttle(of, LIMITS)
+    assert found == Throttle(found.kind, signals.wait, closed)
+    assert found.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("allowance", "of", "seen"),
+    [
+        (Allowance(60, 7, 30 * SECOND), (0, 1), (Seen(0, 7, 30 * SECOND),)),
+        (Allowance(60, 7), (0, 1), (Seen(0, 7, 60 * SECOND),)),
+        (Allowance(60, 7, 30 * SECOND, 60 * SECOND), (0, 1), (Seen(0, 7, 30 * SECOND),)),
+        (Allowance(60, 7, 30 * SECOND, 3_600 * SECOND), (0, 1), ()),
+        (Allowance(60, 7, 900 * SECOND), (0, 1), ()),
+        (Allowance(10, 7, 5 * SECOND), (1, 2), ()),
+        (Allowance(10, 7, 30 * SECOND), (1, 2), (Seen(2, 7, 30 * SECOND),)),
+        (Allowance(10, 7, 5 * SECOND, 10 * SECOND), (0, 1, 2), (Seen(1, 7, 5 * SECOND),)),
+        (Allowance(59, 7, 30 * SECOND), (0,), ()),
+        (Allowance(60, None, 30 * SECOND), (0,), ()),
+        (Allowance(None, 7, 30 * SECOND), (0,), ()),
+    ],
+)
+def test_what_is_seen_of_others_spending(allowance: Allowance, of: tuple[int, ...], seen: tuple[Seen, ...]) -> None:
+    """What is left of the one limit that is meant; nothing where that cannot be told (law 9)."""
+    assert Signals(allowances=(allowance,)).seen(of, LIMITS) == seen
+    assert Signals(allowances=(allowance,), own=False).seen(of, LIMITS) == ()
+
+
+@pytest.mark.parametrize(
+    ("allowance", "of", "lower"),
+    [
+        (Allowance(30, 7, 30 * SECOND), (0,), (0, 30)),
+        (Allowance(30, 7, 30 * SECOND, 60 * SECOND), (0,), (0, 30)),
+        (Allowance(30, 7, 10 * SECOND, 10 * SECOND), (0,), None),
+        (Allowance(60, 7, 30 * SECOND), (0,), None),
+        (Allowance(300, 7, 30 * SECOND), (0,), None),
+        (Allowance(10, 7, 5 * SECOND), (0, 1), None),
+        (Allowance(5, 3, 5 * SECOND), (1,), None),
+        (Allowance(30, 7, 30 * SECOND), (0, 3), None),
+    ],
+)
+def test_what_is_told_lower_than_configured(
+    allowance: Allowance, of: tuple[int, ...], lower: tuple[int, int] | None
+) -> None:
+    """A size below the only limit for all requests that it can speak of; never one above (law 9)."""
+    assert Signals(allowances=(allowance,)).lower(of, LIMITS) == lower
+    assert Signals(allowances=(allowance,), own=False).lower(of, LIMITS) is None
+
+
+def test_requests_of_one_shape_share_a_route() -> None:
+    """An upstream limits by what is asked, not by which one."""
+    assert Route.of("GET", "/workspaces/1") == Route.of("HEAD", "/workspaces/2/") != Route.of("GET", "/workspaces")
+    assert Route.of("PUT", "/workspaces/1") != Route.of("GET", "/workspaces/1")
+    assert Route.of("GET", None) == Route.of("GET", "/")

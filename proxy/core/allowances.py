@@ -1,0 +1,243 @@
+"""What an answer's fields say of limits: how many requests, how many are left, until when.
+
+Read are `X-RateLimit-Limit`, `-Remaining`, `-Reset` and the same without `X-` (drafts 3 to 6 of
+draft-ietf-httpapi-ratelimit-headers, with the quota policies that draft 5 put behind the limit), `RateLimit: limit=300,
+remaining=12, reset=34` (draft 7) and `RateLimit: "name";r=50;t=30` (draft 8 and later), each with its
+`RateLimit-Policy`; a month's plan by `…-Limit-Month` and `…-Remaining-Month`. Structured fields (RFC 9651) are parsed
+by a library: one mistake makes the whole field unread.
+"""
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from typing import Any
+
+import http_sf
+from http_sf import StructuredFieldError
+
+from proxy.core.headers import ByName
+from proxy.core.http import Fields
+from proxy.core.model import SECOND, Micros
+from proxy.core.moments import wait
+from proxy.core.values import value_object
+
+INSTRUCTIONS = (b"retry-after", b"retryafter", b"x-ratelimit-retryafter", b"x-ratelimit-retry-after")
+"""Fields that tell when to come again."""
+
+_FAMILIES = tuple(
+    (family + b"limit", family + b"remaining", family + b"reset") for family in (b"x-ratelimit-", b"ratelimit-")
+)
+_POLICY, _COMBINED = b"ratelimit-policy", b"ratelimit"
+_MONTH_LEFT = b"remaining-month"
+BESIDE = frozenset((b"date", b"age", b"x-cache", b"cf-cache-status", b"content-encoding"))
+"""Fields that help to read the others, and say nothing about limits."""
+
+_READ = BESIDE.union(INSTRUCTIONS, (_POLICY, _COMBINED), *_FAMILIES)
+_REQUESTS = "requests"
+_MOST = 10**9
+
+Said = dict[bytes, list[bytes]]
+"""The values of the fields that are read here, by their lower-case names."""
+
+
+@value_object
+class Allowance:
+    """One limit as an answer describes it; `None` for what it does not say. Durations in microseconds."""
+
+    size: int | None = None
+    left: int | None = None
+    reset: Micros | None = None
+    """From the answer until its window is over; at most `moments.ROUNDING` too long."""
+    window: Micros | None = None
+
+
+_NOTHING = Allowance()
+
+
+def _role(name: bytes) -> bytes:
+    if name.endswith(_MONTH_LEFT):
+        return _MONTH_LEFT
+    plain = name.replace(b"rate-limit", b"ratelimit")
+    return plain if plain in _READ else b""
+
+
+_known = ByName(_role)
+
+
+def said(fields: Fields) -> Said:
+    """Those fields of an answer that are read here."""
+    found: Said = {}
+    for name, value in fields:
+        if role := _known[name]:
+            found.setdefault(role, []).append(value)
+    return found
+
+
+class Reader:
+    """Reads the fields of one answer, made at `now` (epoch); keeps the names of those that cannot be read."""
+
+    def __init__(self, values: Said, now: Micros) -> None:
+        self.ignored: list[str] = []
+        self._said = values
+        self._now = now
+
+    def instructions(self) -> Iterator[Micros]:
+        """The waits that fields tell."""
+        for name in INSTRUCTIONS:
+            for value in self._said.get(name, ()):
+                if (told := self._wait(name, value)) is not None:
+                    yield told
+
+    def month_left(self) -> int | None:
+        """The requests that the month's plan still holds: the fewest, if told more than once."""
+        counts = [self._count(_MONTH_LEFT, value) for value in self._said.get(_MONTH_LEFT, ())]
+        return min((count for count in counts if count is not None), default=None)
+
+    def allowances(self) -> tuple[Allowance, ...]:
+        """Every limit that is described."""
+        values = self._said
+        policies = tuple(self._policies()) if _POLICY in values else ()
+        found = [self._family(*family, policies) for family in _FAMILIES if not values.keys().isdisjoint(family)]
+        found += [allowance for value in values.get(_COMBINED, ()) for allowance in self._combined(value, policies)]
+        return tuple([self._plausible(allowance) for allowance in found if allowance != _NOTHING])
+
+    def _plausible(self, allowance: Allowance) -> Allowance:
+        """Without what cannot be: more requests left than there are, or a limit of none."""
+        size, left = allowance.size, allowance.left
+        if size is None or (size and (left is None or left <= size)):
+            return allowance
+        if not size:
+            self.ignored.append("limit")
+            return Allowance(None, left, allowance.reset, allowance.window)
+        self.ignored.append("remaining")
+        return Allowance(size, None, allowance.reset, allowance.window)
+
+    def _family(self, limit: bytes, remaining: bytes, reset: bytes, policies: Sequence["_Policy"]) -> Allowance:
+        """One field for each thing; of several of a kind the first counts, of resets the latest."""
+        values = self._said
+        size, more = self._limit(limit)
+        left = self._count(remaining, values[remaining][0]) if remaining in values else None
+        resets = [self._wait(reset, value) for value in values.get(reset, ())]
+        latest = max([told for told in resets if told is not None], default=None)
+        return Allowance(size, left, latest, _window((*more, *policies), size))
+
+    def _limit(self, name: bytes) -> tuple[int | None, list["_Policy"]]:
+        """The number of a limit; draft 5 has quota policies behind it (`60, 60;w=60`)."""
+        for value in self._said.get(name, ()):
+            if value.isdigit():
+                return self._count(name, value), []
+            members = self._list(name, value)
+            if members and isinstance(size := members[0][0], int) and not isinstance(size, bool) and 0 <= size < _MOST:
+                return size, [_Policy("", number, _seconds(told.get("w"))) for number, told in _numbers(members[1:])]
+            self._ignore(name)
+        return None, []
+
+    def _policies(self) -> Iterator["_Policy"]:
+        """The policies about requests: `300;w=60` up to draft 7, `"name";q=300;w=60` later."""
+        for value in self._said.get(_POLICY, ()):
+            for name, told in self._list(_POLICY, value):
+                window = _seconds(told.get("w"))
+                if isinstance(name, int):
+                    yield _Policy("", name, window)
+                elif told.get("qu", _REQUESTS) == _REQUESTS:
+                    yield _Policy(str(name), _whole(told.get("q")), window)
+                else:
+                    yield _Policy(str(name), None, window, other_unit=True)
+
+    def _combined(self, value: bytes, policies: Sequence["_Policy"]) -> Iterator[Allowance]:
+        """One field for everything."""
+        named = {policy.name: policy for policy in policies if policy.name}
+        try:
+            members = _list(value)
+        except StructuredFieldError:
+            yield from self._pairs(value, policies)
+            return
+        for name, told in members:
+            policy = named.get(str(name), _Policy(str(name), None, None))
+            if not policy.other_unit:
+                left, reset = _whole(told.get("r")), self._moment(told.get("t"))
+                yield Allowance(policy.size, left, reset, policy.window)
+
+    def _pairs(self, value: bytes, policies: Sequence["_Policy"]) -> Iterator[Allowance]:
+        try:
+            told = _dictionary(value)
+        except StructuredFieldError:
+            self._ignore(_COMBINED)
+            return
+        size, left, reset = (told.get(name) for name in ("limit", "remaining", "reset"))
+        yield Allowance(_whole(size), _whole(left), self._moment(reset), _window(policies, _whole(size)))
+
+    def _list(self, name: bytes, value: bytes) -> list["_Member"]:
+        try:
+            return _list(value)
+        except StructuredFieldError:
+            self._ignore(name)
+            return []
+
+    def _count(self, name: bytes, value: bytes) -> int | None:
+        text = value.strip()
+        if text.isdigit() and len(text) < len(str(_MOST)):
+            return int(text)
+        self._ignore(name)
+        return None
+
+    def _moment(self, told: object) -> Micros | None:
+        return self._wait(_COMBINED, str(told).encode()) if isinstance(told, int | Decimal) else None
+
+    def _wait(self, name: bytes, value: bytes) -> Micros | None:
+        try:
+            return wait(value, self._now)
+        except ValueError:
+            self._ignore(name)
+            return None
+
+    def _ignore(self, name: bytes) -> None:
+        self.ignored.append(name.decode("ascii"))
+
+
+@value_object
+class _Policy:
+    """A limit as a `RateLimit-Policy` tells of it."""
+
+    name: str
+    size: int | None
+    window: Micros | None
+    other_unit: bool = False
+    """Whether it counts bytes or the like instead of requests."""
+
+
+_Member = tuple[object, dict[str, object]]
+"""A member of a structured list: its value and its parameters (RFC 9651, section 3.1)."""
+
+
+def _list(value: bytes) -> list[_Member]:
+    members: Any = http_sf.parse(value, tltype="list")  # what it parses always has this form, its annotation is wider
+    return list(members)
+
+
+def _dictionary(value: bytes) -> dict[str, object]:
+    """The values of a structured dictionary, without their parameters."""
+    members: Any = http_sf.parse(value, tltype="dictionary")
+    return {key: member for key, (member, _) in members.items()}
+
+
+def _numbers(members: Sequence[_Member]) -> Iterator[tuple[int, dict[str, object]]]:
+    for value, told in members:
+        if isinstance(value, int):
+            yield value, told
+
+
+def _window(policies: Sequence[_Policy], size: int | None) -> Micros | None:
+    """The window of the only policy of that size."""
+    if size is None or not policies:
+        return None
+    windows = {policy.window for policy in policies if policy.size == size}
+    return windows.pop() if len(windows) == 1 else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST else None
+
+
+def _seconds(value: object) -> Micros | None:
+    whole = _whole(value)
+    return whole * SECOND if whole else None

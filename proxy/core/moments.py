@@ -1,0 +1,73 @@
+"""The moments that fields and texts name, read as waits: delays, instants since the epoch, HTTP dates.
+
+How a value is read: below 10^9 as seconds from the answer, below 10^11 as epoch seconds, above as epoch milliseconds,
+else as an HTTP date (RFC 9110, sections 5.6.7 and 10.2.3). Instants are read against the answer's own `Date`, so that a
+local clock that is off does no harm.
+
+A wait is never shorter than the upstream meant, and at most a second longer per rounding of its own: `Date` is rounded
+down, and so is a reset in epoch seconds (as captured), of which the whole second is therefore waited out. Delays and
+HTTP dates are taken at their word.
+"""
+
+import re
+from calendar import timegm
+from email.utils import parsedate_tz
+from functools import lru_cache
+from math import ceil
+
+from proxy.core.model import MILLISECOND, SECOND, Micros
+
+LONGEST: Micros = 31 * 24 * 3600 * SECOND
+"""What is said to be farther away than this, or longer ago, is not believed."""
+
+ROUNDING: Micros = 2 * SECOND
+"""By how much a wait may be too long, since both instants that it lies between were rounded."""
+
+_EPOCH_SECONDS = 1_000_000_000
+_EPOCH_MILLISECONDS = 100_000_000_000
+_LONGEST_DATE = 64
+_NUMBER = re.compile(rb"\d{1,14}(?:\.\d{1,20})?")
+
+
+def wait(value: bytes, now: Micros) -> Micros | None:
+    """The time from the answer, made at `now` (epoch), to what a value names; `None` if that is over.
+
+    Raises:
+        ValueError: it names no moment, or an absurd one.
+    """
+    text = value.strip()
+    if not _NUMBER.fullmatch(text):
+        instant = date(text)
+        if instant is None:
+            raise ValueError("no moment in any of the known forms")
+        delay = instant - now
+    elif (number := float(text)) < _EPOCH_SECONDS:
+        delay = _units(text, SECOND)
+    elif number < _EPOCH_MILLISECONDS:
+        delay = _units(text, SECOND) + (0 if b"." in text else SECOND) - now
+    else:
+        delay = _units(text, MILLISECOND) - now
+    if abs(delay) > LONGEST:
+        raise ValueError("farther away than anything that an API counts by")
+    return delay if delay >= 0 else None
+
+
+def _units(text: bytes, unit: Micros) -> Micros:
+    """A decimal number of units, rounded up."""
+    return int(text) * unit if text.isdigit() else ceil(float(text) * unit)
+
+
+@lru_cache(maxsize=64)
+def date(value: bytes) -> Micros | None:
+    """An HTTP date in any of its three forms, in epoch microseconds; one without a zone (`asctime`) is in GMT."""
+    try:
+        parsed = parsedate_tz(value[:_LONGEST_DATE].decode("latin-1"))
+        if parsed is None or not _in_range(*parsed[2:6]):
+            return None
+        return (timegm(parsed[:6]) - (parsed[9] or 0)) * SECOND
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _in_range(day: int, hour: int, minute: int, second: int) -> bool:
+    return 1 <= day <= 31 and 0 <= hour <= 23 and 0 <= minute <= 59 and 0 <= second <= 60  # noqa: PLR2004  # a calendar

@@ -1,0 +1,112 @@
+import gzip
+import json
+import zlib
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from proxy.core.complaints import BODY_LIMIT, Complaint, complaint
+from proxy.core.model import SECOND
+
+
+def error(message: str = "", **more: object) -> bytes:
+    """A body in the API's own shape."""
+    return json.dumps({"error": {"name": "rateLimited", "message": message, **more}}).encode()
+
+
+def test_both_families_are_read_alike() -> None:
+    """The API's own shape and a problem (RFC 9457) come to the same."""
+    problem = json.dumps({"title": "rateLimited", "status": 429, "detail": "Slowly.", "retryAfter": 5}).encode()
+    assert complaint(problem) == complaint(error("Slowly.", retryAfter=5)) == Complaint("rateLimited", "Slowly.", (5,))
+
+
+def test_every_moment_is_told() -> None:
+    """Those in the text, in the error, and in its details."""
+    body = error("Please retry at 1624391490000, or retry at 1624391491000.", retryAfter="7", details={"retryAfter": 8})
+    assert complaint(body).moments == ("1624391490000", "1624391491000", "7", 8)
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b" X-GZIP ", b"deflate"])
+def test_compressed_errors_are_read(coding: bytes) -> None:
+    """The caller's `Accept-Encoding` went upstream as it came."""
+    plain = error("Slowly.")
+    packed = zlib.compress(plain) if coding == b"deflate" else gzip.compress(plain)
+    assert complaint(packed, coding) == complaint(plain)
+
+
+def test_a_bomb_is_not_unpacked() -> None:
+    """No more than `BODY_LIMIT` bytes come out of a compressed body."""
+    packed = gzip.compress(b" " * (BODY_LIMIT * 1000) + error("Slowly."))
+    assert len(complaint(packed, b"gzip").message) <= BODY_LIMIT
+    assert complaint(b"no gzip", b"gzip") == Complaint()
+
+
+@pytest.mark.parametrize(
+    "body", [b"Please RETRY AT 1624391490000.", b'["Please retry at 1624391490000"]', b'{"error": "x']
+)
+def test_a_body_that_is_no_error_object_is_all_message(body: bytes) -> None:
+    """Plain text, another JSON value, JSON that was cut off."""
+    moments = ("1624391490000",) if b"1624391490000" in body else ()
+    assert complaint(body) == Complaint("", body.decode(), moments)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("We are usually operational within the next 5 minutes.", 300),
+        ("Try again Within 30 seconds", 30),
+        ("within 1 hour", 3600),
+        ("within reason", None),
+        ("5 minutes", None),
+    ],
+)
+def test_when_an_outage_is_over(text: str, seconds: int | None) -> None:
+    """By its own words, if it has any."""
+    assert complaint(error(text)).over_within == (None if seconds is None else seconds * SECOND)
+
+
+@pytest.mark.parametrize(
+    ("status", "name", "message", "about"),
+    [
+        (401, "AuthenticationError", "", True),
+        (401, "authenticationError", "Something else.", True),
+        (401, "Unauthorized", "Invalid API Key. Every request requires a valid API Key to be sent.", True),
+        (401, "", "The API key has expired.", True),
+        (401, "", "This revoked API key is not accepted.", True),
+        (401, "Unauthorized", "You are not authorized to perform this action.", False),
+        (401, "AuthenticationError", "You are not authorized to perform this action.", False),
+        (401, "", "This API key has no permission: it is invalid here.", False),
+        (401, "", "Log in.", False),
+        (403, "AuthenticationError", "", True),
+        (403, "forbiddenError", "Invalid API key for this role.", False),
+        (404, "AuthenticationError", "Invalid API Key.", False),
+    ],
+)
+def test_what_is_about_the_key(status: int, name: str, message: str, about: bool) -> None:
+    """A key that is not accepted is told apart from a resource that it may not have."""
+    assert Complaint(name, message).about_key(status) is about
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["error", "name", "title", "message", "detail", "details", "retryAfter"]), inner, max_size=4
+        )
+    ),
+    max_leaves=8,
+).map(lambda value: json.dumps(value).encode())
+
+
+@given(st.binary(max_size=300) | JSON, st.sampled_from([b"", b"gzip", b"deflate", b"br"]))
+@example(b"[" * 60_000, b"")
+@example(gzip.compress(b"{}")[:-9], b"gzip")
+@example(b'{"error": {"message": "retry at \xff1624391490000"}}', b"")
+def test_no_body_raises(body: bytes, coding: bytes) -> None:
+    """Whatever an upstream sends is read somehow, its name and message being text."""
+    found = complaint(body, coding)
+    assert isinstance(found.name, str)
+    assert isinstance(found.message, str)
+    assert found.about_key(401) in (True, False)
