@@ -7,6 +7,11 @@ VENV ?= .venv
 # More arguments: make test ARGS="tests/core -k lease", make bench ARGS="--rounds 9", make lock ARGS=--upgrade
 ARGS ?=
 
+# The image's name, and what may build it: the first that is ready does.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= keyturn:$(VERSION)
+BUILDER ?= docker podman buildah
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11)
@@ -16,7 +21,7 @@ COMPILE := .venv-lock/bin/uv --no-config pip compile --quiet --universal --pytho
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench e2e lock clean
+.PHONY: help run test check chart image bench e2e lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +38,19 @@ check: $(VENV)/.dev ## lint, formatting, types, layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chart: $(VENV)/.dev ## lint, render and validate the Helm chart for every Kubernetes that it is for, and the Dockerfile
+	$(BIN)/python -m pytest -n auto -o python_files='test_*.py matrix.py' tests/helm $(ARGS)
+
+image: ## build the container image with docker, podman or buildah (IMAGE=name:tag, BUILDER=podman)
+	@for builder in $(BUILDER); do \
+	  if "$$builder" info >/dev/null 2>&1; then \
+	    echo "Building $(IMAGE) with $$builder"; \
+	    exec "$$builder" build --file Dockerfile --tag $(IMAGE) --build-arg VERSION=$(VERSION) \
+	      --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" $(ARGS) .; \
+	  fi; \
+	done; \
+	echo "make image needs one of these, ready to build: $(BUILDER)." >&2; exit 1
 
 bench: $(VENV)/.dev ## requests per second and CPU per request, beside a bare aiohttp proxy
 	$(BIN)/python -m bench.throughput $(ARGS)

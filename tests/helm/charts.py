@@ -20,8 +20,9 @@ CHART = ROOT / "helm" / "keyturn"
 CI = tuple(sorted((CHART / "ci").glob("*-values.yaml")))
 EXAMPLE = ROOT / "helm" / "examples" / "orders"
 
-OLDEST, NEWEST = "1.25.0", "1.37.0"
+VERSIONS = tuple(f"1.{minor}.0" for minor in range(25, 38))
 """The versions of Kubernetes that the chart is for."""
+OLDEST, NEWEST = VERSIONS[0], VERSIONS[-1]
 NATIVE_SIDECARS = "1.29.0"
 """The first with native sidecars switched on."""
 RELEASE = "shop"
@@ -72,6 +73,11 @@ class Rendered:
         """The same as text."""
         (found,) = [one["data"]["config.yaml"] for one in self.all("ConfigMap") if "config.yaml" in one["data"]]
         return str(found)
+
+
+def named(path: Path | None) -> str:
+    """A file of values as a test shows it."""
+    return path.name.removesuffix("-values.yaml") if path else "none"
 
 
 def render(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helm.charts import CHART, EXAMPLE, NEWEST, OLDEST, copy_with_dependencies, helm, render
+from tests.helm.charts import CHART, EXAMPLE, NEWEST, OLDEST, helm, render
 from tests.helm.kubernetes import check
 from tests.helm.tools import tool
 from tests.process import ROOT
@@ -43,9 +43,9 @@ def test_values_render(name: str) -> None:
         check(thing, NEWEST)
 
 
-def test_values_of_a_sidecar_render(tmp_path: Path) -> None:
+def test_values_of_a_sidecar_render(example: Path) -> None:
     """They are those of an application's chart, which has the chart as its dependency."""
-    rendered = render(yaml.safe_load(SNIPPETS["values: sidecar"]), chart=copy_with_dependencies(tmp_path))
+    rendered = render(yaml.safe_load(SNIPPETS["values: sidecar"]), chart=example)
     assert rendered.kinds == {"ConfigMap", "Deployment"}
 
 

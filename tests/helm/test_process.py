@@ -16,7 +16,7 @@ import pytest
 from proxy.practice import PracticeApi, PracticeSettings
 from proxy.tasks import finish, spawn
 from tests.helm import kubelet
-from tests.helm.charts import Rendered, copy_with_dependencies, render
+from tests.helm.charts import Rendered, render
 from tests.process import KEYS, ROOT, Gate, Running, ask, client, request, until
 
 SECRETS = {"postman-keys": {"team-1": KEYS[0], "team-2": KEYS[1] + "\n"}}
@@ -254,13 +254,10 @@ async def application(pod: Any, keyturn: str, place: Path) -> AsyncIterator[tupl
         await running.end()
 
 
-async def test_a_sidecar_outlives_its_application(
-    api: PracticeApi, place: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+async def test_a_sidecar_outlives_its_application(api: PracticeApi, place: Path, example: Path) -> None:
     """Beside an application, Keyturn is up first and ends last, so that the application's last requests get through."""
-    chart = copy_with_dependencies(tmp_path_factory.mktemp("example"))
     more = values(api, redis={"existingSecret": ""})
-    rendered = render({"keyturn": more}, chart=chart)
+    rendered = render({"keyturn": more}, chart=example)
     pod = rendered.gateway
     (sidecar,) = pod["initContainers"]
     assert sidecar["restartPolicy"] == "Always"

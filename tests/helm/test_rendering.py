@@ -5,23 +5,11 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from tests.helm.charts import CHART, CI, EXAMPLE, NATIVE_SIDECARS, NEWEST, OLDEST, Object, helm, render
-from tests.helm.charts import copy_with_dependencies as copy
+from tests.helm.charts import CHART, CI, EXAMPLE, NATIVE_SIDECARS, NEWEST, OLDEST, Object, helm, named, render
 from tests.helm.kubernetes import check
 
 
-def by_name(path: Path) -> str:
-    """The name of a file of values as a test shows it."""
-    return path.name.removesuffix("-values.yaml")
-
-
-@pytest.fixture(scope="session")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example chart with its dependency."""
-    return copy(tmp_path_factory.mktemp("example"))
-
-
-@pytest.mark.parametrize("values", CI, ids=by_name)
+@pytest.mark.parametrize("values", CI, ids=named)
 def test_helm_finds_nothing_to_complain_about(values: Path) -> None:
     """`helm lint --strict` passes for every file of values in ci/."""
     linted = helm("lint", "--strict", str(CHART), "--values", str(values))
@@ -35,7 +23,7 @@ def test_helm_finds_nothing_to_complain_about_in_the_example(example: Path) -> N
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("values", CI, ids=by_name)
+@pytest.mark.parametrize("values", CI, ids=named)
 def test_objects_are_valid(values: Path, version: str) -> None:
     """Every object passes Kubernetes' own schema strictly, on the oldest and on the newest version."""
     rendered = render(None, values, version=version)
@@ -45,7 +33,7 @@ def test_objects_are_valid(values: Path, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", [NATIVE_SIDECARS, NEWEST])
-@pytest.mark.parametrize("values", [None, EXAMPLE / "ci" / "memory-values.yaml"], ids=["redis", "memory"])
+@pytest.mark.parametrize("values", [None, EXAMPLE / "ci" / "memory-values.yaml"], ids=named)
 def test_objects_of_the_example_are_valid(example: Path, values: Path | None, version: str) -> None:
     """So do those of an application with a sidecar, from the first version that has native ones."""
     rendered = render(None, *([values] if values else []), chart=example, version=version)
@@ -68,7 +56,7 @@ def test_everything_has_everything() -> None:
     }
 
 
-@pytest.mark.parametrize("values", CI, ids=by_name)
+@pytest.mark.parametrize("values", CI, ids=named)
 def test_objects_are_found_by_their_labels(values: Path) -> None:
     """Every object of the chart carries the release's labels and stands in the release's namespace."""
     for thing in render(None, values).objects:
@@ -80,7 +68,7 @@ def test_objects_are_found_by_their_labels(values: Path) -> None:
         assert thing["metadata"]["namespace"] == "default", thing
 
 
-@pytest.mark.parametrize("values", CI, ids=by_name)
+@pytest.mark.parametrize("values", CI, ids=named)
 def test_names_are_unique(values: Path) -> None:
     """No two objects of a kind have one name."""
     names = [(thing["kind"], thing["metadata"]["name"]) for thing in render(None, values).objects]

@@ -26,12 +26,6 @@ KUSTOMIZE = ROOT / "deploy" / "kustomize"
 
 
 @pytest.fixture(scope="session")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example chart with its dependency."""
-    return copy_with_dependencies(tmp_path_factory.mktemp("example"))
-
-
-@pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example with the sidecar as one more container, for older clusters."""
     chart = copy_with_dependencies(tmp_path_factory.mktemp("plain"))

