@@ -1,0 +1,11 @@
+"""What the process tells about itself: metrics and logs, from the value objects that lower floors emit.
+
+Labels are bounded: names come from the configuration, methods and codes are folded to known ones. Nothing here sees a
+secret, a query or a header; what libraries log is freed of what looks like a credential (law 11).
+"""
+
+from proxy.telemetry.logs import set_up_logs
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.observer import Telemetry
+
+__all__ = ["Metrics", "Telemetry", "set_up_logs"]

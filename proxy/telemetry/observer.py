@@ -1,0 +1,58 @@
+"""The observer of a process: what lower floors emit becomes metrics and log lines."""
+
+import structlog
+
+from proxy.core.events import EraBegan, Event, Reloaded, StoreChanged, UpstreamThrottled
+from proxy.core.model import SECOND
+from proxy.telemetry.metrics import Metrics
+
+
+class Telemetry:
+    """The observer of a process: counts every event, and logs what somebody has to know."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self._log = structlog.get_logger("keyturn")
+
+    def observe(self, event: Event) -> None:
+        """See `core.events.Observer`."""
+        self.metrics.observe(event)
+        if isinstance(event, StoreChanged):
+            self._store(event)
+        elif isinstance(event, EraBegan):
+            self._log.warning(
+                "the store is new, restarted or behind: each key is tried with one request before it is used on",
+                pool=event.pool,
+            )
+        elif isinstance(event, Reloaded) and event.ok:
+            self._log.info("the configuration was reloaded")
+        elif isinstance(event, Reloaded):
+            self._log.error("the new configuration is refused, the old one goes on", problems=list(event.reasons))
+        elif isinstance(event, UpstreamThrottled):
+            self._log.warning(
+                _THROTTLED[event.kind],
+                pool=event.pool,
+                key=event.key,
+                quota=event.quota,
+                kind=event.kind,
+                wait_seconds=event.wait / SECOND,
+            )
+
+    def _store(self, event: StoreChanged) -> None:
+        if event.up:
+            self._log.warning("the store answers again", pool=event.pool, lost_seconds=round(event.seconds, 1))
+        else:
+            self._log.error(_LOST[event.on_loss], pool=event.pool, cause=event.cause)
+
+
+_LOST = {
+    "share": "the store does not answer: going on with this replica's share of the limits",
+    "wait": "the store does not answer: requests wait for it",
+    "refuse": "the store does not answer: requests are refused with 503",
+}
+
+_THROTTLED = {
+    "window": "the upstream answered 429: somebody else uses this key, or its limit is lower than configured",
+    "endpoint": "the upstream answered 429 by a narrower limit on some endpoints: add it to `limits`, with `match`",
+    "plan": "the upstream answered 429: the plan of this key's team is used up, which no waiting cures",
+}

@@ -1,0 +1,60 @@
+"""A request, events of every kind, and metrics that have seen them."""
+
+from proxy.core.events import (
+    AttemptFailed,
+    BucketLevel,
+    Event,
+    Exchanged,
+    ForeignSpent,
+    Journal,
+    LaneLevel,
+    Levels,
+    Retried,
+    UpstreamAnswered,
+    UpstreamThrottled,
+)
+from proxy.core.model import SECOND
+from proxy.telemetry import Metrics
+
+LEVELS = Levels(
+    buckets=(BucketLevel("default", "k0", "60/60s", 17, 60), BucketLevel("default", "k1", "60/60s", 60, 60)),
+    lanes=(LaneLevel("default", "ci", 3), LaneLevel("default", "portal", 1)),
+    in_flight=(("default", 7),),
+)
+
+
+def journal(**story: object) -> Journal:
+    """A request that was forwarded, but for what is told otherwise."""
+    made = Journal(
+        id="r-1", method="GET", path="/collections", client="ci", pool="default", key="k0", code=200,
+        outcome="forwarded", queued=SECOND, upstream=2 * SECOND, streamed=3 * SECOND, total=6 * SECOND + 400, tries=1,
+    )  # fmt: skip
+    for name, value in story.items():
+        setattr(made, name, value)
+    return made
+
+
+EVENTS: tuple[Event, ...] = (
+    journal(),
+    journal(outcome="refused", code=429, reason="deadline", tries=0),
+    UpstreamAnswered("default", "k0", 200),
+    UpstreamThrottled("default", "k0", "k0", "window", SECOND),
+    Retried("default", "throttled"),
+    Exchanged("default", 0.002, 3),
+    ForeignSpent("default", "k0", 2),
+    AttemptFailed("192.0.2.1", "token", "at_once"),
+)
+
+
+def full() -> Metrics:
+    """Metrics with a series of every kind."""
+    metrics = Metrics()
+    metrics.watch(lambda: LEVELS)
+    for event in EVENTS:
+        metrics.observe(event)
+    return metrics
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """What a series shows."""
+    return metrics.registry.get_sample_value(f"keyturn_{name}", labels)

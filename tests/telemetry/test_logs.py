@@ -1,0 +1,159 @@
+import logging
+import sys
+
+import pytest
+import structlog
+from aiohttp.http_exceptions import BadHttpMessage
+
+from proxy.core.events import UpstreamThrottled
+from proxy.core.model import MILLISECOND, SECOND, Secret
+from proxy.telemetry import Telemetry, set_up_logs
+from tests.telemetry.stderr import Stderr, entries
+
+
+def test_json_has_one_entry_a_line(stderr: Stderr) -> None:
+    """With level, logger and instant, whether we log or a library does."""
+    set_up_logs("info", "json")
+    structlog.get_logger("keyturn").info("served\nwell", pool="default", number=3)
+    logging.getLogger("aiohttp.server").warning("from %s", "a library")
+    ours, theirs = entries(stderr)
+    assert ours.pop("timestamp").endswith("Z")
+    assert ours == {"event": "served\nwell", "pool": "default", "number": 3, "logger": "keyturn", "level": "info"}
+    assert (theirs["event"], theirs["logger"], theirs["level"]) == ("from a library", "aiohttp.server", "warning")
+
+
+def test_text_reads_well(stderr: Stderr) -> None:
+    """Level, message and values in a line, without colours where nobody looks."""
+    set_up_logs("info", "text")
+    structlog.get_logger("keyturn").warning("parked", key="k0")
+    logging.getLogger("aiohttp.server").error("broken")
+    first, second = stderr.getvalue().splitlines()
+    assert "warning" in first
+    assert "parked" in first
+    assert "key=k0" in first
+    assert "\x1b" not in first
+    assert "broken" in second
+
+
+@pytest.mark.parametrize(("tty", "as_text"), [(True, True), (False, False)])
+def test_the_form_follows_the_terminal(
+    stderr: Stderr, monkeypatch: pytest.MonkeyPatch, tty: bool, as_text: bool
+) -> None:
+    """Text for a person, JSON for a machine, unless the configuration says which."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: tty)
+    set_up_logs("info", None)
+    structlog.get_logger("keyturn").info("here")
+    assert (not stderr.getvalue().startswith("{")) == as_text
+
+
+def test_setting_up_again_does_not_log_twice(stderr: Stderr) -> None:
+    """The last form counts, for loggers that were used before too."""
+    telemetry = Telemetry()
+    set_up_logs("info", "text")
+    telemetry.observe(UpstreamThrottled("default", "k0", "k0", "window", SECOND))
+    set_up_logs("info", "json")
+    stderr.forget()
+    telemetry.observe(UpstreamThrottled("default", "k0", "q0", "window", 1500 * MILLISECOND))
+    logging.getLogger("aiohttp.server").warning("once")
+    ours, theirs = entries(stderr)
+    assert (ours["key"], ours["quota"], ours["wait_seconds"]) == ("k0", "q0", 1.5)
+    assert theirs["event"] == "once"
+
+
+def test_the_level_holds_for_all(stderr: Stderr) -> None:
+    """Ours and the libraries'; asyncio never says more than warnings."""
+    set_up_logs("warning", "json")
+    structlog.get_logger("keyturn").info("too fine")
+    logging.getLogger("aiohttp.server").info("too fine")
+    assert stderr.getvalue() == ""
+    set_up_logs("debug", "json")
+    structlog.get_logger("keyturn").debug("fine")
+    logging.getLogger("asyncio").debug("Using selector")
+    assert [entry["event"] for entry in entries(stderr)] == ["fine"]
+
+
+def fail(message: str) -> None:
+    """Break."""
+    raise ValueError(message)
+
+
+def fail_with_locals() -> None:
+    """Break while holding what a request carried."""
+    held = b"X-Api-Key: " + b"held-in-a-frame"
+    raise RuntimeError(f"broken after {len(held)} bytes")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("who", ["keyturn", "library"])
+def test_exceptions_are_shown_without_local_variables(stderr: Stderr, form: str, who: str) -> None:
+    """The traceback and the message; what the frames held may be a credential."""
+    set_up_logs("info", "json" if form == "json" else "text")
+    try:
+        fail_with_locals()
+    except RuntimeError:
+        if who == "keyturn":
+            structlog.get_logger("keyturn").exception("that was unexpected")
+        else:
+            logging.getLogger("aiohttp.server").exception("that was unexpected")
+    shown = stderr.getvalue()
+    assert "RuntimeError: broken after 26 bytes" in shown
+    assert "fail_with_locals" in shown
+    assert "that was unexpected" in shown
+    assert "held-in-a-frame" not in shown
+    if form == "json":
+        assert len(entries(stderr)) == 1
+
+
+TOKEN = "kt-0123456789abcdef"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        f"GET /collections?apikey={TOKEN}&workspace=1",
+        f"GET /collections?workspace=1&api_key={TOKEN}",
+        f"GET /collections/1?access_key={TOKEN} HTTP/1.1",
+        f"bad field: b'X-Api-Key: {TOKEN}'",
+        f"{{'x-api-key': '{TOKEN}'}}",
+        f"Authorization: Bearer {TOKEN}",
+        f"authorization: {TOKEN}",
+        f"bearer  {TOKEN}",
+        f"the key PMAK-{TOKEN} is wrong",
+    ],
+)
+def test_what_looks_like_a_credential_is_not_logged(stderr: Stderr, form: str, message: str) -> None:
+    """Law 11, for what libraries put into messages, values and exceptions."""
+    set_up_logs("info", "json" if form == "json" else "text")
+    logging.getLogger("aiohttp.server").warning(message)
+    try:
+        fail(message)
+    except ValueError:
+        structlog.get_logger("keyturn").exception("failed", detail=message, held=Secret(TOKEN))
+    assert TOKEN not in stderr.getvalue()
+    assert "…" in stderr.getvalue() or "\\u2026" in stderr.getvalue()
+
+
+def test_bytes_that_could_not_be_parsed_are_not_logged(stderr: Stderr) -> None:
+    """The server's parser quotes them, and they may be any part of a credential."""
+    set_up_logs("info", "json")
+    problem = BadHttpMessage(f"Invalid header value char:\n\n  b'{TOKEN}\\x00'")
+    logging.getLogger("aiohttp.server").error("Error handling request from %s", "127.0.0.1", exc_info=problem)
+    (entry,) = entries(stderr)
+    assert TOKEN not in stderr.getvalue()
+    assert (entry["event"], entry["problem"]) == ("Error handling request from 127.0.0.1", "BadHttpMessage")
+
+
+def test_access_logs_of_libraries_are_off(stderr: Stderr) -> None:
+    """They show queries."""
+    set_up_logs("debug", "json")
+    logging.getLogger("aiohttp.access").info("GET /collections?token=%s", TOKEN)
+    assert stderr.getvalue() == ""
+
+
+def test_what_cannot_be_written_as_json_does_not_break_the_log(stderr: Stderr) -> None:
+    """It is shown as Python would."""
+    set_up_logs("info", "json")
+    structlog.get_logger("keyturn").info("odd", value={1, 2}, raw=b"\xff")
+    (entry,) = entries(stderr)
+    assert entry["value"] == "{1, 2}"

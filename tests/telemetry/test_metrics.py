@@ -1,0 +1,154 @@
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from proxy.core.events import Journal, UpstreamAnswered
+from proxy.core.model import SECOND
+from proxy.telemetry import Metrics
+from proxy.telemetry.labels import CODES, METHODS
+from tests.telemetry.samples import full, journal, value
+
+INTERFACE = {
+    "keyturn_requests": ("counter", {"pool", "client", "method", "code", "outcome"}),
+    "keyturn_request_seconds": ("histogram", {"pool", "client"}),
+    "keyturn_queue_wait_seconds": ("histogram", {"pool", "client"}),
+    "keyturn_upstream_seconds": ("histogram", {"pool"}),
+    "keyturn_overhead_seconds": ("histogram", {"pool"}),
+    "keyturn_waiting": ("gauge", {"pool", "client"}),
+    "keyturn_in_flight": ("gauge", {"pool"}),
+    "keyturn_tokens_at_hand": ("gauge", {"pool", "quota", "limit"}),
+    "keyturn_tokens_limit": ("gauge", {"pool", "quota", "limit"}),
+    "keyturn_upstream_responses": ("counter", {"pool", "key", "code"}),
+    "keyturn_upstream_throttled": ("counter", {"pool", "key", "kind"}),
+    "keyturn_refused": ("counter", {"pool", "client", "reason"}),
+    "keyturn_retries": ("counter", {"pool", "reason"}),
+    "keyturn_exchange_seconds": ("histogram", {"pool"}),
+    "keyturn_exchange_grants": ("histogram", {"pool"}),
+    "keyturn_foreign_tokens": ("counter", {"pool", "quota"}),
+    "keyturn_failed_attempts": ("counter", {"why", "answered"}),
+    "keyturn_store_up": ("gauge", set()),
+    "keyturn_degraded_seconds": ("counter", set()),
+    "keyturn_reload_success": ("gauge", set()),
+    "keyturn_reload_refused": ("counter", set()),
+    "keyturn_build_info": ("gauge", {"version", "python"}),
+}
+"""The interface's table; the exposition adds `_total` to counters."""
+
+
+@pytest.mark.parametrize(
+    ("accept", "parse"), [("", parse_text), ("application/openmetrics-text; version=1.0.0", parse_openmetrics)]
+)
+def test_names_types_and_labels_are_the_interfaces(accept: str, parse: Callable[[str], Iterator[Metric]]) -> None:
+    """In both forms of exposition, nothing else beside."""
+    body, content_type = full().exposition(accept)
+    assert content_type.startswith(accept.partition(";")[0] or "text/plain")
+    found = {
+        family.name: (family.type, set().union(*(sample.labels for sample in family.samples)) - {"le"})
+        for family in parse(body.decode())
+    }
+    assert found == INTERFACE
+
+
+def test_counters_end_in_total() -> None:
+    """As the table names them."""
+    body, _ = full().exposition("")
+    for name, (kind, _labels) in INTERFACE.items():
+        total = re.search(rf"^{name}_total[{{ ]", body.decode(), re.MULTILINE)
+        assert (total is not None) == (kind == "counter")
+
+
+def test_a_request_is_counted_once_under_its_labels() -> None:
+    """By pool, client, method, code and how it ended."""
+    metrics = full()
+    labels = {"pool": "default", "client": "ci", "method": "GET"}
+    assert value(metrics, "requests_total", **labels, code="200", outcome="forwarded") == 1
+    assert value(metrics, "requests_total", **labels, code="429", outcome="refused") == 1
+    assert value(metrics, "refused_total", pool="default", client="ci", reason="deadline") == 1
+
+
+def test_a_requests_time_is_taken_apart() -> None:
+    """Waiting, the upstream's part, and what is ours: the rest without the streaming of the body."""
+    metrics = Metrics()
+    metrics.observe(journal())
+    assert value(metrics, "request_seconds_sum", pool="default", client="ci") == pytest.approx(6.0004)
+    assert value(metrics, "queue_wait_seconds_sum", pool="default", client="ci") == 1
+    assert value(metrics, "upstream_seconds_sum", pool="default") == 2
+    assert value(metrics, "overhead_seconds_sum", pool="default") == pytest.approx(0.0004)
+
+
+def test_what_never_waited_or_went_out_does_not_dilute_the_times() -> None:
+    """A request that was refused at the door has neither a wait nor an upstream's time."""
+    metrics = Metrics()
+    metrics.observe(Journal(method="GET", code=401, outcome="refused", reason="unauthenticated", total=300))
+    assert value(metrics, "request_seconds_count", pool="none", client="none") == 1
+    for name in ("queue_wait_seconds", "upstream_seconds", "overhead_seconds"):
+        assert f"keyturn_{name}_count" not in metrics.exposition("")[0].decode()
+
+
+def test_overhead_is_never_negative() -> None:
+    """Clocks that were read one after another may differ by a little."""
+    metrics = Metrics()
+    metrics.observe(journal(total=SECOND))
+    assert value(metrics, "overhead_seconds_sum", pool="default") == 0
+
+
+def test_exchanges_and_answers_are_counted() -> None:
+    """Each event by its own labels."""
+    metrics = full()
+    assert value(metrics, "exchange_seconds_sum", pool="default") == 0.002
+    assert value(metrics, "exchange_grants_sum", pool="default") == 3
+    assert value(metrics, "upstream_responses_total", pool="default", key="k0", code="200") == 1
+    assert value(metrics, "upstream_throttled_total", pool="default", key="k0", kind="window") == 1
+    assert value(metrics, "retries_total", pool="default", reason="throttled") == 1
+
+
+def series(metrics: Metrics) -> int:
+    """How many there are."""
+    return sum(len(family.samples) for family in metrics.registry.collect())
+
+
+def test_ten_thousand_methods_and_paths_add_no_series() -> None:
+    """What callers make up is folded; nothing of it is kept."""
+    metrics = Metrics()
+    metrics.observe(journal(method="BREW-0"))
+    before, kept = series(metrics), len(metrics.requests)
+    for number in range(10_000):
+        metrics.observe(journal(method=f"BREW-{number}", path=f"/collections/{number}"))
+    assert (series(metrics), len(metrics.requests)) == (before, kept)
+    labels = {"pool": "default", "client": "ci", "method": "other", "code": "200", "outcome": "forwarded"}
+    assert value(metrics, "requests_total", **labels) == 10_001
+
+
+@given(st.lists(st.tuples(st.text(max_size=8), st.integers(-5, 10_000)), max_size=50))
+def test_methods_and_codes_are_folded_to_known_ones(rows: list[tuple[str, int]]) -> None:
+    """A method is known or `other`; a code is known, a class, or 0 for none."""
+    metrics = Metrics()
+    for method, code in rows:
+        metrics.observe(journal(method=method, code=code))
+        metrics.observe(UpstreamAnswered("default", "k0", code))
+    codes = {*CODES.values(), "0", *(f"{number}xx" for number in range(1, 6))}
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            assert sample.labels.get("method", "other") in METHODS | {"other"}
+            assert sample.labels.get("code", "0") in codes
+
+
+def test_unknown_codes_keep_their_class() -> None:
+    """So that a sum over 5xx still holds."""
+    metrics = Metrics()
+    for code in (520, 599, 404, 0):
+        metrics.observe(UpstreamAnswered("default", "k0", code))
+    for shown, number in (("5xx", 2), ("404", 1), ("0", 1), ("520", None)):
+        assert value(metrics, "upstream_responses_total", pool="default", key="k0", code=shown) == number
+
+
+def test_two_processes_in_one_do_not_share_metrics() -> None:
+    """Each has a registry of its own."""
+    full()
+    assert value(Metrics(), "retries_total", pool="default", reason="throttled") is None
