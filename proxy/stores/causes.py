@@ -2,10 +2,13 @@
 
 import re
 import ssl
+from collections.abc import Iterator
+
+from redis.asyncio.sentinel import MasterNotFoundError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ClusterError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as NoAnswer
 
 from proxy.core.errors import StoreLost
-from proxy.stores.routes import NoMaster
-from proxy.stores.wire import Refused
 
 _ADVICE = {
     "WRONGPASS": "it refuses the user name or the password of store.url",
@@ -14,7 +17,6 @@ _ADVICE = {
     "READONLY": "it is a replica: name the master in store.url, or use redis+sentinel://",
     "MASTERDOWN": "its link to the master is down, and it may not serve: look at the master",
     "CLUSTERDOWN": "the cluster does not serve this key: see CLUSTER INFO",
-    "TRYAGAIN": "the cluster is moving this key's slot: wait until it has",
     "CROSSSLOT": "the script's keys are on several nodes of the cluster, which is a fault of Keyturn: report it",
     "MOVED": "it is a node of a cluster: write redis+cluster:// in store.url",
     "OOM": "its memory is full: raise its maxmemory",
@@ -27,40 +29,59 @@ _ADVICE = {
 _INSIDE = re.compile(r"[ :]-([A-Z]+) ")
 """Redis before 7 wraps the error of a command inside a script: `ERR Error running script (…): …: -OOM …`."""
 
+_SENTINEL = re.compile(r"<redis\.asyncio\.client\.Redis\(.*?host=([^,]*),port=(\d+).*?\)>\)>\)> - \w+:(\w+)")
+"""How redis-py shows a sentinel that did not answer, and why."""
+
 _MESSAGE = "The store of the rate limits does not answer. Try again soon; the operator finds the cause in the log."
 _CERTIFICATE = ("certificate", "unknown ca", "unknown_ca", "bad_certificate")
 
 
 def lost(problem: BaseException, where: str) -> StoreLost:
     """The one error of the shared store, made of what went wrong at `where`, a server or the URL without secrets."""
-    return StoreLost(_MESSAGE, cause=f"{where}: {_cause(problem)}")
+    return StoreLost(_MESSAGE, cause=f"{where}: {_cause(_telling(problem))}")
+
+
+def _telling(problem: BaseException) -> BaseException:
+    """What tells most of all that led to a problem: what the server said, or TLS; else what came first.
+
+    redis-py wraps what it catches, a cluster's client twice.
+    """
+    chain = list(_chain(problem))
+    said = (one for one in chain if isinstance(one, _SAID) and _code(one))
+    return next(said, chain[-1])
+
+
+_SAID = (ResponseError, AuthenticationError, BusyLoadingError, ssl.SSLError)
+
+
+def _chain(problem: BaseException | None) -> Iterator[BaseException]:
+    while isinstance(problem, Exception):
+        yield problem
+        problem = problem.__cause__ or problem.__context__
 
 
 def _cause(problem: BaseException) -> str:
     match problem:
-        case Refused():
+        case ResponseError() | AuthenticationError() | BusyLoadingError():
             return _refusal(problem)
-        case NoMaster():
-            return f"no sentinel names a master: {_line(problem)}"
-        case TimeoutError():
+        case MasterNotFoundError():
+            return "no sentinel names a master: " + _line(_SENTINEL.sub(r"\1:\2 (\3)", str(problem)))
+        case TimeoutError() | NoAnswer():
             return "no answer within store.timeout: see whether it is busy or the network drops packets"
-        case ssl.SSLCertVerificationError():
-            return (
-                f"its certificate is refused ({problem.verify_message.rstrip('.')}): "
-                "name the CA that signed it, `?ssl_ca_certs=`, and the host that it is for"
-            )
+        case ClusterError() | AttributeError():  # the latter is redis-py's own fault (its issue 4015)
+            return "the cluster is moving this key's slot: wait until it has"
         case ssl.SSLError():
             return _tls(problem)
         case _:
             return f"not reachable ({_line(problem)}): see whether it runs and store.url is right"
 
 
-def _refusal(problem: Refused) -> str:
+def _refusal(problem: RedisError) -> str:
     """What the server said; its words may hold names of users, commands, keys and channels, and no password."""
-    said = _line(problem)
-    inside = _INSIDE.search(said) if problem.code == "ERR" else None
-    code = inside[1] if inside else problem.code
-    if code == "NOPERM" or "ACL failure" in said:
+    code, said = _code(problem), _line(problem)
+    inside = _INSIDE.search(said) if code == "ERR" else None
+    code = inside[1] if inside else code
+    if code == "NOPERM" or "ACL failure" in said or "can't run this command" in said:
         return f"its ACL does not allow what Keyturn needs: {said}"
     if advice := _ADVICE.get(code):
         return f"{advice} ({code})"
@@ -68,15 +89,28 @@ def _refusal(problem: Refused) -> str:
         return "it has no password, and store.url has one: remove it there, or set it there with requirepass"
     if "DB index" in said:
         return "it has no such database: correct the number in store.url"
-    return f"it answered {said}"
+    if "cluster support disabled" in said:
+        return "it is no node of a cluster: write redis:// in store.url"
+    return f"it answered {code} {said}" if not said.startswith(code) else f"it answered {said}"
+
+
+def _code(problem: BaseException) -> str:
+    """The first word of what a server said; redis-py takes it off the text of those that it knows."""
+    code = getattr(problem, "status_code", None)
+    return str(code) if code else str(problem).partition(" ")[0]
 
 
 def _tls(problem: ssl.SSLError) -> str:
     said = _line(problem)
+    if isinstance(problem, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is refused ({problem.verify_message.rstrip('.')}): "
+            "name the CA that signed it, `?ssl_ca_certs=`, and the host that it is for"
+        )
     if any(word in said.lower() for word in _CERTIFICATE):
         return f"it refuses our certificate ({said}): name one that it accepts, `?ssl_certfile=` and `ssl_keyfile=`"
     return f"no TLS ({said}): see whether that port speaks TLS"
 
 
-def _line(problem: BaseException) -> str:
+def _line(problem: BaseException | str) -> str:
     return re.sub(r"\s+", " ", str(problem)).strip()[:300] or type(problem).__name__

@@ -12,7 +12,7 @@ from typing import Any
 from proxy.core.exchange import Budget, Demand, Grant, Lane, Settlement, Spent, Throttled, Turns, Unsent
 from proxy.core.letters import Call, Held, Reply, Terms
 
-SCRIPT = files("proxy.stores").joinpath("exchange.lua").read_bytes()
+SCRIPT = files("proxy.stores").joinpath("exchange.lua").read_text(encoding="utf-8")
 """The text of the operation."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode

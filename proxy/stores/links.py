@@ -1,48 +1,66 @@
 """The link of one process to the shared store on Redis or Valkey: it carries calls of scripts, and wakes sleepers.
 
 Laws of this module: a call runs at most once; it ends within the timeout, connecting included; whatever goes wrong is
-one error, `StoreLost`, whose cause says what to do. After a failure the next call finds its way anew.
+one error, `StoreLost`, whose cause says what to do. After a failure the next call finds its way anew: with another
+client, that knows no connection, no master and no node yet.
+
+Whatever: besides its own errors redis-py lets out an AttributeError (a cluster's `ASK` that names a node without any
+slot, its issue 4015), and uvloop's RuntimeError (a write to a connection that has been reset).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Any
 
+from redis.exceptions import NoScriptError
+
 from proxy.core.errors import StartError, StoreLost
 from proxy.core.model import SECOND, Micros
-from proxy.stores.addresses import Node, parse_address
 from proxy.stores.causes import lost
-from proxy.stores.lines import Lines
-from proxy.stores.routes import NoMaster, route
-from proxy.stores.wire import Argument, Refused, Wire
+from proxy.stores.clients import Opened, opener
 from proxy.tasks import finish, spawn
 
-_FAILURES = (OSError, Refused, NoMaster)
-"""What may go wrong with a server; a timeout is an OSError, too."""
-
-_REDIRECTIONS = 5
 _OLDEST = (6, 2)
 
-_PULSE = 10.0
+_CLOSING = 1.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
-"""Seconds: how often a listening connection is tried, and how long to pause before it is made anew."""
+"""Seconds: how long ended connections have to go away, and how long to pause before listening is tried anew."""
+
+Argument = str | bytes | int
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
     """A Lua script, known to servers by its SHA-1."""
 
-    text: bytes
+    text: str
     digest: str
 
     @classmethod
     def of(cls, text: str) -> "Script":
         """A script with its digest."""
-        data = text.encode()
-        return cls(data, sha1(data, usedforsecurity=False).hexdigest())
+        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+_LOOK = Script.of("return {redis.call('INFO', 'server'), redis.call('INFO', 'memory')}")
+
+
+class _Way:
+    """A client, and who uses it."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self.calls: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """End the client once nobody uses it any more: a failure of one call is no reason to break another's."""
+        if self.calls:
+            await asyncio.wait(self.calls)
+        await _close(self.opened)
 
 
 class Link:
@@ -56,36 +74,44 @@ class Link:
 
     def __init__(self, url: str, *, shown: str, timeout: Micros) -> None:
         try:
-            address = parse_address(url)
+            self._open = opener(url, timeout)
         except ValueError as problem:
             raise StartError(f"store.url: {problem}") from None
         self._shown = shown
         self._timeout = timeout / SECOND
-        self._lines = Lines(address)
-        self._route = route(self._lines, timeout)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._way: _Way | None = None
+        self._listening: set[asyncio.Task[Any]] = set()
+        self._leaving: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """End the listening and all connections."""
-        await finish(self._tasks)
-        await self._lines.close()
+        await finish(self._listening)
+        if self._way:
+            await finish(self._way.calls)
+            self._leave(self._way)
+        if self._leaving:
+            await asyncio.wait(self._leaving)
 
     async def run(self, script: Script, key: str, *arguments: Argument) -> Any:
-        """Run a script on the server that has `key`, its only KEYS; answers what it returns, strings as bytes.
+        """Run a script on the server that has `key`; answers what it returns, strings as bytes.
+
+        KEYS[1] is `key`, from which the script may build the names of its keys. KEYS[2] is the name of a key that
+        never is: with it a cluster refuses the call (`TRYAGAIN`) while it moves keys of that slot to another node,
+        when neither of the two has all.
 
         Raises:
             StoreLost: no answer, or an error for one. The script has run once or not at all.
         """
 
-        async def work(wire: Wire) -> Any:
+        async def work(opened: Opened) -> Any:
+            keys = (2, key, f"{key}:none")
             try:
-                return await wire.call("EVALSHA", script.digest, 1, key, *arguments)
-            except Refused as refused:
-                if refused.code != "NOSCRIPT":
-                    raise
-            return await wire.call("EVAL", script.text, 1, key, *arguments)  # runs it, and the server remembers it
+                return await opened.client.evalsha(script.digest, *keys, *arguments)
+            except NoScriptError:
+                pass  # below, so that what EVAL raises was not raised while handling this
+            return await opened.client.eval(script.text, *keys, *arguments)  # runs it, and the server remembers it
 
-        return await self._carry(key, work)
+        return await self._carry(work)
 
     async def check(self, key: str) -> tuple[str, ...]:
         """What is wrong with the server that has `key` although it answers, a line each.
@@ -93,18 +119,7 @@ class Link:
         Raises:
             StoreLost: it does not answer.
         """
-
-        async def work(wire: Wire) -> Any:
-            try:
-                return await wire.call("INFO", "server"), await wire.call("INFO", "memory")
-            except Refused as refused:
-                if refused.code != "NOPERM":
-                    raise
-            return None
-
-        told = await self._carry(key, work)
-        if told is None:
-            return (f"{self._shown}: its ACL does not allow INFO, so nobody knows whether it evicts; allow `+info`.",)
+        told = await self.run(_LOOK, key)
         return tuple(f"{self._shown}: {warning}" for warning in _warnings(_fields(b"\n".join(told))))
 
     def listen(
@@ -114,67 +129,62 @@ class Link:
 
         `deaf` is told each time that the connection is lost or does not come about.
         """
-        spawn(self._listen(channel, wake, deaf), name=f"listen {channel}", owner=self._tasks)
+        spawn(self._listen(channel, wake, deaf), name=f"listen {channel}", owner=self._listening)
 
     # Calls
 
-    async def _carry(self, key: str, work: Callable[[Wire], Awaitable[Any]]) -> Any:
-        node = None
+    async def _carry(self, work: Callable[[Opened], Coroutine[Any, Any, Any]]) -> Any:
+        """Do it within the timeout; what the client still does about it afterwards, it does without the caller."""
+        way = self._way = self._way or _Way(self._open())
+        call = spawn(work(way.opened), name="call the store", owner=way.calls)
         try:
             async with asyncio.timeout(self._timeout):
-                node, wire = await self._route.find(key)
-                for _ in range(_REDIRECTIONS):
-                    try:
-                        answer = await work(wire)
-                    except Refused as refused:
-                        self._lines.keep(node, wire)
-                        if not (other := self._route.follow(key, refused, node)):
-                            raise
-                        node, wire = other, await self._lines.take(other)
-                        if refused.code == "ASK":
-                            await wire.call("ASKING")
-                    else:
-                        self._lines.keep(node, wire)
-                        return answer
-                raise ConnectionError("its nodes send us in circles")
-        except _FAILURES as problem:
-            self._route.forget(key)
-            raise self._lost(problem, node) from None
+                return await asyncio.shield(call)
+        except Exception as problem:  # noqa: BLE001  # the law
+            self._leave(way)
+            raise self._lost(problem, way.opened) from None
+        finally:
+            call.cancel()
 
-    def _lost(self, problem: BaseException, node: Node | None) -> StoreLost:
-        known = node is None or str(node) in self._shown
-        return lost(problem, self._shown if known else f"{self._shown} at {node}")
+    def _leave(self, way: _Way) -> None:
+        """Let the next call find its way anew."""
+        if self._way is way:
+            self._way = None
+            spawn(way.close(), name="leave the store", owner=self._leaving)
+
+    def _lost(self, problem: BaseException, opened: Opened) -> StoreLost:
+        server = opened.at(problem)
+        known = not server or server in self._shown
+        return lost(problem, self._shown if known else f"{self._shown} at {server}")
 
     # Listening
 
     async def _listen(self, channel: str, wake: Callable[[], None], deaf: Callable[[StoreLost], None]) -> None:
+        """Listen for ever, with a client for each connection. One that is gone without a word is found by TCP."""
         pause = _FIRST_PAUSE
         while True:
-            node, wire = None, None
+            opened = self._open()
+            subscription = opened.client.pubsub()
             try:
                 async with asyncio.timeout(self._timeout):
-                    node, spare = await self._route.find(channel)
-                    self._lines.keep(node, spare)
-                    wire = await self._lines.dial(node, self._lines.address.login, wake)
-                    await wire.call("SUBSCRIBE", channel)
-                wake()
-                pause = _FIRST_PAUSE
-                await self._attend(wire)
-            except _FAILURES as problem:
-                self._route.forget(channel)
-                deaf(self._lost(problem, node))
+                    await opened.client.initialize()
+                    await subscription.subscribe(channel)
+                async for _ in subscription.listen():  # the first message says that it is subscribed
+                    pause = _FIRST_PAUSE
+                    wake()
+            except Exception as problem:  # noqa: BLE001  # the law
+                deaf(self._lost(problem, opened))
             finally:
-                if wire:
-                    wire.abort()
+                await subscription.aclose()  # type: ignore[no-untyped-call]  # as redis-py has it
+                await _close(opened)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _attend(self, wire: Wire) -> None:
-        """Stay until the connection ends; a silent one is tried, for the other side may be gone without a word."""
-        while wire.alive:
-            await asyncio.wait([wire.ended], timeout=_PULSE)
-            async with asyncio.timeout(self._timeout):
-                await wire.call("PING")
+
+async def _close(opened: Opened) -> None:
+    with suppress(Exception):
+        async with asyncio.timeout(_CLOSING):
+            await opened.close()
 
 
 def _fields(info: bytes) -> dict[str, str]:

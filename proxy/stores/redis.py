@@ -22,7 +22,7 @@ IDLE: Micros = 5 * SECOND
 ROUNDS = 6
 """Letters to one exchange at the most: terms, what is held, and a clock that ran ahead, with one to spare for each."""
 
-EXCHANGE = Script.of(SCRIPT.decode())
+EXCHANGE = Script.of(SCRIPT)
 
 
 class RedisStore:

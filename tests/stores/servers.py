@@ -146,28 +146,19 @@ class Server:
         return answer
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """End it as a crash would, a paused one, too."""
         if self._process:
             self._process.kill()
             self._process.wait()
 
-    def stop(self) -> None:
-        """End it, by force in the end; a paused one, too."""
-        if self._process and self._process.poll() is None:
-            self.resume()
-            self._process.terminate()
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
-    def pause(self) -> None:
-        """Let it stand still: connections stay, nothing answers."""
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let it stand still for a while: connections stay, nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
 
 @contextmanager
@@ -179,7 +170,7 @@ def server(kind: str, *settings: str, sentinel: str = "") -> Iterator[Server]:
             one.start()
             yield one
         finally:
-            one.stop()
+            one.kill()
 
 
 def sentinel_of(master: Server, *, name: str = "main", quorum: int = 1) -> str:
@@ -240,19 +231,21 @@ class Certificates:
         return context
 
 
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on what comes, to its end."""
+    try:
+        with suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+                await writer.drain()
+    finally:
+        writer.close()
+
+
 @asynccontextmanager
 async def tls_before(one: Server, certificates: Certificates, *, mutual: bool = False) -> AsyncIterator[int]:
     """A port at which a server is reached over TLS, since no server of a wheel speaks it itself."""
     tasks: set[asyncio.Task[Any]] = set()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(OSError):
-                while data := await reader.read(2**16):
-                    writer.write(data)
-                    await writer.drain()
-        finally:
-            writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner, outer = await asyncio.open_connection("127.0.0.1", one.port)

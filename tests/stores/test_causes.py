@@ -1,31 +1,55 @@
 import ssl
+from typing import Any
 
 import pytest
+from redis._parsers import BaseParser
+from redis.asyncio import Redis
+from redis.asyncio.sentinel import MasterNotFoundError
+from redis.exceptions import ClusterError, ConnectionError, RedisClusterException  # noqa: A004  # redis-py's own
 
 from proxy.stores.causes import lost
-from proxy.stores.routes import NoMaster
-from proxy.stores.wire import Refused
+
+
+def said(answer: str) -> Exception:
+    """What redis-py makes of a server's error."""
+    problem: Exception = BaseParser.parse_error(answer)  # type: ignore[no-untyped-call]
+    return problem
+
+
+def wrapped(inner: Exception, outer: Exception) -> Exception:
+    """A problem that was raised while another was handled, as redis-py does."""
+    outer.__context__ = inner
+    return outer
 
 
 @pytest.mark.parametrize(
     ("problem", "cause"),
     [
-        (Refused("WRONGPASS invalid username-password pair"), "refuses the user name or the password"),
-        (Refused("NOAUTH Authentication required."), "wants a password"),
-        (Refused("ERR AUTH <password> called without any password configured"), "it has no password"),
-        (Refused("NOPERM this user has no permissions to run the 'evalsha' command"), "run the 'evalsha' command"),
-        (Refused("LOADING Redis is loading the dataset in memory"), "still loading"),
-        (Refused("READONLY You can't write against a read only replica."), "it is a replica"),
-        (Refused("MASTERDOWN Link with MASTER is down"), "link to the master"),
-        (Refused("CLUSTERDOWN Hash slot not served"), "does not serve this key"),
-        (Refused("OOM command not allowed when used memory > 'maxmemory'."), "memory is full"),
-        (Refused("ERR Error running script (call to f_1): @user_script:1: @user_script: 1: -OOM no"), "(OOM)"),
-        (Refused("ERR Error running script: The user executing the script can't run this: ACL failure"), "its ACL"),
-        (Refused("MISCONF Redis is configured to save RDB snapshots"), "cannot save"),
-        (Refused("MOVED 1 h:1"), "redis+cluster://"),
-        (Refused("ERR DB index is out of range"), "no such database"),
-        (Refused("ERR Error running script\n  line 3: nil"), "it answered ERR Error running script line 3: nil"),
-        (NoMaster("h:1 knows no master main"), "no sentinel names a master: h:1 knows"),
+        (said("WRONGPASS invalid username-password pair"), "refuses the user name or the password"),
+        (said("NOAUTH Authentication required."), "wants a password"),
+        (said("ERR AUTH <password> called without any password configured"), "it has no password"),
+        (said("NOPERM this user has no permissions to run the 'evalsha' command"), "run the 'evalsha' command"),
+        (said("LOADING Redis is loading the dataset in memory"), "still loading"),
+        (said("READONLY You can't write against a read only replica."), "it is a replica"),
+        (said("MASTERDOWN Link with MASTER is down"), "link to the master"),
+        (said("CLUSTERDOWN Hash slot not served"), "does not serve this key"),
+        (said("OOM command not allowed when used memory > 'maxmemory'."), "memory is full"),
+        (said("ERR Error running script (call to f_1): @user_script:1: @user_script: 1: -OOM no"), "(OOM)"),
+        (
+            said("ERR Error running script: The user executing the script can't run this command or subcommand"),
+            "its ACL",
+        ),
+        (said("MISCONF Redis is configured to save RDB snapshots"), "cannot save"),
+        (said("BUSY Redis is busy running a script."), "somebody's script"),
+        (said("MOVED 1 h:1"), "redis+cluster://"),
+        (said("ERR DB index is out of range"), "no such database"),
+        (said("ERR This instance has cluster support disabled"), "write redis://"),
+        (said("ERR Error running script\n  line 3: nil"), "it answered ERR Error running script line 3: nil"),
+        (said("STRANGE things"), "it answered STRANGE things"),
+        (ClusterError("TTL exhausted."), "the cluster is moving"),
+        (AttributeError("'NoneType' object has no attribute 'execute_command'"), "the cluster is moving"),
+        (RuntimeError("the handler is closed"), "not reachable (the handler is closed)"),
+        (MasterNotFoundError("No master found for 'main'"), "no sentinel names a master: No master found for 'main'"),
         (TimeoutError(), "no answer within store.timeout"),
         (ConnectionRefusedError(111, "Connect call failed"), "not reachable"),
         (ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] certificate required"), "refuses our certificate"),
@@ -39,3 +63,29 @@ def test_a_cause_is_one_line_that_says_what_to_do(problem: Exception, cause: str
     assert cause in error.cause
     assert "\n" not in error.cause
     assert "redis" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("problem", "cause"),
+    [
+        (
+            wrapped(OSError(111, "Connect call failed"), ConnectionError("Error")),
+            "(\x5bErrno 111] Connect call failed)",
+        ),
+        (wrapped(ssl.SSLError(1, "wrong version number"), ConnectionError("Error")), "no TLS"),
+        (wrapped(said("READONLY no"), ConnectionError("The previous master is now a slave")), "it is a replica"),
+        (wrapped(said("NOPERM no"), RedisClusterException("Cluster mode is not enabled on this node")), "its ACL"),
+        (wrapped(wrapped(said("NOAUTH no"), ConnectionError("x")), RedisClusterException("y")), "wants a password"),
+    ],
+)
+def test_what_came_first_tells_more_than_its_wrapping(problem: Exception, cause: str) -> None:
+    """The words of the server or of TLS go before those of the library."""
+    assert cause in lost(problem, "redis://h").cause
+
+
+def test_sentinels_that_do_not_answer_are_named() -> None:
+    """By address and kind of failure; redis-py shows them with all their settings."""
+    settings: dict[str, Any] = {"port": 7, "username": "me", "password": "pa5secret"}
+    shown = ", ".join(f"{Redis(host=host, **settings)} - {said('WRONGPASS no')!r}" for host in ("a", "b"))
+    told = lost(MasterNotFoundError(f"No master found for 'main' : {shown}"), "redis+sentinel://a,b/main").cause
+    assert told.endswith("No master found for 'main' : a:7 (AuthenticationError), b:7 (AuthenticationError)")

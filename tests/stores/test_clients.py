@@ -1,0 +1,144 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis, RedisCluster
+
+from proxy.core.model import SECOND
+from proxy.stores.clients import Opened, opener
+from tests.stores.servers import Certificates
+
+PASSWORD = "pa5s@cret"
+QUOTED = "pa5s%40cret"
+
+
+def opened(url: str) -> Opened:
+    """A client for a URL; nothing is connected."""
+    return opener(url, SECOND)()
+
+
+def settings(url: str) -> dict[str, Any]:
+    """What connections to the servers of a URL are made with."""
+    client = opened(url).client
+    return dict(client.connection_pool.connection_kwargs if isinstance(client, Redis) else client.connection_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://h", {"host": "h", "port": 6379}),
+        ("redis://[::1]:7/2", {"host": "::1", "port": 7, "db": 2}),
+        ("redis://[::1]", {"host": "::1", "port": 6379, "db": 0}),
+        ("unix:///run/a%20b.sock?db=2", {"path": "/run/a b.sock", "db": 2}),
+    ],
+)
+def test_a_url_names_a_server(url: str, place: dict[str, Any]) -> None:
+    """Without a port, the one that servers listen on."""
+    assert place.items() <= settings(url).items()
+
+
+def test_a_url_names_sentinels() -> None:
+    """Each with its port, or the one that sentinels listen on; the path is the service and a database."""
+    way = opened("redis+sentinel://a:1,b/main/3")
+    assert way.sentinel
+    asked = [one.connection_pool.connection_kwargs for one in way.sentinel.sentinels]
+    assert [(one["host"], one["port"]) for one in asked] == [("a", 1), ("b", 26379)]
+    assert isinstance(way.client, Redis)
+    assert way.client.connection_pool.service_name == "main"  # type: ignore[attr-defined]  # a sentinels' pool
+    assert settings("redis+sentinel://a:1,b/main/3")["db"] == 3
+
+
+def test_a_url_names_nodes_of_a_cluster() -> None:
+    """What else belongs to it is learnt from them, and does not take their place."""
+    client = opened("redis+cluster://a:1,[::1]").client
+    assert isinstance(client, RedisCluster)
+    assert [(node.host, node.port) for node in client.startup_nodes] == [("a", 1), ("::1", 6379)]
+    assert not client.nodes_manager._dynamic_startup_nodes
+
+
+@pytest.mark.parametrize(
+    ("url", "login"),
+    [
+        ("redis://h", (None, None, 0)),
+        (f"redis://:{QUOTED}@h", (None, PASSWORD, 0)),
+        (f"redis://me:{QUOTED}@h/3", ("me", PASSWORD, 3)),
+        (f"redis://h?username=me&password={QUOTED}&db=3", ("me", PASSWORD, 3)),
+        (f"unix://me:{QUOTED}@/s?db=3", ("me", PASSWORD, 3)),
+        (f"redis+sentinel://:{QUOTED}@h/main/3", (None, PASSWORD, 3)),
+        (f"redis+cluster://me:{QUOTED}@h", ("me", PASSWORD, 0)),
+    ],
+)
+def test_a_login_is_read_from_the_url(url: str, login: tuple[str | None, str | None, int]) -> None:
+    """User, password and database come from the front of the URL, its path, or its query."""
+    given = settings(url)
+    assert (given["username"], given["password"], given.get("db", 0)) == login
+
+
+def test_sentinels_have_a_login_of_their_own() -> None:
+    """The servers' is not sent to them, nor theirs to the servers."""
+    for url, theirs, ours in (
+        (f"redis+sentinel://h/main?sentinel_username=me&sentinel_password={QUOTED}", PASSWORD, None),
+        (f"redis+sentinel://me:{QUOTED}@h/main", None, PASSWORD),
+    ):
+        way = opened(url)
+        assert way.sentinel
+        assert way.sentinel.sentinels[0].connection_pool.connection_kwargs["password"] == theirs
+        assert settings(url)["password"] == ours
+
+
+@pytest.mark.parametrize("url", ["redis://h", "unix:///s", "redis+sentinel://h/main", "redis+cluster://h"])
+def test_nothing_is_done_twice(url: str) -> None:
+    """No retries anywhere: what was asked may have been carried out."""
+    way = opened(url)
+    asked = way.sentinel.sentinels if way.sentinel else []
+    made = [settings(url), *(one.connection_pool.connection_kwargs for one in asked)]
+    for one in made:
+        assert not one.get("retry_on_error")
+        assert not one.get("retry_on_timeout")
+        assert one["protocol"] == 2
+        assert one["driver_info"] is None
+    retries = [one["retry"] for one in made if "retry" in one]
+    retries += [way.client.retry] if isinstance(way.client, RedisCluster) else []
+    assert retries
+    assert [retry.get_retries() for retry in retries] == [0] * len(retries)
+
+
+def test_tls_is_always_verified(tmp_path: Path) -> None:
+    """By the scheme or by `ssl=true`, with one's own CA and certificate; certificate and name are checked."""
+    files = Certificates(tmp_path)
+    own = f"ssl_ca_certs={files.ca}&ssl_certfile={files.client}&ssl_keyfile={files.key}"
+    for url in (f"rediss://h?{own}", f"redis+sentinel://h/s?ssl=true&{own}", f"redis+cluster://h?ssl=true&{own}"):
+        given = settings(url)
+        assert given["ssl_ca_certs"] == str(files.ca)
+        assert given["ssl_certfile"] == str(files.client)
+        assert given["ssl_keyfile"] == str(files.key)
+        assert given["ssl_cert_reqs"] == "required"
+        assert given["ssl_check_hostname"] is True
+    sentinel = opened(f"redis+sentinel://h/s?ssl=true&{own}").sentinel
+    assert sentinel
+    assert sentinel.sentinels[0].connection_pool.connection_kwargs["ssl_check_hostname"] is True
+    assert "ssl_cert_reqs" not in settings("redis+cluster://h?ssl=false")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (f"rediss://:{QUOTED}@h?ssl_cert_reqs=none", "no parameter `ssl_cert_reqs` belongs to rediss://"),
+        (f"rediss://:{QUOTED}@h?ssl_check_hostname=false", "no parameter `ssl_check_hostname`"),
+        ("redis://h?ssl=true", "no parameter `ssl`"),
+        ("redis://h?retry_on_timeout=true", "no parameter `retry_on_timeout`"),
+        ("redis+cluster://h?db=1", "no parameter `db`"),
+        ("redis+cluster://h?ssl=yes", "`ssl` is `true` or `false`"),
+        ("redis://h?ssl_ca_certs=/x", "write rediss://"),
+        (f"rediss://:{QUOTED}@h?ssl_ca_certs=/no/such/ca", "cannot use /no/such/ca for TLS: No such file"),
+        ("redis://h:0", "port 0"),
+        ("redis://h?db=x", "`db` is a whole number"),
+        ("redis://me@h", "a user name needs a password"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(url: str, message: str) -> None:
+    """The message says what is wrong and shows no password."""
+    with pytest.raises(ValueError) as caught:
+        opener(url, SECOND)
+    assert message in str(caught.value)
+    assert PASSWORD not in str(caught.value)
