@@ -9,6 +9,7 @@ from collections.abc import Callable
 from proxy.core.exchange import USE_BY, Demand, Exchange, Settlement
 from proxy.core.ledger import Ledger
 from proxy.core.letters import Call, Terms, terms_of
+from proxy.core.looks import BucketLook, look
 from proxy.core.model import Micros, Pool
 
 
@@ -57,6 +58,10 @@ class MemoryStore:
             for quota in self.terms.quotas
             for index, limit in limits
         ]
+
+    async def look(self) -> tuple[BucketLook, ...]:
+        """The tokens of every bucket."""
+        return look(self._memory.ledger.buckets, self.terms, self._memory.clock())
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """See `core.exchange.Store`."""

@@ -12,9 +12,11 @@ from proxy.core.errors import StoreLost
 from proxy.core.events import EraBegan, Observer
 from proxy.core.exchange import PULSE, USE_BY, Demand, Exchange, Settlement
 from proxy.core.letters import terms_of
+from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.stores.codec import SCRIPT, decode, encode
 from proxy.stores.links import Link, Script
+from proxy.stores.looks import look_at
 
 IDLE: Micros = 5 * SECOND
 """A replica that has nothing out says this often that it is there, so that others know how many share the pool."""
@@ -54,6 +56,14 @@ class RedisStore:
     def listen(self, wake: Callable[[], None], deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
         """Call `wake` when a turn has come earlier than it was told."""
         self.link.listen(f"{self.key}:wake:{self.letters.replica}", wake, deaf)
+
+    async def look(self) -> tuple[BucketLook, ...]:
+        """The tokens of every bucket.
+
+        Raises:
+            StoreLost: no answer.
+        """
+        return await look_at(self.link, self.key, self.letters.terms)
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """See `core.exchange.Store`."""

@@ -12,6 +12,7 @@ from aiolimiter import AsyncLimiter
 from proxy.core.exchange import Demand, Exchange, Lane, Settlement, Turns
 from proxy.core.ledger import Ledger
 from proxy.core.letters import Call, Held, LimitTerms, Terms
+from proxy.core.looks import BucketLook, look
 from proxy.core.model import MILLISECOND, SECOND, Micros
 
 RESERVE = 0.1
@@ -63,6 +64,10 @@ class Share:
         first = min((lane_turns.at(0) or 0 for lane_turns in turns.values()), default=None)
         again = None if first is None else max(MILLISECOND, min(first, SECOND))
         return Exchange(answer.tick, answer.grants, turns, answer.budgets, again)
+
+    def look(self) -> tuple[BucketLook, ...]:
+        """The tokens of this replica's part."""
+        return look(self._ledger.buckets, self._terms, self._clock())
 
     def _due(self, lane: Lane, now: Micros) -> Micros:
         return max([now, *(self._paces[index].due for index in lane.kind.limits)])

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from proxy.core.errors import StoreLost
 from proxy.core.events import Observer, StoreChanged
 from proxy.core.exchange import Demand, Exchange, Settlement
+from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.stores.redis import RedisStore
 from proxy.stores.share import Share
@@ -68,6 +69,15 @@ class SharedStore:
     def replicas(self) -> int:
         """How many shared the pool when the store last answered."""
         return self._store.letters.replicas
+
+    async def look(self) -> tuple[BucketLook, ...]:
+        """The tokens of every bucket; while the store is lost of this replica's part, if it goes on with that."""
+        if self.lost is None:
+            try:
+                return await self._store.look()
+            except StoreLost:
+                return ()  # the next exchange says so, too, and what happens then
+        return self._share.look() if self._share else ()
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """See `core.exchange.Store`.

@@ -1,6 +1,6 @@
 import asyncio
 
-from proxy.core.exchange import Demand, Exchange, Settlement, Unsent
+from proxy.core.exchange import Demand, Exchange, Settlement, Spent, Unsent
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.stores.memory import Memory, MemoryStore
 from tests.core.worlds import BOUND, known, lane, limit, pool
@@ -60,5 +60,21 @@ def test_levels_tell_what_has_returned_by_now() -> None:
         store = ClockedMemory(pool(2, limit(3, SECOND)))
         await store.exchange("r", (), (Demand(lane(), 1, 1),))
         assert sorted(store.store("r").levels()) == [("k0", 0, 2), ("k1", 0, 3)]
+
+    asyncio.run(scenario())
+
+
+def test_a_look_tells_what_has_returned_by_now() -> None:
+    """A page does not wait for the next exchange."""
+
+    async def scenario() -> None:
+        store = ClockedMemory(pool(2, limit(3, SECOND)))
+        (grant,) = (await store.exchange("r", (), (Demand(lane(), 1, 1),))).grants
+        near = store.store("r")
+        assert [(one.quota, one.at_hand, one.in_use) for one in await near.look()] == [("k0", 2, 1), ("k1", 3, 0)]
+        await store.exchange("r", (Spent(grant.lease, 0),), ())
+        assert [len(one.cooling) for one in await near.look()] == [1, 0]
+        store.pass_(2 * SECOND)
+        assert [one.at_hand for one in await near.look()] == [3, 3]
 
     asyncio.run(scenario())

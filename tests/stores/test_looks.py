@@ -1,0 +1,80 @@
+import re
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from proxy.core.exchange import Demand, Grant, Kind, Lane, Spent, Throttled
+from proxy.core.looks import BucketLook
+from proxy.core.model import SECOND
+from proxy.stores import looks
+from proxy.stores.links import Link
+from proxy.stores.redis import RedisStore
+from tests.core.worlds import BOUND, limit, pool
+from tests.rooms import Recorder
+from tests.stores.servers import KINDS, Server, server
+from tests.virtual import micros
+
+POOL = pool(2, limit(5, 600 * SECOND))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def running(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server."""
+    with server(request.param) as one:
+        yield one
+
+
+@pytest.fixture
+async def store(running: Server, request: pytest.FixtureRequest) -> AsyncIterator[RedisStore]:
+    """A replica's way to buckets of its own on that server."""
+    link = Link(f"redis://127.0.0.1:{running.port}", shown="redis://here", timeout=30 * SECOND)
+    prefix = re.sub(r"\W", "-", request.node.name)
+    yield RedisStore(link, POOL, prefix=prefix, replica="r", settle_bound=BOUND, clock=micros, observer=Recorder())
+    await link.close()
+
+
+def wants(number: int) -> Demand:
+    """So many requests that wait."""
+    return Demand(Lane("a", Kind((0,))), 1, number)
+
+
+def counts(buckets: tuple[BucketLook, ...]) -> list[tuple[str, int, int, int]]:
+    """Quota, and tokens at hand, in use and cooling."""
+    return [(bucket.quota, bucket.at_hand, bucket.in_use, len(bucket.cooling)) for bucket in buckets]
+
+
+async def test_a_store_that_nobody_has_used_is_full(store: RedisStore) -> None:
+    """Nothing is out of it."""
+    assert counts(await store.look()) == [("k0", 5, 0, 0), ("k1", 5, 0, 0)]
+
+
+@pytest.mark.parametrize("most", [5_000, 1])
+async def test_tokens_are_seen_in_all_their_states(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """In use, cooling with their delays, and behind a door that the upstream closed; asked for in one call or many."""
+    monkeypatch.setattr(looks, "MOST", most)
+    granted: list[Grant] = []
+    while len(granted) < 6:  # each quota opens with the answer to its probe
+        grants = (await store.exchange((), (wants(6 - len(granted)),))).grants
+        granted += grants
+        await store.exchange(tuple(Spent(grant.lease, 0) for grant in grants if grant.probe), ())
+    out = [grant for grant in granted if not grant.probe]
+    first = next(grant for grant in out if grant.quota == "k0")
+    await store.exchange((Throttled(first.lease, 0, 100 * SECOND, (0,)),), ())
+    seen = {bucket.quota: bucket for bucket in await store.look()}
+    for quota, bucket in seen.items():
+        in_use = sum(grant.quota == quota and grant is not first for grant in out)
+        assert bucket.in_use == in_use
+        assert bucket.at_hand + bucket.in_use + len(bucket.cooling) == 5
+    assert seen["k0"].at_hand == 0
+    assert seen["k1"].at_hand > 0
+    assert 90 * SECOND < seen["k0"].cooling[0] <= 100 * SECOND
+    assert 590 * SECOND < seen["k1"].cooling[-1] <= 601 * SECOND
+
+
+async def test_looking_changes_nothing(store: RedisStore) -> None:
+    """Two looks are alike, and what is granted afterwards is what would have been."""
+    await store.exchange((), (wants(1),))
+    assert counts(await store.look()) == counts(await store.look())
+    assert sum(in_use for _, _, in_use, _ in counts(await store.look())) == 1
