@@ -9,6 +9,7 @@ Laws kept here (numbers of the design):
     nothing. Who never settles loses its leases when it is known to be gone (`lapse`), never earlier.
 8.  Suspicion. A bucket that is not known (`warm`) lets one request through, its probe, and opens when that is settled
     (or after all that a request may take), less what the answer said is spent, or what replicas told that they hold.
+    What the upstream refused is known no more.
 9.  Headers only take tokens away: `park` closes buckets, `_learn` takes what others spent; nothing opens them early.
 
 What is counted is what is taken (in use and cooling), by quota and limit; how many are at hand follows from the terms
@@ -174,9 +175,8 @@ class Buckets:
     def best(self, need: Need) -> str | None:
         """The quota to serve a need: the one with most tokens at hand, among equals the one used longest ago."""
         view = self.views[need.terms]
-        if need.pinned is not None:
-            serves = need.pinned in view.quotas and self.open_for(need.terms, need.pinned, need.limits)
-            return need.pinned if serves else None
+        if need.pinned is not None:  # in the terms or not: a replica also asks after a key that it does not use now
+            return need.pinned if self.open_for(need.terms, need.pinned, need.limits) else None
         if len(view.quotas) == 1:
             (only,) = view.quotas
             return only if self.open_for(need.terms, only, need.limits) else None
@@ -241,6 +241,8 @@ class Buckets:
         if isinstance(settlement, Throttled):
             self.park(out.quota, [limits[index] for index in settlement.limits], now + settlement.park)
         self._open(out, known=not isinstance(settlement, Unsent))
+        if isinstance(settlement, Throttled):
+            self._doubt(out.quota, [limits[index] for index in settlement.limits])
         if isinstance(settlement, Spent):
             for seen in settlement.seen:
                 self._learn(now, out.quota, limits[seen.limit], seen, terms)
@@ -283,6 +285,11 @@ class Buckets:
             calendar.probing.remove(out.quota)
             if known:
                 calendar.warm.add(out.quota)
+
+    def _doubt(self, quota: str, limits: Iterable[str]) -> None:
+        """A refusal shows that these buckets hold less than is known: they open for a probe, and by what that tells."""
+        for limit in limits:
+            self.calendars[limit].warm.discard(quota)
 
     def _learn(self, now: Micros, quota: str, limit: str, seen: Seen, terms: str) -> None:
         """Take out what an answer showed to be spent beyond what is known to be out, until its reset (law 9)."""

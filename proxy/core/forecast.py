@@ -143,7 +143,7 @@ class Forecaster:
 
     def _serves(self, quota: str, need: Need) -> bool:
         view = self._buckets.views[need.terms]
-        if quota not in view.quotas:
+        if quota not in view.quotas and quota != need.pinned:
             return False
         for limit in need.limits:
             if self._taken_of(quota, limit) >= view.limits[limit].requests:

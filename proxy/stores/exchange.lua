@@ -236,6 +236,11 @@ local function set_warm(limit, quota)
   redis_call('SADD', key('warm', limit), quota)
 end
 
+local function set_cold(limit, quota)
+  bucket_of(limit, quota).warm = false
+  redis_call('SREM', key('warm', limit), quota)
+end
+
 local function closed(limit, quota)
   local bucket = bucket_of(limit, quota)
   return bucket.parked ~= nil or bucket.probing
@@ -328,7 +333,7 @@ local function best(need)
   local view = view_of(need.terms)
   if need.pinned or view.only then
     local quota = need.pinned or view.only
-    if serves(view, quota) and open_for(view, quota, need.limits) > 0 then
+    if open_for(view, quota, need.limits) > 0 then
       return quota
     end
     return nil
@@ -544,6 +549,11 @@ local function settle(now, settlement, view)
     park(out.quota, limits, now + settlement[4])
   end
   open_probed(out, kind ~= 'u')
+  if kind == 't' then
+    for _, limit in ipairs(settlement[5]) do
+      set_cold(view.limits[limit + 1].id, out.quota)
+    end
+  end
   if kind == 's' then
     for _, seen in ipairs(settlement[4] or {}) do
       learn_spent(now, out.quota, view.limits[seen[1] + 1].id, seen[2], seen[3], view)
@@ -1242,7 +1252,7 @@ end
 
 local function could_serve(quota, need)
   local view = view_of(need.terms)
-  if not serves(view, quota) then
+  if quota ~= need.pinned and not serves(view, quota) then
     return false
   end
   for _, limit in ipairs(need.limits) do

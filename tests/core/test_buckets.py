@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.exchange import USE_BY, Settlement, Spent
+from proxy.core.exchange import USE_BY, Seen, Settlement, Spent
 from proxy.core.model import MILLISECOND, SECOND
 from tests.core.worlds import BOUND, World, check_conservation, lane, limit, pool, throttled, unsent
 
@@ -63,6 +63,31 @@ def test_parking_is_never_shortened() -> None:
     world.call("r", throttled(first, 30 * SECOND), throttled(second, 5 * SECOND))
     world.pass_(29 * SECOND)
     assert not world.ask(1).grants
+
+
+def test_what_was_refused_opens_for_one_request_and_by_what_its_answer_tells() -> None:
+    """A 429 shows that somebody else spends: when the bucket opens, nobody knows how much is left (law 8)."""
+    world = World.of(pool(1, limit(5)))
+    (grant,) = world.ask(1).grants
+    world.call("r", throttled(grant, 20 * SECOND))
+    world.pass_(20 * SECOND)
+    (probe,) = world.ask(9).grants
+    assert probe.probe
+    answer = world.call("r", Spent(probe.lease, 0, (Seen(0, 1, 30 * SECOND),)))
+    assert len(answer.grants) == 1, "two are out by our own count, the upstream has counted four"
+    assert answer.foreign == (("k0", 2),)
+
+
+def test_a_key_that_is_not_in_the_terms_is_asked_after_under_a_lease_of_its_quota() -> None:
+    """A replica that does not use a quota gets a token of it for a lane that insists on it, and for no other (law 10)."""
+    world = World.of(pool(1, limit(2)))
+    asked = world.ask(3, lane("own", (0,), "k9"))
+    assert [grant.quota for grant in asked.grants] == ["k9"]
+    assert asked.grants[0].probe
+    assert {grant.quota for grant in world.ask(9).grants} == {"k0"}
+    answer = world.call("r", Spent(asked.grants[0].lease, 0))
+    assert [grant.quota for grant in answer.grants] == ["k9"]
+    check_conservation(world.ledger)
 
 
 def test_a_lease_takes_a_token_of_every_limit_from_one_quota() -> None:
