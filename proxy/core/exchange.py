@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from proxy.core.model import SECOND, Micros
+from proxy.core.model import SECOND, Micros, Pool
 from proxy.core.values import value_object
 
 USE_BY: Micros = SECOND
@@ -153,6 +153,9 @@ class Exchange:
 
 class Store(Protocol):
     """Where the buckets of one pool live, as one replica sees it."""
+
+    def adopt(self, pool: Pool) -> None:
+        """Go on with other quotas and limits of the pool, from the next exchange on; what was spent stays spent."""
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """Settle, report who waits, and receive grants and turns: the one operation.

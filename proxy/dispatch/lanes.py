@@ -21,6 +21,12 @@ class Ticket:
     urgency: int = 3
     pinned: str | None = None
     """The key that it insists on."""
+    own: bool = False
+    """Whether the proxy itself asks after that key, in whatever state it is."""
+
+
+class Displaced(Exception):
+    """A lane's quota is not used any more; its requests may wait in another lane."""
 
 
 @dataclass(slots=True, eq=False)

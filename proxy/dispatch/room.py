@@ -10,16 +10,21 @@ writing this module's state nothing is awaited.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from itertools import count, cycle
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
-from proxy.core.errors import NoKey, Refusal, ShuttingDown, StoreLost, TooMany
+from proxy.core.errors import Refusal, ShuttingDown, StoreLost
 from proxy.core.events import Exchanged, ForeignSpent, LaneLevel, Observer
 from proxy.core.exchange import PULSE, USE_BY, Budget, Demand, Exchange, Grant, Lane, Store
-from proxy.core.model import MILLISECOND, SECOND, Client, Key, Micros, Pool
-from proxy.dispatch.lanes import Queue, Ticket, Waiter
+from proxy.core.health import Health
+from proxy.core.model import MILLISECOND, SECOND, Client, Key, Micros, Pool, Secret
+from proxy.dispatch.alarm import Alarm
+from proxy.dispatch.keys import Keys
+from proxy.dispatch.lanes import Displaced, Queue, Ticket, Waiter
 from proxy.dispatch.lease import Ending, Lease
+from proxy.dispatch.refusals import queue_full, too_late
 from proxy.tasks import finish, spawn
 
 FLUSH: Micros = 20 * MILLISECOND
@@ -31,6 +36,12 @@ return later than that, whoever waits for them."""
 
 REVIEW: Micros = SECOND // 4
 """How often those who wait are measured against the newest turns."""
+
+OWN = Client("(keyturn)")
+"""The client of the proxy's own requests, which no client of the configuration can be named as."""
+
+_NO_KEY = Key("", Secret(""), "")
+"""Of a lease that goes back as it comes."""
 
 RETRY_LOST: Micros = SECOND // 2
 """How long after a lost exchange the next is tried."""
@@ -63,15 +74,13 @@ class Dispatch:
         self._total = 0
         self._arrivals = count()
         self._ride = min([RIDE, *(limit.window // 4 for limit in pool.limits)])
-        self._keys: dict[str, Iterator[Key]] = {quota: cycle(keys) for quota, keys in pool.keys_of.items()}
+        self.health = Health(pool, clock())
+        self._keys = Keys(pool, self.health)
         self._out: set[Lease] = set()
         self._unsettled: set[Lease] = set()
         self._ended: list[Ending] = []
         self._closed = False
-        self._due = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        """When it fires; kept here since uvloop's handle of a timer that is due at once cannot tell."""
+        self._alarm = Alarm()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Life
@@ -101,14 +110,37 @@ class Dispatch:
         """Refuse whoever waits, report the last settlements, and end."""
         self.refuse_all()
         await finish(self._tasks)
-        if self._timer:
-            self._timer.cancel()
+        self._alarm.stop()
         if self._ended:
             await self._exchange()
 
     def wake(self) -> None:
         """A turn has come earlier than the store told: exchange now."""
-        self._due.set()
+        self._alarm.ring()
+
+    # Keys and limits
+
+    def heed(self) -> None:
+        """The keys' health has changed: who cannot be served any more hears of it at once."""
+        if self._keys.sort():
+            self._store.adopt(self._keys.serving)
+        now = self.clock()
+        for lane, queue in list(self._busy.items()):
+            displaced = Displaced() if not self._may_be_served(lane) else None
+            for waiter in list(queue.waiters):
+                refusal = self._keys.refusal(waiter.ticket, now) or (None if waiter.ticket.pinned else displaced)
+                if refusal is not None:
+                    self._refuse(queue, waiter, refusal)
+        self._alarm.ring()
+
+    def lower(self, limit: int, requests: int) -> None:
+        """Take a limit for smaller than it is configured; never for larger (law 9)."""
+        limits = list(self.pool.limits)
+        if requests < limits[limit].requests:
+            limits[limit] = replace(limits[limit], requests=requests)
+            self.pool = replace(self.pool, limits=tuple(limits))
+            self._keys.adopt(self.pool)
+            self._store.adopt(self._keys.serving)
 
     # What others see
 
@@ -124,7 +156,8 @@ class Dispatch:
 
     def levels(self) -> list[LaneLevel]:
         """How many wait, by client; clients that have waited before are told with 0."""
-        return [LaneLevel(self.pool.name, client, waiting) for client, waiting in self._waiting.items()]
+        waiting = [(client, number) for client, number in self._waiting.items() if client != OWN.name]
+        return [LaneLevel(self.pool.name, client, number) for client, number in waiting]
 
     # Waiting
 
@@ -133,7 +166,8 @@ class Dispatch:
 
         Raises:
             TooMany: its turn cannot come before the deadline, or the queue is full.
-            NoKey: the pool has no key.
+            NoKey: no key can serve it.
+            Displaced: the quota that its lane insists on is not used any more.
             ShuttingDown: the process drains.
         """
         queue = self._queue(Lane(ticket.client.name, ticket.kind))
@@ -153,8 +187,8 @@ class Dispatch:
     def _enter(self, queue: Queue, ticket: Ticket, front: bool) -> Waiter:
         if self._closed:
             raise ShuttingDown
-        if not self.pool.keys:
-            raise NoKey(f"The pool {self.pool.name} has no key. Add one to the configuration.")
+        if refusal := self._keys.refusal(ticket, self.clock()):
+            raise refusal
         if not front:
             self._check_room(queue, ticket.client)
         order = (not front, ticket.urgency, next(self._arrivals))
@@ -163,7 +197,7 @@ class Dispatch:
         self._busy[queue.lane] = queue
         self._count(client_name := ticket.client.name, +1)
         self._weights[client_name] = ticket.client.weight
-        self._due.set()
+        self._alarm.ring()
         return waiter
 
     def _check_room(self, queue: Queue, client: Client) -> None:
@@ -171,12 +205,7 @@ class Dispatch:
         bound = client.max_waiting if client.max_waiting is not None else self._max_waiting
         if waiting < bound and self._total < self._max_waiting:
             return
-        delay = queue.turns.at(len(queue.waiters))
-        raise TooMany(
-            f"{waiting} requests of {client.name} wait already. Send fewer at once, or come back later.",
-            reason="queue_full",
-            retry_after=_whole_seconds(delay if delay is not None else SECOND),
-        )
+        raise queue_full(client.name, waiting, queue.turns.at(len(queue.waiters)))
 
     def _left(self, queue: Queue, waiter: Waiter) -> None:
         """The caller went away: free its place, or give back the lease that it got in the same tick."""
@@ -187,7 +216,7 @@ class Dispatch:
                 self.ended(lease)
             return
         self._remove(queue, waiter)
-        self._call_in(FLUSH)
+        self._alarm.within(FLUSH)
 
     def _remove(self, queue: Queue, waiter: Waiter) -> None:
         queue.remove(waiter)
@@ -199,7 +228,7 @@ class Dispatch:
         self._waiting[client] = self._waiting.get(client, 0) + change
         self._total += change
 
-    def _refuse(self, queue: Queue, waiter: Waiter, refusal: Refusal) -> None:
+    def _refuse(self, queue: Queue, waiter: Waiter, refusal: Refusal | Displaced) -> None:
         self._remove(queue, waiter)
         if not waiter.future.done():
             waiter.future.set_exception(refusal)
@@ -212,9 +241,9 @@ class Dispatch:
         self._ended.append(ending)
         counted = ending.counted
         if counted and not counted.limits and not ending.lease.probe:
-            self._call_in(self._ride)
+            self._alarm.within(self._ride)
         else:
-            self._call_in(0 if self._total else FLUSH)
+            self._alarm.within(0 if self._total else FLUSH)
 
     def ended(self, lease: Lease) -> None:
         """The exchange that a lease was for is over."""
@@ -222,26 +251,9 @@ class Dispatch:
 
     # The exchange
 
-    def _call_in(self, delay: Micros) -> None:
-        """Exchange with the store at the latest after `delay`."""
-        if self._due.is_set():
-            return
-        loop = asyncio.get_running_loop()
-        when = loop.time() + delay / SECOND
-        if self._timer:
-            if self._timer_at <= when:
-                return
-            self._timer.cancel()
-        self._timer_at = when
-        self._timer = loop.call_at(when, self._due.set)
-
     async def _run(self) -> None:
         while True:
-            await self._due.wait()
-            self._due.clear()
-            if self._timer:
-                self._timer.cancel()
-                self._timer = None
+            await self._alarm.heard()
             await self._exchange()
 
     async def _exchange(self) -> None:
@@ -264,18 +276,27 @@ class Dispatch:
     def _bear(self, lost: StoreLost) -> None:
         """The store does not answer: who waits is refused if the loss says when to come back, else waits for it."""
         if lost.retry_after is None:
-            self._wait_unjudged()
+            self._wait_unjudged(self._busy.values())
         else:
             for queue in list(self._busy.values()):
                 for waiter in list(queue.waiters):
                     self._refuse(queue, waiter, lost)
-        self._call_in(RETRY_LOST)
+        self._alarm.within(RETRY_LOST)
 
     def _demands(self) -> tuple[Demand, ...]:
         for queue in self._busy.values():
             for waiter in queue.fresh:
                 waiter.asked = True
-        return tuple(Demand(lane, self._weights[lane.client], len(queue.waiters)) for lane, queue in self._busy.items())
+        return tuple(
+            Demand(lane, self._weights[lane.client], len(queue.waiters))
+            for lane, queue in self._busy.items()
+            if self._may_be_served(lane)
+        )
+
+    def _may_be_served(self, lane: Lane) -> bool:
+        """Whether grants to a lane could be used: one that insists on a quota out of use waits without asking."""
+        pinned = lane.kind.pinned
+        return pinned is None or lane.client == OWN.name or pinned in self._keys.serving.keys_of
 
     def _apply(self, answer: Exchange, asked: Micros) -> None:
         self.budgets = answer.budgets
@@ -286,30 +307,29 @@ class Dispatch:
             queue = self._queues[lane]
             queue.turns, queue.told = turns, now
             self._judge(queue, now)
+        if self._keys.serving is not self.pool:
+            self._wait_unjudged([queue for lane, queue in self._busy.items() if not self._may_be_served(lane)])
         if answer.again is not None:
-            self._call_in(answer.again)
+            self._alarm.within(answer.again)
         elif self._unsettled:
-            self._call_in(PULSE)
+            self._alarm.within(PULSE)
         self._observer.observe(Exchanged(self.pool.name, (now - asked) / SECOND, len(answer.grants)))
         for quota, tokens in answer.foreign:
             self._observer.observe(ForeignSpent(self.pool.name, quota, tokens))
 
     def _hand_over(self, grant: Grant, use_by: Micros) -> None:
-        """Give a lease to the head of its lane; when nobody waits there any more it goes back."""
+        """Give a lease to the head of its lane; when nobody waits there any more, or no key is left, it goes back."""
         queue = self._queues[grant.lane]
         waiter = queue.next()
-        lease = Lease(self, grant, self._key(grant.quota, waiter), use_by)
-        if waiter is None:
+        key = self._keys.pick(grant.quota, waiter.ticket) if waiter is not None else None
+        lease = Lease(self, grant, key or _NO_KEY, use_by)
+        if waiter is None or key is None:
             lease.unsent()
             return
         self._remove(queue, waiter)
         self._out.add(lease)
         self._unsettled.add(lease)
         waiter.future.set_result(lease)
-
-    def _key(self, quota: str, waiter: Waiter | None) -> Key:
-        pinned = self.pool.key(waiter.ticket.pinned) if waiter and waiter.ticket.pinned else None
-        return pinned or next(self._keys[quota])
 
     # Deadlines
 
@@ -325,17 +345,17 @@ class Dispatch:
             position = queue.position(waiter)
             turn = queue.turns.at(position)
             if turn is not None and now + turn > waiter.ticket.deadline:
-                self._refuse(queue, waiter, _too_late(queue.turns.at(position + refused) or turn))
+                self._refuse(queue, waiter, too_late(queue.turns.at(position + refused) or turn))
                 refused += 1
             elif waiter.timer is None:
                 self._set_deadline(queue, waiter, now)
         if refused:
-            self._call_in(FLUSH)
+            self._alarm.within(FLUSH)
 
-    def _wait_unjudged(self) -> None:
-        """The store does not answer: whose turn is not known waits for it, but not past its deadline."""
+    def _wait_unjudged(self, queues: Iterable[Queue]) -> None:
+        """Whose turn the store does not tell waits for it, but not past its deadline."""
         now = self.clock()
-        for queue in self._busy.values():
+        for queue in queues:
             for waiter in queue.fresh:
                 if waiter.timer is None:
                     self._set_deadline(queue, waiter, now)
@@ -358,20 +378,5 @@ class Dispatch:
             return
         turn = queue.turns.at(queue.position(waiter))
         left = max(0, (turn if turn is not None else SECOND) - (self.clock() - queue.told))
-        self._refuse(queue, waiter, _too_late(left))
-        self._call_in(FLUSH)
-
-
-def _too_late(turn: Micros) -> TooMany:
-    seconds = _whole_seconds(turn)
-    return TooMany(
-        f"Every permitted request is taken until this one's turn in {seconds} s, which is beyond its deadline. "
-        "Come back then, or allow more time with `Prefer: wait=SECONDS`.",
-        reason="deadline",
-        retry_after=seconds,
-    )
-
-
-def _whole_seconds(delay: Micros) -> int:
-    """Seconds for `Retry-After`: whole, rounded up, at least one (RFC 9110, section 10.2.3)."""
-    return max(1, -(-delay // SECOND))
+        self._refuse(queue, waiter, too_late(left))
+        self._alarm.within(FLUSH)

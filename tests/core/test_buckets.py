@@ -79,7 +79,7 @@ def test_what_was_refused_opens_for_one_request_and_by_what_its_answer_tells() -
 
 
 def test_a_key_that_is_not_in_the_terms_is_asked_after_under_a_lease_of_its_quota() -> None:
-    """A replica that does not use a quota gets a token of it for a lane that insists on it, and for no other (law 10)."""
+    """A replica that does not use a quota gets a token of it for a lane that insists on it only (law 10)."""
     world = World.of(pool(1, limit(2)))
     asked = world.ask(3, lane("own", (0,), "k9"))
     assert [grant.quota for grant in asked.grants] == ["k9"]

@@ -2,7 +2,6 @@ import asyncio
 from typing import Any
 
 import pytest
-import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -414,14 +413,3 @@ def test_any_pattern_of_cancellations_leaves_nothing_behind(callers: list[tuple[
             it.check_empty()
 
     run(scenario())
-
-
-def test_timers_of_uvloop() -> None:
-    """An exchange that is due at once, and one that is due at once again, are one, on the event loop that serves."""
-
-    async def main() -> None:
-        async with room(pool(1, limit(1))) as it:
-            for delay in (0, 0, SECOND):
-                it.dispatch._call_in(delay)
-
-    uvloop.run(main())

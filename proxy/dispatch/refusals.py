@@ -1,0 +1,29 @@
+"""What is told to requests that are not served: why, and after how long a try would succeed."""
+
+from proxy.core.errors import TooMany
+from proxy.core.model import SECOND, Micros
+
+
+def too_late(turn: Micros) -> TooMany:
+    """The turn, expected after this time, comes after the deadline."""
+    seconds = whole_seconds(turn)
+    return TooMany(
+        f"Every permitted request is taken until this one's turn in {seconds} s, which is beyond its deadline. "
+        "Come back then, or allow more time with `Prefer: wait=SECONDS`.",
+        reason="deadline",
+        retry_after=seconds,
+    )
+
+
+def queue_full(client: str, waiting: int, turn: Micros | None) -> TooMany:
+    """No more requests may wait; the turn of one more would be expected after this time, if it is known."""
+    return TooMany(
+        f"{waiting} requests of {client} wait already. Send fewer at once, or come back later.",
+        reason="queue_full",
+        retry_after=whole_seconds(turn if turn is not None else SECOND),
+    )
+
+
+def whole_seconds(delay: Micros) -> int:
+    """Seconds for `Retry-After`: whole, rounded up, at least one (RFC 9110, section 10.2.3)."""
+    return max(1, -(-delay // SECOND))

@@ -1,0 +1,209 @@
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from proxy.core.errors import NoKey
+from proxy.core.health import ASKING, FIRST, LONGEST, SPREAD, TRUST, Health, KeyLook
+from proxy.core.model import SECOND, Key, Micros, Pool, Secret
+from tests.core.worlds import limit, pool
+
+NOW: Micros = 1_000 * SECOND
+
+
+def look(health: Health, name: str = "k0", now: Micros = NOW) -> KeyLook:
+    """One key as it stands."""
+    return next(look for look in health.looks(now) if look.name == name)
+
+
+def keys(*secrets: str) -> Pool:
+    """A pool of keys `k0`, `k1`, … with these secrets."""
+    return Pool("default", tuple(Key(f"k{n}", Secret(text), f"k{n}") for n, text in enumerate(secrets)), (limit(60),))
+
+
+def test_a_suspected_key_is_not_used_until_it_was_asked_after() -> None:
+    """And nobody is refused meanwhile, for it may be found alive."""
+    health = Health(pool(1), NOW)
+    assert health.suspect("k0", NOW)
+    assert not health.usable("k0")
+    assert health.refusal(NOW) is None
+    assert not health.suspect("k0", NOW), "it is being asked after already"
+    assert not health.alive("k0", NOW), "it never was dead"
+    assert health.usable("k0")
+
+
+def test_a_key_that_was_just_found_alive_is_trusted() -> None:
+    """What says otherwise is about what was asked for, for a while (rule 4)."""
+    health = Health(pool(1), NOW)
+    health.alive("k0", NOW)
+    assert not health.suspect("k0", NOW + TRUST - 1)
+    assert health.suspect("k0", NOW + TRUST)
+
+
+def test_a_dead_key_is_asked_after_ever_less_often() -> None:
+    """Twice as long each time, up to the longest, and a chance longer (rule 3)."""
+    health = Health(pool(1), NOW)
+    assert health.dead("k0", NOW, "401", 0.0)
+    interval = FIRST
+    for _ in range(12):
+        assert health.ask_again("k0") == NOW + min(interval, LONGEST)
+        interval *= 2
+        assert not health.dead("k0", NOW, "401", 0.0), "no news"
+    health.dead("k0", NOW, "401", 1.0)
+    assert health.ask_again("k0") == NOW + LONGEST * (1 + SPREAD)
+    assert health.alive("k0", NOW)
+    assert health.ask_again("k0") is None
+
+
+def test_what_could_not_be_found_out() -> None:
+    """A suspected key is used on, a dead one stays dead and is asked after soon."""
+    health = Health(pool(1), NOW)
+    health.suspect("k0", NOW)
+    health.unknown("k0", NOW, 0.0)
+    assert health.usable("k0")
+    health.dead("k0", NOW, "401", 0.0)
+    health.unknown("k0", NOW + 5 * FIRST, 0.0)
+    assert not health.usable("k0")
+    assert health.ask_again("k0") == NOW + 6 * FIRST
+
+
+def test_the_last_keys_death_is_told_with_the_time_at_which_one_may_be_back() -> None:
+    """Rounded up, and long enough for the asking itself."""
+    health = Health(pool(2), NOW)
+    health.dead("k0", NOW, "401", 0.0)
+    assert health.refusal(NOW) is None
+    health.dead("k1", NOW - SECOND, "401", 0.0)
+    refusal = health.refusal(NOW + 1)
+    assert isinstance(refusal, NoKey)
+    assert refusal.retry_after == (FIRST - SECOND + ASKING) // SECOND
+    later = health.refusal(NOW + 10 * FIRST)
+    assert later is not None
+    assert later.retry_after == ASKING // SECOND
+
+
+def test_who_insists_on_a_key_hears_of_that_one() -> None:
+    """Others do not help."""
+    health = Health(pool(2), NOW)
+    health.dead("k0", NOW, "401", 0.0)
+    assert health.refusal(NOW, "k1") is None
+    refusal = health.refusal(NOW, "k0")
+    assert refusal is not None
+    assert "k0" in refusal.message
+
+
+def test_a_paused_key_is_an_operators() -> None:
+    """Nothing but resuming brings it back, and nobody is told a time (rule 5)."""
+    health = Health(pool(1), NOW)
+    assert health.pause("k0", NOW)
+    assert look(health).state == "paused"
+    refusal = health.refusal(NOW)
+    assert refusal is not None
+    assert refusal.retry_after is None
+    health.alive("k0", NOW)
+    assert not health.usable("k0")
+    assert health.resume("k0", NOW + SECOND)
+    assert health.usable("k0")
+    assert look(health).since == NOW + SECOND
+    assert not health.pause("k9", NOW)
+    assert not health.resume("k9", NOW)
+
+
+def test_a_dead_key_that_was_paused_is_asked_after_when_it_is_resumed() -> None:
+    """It is not used before."""
+    health = Health(pool(1), NOW)
+    health.dead("k0", NOW, "401", 0.0)
+    health.pause("k0", NOW)
+    assert health.ask_again("k0") is None
+    health.resume("k0", NOW + 1)
+    assert not health.usable("k0")
+    assert health.ask_again("k0") == NOW + 1
+
+
+def test_a_changed_secret_is_asked_after_at_once() -> None:
+    """Only of a dead key; one that lives is used with its new secret (rule 3)."""
+    health = Health(keys("a", "b", "c"), NOW)
+    health.dead("k0", NOW, "401", 0.0)
+    health.dead("k1", NOW, "401", 0.0)
+    assert health.adopt(keys("new", "b", "other", "fresh"), NOW + 1) == ("k0",)
+    assert health.ask_again("k0") == NOW + 1
+    assert [health.usable(f"k{number}") for number in range(4)] == [False, False, True, True]
+    assert health.adopt(keys("new"), NOW + 2) == ()
+    assert [look.name for look in health.looks(NOW)] == ["k0"]
+
+
+def test_what_is_looked_at() -> None:
+    """State, reason and times, of parked quotas too; the later of two parks counts."""
+    health = Health(pool(2), NOW)
+    assert look(health) == KeyLook("k0", "k0", "ready", NOW)
+    health.parked("k0", NOW + 1, NOW + 20 * SECOND, "60/60s")
+    health.parked("k0", NOW + 2, NOW + 5 * SECOND, "10/10s")
+    assert look(health, now=NOW + 3) == KeyLook("k0", "k0", "parked", NOW + 1, "60/60s", NOW + 20 * SECOND)
+    assert health.usable("k0"), "the store knows what is parked"
+    assert look(health, now=NOW + 20 * SECOND) == KeyLook("k0", "k0", "ready", NOW + 20 * SECOND)
+    assert health.month("k0", 87)
+    assert not health.month("k0", 87)
+    health.dead("k0", NOW + 9, "401 AuthenticationError", 0.0)
+    found = look(health)
+    assert (found.state, found.reason, found.since) == ("quarantined", "401 AuthenticationError", NOW + 9)
+    assert (found.until, found.month_left) == (NOW + 9 + FIRST, 87)
+    assert look(health, "k1").state == "ready"
+
+
+@given(st.sampled_from(["k9", ""]))
+def test_unknown_keys_are_no_error(name: str) -> None:
+    """A key that went with a reload may still be in somebody's hands."""
+    health = Health(pool(1), NOW)
+    assert not health.suspect(name, NOW)
+    assert not health.suspected(name)
+    assert not health.dead(name, NOW, "", 0.0)
+    assert not health.alive(name, NOW)
+    assert not health.month(name, 1)
+    health.unknown(name, NOW, 0.0)
+    assert not health.usable(name)
+
+
+class Lives(RuleBasedStateMachine):
+    """Any order of what can happen to two keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.health = Health(pool(2), NOW)
+        self.now = NOW
+
+    @rule(seconds=st.integers(0, 5_000))
+    def pass_(self, seconds: int) -> None:
+        self.now += seconds * SECOND
+
+    @rule(
+        name=st.sampled_from(["k0", "k1"]),
+        what=st.sampled_from(["suspect", "alive", "dead", "unknown", "pause", "resume"]),
+        chance=st.floats(0, 1),
+    )
+    def happen(self, name: str, what: str, chance: float) -> None:
+        health, now = self.health, self.now
+        match what:
+            case "dead":
+                health.dead(name, now, "401", chance)
+            case "unknown":
+                health.unknown(name, now, chance)
+            case _:
+                getattr(health, what)(name, now)
+
+    @invariant()
+    def who_waits_has_something_to_wait_for(self) -> None:
+        """A request is refused exactly when no key is usable or about to be known; every dead key is asked after."""
+        names = ("k0", "k1")
+        hope = any(
+            self.health.usable(name) or (self.health.suspected(name) and look(self.health, name).state != "paused")
+            for name in names
+        )
+        refusal = self.health.refusal(self.now)
+        assert (refusal is None) == hope
+        for name in names:
+            state = look(self.health, name, self.now).state
+            assert (state == "quarantined") == (self.health.ask_again(name) is not None)
+            assert self.health.usable(name) <= (state == "ready")
+
+
+def test_any_life_of_keys() -> None:
+    """Whatever happens in whatever order."""
+    run_state_machine_as_test(Lives)
