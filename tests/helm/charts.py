@@ -101,6 +101,18 @@ def refusal(values: Mapping[str, Any], *files: Path, chart: Path = CHART, versio
 
 
 @cache
+def _notes(values: str) -> str:
+    done = helm("install", RELEASE, str(CHART), "--dry-run=client", "--values", "-", text=values)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition("\nNOTES:\n")[2]
+
+
+def notes(values: Mapping[str, Any]) -> str:
+    """What helm says behind an installation."""
+    return _notes(json.dumps(values))
+
+
+@cache
 def helm_template(
     values: str, files: tuple[Path, ...], chart: Path, version: str, release: str
 ) -> "subprocess.CompletedProcess[str]":

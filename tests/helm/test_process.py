@@ -256,7 +256,7 @@ async def application(pod: Any, keyturn: str, place: Path) -> AsyncIterator[tupl
 
 async def test_a_sidecar_outlives_its_application(api: PracticeApi, place: Path, example: Path) -> None:
     """Beside an application, Keyturn is up first and ends last, so that the application's last requests get through."""
-    more = values(api, redis={"existingSecret": ""})
+    more = values(api, redis={"existingSecret": ""}, sidecar={"alone": True})
     rendered = render({"keyturn": more}, chart=example)
     pod = rendered.gateway
     (sidecar,) = pod["initContainers"]

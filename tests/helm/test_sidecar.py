@@ -136,7 +136,7 @@ def test_sidecar_mode_makes_no_gateway() -> None:
 
 def test_sidecars_are_scraped_by_the_application_s_labels() -> None:
     """The PodMonitor looks for the application's pods."""
-    values = {"mode": "sidecar", "metrics": {"podMonitor": {"enabled": True}}}
+    values = {"mode": "sidecar", "redis": {"existingSecret": "r"}, "metrics": {"podMonitor": {"enabled": True}}}
     selector = render(values).one("PodMonitor")["spec"]["selector"]["matchLabels"]
     assert selector == {"app.kubernetes.io/instance": "shop"}
     mine = render({**values, "sidecar": {"podLabels": {"app": "orders"}}}).one("PodMonitor")

@@ -271,6 +271,43 @@ def test_network_policy_of_named_callers() -> None:
     assert ports == [[53, 53], [8443], [6379, 26379, 6380], [3128]]
 
 
+def egress(values: dict[str, Any]) -> list[list[int]]:
+    """The ports that the gateway's policy lets out to, rule by rule, behind DNS."""
+    (dns, *others) = render(values).one("NetworkPolicy")["spec"]["egress"]
+    assert dns == {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+    return [[port["port"] for port in rule["ports"]] for rule in others]
+
+
+@pytest.mark.parametrize(
+    ("url", "ports"),
+    [
+        ("redis://user:5ecret@r:6390/0", [6379, 26379, 6390]),
+        ("redis+sentinel://a:7001,b:7002/service", [6379, 26379, 7001, 7002]),
+        ("rediss://r", [6379, 26379]),
+        ("redis://[fd00::6390]:6391?x=1", [6379, 26379, 6391]),
+    ],
+)
+def test_network_policy_knows_the_ports_of_redis(url: str, ports: list[int]) -> None:
+    """Wherever the values name the URL, its ports are let out to."""
+    assert egress({"redis": {"url": url}}) == [[443], ports]
+    assert egress({"config": {"store": {"url": url}}}) == [[443], ports]
+
+
+def test_network_policy_knows_the_ports_of_the_web() -> None:
+    """The upstream's port and those at which issuers of callers' tokens tell their keys are let out to."""
+    jwt = {"audience": "a", "subject": "s"}
+    clients = [
+        {"name": "a", "jwt": {"issuer": "https://a.example", **jwt}},
+        {"name": "b", "jwt": {"issuer": "https://b.example:8443/realm", **jwt}},
+        {"name": "c", "jwt": {"issuer": "https://c.example:1", "jwks_url": "https://c.example:9443/keys", **jwt}},
+        {"name": "d", "jwt": {"issuer": "https://d.example:2", "jwks_file": "/etc/jwks", **jwt}},
+        {"name": "e", "token": "${E}"},
+    ]
+    upstream = {"url": "https://[fd00::1]:7443/"}
+    assert egress({"config": {"upstream": upstream, "clients": clients}}) == [[7443, 443, 8443, 9443]]
+    assert egress({"config": {"upstream": {"url": "https://[fd00::1]/"}}}) == [[443]]
+
+
 def test_network_policy_off() -> None:
     """`networkPolicy.enabled: false` makes none."""
     assert "NetworkPolicy" not in render({"networkPolicy": {"enabled": False}}).kinds
@@ -303,6 +340,11 @@ def test_network_policy_without_redis() -> None:
             {"keys": {"default": {"existingSecret": "s", "values": {"a": "b"}}}},
             "keys.default has both existingSecret and values",
         ),
+        ({"keys": {"b": {"existingSecret": "s"}}}, "keys.b is for a pool that there is not"),
+        (
+            {"config": {"pools": {"team-b": {}, "Team_B": {}}}},
+            "The name of config.pools.team-b is another pool's when written as Kubernetes wants names",
+        ),
         ({"config": {"listen": "127.0.0.1:8080"}}, "config.listen is loopback"),
         ({"config": {"listen": ["unix:/a", "localhost:1"]}}, "config.listen is loopback"),
         ({"config": {"listen": "${LISTEN}"}}, "config.listen and config.admin need ports that are written out"),
@@ -321,9 +363,13 @@ def test_network_policy_without_redis() -> None:
             {"autoscaling": {"enabled": True, "minReplicas": 9}, **REDIS},
             "autoscaling.minReplicas is more than autoscaling.maxReplicas",
         ),
-        ({"mode": "sidecar", "config": {"listen": "0.0.0.0:8080"}}, "config.listen of a sidecar must be loopback"),
+        ({"mode": "sidecar"}, "Each pod with a sidecar is a replica, and without a shared store"),
         (
-            {"mode": "sidecar", "ingress": {"enabled": True, "host": "a"}},
+            {"mode": "sidecar", "config": {"listen": "0.0.0.0:8080"}, **REDIS},
+            "config.listen of a sidecar must be loopback",
+        ),
+        (
+            {"mode": "sidecar", "ingress": {"enabled": True, "host": "a"}, **REDIS},
             "ingress.enabled needs mode: gateway",
         ),
     ],
@@ -357,6 +403,10 @@ def test_every_sentence_has_a_test() -> None:
         ({"config": {"authentication": False}}, "authentication"),
         ({"replicas": "2"}, "replicas"),
         ({"replicas": -1}, "replicas"),
+        ({"fullnameOverride": "1.keyturn"}, "fullnameOverride"),
+        ({"resources": {"limit": {}}}, "limit"),
+        ({"resources": {"limits": {"memory": "much"}}}, "memory"),
+        ({"strategy": {"type": "Now"}}, "strategy"),
         ({"mode": "daemon"}, "mode"),
         ({"service": {"port": 70000}}, "port"),
         ({"redis": {"url": "http://r"}}, "url"),

@@ -7,6 +7,16 @@
 {{- if and $given $given.existingSecret $given.values -}}
 {{- fail (printf "keys.%s has both existingSecret and values: keep one of them." $pool) -}}
 {{- end -}}
+{{- if and $given (or $given.existingSecret $given.values) (not (hasKey $config.pools $pool)) -}}
+{{- fail (printf "keys.%s is for a pool that there is not: name the pool in config.pools, too." $pool) -}}
+{{- end -}}
+{{- end -}}
+{{- $parts := list -}}
+{{- range include "keyturn.mountedPools" . | fromJsonArray -}}
+{{- if has (include "keyturn.part" .) $parts -}}
+{{- fail (printf "The name of config.pools.%s is another pool's when written as Kubernetes wants names: rename one of them." .) -}}
+{{- end -}}
+{{- $parts = append $parts (include "keyturn.part" .) -}}
 {{- end -}}
 {{- if not (include "keyturn.seconds" (default "25s" .Values.config.drain)) -}}
 {{- fail "config.drain must be a plain duration, such as 25s: terminationGracePeriodSeconds is computed from it." -}}
@@ -43,6 +53,9 @@
 {{- $url := dig "store" "url" "" .Values.config -}}
 {{- if and (include "keyturn.redis" .) $url (not (contains "${KEYTURN_STORE_URL" $url)) -}}
 {{- fail "config.store.url and redis both name a store: take one of them out." -}}
+{{- end -}}
+{{- if and (eq .Values.mode "sidecar") (not (include "keyturn.shared" .)) (not .Values.sidecar.alone) -}}
+{{- fail "Each pod with a sidecar is a replica, and without a shared store each would spend the whole budget: set redis.url, redis.existingSecret or redis.embedded, or, for one single pod, sidecar.alone." -}}
 {{- end -}}
 {{- if and (eq .Values.mode "gateway") (include "keyturn.many" .) (not (include "keyturn.shared" .)) -}}
 {{- fail "More than one replica needs a shared store, or each would spend the whole budget: set redis.url, redis.existingSecret or redis.embedded, or one replica." -}}

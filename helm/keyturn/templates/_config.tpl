@@ -106,6 +106,30 @@
 {{- if or .Values.tls.existingSecret .Values.config.tls }}https{{ else }}http{{ end -}}
 {{- end -}}
 
+{{/* The ports at which a gateway asks over HTTPS, as a JSON list: the upstream's, and those of issuers of JSON Web Tokens. */}}
+{{- define "keyturn.webPorts" -}}
+{{- $urls := list (dig "upstream" "url" "" .Values.config) -}}
+{{- range .Values.config.clients -}}
+{{- if and .jwt (not .jwt.jwks_file) -}}
+{{- $urls = append $urls (default .jwt.issuer .jwt.jwks_url) -}}
+{{- end -}}
+{{- end -}}
+{{- $ports := list -}}
+{{- range $urls -}}
+{{- $ports = append $ports (regexReplaceAll "^https?://[^/]*:([0-9]+)(/.*)?$" . "${1}" | atoi | default 443) -}}
+{{- end -}}
+{{- uniq $ports | toJson -}}
+{{- end -}}
+
+{{/* The ports of Redis, as a JSON list: the given ones, and those that the store's URL names. */}}
+{{- define "keyturn.redisPorts" -}}
+{{- $ports := .Values.networkPolicy.redisPorts -}}
+{{- range regexFindAll ":[0-9]+(?:[,/?]|$)" (default (dig "store" "url" "" .Values.config) .Values.redis.url) -1 -}}
+{{- $ports = append $ports (regexFind "[0-9]+" . | int) -}}
+{{- end -}}
+{{- uniq $ports | toJson -}}
+{{- end -}}
+
 {{/* Changes with what pods have to be started anew for; keys and tokens are read again by themselves. */}}
 {{- define "keyturn.checksum" -}}
 {{- printf "%s %s" (include "keyturn.config" .) (toJson .Values.redis) | sha256sum -}}

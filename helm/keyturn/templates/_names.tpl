@@ -6,8 +6,8 @@
 {{- end -}}
 
 {{- define "keyturn.selector" -}}
-app.kubernetes.io/name: {{ default "keyturn" .Values.nameOverride }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default "keyturn" .Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "keyturn.labels" -}}

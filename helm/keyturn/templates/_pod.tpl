@@ -2,7 +2,7 @@
 {{- define "keyturn.container" -}}
 {{- $root := .root -}}
 name: keyturn
-image: {{ include "keyturn.image" $root }}
+image: {{ include "keyturn.image" $root | quote }}
 imagePullPolicy: {{ $root.Values.image.pullPolicy }}
 command: [keyturn]
 args: [serve, -c, /etc/keyturn/config.yaml]
@@ -72,8 +72,8 @@ seccompProfile: {type: RuntimeDefault}
 - name: KEYTURN_STORE_URL
   valueFrom:
     secretKeyRef:
-      name: {{ default (printf "%s-redis" (include "keyturn.name" .)) .Values.redis.existingSecret }}
-      key: {{ ternary .Values.redis.existingSecretKey "url" (eq $redis "existingSecret") }}
+      name: {{ default (printf "%s-redis" (include "keyturn.name" .)) .Values.redis.existingSecret | quote }}
+      key: {{ ternary .Values.redis.existingSecretKey "url" (eq $redis "existingSecret") | quote }}
 {{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
@@ -99,18 +99,18 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "keyturn.volumes" -}}
 {{- $mode := ternary 292 288 (eq .Values.mode "sidecar") -}}
 - name: keyturn-config
-  configMap: {name: {{ include "keyturn.name" . }}, defaultMode: {{ $mode }}}
+  configMap: {name: {{ include "keyturn.name" . | quote }}, defaultMode: {{ $mode }}}
 {{- range include "keyturn.mountedPools" . | fromJsonArray }}
 - name: keyturn-keys-{{ include "keyturn.part" . }}
   secret:
-    secretName: {{ include "keyturn.keysSecret" (dict "root" $ "pool" .) }}
+    secretName: {{ include "keyturn.keysSecret" (dict "root" $ "pool" .) | quote }}
     defaultMode: {{ $mode }}
     {{- $given := get $.Values.keys . | default dict }}
     optional: {{ not (or $given.existingSecret $given.values) }}
 {{- end }}
 {{- with .Values.tls.existingSecret }}
 - name: keyturn-tls
-  secret: {secretName: {{ . }}, defaultMode: {{ $mode }}}
+  secret: {secretName: {{ . | quote }}, defaultMode: {{ $mode }}}
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
