@@ -177,11 +177,12 @@ class BucketLevel:
 
 @dataclass(frozen=True, slots=True)
 class LaneLevel:
-    """What waits for one client of a pool: a gauge."""
+    """What waits for one client of a pool, and what one more request would wait, if that is known: gauges."""
 
     pool: str
     client: str
     waiting: int
+    turn: Micros | None = None
 
 
 @dataclass(frozen=True, slots=True)

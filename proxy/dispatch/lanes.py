@@ -37,6 +37,7 @@ class Waiter:
     """Whether it comes for the first time, its urgency, its arrival."""
     ticket: Ticket
     future: "asyncio.Future[Lease]"
+    arrived: Micros = 0
     asked: bool = False
     """Whether the store has been told of it."""
     timer: asyncio.TimerHandle | None = None

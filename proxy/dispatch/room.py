@@ -17,13 +17,16 @@ from typing import Any
 
 from proxy.core.errors import Refusal, ShuttingDown, StoreLost
 from proxy.core.events import Exchanged, ForeignSpent, LaneLevel, Observer
-from proxy.core.exchange import PULSE, USE_BY, Budget, Demand, Exchange, Grant, Lane, Store
+from proxy.core.exchange import PULSE, USE_BY, Budget, Demand, Exchange, Grant, Kind, Lane, Store
 from proxy.core.health import Health
+from proxy.core.looks import LaneLook
 from proxy.core.model import MILLISECOND, SECOND, Client, Key, Micros, Pool, Secret
+from proxy.core.recent import Recent
 from proxy.dispatch.alarm import Alarm
 from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Displaced, Queue, Ticket, Waiter
 from proxy.dispatch.lease import Ending, Lease
+from proxy.dispatch.looks import general, lane_looks, new_turn, next_token
 from proxy.dispatch.refusals import queue_full, too_late
 from proxy.tasks import finish, spawn
 
@@ -64,6 +67,10 @@ class Dispatch:
         self.clock = clock
         self.settle_bound = settle_bound
         self.budgets: tuple[Budget, ...] = ()
+        self.granted = Recent()
+        """Leases by client."""
+        self._told: Micros = 0
+        """When `budgets` were told."""
         self._store = store
         self._max_waiting = max_waiting
         self._observer = observer
@@ -155,9 +162,19 @@ class Dispatch:
         return self._total
 
     def levels(self) -> list[LaneLevel]:
-        """How many wait, by client; clients that have waited before are told with 0."""
-        waiting = [(client, number) for client, number in self._waiting.items() if client != OWN.name]
-        return [LaneLevel(self.pool.name, client, number) for client, number in waiting]
+        """How many wait, by client, and what one more would wait; clients that have waited before are told with 0."""
+        kind, now, name = Kind(general(self.pool)), self.clock(), self.pool.name
+        token = next_token(self.pool, self.budgets, now - self._told)
+        return [
+            LaneLevel(name, client, waiting, new_turn(self._busy.get(Lane(client, kind)), token, now))
+            for client, waiting in self._waiting.items()
+            if client != OWN.name
+        ]
+
+    def lanes(self) -> list[LaneLook]:
+        """Each lane in which somebody waits."""
+        busy = [queue for lane, queue in self._busy.items() if lane.client != OWN.name]
+        return list(lane_looks(busy, self.clock()))
 
     # Waiting
 
@@ -192,7 +209,7 @@ class Dispatch:
         if not front:
             self._check_room(queue, ticket.client)
         order = (not front, ticket.urgency, next(self._arrivals))
-        waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future())
+        waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future(), self.clock())
         queue.add(waiter)
         self._busy[queue.lane] = queue
         self._count(client_name := ticket.client.name, +1)
@@ -302,7 +319,7 @@ class Dispatch:
         self.budgets = answer.budgets
         for grant in answer.grants:
             self._hand_over(grant, asked + USE_BY)
-        now = self.clock()
+        self._told = now = self.clock()
         for lane, turns in answer.turns.items():
             queue = self._queues[lane]
             queue.turns, queue.told = turns, now
@@ -328,6 +345,7 @@ class Dispatch:
             return
         self._remove(queue, waiter)
         self._out.add(lease)
+        self.granted.add(grant.lane.client, self.clock())
         self._unsettled.add(lease)
         waiter.future.set_result(lease)
 

@@ -1,0 +1,45 @@
+"""What there is to see of a waiting room: its lanes, and what a new request would wait."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from proxy.core.exchange import Budget
+from proxy.core.looks import LaneLook
+from proxy.core.model import Micros, Pool
+from proxy.dispatch.lanes import Queue
+
+
+def lane_looks(queues: Iterable[Queue], now: Micros) -> Iterator[LaneLook]:
+    """Each lane in which somebody waits."""
+    for queue in queues:
+        client, kind = queue.lane
+        oldest = min((waiter.arrived for waiter in queue.waiters), default=now)
+        turn = turn_at(queue, 0, now)
+        yield LaneLook(client, kind.limits, kind.pinned, len(queue.waiters), max(0, now - oldest), turn)
+
+
+def turn_at(queue: Queue, position: int, now: Micros) -> Micros | None:
+    """In what time the request at a position of a lane is expected to be served; `None` when no token is expected."""
+    turn = queue.turns.at(position)
+    return None if turn is None else max(0, turn - (now - queue.told))
+
+
+def new_turn(queue: Queue | None, token: Micros, now: Micros) -> Micros | None:
+    """In what time one more request of a lane is expected to be served: with the next token where nobody waits."""
+    return token if queue is None else turn_at(queue, len(queue.waiters), now)
+
+
+def next_token(pool: Pool, budgets: Sequence[Budget], age: Micros) -> Micros:
+    """In what time a token is at hand for a request that falls under no limit with a match.
+
+    Args:
+        pool: whose limits they are.
+        budgets: what the last exchange told of each limit; empty before the first.
+        age: the time since then.
+    """
+    general = [budget for limit, budget in zip(pool.limits, budgets, strict=False) if not limit.match]
+    return max((max(0, budget.returns - age) for budget in general if not budget.at_hand), default=0)
+
+
+def general(pool: Pool) -> tuple[int, ...]:
+    """The limits that every request falls under."""
+    return tuple([index for index, limit in enumerate(pool.limits) if not limit.match])

@@ -1,0 +1,94 @@
+import asyncio
+
+from proxy.core.exchange import Budget, Kind, Turns
+from proxy.core.model import SECOND, Client
+from proxy.core.recent import Count
+from proxy.dispatch import Ticket
+from proxy.dispatch.lanes import Queue
+from proxy.dispatch.looks import general, next_token, turn_at
+from tests.core.worlds import lane, limit, pool
+from tests.rooms import room
+from tests.virtual import micros, task_of, virtual
+
+
+@virtual
+async def test_a_lane_is_seen_with_its_length_its_oldest_and_its_next_turn() -> None:
+    """The turn is what the store foretold, less what has passed since."""
+    async with room(pool(1, limit(1))) as it:
+        with await it.dispatch.lease(it.ticket("b")) as lease:
+            lease.spent()
+        assert it.dispatch.lanes() == []
+        waiting = [task_of(it.dispatch.lease(it.ticket())) for _ in range(3)]
+        await asyncio.sleep(20)
+        (seen,) = it.dispatch.lanes()
+        assert (seen.client, seen.limits, seen.pinned, seen.waiting) == ("a", (0,), None, 3)
+        assert seen.oldest == 20 * SECOND
+        assert seen.turn is not None
+        assert 39 * SECOND < seen.turn < 41 * SECOND
+        for task in waiting:
+            task.cancel()
+
+
+@virtual
+async def test_a_new_request_would_wait_behind_those_of_its_client() -> None:
+    """Without any, for the next token; nothing while one is at hand."""
+    async with room(pool(1, limit(1))) as it:
+        for client in ("a", "b"):
+            with await it.dispatch.lease(it.ticket(client)) as lease:
+                lease.spent()
+        await it.settled()
+        idle = {level.client: level.turn for level in it.dispatch.levels()}
+        assert idle["a"] == idle["b"]
+        assert 57 * SECOND < (idle["a"] or 0) < 61 * SECOND
+        waiting = [task_of(it.dispatch.lease(it.ticket())) for _ in range(2)]
+        await asyncio.sleep(1)
+        busy = {level.client: level.turn for level in it.dispatch.levels()}
+        assert (busy["a"] or 0) > 110 * SECOND > 61 * SECOND > (busy["b"] or 0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.sleep(70)
+        assert {level.turn for level in it.dispatch.levels()} == {0}
+
+
+@virtual
+async def test_leases_are_counted_by_client() -> None:
+    """For the shares of the last minute."""
+    async with room(pool(1, limit(5))) as it:
+        for client in ("a", "b", "a"):
+            with await it.dispatch.lease(it.ticket(client)) as lease:
+                lease.spent()
+        assert it.dispatch.granted.counts(micros()) == {"a": Count(2, 2), "b": Count(1, 1)}
+        await asyncio.sleep(61)
+        assert it.dispatch.granted.counts(micros())["a"] == Count(2, 0)
+
+
+@virtual
+async def test_a_pinned_lane_is_one_of_its_own() -> None:
+    """It names the quota that it insists on."""
+    async with room(pool(2, limit(1))) as it:
+        ticket = Ticket(Client("a"), Kind((0,), "k1"), micros() + 300 * SECOND, pinned="k1")
+        with await it.dispatch.lease(ticket) as lease:
+            lease.spent()
+        waiting = task_of(it.dispatch.lease(ticket))
+        await asyncio.sleep(1)
+        assert [seen.pinned for seen in it.dispatch.lanes()] == ["k1"]
+        waiting.cancel()
+
+
+def test_a_turn_that_is_not_foretold_is_unknown() -> None:
+    """The store says so with no turn at all; one that is overdue is now."""
+    queue = Queue(lane(), turns=Turns(), told=0)
+    assert turn_at(queue, 0, 0) is None
+    queue.turns = Turns((5 * SECOND,))
+    assert turn_at(queue, 0, 2 * SECOND) == 3 * SECOND
+    assert turn_at(queue, 0, 9 * SECOND) == 0
+
+
+def test_limits_with_a_match_do_not_count_for_a_new_request() -> None:
+    """It is told what any request would wait."""
+    pool_ = pool(1, limit(5), limit(1, 10 * SECOND, "GET /collections"), limit(3, 20 * SECOND))
+    budgets = (Budget(5, 1, 50 * SECOND), Budget(1, 0, 9 * SECOND), Budget(3, 0, 8 * SECOND))
+    assert general(pool_) == (0, 2)
+    assert next_token(pool_, budgets, 2 * SECOND) == 6 * SECOND
+    assert next_token(pool_, budgets, 9 * SECOND) == 0
+    assert next_token(pool_, (), 0) == 0
