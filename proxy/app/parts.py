@@ -1,0 +1,81 @@
+"""Parts that are built from their settings alone; what is wrong with them is a problem with its path."""
+
+import os
+import socket
+import ssl
+
+from proxy.config import Config
+from proxy.core.errors import ConfigError, Problem, StartError
+from proxy.stores.links import Link
+from proxy.upstream import UpstreamSettings
+
+
+def upstream_settings(config: Config) -> UpstreamSettings:
+    """Where the upstream is and how long it may take."""
+    given = config.upstream
+    return UpstreamSettings(
+        url=given.url,
+        ca=given.ca,
+        connect_timeout=given.connect_timeout,
+        response_timeout=given.response_timeout,
+        max_connections=given.max_connections,
+        key_header=given.key_header,
+    )
+
+
+def link_to_store(config: Config) -> Link | None:
+    """The way to the shared store; `None` when tokens live in this process.
+
+    Raises:
+        ConfigError: its URL names files that cannot be used.
+    """
+    url = config.store.url
+    if url.scheme == "memory":
+        return None
+    try:
+        return Link(url.reveal(), shown=url.shown, timeout=config.store.timeout)
+    except StartError as problem:
+        raise ConfigError((Problem("store.url", str(problem).removeprefix("store.url: ")),)) from None
+
+
+def inbound_tls(config: Config) -> ssl.SSLContext | None:
+    """What the data listeners speak TLS with; `None` when they speak plain HTTP.
+
+    Raises:
+        ConfigError: the files hold no certificates, or none that belong together.
+    """
+    if config.tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.tls.cert, config.tls.key)
+    except (OSError, ssl.SSLError) as error:
+        message = f"no certificate and private key that belong together, in PEM ({type(error).__name__})"
+        raise ConfigError((Problem("tls", message),)) from None
+    if config.tls.client_ca is not None:
+        try:
+            context.load_verify_locations(config.tls.client_ca)
+        except (OSError, ssl.SSLError):
+            raise ConfigError((Problem("tls.client_ca", "no certificate in PEM"),)) from None
+        optional = config.tls.client_certificate == "optional"
+        context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
+    return context
+
+
+def refuse_what_is_not_built(config: Config) -> None:
+    """Refuse settings that this version reads but cannot carry out: better than to ignore them.
+
+    Raises:
+        ConfigError: with a problem for each.
+    """
+    problems: list[Problem] = []
+    if config.upstream.forwarded:
+        problems.append(Problem("upstream.forwarded", "this version does not tell callers' addresses: leave it out"))
+    if problems:
+        raise ConfigError(tuple(problems))
+
+
+def replica_name() -> str:
+    """A name that no other process has, not even an earlier one of this container."""
+    host = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in socket.gethostname())
+    return f"{host or 'host'}-{os.getpid()}-{os.urandom(4).hex()}"

@@ -1,0 +1,71 @@
+"""Serving until told to stop: signals, the drain, the exit code."""
+
+import asyncio
+import gc
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from proxy.app.composition import App
+from proxy.tasks import finish, spawn
+
+
+async def serve_until_told(app: App, announce: Callable[[str], None]) -> int:
+    """Run until SIGTERM or SIGINT, drain, and return the exit code; a second signal ends at once with 1."""
+    told, again = asyncio.Event(), asyncio.Event()
+    with _signals(lambda: again.set() if told.is_set() else told.set()):
+        await app.start()
+        _settle_memory()
+        try:
+            announce(f"ready data={','.join(app.data_addresses)} admin={','.join(app.admin_addresses)}")
+            await _first(told.wait(), app.failure())
+            return await _drain_unless(app, again)
+        finally:
+            await app.stop()
+
+
+def _settle_memory() -> None:
+    """Leave what was made at start out of every later garbage collection: it stays for good."""
+    gc.collect()
+    gc.freeze()
+
+
+async def until_told(begin: Callable[[], None]) -> None:
+    """Call `begin`, then wait for SIGTERM or SIGINT; one that comes early is not missed."""
+    told = asyncio.Event()
+    with _signals(told.set):
+        begin()
+        await told.wait()
+
+
+async def _drain_unless(app: App, again: asyncio.Event) -> int:
+    """Drain; 0 when it came to its end, 1 when it was cut short."""
+    await _first(app.drain(), again.wait())
+    return 1 if again.is_set() else 0
+
+
+async def _first(*alternatives: Coroutine[Any, Any, object]) -> None:
+    """Run them beside each other until the first has ended, and end the others; raises what that one raised."""
+    tasks: set[asyncio.Task[Any]] = set()
+    try:
+        running = [spawn(work, name="until told", owner=tasks) for work in alternatives]
+        ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+    finally:
+        await finish(tasks)
+
+
+@contextmanager
+def _signals(handle: Callable[[], object]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, handle)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            with suppress(ValueError):
+                loop.remove_signal_handler(number)

@@ -1,0 +1,97 @@
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from proxy import config
+from proxy.app.pools import Pools, Stations
+from proxy.core.errors import ShuttingDown, TooMany
+from proxy.core.exchange import Kind
+from proxy.core.model import SECOND, Client
+from proxy.dispatch import Ticket
+from tests.process import KEYS, write
+from tests.rooms import Recorder
+from tests.virtual import micros, task_of, virtual
+
+TWO = {
+    "default": {"keys": [{"name": "a", "secret": KEYS[0]}], "limits": [{"requests": 1, "window": "60s"}]},
+    "other": {"keys_dir": "keys"},
+}
+
+
+def pools(folder: Path) -> Pools:
+    """One pool with a key and one without."""
+    (folder / "keys").mkdir()
+    settings = config.load(write(folder, {"pools": TWO}), {})
+    stations = Stations(settings, None, "r", clock=micros, observer=Recorder())
+    return Pools(stations, settings.pools_of_model())
+
+
+def ticket() -> Ticket:
+    """Of somebody who has time."""
+    return Ticket(Client("a"), Kind((0,)), micros() + 300 * SECOND)
+
+
+def test_each_pool_is_at_work(tmp_path: Path) -> None:
+    """With its own buckets, its own waiting room; a pool without a key is named."""
+
+    @virtual
+    async def scenario() -> None:
+        it = pools(tmp_path)
+        await it.start()
+        assert list(it.dispatches) == ["default", "other"]
+        assert it.without_keys == ["other"]
+        with await it.dispatches["default"].lease(ticket()) as lease:
+            lease.spent()
+            assert [(level.pool, level.at_hand, level.size) for level in it.buckets()] == [("default", 0, 1)]
+        with pytest.raises(TooMany):
+            await it.dispatches["default"].lease(Ticket(Client("a"), Kind((0,)), micros()))
+        assert it.shared() == []
+        await it.stop()
+
+    scenario()
+
+
+def test_who_waits_is_refused_in_all_of_them(tmp_path: Path) -> None:
+    """And counted until then."""
+
+    @virtual
+    async def scenario() -> None:
+        it = pools(tmp_path)
+        await it.start()
+        dispatch = it.dispatches["default"]
+        (await dispatch.lease(ticket())).close()
+        waiting = task_of(dispatch.lease(ticket()))
+        await asyncio.sleep(1)
+        assert it.waiting == 1
+        assert [(level.client, level.waiting) for level in it.lanes()] == [("a", 1)]
+        it.refuse_all()
+        with pytest.raises(ShuttingDown):
+            await waiting
+        assert it.waiting == 0
+        await it.stop()
+
+    scenario()
+
+
+def test_the_failure_of_one_is_a_failure(tmp_path: Path) -> None:
+    """Whose exchange breaks down ends the process: nobody of that pool would be served again."""
+
+    @virtual
+    async def scenario() -> None:
+        it = pools(tmp_path)
+
+        async def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        dispatch = it.dispatches["default"]
+        dispatch._store.exchange = broken  # type: ignore[method-assign, assignment]  # a store with a bug
+        await it.start()
+        waiting = task_of(dispatch.lease(ticket()))
+        with pytest.raises(ZeroDivisionError):
+            await it.failure()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await it.stop()
+
+    scenario()
