@@ -73,7 +73,10 @@ class Ledger:
         self._shift: Micros = 0
         self._now: Micros = 0
         self._hold: Micros = 0
+        self._shared = 0
+        """How many shared the pool when the era began."""
         self._awaited = 0
+        """How many of them have not spoken since."""
         self._words: SortedSet[str, Micros] = SortedSet()
         self._members: dict[str, Member] = {}
         self._terms: SortedSet[str, Micros] = SortedSet()
@@ -112,7 +115,7 @@ class Ledger:
             budgets=self._budgets(now, call.terms),
             again=self._again(now, call.replica, forecast, dealt, waits=bool(told), left=left),
             wake=self._early(call.replica, forecast),
-            replicas=len(self._words),
+            replicas=max(len(self._words), self._shared if self._waits_for_words(now) else 0),
             foreign=tuple(sorted(self.buckets.foreign.items())),
         )
 
@@ -139,9 +142,13 @@ class Ledger:
         self._tick = max(self._tick, now)
         self._leases = max(self._leases, now)
         self.era = f"{now}-{run[:8]}"
-        self._awaited = max(len(self._words), call.replicas if call.era else 0)
+        self._shared = self._awaited = max(len(self._words), call.replicas if call.era else 0)
         self._hold = now + HOLD
         self.buckets.chill()
+
+    def _waits_for_words(self, now: Micros) -> bool:
+        """Whether others may yet have to tell what they hold; what is at hand is not known before."""
+        return self._awaited > 0 and now < self._hold
 
     def _asks(self, call: Call) -> tuple[str, ...]:
         asks = []
@@ -207,7 +214,7 @@ class Ledger:
     def _deal(self, now: Micros, call: Call, lanes: dict[Place, Lane], rehearsal: Rehearsal, most: int) -> Dealt:
         """Give what is at hand in fair order: to the caller as grants, to others as loans that are given back below."""
         dealt = Dealt()
-        if self._awaited > 0 and now < self._hold:
+        if self._waits_for_words(now):
             dealt.stopped = self._hold
             return dealt
         while choice := self._choose(rehearsal):
@@ -291,7 +298,7 @@ class Ledger:
     def _budgets(self, now: Micros, terms: str) -> tuple[Budget, ...]:
         budgets = []
         for limit in self.buckets.limits(terms):
-            hand = self.buckets.at_hand(terms, limit)
+            hand = 0 if self._waits_for_words(now) else self.buckets.at_hand(terms, limit)
             returns = self.buckets.nth_return(terms, limit, hand, now) - now
             budgets.append(Budget(self.buckets.size(terms, limit), hand, returns))
         return tuple(budgets)

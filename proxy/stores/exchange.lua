@@ -116,6 +116,7 @@ end
 local STATE = key('state')
 local NUMBERS = {
   'tick', 'leases', 'shift', 'now', 'hold', 'awaited', 'trip', 'bound', 'uses', 'strangers', 'virtual', 'stamp', 'kept',
+  'shared',
 }
 local state = {}
 do
@@ -1453,9 +1454,15 @@ local function suspect(now, run)
   state.tick = max(state.tick, now)
   state.leases = max(state.leases, now)
   state.era = text(now) .. '-' .. string.sub(run, 1, 8)
-  state.awaited = max(redis_call('ZCARD', key('words')), call.era ~= '' and call.replicas or 0)
+  state.shared = max(redis_call('ZCARD', key('words')), call.era ~= '' and call.replicas or 0)
+  state.awaited = state.shared
   state.hold = now + HOLD
   chill()
+end
+
+-- Whether others may yet have to tell what they hold; what is at hand is not known before.
+local function waits_for_words(now)
+  return state.awaited > 0 and now < state.hold
 end
 
 -- Members are `serial|era|lease,…`.
@@ -1545,7 +1552,7 @@ end
 -- Returns grants {lease, client, need, quota, probe}, loans {quota, need, replica}, and until when it was broken off.
 local function deal(now, names)
   local grants, lent = {}, {}
-  if state.awaited > 0 and now < state.hold then
+  if waits_for_words(now) then
     return grants, lent, state.hold
   end
   while true do
@@ -1699,7 +1706,7 @@ local function exchange()
   end
   local budgets = {}
   for index, limit in ipairs(view.limits) do
-    local hand = at_hand(view, limit.id)
+    local hand = waits_for_words(now) and 0 or at_hand(view, limit.id)
     budgets[index] = { size_of(view, limit.id), hand, nth_return(view, limit.id, hand, now) - now }
   end
   local again = again_of(now, #told > 0, stopped, left)
@@ -1711,10 +1718,8 @@ local function exchange()
   end
   renew(now)
   save()
-  return {
-    state.era, state.tick, now, asks, granted, told, budgets, again or -1, woken, redis_call('ZCARD', key('words')),
-    others,
-  }
+  local replicas = max(redis_call('ZCARD', key('words')), waits_for_words(now) and state.shared or 0)
+  return { state.era, state.tick, now, asks, granted, told, budgets, again or -1, woken, replicas, others }
 end
 
 return exchange()

@@ -1,11 +1,16 @@
 """A replica's share of the limits while the shared store is lost: its part, less a reserve, evenly paced.
 
 The share is the limit divided by the replicas that were last seen. What this replica has spent itself is counted by a
-ledger of its own; what the others do is not known, so it paces as well: `aiolimiter` with a capacity of 1 lets through
-at most one request more than its rate in any window (its burst is capacity plus leak), for which the reserve has room.
+ledger of its own. What the others had spent when the store was lost is not: they may go on with their shares, while
+what they spent beyond them still counts. So for the first window a replica uses what returns to it, and of what was
+at hand its part; the rest of its share is set aside as spent by them. Then all replicas have their shares, together
+less than the limit. What else goes wrong (a replica that nobody had seen, a store that only some have lost) the pace
+makes rare: `aiolimiter` with a capacity of 1 lets through at most one request more than its rate in any window (its
+burst is capacity plus leak), for which the reserve has room.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 
 from aiolimiter import AsyncLimiter
 
@@ -20,14 +25,24 @@ RESERVE = 0.1
 
 
 class Share:
-    """One loss of the store, from its begin to its end."""
+    """One loss of the store, from its begin to its end.
+
+    `held` is what the replica has out; `hands` the tokens at hand over all quotas when it heard last, by limit, without
+    an entry for what it never heard of; `age` for how long the store has been lost.
+    """
 
     def __init__(
-        self, terms: Terms, replica: str, replicas: int, held: tuple[Held, ...], clock: Callable[[], Micros]
+        self,
+        terms: Terms,
+        replica: str,
+        replicas: int,
+        held: tuple[Held, ...],
+        hands: Mapping[str, int],
+        age: Micros,
+        clock: Callable[[], Micros],
     ) -> None:
         self._clock = clock
         self._ledger = Ledger(f"{replica}.")
-        self._held: tuple[Held, ...] | None = held
         self._serial = 0
         self._paces = [_Pace(limit, len(terms.quotas), replicas, clock) for limit in terms.limits]
         limits = [
@@ -35,6 +50,7 @@ class Share:
             for limit, pace in zip(terms.limits, self._paces, strict=True)
         ]
         self._terms = Terms(f"share-of-{terms.name}", terms.quotas, tuple(limits), terms.bound)
+        self._held: tuple[Held, ...] | None = (*held, *_of_others(self._terms, replicas, held, hands, age))
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """See `core.exchange.Store`; grants one request at a time."""
@@ -87,6 +103,21 @@ class Share:
             last = first + (left - 1) * step * weights // demand.weight
             told[demand.lane] = Turns((first,), ((left - 1, last),) if left > 1 else ())
         return told
+
+
+def _of_others(
+    terms: Terms, replicas: int, held: tuple[Held, ...], hands: Mapping[str, int], age: Micros
+) -> Iterator[Held]:
+    """What others may have spent of a share, as if it were counted at the latest that it can be."""
+    for limit in terms.limits:
+        if limit.id not in hands:
+            continue
+        own = Counter(row.quota for row in held if limit.id in dict(row.windows))
+        part = int(hands[limit.id] * (1 - RESERVE) / replicas / len(terms.quotas))
+        for quota in terms.quotas:
+            for number in range(limit.requests - own[quota] - part):
+                lease = f"others-{limit.id}-{number}"
+                yield Held(lease, quota, "", ((limit.id, limit.window),), age, age - terms.bound)
 
 
 class _Pace:

@@ -42,6 +42,8 @@ class SharedStore:
         self._since: Micros = 0
         self._degraded: Micros = 0
         self._share: Share | None = None
+        self._hands: dict[str, int] = {}
+        """Tokens at hand by limit, as the store told last."""
         self._wake: Callable[[], None] = lambda: None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -87,9 +89,13 @@ class SharedStore:
         """
         if self.lost is None:
             try:
-                return await self._store.exchange(settlements, demands)
+                answer = await self._store.exchange(settlements, demands)
             except StoreLost as lost:
                 self._lose(lost)
+            else:
+                limits = self._store.letters.terms.limits
+                self._hands = {limit.id: budget.at_hand for limit, budget in zip(limits, answer.budgets, strict=False)}
+                return answer
         return await self._without(settlements, demands)
 
     async def _without(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
@@ -112,7 +118,8 @@ class SharedStore:
     def _new_share(self) -> Share:
         letters = self._store.letters
         held = letters.record.held(self._clock())
-        return Share(letters.terms, letters.replica, letters.replicas, held, self._clock)
+        age = self._clock() - self._since
+        return Share(letters.terms, letters.replica, letters.replicas, held, self._hands, age, self._clock)
 
     # Losing and finding it
 

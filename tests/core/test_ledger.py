@@ -2,8 +2,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.exchange import PULSE
+from proxy.core.ledger import HOLD, Ledger
+from proxy.core.letters import Call, terms_of
 from proxy.core.model import MILLISECOND, SECOND
-from tests.core.worlds import World, lane, limit, pool, throttled
+from tests.core.worlds import BOUND, World, lane, limit, pool, throttled
 
 W = 60 * SECOND + 130 * MILLISECOND
 
@@ -119,3 +121,17 @@ def test_the_budget_speaks_for_the_whole_pool() -> None:
     (budget,) = answer.budgets
     assert (budget.size, budget.at_hand) == (30, 26)
     assert budget.returns == 10 * SECOND + 5 * MILLISECOND
+
+
+def test_a_new_era_tells_of_nothing_at_hand_before_all_have_spoken() -> None:
+    """Law 8: until those that shared the pool have told what they hold, a replica counts on them, and on no token."""
+    terms = terms_of(pool(1, limit(5)), BOUND)
+    ledger = Ledger()
+
+    def told(now: int, serial: int, era: str) -> tuple[int, int]:
+        call = Call("r", serial, serial - 1, era, 0, 3, terms.name, held=(), spelled=terms)
+        reply = ledger.exchange(now, "run", call)
+        return reply.budgets[0].at_hand, reply.replicas
+
+    assert told(SECOND, 1, "before") == (0, 3)
+    assert told(SECOND + HOLD, 2, ledger.era) == (5, 1)

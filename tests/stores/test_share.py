@@ -1,0 +1,117 @@
+import asyncio
+from bisect import bisect_left
+from random import Random
+
+import pytest
+
+from proxy.core.exchange import USE_BY, Demand, Lane, Spent
+from proxy.core.letters import Held, Terms, terms_of
+from proxy.core.model import MILLISECOND, SECOND, Micros
+from proxy.stores.share import Share
+from tests.core.worlds import BOUND, lane, limit, pool
+from tests.virtual import micros, virtual
+
+LIMIT, WINDOW = 20, 10 * SECOND
+BEYOND = WINDOW + USE_BY + BOUND
+"""When nothing that was spent before the loss counts any more, whoever spent it."""
+
+
+def terms_for(quotas: int = 2) -> Terms:
+    """A pool of keys with `LIMIT` in `WINDOW`."""
+    return terms_of(pool(quotas, limit(LIMIT, WINDOW), guard=0), USE_BY + BOUND)
+
+
+class Alone:
+    """A replica that has lost the store, with its own clock stopped at the moment of the loss."""
+
+    def __init__(self, name: str, spent: list[tuple[str, Micros]], hand: int, replicas: int, terms: Terms) -> None:
+        window = (terms.limits[0].id, terms.limits[0].window)
+        held = tuple(Held(f"{name}{i}", quota, "a", (window,), age, age) for i, (quota, age) in enumerate(spent))
+        self.sent = [(quota, micros() - age) for quota, age in spent]
+        self.share = Share(terms, name, replicas, held, {terms.limits[0].id: hand}, 0, micros)
+        self._settled: tuple[Spent, ...] = ()
+
+    async def turn(self, waiting: int = 50, of: Lane | None = None) -> None:
+        """Send all that may be sent now; an answer comes at once."""
+        while True:
+            answer = await self.share.exchange(self._settled, (Demand(of or lane(), 1, waiting),))
+            self._settled = tuple(Spent(grant.lease, 0) for grant in answer.grants)
+            self.sent += [(grant.quota, micros()) for grant in answer.grants]
+            if not answer.grants:
+                return
+
+
+async def pass_(duration: Micros, *replicas: Alone) -> None:
+    """Let time go by; each replica sends whenever it may."""
+    end = micros() + duration
+    while micros() < end:
+        for replica in replicas:
+            await replica.turn()
+        await asyncio.sleep(0.05)
+
+
+def worst(terms: Terms, *replicas: Alone) -> int:
+    """The most that was sent on one key in any window."""
+    most = 0
+    for quota in terms.quotas:
+        instants = sorted(instant for one in replicas for key, instant in one.sent if key == quota)
+        most = max(most, *(bisect_left(instants, at + WINDOW) - i for i, at in enumerate(instants)))
+    return most
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_was_spent_unevenly_is_waited_for(seed: int) -> None:
+    """However unevenly replicas had spent when the store was lost, together they stay below the limit (law 1)."""
+
+    @virtual
+    async def scenario() -> None:
+        random, terms, names = Random(seed), terms_for(), ["a", "b", "c", "d"]
+        spent: dict[str, list[tuple[str, Micros]]] = {name: [] for name in names}
+        hand = 0
+        for quota in terms.quotas:
+            for _ in range(LIMIT):
+                if random.random() < 0.2:
+                    hand += 1
+                else:
+                    spent[random.choices(names, (9, 3, 1, 0))[0]].append((quota, random.randrange(WINDOW // 2)))
+        replicas = [Alone(name, spent[name], hand, len(names), terms) for name in names]
+        await pass_(2 * BEYOND, *replicas)
+        assert worst(terms, *replicas) <= LIMIT
+        late = [instant for one in replicas for _, instant in one.sent if instant > micros() - WINDOW]
+        assert len(late) > len(terms.quotas) * LIMIT / 2, "what was set aside has come back"
+
+    scenario()
+
+
+@virtual
+async def test_its_part_of_what_was_at_hand_is_used_at_once() -> None:
+    """A replica that had spent nothing goes on at once, if nobody else had."""
+    terms = terms_for()
+    idle = Alone("a", [], 2 * LIMIT, 2, terms)
+    await pass_(WINDOW, idle)
+    assert len(idle.sent) >= 0.7 * LIMIT
+
+
+@virtual
+async def test_its_own_tokens_return_to_it() -> None:
+    """What a replica has spent itself it may use again as it returns, although nothing else is at hand."""
+    terms = terms_for(1)
+    one = Alone("a", [("k0", age * SECOND) for age in range(8)], 0, 2, terms)
+    before = len(one.sent)
+    await pass_(WINDOW - SECOND, one)
+    assert 4 <= len(one.sent) - before <= 8
+
+
+@virtual
+async def test_turns_are_told() -> None:
+    """Who waits is told when its turn comes by the pace, in proportion to weight."""
+    terms = terms_for(1)
+    one = Alone("a", [], LIMIT, 2, terms)
+    answer = await one.share.exchange((), (Demand(lane("a"), 1, 4), Demand(lane("b"), 3, 4)))
+    assert len(answer.grants) == 1
+    assert answer.again is not None
+    assert MILLISECOND <= answer.again <= SECOND
+    slow, fast = answer.turns[lane("a")].at(3), answer.turns[lane("b")].at(3)
+    assert slow is not None
+    assert fast is not None
+    assert fast < slow
