@@ -151,6 +151,11 @@ class Server:
             self._process.kill()
             self._process.wait()
 
+    def forget(self) -> None:
+        """Remove what it has written to its disk; it does not run."""
+        for path in self.folder.glob("appendonly*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Let it stand still for a while: connections stay, nothing answers."""

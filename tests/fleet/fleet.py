@@ -1,0 +1,252 @@
+"""A fleet as it is run: replicas in processes of their own, one server that they share, and the upstream that judges.
+
+The upstream's log of arrivals is the evidence for law 1; each caller writes down every request that it made and how it
+was answered, so that nothing can be lost or doubled unseen. The windows are short: what takes minutes at 60 in 60
+seconds takes seconds here.
+"""
+
+import asyncio
+import json
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from proxy.practice import PracticeApi, PracticeSettings
+from proxy.tasks import finish, spawn
+from tests.process import KEYS, TOKENS, Keyturn, Reply, calling, client, document, limit, request, serving, until, write
+from tests.stores.servers import Server, server
+
+REPLICAS = 4
+LIMIT = 20
+WINDOW = 1.0
+"""Seconds: each key may be used `LIMIT` times in any window of this length."""
+PATIENCE = 8
+"""Seconds that a caller waits for its turn."""
+SLACK = 4.0
+"""Seconds by which a busy machine may be late to tell a caller that its time is over."""
+
+LOST = "the store does not answer"
+FOUND = "the store answers again"
+NEW = "the store is new, restarted or behind"
+
+
+@dataclass(slots=True)
+class Asked:
+    """One request of a caller, and its answer; `None`: the connection was cut before one came."""
+
+    replica: int
+    client: str
+    target: str
+    seconds: float = 0.0
+    reply: Reply | None = None
+
+    @property
+    def status(self) -> int:
+        """The answer's status; 0 without one."""
+        return self.reply.status if self.reply else 0
+
+
+@dataclass
+class Replica:
+    """One `keyturn serve` of the fleet."""
+
+    number: int
+    keyturn: Keyturn
+    gone: bool = False
+    """It was killed."""
+    stopped: bool = False
+    paused: float = 0.0
+    """Seconds for which it stood still, so far."""
+    health: Counter[int] = field(default_factory=Counter)
+    """What `/healthz` was answered with, so far."""
+
+    @property
+    def said(self) -> list[str]:
+        """The lines of its log, each by its beginning if that is a known one."""
+        lines = [json.loads(line)["event"] for line in self.keyturn.process.lines if line.startswith("{")]
+        return [next((known for known in (LOST, FOUND, NEW) if line.startswith(known)), line) for line in lines]
+
+    async def ready(self) -> int:
+        """The status of `/readyz`."""
+        return (await self.keyturn.page("/readyz")).status
+
+    async def kill(self) -> None:
+        """End it at once, as a crash or the system does."""
+        self.gone = True
+        self.keyturn.process.signal(signal.SIGKILL)
+        await self.keyturn.process.ended()
+
+    @asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """Stop it, and let it go on at the end of the block."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self.stopped = True
+        self.keyturn.process.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.keyturn.process.signal(signal.SIGCONT)
+            self.paused += loop.time() - began
+            self.stopped = False
+
+
+class Fleet:
+    """The replicas, their server and their upstream, and whoever calls."""
+
+    def __init__(self, api: PracticeApi, store: Server) -> None:
+        self.api = api
+        self.store = store
+        self.replicas: list[Replica] = []
+        self.asked: list[Asked] = []
+        self._callers: set[asyncio.Task[Any]] = set()
+        self._watch: set[asyncio.Task[Any]] = set()
+        self._over = asyncio.Event()
+
+    @property
+    def alive(self) -> list[Replica]:
+        """Those that were not killed."""
+        return [replica for replica in self.replicas if not replica.gone]
+
+    # Callers
+
+    def call(self, replica: Replica, name: str, callers: int) -> None:
+        """Have a client call a replica over so many connections, each anew when it was answered."""
+        for number in range(callers):
+            who = f"{name} {number} at {replica.number}"
+            spawn(self._call(replica, name, f"/echo/{name}-{replica.number}-{number}"), name=who, owner=self._callers)
+
+    async def _call(self, replica: Replica, name: str, path: str) -> None:
+        serial = 0
+        while not (self._over.is_set() or replica.gone):
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                async with calling(replica.keyturn.data) as caller:
+                    while not self._over.is_set():
+                        serial += 1
+                        asked = Asked(replica.number, name, f"{path}-{serial}")
+                        await self._ask(asked, caller.ask(request(asked.target, token=TOKENS[name])))
+
+    async def _ask(self, asked: Asked, answer: Awaitable[Reply]) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self.asked.append(asked)
+        try:
+            asked.reply = await answer
+        finally:
+            asked.seconds = loop.time() - began
+        if asked.status != 200:
+            await asyncio.sleep(0.05)  # a caller that asks again at once would be most of the load
+
+    async def quiet(self) -> None:
+        """Let every caller take the answer that it waits for, and leave."""
+        self._over.set()
+        await asyncio.gather(*self._callers)
+
+    def answers(self, status: int, replica: Replica | None = None) -> list[Asked]:
+        """The requests that were answered with a status, by any replica or by one."""
+        numbers = {replica.number} if replica else set(range(REPLICAS))
+        return [asked for asked in self.asked if asked.status == status and asked.replica in numbers]
+
+    async def serves(self, more: int) -> None:
+        """See that so many more requests are answered by the upstream."""
+        enough = len(self.answers(200)) + more
+        await until(lambda: len(self.answers(200)) >= enough, f"{more} more requests are served")
+
+    # Health
+
+    def watch(self) -> None:
+        """Look at every replica's liveness again and again."""
+        for replica in self.replicas:
+            spawn(self._look(replica), name=f"watch {replica.number}", owner=self._watch)
+
+    async def _look(self, replica: Replica) -> None:
+        while not replica.gone:
+            if not replica.stopped:
+                with suppress(ConnectionError, asyncio.IncompleteReadError):
+                    status = (await replica.keyturn.page("/healthz")).status
+                    replica.health[status] += 1
+            await asyncio.sleep(0.1)
+
+    # Log
+
+    async def said(self, what: str, times: int) -> None:
+        """See that every replica that is alive has said that so often."""
+        await until(
+            lambda: all(replica.said.count(what) >= times for replica in self.alive),
+            f"each replica says for the {times}th time: {what}",
+        )
+
+    # The end, and what is true then
+
+    async def end(self) -> None:
+        """End whoever calls and watches."""
+        await finish(self._callers)
+        await finish(self._watch)
+
+    def judge(self, *, throttled: int = 0) -> None:
+        """Laws 1, 2, 6 and 10 by the upstream's log and the callers' books."""
+        worst = self.api.worst(WINDOW)
+        assert max(worst.values()) <= LIMIT + throttled, worst
+        assert self.api.throttled <= throttled
+        arrived = Counter(arrival.target for arrival in self.api.arrivals if arrival.status != 429)
+        for asked in self.asked:
+            self._judge(asked, arrived.pop(asked.target, 0))
+        assert not arrived, f"nobody asked for {arrived}"
+        assert all(set(replica.health) == {200} for replica in self.replicas)
+
+    def _judge(self, asked: Asked, arrived: int) -> None:
+        if asked.status == 200:
+            assert arrived == 1, f"{asked} arrived {arrived} times"
+            assert asked.reply
+            assert asked.reply.json()["target"] == asked.target
+        elif asked.reply:
+            assert asked.status in (429, 503), asked
+            assert arrived == 0, f"{asked} was refused and arrived"
+            assert 1 <= int(asked.reply.one("Retry-After")) <= 60, asked
+        else:
+            assert self.replicas[asked.replica].gone, f"{asked} was not answered"
+            assert arrived <= 1, f"{asked} arrived {arrived} times"
+        allowed = PATIENCE + SLACK + self.replicas[asked.replica].paused
+        assert asked.seconds <= allowed, f"{asked} waited beyond its deadline"
+
+
+def settings(api: PracticeApi, folder: Path, store: Server, on_loss: str) -> dict[str, Any]:
+    """The configuration of a replica."""
+    told = document(api, folder, limits=(limit(LIMIT, f"{WINDOW:g}s"),), upstream={"settle_bound": "1s"})
+    return {
+        **told,
+        "clients": [client("ci", weight=3), client("reader"), client("pinner")],
+        "queue": {"max_wait": f"{PATIENCE}s"},
+        "store": {"url": store.url, "on_loss": on_loss, "timeout": f"{SLACK:g}s"},
+        "drain": "5s",
+    }
+
+
+@asynccontextmanager
+async def fleet(folder: Path, kind: str, *lines: str, on_loss: str = "share") -> AsyncIterator[Fleet]:
+    """A fleet that is ready, on a server of a kind with these lines of configuration."""
+    random = Random(1)
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(server(kind, *lines))
+        practice = PracticeSettings(tls=True, keys=KEYS, limit=LIMIT, window=WINDOW, kind="rolling")
+        api = await stack.enter_async_context(PracticeApi(practice))
+        api.latency = lambda: random.uniform(0.0, 0.02)
+        one = Fleet(api, store)
+        stack.push_async_callback(one.end)
+        told = settings(api, folder, store, on_loss)
+        started = [_start(stack, number, folder, told) for number in range(REPLICAS)]
+        one.replicas = list(await asyncio.gather(*started))
+        one.watch()
+        yield one
+        await one.quiet()
+
+
+async def _start(stack: AsyncExitStack, number: int, folder: Path, told: dict[str, Any]) -> Replica:
+    own = folder / f"replica-{number}"
+    own.mkdir()
+    return Replica(number, await stack.enter_async_context(serving(write(own, told))))

@@ -1,0 +1,92 @@
+"""Four real processes, one real server, and an upstream whose own log says whether the laws held."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.fleet.fleet import FOUND, LOST, NEW, Fleet, fleet
+from tests.process import until
+from tests.stores.servers import KINDS
+
+CALLERS = 6
+"""Of one client at each replica."""
+
+
+async def test_replicas_that_share_die_and_stand_still(tmp_path: Path) -> None:
+    """Clients share by weight wherever they call; a replica that is killed or stopped costs its own callers only."""
+    async with fleet(tmp_path, KINDS[-1]) as one:
+        first, second, third, fourth = one.replicas
+        one.call(first, "ci", 36)
+        one.call(second, "reader", 18)
+        for replica in one.replicas:
+            one.call(replica, "pinner", 5)
+        await _share_by_weight(one)
+        random = Random(2)
+        one.api.latency = lambda: random.uniform(0, 0.3)  # so that leases are out whenever something happens
+        await one.serves(40)
+        await fourth.kill()
+        await one.serves(60)
+        async with third.standing_still():
+            await one.serves(120)  # which takes longer than a lease of it lives
+        answered = len(one.answers(200, third)) + 5
+        await until(lambda: len(one.answers(200, third)) > answered, "it answers again")
+        await one.quiet()
+        one.judge()
+        assert [replica.said for replica in one.alive] == [[], [], []]
+
+
+async def _share_by_weight(one: Fleet) -> None:
+    """A client of weight 3 gets three times as much as one of weight 1, and who calls all replicas has one share."""
+    await one.serves(40)
+    before = Counter(asked.client for asked in one.answers(200))
+    await one.serves(160)
+    after = Counter(asked.client for asked in one.answers(200))
+    after.subtract(before)
+    assert 2 < after["ci"] / after["reader"] < 4.5, after
+    assert 0.5 < after["pinner"] / after["reader"] < 2, after
+
+
+@pytest.mark.parametrize(("on_loss", "kind"), [("share", KINDS[-1]), ("wait", KINDS[0]), ("refuse", KINDS[-1])])
+async def test_a_server_that_forgets_and_dies(tmp_path: Path, on_loss: str, kind: str) -> None:
+    """Whatever the server loses, nothing is spent twice; each replica says once what happened, and goes on."""
+    async with fleet(tmp_path, kind, "appendonly yes", on_loss=on_loss) as one:
+        for replica in one.replicas:
+            one.call(replica, "pinner", CALLERS)
+        await one.serves(60)
+        one.store.ask("SCRIPT", "FLUSH")
+        await one.serves(50)
+        assert [replica.said for replica in one.replicas] == [[], [], [], []]
+        one.store.ask("FLUSHALL")
+        await one.said(NEW, 1)
+        await one.serves(50)
+        await _outage(one, on_loss, 1)
+        await one.serves(50)
+        await _outage(one, on_loss, 2, cold=True)
+        await one.serves(50)
+        await one.quiet()
+        one.judge()
+        assert [replica.said for replica in one.replicas] == [[NEW, LOST, NEW, FOUND, LOST, NEW, FOUND]] * 4
+
+
+async def _outage(one: Fleet, on_loss: str, number: int, *, cold: bool = False) -> None:
+    """The server is killed and comes back, with all that it knew or (`cold`) with nothing."""
+    one.store.kill()
+    await one.said(LOST, number)
+    assert {await replica.ready() for replica in one.replicas} == {503 if on_loss == "refuse" else 200}
+    assert {await replica.keyturn.metric("keyturn_store_up") for replica in one.replicas} == {0}
+    match on_loss:
+        case "share":
+            await one.serves(10)
+        case "wait":
+            await asyncio.gather(*(replica.keyturn.waiting(CALLERS) for replica in one.replicas))
+        case _:
+            refused = len(one.answers(503)) + 20
+            await until(lambda: len(one.answers(503)) >= refused, "callers are refused")
+    if cold:
+        one.store.forget()
+    await asyncio.to_thread(one.store.start)
+    await one.said(FOUND, number)
+    assert {await replica.ready() for replica in one.replicas} == {200}
