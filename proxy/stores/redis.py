@@ -11,7 +11,7 @@ from proxy.core.correspondence import Correspondence
 from proxy.core.errors import StoreLost
 from proxy.core.events import EraBegan, Observer
 from proxy.core.exchange import PULSE, USE_BY, Demand, Exchange, Settlement
-from proxy.core.letters import terms_of
+from proxy.core.letters import Call, Reply, terms_of
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.stores.codec import SCRIPT, decode, encode
@@ -72,13 +72,21 @@ class RedisStore:
         for _ in range(ROUNDS):
             sent = self._clock()
             call = letters.call(sent, settlements, demands)
-            reply = decode(await self.link.run(EXCHANGE, self.key, encode(call)), call)
+            reply = await self.send(call)
             answer = letters.hear(sent, self._clock(), call, reply)
             if answer is not None:
                 if era not in ("", letters.era):
                     self._observer.observe(EraBegan(self.pool))
                 return answer if answer.again is not None else replace(answer, again=self._pulse())
         raise StoreLost("The shared store does not come to terms with this replica.", cause=_AT_ODDS)
+
+    async def send(self, call: Call) -> Reply:
+        """One letter and its reply: one round trip.
+
+        Raises:
+            StoreLost: no answer.
+        """
+        return decode(await self.link.run(EXCHANGE, self.key, encode(call)), call)
 
     def _pulse(self) -> Micros:
         return PULSE if len(self.letters.record) else IDLE

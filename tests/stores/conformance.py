@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from proxy.core.exchange import Demand, Exchange, Settlement, Spent, Throttled, Unsent
+from proxy.core.exchange import GRACE, USE_BY, Demand, Exchange, Seen, Settlement, Spent, Throttled, Unsent
 from proxy.core.model import SECOND, Micros, Pool
-from tests.core.worlds import lane, limit, pool
+from tests.core.worlds import BOUND, lane, limit, pool
 
 W: Micros = 10 * SECOND + 105_000
 """The stretched window of 10 s."""
@@ -20,8 +20,14 @@ class Opened(Protocol):
     ) -> Exchange:
         """One exchange of a replica of that name."""
 
+    def adopt(self, replica: str, pool_: Pool) -> None:
+        """A replica of that name goes on with another configuration."""
+
     def pass_(self, duration: Micros) -> None:
         """Move the store's clock."""
+
+    async def close(self) -> None:
+        """Let it go."""
 
 
 def wants(number: int, client: str = "a", weight: int = 1) -> Demand:
@@ -32,13 +38,17 @@ def wants(number: int, client: str = "a", weight: int = 1) -> Demand:
 class StoreConformance:
     """Inherit, and open the store."""
 
-    def open(self, pool_: Pool) -> Opened:
+    async def open(self, pool_: Pool) -> Opened:
         """A new store for the pool."""
         raise NotImplementedError
 
-    def play(self, scenario: Callable[[Opened], Awaitable[None]], *, requests: int = 2) -> None:
+    def play(self, scenario: Callable[[Opened], Awaitable[None]], *, requests: int = 2, keys: int = 1) -> None:
         async def run() -> None:
-            await scenario(self.open(pool(1, limit(requests, 10 * SECOND))))
+            store = await self.open(pool(keys, limit(requests, 10 * SECOND)))
+            try:
+                await scenario(store)
+            finally:
+                await store.close()
 
         asyncio.run(run())
 
@@ -129,3 +139,133 @@ class StoreConformance:
             assert ticks == sorted(set(ticks))
 
         self.play(scenario)
+
+    def test_a_bucket_that_is_not_known_opens_by_a_probe(self) -> None:
+        """One request goes out on a quota; when it is settled the others may (law 8)."""
+
+        async def scenario(store: Opened) -> None:
+            store.adopt("r", pool(2, limit(3, 20 * SECOND)))
+            probes = (await store.exchange("r", (), (wants(9),))).grants
+            assert [(grant.quota, grant.probe) for grant in probes] == [("k0", True), ("k1", True)]
+            answer = await store.exchange("r", (Spent(probes[0].lease, 0),), (wants(7),))
+            assert [(grant.quota, grant.probe) for grant in answer.grants] == [("k0", False)] * 2
+
+        self.play(scenario)
+
+    def test_replicas_share_by_the_weights_of_their_clients(self) -> None:
+        """Law 4 holds between clients that wait at different replicas."""
+
+        async def scenario(store: Opened) -> None:
+            waiting = {"r": wants(9, "a", 2), "q": wants(9, "b", 1)}
+            got = await returned(store, waiting, 6)
+            assert (got["r"], got["q"]) == (4, 2)
+
+        self.play(scenario, requests=6)
+
+    def test_a_client_of_many_replicas_has_one_share(self) -> None:
+        """Who waits at three replicas gets no more than who waits at one."""
+
+        async def scenario(store: Opened) -> None:
+            waiting = {"p": wants(9, "a"), "q": wants(9, "a"), "r": wants(9, "a"), "s": wants(9, "b")}
+            got = await returned(store, waiting, 6)
+            assert got["s"] == 3
+            assert sum(got.values()) == 6
+
+        self.play(scenario, requests=6)
+
+    def test_the_place_of_a_dead_replica_lapses(self) -> None:
+        """Who does not come back when it was told to, or a grace later, waits no longer."""
+
+        async def scenario(store: Opened) -> None:
+            (grant,) = (await store.exchange("r", (), (wants(1, "z"),))).grants
+            gone = await store.exchange("q", (), (wants(1, "b"),))
+            assert not (await store.exchange("r", (Unsent(grant.lease),), (wants(1, "z"),))).grants
+            assert gone.again is not None
+            store.pass_(gone.again + GRACE + 1)
+            assert (await store.exchange("r", (), (wants(1, "z"),))).grants
+
+        self.play(scenario, requests=1)
+
+    def test_the_tokens_of_a_dead_replica_return(self) -> None:
+        """A window after the last moment at which its request may have been counted, not a microsecond earlier."""
+
+        async def scenario(store: Opened) -> None:
+            assert (await store.exchange("q", (), (wants(1),))).grants
+            store.pass_(USE_BY + BOUND + W - 1)
+            assert not (await store.exchange("r", (), (wants(1),))).grants
+            store.pass_(1)
+            assert (await store.exchange("r", (), (wants(1),))).grants
+
+        self.play(scenario, requests=1)
+
+    def test_a_key_that_comes_back_keeps_its_window(self) -> None:
+        """What was spent stays spent, while its key is out of the configuration, too."""
+
+        async def scenario(store: Opened) -> None:
+            grants = (await store.exchange("r", (), (wants(2),))).grants
+            await store.exchange("r", tuple(Spent(grant.lease, 0) for grant in grants), ())
+            for keys in (1, 2):
+                store.adopt("r", pool(keys, limit(1, 10 * SECOND)))
+                assert not (await store.exchange("r", (), (wants(1),))).grants
+            store.pass_(W)
+            assert (await store.exchange("r", (), (wants(1),))).grants
+
+        self.play(scenario, requests=1, keys=2)
+
+    def test_limits_change_with_what_was_spent(self) -> None:
+        """A higher limit has more at hand at once, a lower one less; what is out counts under either."""
+
+        async def scenario(store: Opened) -> None:
+            grants = (await store.exchange("r", (), (wants(2),))).grants
+            await store.exchange("r", tuple(Spent(grant.lease, 0) for grant in grants), ())
+            store.adopt("r", pool(1, limit(3, 10 * SECOND)))
+            assert len((await store.exchange("r", (), (wants(9),))).grants) == 1
+            store.adopt("r", pool(1, limit(1, 10 * SECOND)))
+            store.pass_(W)
+            assert not (await store.exchange("r", (), (wants(9),))).grants
+
+        self.play(scenario)
+
+    def test_what_others_spend_is_taken_out(self) -> None:
+        """An answer that shows less than is at hand takes the difference out until its reset (law 9)."""
+
+        async def scenario(store: Opened) -> None:
+            (grant,) = (await store.exchange("r", (), (wants(1),))).grants
+            answer = await store.exchange("r", (Spent(grant.lease, 0, (Seen(0, 1, 5 * SECOND),)),), (wants(9),))
+            assert answer.foreign == (("k0", 2),)
+            assert len(answer.grants) == 1
+            store.pass_(5 * SECOND)
+            assert len((await store.exchange("r", (), (wants(9),))).grants) == 2
+
+        self.play(scenario, requests=4)
+
+    def test_a_lane_may_insist_on_a_quota(self) -> None:
+        """Nothing else serves it, however much is at hand elsewhere."""
+
+        async def scenario(store: Opened) -> None:
+            answer = await store.exchange("r", (), (Demand(lane("a", pinned="k1"), 1, 9),))
+            assert [grant.quota for grant in answer.grants] == ["k1", "k1"]
+
+        self.play(scenario, keys=3)
+
+    def test_how_many_share_the_pool_is_told(self) -> None:
+        """Whoever has spoken of late."""
+
+        async def scenario(store: Opened) -> None:
+            assert [(await store.exchange(name, (), ())).replicas for name in ("p", "q", "q")] == [1, 2, 2]
+            store.pass_(USE_BY + BOUND + 1)
+            assert (await store.exchange("r", (), ())).replicas == 1
+
+        self.play(scenario)
+
+
+async def returned(store: Opened, waiting: dict[str, Demand], tokens: int) -> dict[str, int]:
+    """Who gets how many of a pool's tokens when they return while these replicas wait."""
+    grants = (await store.exchange("first", (), (wants(tokens, "z"),))).grants
+    await store.exchange("first", tuple(Spent(grant.lease, 0) for grant in grants), ())
+    got = dict.fromkeys(waiting, 0)
+    for passed in (0, *[W // 5] * 5):  # each speaks at least every two seconds
+        store.pass_(passed)
+        for replica, demand in waiting.items():
+            got[replica] += len((await store.exchange(replica, (), (demand,))).grants)
+    return got

@@ -27,14 +27,20 @@ class ClockedMemory(Memory):
     ) -> Exchange:
         return await self.store(replica).exchange(settlements, demands)
 
+    def adopt(self, replica: str, pool_: Pool) -> None:
+        self.store(replica).adopt(pool_)
+
     def pass_(self, duration: Micros) -> None:
         self.now += duration
+
+    async def close(self) -> None:
+        pass
 
 
 class TestMemoryStore(StoreConformance):
     """The memory store passes the suite of stores."""
 
-    def open(self, pool_: Pool) -> ClockedMemory:
+    async def open(self, pool_: Pool) -> ClockedMemory:
         return ClockedMemory(pool_)
 
 
