@@ -1,0 +1,312 @@
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from proxy.core.errors import StoreLost
+from proxy.core.events import EraBegan, StoreChanged
+from proxy.core.exchange import Demand, Exchange, Grant, Settlement, Spent
+from proxy.core.ledger import Ledger
+from proxy.core.letters import Call, Reply
+from proxy.core.model import SECOND, Micros, Pool
+from proxy.stores.links import Link
+from proxy.stores.redis import RedisStore
+from proxy.stores.shared import COME_BACK, KNOCK, OnLoss, SharedStore
+from tests.core.worlds import BOUND, lane, limit, pool, warm
+from tests.rooms import Recorder
+from tests.virtual import micros, run
+
+POOL = pool(2, limit(10, 60 * SECOND))
+TIMEOUT = 0.5
+"""Seconds that an unanswered letter takes."""
+
+
+class Server:
+    """What replicas share, while it answers."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.up = True
+        self.silent = True
+        """Whether letters to it are lost while it is down; else it refuses them at once."""
+        self.run = "first"
+        self.heard: list[tuple[Micros, Call]] = []
+        self.tried: list[Micros] = []
+
+    async def answer(self, call: Call) -> Reply:
+        self.tried.append(micros())
+        if not self.up:
+            await asyncio.sleep(TIMEOUT if self.silent else 0)
+            raise StoreLost("Come back.", cause="silence" if self.silent else "refusal")
+        self.heard.append((micros(), call))
+        return self.ledger.exchange(micros(), self.run, call)
+
+
+class Letters(RedisStore):
+    """A replica's letters, brought to that server instead of over a network."""
+
+    server: Server
+
+    async def send(self, call: Call) -> Reply:
+        return await self.server.answer(call)
+
+    def listen(self, wake: Callable[[], None], deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
+        """Nobody calls."""
+
+
+class Replica(SharedStore):
+    """A replica, the requests that wait in it, and what it has sent."""
+
+    def __init__(self, server: Server, on_loss: OnLoss, name: str = "r", pool_: Pool = POOL) -> None:
+        self.told = Recorder()
+        link = Link("redis://h", shown="redis://h", timeout=SECOND)
+        self.letters = Letters(
+            link, pool_, prefix="t", replica=name, settle_bound=BOUND, clock=micros, observer=self.told
+        )
+        self.letters.server = server
+        self.sent: list[tuple[Micros, Grant]] = []
+        self.ended: tuple[Settlement, ...] = ()
+        super().__init__(self.letters, on_loss=on_loss, clock=micros, observer=self.told)
+
+    async def send_all(self, waiting: int = 50) -> Exchange:
+        """Send what may be sent now; answers come at once."""
+        while True:
+            answer = await self.exchange(self.ended, (Demand(lane(), 1, waiting),))
+            self.ended = tuple(Spent(grant.lease, 0) for grant in answer.grants)
+            self.sent += [(micros(), grant) for grant in answer.grants]
+            if not answer.grants:
+                return answer
+
+    async def send_for(self, seconds: float) -> None:
+        """Send whenever something may be sent, for so long."""
+        end = micros() + int(seconds * SECOND)
+        while micros() < end:
+            await self.send_all()
+            await asyncio.sleep(0.1)
+
+    def changes(self) -> list[StoreChanged]:
+        """What it has told of losses."""
+        return [event for event in self.told.events if isinstance(event, StoreChanged)]
+
+
+def play(scenario: Callable[[Server], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run a scenario on virtual time, with a server that is sure of its buckets."""
+
+    @wraps(scenario)
+    def sync() -> None:
+        server = Server()
+        run(scenario(server))
+
+    del sync.__wrapped__  # or pytest would ask for a fixture of that name
+    return sync
+
+
+async def joined(server: Server, on_loss: OnLoss, *names: str) -> list[Replica]:
+    """Replicas that have heard of each other, and whose buckets are known."""
+    replicas = [Replica(server, on_loss, name) for name in names or ("r",)]
+    for _ in range(2):
+        for replica in replicas:
+            await replica.exchange((), ())
+    warm(server.ledger)
+    return replicas
+
+
+@play
+async def test_a_store_that_answers_is_asked(server: Server) -> None:
+    """Nothing is told, nothing is added."""
+    (replica,) = await joined(server, "share")
+    answer = await replica.send_all()
+    assert len(replica.sent) == 20
+    assert answer.turns
+    assert (replica.lost, replica.degraded, replica.changes()) == (None, 0, [])
+
+
+@play
+async def test_a_loss_is_noticed_within_the_timeout_and_told_once(server: Server) -> None:
+    """The exchange that notices takes that long, those after it nothing; there is one event, whatever comes after."""
+    (replica,) = await joined(server, "wait")
+    server.up = False
+    start = micros()
+    for _ in range(20):
+        with pytest.raises(StoreLost) as caught:
+            await replica.exchange((), (Demand(lane(), 1, 1),))
+        assert caught.value.retry_after is None
+    assert micros() - start == TIMEOUT * SECOND
+    await asyncio.sleep(30)
+    assert [(change.up, change.cause, change.on_loss) for change in replica.changes()] == [(False, "silence", "wait")]
+    assert replica.degraded == pytest.approx(30, abs=0.1)
+    await replica.close()
+
+
+@play
+async def test_the_newest_cause_is_known(server: Server) -> None:
+    """Why it is lost may change meanwhile; that is no event."""
+    (replica,) = await joined(server, "wait")
+    server.up = False
+    with pytest.raises(StoreLost):
+        await replica.exchange((), ())
+    server.silent = False
+    await asyncio.sleep(5)
+    assert replica.lost
+    assert replica.lost.cause == "refusal"
+    assert len(replica.changes()) == 1
+    await replica.close()
+
+
+@play
+async def test_under_refuse_callers_are_told_when_to_come_back(server: Server) -> None:
+    """The store is tried more often than that."""
+    (replica,) = await joined(server, "refuse")
+    server.up = False
+    with pytest.raises(StoreLost) as caught:
+        await replica.exchange((), ())
+    assert caught.value.retry_after == COME_BACK
+    server.up = True
+    await asyncio.sleep(COME_BACK)
+    assert replica.lost is None
+    assert (await replica.exchange((), (Demand(lane(), 1, 1),))).grants
+
+
+@play
+async def test_under_share_its_part_goes_out_evenly(server: Server) -> None:
+    """Of two replicas each sends less than half, and not all at once."""
+    one, _ = await joined(server, "share", "one", "other")
+    server.up = False
+    await one.send_for(240)
+    late = [instant for instant, _ in one.sent if instant > micros() - 120 * SECOND]
+    assert 14 <= len(late) <= 20
+    gaps = [after - before for before, after in pairwise(late)]
+    assert min(gaps) > SECOND
+    await one.close()
+
+
+@play
+async def test_what_was_spent_meanwhile_is_reported_first(server: Server) -> None:
+    """The first letter that gets through asks for nothing and tells all that is out, before and during the loss."""
+    (replica,) = await joined(server, "share")
+    await replica.send_all(waiting=3)
+    server.up = False
+    await replica.send_for(20)
+    heard = len(server.heard)
+    server.up = True
+    await asyncio.sleep(KNOCK[1] + TIMEOUT)
+    _, first = server.heard[heard]
+    assert not first.demands
+    assert first.held is not None
+    assert {row.lease for row in first.held} == {grant.lease for _, grant in replica.sent}
+    await replica.send_all()
+    _, second = server.heard[heard + 1]
+    assert second.held is not None, "what went out while the letter was on its way is told with the next"
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_window_holds_no_more_for_a_loss(forgets: bool) -> None:
+    """What one replica sends before, during and after it is counted together (law 1), whatever the server remembers."""
+
+    async def scenario(server: Server) -> None:
+        (replica,) = await joined(server, "share")
+        for _ in range(3):
+            await replica.send_for(7)
+            server.up = False
+            await replica.send_for(25)
+            server.up = True
+            if forgets:
+                server.ledger, server.run = Ledger(), f"run {micros()}"
+            await replica.send_for(20)
+        assert len(replica.sent) > 40
+        for quota in POOL.quotas:
+            instants = [instant for instant, grant in replica.sent if grant.quota == quota]
+            for at in instants:
+                assert sum(at <= instant < at + 60 * SECOND for instant in instants) <= 10
+        assert [change.up for change in replica.changes()] == [False, True] * 3
+        assert sum(isinstance(event, EraBegan) for event in replica.told.events) == (3 if forgets else 0)
+
+    run(scenario(Server()))
+
+
+@play
+async def test_the_return_is_told_once_and_wakes_who_waits(server: Server) -> None:
+    """With the time that it took, as soon as the store is there again."""
+    (replica,) = await joined(server, "wait")
+    woken: list[Micros] = []
+    replica.listen(lambda: woken.append(micros()))
+    server.up, server.silent = False, False
+    with pytest.raises(StoreLost):
+        await replica.exchange((), ())
+    await asyncio.sleep(10)
+    assert not woken
+    server.up = True
+    await asyncio.sleep(KNOCK[1])
+    assert len(woken) == 1
+    lost, back = replica.changes()
+    assert (lost.up, back.up) == (False, True)
+    assert back.seconds == pytest.approx(10.3, abs=0.4)
+    assert replica.degraded == pytest.approx(back.seconds)
+    before = replica.degraded
+    await asyncio.sleep(5)
+    assert replica.degraded == before
+
+
+@play
+async def test_replicas_do_not_return_all_at_once(server: Server) -> None:
+    """Each tries at its own pace, so that a server that starts is not met by all in the same moment."""
+    replicas = await joined(server, "wait", *[f"r{number}" for number in range(40)])
+    server.up, server.silent = False, False
+    for replica in replicas:
+        with pytest.raises(StoreLost):
+            await replica.exchange((), ())
+    await asyncio.sleep(10)
+    server.tried.clear()
+    server.up = True
+    await asyncio.sleep(2)
+    assert not any(replica.lost for replica in replicas)
+    first = sorted(server.tried[: len(replicas)])
+    slices = [(instant - first[0]) // (50_000) for instant in first]
+    assert max(slices.count(one) for one in set(slices)) < len(replicas) / 2
+    assert first[-1] - first[0] > KNOCK[1] * SECOND / 2
+
+
+@play
+async def test_a_reload_during_a_loss_counts_for_the_share(server: Server) -> None:
+    """The new limits hold from the next exchange on, with what was spent."""
+    (replica,) = await joined(server, "share")
+    server.up = False
+    await replica.send_for(90)
+    replica.adopt(pool(2, limit(2, 60 * SECOND)))
+    start = micros()
+    await replica.send_for(180)
+    after = [instant for instant, _ in replica.sent if instant >= start + 60 * SECOND]
+    assert 0 < len(after) <= 2 * 2 * 2
+    await replica.close()
+
+
+@play
+async def test_a_look_at_a_lost_store_shows_its_part_or_nothing(server: Server) -> None:
+    """Nobody waits for a page because the store is gone."""
+    sharing, waiting = Replica(server, "share", "s"), Replica(server, "wait", "w")
+    for replica in (sharing, waiting):
+        await replica.exchange((), ())
+    server.up = False
+    await sharing.exchange((), ())
+    with pytest.raises(StoreLost):
+        await waiting.exchange((), ())
+    assert len(await sharing.look()) == len(POOL.quotas)
+    assert await waiting.look() == ()
+    for replica in (sharing, waiting):
+        await replica.close()
+
+
+@play
+async def test_closing_ends_the_knocking(server: Server) -> None:
+    """Nothing is tried any more."""
+    (replica,) = await joined(server, "wait")
+    server.up, server.silent = False, False
+    with pytest.raises(StoreLost):
+        await replica.exchange((), ())
+    await replica.close()
+    server.tried.clear()
+    await asyncio.sleep(10)
+    assert server.tried == []
