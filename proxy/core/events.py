@@ -76,6 +76,14 @@ class Retried:
 
 
 @value_object
+class Joined:
+    """A request got the answer of another one that was asked for the same, and cost no token."""
+
+    pool: str
+    client: str
+
+
+@value_object
 class Exchanged:
     """One round trip to the store."""
 
@@ -147,6 +155,7 @@ Event = (
     | UpstreamAnswered
     | UpstreamThrottled
     | Retried
+    | Joined
     | Exchanged
     | ForeignSpent
     | StoreChanged

@@ -12,6 +12,7 @@ from proxy.core.events import (
     Event,
     Exchanged,
     ForeignSpent,
+    Joined,
     Journal,
     Levels,
     Reloaded,
@@ -47,6 +48,9 @@ class Metrics:
             "refused", "Requests that the proxy answered itself, and why.", ("pool", "client", "reason")
         )
         self.retries = self._counter("retries", "Requests sent once more, and why.", ("pool", "reason"))
+        self.joined = self._counter(
+            "joined", "Requests that got the answer of an identical one and cost no token.", ("pool", "client")
+        )
         self.answers = self._counter(
             "upstream_responses", "Answers of the upstream; code 0: none came.", ("pool", "key", "code")
         )
@@ -110,6 +114,8 @@ class Metrics:
                 self.grants.add((pool,), grants)
             case UpstreamThrottled(pool, key, _, kind):
                 self.throttled.add((pool, key, kind))
+            case Joined(pool, client):
+                self.joined.add((pool, client))
             case Retried(pool, reason):
                 self.retries.add((pool, reason))
             case Reloaded(ok):
