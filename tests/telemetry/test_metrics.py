@@ -31,6 +31,7 @@ INTERFACE = {
     "keyturn_exchange_seconds": ("histogram", {"pool"}),
     "keyturn_exchange_grants": ("histogram", {"pool"}),
     "keyturn_foreign_tokens": ("counter", {"pool", "quota"}),
+    "keyturn_joined": ("counter", {"pool", "client"}),
     "keyturn_failed_attempts": ("counter", {"why", "answered"}),
     "keyturn_store_up": ("gauge", set()),
     "keyturn_degraded_seconds": ("counter", set()),
