@@ -46,16 +46,16 @@ class Layout:
 
     root: Path
     mounts: Mapping[str, Path]
+    contained: bool = False
+    """Whether the container has its own file system, so that paths in it are what they are."""
 
     def path(self, name: str) -> Path:
-        """The place of a path in the container."""
-        return Path(self.text(name))
+        """The place of a path of the container."""
+        return Path(_placed(name, self.root, self.mounts))
 
     def text(self, text: str) -> str:
-        """A text of the container, with the places on this machine."""
-        for mount in sorted(self.mounts, key=len, reverse=True):
-            text = text.replace(mount, str(self.root) + mount)
-        return text
+        """A text of the container, with paths as its process finds them."""
+        return text if self.contained else _placed(text, self.root, self.mounts)
 
     def swap(self, mount: str, files: Mapping[str, str]) -> None:
         """Give a volume other contents as the kubelet does: a new folder, and one symbolic link that is renamed."""
@@ -72,11 +72,13 @@ def lay_out(
     secrets: Secrets,
     root: Path,
     ports: Mapping[str, str] | None = None,
+    *,
+    contained: bool = False,
 ) -> Layout:
     """Write the container's volumes below `root`, owned and readable as the pod says."""
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: root / mount["mountPath"].lstrip("/") for mount in container["volumeMounts"]}
-    layout = Layout(root, mounts)
+    layout = Layout(root, mounts, contained)
     group = pod.get("securityContext", {}).get("fsGroup", os.getgid())
     for mount in container["volumeMounts"]:
         assert mount["readOnly"], mount
@@ -85,6 +87,12 @@ def lay_out(
         texts = {name: _ported(layout.text(text), ports or {}) for name, text in files.items()}
         _write(mounts[mount["mountPath"]], "..2026_01_01", texts, _mode(volumes[mount["name"]]), group)
     return layout
+
+
+def _placed(text: str, root: Path, mounts: Mapping[str, Path]) -> str:
+    for mount in sorted(mounts, key=len, reverse=True):
+        text = text.replace(mount, str(root) + mount)
+    return text
 
 
 def _mode(volume: Any) -> int:
@@ -217,12 +225,22 @@ async def running(
     pod: Any, container: Any, objects: Sequence[Any], secrets: Secrets, root: Path
 ) -> AsyncIterator[Container]:
     """A container of Keyturn's from its start to its end; its startup probe has passed."""
-    config = _config(pod, container, objects)
-    layout = lay_out(
-        pod, container, objects, secrets, root, {config[key]: "127.0.0.1:0" for key in ("listen", "admin")}
-    )
+    layout = lay_out(pod, container, objects, secrets, root, free_ports(pod, container, objects))
     words = [layout.text(word) for word in (*container["command"], *container["args"])]
     process = await start(words, environment(container, objects, secrets), container["securityContext"], root)
+    async with seen(process, container, layout) as up:
+        yield up
+
+
+def free_ports(pod: Any, container: Any, objects: Sequence[Any]) -> dict[str, str]:
+    """What to write in place of the addresses of config.yaml, so that the system chooses the ports."""
+    config = _config(pod, container, objects)
+    return {config[key]: "127.0.0.1:0" for key in ("listen", "admin")}
+
+
+@asynccontextmanager
+async def seen(process: Running, container: Any, layout: Layout) -> AsyncIterator[Container]:
+    """A container of Keyturn's whose process has been started, up to its end; its startup probe has passed."""
     try:
         addresses = await process.ready()
         up = Container(container, layout, Keyturn(process, addresses["data"], addresses["admin"]))

@@ -104,3 +104,34 @@ def test_the_context_is_what_is_copied() -> None:
     assert all((ROOT / name).exists() for name in allowed)
     for name in (".env", "config.yaml", "tests/x.py", ".git/config", "helm/keyturn/values.yaml"):
         assert not any(fnmatch.fnmatch(name, line[1:]) for line in IGNORE if line.startswith("!")), name
+
+
+@pytest.mark.parametrize("builder", ["docker", "podman", "buildah"])
+def test_make_image_takes_the_builder_that_is_ready(builder: str, tmp_path: Path) -> None:
+    """The first that answers `info` builds the Dockerfile, with the version and what else is asked for."""
+    for name in ("docker", "podman", "buildah"):
+        ready = "info" if name == builder else "nothing"
+        script = tmp_path / name
+        script.write_text(f'#!/bin/sh\n[ "$1" = build ] && echo "{name} $*" || [ "$1" = {ready} ]\n', encoding="utf-8")
+        script.chmod(0o755)
+    made = subprocess.run(
+        ["make", "--no-print-directory", "image", "IMAGE=r.example/k:1", "ARGS=--network host"],
+        cwd=ROOT,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said, command = made.stdout.splitlines()
+    assert said == f"Building r.example/k:1 with {builder}"
+    assert command.startswith(f"{builder} build --file Dockerfile --tag r.example/k:1 --build-arg VERSION=0.1.0")
+    assert command.endswith("--network host .")
+
+
+def test_make_image_says_what_it_needs(tmp_path: Path) -> None:
+    """Without a builder it fails with a sentence."""
+    made = subprocess.run(
+        ["make", "image", "BUILDER=none other"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 2
+    assert "make image needs one of these, ready to build: none other." in made.stderr
