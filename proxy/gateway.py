@@ -13,21 +13,21 @@ and the retry budget allows it.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import uniform
 from typing import Protocol
 
 from proxy.bodies import ReplayBody
 from proxy.core.complaints import BODY_LIMIT
-from proxy.core.errors import BadRequest, Broken, TooMany, Unreachable, UpstreamError
+from proxy.core.errors import Broken, TooMany, Unreachable, UpstreamError
 from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered, UpstreamThrottled
 from proxy.core.exchange import Kind
 from proxy.core.http import Answer, Body, Fields, Request, Whole
-from proxy.core.model import SECOND, Micros, Pool, Secret
+from proxy.core.model import SECOND, Client, Micros, Pool, Secret
 from proxy.core.retries import RetryBudget
 from proxy.core.signals import read
 from proxy.core.translate import Standing, Story, to_caller, whole_seconds
-from proxy.dispatch import Dispatch, Lease, Ticket
+from proxy.dispatch import Dispatch, Lease, Moved, Ticket, quota_of
 
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 """RFC 9110, section 9.2.2; without TRACE, which is not forwarded."""
@@ -81,6 +81,12 @@ class _Passage:
     """The lease in hand; it is ended exactly once."""
     refused: Answer | None = None
     """The last 429 that it met: its answer, should no turn come in time."""
+
+    def move(self, client: Client) -> None:
+        """Its client uses another pool now: it goes there, with the deadline that it has."""
+        self.ticket = replace(self.ticket, client=client)
+        self.back = True
+        self.journal.pool = client.pool
 
     def end_lease(self) -> None:
         """Settle what is not settled, and let the lease go."""
@@ -143,6 +149,11 @@ class Gateway:
         self._clock = clock
         self._wall = wall
 
+    def adopt(self, retries: Retries) -> None:
+        """Try requests so often from now on; what was counted of the budget stays counted."""
+        self._retries = retries
+        self._budget.ratio = retries.budget
+
     def handle(self, request: Request, journal: Journal) -> "_Handled":
         """The answer for the caller, its body still to be read; the lease ends with the block.
 
@@ -159,6 +170,10 @@ class Gateway:
         while True:
             try:
                 passage.lease = await self._lease(dispatch, passage)
+            except Moved as moved:
+                passage.move(moved.client)
+                dispatch = self._dispatches[moved.client.pool]
+                continue
             except TooMany as refusal:
                 if passage.refused is None:
                     raise
@@ -181,7 +196,7 @@ class Gateway:
         """One try under one lease; `None` sends the request back to the head of its lane."""
         began = self._clock()
         try:
-            answer = await self._send(dispatch.pool, lease, passage)
+            answer = await self._send(lease, passage)
         except _Late:
             lease.unsent()
             self._back(passage, Retried(dispatch.pool.name, "late"))
@@ -198,7 +213,7 @@ class Gateway:
         wait = read(answer.status, answer.fields, self._wall()).wait if answer.status in WITH_RETRY_AFTER else None
         return self._dress(dispatch, passage, answer, whole_seconds(wait) if wait is not None else None)
 
-    async def _send(self, pool: Pool, lease: Lease, passage: _Passage) -> Answer:
+    async def _send(self, lease: Lease, passage: _Passage) -> Answer:
         try:
             wire = await self._upstream.connect()
         except BaseException:
@@ -209,7 +224,7 @@ class Gateway:
             raise _Late
         passage.journal.tries += 1
         return await wire.send(
-            passage.request, lease.key.secret, pool.fields, body=passage.body, on_written=lease.written
+            passage.request, lease.key.secret, lease.pool.fields, body=passage.body, on_written=lease.written
         )
 
     def _back(self, passage: _Passage, why: Retried) -> None:
@@ -235,16 +250,16 @@ class Gateway:
     async def _throttled(self, dispatch: Dispatch, lease: Lease, passage: _Passage, answer: Answer) -> Answer | None:
         """A 429: park what is full; back to the head of the lane, unless that cannot help."""
         body = await _read(answer)
-        told = read(answer.status, answer.fields, self._wall(), body).throttle(lease.limits, dispatch.pool.limits)
+        told = read(answer.status, answer.fields, self._wall(), body).throttle(lease.limits, lease.pool.limits)
         limits = lease.limits if told.kind == "endpoint" else told.limits
-        windows = (dispatch.pool.limits[limit].window for limit in limits)
+        windows = (lease.pool.limits[limit].window for limit in limits)
         park = told.wait if told.wait is not None else max(windows, default=SECOND)
         self._observer.observe(UpstreamThrottled(dispatch.pool.name, lease.key.name, lease.quota, told.kind, park))
         held = Answer(answer.status, answer.reason, answer.fields, Whole(body))
         if told.kind == "plan" or not limits:
             lease.spent()
         else:
-            lease.throttled(park + dispatch.pool.guard, limits)
+            lease.throttled(park + lease.pool.guard, limits)
             if passage.replayable:
                 passage.refused = held
                 self._back(passage, Retried(dispatch.pool.name, "throttled"))
@@ -254,9 +269,8 @@ class Gateway:
     def _dress(self, dispatch: Dispatch, passage: _Passage, answer: Answer, retry_after: int | None) -> Answer:
         journal = passage.journal
         story = Story(passage.request.id, journal.key, journal.queued, journal.upstream)
-        limits = dispatch.pool.limits
-        budgets = [(limits[i], dispatch.budgets[i]) for i in passage.ticket.kind.limits]
-        fields = to_caller(answer.fields, story, Standing(budgets, self._wall()), retry_after)
+        standing = Standing(dispatch.standing(passage.ticket), self._wall())
+        fields = to_caller(answer.fields, story, standing, retry_after)
         return Answer(answer.status, answer.reason, fields, answer.body)
 
 
@@ -268,11 +282,16 @@ def _passage(request: Request, journal: Journal, pool: Pool, now: Micros) -> _Pa
     """
     kind = Kind(pool.limits_on(request.method, request.path))
     if request.pinned is not None:
-        key = pool.key(request.pinned)
-        if key is None:
-            raise BadRequest(f"No key of the pool {pool.name} has the name that `Keyturn-Key` asks for.")
-        kind = Kind(kind.limits, key.quota)
-    ticket = Ticket(request.client, kind, now + request.wait, request.urgency, request.pinned)
+        kind = Kind(kind.limits, quota_of(request.pinned, pool))
+    ticket = Ticket(
+        request.client,
+        kind,
+        now + request.wait,
+        request.urgency,
+        request.pinned,
+        method=request.method,
+        path=request.path,
+    )
     body = ReplayBody(request.body) if request.body is not None else None
     return _Passage(request, journal, body, ticket)
 

@@ -133,14 +133,29 @@ class Reply:
 
 def terms_of(pool: Pool, bound: Micros) -> Terms:
     """The terms of a pool."""
-    limits: list[LimitTerms] = []
-    for limit in pool.limits:
-        twins = sum(1 for other in limits if other.id.partition("#")[0] == _identity(limit))
-        name = _identity(limit) + (f"#{twins + 1}" if twins else "")
-        limits.append(LimitTerms(name, limit.requests, pool.stretched(limit)))
+    named = zip(_identities(pool), pool.limits, strict=True)
+    limits = [LimitTerms(name, limit.requests, pool.stretched(limit)) for name, limit in named]
     quotas = tuple(sorted(pool.quotas))
     name = _digest(repr((quotas, limits, bound)))
     return Terms(name, quotas, tuple(limits), bound)
+
+
+def same_limits(before: Pool, after: Pool) -> Mapping[int, int]:
+    """Which limits of `before` count the same as which of `after`, by their indices."""
+    if before is after:
+        return {index: index for index in range(len(before.limits))}
+    indices = {name: index for index, name in enumerate(_identities(after))}
+    return {index: indices[name] for index, name in enumerate(_identities(before)) if name in indices}
+
+
+def _identities(pool: Pool) -> tuple[str, ...]:
+    """A name for what each limit counts; the second of two that count the same has a number."""
+    names: list[str] = []
+    for limit in pool.limits:
+        name = _identity(limit)
+        twins = sum(1 for other in names if other.partition("#")[0] == name)
+        names.append(f"{name}#{twins + 1}" if twins else name)
+    return tuple(names)
 
 
 def _identity(limit: Limit) -> str:

@@ -1,7 +1,7 @@
 """The waiting room of each pool."""
 
-from proxy.dispatch.lanes import Displaced, Ticket
 from proxy.dispatch.lease import Lease
 from proxy.dispatch.room import Dispatch
+from proxy.dispatch.tickets import Displaced, Moved, Ticket, quota_of
 
-__all__ = ["Dispatch", "Displaced", "Lease", "Ticket"]
+__all__ = ["Dispatch", "Displaced", "Lease", "Moved", "Ticket", "quota_of"]

@@ -7,7 +7,7 @@ from itertools import cycle
 from proxy.core.errors import NoKey
 from proxy.core.health import Health
 from proxy.core.model import Key, Micros, Pool
-from proxy.dispatch.lanes import Ticket
+from proxy.dispatch.tickets import Ticket
 
 
 class Keys:

@@ -2,31 +2,13 @@
 
 import asyncio
 from bisect import bisect_left, insort
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
-from proxy.core.exchange import Kind, Lane, Turns
-from proxy.core.model import Client, Micros
-from proxy.core.values import value_object
+from proxy.core.exchange import Lane, Turns
+from proxy.core.model import Micros
 from proxy.dispatch.lease import Lease
-
-
-@value_object
-class Ticket:
-    """What a request waits with."""
-
-    client: Client
-    kind: Kind
-    deadline: Micros
-    """The instant beyond which it does not wait."""
-    urgency: int = 3
-    pinned: str | None = None
-    """The key that it insists on."""
-    own: bool = False
-    """Whether the proxy itself asks after that key, in whatever state it is."""
-
-
-class Displaced(Exception):
-    """A lane's quota is not used any more; its requests may wait in another lane."""
+from proxy.dispatch.tickets import Ticket
 
 
 @dataclass(slots=True, eq=False)
@@ -38,9 +20,17 @@ class Waiter:
     ticket: Ticket
     future: "asyncio.Future[Lease]"
     arrived: Micros = 0
+    queue: "Queue | None" = None
+    """Where it stands; `None` when it waits no longer."""
     asked: bool = False
-    """Whether the store has been told of it."""
+    """Whether the store has been told that it stands there."""
     timer: asyncio.TimerHandle | None = None
+
+    def leave(self) -> None:
+        """It waits no longer."""
+        self.queue = None
+        if self.timer:
+            self.timer.cancel()
 
 
 @dataclass(slots=True)
@@ -60,6 +50,7 @@ class Queue:
         """Put it in its place."""
         insort(self.waiters, waiter, key=_order)
         self.fresh[waiter] = None
+        waiter.queue, waiter.asked = self, False
 
     def position(self, waiter: Waiter) -> int:
         """How many stand before it."""
@@ -73,8 +64,7 @@ class Queue:
         """Take it out."""
         del self.waiters[0 if self.waiters[0] is waiter else self.position(waiter)]
         self.fresh.pop(waiter, None)
-        if waiter.timer:
-            waiter.timer.cancel()
+        waiter.leave()
 
     def next(self) -> Waiter | None:
         """The first whose caller is still there; one that was cancelled in this tick removes itself."""
@@ -82,6 +72,62 @@ class Queue:
             if not waiter.future.done():
                 return waiter
         return None
+
+
+class Lanes:
+    """All lanes of a waiting room."""
+
+    def __init__(self) -> None:
+        self.busy: dict[Lane, Queue] = {}
+        """Those in which somebody waits."""
+        self.waiting: dict[str, int] = {}
+        """How many wait, by client; clients that have waited before stand there with 0."""
+        self.weights: dict[str, int] = {}
+        self.total = 0
+        self._queues: dict[Lane, Queue] = {}
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return iter([waiter for queue in self.busy.values() for waiter in queue.waiters])
+
+    def queue(self, lane: Lane) -> Queue:
+        """A lane, whether anybody waits in it or not."""
+        queue = self._queues.get(lane)
+        if queue is None:
+            queue = self._queues[lane] = Queue(lane)
+        return queue
+
+    def seat(self, waiter: Waiter) -> None:
+        """Put it in its place in the lane that its ticket says."""
+        client = waiter.ticket.client
+        queue = self.queue(Lane(client.name, waiter.ticket.kind))
+        queue.add(waiter)
+        self.busy[queue.lane] = queue
+        self._count(client.name, +1)
+        self.weights[client.name] = client.weight
+
+    def remove(self, waiter: Waiter) -> None:
+        """Take it out, if it still waits."""
+        queue = waiter.queue
+        if queue is None:
+            return
+        queue.remove(waiter)
+        self._count(queue.lane.client, -1)
+        if not queue.waiters:
+            del self.busy[queue.lane]
+
+    def clear(self, clients: Container[str]) -> list[Waiter]:
+        """Let everybody stand up, and forget all lanes and all but these clients; returns who waited."""
+        waiters = list(self)
+        for waiter in waiters:
+            waiter.queue = None
+        self.busy, self._queues = {}, {}
+        self.waiting = {name: 0 for name in self.waiting if name in clients}
+        self.total = 0
+        return waiters
+
+    def _count(self, client: str, change: int) -> None:
+        self.waiting[client] = self.waiting.get(client, 0) + change
+        self.total += change
 
 
 def _order(waiter: Waiter) -> tuple[int, int, int]:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Protocol, Self
 
 from proxy.core.exchange import Grant, Seen, Settlement, Spent, Throttled, Unsent
-from proxy.core.model import Key, Micros
+from proxy.core.letters import same_limits
+from proxy.core.model import Key, Micros, Pool
 from proxy.core.values import value_object
 
 
@@ -28,16 +29,21 @@ class Ending:
     lease: "Lease"
     counted: Counted | None
 
-    def settlement(self, now: Micros) -> Settlement:
-        """What the store is told, as durations from `now`."""
+    def settlement(self, now: Micros, pool: Pool) -> Settlement:
+        """What the store is told, as durations from `now`, in terms of the pool's limits as they are now."""
         counted = self.counted
         if counted is None:
             return Unsent(self.lease.id)
         age = now - counted.instant
-        if counted.limits:
-            return Throttled(self.lease.id, age, counted.park - age, counted.limits)
-        seen = tuple([Seen(one.limit, one.remaining, max(0, one.reset - age)) for one in counted.seen])
-        return Spent(self.lease.id, age, seen)
+        if not counted.limits and not counted.seen:
+            return Spent(self.lease.id, age)
+        same = same_limits(self.lease.pool, pool)
+        if closed := tuple([same[limit] for limit in counted.limits if limit in same]):
+            return Throttled(self.lease.id, age, counted.park - age, closed)
+        seen = [
+            Seen(same[one.limit], one.remaining, max(0, one.reset - age)) for one in counted.seen if one.limit in same
+        ]
+        return Spent(self.lease.id, age, tuple(seen))
 
 
 class Office(Protocol):
@@ -61,15 +67,17 @@ class Office(Protocol):
 class Lease:
     """The right to send one request now; it is settled exactly once, at the latest at the end of its `with` block."""
 
-    __slots__ = ("_office", "_settled", "_written", "id", "key", "limits", "probe", "quota", "use_by")
+    __slots__ = ("_office", "_settled", "_written", "id", "key", "limits", "pool", "probe", "quota", "use_by")
 
-    def __init__(self, office: Office, grant: Grant, key: Key, use_by: Micros) -> None:
+    def __init__(self, office: Office, pool: Pool, grant: Grant, key: Key, use_by: Micros) -> None:
+        """`pool` is as it was when the lease was asked for: the limits are its."""
         self._office = office
         self._settled = False
         self._written: Micros | None = None
         self.id = grant.lease
         self.quota = grant.quota
         self.probe = grant.probe
+        self.pool = pool
         self.limits = grant.lane.kind.limits
         self.key = key
         self.use_by = use_by

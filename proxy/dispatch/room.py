@@ -10,7 +10,7 @@ writing this module's state nothing is awaited.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -20,14 +20,16 @@ from proxy.core.events import Exchanged, ForeignSpent, LaneLevel, Observer
 from proxy.core.exchange import PULSE, USE_BY, Budget, Demand, Exchange, Grant, Kind, Lane, Store
 from proxy.core.health import Health
 from proxy.core.looks import LaneLook
-from proxy.core.model import MILLISECOND, SECOND, Client, Key, Micros, Pool, Secret
+from proxy.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
 from proxy.core.recent import Recent
 from proxy.dispatch.alarm import Alarm
+from proxy.dispatch.deadlines import Deadlines
 from proxy.dispatch.keys import Keys
-from proxy.dispatch.lanes import Displaced, Queue, Ticket, Waiter
+from proxy.dispatch.lanes import Lanes, Waiter
 from proxy.dispatch.lease import Ending, Lease
 from proxy.dispatch.looks import general, lane_looks, new_turn, next_token
-from proxy.dispatch.refusals import queue_full, too_late
+from proxy.dispatch.refusals import queue_full
+from proxy.dispatch.tickets import Displaced, Moved, Ticket
 from proxy.tasks import finish, spawn
 
 FLUSH: Micros = 20 * MILLISECOND
@@ -36,9 +38,6 @@ FLUSH: Micros = 20 * MILLISECOND
 RIDE: Micros = PULSE
 """What was spent waits this long at the most for the next exchange, or a quarter of the shortest window: its tokens
 return later than that, whoever waits for them."""
-
-REVIEW: Micros = SECOND // 4
-"""How often those who wait are measured against the newest turns."""
 
 OWN = Client("(keyturn)")
 """The client of the proxy's own requests, which no client of the configuration can be named as."""
@@ -64,6 +63,10 @@ class Dispatch:
         observer: Observer,
     ) -> None:
         self.pool = pool
+        self._edition = 0
+        """How often the pool was adopted anew: grants that were asked for in an earlier edition are of no use."""
+        self._clients: Mapping[str, Client] | None = None
+        """Who is known by now; `None` before anything was adopted."""
         self.clock = clock
         self.settle_bound = settle_bound
         self.budgets: tuple[Budget, ...] = ()
@@ -74,13 +77,9 @@ class Dispatch:
         self._store = store
         self._max_waiting = max_waiting
         self._observer = observer
-        self._queues: dict[Lane, Queue] = {}
-        self._busy: dict[Lane, Queue] = {}
-        self._waiting: dict[str, int] = {}
-        self._weights: dict[str, int] = {}
-        self._total = 0
+        self._lanes = Lanes()
         self._arrivals = count()
-        self._ride = min([RIDE, *(limit.window // 4 for limit in pool.limits)])
+        self._ride = _ride(pool)
         self.health = Health(pool, clock())
         self._keys = Keys(pool, self.health)
         self._out: set[Lease] = set()
@@ -88,6 +87,7 @@ class Dispatch:
         self._ended: list[Ending] = []
         self._closed = False
         self._alarm = Alarm()
+        self._deadlines = Deadlines(clock, self._refuse, lambda: self._alarm.within(FLUSH))
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Life
@@ -109,9 +109,8 @@ class Dispatch:
     def refuse_all(self) -> None:
         """Refuse whoever waits and whoever comes: the process drains."""
         self._closed = True
-        for queue in list(self._busy.values()):
-            for waiter in list(queue.waiters):
-                self._refuse(queue, waiter, ShuttingDown())
+        for waiter in self._lanes:
+            self._refuse(waiter, ShuttingDown())
 
     async def stop(self) -> None:
         """Refuse whoever waits, report the last settlements, and end."""
@@ -127,17 +126,55 @@ class Dispatch:
 
     # Keys and limits
 
+    def adopt(self, pool: Pool, clients: Mapping[str, Client], *, max_waiting: int) -> tuple[str, ...]:
+        """Go on with another configuration: what waits keeps its place, what is out the key that it has.
+
+        Who cannot be served by it any more hears of it at once: its client or its key is gone, or the pool has no key.
+
+        Args:
+            pool: the pool as it is now; without keys when it is to be closed.
+            clients: everybody who is known, by name.
+            max_waiting: requests that may wait.
+
+        Returns:
+            Dead keys that are to be asked after at once, since they have another secret.
+        """
+        self._edition += 1
+        self._clients = clients
+        self._max_waiting = max_waiting
+        self._ride = _ride(pool)
+        self.pool, self.budgets = pool, ()
+        revived = self.health.adopt(pool, self.clock())
+        self._keys.adopt(pool)
+        self._store.adopt(self._keys.serving)
+        self._seat_anew(clients)
+        self.heed()
+        return revived
+
+    def _seat_anew(self, clients: Mapping[str, Client]) -> None:
+        """Put everybody who waits into the lane that is right by now, in the same order."""
+        own = {client.name for client in clients.values() if client.pool == self.pool.name}
+        for waiter in self._lanes.clear(own):
+            try:
+                waiter.ticket = waiter.ticket.renewed(self.pool, clients)
+            except (Refusal, Moved, Displaced) as problem:
+                waiter.leave()
+                if not waiter.future.done():
+                    waiter.future.set_exception(problem)
+            else:
+                self._lanes.seat(waiter)
+
     def heed(self) -> None:
         """The keys' health has changed: who cannot be served any more hears of it at once."""
         if self._keys.sort():
             self._store.adopt(self._keys.serving)
         now = self.clock()
-        for lane, queue in list(self._busy.items()):
+        for lane, queue in list(self._lanes.busy.items()):
             displaced = Displaced() if not self._may_be_served(lane) else None
             for waiter in list(queue.waiters):
                 refusal = self._keys.refusal(waiter.ticket, now) or (None if waiter.ticket.pinned else displaced)
                 if refusal is not None:
-                    self._refuse(queue, waiter, refusal)
+                    self._refuse(waiter, refusal)
         self._alarm.ring()
 
     def lower(self, limit: int, requests: int) -> None:
@@ -159,22 +196,29 @@ class Dispatch:
     @property
     def waiting(self) -> int:
         """How many requests wait."""
-        return self._total
+        return self._lanes.total
 
     def levels(self) -> list[LaneLevel]:
         """How many wait, by client, and what one more would wait; clients that have waited before are told with 0."""
         kind, now, name = Kind(general(self.pool)), self.clock(), self.pool.name
         token = next_token(self.pool, self.budgets, now - self._told)
         return [
-            LaneLevel(name, client, waiting, new_turn(self._busy.get(Lane(client, kind)), token, now))
-            for client, waiting in self._waiting.items()
+            LaneLevel(name, client, waiting, new_turn(self._lanes.busy.get(Lane(client, kind)), token, now))
+            for client, waiting in self._lanes.waiting.items()
             if client != OWN.name
         ]
 
     def lanes(self) -> list[LaneLook]:
         """Each lane in which somebody waits."""
-        busy = [queue for lane, queue in self._busy.items() if lane.client != OWN.name]
+        busy = [queue for lane, queue in self._lanes.busy.items() if lane.client != OWN.name]
         return list(lane_looks(busy, self.clock()))
+
+    def standing(self, ticket: Ticket) -> list[tuple[Limit, Budget]]:
+        """What is left of the limits that a request falls under; nothing before the first exchange has told it."""
+        if not self.budgets:
+            return []
+        limits = self.pool.limits_on(ticket.method, ticket.path)
+        return [(self.pool.limits[index], self.budgets[index]) for index in limits]
 
     # Waiting
 
@@ -185,46 +229,42 @@ class Dispatch:
             TooMany: its turn cannot come before the deadline, or the queue is full.
             NoKey: no key can serve it.
             Displaced: the quota that its lane insists on is not used any more.
+            Moved: its client uses another pool by now.
+            Unauthenticated, BadRequest: its client, or the key that it insists on, is not there any more.
             ShuttingDown: the process drains.
         """
-        queue = self._queue(Lane(ticket.client.name, ticket.kind))
-        waiter = self._enter(queue, ticket, front)
+        waiter = self._enter(ticket, front)
         try:
             return await waiter.future
         except asyncio.CancelledError:
-            self._left(queue, waiter)
+            self._left(waiter)
             raise
 
-    def _queue(self, lane: Lane) -> Queue:
-        queue = self._queues.get(lane)
-        if queue is None:
-            queue = self._queues[lane] = Queue(lane)
-        return queue
-
-    def _enter(self, queue: Queue, ticket: Ticket, front: bool) -> Waiter:
+    def _enter(self, ticket: Ticket, front: bool) -> Waiter:
         if self._closed:
             raise ShuttingDown
+        if front and self._clients is not None:
+            ticket = ticket.renewed(self.pool, self._clients)
         if refusal := self._keys.refusal(ticket, self.clock()):
             raise refusal
         if not front:
-            self._check_room(queue, ticket.client)
+            self._check_room(ticket)
         order = (not front, ticket.urgency, next(self._arrivals))
         waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future(), self.clock())
-        queue.add(waiter)
-        self._busy[queue.lane] = queue
-        self._count(client_name := ticket.client.name, +1)
-        self._weights[client_name] = ticket.client.weight
+        self._lanes.seat(waiter)
         self._alarm.ring()
         return waiter
 
-    def _check_room(self, queue: Queue, client: Client) -> None:
-        waiting = self._waiting.get(client.name, 0)
+    def _check_room(self, ticket: Ticket) -> None:
+        client = ticket.client
+        waiting = self._lanes.waiting.get(client.name, 0)
         bound = client.max_waiting if client.max_waiting is not None else self._max_waiting
-        if waiting < bound and self._total < self._max_waiting:
+        if waiting < bound and self._lanes.total < self._max_waiting:
             return
+        queue = self._lanes.queue(Lane(client.name, ticket.kind))
         raise queue_full(client.name, waiting, queue.turns.at(len(queue.waiters)))
 
-    def _left(self, queue: Queue, waiter: Waiter) -> None:
+    def _left(self, waiter: Waiter) -> None:
         """The caller went away: free its place, or give back the lease that it got in the same tick."""
         if waiter.future.done() and not waiter.future.cancelled():
             if not waiter.future.exception():
@@ -232,21 +272,11 @@ class Dispatch:
                 lease.unsent()
                 self.ended(lease)
             return
-        self._remove(queue, waiter)
+        self._lanes.remove(waiter)
         self._alarm.within(FLUSH)
 
-    def _remove(self, queue: Queue, waiter: Waiter) -> None:
-        queue.remove(waiter)
-        self._count(queue.lane.client, -1)
-        if not queue.waiters:
-            del self._busy[queue.lane]
-
-    def _count(self, client: str, change: int) -> None:
-        self._waiting[client] = self._waiting.get(client, 0) + change
-        self._total += change
-
-    def _refuse(self, queue: Queue, waiter: Waiter, refusal: Refusal | Displaced) -> None:
-        self._remove(queue, waiter)
+    def _refuse(self, waiter: Waiter, refusal: Refusal | Displaced) -> None:
+        self._lanes.remove(waiter)
         if not waiter.future.done():
             waiter.future.set_exception(refusal)
 
@@ -260,7 +290,7 @@ class Dispatch:
         if counted and not counted.limits and not ending.lease.probe:
             self._alarm.within(self._ride)
         else:
-            self._alarm.within(0 if self._total else FLUSH)
+            self._alarm.within(0 if self._lanes.total else FLUSH)
 
     def ended(self, lease: Lease) -> None:
         """The exchange that a lease was for is over."""
@@ -278,8 +308,8 @@ class Dispatch:
         for lease in [lease for lease in self._unsettled if lease.overdue(asked)]:
             lease.lost()
         ended, self._ended = self._ended, []
-        settlements = tuple(ending.settlement(asked) for ending in ended)
-        demands = self._demands()
+        settlements = tuple([ending.settlement(asked, self.pool) for ending in ended])
+        demands, edition, pool = self._demands(), self._edition, self.pool
         try:
             answer = await self._store.exchange(settlements, demands)
         except BaseException as problem:
@@ -288,25 +318,33 @@ class Dispatch:
                 raise
             self._bear(problem)
             return
-        self._apply(answer, asked)
+        if edition == self._edition:
+            self._apply(answer, asked)
+        else:
+            self._hand_back(answer, pool)
+
+    def _hand_back(self, answer: Exchange, pool: Pool) -> None:
+        """Other limits may hold by now than when these leases were asked for: they go back, and are asked for anew."""
+        for grant in answer.grants:
+            Lease(self, pool, grant, _NO_KEY, 0).unsent()
+        self._alarm.ring()
 
     def _bear(self, lost: StoreLost) -> None:
         """The store does not answer: who waits is refused if the loss says when to come back, else waits for it."""
         if lost.retry_after is None:
-            self._wait_unjudged(self._busy.values())
+            self._deadlines.wait_unjudged(self._lanes.busy.values())
         else:
-            for queue in list(self._busy.values()):
-                for waiter in list(queue.waiters):
-                    self._refuse(queue, waiter, lost)
+            for waiter in self._lanes:
+                self._refuse(waiter, lost)
         self._alarm.within(RETRY_LOST)
 
     def _demands(self) -> tuple[Demand, ...]:
-        for queue in self._busy.values():
+        for queue in self._lanes.busy.values():
             for waiter in queue.fresh:
                 waiter.asked = True
         return tuple(
-            Demand(lane, self._weights[lane.client], len(queue.waiters))
-            for lane, queue in self._busy.items()
+            Demand(lane, self._lanes.weights[lane.client], len(queue.waiters))
+            for lane, queue in self._lanes.busy.items()
             if self._may_be_served(lane)
         )
 
@@ -321,11 +359,13 @@ class Dispatch:
             self._hand_over(grant, asked + USE_BY)
         self._told = now = self.clock()
         for lane, turns in answer.turns.items():
-            queue = self._queues[lane]
+            queue = self._lanes.queue(lane)
             queue.turns, queue.told = turns, now
-            self._judge(queue, now)
+            self._deadlines.judge(queue, now)
         if self._keys.serving is not self.pool:
-            self._wait_unjudged([queue for lane, queue in self._busy.items() if not self._may_be_served(lane)])
+            self._deadlines.wait_unjudged(
+                [queue for lane, queue in self._lanes.busy.items() if not self._may_be_served(lane)]
+            )
         if answer.again is not None:
             self._alarm.within(answer.again)
         elif self._unsettled:
@@ -336,65 +376,19 @@ class Dispatch:
 
     def _hand_over(self, grant: Grant, use_by: Micros) -> None:
         """Give a lease to the head of its lane; when nobody waits there any more, or no key is left, it goes back."""
-        queue = self._queues[grant.lane]
+        queue = self._lanes.queue(grant.lane)
         waiter = queue.next()
         key = self._keys.pick(grant.quota, waiter.ticket) if waiter is not None else None
-        lease = Lease(self, grant, key or _NO_KEY, use_by)
+        lease = Lease(self, self.pool, grant, key or _NO_KEY, use_by)
         if waiter is None or key is None:
             lease.unsent()
             return
-        self._remove(queue, waiter)
+        self._lanes.remove(waiter)
         self._out.add(lease)
         self.granted.add(grant.lane.client, self.clock())
         self._unsettled.add(lease)
         waiter.future.set_result(lease)
 
-    # Deadlines
 
-    def _judge(self, queue: Queue, now: Micros) -> None:
-        """Refuse at once whose turn cannot come in time (law 6).
-
-        Positions among those who stay decide; the time told to whoever is refused counts those refused before it,
-        for they will come back, too.
-        """
-        refused = 0
-        for waiter in self._to_judge(queue, now):
-            queue.fresh.pop(waiter, None)
-            position = queue.position(waiter)
-            turn = queue.turns.at(position)
-            if turn is not None and now + turn > waiter.ticket.deadline:
-                self._refuse(queue, waiter, too_late(queue.turns.at(position + refused) or turn))
-                refused += 1
-            elif waiter.timer is None:
-                self._set_deadline(queue, waiter, now)
-        if refused:
-            self._alarm.within(FLUSH)
-
-    def _wait_unjudged(self, queues: Iterable[Queue]) -> None:
-        """Whose turn the store does not tell waits for it, but not past its deadline."""
-        now = self.clock()
-        for queue in queues:
-            for waiter in queue.fresh:
-                if waiter.timer is None:
-                    self._set_deadline(queue, waiter, now)
-
-    def _to_judge(self, queue: Queue, now: Micros) -> list[Waiter]:
-        """Newcomers that the store knows of; every so often all, for turns get later when others come first."""
-        if now - queue.reviewed >= REVIEW:
-            queue.reviewed = now
-            candidates = list(queue.waiters)
-        else:
-            candidates = queue.newcomers()
-        return [waiter for waiter in candidates if waiter.asked and not waiter.future.done()]
-
-    def _set_deadline(self, queue: Queue, waiter: Waiter, now: Micros) -> None:
-        delay = max(0, waiter.ticket.deadline - now) / SECOND
-        waiter.timer = asyncio.get_running_loop().call_later(delay, self._expire, queue, waiter)
-
-    def _expire(self, queue: Queue, waiter: Waiter) -> None:
-        if waiter.future.done():
-            return
-        turn = queue.turns.at(queue.position(waiter))
-        left = max(0, (turn if turn is not None else SECOND) - (self.clock() - queue.told))
-        self._refuse(queue, waiter, too_late(left))
-        self._alarm.within(FLUSH)
+def _ride(pool: Pool) -> Micros:
+    return min([RIDE, *(limit.window // 4 for limit in pool.limits)])

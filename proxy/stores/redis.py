@@ -47,11 +47,13 @@ class RedisStore:
         self._settle_bound = settle_bound
         self._clock = clock
         self._observer = observer
-        self.letters = Correspondence(replica, terms_of(pool, USE_BY + settle_bound))
+        self.terms = terms_of(pool, USE_BY + settle_bound)
+        """Those of the next exchange; one that is under way goes on by those that it began with."""
+        self.letters = Correspondence(replica, self.terms)
 
     def adopt(self, pool: Pool) -> None:
         """Go on with another configuration of the pool; what was spent stays spent."""
-        self.letters.terms = terms_of(pool, USE_BY + self._settle_bound)
+        self.terms = terms_of(pool, USE_BY + self._settle_bound)
 
     def listen(self, wake: Callable[[], None], deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
         """Call `wake` when a turn has come earlier than it was told."""
@@ -68,6 +70,7 @@ class RedisStore:
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """See `core.exchange.Store`."""
         letters = self.letters
+        letters.terms = self.terms
         era = letters.era
         for _ in range(ROUNDS):
             sent = self._clock()

@@ -87,11 +87,14 @@ class SharedStore:
         Raises:
             StoreLost: under `wait`, and under `refuse` with a time to come back.
         """
+        terms = self._store.terms
         if self.lost is None:
             try:
                 answer = await self._store.exchange(settlements, demands)
             except StoreLost as lost:
                 self._lose(lost)
+                if terms is not self._store.terms:
+                    raise StoreLost("The limits have changed meanwhile. Come back in a moment.") from None
             else:
                 limits = self._store.letters.terms.limits
                 self._hands = {limit.id: budget.at_hand for limit, budget in zip(limits, answer.budgets, strict=False)}
@@ -107,19 +110,20 @@ class SharedStore:
             )
         if self._share is None:
             self._share = self._new_share()
+        terms = self._store.terms
         answer = await self._share.exchange(settlements, demands)
         now = self._clock()
         letters = self._store.letters
         letters.record.settled(now, settlements)
         for grant in answer.grants:
-            letters.record.granted(now, grant, letters.terms)
+            letters.record.granted(now, grant, terms)
         return answer
 
     def _new_share(self) -> Share:
         letters = self._store.letters
         held = letters.record.held(self._clock())
         age = self._clock() - self._since
-        return Share(letters.terms, letters.replica, letters.replicas, held, self._hands, age, self._clock)
+        return Share(self._store.terms, letters.replica, letters.replicas, held, self._hands, age, self._clock)
 
     # Losing and finding it
 

@@ -2,7 +2,7 @@ from proxy.core.exchange import Kind
 from proxy.core.health import Health
 from proxy.core.model import SECOND, Client, Key, Pool, Secret
 from proxy.dispatch.keys import Keys
-from proxy.dispatch.lanes import Ticket
+from proxy.dispatch.tickets import Ticket
 from tests.core.worlds import limit
 
 SHARED = Pool("default", tuple(Key(name, Secret(name), name[0]) for name in ("a1", "a2", "b1")), (limit(60),))

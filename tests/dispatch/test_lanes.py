@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from proxy.core.exchange import Kind
 from proxy.core.model import Client
-from proxy.dispatch.lanes import Queue, Ticket, Waiter
+from proxy.dispatch.lanes import Queue, Waiter
+from proxy.dispatch.tickets import Ticket
 from tests.core.worlds import lane
 from tests.virtual import run
 

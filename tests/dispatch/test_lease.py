@@ -6,9 +6,10 @@ import pytest
 from proxy.core.exchange import Grant, Settlement, Spent, Throttled, Unsent
 from proxy.core.model import SECOND, Key, Secret
 from proxy.dispatch.lease import Ending, Lease
-from tests.core.worlds import lane
+from tests.core.worlds import lane, limit, pool
 
 BOUND = 10 * SECOND
+POOL = pool(1, limit(1), limit(2, 10 * SECOND))
 
 
 @dataclass
@@ -30,12 +31,12 @@ class Office:
         self.over.append(lease)
 
     def told(self) -> list[Settlement]:
-        return [ending.settlement(self.now) for ending in self.endings]
+        return [ending.settlement(self.now, POOL) for ending in self.endings]
 
 
 def lease_of(office: Office) -> Lease:
     """A lease that is good for a second."""
-    return Lease(office, Grant("7", lane(), "q"), Key("k", Secret("s"), "q"), office.now + SECOND)
+    return Lease(office, POOL, Grant("7", lane(), "q"), Key("k", Secret("s"), "q"), office.now + SECOND)
 
 
 WAYS: list[Callable[[Lease], None]] = [

@@ -1,0 +1,94 @@
+import asyncio
+from collections.abc import Callable
+
+from proxy.core.errors import TooMany
+from proxy.core.exchange import Kind, Turns
+from proxy.core.model import SECOND, Client, Micros
+from proxy.dispatch.deadlines import REVIEW, Deadlines
+from proxy.dispatch.lanes import Queue, Waiter
+from proxy.dispatch.tickets import Ticket
+from tests.core.worlds import lane
+from tests.virtual import micros, virtual
+
+
+class Lane:
+    """One lane, its deadlines, and who was refused."""
+
+    def __init__(self, *patience: Micros) -> None:
+        self.queue = Queue(lane())
+        self.refused: list[tuple[int, int | None]] = []
+        """The arrival and the `Retry-After` of each."""
+        self.freed = 0
+        self.deadlines = Deadlines(micros, self._refuse, self._free)
+        for number, wait in enumerate(patience):
+            ticket = Ticket(Client("a"), Kind((0,)), micros() + wait)
+            self.queue.add(Waiter((1, 3, number), ticket, asyncio.get_running_loop().create_future()))
+
+    def _refuse(self, waiter: Waiter, refusal: TooMany) -> None:
+        self.queue.remove(waiter)
+        self.refused.append((waiter.order[2], refusal.retry_after))
+
+    def _free(self) -> None:
+        self.freed += 1
+
+    def told(self, *turns: Micros) -> None:
+        """The store has told the turns of all who wait."""
+        for waiter in self.queue.waiters:
+            waiter.asked = True
+        self.queue.turns, self.queue.told = Turns(turns), micros()
+        self.deadlines.judge(self.queue, micros())
+
+
+def in_loop(test: Callable[[], None]) -> Callable[[], None]:
+    """Run it with a loop that has a clock."""
+
+    @virtual
+    async def scenario() -> None:
+        test()
+
+    return scenario
+
+
+@in_loop
+def test_whose_turn_comes_too_late_is_refused_at_once() -> None:
+    """Positions count among those who stay; what is told counts those refused before, for they come back, too."""
+    it = Lane(5 * SECOND, SECOND, SECOND, 60 * SECOND)
+    it.told(SECOND, 3 * SECOND, 4 * SECOND, 9 * SECOND)
+    assert it.refused == [(1, 3), (2, 4)]
+    assert it.freed == 1
+    assert len(it.queue.waiters) == 2
+
+
+@in_loop
+def test_who_is_not_known_to_the_store_is_not_judged() -> None:
+    """Its turn is not among those that were told."""
+    it = Lane(0)
+    it.queue.turns = Turns((9 * SECOND,))
+    it.deadlines.judge(it.queue, micros())
+    assert it.refused == []
+
+
+@virtual
+async def test_all_are_looked_at_again_every_so_often() -> None:
+    """Turns get later when others come first."""
+    it = Lane(20 * SECOND)
+    it.told(10 * SECOND)
+    it.told(30 * SECOND)
+    assert it.refused == []
+    await asyncio.sleep(REVIEW / SECOND)
+    it.told(30 * SECOND)
+    assert it.refused == [(0, 30)]
+
+
+@virtual
+async def test_nobody_waits_past_its_deadline() -> None:
+    """Whether its turn was told or not; who has left is left alone."""
+    it = Lane(5 * SECOND, 5 * SECOND)
+    it.told(4 * SECOND, 4 * SECOND)
+    it.queue.waiters[1].future.cancel()
+    silent = Lane(3 * SECOND)
+    silent.deadlines.wait_unjudged([silent.queue])
+    silent.deadlines.wait_unjudged([silent.queue])
+    await asyncio.sleep(6)
+    assert it.refused == [(0, 1)]
+    assert silent.refused == [(0, 1)]
