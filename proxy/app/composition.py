@@ -11,7 +11,15 @@ from typing import Any
 import structlog
 
 from proxy.access import Access
-from proxy.app.parts import inbound_tls, link_to_store, refuse_what_is_not_built, replica_name, upstream_settings
+from proxy.app.parts import (
+    ADMIN_BOUNDS,
+    inbound_bounds,
+    inbound_tls,
+    link_to_store,
+    refuse_what_is_not_built,
+    replica_name,
+    upstream_settings,
+)
 from proxy.app.pools import Pools, Stations
 from proxy.config import Config
 from proxy.core.errors import StoreLost
@@ -80,8 +88,15 @@ class App:
             clock=monotonic,
             draining=lambda: self._draining,
         )
-        self._data = Listener(self._forward, config.listen, tls=inbound_tls(config))
-        self._admin = Listener(Admin(self.telemetry.metrics, self.unready), [config.admin])
+        self._data = Listener(
+            self._forward,
+            config.listen,
+            tls=inbound_tls(config),
+            socket_mode=config.inbound.socket_mode,
+            bounds=inbound_bounds(config),
+            observer=self.telemetry,
+        )
+        self._admin = Listener(Admin(self.telemetry.metrics, self.unready), [config.admin], bounds=ADMIN_BOUNDS)
         self.telemetry.metrics.watch(self.levels)
 
     def _forward_settings(self, own: tuple[str, ...]) -> ForwardSettings:
@@ -90,6 +105,7 @@ class App:
             max_body=self._config.upstream.max_body,
             max_wait=self._config.queue.max_wait,
             max_wait_ceiling=self._config.queue.max_wait_ceiling,
+            body_timeout=self._config.inbound.body_timeout,
             hosts=POSTMAN_HOSTS | {name.lower().encode() for name in names},
         )
 
@@ -128,6 +144,7 @@ class App:
             buckets=list(self.pools.buckets()),
             lanes=list(self.pools.lanes()),
             in_flight=[(name, dispatch.in_flight) for name, dispatch in self.pools.dispatches.items()],
+            connections=self._data.connections,
             store_up=not any(store.lost for store in shared),
             degraded=max((store.degraded for store in shared), default=0.0),
         )

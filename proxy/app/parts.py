@@ -6,8 +6,13 @@ import ssl
 
 from proxy.config import Config
 from proxy.core.errors import ConfigError, Problem, StartError
+from proxy.core.model import SECOND
 from proxy.stores.links import Link
 from proxy.upstream import UpstreamSettings
+from proxy.web.bounds import Bounds
+
+ADMIN_BOUNDS = Bounds(connections=512, per_peer=512)
+"""The admin listener is for probes, scrapers and operators."""
 
 
 def upstream_settings(config: Config) -> UpstreamSettings:
@@ -38,6 +43,22 @@ def link_to_store(config: Config) -> Link | None:
         raise ConfigError((Problem("store.url", str(problem).removeprefix("store.url: ")),)) from None
 
 
+def inbound_bounds(config: Config) -> Bounds:
+    """How much the data listeners take from callers, and how long they wait for them."""
+    given = config.inbound
+    return Bounds(
+        connections=given.max_connections,
+        per_peer=given.max_connections_per_peer,
+        head=given.max_head,
+        fields=given.max_fields,
+        target=given.max_target,
+        pipelined=given.max_pipelined,
+        head_time=given.head_timeout / SECOND,
+        write_time=given.write_timeout / SECOND,
+        keep_alive=given.keep_alive / SECOND,
+    )
+
+
 def inbound_tls(config: Config) -> ssl.SSLContext | None:
     """What the data listeners speak TLS with; `None` when they speak plain HTTP.
 
@@ -47,6 +68,8 @@ def inbound_tls(config: Config) -> ssl.SSLContext | None:
     if config.tls is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(config.tls.cert, config.tls.key)
     except (OSError, ssl.SSLError) as error:

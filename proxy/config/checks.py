@@ -80,6 +80,14 @@ def _files_can_be_read(subject: Subject) -> Iterator[Problem]:
             yield node.problem(unreadable(node, subject.base, reason))
 
 
+def _heads_have_room(subject: Subject) -> Iterator[Problem]:
+    inbound = subject.root["inbound"]
+    target, head = inbound["max_target"].value or 32_768, inbound["max_head"].value or 65_536
+    if isinstance(target, int) and isinstance(head, int) and target >= head:
+        place = inbound["max_target" if inbound["max_target"].given else "max_head"]
+        yield place.problem("a target is only a part of a head: write a `max_target` that is less than `max_head`")
+
+
 def _waits_fit(subject: Subject) -> Iterator[Problem]:
     queue = subject.root["queue"]
     wait, ceiling = queue["max_wait"].duration("30s"), queue["max_wait_ceiling"].duration("300s")
@@ -239,6 +247,7 @@ _CHECKS: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _key_names_differ,
     _secrets_differ,
     _headers_are_free,
+    _heads_have_room,
     _waits_fit,
     _open_network_is_meant,
     _callers_differ,

@@ -40,6 +40,7 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
+_PERMISSIONS = re.compile(r"0?[0-7]{3}")
 _QUERY_NAME = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 
 _PROXY_OWN = frozenset(
@@ -138,6 +139,13 @@ def _secret(value: object) -> Secret:
     return Secret(value.strip())
 
 
+def _permissions(value: object) -> int:
+    digits = str(value).strip()  # config.yaml may write 660, which is a number, or 0660, which is none
+    if not _PERMISSIONS.fullmatch(digits):
+        raise ValueError("write permissions as three octal digits, such as `0660`")
+    return int(digits, 8)
+
+
 def _rule(value: object) -> Rule:
     if isinstance(value, Rule):
         return value
@@ -178,6 +186,14 @@ Timeout = Annotated[Micros, PlainValidator(_between(MILLISECOND, DAY)), _AS_DURA
 
 Window = Annotated[Micros, PlainValidator(_between(MILLISECOND, 31 * DAY)), _AS_DURATION, _DURATION_SCHEMA]
 """The window of a limit: 1ms to 31d."""
+
+Permissions = Annotated[
+    int,
+    PlainValidator(_permissions),
+    PlainSerializer(lambda mode: f"{mode:04o}", return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": f"^{_PERMISSIONS.pattern}$", "examples": ["0660"]}),
+]
+"""Who may use a file, as `chmod` writes it."""
 
 SecretText = Annotated[
     Secret,

@@ -17,6 +17,7 @@ from proxy.config.fields import (
     ListenerText,
     Name,
     Number,
+    Permissions,
     QueryName,
     RuleText,
     SecretText,
@@ -81,6 +82,33 @@ class TlsSettings(Settings):
     """Certificates of callers must be signed by this authority, a PEM file (mutual TLS)."""
     client_certificate: Literal["required", "optional"] = "required"
     """With `client_ca`: whether callers that are known otherwise may connect without a certificate."""
+
+
+class InboundSettings(Settings):
+    """What callers' connections may take on the data listeners, and how long they are waited for."""
+
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000), Number] = 10_000
+    """Connections at once; one more is answered 503 and closed."""
+    max_connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000), Number] = 5_000
+    """Of these from one network address (of IPv6: one network of 64 bits); Unix sockets are not counted."""
+    max_pipelined: Annotated[int, Field(ge=1, le=1_000), Number] = 16
+    """Requests of one connection that are read before the first of them is answered."""
+    max_head: Annotated[int, Field(ge=8_192, le=1 << 20), Number] = 65_536
+    """Bytes of a request's line and fields; a larger one is answered 431."""
+    max_fields: Annotated[int, Field(ge=16, le=10_000), Number] = 128
+    """Fields of a request; more are answered 431."""
+    max_target: Annotated[int, Field(ge=1_024, le=1 << 20), Number] = 32_768
+    """Bytes of a request's target; a longer one is answered 414. Less than `max_head`."""
+    head_timeout: Timeout = written("10s")
+    """From the first byte of a head to its last (408), and for the handshake of TLS."""
+    body_timeout: Timeout = written("30s")
+    """For all the waiting for a body's bytes (408), and a second more for each KiB of it."""
+    write_timeout: Timeout = written("60s")
+    """Without a caller's taking anything of its answer; then the connection is cut."""
+    keep_alive: Timeout = written("75s")
+    """Without a request; then the connection is closed."""
+    socket_mode: Permissions = written("0660")
+    """The permissions of Unix sockets: who may connect."""
 
 
 class UpstreamSettings(Settings):
@@ -280,6 +308,8 @@ class Document(Settings):
     """Lets its bearer pause and resume keys on the admin listener; nobody can without it."""
     tls: TlsSettings | None = None
     """TLS on the data listeners; plain HTTP by default."""
+    inbound: InboundSettings = written({})
+    """What callers' connections may take, and how long they are waited for."""
     upstream: UpstreamSettings = written({})
     """The API that requests go to."""
     pools: Mapping[Name, PoolSettings] = written({"default": {}})

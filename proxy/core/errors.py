@@ -8,10 +8,14 @@ KeyturnError
     ├── Unauthenticated      401 AuthenticationError
     ├── Forbidden            403 forbiddenError
     ├── MethodNotAllowed     405 methodNotAllowed: CONNECT and TRACE end here
+    ├── TooSlow              408 requestTimeout: the head or the body did not come in time
     ├── TooLarge             413 requestTooLarge
+    ├── TargetTooLong        414 targetTooLong
     ├── Misdirected          421 misdirectedRequest
     ├── TooMany              429 rateLimitError: the turn, the queue or the client's own rate
-    ├── LoopDetected         502 loopDetected: the request has been here before
+    ├── HeadTooLarge         431 headTooLarge
+    ├── TooManyConnections   503 tooManyConnections
+    ├── LoopDetected         508 loopDetected: the request has been here before
     ├── NoKey                503 noKeyAvailable
     ├── StoreLost            503 storeUnavailable
     ├── ShuttingDown         503 shuttingDown
@@ -109,12 +113,42 @@ class MethodNotAllowed(Refusal):
     close = True
 
 
+class TooSlow(Refusal):
+    """A caller took too long to send the head or the body of its request."""
+
+    status = 408
+    name = "requestTimeout"
+    reason = "too_slow"
+    proxy_error = "http_request_error"
+    close = True
+
+
 class TooLarge(Refusal):
     """The request's body is larger than `upstream.max_body`."""
 
     status = 413
     name = "requestTooLarge"
     reason = "too_large"
+    proxy_error = "http_request_error"
+    close = True
+
+
+class TargetTooLong(Refusal):
+    """The request's target is longer than `inbound.max_target` (RFC 9112, section 3)."""
+
+    status = 414
+    name = "targetTooLong"
+    reason = "bad_request"
+    proxy_error = "http_request_error"
+    close = True
+
+
+class HeadTooLarge(Refusal):
+    """The request's head is larger than `inbound.max_head`, or has too many fields (RFC 6585, section 5)."""
+
+    status = 431
+    name = "headTooLarge"
+    reason = "bad_request"
     proxy_error = "http_request_error"
     close = True
 
@@ -143,10 +177,20 @@ class TooMany(Refusal):
 class LoopDetected(Refusal):
     """The request comes round and round: `upstream.url` leads back to this proxy (RFC 9209, section 2.3.24)."""
 
-    status = 502
+    status = 508
     name = "loopDetected"
     reason = "loop"
     proxy_error = "proxy_loop_detected"
+
+
+class TooManyConnections(Refusal):
+    """As many connections are open as `inbound` permits, in all or from one address."""
+
+    status = 503
+    name = "tooManyConnections"
+    reason = "too_many_connections"
+    proxy_error = "http_request_denied"
+    close = True
 
 
 class NoKey(Refusal):

@@ -130,6 +130,17 @@ class AttemptFailed:
     answered: Literal["at_once", "late", "cut"]
 
 
+WhyEnded = Literal["too_many", "too_many_of_peer", "head_timeout", "write_timeout", "malformed"]
+
+
+@value_object
+class ConnectionEnded:
+    """A caller's connection was refused, or ended before its time."""
+
+    why: WhyEnded
+    """Too many, in all or from one address; a head or the taking of an answer took too long; it was no HTTP."""
+
+
 @value_object
 class IssuerAsked:
     """An issuer's public keys were read, or could not be (`problem`; those that are there stay in use)."""
@@ -161,6 +172,7 @@ Event = (
     | StoreChanged
     | EraBegan
     | AttemptFailed
+    | ConnectionEnded
     | IssuerAsked
     | Reloaded
 )
@@ -202,6 +214,8 @@ class Levels:
     lanes: Sequence[LaneLevel]
     in_flight: Sequence[tuple[str, int]]
     """Pool and requests that hold a lease."""
+    connections: int = 0
+    """Open on the data listeners."""
     store_up: bool = True
     degraded: float = 0.0
     """Seconds without the store, so far."""

@@ -30,6 +30,9 @@ class LevelsCollector(Collector):
             at_hand.add_metric(labels, bucket.at_hand)
             size.add_metric(labels, bucket.size)
         yield from families
+        open_now = GaugeMetricFamily("keyturn_connections", "Connections of callers that are open.")
+        open_now.add_metric((), levels.connections)
+        yield open_now
         up = GaugeMetricFamily("keyturn_store_up", "Whether the store of the tokens answers.")
         up.add_metric((), int(levels.store_up))
         yield up

@@ -9,6 +9,7 @@ from prometheus_client.exposition import choose_encoder
 from proxy import __version__
 from proxy.core.events import (
     AttemptFailed,
+    ConnectionEnded,
     Event,
     Exchanged,
     ForeignSpent,
@@ -77,6 +78,9 @@ class Metrics:
         self.failed = self._counter(
             "failed_attempts", "Callers that were not let in, and when that was answered.", ("why", "answered")
         )
+        self.ended = self._counter(
+            "connections_ended", "Callers' connections that were refused, or ended before their time.", ("why",)
+        )
         self.reloads_refused = self._counter("reload_refused", "Configurations refused for their problems.", ())
         self.reloads_refused.add((), 0)
         self.reloaded = Gauge("keyturn_reload_success", "Whether the last reload was taken.", registry=self.registry)
@@ -107,8 +111,6 @@ class Metrics:
                 self.answers.add((pool, key, labels.code(code)))
             case ForeignSpent(pool, quota, tokens):
                 self.foreign.add((pool, quota), tokens)
-            case AttemptFailed(_, why, answered):
-                self.failed.add((why, answered))
             case Exchanged(pool, seconds, grants):
                 self.exchanges.add((pool,), seconds)
                 self.grants.add((pool,), grants)
@@ -118,6 +120,15 @@ class Metrics:
                 self.joined.add((pool, client))
             case Retried(pool, reason):
                 self.retries.add((pool, reason))
+            case _:
+                self._door_or_process(event)
+
+    def _door_or_process(self, event: Event) -> None:
+        match event:
+            case AttemptFailed(_, why, answered):
+                self.failed.add((why, answered))
+            case ConnectionEnded(why):
+                self.ended.add((why,))
             case Reloaded(ok):
                 self.reloaded.set(int(ok))
                 self.reloads_refused.add((), int(not ok))

@@ -14,7 +14,6 @@ from multidict import istr
 
 from proxy.core.errors import (
     Forbidden,
-    LoopDetected,
     MethodNotAllowed,
     Refusal,
     ShuttingDown,
@@ -28,14 +27,13 @@ from proxy.core.model import SECOND, Client, Micros
 from proxy.core.policy import normalise
 from proxy.web import errors
 from proxy.web.incoming import Content, check_framing, origin_form
+from proxy.web.loops import Loops
 from proxy.web.relay import CLOSED, KEPT, connection, has_begun, relay, write
 
 POSTMAN_HOSTS = frozenset({b"api.getpostman.com", b"api.postman.com", b"api.eu.postman.com"})
 """The names under which clients know the Postman API."""
 
 _NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
-_MOST_TIMES = 4
-"""How often a request may pass a proxy of this name: a sidecar in front of a gateway is no loop."""
 _PROXY = b"keyturn"
 _KEY, _PREFER, _PRIORITY, _REQUEST_ID = map(istr, ("Keyturn-Key", "Prefer", "Priority", "X-Request-Id"))
 
@@ -91,11 +89,12 @@ class Gateway(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ForwardSettings:
-    """What requests may be like: bytes of a body, waits in microseconds, lower-case authorities in absolute targets."""
+    """What requests may be like: bytes of a body, times in microseconds, lower-case authorities in absolute targets."""
 
     max_body: int
     max_wait: Micros
     max_wait_ceiling: Micros
+    body_timeout: Micros = 30 * SECOND
     hosts: frozenset[bytes] = POSTMAN_HOSTS
 
 
@@ -118,6 +117,7 @@ class Forward:
         self._observer = observer
         self._clock = clock
         self._draining = draining
+        self._loops = Loops()
 
     async def __call__(self, incoming: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; its journal is handed to the observer at its end, whatever that is."""
@@ -142,6 +142,7 @@ class Forward:
         except Unauthenticated as refusal:
             request = await self._look_again(incoming, journal, refusal)
         await self._access.accept(request.client)
+        mark = self._loops.enter(request, passed(request.fields, _PROXY) if VIA in incoming.headers else 0)
         try:
             async with self._gateway.handle(request, journal) as answer:
                 journal.code = answer.status
@@ -153,6 +154,7 @@ class Forward:
             journal.outcome = "forwarded"
             return sent
         finally:
+            self._loops.leave(mark)
             if isinstance(request.body, Content):
                 journal.received = request.body.received
 
@@ -169,15 +171,15 @@ class Forward:
             raise ShuttingDown
         target = self._target(incoming)
         journal.path = target.partition(b"?")[0].decode("ascii", "backslashreplace")
-        if VIA in present and passed(fields, _PROXY) >= _MOST_TIMES:
-            raise LoopDetected("This request comes round again and again: `upstream.url` leads back here.")
+        if VIA in present:
+            self._loops.check(journal.id, incoming.method, target, passed(fields, _PROXY))
         admission = self._access.admit(fields, target, incoming.transport)
         client = admission.client
         journal.client = client.name
         journal.pool = client.pool
         path = normalise(admission.target)
         _judge(client, incoming.method, path, pins=_KEY in present)
-        body = Content.of(incoming, self.settings.max_body)
+        body = Content.of(incoming, self.settings.max_body, self.settings.body_timeout / SECOND)
         urgency = priority_urgency(fields) if _PRIORITY in present else None
         return Request(
             id=journal.id,

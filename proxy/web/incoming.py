@@ -1,6 +1,7 @@
 """A caller's request as it is read: what its framing and its target must be like, and its body as a stream."""
 
 import re
+from asyncio import get_running_loop, timeout_at
 from collections.abc import AsyncIterator, Collection
 
 from aiohttp import web
@@ -8,10 +9,12 @@ from aiohttp.hdrs import CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD
 
-from proxy.core.errors import BadRequest, Misdirected, TooLarge
+from proxy.core.errors import BadRequest, Misdirected, TooLarge, TooSlow
 
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+_SLOWEST = 1024
+"""Bytes of a body that buy one second more."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -70,22 +73,27 @@ def _own(incoming: web.BaseRequest) -> tuple[bytes, ...]:
 class Content:
     """A request's body as it comes in: counted, and refused beyond `most` bytes.
 
+    All the waiting for its bytes may take `patience` seconds, and one more for each KiB: who sends a byte now and then
+    does not hold a lease for ever. What passes while nobody reads is not counted.
+
     To a caller that waits for a sign before it sends (`Expect: 100-continue`, RFC 9110, section 10.1.1) the first
     reading is that sign. Other expectations are ignored, which the RFC leaves to us.
     """
 
-    __slots__ = ("_awaited", "_incoming", "_most", "length", "received")
+    __slots__ = ("_awaited", "_incoming", "_most", "_patience", "_waited", "length", "received")
 
-    def __init__(self, incoming: web.BaseRequest, length: int | None, most: int) -> None:
+    def __init__(self, incoming: web.BaseRequest, length: int | None, most: int, patience: float) -> None:
         self._incoming = incoming
         self._most = most
+        self._patience = patience
+        self._waited = 0.0
         self._awaited = incoming.headers.get(EXPECT, "").lower() == "100-continue" and incoming.version == HttpVersion11
         self.length: int | None = length
         self.received: int = 0
         """Bytes read so far."""
 
     @classmethod
-    def of(cls, incoming: web.BaseRequest, most: int) -> "Content | None":
+    def of(cls, incoming: web.BaseRequest, most: int, patience: float) -> "Content | None":
         """The body, `None` when there is none.
 
         Raises:
@@ -96,13 +104,14 @@ class Content:
         length = incoming.headers.get(CONTENT_LENGTH)
         if length is not None and int(length) > most:
             raise _too_large(most)
-        return cls(incoming, int(length) if length is not None else None, most)
+        return cls(incoming, int(length) if length is not None else None, most, patience)
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The bytes as they arrive.
 
         Raises:
             TooLarge: there are more than `most`.
+            TooSlow: they do not come in time.
             BadRequest: they are not framed as announced.
             ConnectionError: the caller broke off.
         """
@@ -117,7 +126,7 @@ class Content:
             self._awaited = False
             self._go_on()
         try:
-            data = await stream.readany()
+            data = stream.read_nowait() or await self._more()
         except web.RequestPayloadError as error:
             raise BadRequest("The body is not framed as its head announces.") from error
         except RuntimeError as error:
@@ -128,6 +137,19 @@ class Content:
         if self.received > self._most:
             raise _too_large(self._most)
         return data
+
+    async def _more(self) -> bytes:
+        """The next bytes, which are not here yet."""
+        loop = get_running_loop()
+        began = loop.time()
+        try:
+            async with timeout_at(began + self._patience + self.received / _SLOWEST - self._waited):
+                return await self._incoming.content.readany()
+        except TimeoutError:
+            self._incoming.content.set_exception(web.RequestPayloadError())  # nobody waits for the rest any more
+            raise TooSlow("The body did not come in time. Send it faster, or in smaller parts.") from None
+        finally:
+            self._waited += loop.time() - began
 
     def _go_on(self) -> None:
         transport = self._incoming.transport

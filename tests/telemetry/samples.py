@@ -3,6 +3,7 @@
 from proxy.core.events import (
     AttemptFailed,
     BucketLevel,
+    ConnectionEnded,
     Event,
     Exchanged,
     ForeignSpent,
@@ -45,6 +46,7 @@ EVENTS: tuple[Event, ...] = (
     Exchanged("default", 0.002, 3),
     ForeignSpent("default", "k0", 2),
     AttemptFailed("192.0.2.1", "token", "at_once"),
+    ConnectionEnded("head_timeout"),
 )
 
 

@@ -33,6 +33,8 @@ INTERFACE = {
     "keyturn_foreign_tokens": ("counter", {"pool", "quota"}),
     "keyturn_joined": ("counter", {"pool", "client"}),
     "keyturn_failed_attempts": ("counter", {"why", "answered"}),
+    "keyturn_connections_ended": ("counter", {"why"}),
+    "keyturn_connections": ("gauge", set()),
     "keyturn_store_up": ("gauge", set()),
     "keyturn_degraded_seconds": ("counter", set()),
     "keyturn_reload_success": ("gauge", set()),

@@ -1,6 +1,7 @@
 """The data listener on a free port, with everything behind it made up, and raw bytes in front of it."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from proxy.core.errors import Unauthenticated
 from proxy.core.events import Event, Journal
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import SECOND, Client
+from proxy.web.bounds import Bounds
 from proxy.web.forward import Forward, ForwardSettings
 from proxy.web.server import Listener
 
@@ -136,18 +138,26 @@ class World:
 
     access: Access = field(default_factory=Access)
     gateway: Gateway = field(default_factory=Gateway)
-    journals: list[Event] = field(default_factory=list)
+    journals: list[Journal] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    """All others."""
     now: int = 0
     draining: bool = False
     observed: asyncio.Event = field(default_factory=asyncio.Event)
     bind: tuple[str, ...] = ("127.0.0.1:0",)
+    tls: ssl.SSLContext | None = None
+    bounds: Bounds = field(default_factory=Bounds)
+    body_timeout: int = 30 * SECOND
     forward: Forward = field(init=False)
     listener: Listener = field(init=False)
 
     def observe(self, event: Event) -> None:
         """Keep the event."""
-        self.journals.append(event)
-        self.observed.set()
+        if isinstance(event, Journal):
+            self.journals.append(event)
+            self.observed.set()
+        else:
+            self.events.append(event)
 
     def tick(self) -> int:
         """A clock that goes on by a millisecond with every look."""
@@ -157,11 +167,13 @@ class World:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["World"]:
         """Serve."""
-        settings = ForwardSettings(max_body=1000, max_wait=30 * SECOND, max_wait_ceiling=300 * SECOND)
+        settings = ForwardSettings(
+            max_body=1000, max_wait=30 * SECOND, max_wait_ceiling=300 * SECOND, body_timeout=self.body_timeout
+        )
         self.forward = Forward(
             self.access, self.gateway, self, settings, clock=self.tick, draining=lambda: self.draining
         )
-        self.listener = Listener(self.forward, self.bind)
+        self.listener = Listener(self.forward, self.bind, tls=self.tls, bounds=self.bounds, observer=self)
         await self.listener.start()
         try:
             yield self
@@ -181,9 +193,7 @@ class World:
         """The last request's journal, when it has come to its end."""
         await self.observed.wait()
         self.observed.clear()
-        journal = self.journals[-1]
-        assert isinstance(journal, Journal)
-        return journal
+        return self.journals[-1]
 
     async def ask(self, *raw: bytes) -> bytes:
         """Send bytes over a new connection, say that no more follow with `Connection: close`, and read to its end."""

@@ -1,0 +1,49 @@
+"""What is no request, or too large for one: how it is told from what is, and what its sender is told."""
+
+from uuid import uuid4
+
+from aiohttp.http import HttpProcessingError
+from aiohttp.http_exceptions import InvalidHeader, InvalidURLError, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
+
+from proxy.core.errors import BadRequest, HeadTooLarge, Refusal, TargetTooLong
+from proxy.core.events import Journal
+from proxy.web import errors
+from proxy.web.bounds import Bounds
+
+_TOO_MANY_FIELDS = "Too many headers"
+"""How the parser begins to say so."""
+
+
+def plain(refusal: Refusal, method: str = "") -> bytes:
+    """An answer to somebody of whom nothing is known."""
+    return errors.answer(refusal, Journal(id=uuid4().hex, method=method), (), b"close")
+
+
+def size(message: RawRequestMessage) -> int:
+    """Bytes of a head, as nearly as the parser tells: its line, and each field with what separates it."""
+    fields = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+    return len(message.method) + len(message.path) + len("  HTTP/1.1\r\n") + fields
+
+
+def head_too_large(most: int) -> HeadTooLarge:
+    """The refusal of a head beyond `most` bytes."""
+    return HeadTooLarge(f"The head of the request is too large. At most {most} bytes are read.")
+
+
+def what_is_wrong(error: HttpProcessingError, bounds: Bounds) -> Refusal:
+    """The parser's complaint without the part of it that quotes the request."""
+    match error:
+        case LineTooLong() if error.args[1] == bounds.target:
+            return TargetTooLong(f"The request target is too long. At most {bounds.target} bytes are read.")
+        case LineTooLong():
+            return head_too_large(bounds.head)
+        case InvalidURLError():
+            return BadRequest("The request target is malformed. Send a path, or a URL.")
+        case InvalidHeader():
+            return BadRequest("A field is malformed. Send it without NUL.")
+        case _ if error.message.startswith(_TOO_MANY_FIELDS):
+            return HeadTooLarge(f"The request has too many fields. At most {bounds.fields} are read.")
+        case _:
+            what = error.message.partition(":")[0].rstrip(". ")
+            return BadRequest(f"The request is malformed: {what}. Send HTTP/1.1.")
