@@ -4,6 +4,10 @@
 `refuse`: they are answered 503. A loss is noticed within the store's timeout, told once, and ends when a letter gets
 through that reports what this replica holds; each replica tries by itself, at its own uneven pace, so that a store
 that comes back is not met by all at once.
+
+A store that only stood still, or was cut off, does not know that anything was spent, and would grant it once more to
+whoever comes back first (law 1). So after `share` a replica that has reported keeps quiet until all others have had
+the time to report, too. A store that began a new era waits for them itself (law 8).
 """
 
 import asyncio
@@ -42,6 +46,8 @@ class SharedStore:
         self._since: Micros = 0
         self._degraded: Micros = 0
         self._share: Share | None = None
+        self._quiet = False
+        """Whether the store knows what was spent here, but perhaps not yet what others spent."""
         self._hands: dict[str, int] = {}
         """Tokens at hand by limit, as the store told last."""
         self._wake: Callable[[], None] = lambda: None
@@ -102,7 +108,7 @@ class SharedStore:
         return await self._without(settlements, demands)
 
     async def _without(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
-        if self._on_loss != "share":
+        if self._on_loss != "share" or self._quiet:
             raise StoreLost(
                 "The store of the rate limits does not answer. Come back in a moment.",
                 cause=self.lost.cause if self.lost else "",
@@ -134,19 +140,32 @@ class SharedStore:
         spawn(self._knock(), name=f"knock {self._store.pool}", owner=self._tasks)
 
     async def _knock(self) -> None:
-        while True:
-            await asyncio.sleep(uniform(*KNOCK))  # noqa: S311  # jitter, not a secret
-            self._store.letters.forget()
-            try:
-                await self._store.exchange((), ())
-            except StoreLost as lost:
-                self.lost = lost
-                continue
-            break
+        while not await self._reported():
+            pass
         now = self._clock()
         self._degraded += now - self._since
-        self.lost, self._share = None, None
-        self._store.letters.forget()  # what was granted while the letter was on its way is told with the next
+        self.lost, self._share, self._quiet = None, None, False
+        self._store.letters.forget()  # what was granted while a letter was on its way is told with the next
         seconds = (now - self._since) / SECOND
         self._observer.observe(StoreChanged(self._store.pool, up=True, on_loss=self._on_loss, seconds=seconds))
         self._wake()
+
+    async def _reported(self) -> bool:
+        """Try once to come back; says whether the store, and so every replica, knows what was spent."""
+        self._quiet = False
+        await asyncio.sleep(uniform(*KNOCK))  # noqa: S311  # jitter, not a secret
+        era = self._store.letters.era
+        try:
+            await self._report()
+            if self._on_loss == "share" and era == self._store.letters.era:
+                self._quiet = True
+                await self._report()  # what went out while the first was on its way
+                await asyncio.sleep(KNOCK[1] + self._store.link.timeout)
+        except StoreLost as lost:
+            self.lost = lost
+            return False
+        return True
+
+    async def _report(self) -> None:
+        self._store.letters.forget()
+        await self._store.exchange((), ())

@@ -30,6 +30,9 @@ PATIENCE = 8
 SLACK = 4.0
 """Seconds by which a busy machine may be late to tell a caller that its time is over."""
 
+TIMEOUT = "2s"
+"""Of the store: a busy machine is not yet a loss."""
+
 LOST = "the store does not answer"
 FOUND = "the store answers again"
 NEW = "the store is new, restarted or behind"
@@ -107,6 +110,7 @@ class Fleet:
         self._callers: set[asyncio.Task[Any]] = set()
         self._watch: set[asyncio.Task[Any]] = set()
         self._over = asyncio.Event()
+        self._losses = 0
 
     @property
     def alive(self) -> list[Replica]:
@@ -181,6 +185,20 @@ class Fleet:
             f"each replica says for the {times}th time: {what}",
         )
 
+    @asynccontextmanager
+    async def loss(self) -> AsyncIterator[None]:
+        """In this block the server goes and comes back; at its end all have found it, and serve again."""
+        self._losses += 1
+        yield
+        await self.said(FOUND, self._losses)
+        assert {await replica.keyturn.metric("keyturn_store_up") for replica in self.replicas} == {1}
+        await self.serves(50)
+
+    async def lost(self) -> None:
+        """See that all know that the server has gone."""
+        await self.said(LOST, self._losses)
+        assert {await replica.keyturn.metric("keyturn_store_up") for replica in self.replicas} == {0}
+
     # The end, and what is true then
 
     async def end(self) -> None:
@@ -222,7 +240,7 @@ def settings(api: PracticeApi, folder: Path, store: Server, on_loss: str) -> dic
         **told,
         "clients": [client("ci", weight=3), client("reader"), client("pinner")],
         "queue": {"max_wait": f"{PATIENCE}s"},
-        "store": {"url": store.url, "on_loss": on_loss, "timeout": f"{SLACK:g}s"},
+        "store": {"url": store.url, "on_loss": on_loss, "timeout": TIMEOUT},
         "drain": "5s",
     }
 
@@ -239,8 +257,9 @@ async def fleet(folder: Path, kind: str, *lines: str, on_loss: str = "share") ->
         one = Fleet(api, store)
         stack.push_async_callback(one.end)
         told = settings(api, folder, store, on_loss)
-        started = [_start(stack, number, folder, told) for number in range(REPLICAS)]
-        one.replicas = list(await asyncio.gather(*started))
+        async with asyncio.TaskGroup() as starting:
+            started = [starting.create_task(_start(stack, number, folder, told)) for number in range(REPLICAS)]
+        one.replicas = [task.result() for task in started]
         one.watch()
         yield one
         await one.quiet()

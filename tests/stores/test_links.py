@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -266,6 +267,19 @@ async def test_a_late_answer_reaches_nobody(kind: str) -> None:
                     assert "no answer within" in await cause(link, ECHO)
             answer = await answered(link, Script.of("return 'own'"))
             assert answer == b"own"
+
+
+async def test_a_process_that_stood_still_blames_nobody(one: Server) -> None:
+    """When it goes on beyond the timeout, the answer that has come meanwhile is the answer."""
+    tasks: set[asyncio.Task[Any]] = set()
+    async with linked(one.url, BRIEF) as link:
+        assert await answered(link) == 1
+        with one.paused():
+            call = spawn(link.run(COUNT, "k"), name="long ago", owner=tasks)
+            for _ in range(20):  # it has been written by then
+                await asyncio.sleep(0)
+        time.sleep(2 * BRIEF / SECOND)  # noqa: ASYNC251  # nothing of the process moves
+        assert await call == 2
 
 
 async def test_a_cancelled_call_leaves_no_answer_behind(one: Server) -> None:

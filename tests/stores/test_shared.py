@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import wraps
 from itertools import pairwise
 from typing import Any
@@ -81,10 +82,11 @@ class Replica(SharedStore):
                 return answer
 
     async def send_for(self, seconds: float) -> None:
-        """Send whenever something may be sent, for so long."""
+        """Send whenever something may be sent, for so long; without a store that means waiting for it."""
         end = micros() + int(seconds * SECOND)
         while micros() < end:
-            await self.send_all()
+            with suppress(StoreLost):
+                await self.send_all()
             await asyncio.sleep(0.1)
 
     def changes(self) -> list[StoreChanged]:
@@ -197,9 +199,11 @@ async def test_what_was_spent_meanwhile_is_reported_first(server: Server) -> Non
     assert not first.demands
     assert first.held is not None
     assert {row.lease for row in first.held} == {grant.lease for _, grant in replica.sent}
-    await replica.send_all()
     _, second = server.heard[heard + 1]
     assert second.held is not None, "what went out while the letter was on its way is told with the next"
+    assert not second.demands
+    await replica.send_for(KNOCK[1] + 2)
+    assert server.heard[-1][1].demands
 
 
 @pytest.mark.parametrize("forgets", [False, True])
@@ -225,6 +229,24 @@ def test_a_window_holds_no_more_for_a_loss(forgets: bool) -> None:
         assert sum(isinstance(event, EraBegan) for event in replica.told.events) == (3 if forgets else 0)
 
     run(scenario(Server()))
+
+
+@play
+async def test_nobody_is_granted_what_others_have_not_reported(server: Server) -> None:
+    """A server that only stood still believes that all has returned; each replica asks when all can have told."""
+    replicas = await joined(server, "share", "a", "b", "c")
+    for replica in replicas:
+        await replica.send_all(waiting=6)
+    server.up = False
+    await asyncio.gather(*(replica.send_for(200) for replica in replicas))
+    server.up = True
+    await asyncio.gather(*(replica.send_for(60) for replica in replicas))
+    for quota in POOL.quotas:
+        instants = [at for replica in replicas for at, grant in replica.sent if grant.quota == quota]
+        assert len(instants) > 20
+        for at in instants:
+            assert sum(at <= instant < at + 60 * SECOND for instant in instants) <= 10
+    assert not any(replica.lost for replica in replicas)
 
 
 @play
