@@ -82,6 +82,7 @@ def lay_out(
     group = pod.get("securityContext", {}).get("fsGroup", os.getgid())
     for mount in container["volumeMounts"]:
         assert mount["readOnly"], mount
+        root.mkdir(mode=0o755, exist_ok=True)
         files = _contents(volumes[mount["name"]], objects, secrets)
         mounts[mount["mountPath"]].mkdir(parents=True, exist_ok=True)
         texts = {name: _ported(layout.text(text), ports or {}) for name, text in files.items()}

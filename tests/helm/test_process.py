@@ -16,10 +16,12 @@ import pytest
 from proxy.practice import PracticeApi, PracticeSettings
 from proxy.tasks import finish, spawn
 from tests.helm import kubelet
-from tests.helm.charts import Rendered, render
-from tests.process import KEYS, ROOT, Gate, Running, ask, client, request, until
+from tests.helm.charts import RELEASE, Rendered, render
+from tests.process import KEYS, ROOT, Gate, Running, ask, calling, client, request, until
+from tests.stores.servers import binary, free_port, server
 
 SECRETS = {"postman-keys": {"team-1": KEYS[0], "team-2": KEYS[1] + "\n"}}
+NAME = f"{RELEASE}-keyturn"
 USER = 10001
 CALLERS = 4
 
@@ -64,38 +66,58 @@ def values(api: PracticeApi, **more: Any) -> dict[str, Any]:
 
 
 @dataclass
-class Load:
-    """Callers that ask again and again, each time over a connection of its own, until they are told to go elsewhere."""
+class Service:
+    """The pods that new connections go to, in turn."""
 
+    addresses: list[str]
+    _turn: int = 0
+
+    def pick(self) -> str:
+        """The next one's address."""
+        self._turn += 1
+        return self.addresses[self._turn % len(self.addresses)]
+
+
+@dataclass
+class Load:
+    """Callers that ask again and again: some over one connection, some over one for each request."""
+
+    service: Service
+    data: bytes
     statuses: list[int] = field(default_factory=list)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
-    _elsewhere: asyncio.Event = field(default_factory=asyncio.Event)
+    _enough: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def begin(self, address: str, data: bytes) -> None:
+    def begin(self) -> None:
         """Let them ask."""
         for number in range(CALLERS):
-            spawn(self._call(address, data), name=f"caller {number}", owner=self._tasks)
+            spawn(self._call(kept=number % 2 == 0), name=f"caller {number}", owner=self._tasks)
 
-    async def _call(self, address: str, data: bytes) -> None:
-        while not self._elsewhere.is_set():
-            self.statuses.append((await ask(address, data)).status)
+    async def _call(self, *, kept: bool) -> None:
+        while not self._enough.is_set():
+            async with calling(self.service.pick()) as caller:
+                more = True
+                while more and not self._enough.is_set():
+                    reply = await caller.ask(self.data)
+                    self.statuses.append(reply.status)
+                    more = kept and "close" not in reply.all("Connection")
 
     async def more(self, number: int) -> None:
         """See that so many more answers come."""
         goal = len(self.statuses) + number
         await until(lambda: len(self.statuses) >= goal, f"{number} more answers")
 
-    async def leave(self) -> None:
-        """Tell them, and wait for the answers under way."""
-        self._elsewhere.set()
+    async def end(self) -> None:
+        """Wait for the answers under way, the last; whoever got none fails here."""
+        self._enough.set()
         await asyncio.gather(*self._tasks)
 
 
 @asynccontextmanager
-async def load(address: str, data: bytes) -> AsyncIterator[Load]:
+async def load(service: Service, data: bytes) -> AsyncIterator[Load]:
     """Callers for as long as they are needed."""
-    callers = Load()
-    callers.begin(address, data)
+    callers = Load(service, data)
+    callers.begin()
     try:
         yield callers
     finally:
@@ -112,10 +134,12 @@ def gateway(api: PracticeApi, **more: Any) -> Rendered:
 
 
 @asynccontextmanager
-async def started(rendered: Rendered, place: Path) -> AsyncIterator[kubelet.Container]:
-    """The gateway's container."""
-    async with kubelet.running(rendered.gateway, rendered.container, rendered.objects, SECRETS, place) as container:
-        yield container
+async def started(rendered: Rendered, place: Path, redis: str = "") -> AsyncIterator[kubelet.Container]:
+    """The gateway's container, in a cluster where that Redis is."""
+    pod, container = rendered.gateway, rendered.container
+    secrets = {**SECRETS, "keyturn-redis": {"url": redis}}
+    async with kubelet.running(pod, container, rendered.objects, secrets, place) as up:
+        yield up
 
 
 async def test_the_pod_serves(api: PracticeApi, place: Path) -> None:
@@ -193,34 +217,46 @@ async def test_the_release_test_passes(api: PracticeApi, place: Path) -> None:
         assert not await passes(f"{container.keyturn.admin}/healthz")
 
 
-async def test_an_update_loses_no_request(api: PracticeApi, place: Path) -> None:
-    """From the deletion of a pod to its end, every request that reaches it is answered, within the grace period.
+@pytest.fixture
+def redis() -> Iterator[str]:
+    """The URL of a Redis."""
+    with server("valkey") as running:
+        yield running.url
 
-    It serves on through preStop, while callers learn to go elsewhere; on SIGTERM it is not ready any more, answers what
-    is under way, and exits with 0.
+
+async def test_an_update_loses_no_request(api: PracticeApi, place: Path, redis: str) -> None:
+    """A pod takes another's place under load, as Kubernetes has it: every request is answered, within the grace period.
+
+    The new pod gets callers once its probe passes. The old one serves on through preStop, while new connections go
+    elsewhere; on SIGTERM it is not ready any more, answers what is under way, and exits with 0.
     """
-    rendered = gateway(api)
-    async with started(rendered, place) as container:
-        data, process = container.keyturn.data, container.keyturn.process
-        async with load(data, request("/me")) as callers:
-            await callers.more(20)
-            async with asyncio.timeout(rendered.gateway["terminationGracePeriodSeconds"]):
-                hook = asyncio.gather(container.pre_stop())
-                await callers.more(20)
-                assert await container.probe("readiness")
-                await callers.leave()
-                await hook
-                await _end_with_requests_under_way(api, container)
-                assert await process.ended() == 0
+    rendered = gateway(api, redis={"existingSecret": "keyturn-redis"})
+    assert rendered.one("Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    async with AsyncExitStack() as stack:
+        old = await stack.enter_async_context(started(rendered, place / "old", redis))
+        assert await old.probe("readiness")
+        service = Service([old.keyturn.data])
+        callers = await stack.enter_async_context(load(service, request("/me")))
+        await callers.more(20)
+        new = await stack.enter_async_context(started(rendered, place / "new", redis))
+        await until(lambda: new.probe("readiness"), "the new pod is ready")
+        service.addresses = [new.keyturn.data]
+        async with asyncio.timeout(rendered.gateway["terminationGracePeriodSeconds"]):
+            await asyncio.gather(old.pre_stop(), callers.more(20))
+            assert await old.probe("readiness")
+            await _end_with_requests_under_way(api, old)
+            assert await old.keyturn.process.ended() == 0
+        await callers.more(20)
+        await callers.end()
         assert set(callers.statuses) == {200}
 
 
 async def _end_with_requests_under_way(api: PracticeApi, container: kubelet.Container) -> None:
-    """SIGTERM while some requests wait for the upstream's answer: they get it."""
+    """SIGTERM while requests wait for the upstream's answer, those of the load among them: they get it."""
     gate, last = Gate(api), set[asyncio.Task[Any]]()
     under_way = [spawn(container.keyturn.ask(request("/me")), name="last", owner=last) for _ in range(CALLERS)]
     try:
-        await until(lambda: gate.held == CALLERS, "the last requests are under way")
+        await until(lambda: gate.held == 2 * CALLERS, "the last requests are under way")
         container.keyturn.process.signal(signal.SIGTERM)
         await until(container.keyturn.refuses_connections, "it takes no more connections")
         assert not await container.probe("readiness")
@@ -229,6 +265,40 @@ async def _end_with_requests_under_way(api: PracticeApi, container: kubelet.Cont
         assert [reply.status for reply in await asyncio.gather(*under_way)] == [200] * CALLERS
     finally:
         await finish(last)
+
+
+async def test_a_rotated_key_is_taken_up_under_load(api: PracticeApi, place: Path) -> None:
+    """When the kubelet swaps the files of a Secret, no request fails."""
+    rendered = gateway(api)
+    async with (
+        started(rendered, place) as container,
+        load(Service([container.keyturn.data]), request("/me")) as callers,
+    ):
+        await callers.more(20)
+        container.layout.swap("/run/keyturn/keys/default", {"team-2": KEYS[1], "team-3": KEYS[0]})
+        await callers.more(50)
+        assert await container.probe("readiness")
+        await callers.end()
+        assert set(callers.statuses) == {200}
+
+
+async def test_the_embedded_redis_is_a_store(api: PracticeApi, place: Path) -> None:
+    """The command of `redis.embedded` starts a server that Keyturn has nothing to complain about, and counts in."""
+    rendered = gateway(api, redis={"embedded": True})
+    (container,) = rendered.one("Deployment", "-redis")["spec"]["template"]["spec"]["containers"]
+    port, (name, *_) = free_port(), container["command"]
+    (entry,) = [entry for entry in rendered.container["env"] if entry["name"] == "KEYTURN_STORE_URL"]
+    words = [binary(name.removesuffix("-server")), *container["args"], "--port", str(port), "--bind", "127.0.0.1"]
+    redis = await kubelet.start(words, {}, container["securityContext"], place)
+    try:
+        entry["value"] = entry["value"].replace(f"{NAME}-redis:6379", f"127.0.0.1:{port}")
+        async with started(rendered, place / "pod") as up:
+            await until(lambda: up.probe("readiness"), "it is ready")
+            assert (await up.keyturn.ask(request("/me"))).status == 200
+            assert await up.keyturn.metric("keyturn_store_up") == 1
+            assert "not fit" not in up.keyturn.process.stderr
+    finally:
+        await redis.end()
 
 
 # The sidecar
@@ -266,11 +336,11 @@ async def test_a_sidecar_outlives_its_application(api: PracticeApi, place: Path,
         assert container.keyturn.data.startswith("http://127.0.0.1:")
         process, url = await stack.enter_async_context(application(pod, container.keyturn.data, place))
         assert await container.probe("readiness")
-        callers = await stack.enter_async_context(load(url, request("/me", token=None)))
+        callers = await stack.enter_async_context(load(Service([url]), request("/me", token=None)))
         await callers.more(20)
         assert await container.keyturn.metric("keyturn_requests_total", client="orders") >= 20
         async with asyncio.timeout(pod["terminationGracePeriodSeconds"]):
-            await callers.leave()
+            await callers.end()
             gate, last = Gate(api), set[asyncio.Task[Any]]()
             under_way = [spawn(ask(url, request("/me", token=None)), name="last", owner=last) for _ in range(CALLERS)]
             await until(lambda: gate.held == CALLERS, "the application's last requests are under way")
