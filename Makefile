@@ -54,6 +54,7 @@ image: ## build the container image with docker, podman or buildah (IMAGE=name:t
 
 bench: $(VENV)/.dev ## requests per second and CPU per request, beside a bare aiohttp proxy
 	$(BIN)/python -m bench.throughput $(ARGS)
+	$(BIN)/python -m bench.stampede
 
 e2e: $(VENV)/.dev e2e/node_modules/.installed ## real Postman clients through the real process (needs Node)
 	$(BIN)/python -m e2e.newman $(ARGS)

@@ -79,6 +79,7 @@ class _Passage:
     """Whether it has been at the head of its lane already."""
     lease: Lease | None = None
     """The lease in hand; it is ended exactly once."""
+    sending: Callable[[], None] | None = None
     refused: Answer | None = None
     """The last 429 that it met: its answer, should no turn come in time."""
 
@@ -154,8 +155,10 @@ class Gateway:
         self._retries = retries
         self._budget.ratio = retries.budget
 
-    def handle(self, request: Request, journal: Journal) -> "_Handled":
+    def handle(self, request: Request, journal: Journal, *, sending: Callable[[], None] | None = None) -> "_Handled":
         """The answer for the caller, its body still to be read; the lease ends with the block.
+
+        `sending` is called each time just before the request goes out.
 
         Raises:
             Refusal: the proxy answers itself.
@@ -163,7 +166,9 @@ class Gateway:
         dispatch = self._dispatches[request.client.pool]
         now = self._clock()
         self._budget.request(now)
-        return _Handled(self, dispatch, _passage(request, journal, dispatch.pool, now))
+        passage = _passage(request, journal, dispatch.pool, now)
+        passage.sending = sending
+        return _Handled(self, dispatch, passage)
 
     async def answer(self, dispatch: Dispatch, passage: "_Passage") -> Answer:
         """Try under one lease after another until there is an answer; the passage holds the lease it came under."""
@@ -223,6 +228,8 @@ class Gateway:
             wire.put_back()
             raise _Late
         passage.journal.tries += 1
+        if passage.sending:
+            passage.sending()
         return await wire.send(
             passage.request, lease.key.secret, lease.pool.fields, body=passage.body, on_written=lease.written
         )

@@ -26,6 +26,7 @@ from proxy.core.errors import StoreLost
 from proxy.core.events import Levels
 from proxy.core.model import SECOND, Micros
 from proxy.gateway import Gateway, Retries
+from proxy.joining import Joining
 from proxy.stores.links import Link
 from proxy.tasks import finish, spawn
 from proxy.telemetry import Telemetry
@@ -80,9 +81,10 @@ class App:
             clock=monotonic,
             wall=wall,
         )
+        self._joining = Joining(self._gateway, enabled=config.queue.join, clock=monotonic, observer=self.telemetry)
         self._forward = Forward(
             self._access,
-            self._gateway,
+            self._joining,
             self.telemetry,
             self._forward_settings(()),
             clock=monotonic,
@@ -192,6 +194,7 @@ class App:
         """Close everything at once."""
         self._draining = True
         await self._data.stop(0)
+        await self._joining.stop()
         await self.pools.stop()
         await finish(self._tasks)
         if self._link is not None:

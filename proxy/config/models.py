@@ -197,6 +197,8 @@ class QueueSettings(Settings):
     """The longest wait that a request may ask for."""
     max_waiting: Annotated[int, Field(ge=0, le=10_000_000), Number] = 10_000
     """Requests that wait in this replica."""
+    join: bool = False
+    """Whether identical GETs that wait for their turn share one request to the upstream, and its answer."""
 
 
 class RetrySettings(Settings):
