@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from proxy.core.buckets import Calendar
+from proxy.core.calendars import Calendar
 from proxy.core.events import Event
 from proxy.core.exchange import Demand, Exchange, Kind, Settlement
 from proxy.core.ledger import Ledger

@@ -20,9 +20,10 @@ integers in microseconds of the store's one clock, which the caller supplies (la
 `stores/exchange.lua` follows this text; a member of a sorted set is therefore a string, `lease@quota`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from proxy.core.calendars import Calendar, quota_of
 from proxy.core.exchange import Seen, Settlement, Spent, Throttled, Unsent
 from proxy.core.letters import Held, LimitTerms, Need, Terms
 from proxy.core.model import SECOND, Micros
@@ -50,36 +51,6 @@ class Out:
     client: str
     probes: tuple[str, ...] = ()
     """The limits whose buckets open when it is settled."""
-
-
-@dataclass(slots=True)
-class Calendar:
-    """One limit over all quotas: what is taken, and when it returns."""
-
-    taken: dict[str, int] = field(default_factory=dict)
-    """Tokens in use and cooling, by quota; no entry for 0."""
-    cooling: SortedSet[str, Micros] = field(default_factory=SortedSet)
-    """`lease@quota` by the instant at which its token returns: known, what grants go by."""
-    in_use: SortedSet[str, Micros] = field(default_factory=SortedSet)
-    """`lease@quota` by the instant of its grant: what turns go by."""
-    parked: SortedSet[str, Micros] = field(default_factory=SortedSet)
-    """Quotas that the upstream closed, by the instant at which they open."""
-    probing: SortedSet[str, Micros] = field(default_factory=SortedSet)
-    """Quotas that a probe is out for, by the instant of its grant."""
-    warm: set[str] = field(default_factory=set)
-    """Quotas whose tokens are known in this era."""
-
-    def take(self, quota: str, tokens: int) -> None:
-        """Count so many tokens of a quota as taken; negative: as at hand again."""
-        left = self.taken.get(quota, 0) + tokens
-        if left:
-            self.taken[quota] = left
-        else:
-            self.taken.pop(quota, None)
-
-    def closed(self, quota: str) -> bool:
-        """Whether nothing is granted, tokens at hand or not."""
-        return quota in self.parked or quota in self.probing
 
 
 @dataclass(slots=True)
@@ -157,12 +128,11 @@ class Buckets:
         return self.views[terms].limits[limit].requests - self.calendars[limit].taken.get(quota, 0)
 
     def open(self, terms: str, quota: str, limit: str) -> int:
-        """Tokens that may be granted from one bucket: none while it is closed, one as long as it is not known."""
-        calendar = self.calendars[limit]
-        if calendar.closed(quota):
-            return 0
-        hand = self.hand(terms, quota, limit)
-        return hand if quota in calendar.warm else min(hand, 1)
+        """Tokens that may be granted from one bucket: none while it is closed.
+
+        One that is not known is closed by its first grant, the probe, so it may be counted as what it seems to hold.
+        """
+        return 0 if self.calendars[limit].closed(quota) else self.hand(terms, quota, limit)
 
     def level(self, terms: str, quota: str, limit: str) -> int:
         """What there is to see in one bucket: tokens at hand, none while it is closed."""
@@ -369,35 +339,6 @@ class Buckets:
                 self._forget_limit(limit)
         return left
 
-    def expected(self, granted: Micros, now: Micros) -> Micros:
-        """When a lease is expected to be settled: a usual trip after its grant; if that has passed, once more."""
-        return granted + self.trip if granted + self.trip > now else now + self.trip
-
-    def returns(self, limit: str, now: Micros, window: Micros) -> Iterator[tuple[Micros, str]]:
-        """When tokens of a limit are expected at hand again, and on which quota, soonest first.
-
-        A token in use is expected one window after its request is expected to be counted; that has not happened yet,
-        so it is not before now.
-        """
-        calendar = self.calendars[limit]
-        for instant, member in calendar.cooling:
-            yield max(instant, now), quota_of(member)
-        for granted, member in calendar.in_use:
-            yield max(granted + self.trip, now) + window, quota_of(member)
-
-    def openings(self, limit: str, now: Micros) -> Iterator[tuple[Micros, str]]:
-        """When closed buckets of a limit are expected to open."""
-        calendar = self.calendars[limit]
-        for instant, quota in calendar.parked:
-            if quota not in calendar.probing:
-                yield max(instant, now), quota
-
-    def probed(self, limit: str, now: Micros) -> Iterator[tuple[Micros, str]]:
-        """When buckets that are being probed are expected to open."""
-        calendar = self.calendars[limit]
-        for granted, quota in calendar.probing:
-            yield max(self.expected(granted, now), calendar.parked.score(quota) or 0), quota
-
     def size(self, terms: str, limit: str) -> int:
         """Tokens of a limit over all quotas of the terms."""
         view = self.views[terms]
@@ -424,8 +365,3 @@ class Buckets:
         else:
             instant = now
         return instant + rounds * (window + self.trip)
-
-
-def quota_of(member: str) -> str:
-    """The quota in a member `lease@quota`."""
-    return member.partition("@")[2]

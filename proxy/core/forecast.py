@@ -103,10 +103,11 @@ class Forecaster:
 
     def _read_calendar(self, limit: str) -> Iterator[_Source]:
         buckets, now = self._buckets, self._now
+        calendar = buckets.calendars[limit]
         for more, opens in (
-            (buckets.returns(limit, now, self._windows[limit]), False),
-            (buckets.openings(limit, now), True),
-            (buckets.probed(limit, now), True),
+            (calendar.returns(now, self._windows[limit], buckets.trip), False),
+            (calendar.openings(now), True),
+            (calendar.probed(now, buckets.trip), True),
         ):
             head = next(more, None)
             if head:

@@ -7,7 +7,8 @@ the pool's.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from proxy.core.buckets import Buckets, Calendar, quota_of
+from proxy.core.buckets import Buckets
+from proxy.core.calendars import Calendar, quota_of
 from proxy.core.letters import LimitTerms, Terms
 from proxy.core.model import Micros
 from proxy.core.values import value_object

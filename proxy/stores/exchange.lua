@@ -251,12 +251,7 @@ local function open(view, quota, limit)
   if closed(limit, quota) then
     return 0
   end
-  local bucket = bucket_of(limit, quota)
-  local hand = view.by_id[limit].requests - bucket.taken
-  if bucket.warm then
-    return hand
-  end
-  return min(hand, 1)
+  return view.by_id[limit].requests - bucket_of(limit, quota).taken
 end
 
 local function open_for(view, quota, limits)

@@ -76,3 +76,16 @@ def test_a_cold_bucket_lets_one_probe_through() -> None:
     (probe,) = world.ask(4).grants
     assert probe.probe
     assert len(world.call("r", *world.spend(probe)).grants) == 3
+
+
+def test_buckets_that_are_not_known_are_used_in_turn() -> None:
+    """Each is probed when it is the fullest by what is known, so that no key stands idle until the others are empty."""
+    world = World.of(pool(3, limit(5)))
+    world.run = "b"
+    world.send("r", (), (), era=world.ledger.era, held=())
+    used = []
+    for _ in range(6):
+        (grant,) = world.ask(1).grants
+        used.append(grant.quota)
+        world.call("r", *world.spend(grant))
+    assert sorted(used[:3]) == sorted(used[3:]) == sorted(world.terms.quotas)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from proxy.core.buckets import quota_of
+from proxy.core.calendars import quota_of
 from proxy.core.exchange import USE_BY, Demand, Exchange, Grant, Kind, Lane, Settlement, Spent, Throttled, Unsent
 from proxy.core.ledger import Ledger
 from proxy.core.letters import Call, Held, Reply, Terms, terms_of

@@ -1,0 +1,71 @@
+"""The tokens of one limit over all quotas: which are taken, when they return, and which buckets are closed.
+
+Members of a sorted set are strings, `lease@quota`, as they are in Redis. Instants are microseconds of the store's one
+clock.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from proxy.core.model import Micros
+from proxy.core.sortedset import SortedSet
+
+
+@dataclass(slots=True)
+class Calendar:
+    """One limit over all quotas: what is taken, and when it returns."""
+
+    taken: dict[str, int] = field(default_factory=dict)
+    """Tokens in use and cooling, by quota; no entry for 0."""
+    cooling: SortedSet[str, Micros] = field(default_factory=SortedSet)
+    """`lease@quota` by the instant at which its token returns: known, what grants go by."""
+    in_use: SortedSet[str, Micros] = field(default_factory=SortedSet)
+    """`lease@quota` by the instant of its grant: what turns go by."""
+    parked: SortedSet[str, Micros] = field(default_factory=SortedSet)
+    """Quotas that the upstream closed, by the instant at which they open."""
+    probing: SortedSet[str, Micros] = field(default_factory=SortedSet)
+    """Quotas that a probe is out for, by the instant of its grant."""
+    warm: set[str] = field(default_factory=set)
+    """Quotas whose tokens are known in this era."""
+
+    def take(self, quota: str, tokens: int) -> None:
+        """Count so many tokens of a quota as taken; negative: as at hand again."""
+        left = self.taken.get(quota, 0) + tokens
+        if left:
+            self.taken[quota] = left
+        else:
+            self.taken.pop(quota, None)
+
+    def closed(self, quota: str) -> bool:
+        """Whether nothing is granted, tokens at hand or not."""
+        return quota in self.parked or quota in self.probing
+
+    # What is expected; `trip` is the usual time from a grant to its settlement
+
+    def returns(self, now: Micros, window: Micros, trip: Micros) -> Iterator[tuple[Micros, str]]:
+        """When tokens are expected at hand again, and on which quota, soonest first.
+
+        A token in use is expected one window after its request is expected to be counted; that has not happened yet,
+        so it is not before now.
+        """
+        for instant, member in self.cooling:
+            yield max(instant, now), quota_of(member)
+        for granted, member in self.in_use:
+            yield max(granted + trip, now) + window, quota_of(member)
+
+    def openings(self, now: Micros) -> Iterator[tuple[Micros, str]]:
+        """When closed buckets are expected to open."""
+        for instant, quota in self.parked:
+            if quota not in self.probing:
+                yield max(instant, now), quota
+
+    def probed(self, now: Micros, trip: Micros) -> Iterator[tuple[Micros, str]]:
+        """When buckets that are being probed are expected to open: after a usual trip; if that has passed, another."""
+        for granted, quota in self.probing:
+            expected = granted + trip if granted + trip > now else now + trip
+            yield max(expected, self.parked.score(quota) or 0), quota
+
+
+def quota_of(member: str) -> str:
+    """The quota in a member `lease@quota`."""
+    return member.partition("@")[2]
