@@ -22,6 +22,7 @@ from proxy.config.fields import is_name
 from proxy.core.errors import ConfigError, KeyturnError
 from proxy.core.model import Secret
 from proxy.practice import PracticeApi, PracticeSettings, WindowKind
+from proxy.status_view import show
 from proxy.telemetry import set_up_logs
 
 CONFIG_FILE = Path("config.yaml")
@@ -165,6 +166,24 @@ async def _practice(api: PracticeApi, ca: Path | None) -> None:
         elif api.ca_pem is not None:
             print(api.ca_pem.decode(), end="", flush=True)
         await until_told(lambda: _say(f"ready practice={api.url}"))
+
+
+@commands.command()
+def status(
+    url: Annotated[
+        str, typer.Option(envvar="KEYTURN_ADMIN", help="The admin listener of a running proxy.")
+    ] = f"http://{demo.ADMIN}",
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Draw it anew each second, until Ctrl-C.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The document itself; with --watch one line each second.")
+    ] = False,
+) -> None:
+    """Show a running proxy: its keys and their tokens, who waits for how long, its store."""
+    try:
+        uvloop.run(show(Console(), url, watch=watch, as_json=as_json))
+    except KeyboardInterrupt:
+        if not watch:
+            raise
 
 
 @commands.command(name="demo")

@@ -89,6 +89,8 @@ def explain(app: App, say: Callable[[str], None]) -> None:
     say(f"A practice Postman API permits {LIMIT} requests in {WINDOW} s on each of {len(KEYS)} keys.")
     say(f"Three clients share it through this proxy: {', '.join(CLIENTS)}. Call it yourself:")
     say(f"    curl -i {data}/me")
+    say(f"See the tokens go and come back: {admin}/ in a browser, or in a terminal:")
+    say(f"    keyturn status --watch --url {admin}")
     say(f"Health and metrics: {admin}/readyz {admin}/metrics")
     say("Ctrl-C ends it.")
 

@@ -99,13 +99,13 @@ async def test_help_without_a_command(tmp_path: Path) -> None:
     """`python -m proxy` alone shows what there is."""
     ended = await command(folder=tmp_path)
     assert (ended.code, ended.err) == (2, "")
-    for name in ("serve", "check", "schema", "token", "practice", "demo"):
+    for name in ("serve", "check", "schema", "token", "status", "practice", "demo"):
         assert re.search(rf"\b{name}\b", ended.out)
 
 
 def test_help_of_each_command(shell: Shell) -> None:
     """Every command has `--help`."""
-    for name in ("serve", "check", "schema", "token", "practice", "demo"):
+    for name in ("serve", "check", "schema", "token", "status", "practice", "demo"):
         ended = shell.run(name, "--help")
         assert (ended.code, ended.err) == (0, "")
         assert f" {name} [OPTIONS]" in ended.out
@@ -426,3 +426,29 @@ def test_practice_that_cannot_write_its_authority(shell: Shell) -> None:
     """A file that cannot be written is one line, and exit code 1."""
     ended = shell.run("practice", "--port", "0", "--tls", "--ca", "missing/ca.pem")
     assert (ended.code, ended.complaints) == (1, ["keyturn: missing/ca.pem: No such file or directory"])
+
+
+# Status
+
+
+async def test_status_of_a_running_proxy(tmp_path: Path) -> None:
+    """The command shows what the process does, and never a secret; it is told where by an option or the environment."""
+    async with house(tmp_path, admin_token=ADMIN_TOKEN) as home:
+        assert (await home.ask(request("/me"))).status == 200
+        shown = await command("status", "--url", home.keyturn.admin, folder=tmp_path)
+        assert (shown.code, shown.err) == (0, "")
+        assert re.search(r"team-1 +10000/60s", shown.out)
+        assert re.search(r"^ci +1 +0 ", shown.out, re.MULTILINE)
+        told = await command("status", "--json", folder=tmp_path, environ={"KEYTURN_ADMIN": home.keyturn.admin})
+        pool = json.loads(told.out)["pools"][0]
+        assert [key["state"] for key in pool["keys"]] == ["ready", "ready"]
+        assert [(client["name"], client["granted"]) for client in pool["clients"]] == [("ci", 1)]
+        assert [secret for secret in SECRETS if secret in shown.out + told.out] == []
+
+
+async def test_status_without_a_proxy(tmp_path: Path) -> None:
+    """One line that says what to do, and exit code 1."""
+    ended = await command("status", "--url", f"unix:{tmp_path}/nobody", folder=tmp_path)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith(f"keyturn: unix:{tmp_path}/nobody: No such file or directory.")
+    assert ended.err.count("\n") == 1

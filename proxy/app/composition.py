@@ -4,13 +4,17 @@ No room keeps a copy of the configuration: each gets its part here, so that a re
 """
 
 import asyncio
+import platform
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from proxy import __version__
 from proxy.access import Access
+from proxy.app.controls import Controls
 from proxy.app.parts import (
     ADMIN_BOUNDS,
     inbound_bounds,
@@ -23,7 +27,6 @@ from proxy.app.parts import (
 from proxy.app.pools import Pools, Stations
 from proxy.config import Config
 from proxy.core.errors import StoreLost
-from proxy.core.events import Levels
 from proxy.core.model import SECOND, Micros
 from proxy.gateway import Gateway, Retries
 from proxy.joining import Joining
@@ -34,6 +37,8 @@ from proxy.upstream import Upstream
 from proxy.web.admin import Admin
 from proxy.web.forward import POSTMAN_HOSTS, Forward, ForwardSettings
 from proxy.web.server import Listener
+from proxy.web.status.glance import Glance, Sources
+from proxy.web.status.model import ProcessStatus
 
 LAST_WORDS = 1.0
 """Seconds for the 503s to those who still wait when the drain is over."""
@@ -59,10 +64,11 @@ class App:
         self._draining = False
         self._started = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(monotonic, wall)
         self._upstream = Upstream(upstream_settings(config))
         self._link = link_to_store(config)
-        stations = Stations(config, self._link, replica_name(), clock=monotonic, observer=self.telemetry)
+        replica = replica_name()
+        stations = Stations(config, self._link, replica, clock=monotonic, observer=self.telemetry)
         self.pools = Pools(stations, config.pools_of_model())
         self._gateway = Gateway(
             self.pools.dispatches,
@@ -98,8 +104,29 @@ class App:
             bounds=inbound_bounds(config),
             observer=self.telemetry,
         )
-        self._admin = Listener(Admin(self.telemetry.metrics, self.unready), [config.admin], bounds=ADMIN_BOUNDS)
-        self.telemetry.metrics.watch(self.levels)
+        self.glance = Glance(self._sources(replica), clock=monotonic, wall=wall)
+        admin = Admin(
+            self.telemetry.metrics,
+            self.unready,
+            self.glance,
+            Controls(self.pools.dispatches, monotonic),
+            lambda: self._config.admin_token,
+        )
+        self._admin = Listener(admin, [config.admin], bounds=ADMIN_BOUNDS)
+
+    def _sources(self, replica: str) -> Sources:
+        anonymous = self._config.anonymous_client()
+        clients = [*self._config.client_models(), *([anonymous] if anonymous else [])]
+        process = ProcessStatus(replica, __version__, platform.python_version(), wall())
+        return Sources(
+            self.pools.stations,
+            lambda: clients,
+            lambda: replace(process, draining=self._draining, unready=self.unready()),
+            lambda: self._data.connections,
+            self.telemetry.history,
+            "memory" if self._link is None else "redis",
+            "" if self._link is None else self._config.store.on_loss,
+        )
 
     def _forward_settings(self, own: tuple[str, ...]) -> ForwardSettings:
         names = {self._upstream.authority, *(url.partition("://")[2] for url in own)}
@@ -138,18 +165,6 @@ class App:
         with suppress(StoreLost):
             for warning in await link.check(f"{self._config.store.prefix}:{{{next(iter(self.pools.dispatches))}}}"):
                 self._log.warning("the store is not fit for its purpose", problem=warning)
-
-    def levels(self) -> Levels:
-        """The gauges of this moment."""
-        shared = self.pools.shared()
-        return Levels(
-            buckets=list(self.pools.buckets()),
-            lanes=list(self.pools.lanes()),
-            in_flight=[(name, dispatch.in_flight) for name, dispatch in self.pools.dispatches.items()],
-            connections=self._data.connections,
-            store_up=not any(store.lost for store in shared),
-            degraded=max((store.degraded for store in shared), default=0.0),
-        )
 
     # Life
 

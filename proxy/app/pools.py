@@ -1,11 +1,11 @@
 """The pools at work: each with the store of its buckets and its waiting room."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from proxy.config import Config
-from proxy.core.events import BucketLevel, LaneLevel, Observer
+from proxy.core.events import Observer
 from proxy.core.model import Micros, Pool
 from proxy.dispatch import Dispatch
 from proxy.stores.links import Link
@@ -123,16 +123,6 @@ class Pools:
         """The stores that other replicas share."""
         return [station.store for station in self._stations.values() if isinstance(station.store, SharedStore)]
 
-    def lanes(self) -> Iterator[LaneLevel]:
-        """How many requests of each client wait."""
-        for dispatch in self.dispatches.values():
-            yield from dispatch.levels()
-
-    def buckets(self) -> Iterator[BucketLevel]:
-        """What is at hand in each bucket that lives in this process."""
-        for station in self._stations.values():
-            if isinstance(station.store, MemoryStore):
-                pool = station.dispatch.pool
-                for quota, index, at_hand in station.store.levels():
-                    limit = pool.limits[index]
-                    yield BucketLevel(pool.name, quota, limit.name, at_hand, limit.requests)
+    def stations(self) -> list[Station]:
+        """Each of them."""
+        return list(self._stations.values())

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from proxy.core.health import KeyLook
 from proxy.core.model import Micros
 from proxy.core.values import value_object
 
@@ -207,6 +208,14 @@ class LaneLevel:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyLevel:
+    """A key as it stands: gauges of its state, and of what its month's plan still holds."""
+
+    pool: str
+    look: KeyLook
+
+
+@dataclass(frozen=True, slots=True)
 class Levels:
     """The gauges of one moment."""
 
@@ -216,6 +225,7 @@ class Levels:
     """Pool and requests that hold a lease."""
     connections: int = 0
     """Open on the data listeners."""
+    keys: Sequence[KeyLevel] = ()
     store_up: bool = True
     degraded: float = 0.0
     """Seconds without the store, so far."""

@@ -18,6 +18,9 @@ class Count:
     minute: int = 0
 
 
+NEVER = Count()
+
+
 class Recent:
     """Counts by name, as bounded as the names are. The last minute is told to the second.
 

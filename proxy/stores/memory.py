@@ -46,6 +46,16 @@ class MemoryStore:
         """Call `wake` when a turn has come earlier than it was told."""
         self._memory.sleepers[self._replica] = wake
 
+    @property
+    def replicas(self) -> int:
+        """This one."""
+        return 1
+
+    @property
+    def degraded(self) -> float:
+        """It cannot be lost."""
+        return 0.0
+
     def levels(self) -> list[tuple[str, int, int]]:
         """Quota, limit's index and tokens at hand of every bucket."""
         buckets = self._memory.ledger.buckets

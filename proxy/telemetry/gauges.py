@@ -1,72 +1,99 @@
-"""Gauges: numbers that are not kept here but read from where they are when somebody asks."""
+"""Gauges: numbers that are not kept here but were read from where they are just before somebody asked."""
 
-from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import get_args
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from proxy.core.events import BucketLevel, Levels
+from proxy.core.events import Levels
+from proxy.core.health import State
+from proxy.core.model import SECOND
 from proxy.telemetry.series import Labels
 
+STATES = get_args(State)
 
-class LevelsCollector(Collector):
-    """Gauges that are read when they are asked for."""
+Family = GaugeMetricFamily | CounterMetricFamily
+Samples = Iterable[tuple[Labels, float]]
 
-    def __init__(self, levels: Callable[[], Levels]) -> None:
-        self._levels = levels
 
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        """What `collect` tells, without asking for it."""
-        return self._families()
+class Gauges(Collector):
+    """The gauges of the moment at which `levels` was set; none before."""
 
-    def collect(self) -> Iterator[Metric]:
+    def __init__(self) -> None:
+        self.levels: Levels | None = None
+
+    def describe(self) -> Iterable[Family]:
+        """What `collect` tells, without its numbers."""
+        return list(_families(Levels((), (), ())))
+
+    def collect(self) -> Iterable[Family]:
         """See `prometheus_client.registry.Collector`."""
-        waiting, in_flight, at_hand, size = families = self._families()
-        levels = self._levels()
-        _add_sums(waiting, (((lane.pool, lane.client), lane.waiting) for lane in levels.lanes))
-        _add_sums(in_flight, (((pool,), number) for pool, number in levels.in_flight))
-        for labels, bucket in _distinct(levels.buckets):
-            at_hand.add_metric(labels, bucket.at_hand)
-            size.add_metric(labels, bucket.size)
-        yield from families
-        open_now = GaugeMetricFamily("keyturn_connections", "Connections of callers that are open.")
-        open_now.add_metric((), levels.connections)
-        yield open_now
-        up = GaugeMetricFamily("keyturn_store_up", "Whether the store of the tokens answers.")
-        up.add_metric((), int(levels.store_up))
-        yield up
-        degraded = CounterMetricFamily("keyturn_degraded_seconds", "Seconds without the store of the tokens.")
-        degraded.add_metric((), levels.degraded)
-        yield degraded
-
-    def _families(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
-        return (
-            GaugeMetricFamily("keyturn_waiting", "Requests that wait for their turn.", labels=("pool", "client")),
-            GaugeMetricFamily("keyturn_in_flight", "Requests that hold a lease.", labels=("pool",)),
-            GaugeMetricFamily(
-                "keyturn_tokens_at_hand", "Requests that a quota may send now.", labels=("pool", "quota", "limit")
-            ),
-            GaugeMetricFamily(
-                "keyturn_tokens_limit", "Requests per window of a quota.", labels=("pool", "quota", "limit")
-            ),
-        )
+        return () if self.levels is None else _families(self.levels)
 
 
-def _add_sums(family: GaugeMetricFamily, values: Iterable[tuple[Labels, int]]) -> None:
-    """Add one sample for each set of labels: a client waits in several lanes, a scraper wants one number."""
-    sums: dict[Labels, int] = {}
-    for labels, value in values:
-        sums[labels] = sums.get(labels, 0) + value
-    for labels, value in sums.items():
+def _families(levels: Levels) -> Iterator[Family]:
+    yield _gauge(
+        "waiting",
+        "Requests that wait for their turn in this replica.",
+        ("pool", "client"),
+        [((lane.pool, lane.client), lane.waiting) for lane in levels.lanes],
+    )
+    yield _gauge(
+        "turn_seconds",
+        "What a new request of this client would wait for its turn now.",
+        ("pool", "client"),
+        [((lane.pool, lane.client), lane.turn / SECOND) for lane in levels.lanes if lane.turn is not None],
+    )
+    yield _gauge(
+        "in_flight",
+        "Requests of this replica that hold a key: sent, or about to be.",
+        ("pool",),
+        [((pool,), number) for pool, number in levels.in_flight],
+    )
+    bucket = ("pool", "quota", "limit")
+    yield _gauge(
+        "tokens_at_hand",
+        "Requests that may be sent now under a limit of a quota. Replicas that share a store tell the same number.",
+        bucket,
+        [((one.pool, one.quota, one.limit), one.at_hand) for one in levels.buckets],
+    )
+    yield _gauge(
+        "tokens_limit",
+        "Requests that a limit permits in its window on each quota.",
+        bucket,
+        [((one.pool, one.quota, one.limit), one.size) for one in levels.buckets],
+    )
+    yield from _keys(levels)
+    yield _gauge("connections", "Callers' connections that are open.", (), [((), levels.connections)])
+    yield _gauge(
+        "store_up", "1 while the store of the shared limits answers, else 0.", (), [((), int(levels.store_up))]
+    )
+    degraded = CounterMetricFamily(
+        "keyturn_degraded_seconds", "Seconds that this replica has spent without the store of the shared limits."
+    )
+    degraded.add_metric((), levels.degraded)
+    yield degraded
+
+
+def _keys(levels: Levels) -> Iterator[Family]:
+    yield _gauge(
+        "key_state",
+        "1 for the state that a key is in, 0 for the others: ready, parked until the upstream's own time, quarantined "
+        "because the upstream does not accept it, or paused by an operator.",
+        ("pool", "key", "state"),
+        [((key.pool, key.look.name, state), int(key.look.state == state)) for key in levels.keys for state in STATES],
+    )
+    yield _gauge(
+        "month_remaining",
+        "Requests that the month's plan behind a key still holds, by the upstream's last word.",
+        ("pool", "key"),
+        [((key.pool, key.look.name), key.look.month_left) for key in levels.keys if key.look.month_left is not None],
+    )
+
+
+def _gauge(name: str, text: str, names: Labels, samples: Samples) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"keyturn_{name}", text, labels=names)
+    for labels, value in samples:
         family.add_metric(labels, value)
-
-
-def _distinct(buckets: Iterable[BucketLevel]) -> Iterator[tuple[Labels, BucketLevel]]:
-    """Labels for each bucket: limits of one size that match different paths share a name, the later get a number."""
-    seen: Tally[Labels] = Tally()
-    for bucket in buckets:
-        labels = (bucket.pool, bucket.quota, bucket.limit)
-        seen[labels] += 1
-        number = seen[labels]
-        yield (labels if number == 1 else (bucket.pool, bucket.quota, f"{bucket.limit}#{number}")), bucket
+    return family

@@ -1,7 +1,6 @@
 """The metrics of one process: the table of docs/observability.md."""
 
 import platform
-from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import choose_encoder
@@ -23,16 +22,22 @@ from proxy.core.events import (
 )
 from proxy.core.model import SECOND
 from proxy.telemetry import labels
-from proxy.telemetry.gauges import LevelsCollector
+from proxy.telemetry.gauges import Gauges
 from proxy.telemetry.labels import NOBODY
 from proxy.telemetry.series import Counter, Histogram, Labels
 
 WAITS = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 """Seconds: a wait may last up to `queue.max_wait_ceiling`."""
 
+WHOLE = (*WAITS, 600)
+"""A whole request: the longest wait, and the longest answer behind it."""
+
 TRIPS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 310)
+"""Up to `upstream.response_timeout`."""
+
 OVERHEADS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2)
 ROUND_TRIPS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5)
+GRANTS = (0, 1, 2, 5, 10, 50, 200)
 
 
 class Metrics:
@@ -40,52 +45,107 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._about_requests()
+        self._about_the_upstream()
+        self._about_the_store()
+        self._about_the_process()
+
+    def _about_requests(self) -> None:
         self.requests = self._counter(
             "requests",
-            "Requests by how they ended: forwarded, refused, failed upstream, or the caller gone.",
+            "Requests that ended. outcome: forwarded (an answer of the upstream reached the caller whole), refused "
+            "(the proxy answered itself), failed (the upstream was not reached or gave no whole answer), gone (the "
+            "caller left first).",
             ("pool", "client", "method", "code", "outcome"),
         )
         self.refused = self._counter(
-            "refused", "Requests that the proxy answered itself, and why.", ("pool", "client", "reason")
+            "refused",
+            "Requests that the proxy answered itself, and why: deadline (the turn would come too late), queue_full, "
+            "client_rate, no_key, store_lost, draining, unauthenticated, forbidden and others.",
+            ("pool", "client", "reason"),
         )
-        self.retries = self._counter("retries", "Requests sent once more, and why.", ("pool", "reason"))
+        self.retries = self._counter(
+            "retries",
+            "Requests that were sent once more: throttled (after a 429), unreachable, broken, late and others.",
+            ("pool", "reason"),
+        )
         self.joined = self._counter(
             "joined", "Requests that got the answer of an identical one and cost no token.", ("pool", "client")
         )
-        self.answers = self._counter(
-            "upstream_responses", "Answers of the upstream; code 0: none came.", ("pool", "key", "code")
-        )
-        self.throttled = self._counter(
-            "upstream_throttled", "Answers 429 of the upstream: the number that should stay 0.", ("pool", "key", "kind")
-        )
-        self.seconds = self._histogram(
-            "request_seconds", "A request from its head to its answer's end.", ("pool", "client"), WAITS
-        )
-        self.waited = self._histogram(
-            "queue_wait_seconds", "What a request waited for its turn.", ("pool", "client"), WAITS
-        )
-        self.upstream = self._histogram(
-            "upstream_seconds", "From sending to the head of the answer, all tries.", ("pool",), TRIPS
-        )
-        self.overhead = self._histogram(
-            "overhead_seconds", "A request's time less its waiting and the upstream's.", ("pool",), OVERHEADS
-        )
-        self.exchanges = self._histogram("exchange_seconds", "A round trip to the store.", ("pool",), ROUND_TRIPS)
-        self.grants = self._histogram(
-            "exchange_grants", "Leases granted in a round trip.", ("pool",), (0, 1, 2, 5, 10, 50, 200)
-        )
-        self.foreign = self._counter("foreign_tokens", "Tokens that somebody else spent.", ("pool", "quota"))
         self.failed = self._counter(
-            "failed_attempts", "Callers that were not let in, and when that was answered.", ("why", "answered")
+            "failed_attempts",
+            "Callers that were not let in: why, and whether that was answered at_once, late, or with the end of the "
+            "connection (cut).",
+            ("why", "answered"),
         )
         self.ended = self._counter(
-            "connections_ended", "Callers' connections that were refused, or ended before their time.", ("why",)
+            "connections_ended",
+            "Callers' connections that were refused, or ended before their time: too_many, too_many_of_peer, "
+            "head_timeout, write_timeout, malformed.",
+            ("why",),
         )
-        self.reloads_refused = self._counter("reload_refused", "Configurations refused for their problems.", ())
+        self.seconds = self._histogram(
+            "request_seconds", "From the head of a request to the end of its answer.", ("pool", "client"), WHOLE
+        )
+        self.waited = self._histogram(
+            "queue_wait_seconds", "What a request waited for its turn, all tries together.", ("pool", "client"), WAITS
+        )
+        self.overhead = self._histogram(
+            "overhead_seconds",
+            "What the proxy itself costs: a request's time less its waiting and the upstream's.",
+            ("pool",),
+            OVERHEADS,
+        )
+
+    def _about_the_upstream(self) -> None:
+        self.upstream = self._histogram(
+            "upstream_seconds",
+            "From the first byte sent to the head of the upstream's answer, all tries together.",
+            ("pool",),
+            TRIPS,
+        )
+        self.answers = self._counter(
+            "upstream_responses", "Answers of the upstream; code 0: a try brought none.", ("pool", "key", "code")
+        )
+        self.throttled = self._counter(
+            "upstream_throttled",
+            "Answers 429 of the upstream, the number that should stay 0. kind: window (requests per time), endpoint (a "
+            "narrower limit that is not configured), plan (a limit that no waiting cures).",
+            ("pool", "key", "kind"),
+        )
+        self.foreign = self._counter(
+            "foreign_tokens",
+            "Requests that somebody else sent on a quota, by the upstream's own count.",
+            ("pool", "quota"),
+        )
+
+    def _about_the_store(self) -> None:
+        self.exchanges = self._histogram(
+            "exchange_seconds", "A round trip to the store of the limits.", ("pool",), ROUND_TRIPS
+        )
+        self.grants = self._histogram(
+            "exchange_grants", "Requests that were permitted by one round trip to the store.", ("pool",), GRANTS
+        )
+
+    def _about_the_process(self) -> None:
+        self.gauges = Gauges()
+        self.registry.register(self.gauges)
+        self.reloads_refused = self._counter(
+            "reload_refused", "Reloads that were refused because the new configuration has problems.", ()
+        )
         self.reloads_refused.add((), 0)
-        self.reloaded = Gauge("keyturn_reload_success", "Whether the last reload was taken.", registry=self.registry)
+        self.reloaded = Gauge(
+            "keyturn_reload_success",
+            "1 when the last reload of the configuration was taken or none has been tried, 0 when it was refused.",
+            registry=self.registry,
+        )
         self.reloaded.set(1)
-        build = Gauge("keyturn_build_info", "What runs.", ("version", "python"), registry=self.registry)
+        build = Gauge(
+            "keyturn_build_info",
+            "Always 1: the version of Keyturn that runs, and Python's.",
+            ("version", "python"),
+            registry=self.registry,
+        )
         build.labels(__version__, platform.python_version()).set(1)
 
     def _counter(self, name: str, text: str, names: Labels) -> Counter:
@@ -97,10 +157,6 @@ class Metrics:
         histogram = Histogram(f"keyturn_{name}", text, names, bounds)
         self.registry.register(histogram)
         return histogram
-
-    def watch(self, levels: Callable[[], Levels]) -> None:
-        """Ask `levels` for the gauges at each scrape."""
-        self.registry.register(LevelsCollector(levels))
 
     def observe(self, event: Event) -> None:
         """Count an event."""
@@ -146,7 +202,8 @@ class Metrics:
             self.upstream.add((pool,), journal.upstream / SECOND)
             self.overhead.add((pool,), max(0, own) / SECOND)
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The metrics in the form that a scraper accepts, and its content type."""
+    def exposition(self, accept: str, levels: Levels | None = None) -> tuple[bytes, str]:
+        """The metrics in the form that a scraper accepts, and its content type; `levels` are the gauges of now."""
+        self.gauges.levels = levels
         encoder, content_type = choose_encoder(accept)
         return encoder(self.registry), content_type

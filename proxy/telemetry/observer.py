@@ -1,22 +1,39 @@
-"""The observer of a process: what lower floors emit becomes metrics and log lines."""
+"""The observer of a process: what lower floors emit becomes metrics, log lines, and what is remembered of them."""
+
+import time
+from collections.abc import Callable
 
 import structlog
 
 from proxy.core.events import EraBegan, Event, Reloaded, StoreChanged, UpstreamThrottled
-from proxy.core.model import SECOND
+from proxy.core.model import SECOND, Micros
+from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 
 
-class Telemetry:
-    """The observer of a process: counts every event, and logs what somebody has to know."""
+def _monotonic() -> Micros:
+    return time.monotonic_ns() // 1000
 
-    def __init__(self) -> None:
+
+def _wall() -> Micros:
+    return time.time_ns() // 1000  # people read it
+
+
+class Telemetry:
+    """Counts every event, remembers the last of some, and logs what somebody has to know.
+
+    `clock` is monotonic, `wall` epoch, both in microseconds.
+    """
+
+    def __init__(self, clock: Callable[[], Micros] = _monotonic, wall: Callable[[], Micros] = _wall) -> None:
         self.metrics = Metrics()
+        self.history = History(clock, wall)
         self._log = structlog.get_logger("keyturn")
 
     def observe(self, event: Event) -> None:
         """See `core.events.Observer`."""
         self.metrics.observe(event)
+        self.history.observe(event)
         if isinstance(event, StoreChanged):
             self._store(event)
         elif isinstance(event, EraBegan):

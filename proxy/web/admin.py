@@ -1,39 +1,83 @@
-"""The admin listener: whether the process lives, whether it can serve, and its metrics. Never a secret on them."""
+"""The admin listener: whether the process lives and can serve, its metrics, its status, and a few things to do to it.
+
+Whoever reaches it may look; never is there a secret to see. Only the bearer of `admin_token` may change anything.
+"""
 
 import json
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from aiohttp import web
+from aiohttp.hdrs import AUTHORIZATION
 
+from proxy.core.events import Levels
+from proxy.core.model import Secret
 from proxy.telemetry import Metrics
+from proxy.web.status.model import Snapshot
+from proxy.web.status.page import PAGE_PATHS, Asset, asset, status_json
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-class Admin:
-    """Answers what Kubernetes and Prometheus ask.
+class Glance(Protocol):
+    """Who can tell how things stand."""
 
-    `unready` says why requests cannot be served now; empty when they can.
+    async def levels(self) -> Levels:
+        """The gauges of this moment."""
+
+    async def snapshot(self) -> Snapshot:
+        """Everything that the status shows."""
+
+
+class Controls(Protocol):
+    """What the bearer of the token may do. Each returns whether there is what it was asked for."""
+
+    def pause(self, pool: str, key: str) -> bool:
+        """Use a key no more until it is resumed."""
+
+    def resume(self, pool: str, key: str) -> bool:
+        """Use a key again."""
+
+
+class Admin:
+    """Answers what Kubernetes, Prometheus and people ask.
+
+    `unready` says why requests cannot be served now; empty when they can. `token` is the one that changing calls need;
+    without it there are none.
     """
 
-    def __init__(self, metrics: Metrics, unready: Callable[[], tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        unready: Callable[[], tuple[str, ...]],
+        glance: Glance,
+        controls: Controls,
+        token: Callable[[], Secret | None],
+    ) -> None:
         self._metrics = metrics
         self._unready = unready
+        self._glance = glance
+        self._controls = controls
+        self._token = token
         self._pages: dict[str, Handler] = {
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/metrics": self._show_metrics,
+            "/status.json": self._status,
+            **dict.fromkeys(PAGE_PATHS, self._file),
         }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        page = self._pages.get(request.path)
-        if page is None:
-            return _json(404, {"error": {"name": "notFound", "message": f"Here are {', '.join(self._pages)}."}})
-        if request.method not in ("GET", "HEAD"):
-            message = f"{request.path} answers GET."
-            return _json(405, {"error": {"name": "methodNotAllowed", "message": message}}, Allow="GET, HEAD")
-        return await page(request)
+        if page := self._pages.get(request.path):
+            return await page(request) if request.method in ("GET", "HEAD") else _not_allowed(request, "GET, HEAD")
+        match request.path.split("/")[1:]:
+            case ["keys", pool, key, ("pause" | "resume") as what]:
+                return self._change(request, lambda: self._set(pool, key, what))
+            case _:
+                return _error(404, "notFound", "Here are /, /status.json, /healthz, /readyz and /metrics.")
+
+    # Looking
 
     async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:
         return _json(200, {"status": "alive"})
@@ -47,8 +91,49 @@ class Admin:
     async def _show_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         # Several fields of one name are one list (RFC 9110, section 5.3).
         accept = ",".join(request.headers.getall("Accept", ()))
-        body, content_type = self._metrics.exposition(accept)
+        body, content_type = self._metrics.exposition(accept, await self._glance.levels())
         return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
+    async def _status(self, _: web.BaseRequest) -> web.StreamResponse:
+        return _file(status_json(await self._glance.snapshot()))
+
+    async def _file(self, request: web.BaseRequest) -> web.StreamResponse:
+        found = asset(request.path)
+        assert found is not None
+        return _file(found)
+
+    # Changing
+
+    def _change(self, request: web.BaseRequest, change: Callable[[], web.Response]) -> web.Response:
+        if request.method != "POST":
+            return _not_allowed(request, "POST")
+        token = self._token()
+        if token is None:
+            return _error(
+                403, "forbiddenError", "Nothing can be changed here: the configuration sets no `admin_token`."
+            )
+        scheme, _, given = request.headers.get(AUTHORIZATION, "").partition(" ")
+        if scheme.lower() != "bearer" or Secret(given.strip()) != token:
+            message = "Send the `admin_token` of the configuration as `Authorization: Bearer TOKEN`."
+            return _error(401, "AuthenticationError", message, **{"WWW-Authenticate": "Bearer"})
+        return change()
+
+    def _set(self, pool: str, key: str, what: str) -> web.Response:
+        if not (self._controls.pause if what == "pause" else self._controls.resume)(pool, key):
+            return _error(404, "notFound", "There is no such key in such a pool; /status.json lists them.")
+        return _json(200, {"pool": pool, "key": key, "done": what})
+
+
+def _file(found: Asset) -> web.Response:
+    return web.Response(body=found.body, headers=dict(found.headers))
+
+
+def _not_allowed(request: web.BaseRequest, methods: str) -> web.Response:
+    return _error(405, "methodNotAllowed", f"{request.path} answers {methods.partition(',')[0]}.", Allow=methods)
+
+
+def _error(status: int, name: str, message: str, **headers: str) -> web.Response:
+    return _json(status, {"error": {"name": name, "message": message}}, **headers)
 
 
 def _json(status: int, document: object, **headers: str) -> web.Response:

@@ -380,7 +380,8 @@ async def test_not_ready_before_the_start(tmp_path: Path) -> None:
     path = write(tmp_path, {"pools": {"default": {"keys": [{"name": "a", "secret": KEYS[0]}]}}})
     app = App(config.load(path, {}))
     assert app.unready() == ("starting",)
-    assert [(level.at_hand, level.size) for level in app.levels().buckets] == [(60, 60)]
+    levels = await app.glance.levels()
+    assert [(level.at_hand, level.size) for level in levels.buckets] == [(60, 60)]
     assert (app.data_addresses, app.admin_addresses) == ([], [])
     await app.stop()
 

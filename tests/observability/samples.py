@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from proxy.core.health import State
 from proxy.core.model import SECOND, Micros
-from proxy.web.status import (
-    Asset,
+from proxy.core.recent import Count
+from proxy.web.status.model import (
     BucketStatus,
     ClientStatus,
-    Count,
-    KeyState,
     KeyStatus,
     LaneStatus,
     PoolStatus,
@@ -21,10 +20,9 @@ from proxy.web.status import (
     Returning,
     Snapshot,
     StoreStatus,
-    asset,
     calendar,
-    status_json,
 )
+from proxy.web.status.page import Asset, asset, status_json
 
 MINUTE: Micros = 60 * SECOND
 AT: Micros = 1_790_000_000 * SECOND
@@ -59,7 +57,7 @@ def quiet(at: Micros = AT) -> Snapshot:
 def busy(step: int = 0, *, lost: bool = False, quarantined: bool = True) -> Snapshot:
     """A pool of four keys under load, `step` seconds later, and one with a large limit that idles."""
     at = AT + step * SECOND
-    state: KeyState = "quarantined" if quarantined else "ready"
+    state: State = "quarantined" if quarantined else "ready"
     why = "401 AuthenticationError: the upstream does not know this key" if quarantined else ""
     pool = PoolStatus(
         "default",

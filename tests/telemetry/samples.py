@@ -9,19 +9,29 @@ from proxy.core.events import (
     ForeignSpent,
     Joined,
     Journal,
+    KeyLevel,
     LaneLevel,
     Levels,
     Retried,
     UpstreamAnswered,
     UpstreamThrottled,
 )
+from proxy.core.health import KeyLook
 from proxy.core.model import SECOND
 from proxy.telemetry import Metrics
 
 LEVELS = Levels(
     buckets=(BucketLevel("default", "k0", "60/60s", 17, 60), BucketLevel("default", "k1", "60/60s", 60, 60)),
-    lanes=(LaneLevel("default", "ci", 3), LaneLevel("default", "portal", 1)),
+    lanes=(
+        LaneLevel("default", "ci", 3, 1_500_000),
+        LaneLevel("default", "portal", 0, 0),
+        LaneLevel("default", "new", 1),
+    ),
     in_flight=(("default", 7),),
+    keys=(
+        KeyLevel("default", KeyLook("k0", "k0", "ready", 0, month_left=812)),
+        KeyLevel("default", KeyLook("k1", "k1", "quarantined", 0, "401", 9)),
+    ),
 )
 
 
@@ -53,7 +63,7 @@ EVENTS: tuple[Event, ...] = (
 def full() -> Metrics:
     """Metrics with a series of every kind."""
     metrics = Metrics()
-    metrics.watch(lambda: LEVELS)
+    metrics.gauges.levels = LEVELS
     for event in EVENTS:
         metrics.observe(event)
     return metrics

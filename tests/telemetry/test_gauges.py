@@ -1,38 +1,46 @@
-from proxy.core.events import BucketLevel, LaneLevel, Levels
+from proxy.core.events import Levels
 from proxy.telemetry import Metrics
 from tests.telemetry.samples import LEVELS, value
 
 
-def test_gauges_are_read_at_each_scrape() -> None:
-    """Between scrapes they cost nothing."""
-    levels = [LEVELS]
+def test_gauges_are_of_the_moment_of_the_scrape() -> None:
+    """Between scrapes they cost nothing, and what is gone is not told any more."""
     metrics = Metrics()
-    metrics.watch(lambda: levels[0])
+    metrics.exposition("", LEVELS)
     assert value(metrics, "tokens_at_hand", pool="default", quota="k0", limit="60/60s") == 17
     assert value(metrics, "tokens_limit", pool="default", quota="k0", limit="60/60s") == 60
     assert value(metrics, "waiting", pool="default", client="ci") == 3
     assert value(metrics, "in_flight", pool="default") == 7
-    levels[0] = Levels((), (), ())
+    metrics.exposition("", Levels((), (), (), store_up=False, degraded=2.5))
     assert value(metrics, "waiting", pool="default", client="ci") is None
+    assert (value(metrics, "store_up"), value(metrics, "degraded_seconds_total")) == (0, 2.5)
 
 
-def test_no_series_appears_twice() -> None:
-    """A client may wait in several lanes, and limits of one size for different paths share a name."""
+def test_a_turn_that_nobody_knows_is_not_told() -> None:
+    """An absent series is honest; a 0 would be a promise."""
     metrics = Metrics()
-    burst = BucketLevel("default", "k0", "10/10s", 4, 10)
-    metrics.watch(
-        lambda: Levels(
-            (burst, BucketLevel("default", "k0", "10/10s", 9, 10), BucketLevel("default", "k1", "10/10s", 1, 10)),
-            (LaneLevel("default", "ci", 3), LaneLevel("default", "ci", 4)),
-            (("default", 1), ("default", 2)),
-        )
-    )
-    samples = [
-        (sample.name, *sorted(sample.labels.items())) for f in metrics.registry.collect() for sample in f.samples
-    ]
-    assert len(samples) == len(set(samples))
-    assert value(metrics, "waiting", pool="default", client="ci") == 7
-    assert value(metrics, "in_flight", pool="default") == 3
-    assert value(metrics, "tokens_at_hand", pool="default", quota="k0", limit="10/10s") == 4
-    assert value(metrics, "tokens_at_hand", pool="default", quota="k0", limit="10/10s#2") == 9
-    assert value(metrics, "tokens_at_hand", pool="default", quota="k1", limit="10/10s") == 1
+    metrics.exposition("", LEVELS)
+    turns = {
+        client: value(metrics, "turn_seconds", pool="default", client=client) for client in ("ci", "portal", "new")
+    }
+    assert turns == {"ci": 1.5, "portal": 0, "new": None}
+
+
+def test_a_key_is_in_exactly_one_state() -> None:
+    """The series of the others stand at 0, so that a change is seen at once."""
+    metrics = Metrics()
+    metrics.exposition("", LEVELS)
+    for key, current in (("k0", "ready"), ("k1", "quarantined")):
+        states = {
+            state: value(metrics, "key_state", pool="default", key=key, state=state)
+            for state in ("ready", "parked", "quarantined", "paused")
+        }
+        assert states == {state: int(state == current) for state in states}
+
+
+def test_the_month_s_rest_is_told_of_keys_whose_upstream_tells_it() -> None:
+    """Others have no such series."""
+    metrics = Metrics()
+    metrics.exposition("", LEVELS)
+    assert value(metrics, "month_remaining", pool="default", key="k0") == 812
+    assert value(metrics, "month_remaining", pool="default", key="k1") is None

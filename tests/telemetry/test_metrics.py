@@ -12,7 +12,7 @@ from proxy.core.events import Journal, UpstreamAnswered
 from proxy.core.model import SECOND
 from proxy.telemetry import Metrics
 from proxy.telemetry.labels import CODES, METHODS
-from tests.telemetry.samples import full, journal, value
+from tests.telemetry.samples import LEVELS, full, journal, value
 
 INTERFACE = {
     "keyturn_requests": ("counter", {"pool", "client", "method", "code", "outcome"}),
@@ -22,6 +22,9 @@ INTERFACE = {
     "keyturn_overhead_seconds": ("histogram", {"pool"}),
     "keyturn_waiting": ("gauge", {"pool", "client"}),
     "keyturn_in_flight": ("gauge", {"pool"}),
+    "keyturn_turn_seconds": ("gauge", {"pool", "client"}),
+    "keyturn_key_state": ("gauge", {"pool", "key", "state"}),
+    "keyturn_month_remaining": ("gauge", {"pool", "key"}),
     "keyturn_tokens_at_hand": ("gauge", {"pool", "quota", "limit"}),
     "keyturn_tokens_limit": ("gauge", {"pool", "quota", "limit"}),
     "keyturn_upstream_responses": ("counter", {"pool", "key", "code"}),
@@ -49,7 +52,7 @@ INTERFACE = {
 )
 def test_names_types_and_labels_are_the_interfaces(accept: str, parse: Callable[[str], Iterator[Metric]]) -> None:
     """In both forms of exposition, nothing else beside."""
-    body, content_type = full().exposition(accept)
+    body, content_type = full().exposition(accept, LEVELS)
     assert content_type.startswith(accept.partition(";")[0] or "text/plain")
     found = {
         family.name: (family.type, set().union(*(sample.labels for sample in family.samples)) - {"le"})
@@ -60,7 +63,7 @@ def test_names_types_and_labels_are_the_interfaces(accept: str, parse: Callable[
 
 def test_counters_end_in_total() -> None:
     """As the table names them."""
-    body, _ = full().exposition("")
+    body, _ = full().exposition("", LEVELS)
     for name, (kind, _labels) in INTERFACE.items():
         total = re.search(rf"^{name}_total[{{ ]", body.decode(), re.MULTILINE)
         assert (total is not None) == (kind == "counter")

@@ -7,11 +7,43 @@ from aiohttp.test_utils import RawTestServer, TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from proxy.core.events import Retried
+from proxy.core.events import LaneLevel, Levels, Retried
+from proxy.core.model import Secret
 from proxy.telemetry import Metrics
 from proxy.web.admin import Admin
+from proxy.web.status.document import document
+from proxy.web.status.model import Snapshot
+from proxy.web.status.page import GUARD, PAGE_PATHS
+from tests.observability.samples import busy
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.9, text/plain;version=0.0.4;q=0.5, */*;q=0.1"
+
+
+class Standing:
+    """How things stand, made up."""
+
+    async def levels(self) -> Levels:
+        return Levels((), (LaneLevel("default", "ci", 3),), ())
+
+    async def snapshot(self) -> Snapshot:
+        return busy()
+
+
+class Switches:
+    """Keys that are switched."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, str, str]] = []
+
+    def _switch(self, what: str, pool: str, key: str) -> bool:
+        self.done.append((what, pool, key))
+        return key == "team-a"
+
+    def pause(self, pool: str, key: str) -> bool:
+        return self._switch("pause", pool, key)
+
+    def resume(self, pool: str, key: str) -> bool:
+        return self._switch("resume", pool, key)
 
 
 class Served:
@@ -20,7 +52,10 @@ class Served:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.reasons: tuple[str, ...] = ()
-        self.server = RawTestServer(Admin(self.metrics, lambda: self.reasons))
+        self.switches = Switches()
+        self.token: Secret | None = Secret("right")
+        admin = Admin(self.metrics, lambda: self.reasons, Standing(), self.switches, lambda: self.token)
+        self.server = RawTestServer(admin)
         self.http: TestClient[web.BaseRequest, None] = TestClient(self.server)
 
     async def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
@@ -68,23 +103,77 @@ async def test_metrics_are_shown_in_the_form_that_is_accepted(served: Served) ->
         status, fields, body = await served.ask("/metrics", Accept=accept)
         assert status == 200
         assert fields["Content-Type"].startswith(media_type)
-        assert "keyturn_retries" in {family.name for family in parse(body)}
+        assert {"keyturn_retries", "keyturn_waiting"} <= {family.name for family in parse(body)}
 
 
 async def test_head_is_answered_like_get_without_the_body(served: Served) -> None:
     """Some load balancers check with HEAD."""
-    for path in ("/healthz", "/readyz", "/metrics"):
+    for path in ("/healthz", "/readyz", "/metrics", "/status.json", "/"):
         status, fields, body = await served.ask(path, "HEAD")
         assert (status, body) == (200, "")
         assert int(fields["Content-Length"]) > 0
 
 
-@pytest.mark.parametrize("path", ["/", "/collections", "/metrics/", "/healthz/x"])
+@pytest.mark.parametrize(
+    "path", ["/collections", "/metrics/", "/healthz/x", "/keys", "/keys/default/team-a", "/keys/default/team-a/stop"]
+)
 async def test_other_paths_are_not_here(served: Served, path: str) -> None:
     """The answer tells which are."""
     status, _, body = await served.ask(path)
     assert status == 404
-    assert "/healthz, /readyz, /metrics" in json.loads(body)["error"]["message"]
+    assert "/healthz, /readyz and /metrics" in json.loads(body)["error"]["message"]
+
+
+async def test_the_status_is_a_document_and_a_page(served: Served) -> None:
+    """The page's own files are all that there is, and each is guarded."""
+    status, fields, body = await served.ask("/status.json")
+    assert (status, json.loads(body)) == (200, document(busy()))
+    assert fields["Cache-Control"] == "no-store"
+    for path in PAGE_PATHS:
+        status, fields, body = await served.ask(path)
+        assert status == 200
+        assert body
+        assert {name: fields[name] for name in GUARD} == dict(GUARD)
+
+
+BEARER = {"Authorization": "Bearer right"}
+
+
+@pytest.mark.parametrize("what", ["pause", "resume"])
+async def test_the_bearer_of_the_token_pauses_and_resumes_keys(served: Served, what: str) -> None:
+    """And hears whether there is such a key."""
+    status, _, body = await served.ask(f"/keys/default/team-a/{what}", "POST", **BEARER)
+    assert (status, json.loads(body)) == (200, {"pool": "default", "key": "team-a", "done": what})
+    status, _, body = await served.ask(f"/keys/default/nobody/{what}", "POST", **BEARER)
+    assert (status, json.loads(body)["error"]["name"]) == (404, "notFound")
+    assert served.switches.done == [(what, "default", "team-a"), (what, "default", "nobody")]
+
+
+@pytest.mark.parametrize("given", [None, "Bearer wrong", "Basic right", "Bearer", "right"])
+async def test_nobody_else_changes_anything(served: Served, given: str | None) -> None:
+    """Without the token the answer does not even tell whether there is such a key."""
+    headers = {} if given is None else {"Authorization": given}
+    status, fields, body = await served.ask("/keys/default/team-a/pause", "POST", **headers)
+    assert (status, json.loads(body)["error"]["name"]) == (401, "AuthenticationError")
+    assert fields["WWW-Authenticate"] == "Bearer"
+    assert served.switches.done == []
+
+
+async def test_without_a_token_in_the_configuration_nothing_changes(served: Served) -> None:
+    """Whatever the caller sends."""
+    served.token = None
+    for headers in ({}, BEARER, {"Authorization": "Bearer "}):
+        status, _, body = await served.ask("/keys/default/team-a/pause", "POST", **headers)
+        assert status == 403
+        assert "admin_token" in json.loads(body)["error"]["message"]
+    assert served.switches.done == []
+
+
+async def test_looking_changes_nothing(served: Served) -> None:
+    """A browser that follows a link does not pause a key."""
+    status, fields, _ = await served.ask("/keys/default/team-a/pause", **BEARER)
+    assert (status, fields["Allow"]) == (405, "POST")
+    assert served.switches.done == []
 
 
 async def test_other_methods_are_not_allowed(served: Served) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from proxy.status_view import UnknownVersionError, bar, render
-from proxy.web.status import document
+from proxy.status_view.tables import UnknownVersion, bar, render
+from proxy.web.status.document import document
 from tests.observability.samples import busy, quiet
 
 
@@ -126,5 +126,5 @@ def test_it_fits_a_narrow_terminal() -> None:
 @pytest.mark.parametrize("content", [{"version": 2}, {}])
 def test_another_version_of_the_document_is_refused(content: dict[str, Any]) -> None:
     """Better than to show half of it, or something wrong."""
-    with pytest.raises(UnknownVersionError, match="reads version 1"):
+    with pytest.raises(UnknownVersion, match="reads version 1"):
         render(content)

@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxy.core.errors import KeyturnError
+
 VERSION = 1
 """Of the document that is understood here."""
 
@@ -19,7 +21,7 @@ STYLES = {"ready": "green", "parked": "yellow", "quarantined": "bold red", "paus
 Document = Mapping[str, Any]
 
 
-class UnknownVersionError(Exception):
+class UnknownVersion(KeyturnError):
     """The document is of another version than this command understands."""
 
 
@@ -27,10 +29,10 @@ def render(document: Document) -> RenderableType:
     """The document as something that rich can print; nothing in it is read as markup.
 
     Raises:
-        UnknownVersionError: use the `keyturn` of the proxy's own version.
+        UnknownVersion: use the `keyturn` of the proxy's own version.
     """
     if document.get("version") != VERSION:
-        raise UnknownVersionError(
+        raise UnknownVersion(
             f"This command reads version {VERSION} of status.json, and the proxy writes {document.get('version')!r}: "
             "use the keyturn command of the proxy's version."
         )

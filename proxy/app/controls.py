@@ -1,0 +1,30 @@
+"""What an operator may do to a process while it runs."""
+
+from collections.abc import Callable, Mapping
+
+from proxy.core.model import Micros
+from proxy.dispatch import Dispatch
+
+
+class Controls:
+    """Acts on this replica only."""
+
+    def __init__(self, dispatches: Mapping[str, Dispatch], clock: Callable[[], Micros]) -> None:
+        self._dispatches = dispatches
+        self._clock = clock
+
+    def pause(self, pool: str, key: str) -> bool:
+        """Use a key no more until it is resumed; whether there is such a key. What is under way with it goes on."""
+        room = self._dispatches.get(pool)
+        if room is None or not room.health.pause(key, self._clock()):
+            return False
+        room.heed()
+        return True
+
+    def resume(self, pool: str, key: str) -> bool:
+        """Use a key again; whether there is such a key."""
+        room = self._dispatches.get(pool)
+        if room is None or not room.health.resume(key, self._clock()):
+            return False
+        room.heed()
+        return True

@@ -1,0 +1,5 @@
+"""What `keyturn status` shows: the status document of a running proxy, in a terminal."""
+
+from proxy.status_view.showing import show
+
+__all__ = ["show"]

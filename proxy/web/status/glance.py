@@ -1,0 +1,141 @@
+"""The one look at everything that is at work here: for the gauges of a scrape, and for whoever watches the status.
+
+It remembers next to nothing: what there is to see is told by the waiting rooms, their stores, and what the telemetry
+has heard. A store is asked at most twice a second, however many watch.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.core.events import KeyLevel, Levels
+from proxy.core.looks import BucketLook
+from proxy.core.model import SECOND, Client, Micros
+from proxy.core.recent import NEVER
+from proxy.dispatch import Dispatch
+from proxy.telemetry.history import History
+from proxy.web.status.model import PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
+from proxy.web.status.pools import bucket_levels, clients, keys, quotas
+
+FRESH: Micros = SECOND // 2
+"""What was seen of the stores is told again within this time."""
+
+Looks = Mapping[str, Sequence[BucketLook]]
+
+
+class Store(Protocol):
+    """Where a pool's tokens are."""
+
+    @property
+    def replicas(self) -> int:
+        """How many share it, this one counted."""
+
+    @property
+    def degraded(self) -> float:
+        """Seconds without it, so far."""
+
+    async def look(self) -> Sequence[BucketLook]:
+        """Every bucket."""
+
+
+class Station(Protocol):
+    """A pool at work."""
+
+    @property
+    def dispatch(self) -> Dispatch:
+        """Its waiting room."""
+
+    @property
+    def store(self) -> Store:
+        """Its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Whom to ask: the pools at work, the callers of the configuration, the process, what the telemetry has heard.
+
+    `kind` is that of the store, and `on_loss` what happens while it is lost; empty when it cannot be.
+    """
+
+    stations: Callable[[], Iterable[Station]]
+    clients: Callable[[], Iterable[Client]]
+    process: Callable[[], ProcessStatus]
+    connections: Callable[[], int]
+    """Open on the data listeners."""
+    history: History
+    kind: str
+    on_loss: str
+
+
+class Glance:
+    """Looks when it is asked. `clock` is monotonic, `wall` epoch, both in microseconds."""
+
+    def __init__(self, sources: Sources, *, clock: Callable[[], Micros], wall: Callable[[], Micros]) -> None:
+        self._sources = sources
+        self._clock = clock
+        self._wall = wall
+        self._seen: Looks = {}
+        self._seen_at: Micros | None = None
+        self._looking = asyncio.Lock()
+
+    async def levels(self) -> Levels:
+        """The gauges of this moment."""
+        stations, seen = await self._look()
+        now = self._clock()
+        rooms = [station.dispatch for station in stations]
+        return Levels(
+            buckets=[level for room in rooms for level in bucket_levels(room.pool, seen.get(room.pool.name, ()))],
+            lanes=[level for room in rooms for level in room.levels()],
+            in_flight=[(room.pool.name, room.in_flight) for room in rooms],
+            connections=self._sources.connections(),
+            keys=[KeyLevel(room.pool.name, look) for room in rooms for look in room.health.looks(now)],
+            store_up=not self._sources.history.lost,
+            degraded=max((station.store.degraded for station in stations), default=0.0),
+        )
+
+    async def snapshot(self) -> Snapshot:
+        """Everything that the status shows."""
+        stations, seen = await self._look()
+        now, wall = self._clock(), self._wall()
+        history = self._sources.history
+        return Snapshot(
+            wall,
+            self._sources.process(),
+            self._store(stations),
+            [self._pool(station.dispatch, seen, now, wall - now) for station in stations],
+            None if (last := history.reload) is None else ReloadStatus(last.at, last.ok, "; ".join(last.reasons)),
+            history.reasons(),
+        )
+
+    async def _look(self) -> tuple[list[Station], Looks]:
+        stations = list(self._sources.stations())
+        async with self._looking:
+            if self._seen_at is None or self._clock() - self._seen_at >= FRESH:
+                self._seen = {station.dispatch.pool.name: await station.store.look() for station in stations}
+                self._seen_at = self._clock()
+        return stations, self._seen
+
+    def _store(self, stations: Sequence[Station]) -> StoreStatus:
+        history = self._sources.history
+        return StoreStatus(
+            self._sources.kind,
+            up=not history.lost,
+            since=history.store_since,
+            replicas=max((station.store.replicas for station in stations), default=1),
+            cause=history.cause,
+            on_loss=self._sources.on_loss,
+        )
+
+    def _pool(self, room: Dispatch, seen: Looks, now: Micros, epoch: Micros) -> PoolStatus:
+        pool, history = room.pool, self._sources.history
+        known = [client for client in self._sources.clients() if client.pool == pool.name]
+        return PoolStatus(
+            pool.name,
+            list(keys(room.health.looks(now), epoch)),
+            list(quotas(pool, seen.get(pool.name, ()))),
+            list(clients(pool, known, room.lanes(), room.granted.counts(now))),
+            room.in_flight,
+            history.refused().get(pool.name, NEVER),
+            history.throttled().get(pool.name, NEVER),
+        )

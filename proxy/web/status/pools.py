@@ -1,0 +1,65 @@
+"""A pool as it is shown: from what its waiting room and its store let see."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from proxy.core.events import BucketLevel
+from proxy.core.health import KeyLook
+from proxy.core.looks import BucketLook, LaneLook
+from proxy.core.model import Client, Micros, Pool
+from proxy.core.recent import NEVER, Count
+from proxy.web.status.model import (
+    BucketStatus,
+    ClientStatus,
+    KeyStatus,
+    LaneStatus,
+    QuotaStatus,
+    calendar,
+)
+
+
+def bucket_levels(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[BucketLevel]:
+    """The gauges of a pool's buckets."""
+    for bucket in buckets:
+        limit = pool.limits[bucket.limit]
+        yield BucketLevel(pool.name, bucket.quota, limit.name, bucket.at_hand, limit.requests)
+
+
+def quotas(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[QuotaStatus]:
+    """The quotas in the order of the configuration; those that no key in use counts against have no tokens to show."""
+    found: dict[str, list[BucketStatus]] = {}
+    for bucket in buckets:
+        limit = pool.limits[bucket.limit]
+        window = pool.stretched(limit)
+        found.setdefault(bucket.quota, []).append(
+            BucketStatus(
+                limit.name,
+                limit.requests,
+                window,
+                bucket.at_hand,
+                bucket.in_use,
+                calendar(bucket.cooling, window),
+            )
+        )
+    for quota in pool.quotas:
+        yield QuotaStatus(quota, found.get(quota, []))
+
+
+def keys(looks: Iterable[KeyLook], epoch: Micros) -> Iterator[KeyStatus]:
+    """The keys; `epoch` is when their clock was 0."""
+    for key in looks:
+        until = None if key.until is None else epoch + key.until
+        yield KeyStatus(key.name, key.quota, key.state, epoch + key.since, key.reason, until, key.month_left)
+
+
+def clients(
+    pool: Pool, known: Iterable[Client], lanes: Sequence[LaneLook], granted: Mapping[str, Count]
+) -> Iterator[ClientStatus]:
+    """The clients of the configuration, each with what it got and its lanes."""
+    for client in known:
+        own = [_lane(pool, lane) for lane in lanes if lane.client == client.name]
+        yield ClientStatus(client.name, client.weight, granted.get(client.name, NEVER).minute, own)
+
+
+def _lane(pool: Pool, lane: LaneLook) -> LaneStatus:
+    names = [pool.limits[index].name for index in lane.limits]
+    return LaneStatus(names, lane.waiting, lane.oldest, lane.turn, lane.pinned)

@@ -1,0 +1,53 @@
+import asyncio
+
+import pytest
+
+from proxy.app.controls import Controls
+from proxy.core.errors import NoKey
+from tests.core.worlds import limit, pool
+from tests.rooms import room
+from tests.virtual import micros, task_of, virtual
+
+
+@virtual
+async def test_a_paused_key_is_not_leased_until_it_is_resumed() -> None:
+    """Requests go out with the others, and wait for them; with the first word of the resumption they go on."""
+    async with room(pool(2, limit(1))) as it:
+        controls = Controls({"default": it.dispatch}, micros)
+        assert controls.pause("default", "k0")
+        with await it.dispatch.lease(it.ticket()) as lease:
+            lease.spent()
+            assert lease.key.name == "k1"
+        waiting = task_of(it.dispatch.lease(it.ticket()))
+        await asyncio.sleep(30)
+        assert not waiting.done()
+        resumed = micros()
+        assert controls.resume("default", "k0")
+        with await waiting as lease:
+            lease.spent()
+            assert (lease.key.name, micros()) == ("k0", resumed)
+
+
+@virtual
+async def test_with_all_keys_paused_nobody_is_kept_waiting() -> None:
+    """Who waits is refused with 503 noKeyAvailable at once, as is whoever comes."""
+    async with room(pool(1, limit(1))) as it:
+        with await it.dispatch.lease(it.ticket()) as lease:
+            lease.spent()
+        waiting = task_of(it.dispatch.lease(it.ticket()))
+        Controls({"default": it.dispatch}, micros).pause("default", "k0")
+        for task in (waiting, it.dispatch.lease(it.ticket())):
+            with pytest.raises(NoKey) as refused:
+                await task
+            assert (refused.value.status, refused.value.name) == (503, "noKeyAvailable")
+            assert "paused" in refused.value.message
+
+
+@virtual
+async def test_what_is_not_there_is_not_switched() -> None:
+    """Neither another pool nor another key."""
+    async with room(pool(1)) as it:
+        controls = Controls({"default": it.dispatch}, micros)
+        for switch in (controls.pause, controls.resume):
+            assert not switch("default", "k9")
+            assert not switch("other", "k0")

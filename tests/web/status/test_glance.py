@@ -1,0 +1,137 @@
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from proxy.core.events import Journal, Reloaded, StoreChanged, UpstreamThrottled
+from proxy.core.exchange import Kind
+from proxy.core.looks import BucketLook
+from proxy.core.model import SECOND, Client
+from proxy.core.recent import Count
+from proxy.dispatch import Dispatch, Ticket
+from proxy.telemetry.history import History
+from proxy.web.status.glance import Glance, Sources
+from proxy.web.status.model import ProcessStatus, ReloadStatus, StoreStatus
+from tests.core.worlds import limit, pool
+from tests.rooms import WatchedStore, room
+from tests.virtual import micros, task_of, virtual
+
+EPOCH = 1_790_000_000 * SECOND
+
+
+def wall() -> int:
+    """Epoch time, by the virtual clock."""
+    return EPOCH + micros()
+
+
+@dataclass
+class Watched:
+    """A store that counts how often it is looked at."""
+
+    store: WatchedStore
+    replicas: int = 3
+    degraded: float = 1.5
+    looks: int = 0
+
+    async def look(self) -> Sequence[BucketLook]:
+        self.looks += 1
+        await asyncio.sleep(0)
+        return await self.store.look()
+
+
+@dataclass
+class Place:
+    """A pool at work, and whoever looks at it."""
+
+    dispatch: Dispatch
+    store: Watched
+    history: History = field(default_factory=lambda: History(micros, wall))
+    glance: Glance = field(init=False)
+
+    def __post_init__(self) -> None:
+        clients = (Client("a", weight=2), Client("b"), Client("elsewhere", pool="other"))
+        process = ProcessStatus("r-1", "0.1.0", "3.11.9", EPOCH)
+        sources = Sources(lambda: [self], lambda: clients, lambda: process, lambda: 7, self.history, "redis", "share")
+        self.glance = Glance(sources, clock=micros, wall=wall)
+
+
+@asynccontextmanager
+async def place() -> AsyncIterator[Place]:
+    """A pool of two keys with one token each."""
+    async with room(pool(2, limit(1))) as it:
+        yield Place(it.dispatch, Watched(it.store))
+
+
+@virtual
+async def test_everything_is_seen_at_once() -> None:
+    """Keys, tokens, clients and lanes, the process and its store, of one moment."""
+    async with place() as it:
+        for _ in range(2):
+            with await it.dispatch.lease(ticket()) as lease:
+                lease.spent()
+        waiting = task_of(it.dispatch.lease(ticket()))
+        await asyncio.sleep(5)
+        seen = await it.glance.snapshot()
+        assert seen.at == wall()
+        assert seen.process.replica == "r-1"
+        assert seen.store == StoreStatus("redis", up=True, since=it.history.store_since, replicas=3, on_loss="share")
+        (shown,) = seen.pools
+        assert [(key.name, key.state) for key in shown.keys] == [("k0", "ready"), ("k1", "ready")]
+        assert [bucket.at_hand for quota in shown.quotas for bucket in quota.buckets] == [0, 0]
+        assert [(client.name, client.granted, len(client.lanes)) for client in shown.clients] == [
+            ("a", 2, 1),
+            ("b", 0, 0),
+        ]
+        assert shown.in_flight == 0
+        waiting.cancel()
+
+
+@virtual
+async def test_what_the_telemetry_has_heard_is_shown() -> None:
+    """Refusals, 429s, the last reload, a store that is lost."""
+    async with place() as it:
+        for event in (
+            Journal(pool="default", outcome="refused", reason="deadline"),
+            UpstreamThrottled("default", "k0", "k0", "window", SECOND),
+            Reloaded(ok=False, reasons=("clients[2].weight: y", "pools: x")),
+            StoreChanged("default", up=False, cause="no answer", on_loss="share"),
+        ):
+            it.history.observe(event)
+        seen = await it.glance.snapshot()
+        assert (seen.pools[0].refused, seen.pools[0].throttled) == (Count(1, 1), Count(1, 1))
+        assert seen.refused == {"deadline": Count(1, 1)}
+        assert seen.reload == ReloadStatus(wall(), ok=False, reason="clients[2].weight: y; pools: x")
+        assert (seen.store.up, seen.store.cause) == (False, "no answer")
+        levels = await it.glance.levels()
+        assert (levels.store_up, levels.degraded, levels.connections) == (False, 1.5, 7)
+
+
+@virtual
+async def test_a_paused_key_is_shown_with_its_moment() -> None:
+    """In epoch time, and as a gauge."""
+    async with place() as it:
+        await asyncio.sleep(7)
+        it.dispatch.health.pause("k1", micros())
+        it.dispatch.heed()
+        await asyncio.sleep(7)
+        seen = await it.glance.snapshot()
+        assert [(key.state, key.since) for key in seen.pools[0].keys][1] == ("paused", wall() - 7 * SECOND)
+        assert [key.look.state for key in (await it.glance.levels()).keys] == ["ready", "paused"]
+
+
+@virtual
+async def test_many_who_watch_cost_one_look() -> None:
+    """The store is asked anew after half a second only, also when they ask at the same time."""
+    async with place() as it:
+        await asyncio.gather(*(it.glance.snapshot() for _ in range(5)), it.glance.levels())
+        await asyncio.sleep(0.4)
+        await it.glance.snapshot()
+        assert it.store.looks == 1
+        await asyncio.sleep(0.2)
+        await it.glance.levels()
+        assert it.store.looks == 2
+
+
+def ticket() -> Ticket:
+    """Of client a, with time."""
+    return Ticket(Client("a", weight=2), Kind((0,)), micros() + 300 * SECOND)
