@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from proxy.config.checks import Subject, check
+from proxy.config.contents import digest
 from proxy.config.document import MAX_BYTES, parse
 from proxy.config.fields import BASE
 from proxy.config.interpolation import Interpolation
@@ -26,7 +27,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     Raises:
         ConfigError: with every problem that was found, in one run.
     """
-    written, problems = parse(_read(path)) if path else ({}, [])
+    data = _read(path) if path else b""
+    written, problems = parse(data) if path else ({}, [])
     interpolation = Interpolation(environ)
     settings = interpolation.apply(written)
     plain = tuple(path_of(node.loc) for node in _secrets(Node(settings)) if node.loc not in interpolation.supplied)
@@ -39,7 +41,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     problems += interpolation.problems + [problem for problem in found if problem.path not in broken]
     if config is None or problems:
         raise ConfigError(tuple(dict.fromkeys(problems))) from None
-    config._files = Files(path, keys.secrets, keys.listed, plain)  # noqa: SLF001  # no setting, so no field
+    contents = {**({path: digest(data)} if path else {}), **keys.contents}
+    config._files = Files(path, keys.secrets, keys.listed, plain, contents)  # noqa: SLF001  # no setting, so no field
     return config
 
 

@@ -21,6 +21,8 @@ class Files:
     listed: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
     plain: tuple[str, ...] = ()
     """Paths of the secrets that stand in the document itself."""
+    contents: Mapping[Path, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """Digests of all that was read (`proxy.config.contents`)."""
 
 
 class Config(Document):

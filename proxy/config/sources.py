@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from proxy.config.contents import digest, digest_of_names, key_files
 from proxy.config.fields import is_name, is_visible
 from proxy.config.tree import Node
 from proxy.core.errors import Problem
@@ -48,6 +49,8 @@ class KeyFiles:
     base: Path
     secrets: dict[Path, Secret] = field(default_factory=dict)
     listed: dict[Path, tuple[Path, ...]] = field(default_factory=dict)
+    contents: dict[Path, bytes] = field(default_factory=dict, repr=False)
+    """Digests of what was read."""
     problems: list[Problem] = field(default_factory=list)
 
     def collect(self, root: Node) -> None:
@@ -63,11 +66,11 @@ class KeyFiles:
 
     def _list(self, folder: Path, node: Node) -> None:
         try:
-            entries = sorted(folder.iterdir())
-            files = [path for path in entries if not path.name.startswith(".") and not path.is_dir()]
+            files = key_files(folder)
         except OSError as error:
             self.problems.append(node.problem(unreadable(node, self.base, error.strerror)))
             return
+        self.contents[folder] = digest_of_names(path.name for path in files)
         self.listed[folder] = tuple(path for path in files if self._is_key(path, node))
 
     def _is_key(self, path: Path, node: Node) -> bool:
@@ -82,7 +85,9 @@ class KeyFiles:
         if path in self.secrets:
             return True
         try:
-            self.secrets[path] = read_secret(path)
+            data = _bytes_of(path)
+            self.contents[path] = digest(data)
+            self.secrets[path] = secret_in(data)
         except OSError as error:
             self.problems.append(node.problem(unreadable(node, self.base, error.strerror)))
         except ValueError as error:
@@ -90,15 +95,20 @@ class KeyFiles:
         return path in self.secrets
 
 
-def read_secret(path: Path) -> Secret:
-    """Read a file that holds one secret and, at most, blanks and line ends around it.
+def _bytes_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_SECRET_BYTES + 1)
+
+
+def secret_in(data: bytes) -> Secret:
+    """The secret of a file that holds one and, at most, blanks and line ends around it.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it holds no secret; the message goes on from the file's name.
+        ValueError: it holds none; the message goes on from the file's name.
     """
-    with path.open("rb") as file:
-        text = file.read(MAX_SECRET_BYTES).decode("utf-8", "replace").strip()
+    if len(data) > MAX_SECRET_BYTES:
+        raise ValueError(f"has more than {MAX_SECRET_BYTES >> 10} KiB: write only the secret into it")
+    text = data.decode("utf-8", "replace").strip()
     if not text:
         raise ValueError("is empty: write the secret into it")
     if not is_visible(text):

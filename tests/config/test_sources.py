@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from proxy.config.sources import KeyFiles, read_secret, why_unreadable, with_environment_keys
+from proxy.config.sources import MAX_SECRET_BYTES, KeyFiles, secret_in, why_unreadable, with_environment_keys
 from proxy.config.tree import Node
 from proxy.core.errors import Problem
 from proxy.core.model import Secret
@@ -132,13 +132,12 @@ def test_problems_of_a_folder_stand_at_its_setting(tmp_path: Path) -> None:
     assert "cannot be read" in problem.message
 
 
-def test_a_secret_is_read_alone(tmp_path: Path) -> None:
-    """Errors of the system are the caller's to tell."""
-    (tmp_path / "s").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="more than one word"):
-        read_secret(tmp_path / "s")
-    with pytest.raises(IsADirectoryError):
-        read_secret(tmp_path)
+def test_a_file_holds_one_secret_and_nothing_else() -> None:
+    """Blanks and line ends around it do not count."""
+    assert secret_in(b" x\r\n") == Secret("x")
+    for data, why in ((b"\xff", "more than one word"), (b" ", "empty"), (b"x" * (MAX_SECRET_BYTES + 1), "KiB")):
+        with pytest.raises(ValueError, match=why):
+            secret_in(data)
 
 
 def test_a_file_that_can_be_read_has_no_reason(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""What stands in files, told apart by digests: the same digest is the same content.
+
+Loading notes the digest of what it read itself, so whoever looks later sees whether that still stands there.
+"""
+
+import stat
+from collections.abc import Iterable
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+NOTHING = b""
+"""There is no such file, or it cannot be read."""
+
+NO_FILE = b"no file"
+"""A pipe, a device and the like: reading it takes something out of it, or waits for ever."""
+
+
+def digest(data: bytes) -> bytes:
+    """Of a file's content."""
+    return sha256(data).digest()
+
+
+def digest_of_names(names: Iterable[str]) -> bytes:
+    """Of a folder, by the names of the key files in it."""
+    return digest("/".join(sorted(names)).encode("utf-8", "surrogateescape"))
+
+
+def key_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold keys; hidden ones and folders are not among them.
+
+    A mounted Kubernetes Secret has `..data` and the like beside links to its files.
+
+    Raises:
+        OSError: it is no folder, or cannot be read.
+    """
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+
+
+def content_of(path: Path) -> bytes:
+    """The digest of what stands at a path now, wherever its links lead."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return digest_of_names(file.name for file in key_files(path))
+        if not stat.S_ISREG(mode):
+            return NO_FILE
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").digest()
+    except OSError:
+        return NOTHING

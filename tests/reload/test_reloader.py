@@ -1,0 +1,218 @@
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from proxy.config.contents import content_of
+from proxy.core.errors import ConfigError, Problem
+from proxy.core.events import Event, Reloaded
+from proxy.reload import Reloader
+from proxy.reload.reloader import AGAIN
+from proxy.reload.watch import Contents
+from tests.rooms import Recorder
+
+
+@dataclass(frozen=True)
+class Made:
+    """A configuration of one file that holds the names of others."""
+
+    text: str
+    contents: Contents
+
+
+@dataclass
+class Office:
+    """A reloader that the test turns by hand."""
+
+    file: Path
+    taken: list[str] = field(default_factory=list)
+    recorder: Recorder = field(default_factory=Recorder)
+    readings: int = 0
+    while_reading: Callable[[], object] = lambda: None
+    refused: str = ""
+    """What taking it up fails with."""
+
+    def __post_init__(self) -> None:
+        self.reloader = Reloader(self.read(), self.read, self._adopt, self.recorder)
+
+    def read(self) -> Made:
+        self.readings += 1
+        text = self.file.read_text()
+        contents = {self.file: content_of(self.file)}
+        self.while_reading()
+        for name in text.split()[1:]:
+            path = self.file.parent / name
+            if not path.exists():
+                raise ConfigError((Problem("name", f"{name} is not there"),))
+            contents[path] = content_of(path)
+        if "bad" in text:
+            raise ConfigError((Problem("a", "is bad"), Problem("b", "too")))
+        return Made(text, contents)
+
+    async def _adopt(self, made: Made) -> None:
+        if self.refused:
+            raise ConfigError((Problem("listen", self.refused),))
+        self.taken.append(made.text)
+
+    async def turn(self, times: int = 1, *, asked: bool = False) -> None:
+        for _ in range(times):
+            if asked:
+                self.reloader.ask()
+            await self.reloader._turn()
+
+    def told(self) -> list[Event]:
+        told, self.recorder.events[:] = list(self.recorder.events), []
+        return told
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Office:
+    """With a configuration that is taken."""
+    (tmp_path / "file").write_text("one")
+    return Office(tmp_path / "file")
+
+
+REFUSED = Reloaded(ok=False, reasons=("a: is bad", "b: too"))
+
+
+async def test_nothing_happens_while_nothing_changes(office: Office) -> None:
+    """Nothing is read, nothing is told."""
+    await office.turn(20)
+    assert (office.readings, office.taken, office.told()) == (1, [], [])
+
+
+async def test_a_change_is_taken_when_it_stands_still(office: Office) -> None:
+    """Two looks in a row have to find the same."""
+    office.file.write_text("tw")
+    await office.turn()
+    office.file.write_text("two")
+    await office.turn()
+    assert office.taken == []
+    await office.turn()
+    assert (office.taken, office.told()) == (["two"], [Reloaded(ok=True)])
+    await office.turn(20)
+    assert (office.readings, office.told()) == (2, [])
+
+
+async def test_a_change_that_is_taken_back_is_none(office: Office) -> None:
+    """Before anybody looked twice."""
+    office.file.write_text("two")
+    await office.turn()
+    office.file.write_text("one")
+    await office.turn(3)
+    assert (office.readings, office.told()) == (1, [])
+
+
+async def test_who_asks_is_heard_at_once(office: Office) -> None:
+    """Whether anything has changed or not."""
+    await office.turn(asked=True)
+    office.file.write_text("two")
+    await office.turn(asked=True)
+    assert office.taken == ["one", "two"]
+    assert office.told() == [Reloaded(ok=True)] * 2
+
+
+async def test_what_is_refused_is_told_once(office: Office) -> None:
+    """With every problem and its path; it is told anew when the file has changed, or somebody asks."""
+    office.file.write_text("bad")
+    await office.turn(2)
+    assert office.told() == [REFUSED]
+    await office.turn(3 * AGAIN)
+    assert office.told() == []
+    office.file.write_text("bad again")
+    (office.file.parent / "again").touch()
+    await office.turn(2)
+    assert office.told() == [REFUSED]
+    await office.turn(asked=True)
+    assert office.told() == [REFUSED]
+    assert office.taken == []
+
+
+async def test_what_is_mended_is_taken(office: Office) -> None:
+    """Also when it is what was in use all the time."""
+    office.file.write_text("bad")
+    await office.turn(2)
+    office.file.write_text("one")
+    await office.turn(2)
+    assert office.told() == [REFUSED, Reloaded(ok=True)]
+
+
+async def test_files_that_it_names_may_come_later(office: Office) -> None:
+    """A refused configuration is tried again, though nothing that is looked at has changed."""
+    office.file.write_text("two more")
+    await office.turn(2)
+    assert [event.ok for event in office.told() if isinstance(event, Reloaded)] == [False]
+    (office.file.parent / "more").write_text("x")
+    await office.turn(AGAIN)
+    assert office.taken == ["two more"]
+    (office.file.parent / "more").write_text("y")
+    await office.turn(2)
+    assert office.taken == ["two more"] * 2, "what it names is looked at from now on"
+
+
+async def test_what_changes_while_it_is_read_is_read_again(office: Office) -> None:
+    """What is taken stood in all files at one time."""
+    (office.file.parent / "more").write_text("1")
+    office.file.write_text("two more")
+    changes = iter("23")
+
+    def change() -> None:
+        if text := next(changes, ""):
+            (office.file.parent / "more").write_text(text)
+
+    await office.turn()
+    office.while_reading = change
+    await office.turn()
+    assert (office.taken, office.readings) == (["two more"], 2)
+    office.while_reading = lambda: office.file.write_text(f"{office.readings} more")
+    await office.turn(asked=True)
+    assert len(office.taken) == 1, "what does not come to rest is left for later"
+    office.while_reading = lambda: None
+    await office.turn(2)
+    assert len(office.taken) == 2
+
+
+async def test_what_cannot_be_taken_up_is_refused(office: Office) -> None:
+    """As what cannot be read."""
+    office.refused = "needs a restart"
+    office.file.write_text("two")
+    await office.turn(2)
+    assert office.told() == [Reloaded(ok=False, reasons=("listen: needs a restart",))]
+
+
+async def test_what_can_be_read_once_only_is_never_read_again(tmp_path: Path) -> None:
+    """A configuration from a pipe changes nothing by itself, and says why it is refused when somebody asks."""
+    office = Office(Path("/dev/null"))
+    office.reloader._judged = {Path("/dev/null"): b"of what was read"}
+    await office.turn(5)
+    assert office.told() == []
+    await office.turn(asked=True)
+    (refused,) = office.told()
+    assert isinstance(refused, Reloaded)
+    assert "cannot be read again" in refused.reasons[0]
+    assert office.readings == 1
+
+
+async def test_it_looks_until_it_is_ended(office: Office) -> None:
+    """Whatever goes wrong in between."""
+    office.reloader._every = 0.001
+    errors = [ZeroDivisionError()]
+
+    def fail() -> None:
+        if errors:
+            raise errors.pop()
+
+    office.while_reading = fail
+    running = asyncio.get_running_loop().create_task(office.reloader.run())
+    office.reloader.ask()
+    async with asyncio.timeout(60):
+        while errors:
+            await asyncio.sleep(0.001)
+        office.file.write_text("two")
+        while not office.taken:
+            await asyncio.sleep(0.001)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
