@@ -5,7 +5,7 @@ URLs, and by itself sends a request a second time when a kept-alive connection t
 (law 10).
 """
 
-from proxy.upstream.connections import Upstream, UpstreamSettings
+from proxy.upstream.connections import Upstream, UpstreamSettings, trust_of
 from proxy.upstream.wire import Wire
 
-__all__ = ["Upstream", "UpstreamSettings", "Wire"]
+__all__ = ["Upstream", "UpstreamSettings", "Wire", "trust_of"]

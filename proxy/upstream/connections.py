@@ -19,7 +19,7 @@ from yarl import URL
 
 from proxy.core.errors import StartError, Unreachable
 from proxy.core.model import SECOND, Micros
-from proxy.tasks import finish
+from proxy.tasks import finish, spawn
 from proxy.upstream.head import HeadWriter
 from proxy.upstream.protocol import Protocol
 from proxy.upstream.wire import Wire
@@ -45,19 +45,42 @@ class UpstreamSettings:
 class Upstream:
     """The way to one upstream."""
 
-    def __init__(self, settings: UpstreamSettings) -> None:
+    def __init__(self, settings: UpstreamSettings, trust: ssl.SSLContext | None = None) -> None:
+        """`trust`: what `trust_of` has made of the settings, if it was asked already."""
         url = URL(settings.url)
         self.authority: str = url.host_port_subcomponent or ""
         self._settings = settings
+        self._trust = trust
         self._origin = url.origin()
         self._head = HeadWriter(self.authority, settings.key_header)
+        self._take_times(settings)
+        self._uploads: set[asyncio.Task[Any]] = set()
+        self._connector: _Connector | None = None
+        self._retired: list[_Connector] = []
+        """Whose connections are still in use."""
+        self._template: ClientRequest
+
+    def _take_times(self, settings: UpstreamSettings) -> None:
         self._timeout = aiohttp.ClientTimeout(
             connect=settings.connect_timeout / SECOND, ceil_threshold=settings.connect_timeout / SECOND + 1
         )
         self._response_timeout = settings.response_timeout / SECOND
-        self._uploads: set[asyncio.Task[Any]] = set()
-        self._connector: _Connector | None = None
-        self._template: ClientRequest
+
+    def adopt(self, settings: UpstreamSettings, trust: ssl.SSLContext | None) -> None:
+        """Take other times from the next connection on, and other certificates if `trust` is given.
+
+        Then no connection that was made by the old ones is used for another request; what is under way on it goes on.
+        """
+        self._take_times(settings)
+        if trust is None or self._connector is None:
+            return
+        self._connector.retire()
+        retired = [*self._retired, self._connector]
+        self._connector = _Connector(trust, self._settings.max_connections)
+        self._retired = [connector for connector in retired if connector.busy]
+        for connector in retired:
+            if not connector.busy:
+                spawn(_close(connector), name="close connections", owner=self._uploads)
 
     async def open(self) -> None:
         """Get ready to connect.
@@ -66,14 +89,14 @@ class Upstream:
             StartError: the certificates cannot be read, or aiohttp is not the one that this room was written for.
         """
         check_aiohttp()
-        self._connector = _Connector(_trust(self._settings.ca), self._settings.max_connections)
+        self._connector = _Connector(self._trust or trust_of(self._settings.ca), self._settings.max_connections)
         self._template = _Template("GET", self._origin, loop=asyncio.get_running_loop())
 
     async def close(self) -> None:
         """Close every connection, also those in use, and wait until they are closed."""
         await finish(self._uploads)
-        if self._connector is not None:
-            await self._connector.close(abort_ssl=True)
+        for connector in (*self._retired, *filter(None, [self._connector])):
+            await _close(connector)
 
     async def connect(self) -> Wire:
         """A kept-alive or a new connection, within `connect_timeout` for all: a free place, DNS, TCP and TLS.
@@ -142,6 +165,19 @@ class _Connector(aiohttp.TCPConnector):
             del self._conns[key]
         return connection
 
+    @property
+    def busy(self) -> bool:
+        """Whether anybody uses a connection of it, or waits for one."""
+        return bool(self._acquired or self._waiters)
+
+    def retire(self) -> None:
+        """Close idle connections now, and the others when they are given back."""
+        self._force_close = True
+        for idle in self._conns.values():
+            for protocol, _ in idle:
+                protocol.close()
+        self._conns.clear()
+
     def wake_next(self) -> None:
         """Tell somebody who waits for a place that there may be one.
 
@@ -162,8 +198,16 @@ def _fit(connection: Connection) -> Connection | None:
     return connection
 
 
-def _trust(ca: Path | None) -> ssl.SSLContext:
-    """The system's certificates and those of `ca`; host names are checked."""
+async def _close(connector: _Connector) -> None:
+    await connector.close(abort_ssl=True)
+
+
+def trust_of(ca: Path | None) -> ssl.SSLContext:
+    """The system's certificates and those of `ca`; host names are checked.
+
+    Raises:
+        StartError: the file holds none, or cannot be read.
+    """
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     try:

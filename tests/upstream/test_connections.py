@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from proxy.core.errors import Broken, StartError, Unreachable
+from proxy.core.errors import Broken, StartError, TimedOut, Unreachable
 from proxy.core.model import MILLISECOND
 from proxy.tasks import spawn
-from proxy.upstream import Upstream, UpstreamSettings
+from proxy.upstream import Upstream, UpstreamSettings, trust_of
 from proxy.upstream.connections import check_aiohttp
 from tests.upstream.origin import (
     KEY,
@@ -248,3 +248,43 @@ def test_the_parsers_are_those_in_c() -> None:
     """The parsers in Python are slower and more lenient."""
     with pytest.raises(StartError, match="C extensions"):
         check_aiohttp(parsers=(int,))
+
+
+async def test_other_certificates_are_trusted_from_the_next_connection_on(
+    authority: trustme.CA, bundle: Path, tmp_path: Path
+) -> None:
+    """What is under way goes on; no connection that was made by the old ones is used again."""
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(other)
+    settings = UpstreamSettings("")
+    async with (
+        origin(answering(OK, OK, OK), tls_of(authority, "localhost")) as url,
+        opened(url, ca=bundle) as upstream,
+    ):
+        busy = await upstream.connect()
+        assert await whole(await sent(upstream)) == b"ok"
+        upstream.adopt(settings, None)
+        assert idle(upstream) == 1, "what is the same changes nothing"
+        upstream.adopt(settings, trust_of(other))
+        with pytest.raises(Unreachable, match="certificate"):
+            await sent(upstream)
+        upstream.adopt(settings, trust_of(bundle))
+        assert await whole(await sent(upstream)) == b"ok"
+        answer = await busy.send(a_request(), KEY, (), body=None, on_written=lambda: None)
+        assert await whole(answer) == b"ok"
+        assert upstream._retired == [busy._connection._connector]
+        upstream.adopt(settings, trust_of(bundle))
+        assert upstream._retired == []
+        await asyncio.gather(*upstream._uploads)
+
+
+async def test_other_times_hold_from_the_next_request_on() -> None:
+    """Those of what is under way stay."""
+
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with origin(silent) as url, opened(url) as upstream:
+        upstream.adopt(UpstreamSettings("", response_timeout=50 * MILLISECOND), None)
+        with pytest.raises(TimedOut):
+            await sent(upstream)
