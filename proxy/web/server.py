@@ -1,6 +1,7 @@
 """A listener: the addresses at which callers connect, from its start to its end."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from proxy.core.errors import StartError
 from proxy.core.events import Observer
 from proxy.web.bounds import Bounds
 from proxy.web.connections import Connections, Handler
-from proxy.web.sockets import unix_socket, why
+from proxy.web.sockets import keeping_path, unix_socket, why
 
 _BACKLOG = 1024
 _SOCKET_MODE = 0o660
@@ -61,6 +62,44 @@ class Listener:
             await self.stop_accepting()
             raise
 
+    def adopt(self, bounds: Bounds) -> None:
+        """Bound what comes from now on otherwise; connections that are open keep the bounds that they have."""
+        self._bounds = bounds
+        if self._protocols is not None:
+            self._protocols.bounds = bounds
+
+    async def prepare(self, tls: ssl.SSLContext) -> "Renewal":
+        """Listen with another certificate, too, at the same sockets: the first half of a change that loses nobody.
+
+        Raises:
+            StartError: the system does not let us; then everything stays as it is.
+        """
+        renewal = Renewal(self, tls)
+        try:
+            for server in self._servers:
+                for sock in server.sockets:
+                    renewal.servers.append(await self._again(sock, tls))
+        except OSError as error:
+            renewal.undo()
+            raise StartError(f"cannot listen with another certificate: {why(error)}") from error
+        return renewal
+
+    async def _again(self, listening: Any, tls: ssl.SSLContext) -> asyncio.Server:
+        """Serve at a listening socket beside who serves there: what connects is taken by either."""
+        assert self._protocols is not None
+        sock = socket.fromfd(listening.fileno(), listening.family, listening.type)
+        if sock.family == socket.AF_UNIX:
+            return await self._at_socket(sock, tls)
+        return await asyncio.get_running_loop().create_server(
+            self._protocols, sock=sock, backlog=_BACKLOG, **self._secured(tls)
+        )
+
+    def take_over(self, renewal: "Renewal") -> None:
+        """Serve new connections with the other certificate only; open ones go on with theirs."""
+        for server in self._servers:
+            server.close()
+        self._servers, self._tls = renewal.servers, renewal.tls
+
     async def _listen(self, address: TcpListener | UnixListener) -> None:
         try:
             if isinstance(address, UnixListener):
@@ -74,29 +113,28 @@ class Listener:
             raise StartError(f"cannot listen on {address}: {why(error)}") from error
 
     async def _at_path(self, path: Path) -> asyncio.Server:
-        assert self._protocols is not None
         sock = unix_socket(path, self._socket_mode)
         self._paths.append(path)
-        return await asyncio.get_running_loop().create_unix_server(
-            self._protocols,
-            sock=sock,
-            backlog=_BACKLOG,
-            ssl=self._tls,
-            ssl_handshake_timeout=self._bounds.head_time if self._tls else None,
-            ssl_shutdown_timeout=self._bounds.write_time if self._tls else None,
+        return await self._at_socket(sock, self._tls)
+
+    async def _at_socket(self, sock: socket.socket, tls: ssl.SSLContext | None) -> asyncio.Server:
+        assert self._protocols is not None
+        loop = asyncio.get_running_loop()
+        return await loop.create_unix_server(
+            self._protocols, sock=sock, backlog=_BACKLOG, **self._secured(tls), **keeping_path(loop)
         )
 
     async def _at_port(self, address: TcpListener) -> asyncio.Server:
         assert self._protocols is not None
         return await asyncio.get_running_loop().create_server(
-            self._protocols,
-            address.host,
-            address.port,
-            backlog=_BACKLOG,
-            ssl=self._tls,
-            ssl_handshake_timeout=self._bounds.head_time if self._tls else None,
-            ssl_shutdown_timeout=self._bounds.write_time if self._tls else None,
+            self._protocols, address.host, address.port, backlog=_BACKLOG, **self._secured(self._tls)
         )
+
+    def _secured(self, tls: ssl.SSLContext | None) -> dict[str, Any]:
+        if tls is None:
+            return {}
+        times = {"ssl_handshake_timeout": self._bounds.head_time, "ssl_shutdown_timeout": self._bounds.write_time}
+        return {"ssl": tls, **times}
 
     def _url(self, name: tuple[Any, ...]) -> str:
         return f"{'https' if self._tls else 'http'}://{TcpListener(name[0], name[1])}"
@@ -131,3 +169,21 @@ class Listener:
         await self.quiet(grace)
         if self._protocols is not None:
             await self._protocols.cut()
+
+
+class Renewal:
+    """Another certificate that a listener is ready to take over."""
+
+    def __init__(self, listener: Listener, tls: ssl.SSLContext) -> None:
+        self.tls = tls
+        self.servers: list[asyncio.Server] = []
+        self._listener = listener
+
+    def take_over(self) -> None:
+        """Serve new connections with it only; open ones go on with the one that they have."""
+        self._listener.take_over(self)
+
+    def undo(self) -> None:
+        """Leave everything as it is."""
+        for server in self.servers:
+            server.close()

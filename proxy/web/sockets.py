@@ -1,10 +1,13 @@
 """Sockets of the file system to listen on, and what keeps a process from listening."""
 
+import asyncio
 import errno
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
+from typing import Any
 
 _NOBODY = 0o177
 """Masks every permission but the owner's."""
@@ -30,6 +33,15 @@ def unix_socket(path: Path, mode: int) -> socket.socket:
     finally:
         os.umask(mask)
     return sock
+
+
+def keeping_path(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
+    """What `create_unix_server` has to be told so that the end of a server does not remove its socket's path.
+
+    asyncio does so from Python 3.13 on; uvloop neither does it nor knows the argument.
+    """
+    removes = isinstance(loop, asyncio.BaseEventLoop) and sys.version_info >= (3, 13)
+    return {"cleanup_socket": False} if removes else {}
 
 
 def _make_room(path: Path) -> None:

@@ -3,15 +3,19 @@ import logging
 import socket
 import ssl
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
+import uvloop
 from aiohttp import web
 
 from proxy.core.errors import StartError
 from proxy.core.http import Answer, Request
 from proxy.tasks import spawn
+from proxy.web.bounds import Bounds
 from proxy.web.relay import KEPT, write
 from proxy.web.server import Listener
 from tests.web.callers import Gateway, World, an_answer, get
@@ -258,3 +262,95 @@ async def test_a_handler_that_fails_is_answered_for(caplog: pytest.LogCaptureFix
         assert [record.name for record in caplog.records] == ["keyturn"]
         writer.close()
         await listener.stop(1)
+
+
+def certified(authority: trustme.CA) -> ssl.SSLContext:
+    """A server's side of TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    return context
+
+
+class Caller:
+    """A connection over TLS, to a port or a unix socket."""
+
+    def __init__(self, authority: trustme.CA, address: str) -> None:
+        self._address = address
+        self._trust = ssl.create_default_context()
+        authority.configure_trust(self._trust)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self) -> bytes:
+        """An answer; the connection is made when it is first needed, and kept."""
+        if self._streams is None:
+            tls: dict[str, Any] = {"ssl": self._trust, "server_hostname": "localhost"}
+            if self._address.startswith("unix:"):
+                self._streams = await asyncio.open_unix_connection(self._address.removeprefix("unix:"), **tls)
+            else:
+                port = int(self._address.rpartition(":")[2])
+                self._streams = await asyncio.open_connection("127.0.0.1", port, **tls)
+        reader, writer = self._streams
+        writer.write(get(close=False))
+        return await reader.readexactly(len(ANSWER))
+
+    async def leave(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            await self._streams[1].wait_closed()
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_another_certificate_is_taken_over_without_a_gap(loop: Callable[[Any], None], tmp_path: Path) -> None:
+    """New connections meet it, open ones go on; a prepared change that is undone changes nothing; paths stay."""
+    first, second = trustme.CA(), trustme.CA()
+    path = tmp_path / "proxy.sock"
+
+    async def scenario() -> None:
+        listener = Listener(answer, ["127.0.0.1:0", f"unix:{path}"], tls=certified(first))
+        await listener.start()
+        open_ones = [Caller(first, address) for address in listener.addresses]
+        assert [await caller.ask() for caller in open_ones] == [ANSWER, ANSWER]
+        (await listener.prepare(certified(second))).undo()
+        (await listener.prepare(certified(second))).take_over()
+        assert [await caller.ask() for caller in open_ones] == [ANSWER, ANSWER]
+        new_ones = [Caller(second, address) for address in listener.addresses]
+        assert [await caller.ask() for caller in new_ones] == [ANSWER, ANSWER]
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await Caller(first, listener.addresses[0]).ask()
+        for caller in (*open_ones, *new_ones):
+            await caller.leave()
+        await listener.stop(1)
+        assert not path.exists()
+
+    loop(scenario())
+
+
+async def test_a_certificate_that_cannot_be_served_with_leaves_all_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was prepared of it is let go."""
+    authority = trustme.CA()
+    listener = Listener(answer, ["127.0.0.1:0"], tls=certified(authority))
+    await listener.start()
+
+    def none_left(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "fromfd", none_left)
+        with pytest.raises(StartError, match="another certificate"):
+            await listener.prepare(certified(trustme.CA()))
+    caller = Caller(authority, listener.addresses[0])
+    assert await caller.ask() == ANSWER
+    await caller.leave()
+    await listener.stop(1)
+
+
+async def test_other_bounds_hold_for_who_comes() -> None:
+    """Before the start and behind it."""
+    listener = Listener(answer, ["127.0.0.1:0"])
+    listener.adopt(Bounds(keep_alive=1))
+    await listener.start()
+    assert listener._protocols is not None
+    assert listener._protocols.bounds.keep_alive == 1
+    listener.adopt(Bounds(keep_alive=2))
+    assert listener._protocols.bounds.keep_alive == 2
+    await listener.stop(0)

@@ -1,12 +1,14 @@
+import asyncio
 import errno
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
-from proxy.web.sockets import unix_socket, why
+from proxy.web.sockets import keeping_path, unix_socket, why
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
@@ -60,3 +62,9 @@ def test_only_a_socket_makes_room(tmp_path: Path) -> None:
 def test_an_error_says_what_to_do(number: int, text: str) -> None:
     """In words, with the way out."""
     assert text in why(OSError(number, os.strerror(number)))
+
+
+async def test_the_end_of_a_server_leaves_its_path() -> None:
+    """Whoever made the socket removes it; asyncio would do so by itself from Python 3.13 on."""
+    told = keeping_path(asyncio.get_running_loop())
+    assert told == ({"cleanup_socket": False} if sys.version_info >= (3, 13) else {})
