@@ -1,14 +1,28 @@
-"""How many requests may be sent once more: a share of those that came, so that retries never become a storm."""
+"""Which requests may be sent once more, how many, and after what pause: so that retries never become a storm."""
 
 from collections import deque
 
-from proxy.core.model import SECOND, Micros
+from proxy.core.model import MILLISECOND, SECOND, Micros
 
 WINDOW: Micros = 10 * SECOND
 FLOOR = 3
 """Retries that are allowed in a window however few requests there were, unless the ratio is 0."""
 
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+"""RFC 9110, section 9.2.2; without TRACE, which is not forwarded."""
+
+PAUSE: tuple[Micros, Micros] = (50 * MILLISECOND, 200 * MILLISECOND)
+"""Between the first try and the second: drawn between, so that a crowd does not return as one."""
+
+LONGEST_PAUSE: Micros = 2 * SECOND
+
 _ROUNDING = 1e-9
+
+
+def pause(tries: int, chance: float) -> Micros:
+    """Before the next of several tries: twice as long after each. `chance`: from 0 to 1."""
+    least, most = PAUSE
+    return min(LONGEST_PAUSE, (least + int((most - least) * chance)) << min(tries - 1, 20))
 
 
 class RetryBudget:

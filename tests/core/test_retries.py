@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.model import SECOND
-from proxy.core.retries import FLOOR, WINDOW, RetryBudget
+from proxy.core.retries import FLOOR, LONGEST_PAUSE, PAUSE, WINDOW, RetryBudget, pause
 
 STEPS = st.lists(st.tuples(st.integers(0, 3 * SECOND), st.booleans()), max_size=200)
 
@@ -14,8 +14,8 @@ def test_retries_stay_within_their_share_of_the_last_seconds(ratio: float, steps
     requests: list[int] = []
     retries: list[int] = []
     now = 0
-    for pause, retry in steps:
-        now += pause
+    for span, retry in steps:
+        now += span
         if not retry:
             budget.request(now)
             requests.append(now)
@@ -68,3 +68,12 @@ def test_the_cost_does_not_depend_on_the_traffic() -> None:
     for now in range(0, 100 * SECOND, SECOND // 50):
         budget.request(now)
     assert len(budget._slots) == WINDOW // SECOND
+
+
+@given(st.integers(1, 100), st.floats(0, 1))
+def test_pauses_grow_and_are_drawn(tries: int, chance: float) -> None:
+    """Twice as long after each try, within bounds, and different for those who failed together."""
+    assert PAUSE[0] <= pause(tries, chance) <= LONGEST_PAUSE
+    assert pause(1, chance) <= PAUSE[1]
+    assert pause(2, chance) == 2 * pause(1, chance)
+    assert pause(tries, 0.0) <= pause(tries, chance) <= pause(tries, 1.0)
