@@ -210,6 +210,7 @@ class App:
         self._draining = True
         await self._data.stop(0)
         await self._joining.stop()
+        await self._gateway.stop()
         await self.pools.stop()
         await finish(self._tasks)
         if self._link is not None:

@@ -17,6 +17,7 @@ KeyturnError
     ├── TooManyConnections   503 tooManyConnections
     ├── LoopDetected         508 loopDetected: the request has been here before
     ├── NoKey                503 noKeyAvailable
+    ├── Outage               503 upstreamUnavailable: it is out of order, and left alone for a while
     ├── StoreLost            503 storeUnavailable
     ├── ShuttingDown         503 shuttingDown
     └── UpstreamError        the other side's fault
@@ -199,6 +200,15 @@ class NoKey(Refusal):
     status = 503
     name = "noKeyAvailable"
     reason = "no_key"
+    proxy_error = "destination_unavailable"
+
+
+class Outage(Refusal):
+    """The upstream is out of order and nothing is sent to it, until a trial says otherwise."""
+
+    status = 503
+    name = "upstreamUnavailable"
+    reason = "outage"
     proxy_error = "destination_unavailable"
 
 

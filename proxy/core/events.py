@@ -66,6 +66,10 @@ class UpstreamThrottled:
     quota: str
     kind: Literal["window", "endpoint", "plan"]
     wait: Micros
+    limit: str = ""
+    """The names of the limits that it closed, if any is known."""
+    news: bool = True
+    """Whether this cause has not been met of late; the others are counted only."""
 
 
 @value_object
@@ -73,7 +77,7 @@ class Retried:
     """A request goes out once more."""
 
     pool: str
-    reason: Literal["throttled", "unreachable", "broken", "late"]
+    reason: Literal["throttled", "unreachable", "broken", "timed_out", "outage", "dead_key", "late"]
 
 
 @value_object
@@ -100,6 +104,53 @@ class ForeignSpent:
     pool: str
     quota: str
     tokens: int
+
+
+@value_object
+class LimitLowered:
+    """The upstream's answers tell a limit to be lower than it is configured; it is taken so from now on (law 9)."""
+
+    pool: str
+    limit: str
+    configured: int
+    told: int
+
+
+@value_object
+class MonthTold:
+    """What the upstream last said that the month's plan of a key still holds."""
+
+    pool: str
+    key: str
+    left: int
+
+
+@value_object
+class SignalsIgnored:
+    """An answer's fields that were malformed or absurd, by their names."""
+
+    pool: str
+    fields: tuple[str, ...]
+
+
+@value_object
+class KeyChanged:
+    """A key was found dead, or alive again."""
+
+    pool: str
+    key: str
+    state: Literal["ready", "quarantined"]
+    reason: str = ""
+
+
+@value_object
+class BreakerMoved:
+    """The upstream is left alone because of failures in a row (`wait`: until the next trial), or used again."""
+
+    pool: str
+    opened: bool
+    wait: Micros = 0
+    cause: str = ""
 
 
 @value_object
@@ -170,6 +221,11 @@ Event = (
     | Joined
     | Exchanged
     | ForeignSpent
+    | LimitLowered
+    | MonthTold
+    | SignalsIgnored
+    | KeyChanged
+    | BreakerMoved
     | StoreChanged
     | EraBegan
     | AttemptFailed

@@ -13,7 +13,7 @@
 Instants are in microseconds of one clock that never goes back; chance is an argument.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,6 +85,8 @@ class Health:
         self._pool = pool
         self._keys = {key.name: _Condition(key.secret, now) for key in pool.keys}
         self._parks: dict[str, _Park] = {}
+        self.on_due: Callable[[str], None] = lambda _: None
+        """Called when a dead key is to be asked after earlier than it was."""
 
     def adopt(self, pool: Pool, now: Micros) -> tuple[str, ...]:
         """Go on with another configuration; returns the dead keys that are to be asked after at once."""
@@ -99,6 +101,8 @@ class Health:
                 if condition.deaths:
                     condition.asked_again = now
                     changed.append(key.name)
+        for name in changed:
+            self.on_due(name)
         return tuple(changed)
 
     # Who may be used
@@ -191,10 +195,10 @@ class Health:
         condition = self._keys.get(name)
         if condition is not None and condition.paused is not None:
             condition.paused = None
+            condition.since = condition.since if condition.deaths else now
             if condition.deaths:
                 condition.asked_again = now
-            else:
-                condition.since = now
+                self.on_due(name)
         return condition is not None
 
     def ask_again(self, name: str) -> Micros | None:

@@ -1,12 +1,19 @@
 """Leases as the gateway holds them: the right to send one request, settled exactly once (laws 2 and 10)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
-from proxy.core.exchange import Grant, Seen, Settlement, Spent, Throttled, Unsent
+from proxy.core.exchange import Budget, Grant, Seen, Settlement, Spent, Throttled, Unsent
 from proxy.core.letters import same_limits
-from proxy.core.model import Key, Micros, Pool
+from proxy.core.model import MILLISECOND, Key, Micros, Pool
+from proxy.core.moments import ROUNDING
 from proxy.core.values import value_object
+
+PROMPT: Micros = 100 * MILLISECOND
+"""What is told within this time has hardly been overtaken."""
+
+SURPRISE = 20
+"""Which part of a limit an answer may differ from what is known, before the store is told at once."""
 
 
 @value_object
@@ -37,13 +44,33 @@ class Ending:
         age = now - counted.instant
         if not counted.limits and not counted.seen:
             return Spent(self.lease.id, age)
-        same = same_limits(self.lease.pool, pool)
+        before, same = self.lease.pool, same_limits(self.lease.pool, pool)
         if closed := tuple([same[limit] for limit in counted.limits if limit in same]):
             return Throttled(self.lease.id, age, counted.park - age, closed)
         seen = [
-            Seen(same[one.limit], one.remaining, max(0, one.reset - age)) for one in counted.seen if one.limit in same
+            Seen(same[one.limit], one.remaining, one.reset - age)
+            for one in counted.seen
+            if one.limit in same and _size(before, one.limit) == _size(pool, same[one.limit]) and _stands(one, age)
         ]
         return Spent(self.lease.id, age, tuple(seen))
+
+
+def _size(pool: Pool, limit: int) -> int:
+    return pool.limits[limit].requests
+
+
+def _stands(seen: Seen, age: Micros) -> bool:
+    """Whether what was seen is worth telling: once its window may be over, tokens counted by then have returned."""
+    return seen.reset - (ROUNDING if age > PROMPT else 0) > age
+
+
+def surprising(counted: Counted, budgets: Sequence[Budget], quotas: int) -> bool:
+    """Whether a bucket holds clearly less than its pool's buckets do on average: somebody else spends (law 9)."""
+    return any(
+        (one.remaining + 1) * quotas + budgets[one.limit].size // SURPRISE < budgets[one.limit].at_hand
+        for one in counted.seen
+        if one.limit < len(budgets)
+    )
 
 
 class Office(Protocol):

@@ -26,7 +26,7 @@ from proxy.dispatch.alarm import Alarm
 from proxy.dispatch.deadlines import Deadlines
 from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Lanes, Waiter
-from proxy.dispatch.lease import Ending, Lease
+from proxy.dispatch.lease import Ending, Lease, surprising
 from proxy.dispatch.looks import general, lane_looks, new_turn, next_token
 from proxy.dispatch.refusals import queue_full
 from proxy.dispatch.tickets import Displaced, Moved, Ticket
@@ -189,6 +189,11 @@ class Dispatch:
     # What others see
 
     @property
+    def quotas(self) -> tuple[str, ...]:
+        """The quotas that serve now."""
+        return self._keys.serving.quotas
+
+    @property
     def in_flight(self) -> int:
         """How many leases are in somebody's hands."""
         return len(self._out)
@@ -287,7 +292,8 @@ class Dispatch:
         self._unsettled.discard(ending.lease)
         self._ended.append(ending)
         counted = ending.counted
-        if counted and not counted.limits and not ending.lease.probe:
+        surprise = counted is not None and surprising(counted, self.budgets, len(self.quotas))
+        if counted and not counted.limits and not ending.lease.probe and not surprise:
             self._alarm.within(self._ride)
         else:
             self._alarm.within(0 if self._lanes.total else FLUSH)

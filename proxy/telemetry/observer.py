@@ -5,7 +5,16 @@ from collections.abc import Callable
 
 import structlog
 
-from proxy.core.events import EraBegan, Event, Reloaded, StoreChanged, UpstreamThrottled
+from proxy.core.events import (
+    BreakerMoved,
+    EraBegan,
+    Event,
+    KeyChanged,
+    LimitLowered,
+    Reloaded,
+    StoreChanged,
+    UpstreamThrottled,
+)
 from proxy.core.model import SECOND, Micros
 from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
@@ -45,15 +54,41 @@ class Telemetry:
             self._log.info("the configuration was reloaded")
         elif isinstance(event, Reloaded):
             self._log.error("the new configuration is refused, the old one goes on", problems=list(event.reasons))
-        elif isinstance(event, UpstreamThrottled):
-            self._log.warning(
-                _THROTTLED[event.kind],
-                pool=event.pool,
-                key=event.key,
-                quota=event.quota,
-                kind=event.kind,
-                wait_seconds=event.wait / SECOND,
-            )
+        else:
+            self._truth(event)
+
+    def _truth(self, event: Event) -> None:
+        """What the upstream's answers tell of limits, keys and outages."""
+        match event:
+            case UpstreamThrottled(pool, key, quota, kind, wait, limit, news=True):
+                told = {"pool": pool, "key": key, "quota": quota, "kind": kind, "limit": limit}
+                self._log.warning(_THROTTLED[kind], **told, wait_seconds=wait / SECOND)
+            case LimitLowered(pool, limit, configured, told):
+                self._log.warning(
+                    "the upstream's limit is lower than configured, and taken so: change the setting",
+                    setting=f"pools.{pool}.limits",
+                    limit=limit,
+                    configured=configured,
+                    told=told,
+                )
+            case KeyChanged(pool, key, "quarantined", reason):
+                self._log.error(
+                    "a key is not accepted any more and not used: give it a valid secret, or resume it upstream",
+                    pool=pool,
+                    key=key,
+                    reason=reason,
+                )
+            case KeyChanged(pool, key):
+                self._log.warning("a key is accepted again and used", pool=pool, key=key)
+            case BreakerMoved(pool, opened=True, wait=wait, cause=cause):
+                self._log.error(
+                    "the upstream is out of order: requests are refused with 503 until it answers",
+                    pool=pool,
+                    cause=cause,
+                    next_trial_seconds=wait / SECOND,
+                )
+            case BreakerMoved(pool):
+                self._log.warning("the upstream answers again", pool=pool)
 
     def _store(self, event: StoreChanged) -> None:
         if event.up:

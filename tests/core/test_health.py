@@ -110,10 +110,14 @@ def test_a_paused_key_is_an_operators() -> None:
 def test_a_dead_key_that_was_paused_is_asked_after_when_it_is_resumed() -> None:
     """It is not used before."""
     health = Health(pool(1), NOW)
+    due: list[str] = []
+    health.on_due = due.append
     health.dead("k0", NOW, "401", 0.0)
     health.pause("k0", NOW)
     assert health.ask_again("k0") is None
+    assert due == []
     health.resume("k0", NOW + 1)
+    assert due == ["k0"]
     assert not health.usable("k0")
     assert health.ask_again("k0") == NOW + 1
 
@@ -123,8 +127,11 @@ def test_a_changed_secret_is_asked_after_at_once() -> None:
     health = Health(keys("a", "b", "c"), NOW)
     health.dead("k0", NOW, "401", 0.0)
     health.dead("k1", NOW, "401", 0.0)
+    due: list[str] = []
+    health.on_due = due.append
     assert health.adopt(keys("new", "b", "other", "fresh"), NOW + 1) == ("k0",)
     assert health.ask_again("k0") == NOW + 1
+    assert due == ["k0"]
     assert [health.usable(f"k{number}") for number in range(4)] == [False, False, True, True]
     assert health.adopt(keys("new"), NOW + 2) == ()
     assert [look.name for look in health.looks(NOW)] == ["k0"]

@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from proxy.core.exchange import Grant, Settlement, Spent, Throttled, Unsent
+from proxy.core.exchange import Grant, Seen, Settlement, Spent, Throttled, Unsent
 from proxy.core.model import SECOND, Key, Secret
 from proxy.dispatch.lease import Ending, Lease
 from tests.core.worlds import lane, limit, pool
@@ -68,6 +68,20 @@ def test_ages_are_counted_when_the_store_is_told() -> None:
     lease_of(office).unsent()
     office.now += 2 * SECOND
     assert office.told() == [Spent("7", 2 * SECOND), Throttled("7", 2 * SECOND, 58 * SECOND, (0,)), Unsent("7")]
+
+
+def test_what_was_seen_is_told_while_its_window_surely_lasts() -> None:
+    """Its reset ages, too; told at once it counts to the last moment, since nothing has overtaken it."""
+    office = Office()
+    for reset in (60, 4, 1):
+        lease_of(office).spent((Seen(0, 5, reset * SECOND),))
+    assert [one.seen for one in office.told() if isinstance(one, Spent)] == [
+        (Seen(0, 5, 60 * SECOND),),
+        (Seen(0, 5, 4 * SECOND),),
+        (Seen(0, 5, SECOND),),
+    ]
+    office.now += 2 * SECOND
+    assert [one.seen for one in office.told() if isinstance(one, Spent)] == [(Seen(0, 5, 58 * SECOND),), (), ()]
 
 
 def test_a_lost_request_counts_from_settle_bound_after_it_was_written() -> None:

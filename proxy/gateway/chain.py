@@ -1,0 +1,211 @@
+"""The one chain of a request, from its caller's place in the queue to the upstream's answer.
+
+    lease    waits for its turn (`dispatch`), where no breaker and no narrower limit stands in the way
+    send     goes out with the lease's key (`sending`), if the lease is still fresh (law 10)
+    judge    a 429 (`throttling`), a key that is not accepted (`care`), an outage (`trouble`), or an answer
+    learn    what the answer says of limits (`learning`)
+    settle   the lease, exactly once (law 2)
+    dress    the answer for the caller (`core.translate`)
+
+What certainly was not processed (no connection, a 429, a dead key) goes back to the head of its lane and the caller
+notices nothing but time. What may have been processed is sent again only if its method is idempotent, its body can be
+replayed, and the retry budget allows it.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from random import random
+
+from proxy.core.errors import Outage, TooMany, UpstreamError
+from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered
+from proxy.core.http import Answer, Request
+from proxy.core.model import SECOND, Micros
+from proxy.core.retries import RetryBudget
+from proxy.core.signals import FORBIDDEN, OUTAGES, TOO_MANY, UNAUTHORIZED
+from proxy.core.translate import Standing, Story, to_caller
+from proxy.dispatch import Dispatch, Displaced, Lease, Moved
+from proxy.gateway.care import Care
+from proxy.gateway.desk import Again, Desk, Means, Outcome, Relay, Retries
+from proxy.gateway.learning import Learning
+from proxy.gateway.passage import Passage
+from proxy.gateway.sending import Heard, Late, Sender, Upstream
+from proxy.gateway.throttling import Throttling
+from proxy.gateway.trouble import Trouble
+from proxy.gateway.ways import Ways
+
+ERRORS = 500
+"""Statuses from here on are errors of the upstream's own."""
+
+
+class Handled:
+    """The block in which an answer is read: its lease and its body end with it, however it is left."""
+
+    __slots__ = ("_answer", "_desk", "_gateway", "_passage")
+
+    def __init__(self, gateway: "Gateway", desk: Desk, passage: Passage) -> None:
+        self._gateway = gateway
+        self._desk = desk
+        self._passage = passage
+        self._answer: Answer | None = None
+
+    async def __aenter__(self) -> Answer:
+        try:
+            self._answer = await self._gateway.answer(self._desk, self._passage)
+        except BaseException:
+            self._passage.end_lease()
+            raise
+        return self._answer
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._answer is not None:
+            self._answer.body.abort()
+        self._passage.end_lease()
+
+
+class Gateway:
+    """Carries requests of all pools."""
+
+    def __init__(
+        self,
+        dispatches: Mapping[str, Dispatch],
+        upstream: Upstream,
+        *,
+        retries: Retries,
+        observer: Observer,
+        clock: Callable[[], Micros],
+        wall: Callable[[], Micros],
+        chance: Callable[[], float] = random,
+    ) -> None:
+        self._means = means = Means(clock, wall, chance, retries, RetryBudget(retries.budget), observer)
+        self._dispatches = dispatches
+        self._desks: dict[str, Desk] = {}
+        self._sender = Sender(upstream, means)
+        self._throttling = Throttling(means)
+        self._trouble = Trouble(means)
+        self._learning = Learning(means)
+        self._ways = Ways(means)
+        self._care = Care(self._sender, means)
+
+    async def stop(self) -> None:
+        """End what is under way besides the requests of callers."""
+        await self._care.stop()
+
+    def adopt(self, retries: Retries) -> None:
+        """Try requests so often from now on; what was counted of the budget stays counted."""
+        self._means.retries = retries
+        self._means.budget.ratio = retries.budget
+
+    def _desk(self, pool: str) -> Desk:
+        """What is known of a pool; of one that is new, or was closed and opened again, nothing."""
+        dispatch, desk = self._dispatches[pool], self._desks.get(pool)
+        if desk is None or desk.dispatch is not dispatch:
+            desk = self._desks[pool] = Desk(dispatch)
+            self._care.attend(desk)
+        return desk
+
+    # A request's way
+
+    def handle(self, request: Request, journal: Journal, *, sending: Callable[[], None] | None = None) -> Handled:
+        """The answer for the caller, its body still to be read; the lease ends with the block.
+
+        `sending` is called each time just before the request goes out.
+
+        Raises:
+            Refusal: the proxy answers itself.
+        """
+        desk = self._desk(request.client.pool)
+        now = self._means.clock()
+        self._means.budget.request(now)
+        return Handled(self, desk, Passage.of(request, journal, desk.dispatch.pool, now, sending))
+
+    async def answer(self, desk: Desk, passage: Passage) -> Answer:
+        """Try under one lease after another until there is an answer; the passage holds the lease it came under."""
+        while True:
+            tries = passage.journal.tries
+            try:
+                self._trouble.check(desk)
+                passage.lease = await self._lease(desk, passage)
+                outcome = await self._try(desk, passage, passage.lease)
+            except Displaced:
+                passage.back = True
+                continue
+            except Moved as moved:
+                passage.move(moved.client)
+                desk = self._desk(moved.client.pool)
+                continue
+            except (TooMany, Outage) as refusal:
+                if passage.held is None:
+                    raise
+                outcome = Relay(passage.held, refusal.retry_after)
+            finally:
+                self._trouble.leave(passage)
+                self._ways.free(passage, counted=passage.journal.tries > tries)
+            if isinstance(outcome, Relay):
+                return self._dress(desk, passage, outcome)
+            passage.end_lease()
+            await self._back(desk, passage, outcome)
+
+    async def _lease(self, desk: Desk, passage: Passage) -> Lease:
+        began = self._means.clock()
+        try:
+            ticket = await self._ways.choose(desk, passage)
+            lease = await desk.dispatch.lease(ticket, front=passage.back)
+        finally:
+            passage.journal.queued += self._means.clock() - began
+        passage.journal.key = lease.key.name
+        return lease
+
+    async def _try(self, desk: Desk, passage: Passage, lease: Lease) -> Outcome:
+        """One try under one lease.
+
+        Raises:
+            Outage: the upstream is left alone meanwhile.
+            UpstreamError: it failed, and the request may not go out once more.
+            NoKey: its key is dead, and the request cannot go out once more.
+        """
+        request, body, journal = passage.request, passage.body, passage.journal
+        try:
+            self._trouble.enter(desk, passage)
+            heard = await self._sender.send(lease, request, body, journal, passage.sending)
+        except Outage:
+            lease.unsent()
+            raise
+        except Late:
+            return Again("late")
+        except UpstreamError as error:
+            self._means.observer.observe(UpstreamAnswered(desk.name, lease.key.name, 0))
+            return self._trouble.failed(desk, passage, lease, error)
+        return await self._judge(desk, passage, lease, heard)
+
+    async def _judge(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> Outcome:
+        status = heard.answer.status
+        if status in OUTAGES:
+            return self._trouble.out_of_order(desk, passage, lease, heard)
+        if status >= ERRORS:
+            self._trouble.erred(desk, passage)
+            lease.spent()
+            return Relay(heard.answer)
+        self._trouble.answered(desk, passage)
+        seen = self._learning.seen(desk, passage, lease, heard)
+        if status == TOO_MANY:
+            return self._throttling.refused(desk, passage, lease, heard)
+        if status in (UNAUTHORIZED, FORBIDDEN):
+            return await self._care.rejected(desk, passage, lease, heard)
+        lease.spent(seen)
+        return Relay(heard.answer)
+
+    async def _back(self, desk: Desk, passage: Passage, again: Again) -> None:
+        """The request goes to the head of its lane."""
+        passage.back = True
+        if again.held is not None:
+            passage.held = again.held
+        self._means.observer.observe(Retried(desk.name, again.why))
+        if again.pause:
+            await asyncio.sleep(again.pause / SECOND)
+
+    def _dress(self, desk: Desk, passage: Passage, relay: Relay) -> Answer:
+        journal, answer = passage.journal, relay.answer
+        story = Story(passage.request.id, journal.key, journal.queued, journal.upstream)
+        standing = Standing(desk.dispatch.standing(passage.ticket), self._means.wall())
+        fields = to_caller(answer.fields, story, standing, relay.retry_after)
+        return Answer(answer.status, answer.reason, fields, answer.body)

@@ -1,0 +1,74 @@
+"""What the gateway knows of one pool, and what a try can come to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from proxy.core.breaker import Breaker
+from proxy.core.events import Observer
+from proxy.core.http import Answer
+from proxy.core.lessons import Lessons
+from proxy.core.model import Micros
+from proxy.core.narrows import Narrows
+from proxy.core.retries import RetryBudget
+from proxy.core.signals import Route
+from proxy.core.values import value_object
+from proxy.dispatch import Dispatch
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a request may be tried, first try counted, and the retries per request over the last ten seconds."""
+
+    attempts: int = 3
+    budget: float = 0.2
+
+
+@dataclass(slots=True)
+class Means:
+    """What every room works with: clocks (monotonic and epoch), chance from 0 to 1, retries, an observer."""
+
+    clock: Callable[[], Micros]
+    wall: Callable[[], Micros]
+    chance: Callable[[], float]
+    retries: Retries
+    budget: RetryBudget
+    observer: Observer
+
+
+@dataclass(slots=True)
+class Desk:
+    """One pool: its waiting room, and what its answers have told."""
+
+    dispatch: Dispatch
+    breaker: Breaker = field(default_factory=Breaker)
+    narrows: Narrows = field(default_factory=Narrows)
+    lessons: Lessons = field(default_factory=Lessons)
+    erred: Route | None = None
+    """The route of the last error of the API's own, if nothing was answered since."""
+
+    @property
+    def name(self) -> str:
+        """The pool's."""
+        return self.dispatch.pool.name
+
+
+@value_object
+class Relay:
+    """The answer is the caller's; `retry_after` in whole seconds replaces the upstream's waits."""
+
+    answer: Answer
+    retry_after: int | None = None
+
+
+@value_object
+class Again:
+    """The request goes out once more, under another lease, after a pause."""
+
+    why: Literal["throttled", "unreachable", "broken", "timed_out", "outage", "dead_key", "late"]
+    pause: Micros = 0
+    held: Answer | None = None
+    """What its caller gets should no turn come in time."""
+
+
+Outcome = Relay | Again

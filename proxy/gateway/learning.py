@@ -1,0 +1,49 @@
+"""What every answer teaches about limits (law 9): it can only take tokens away."""
+
+from proxy.core.events import LimitLowered, MonthTold, SignalsIgnored
+from proxy.core.exchange import Seen
+from proxy.core.letters import same_limits
+from proxy.dispatch import Lease
+from proxy.gateway.desk import Desk, Means
+from proxy.gateway.passage import Passage
+from proxy.gateway.sending import Heard
+
+
+class Learning:
+    """The gateway's ear for what stands beside an answer."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+
+    def seen(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> tuple[Seen, ...]:
+        """What the answer tells of others' spending, to be settled with its lease; a lower limit is taken as such."""
+        signals = heard.signals
+        self._beside(desk, lease, heard)
+        if not signals.allowances:
+            return ()
+        limits = lease.pool.limits
+        seen = signals.seen(lease.limits, limits)
+        for one in seen:
+            desk.lessons.agreed(lease.quota, one.limit)
+        lower = signals.lower(lease.limits, limits)
+        if lower is not None:
+            index, size = lower
+            if desk.lessons.told(lease.quota, index, size, passage.route):
+                self._lower(desk, lease, index, size)
+        return seen
+
+    def _lower(self, desk: Desk, lease: Lease, index: int, size: int) -> None:
+        dispatch, limit = desk.dispatch, lease.pool.limits[index]
+        now = same_limits(lease.pool, dispatch.pool).get(index)
+        if now is not None and size < dispatch.pool.limits[now].requests:
+            dispatch.lower(now, size)
+            self._means.observer.observe(LimitLowered(desk.name, limit.name, limit.requests, size))
+
+    def _beside(self, desk: Desk, lease: Lease, heard: Heard) -> None:
+        """What the answer tells of the month, and what in it could not be read."""
+        signals = heard.signals
+        if signals.ignored:
+            self._means.observer.observe(SignalsIgnored(desk.name, signals.ignored))
+        left = signals.month_left
+        if left is not None and signals.own and desk.dispatch.health.month(lease.key.name, left):
+            self._means.observer.observe(MonthTold(desk.name, lease.key.name, left))

@@ -1,0 +1,92 @@
+"""One request on its way: what it has met, and the lease that it holds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from proxy.bodies import ReplayBody
+from proxy.core.breaker import Breaker
+from proxy.core.events import Journal
+from proxy.core.exchange import Kind
+from proxy.core.http import Answer, Request
+from proxy.core.model import Client, Micros, Pool
+from proxy.core.narrows import Narrows
+from proxy.core.retries import IDEMPOTENT
+from proxy.core.signals import Route
+from proxy.dispatch import Lease, Ticket, quota_of
+
+
+@dataclass(slots=True)
+class Passage:
+    """One request on its way through the gateway."""
+
+    request: Request
+    journal: Journal
+    body: ReplayBody | None
+    ticket: Ticket
+    sending: Callable[[], None] = lambda: None
+    """Called each time just before it goes out."""
+    failures: int = 0
+    """Tries that failed by the upstream's fault."""
+    plans: int = 0
+    """Plans' quotas that it met used up."""
+    back: bool = False
+    """Whether it has been at the head of its lane already."""
+    lease: Lease | None = None
+    """The lease in hand; it is ended exactly once."""
+    narrow: tuple[Narrows, str] | None = None
+    """The quota on which it takes one of the places of a narrower limit."""
+    trial: Breaker | None = None
+    """The breaker that waits for its outcome."""
+    held: Answer | None = None
+    """An upstream's refusal that it met: its answer, should no turn come in time."""
+
+    @classmethod
+    def of(
+        cls, request: Request, journal: Journal, pool: Pool, now: Micros, sending: Callable[[], None] | None = None
+    ) -> "Passage":
+        """A request as it begins to wait.
+
+        Raises:
+            BadRequest: it names a key that the pool does not have.
+        """
+        kind = Kind(pool.limits_on(request.method, request.path))
+        if request.pinned is not None:
+            kind = Kind(kind.limits, quota_of(request.pinned, pool))
+        ticket = Ticket(
+            request.client,
+            kind,
+            now + request.wait,
+            request.urgency,
+            request.pinned,
+            method=request.method,
+            path=request.path,
+        )
+        body = ReplayBody(request.body) if request.body is not None else None
+        return cls(request, journal, body, ticket, sending or (lambda: None))
+
+    def move(self, client: Client) -> None:
+        """Its client uses another pool now: it goes there, with the deadline that it has."""
+        self.ticket = replace(self.ticket, client=client)
+        self.back = True
+        self.journal.pool = client.pool
+
+    def end_lease(self) -> None:
+        """Settle what is not settled, and let the lease go."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.close()
+
+    @property
+    def route(self) -> Route:
+        """What it has in common with requests that an upstream would limit together."""
+        return Route.of(self.request.method, self.request.path)
+
+    @property
+    def replayable(self) -> bool:
+        """Whether its body can be sent once more."""
+        return self.body is None or self.body.replayable
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may be sent once more although it may have been processed."""
+        return self.request.method in IDEMPOTENT and self.replayable

@@ -1,0 +1,93 @@
+"""One transmission under one lease (law 10), and what its answer says."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from proxy.core.events import Journal, UpstreamAnswered
+from proxy.core.http import Answer, Body, Fields, Request
+from proxy.core.model import Secret
+from proxy.core.signals import SPEAKING, Signals, read
+from proxy.core.values import value_object
+from proxy.dispatch import Lease
+from proxy.gateway.desk import Means
+from proxy.gateway.peeking import peek
+
+
+class Wire(Protocol):
+    """One connection, for one request."""
+
+    def put_back(self) -> None:
+        """Nothing was written: return it to its pool."""
+
+    async def send(
+        self, request: Request, key: Secret, extra: Fields, *, body: Body | None, on_written: Callable[[], None]
+    ) -> Answer:
+        """Write the request at once, and wait for the head of the answer."""
+
+
+class Upstream(Protocol):
+    """Where requests go."""
+
+    async def connect(self) -> Wire:
+        """A connection, kept alive or new."""
+
+
+class Late(Exception):
+    """The lease was too old to be used when the connection was there; it is settled as unsent."""
+
+
+@value_object
+class Heard:
+    """An answer and what it says; the body of a refusal has been looked at, and is still to be read."""
+
+    answer: Answer
+    signals: Signals
+
+
+class Sender:
+    """Sends requests under leases."""
+
+    def __init__(self, upstream: Upstream, means: Means) -> None:
+        self._upstream = upstream
+        self._means = means
+
+    async def send(
+        self,
+        lease: Lease,
+        request: Request,
+        body: Body | None,
+        journal: Journal,
+        sending: Callable[[], None] = lambda: None,
+    ) -> Heard:
+        """Transmit once; `sending` is called just before. The lease is settled here only when nothing was sent.
+
+        Raises:
+            Late: the lease was not fresh any more.
+            UpstreamError: there is no answer, or only a part of one.
+        """
+        means = self._means
+        began = means.clock()
+        try:
+            wire = await self._connect(lease)
+            journal.tries += 1
+            sending()
+            answer = await wire.send(request, lease.key.secret, lease.pool.fields, body=body, on_written=lease.written)
+        finally:
+            journal.upstream += means.clock() - began
+        wall, said = means.wall(), b""
+        if answer.status in SPEAKING:
+            answer, said = await peek(answer)
+        means.observer.observe(UpstreamAnswered(lease.pool.name, lease.key.name, answer.status))
+        return Heard(answer, read(answer.status, answer.fields, wall, said))
+
+    async def _connect(self, lease: Lease) -> Wire:
+        try:
+            wire = await self._upstream.connect()
+        except BaseException:
+            lease.unsent()
+            raise
+        if not lease.fresh():
+            wire.put_back()
+            lease.unsent()
+            raise Late
+        return wire

@@ -1,0 +1,139 @@
+"""What becomes of a request when the upstream, or the way to it, is out of order.
+
+What certainly was not processed (no connection) is tried again whatever its method; what may have been (a connection
+that broke, no head in time, 502, 503, 504) only if its method is idempotent. Each further try takes from the retry
+budget, waits a pause drawn by chance, at least as long as the upstream asked for, and has to begin before the deadline.
+
+Failures in a row open the pool's breaker: then nothing is sent but a trial now and then.
+"""
+
+from proxy.core.errors import Broken, Outage, TimedOut, Unreachable, UpstreamError
+from proxy.core.events import BreakerMoved
+from proxy.core.model import SECOND, Micros
+from proxy.core.retries import pause
+from proxy.core.translate import whole_seconds
+from proxy.dispatch import Lease
+from proxy.gateway.desk import Again, Desk, Means, Outcome, Relay
+from proxy.gateway.passage import Passage
+from proxy.gateway.sending import Heard
+
+
+class Trouble:
+    """The gateway's ways with outages."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+
+    # The breaker
+
+    def check(self, desk: Desk) -> None:
+        """See that requests may go out at all.
+
+        Raises:
+            Outage: the breaker is open, with the time of the next trial.
+        """
+        wait = desk.breaker.wait(self._means.clock())
+        if wait is not None:
+            raise outage(wait)
+
+    def enter(self, desk: Desk, passage: Passage) -> None:
+        """The request is about to be sent.
+
+        Raises:
+            Outage: as `check`.
+        """
+        now = self._means.clock()
+        entry = desk.breaker.enter(now)
+        if entry == "shut":
+            raise outage(desk.breaker.wait(now) or SECOND)
+        passage.trial = desk.breaker if entry == "trial" else None
+
+    def leave(self, passage: Passage) -> None:
+        """The request is over, whether its outcome was told or not."""
+        if passage.trial is not None:
+            passage.trial.leave()
+            passage.trial = None
+
+    def answered(self, desk: Desk, passage: Passage) -> None:
+        """The upstream is alive."""
+        passage.trial = None
+        desk.erred = None
+        if desk.breaker.succeeded():
+            self._means.observer.observe(BreakerMoved(desk.name, opened=False))
+
+    def _count(self, desk: Desk, passage: Passage, cause: str, heard: Heard | None = None) -> None:
+        passage.trial = None
+        wait = heard.signals.wait if heard else None
+        within = heard.signals.over_within if heard else None
+        now, chance = self._means.clock(), self._means.chance()
+        if desk.breaker.failed(now, chance, wait=wait, over_within=within):
+            left = desk.breaker.wait(now) or 0
+            self._means.observer.observe(BreakerMoved(desk.name, opened=True, wait=left, cause=cause))
+
+    def erred(self, desk: Desk, passage: Passage) -> None:
+        """A 500 or the like: one request that the API cannot cope with, told from an outage by other routes that err.
+
+        Else whoever repeats such a request would shut everybody out.
+        """
+        if passage.trial or desk.erred != passage.route:
+            self._count(desk, passage, "errors of the API")
+        desk.erred = passage.route
+
+    # Failures
+
+    def out_of_order(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> Outcome:
+        """Settle the lease of a 502, 503 or 504; the request is tried again if it may be."""
+        lease.spent()
+        self._count(desk, passage, f"status {heard.answer.status}", heard)
+        wait = heard.signals.wait
+        rest = self._pause(passage, wait or 0) if passage.repeatable else None
+        if rest is not None:
+            return Again("outage", rest, heard.answer)
+        told = wait if wait is not None else desk.breaker.wait(self._means.clock())
+        return Relay(heard.answer, whole_seconds(told) if told is not None else None)
+
+    def failed(self, desk: Desk, passage: Passage, lease: Lease, error: UpstreamError) -> Outcome:
+        """Settle the lease of a try without an answer.
+
+        Raises:
+            UpstreamError: the request may not be tried again.
+        """
+        if error.written:
+            lease.lost()
+        else:
+            lease.unsent()
+        self._count(desk, passage, error.name)
+        rest = self._pause(passage, 0) if _may_go_again(passage, error) else None
+        if rest is None:
+            raise error
+        match error:
+            case Broken():
+                return Again("broken", rest)
+            case TimedOut():
+                return Again("timed_out", rest)
+            case _:
+                return Again("unreachable", rest)
+
+    def _pause(self, passage: Passage, least: Micros) -> Micros | None:
+        """The pause before one more try; `None` when there is to be none."""
+        means = self._means
+        passage.failures += 1
+        now = means.clock()
+        rest = max(least, pause(passage.failures, means.chance()))
+        in_time = now + rest < passage.ticket.deadline and passage.failures < means.retries.attempts
+        return rest if in_time and means.budget.retry(now) else None
+
+
+def _may_go_again(passage: Passage, error: UpstreamError) -> bool:
+    if isinstance(error, Unreachable):
+        return error.transient and passage.replayable
+    return passage.repeatable
+
+
+def outage(wait: Micros) -> Outage:
+    """The refusal of a request while the breaker is open; `wait` until the next trial."""
+    seconds = max(1, whole_seconds(wait))
+    return Outage(
+        f"The upstream is out of order and is tried again in {seconds} s. Come back then.",
+        retry_after=seconds,
+    )

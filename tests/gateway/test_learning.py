@@ -1,0 +1,122 @@
+import asyncio
+
+from proxy.core.events import ForeignSpent, LimitLowered, MonthTold, SignalsIgnored
+from proxy.core.exchange import Seen, Spent
+from proxy.core.http import Answer, Request
+from proxy.core.model import SECOND
+from tests.core.worlds import limit
+from tests.gateway.settings import PLAIN_429, Setting, answer, setting
+from tests.virtual import virtual
+
+
+def told(size: int, left: int, reset: int = 40) -> Answer:
+    """An answer that names a limit."""
+    return answer(200, b"{}", (b"RateLimit", b"limit=%d, remaining=%d, reset=%d" % (size, left, reset)))
+
+
+async def seen(it: Setting) -> list[tuple[Seen, ...]]:
+    """What the settlements told."""
+    await it.room.settled()
+    return [one.seen for one in it.room.store.settled if isinstance(one, Spent)]
+
+
+@virtual
+async def test_what_others_spend_is_taken_out() -> None:
+    """The difference to what is out by our own count, until the announced reset (law 9)."""
+    async with setting(told(60, 20), quotas=1, requests=60) as it:
+        await it.ask()
+        await it.room.settled()
+        assert it.happened(ForeignSpent) == [ForeignSpent("default", "k0", 39)]
+        terms = it.room.store.terms
+        assert it.room.store.ledger.buckets.at_hand(terms.name, terms.limits[0].id) == 20
+        await asyncio.sleep(40)
+        await it.ask()
+        assert it.room.store.ledger.buckets.at_hand(terms.name, terms.limits[0].id) == 58
+
+
+@virtual
+async def test_a_surprise_is_told_at_once() -> None:
+    """Tokens that somebody else has spent must not be granted meanwhile; what is as expected rides along."""
+    async with setting(told(60, 58), told(60, 20), quotas=1, requests=60) as it:
+        await it.ask()
+        await asyncio.sleep(0.5)
+        assert it.room.store.settled == []
+        await it.ask()
+        assert len(it.room.store.settled) == 1, "with the exchange for the second request"
+        await asyncio.sleep(0.05)
+        assert len(it.room.store.settled) == 2
+
+
+@virtual
+async def test_a_cold_bucket_is_known_by_its_first_answer() -> None:
+    """One request goes first, and what it hears is what opens (law 8)."""
+    async with setting(told(60, 3), quotas=1, requests=60) as it:
+        it.room.store.ledger.buckets.chill()
+        got = await asyncio.gather(*(it.ask(it.request(wait=30 * SECOND)) for _ in range(4)))
+        assert [one.status for one in got] == [200] * 4
+        assert it.happened(ForeignSpent) == [ForeignSpent("default", "k0", 56)]
+        terms = it.room.store.terms
+        assert it.room.store.ledger.buckets.at_hand(terms.name, terms.limits[0].id) == 0
+
+
+@virtual
+async def test_nothing_is_learnt_from_what_does_not_speak_of_this_key() -> None:
+    """Not from a 401, a cache's answer, or an error."""
+    body, fields = b"{}", (b"RateLimit", b"limit=60, remaining=0, reset=40")
+    answers = [answer(401, body, fields), answer(200, body, fields, (b"Age", b"9")), answer(500, body, fields)]
+    async with setting(*answers, quotas=1, requests=60) as it:
+        for _ in answers:
+            await it.ask()
+        assert await seen(it) == [()] * 3
+        assert it.happened(ForeignSpent) == []
+
+
+@virtual
+async def test_a_limit_lower_than_configured_is_believed_after_two_confirmations() -> None:
+    """The setting is named, and no more than that many are sent from then on (law 9)."""
+    async with setting(*[told(4, 3 - n) for n in range(3)], quotas=1, requests=60) as it:
+        await it.ask(it.request(path="/a"))
+        await it.ask(it.request(path="/b"))
+        assert it.happened(LimitLowered) == []
+        await it.ask(it.request(path="/a"))
+        assert it.happened(LimitLowered) == [LimitLowered("default", "60/60s", 60, 4)]
+        assert it.room.dispatch.pool.limits[0].requests == 4
+        it.upstream.rule = lambda *_: told(60, 59)
+        assert (await it.ask()).status == 200
+        assert it.room.dispatch.pool.limits[0].requests == 4, "never up"
+        assert len(it.upstream.arrived) == 4
+
+
+@virtual
+async def test_a_limit_as_it_is_configured_is_no_lower_one() -> None:
+    """An endpoint with a limit of its own does not lower the whole pool's."""
+    async with setting(quotas=1, requests=60) as it:
+
+        def narrow(_key: str, request: Request) -> Answer:
+            return told(10, 9) if request.target in (b"/a", b"/b") else told(60, 59)
+
+        it.upstream.rule = narrow
+        for path in ("/a", "/c", "/b", "/c", "/a", "/c", "/b"):
+            await it.ask(it.request(path=path))
+        assert it.happened(LimitLowered) == []
+
+
+@virtual
+async def test_the_month_is_told_when_it_changes() -> None:
+    """By key; in the looks at the keys, too."""
+    left = [answer(200, b"{}", (b"X-RateLimit-Remaining-Month", b"%d" % n)) for n in (90, 90, 89)]
+    async with setting(*left, quotas=1, requests=9) as it:
+        for _ in left:
+            await it.ask()
+        assert it.happened(MonthTold) == [MonthTold("default", "k0", 90), MonthTold("default", "k0", 89)]
+        assert it.looks()[0].month_left == 89
+
+
+@virtual
+async def test_what_cannot_be_read_is_told() -> None:
+    """Of refusals, too."""
+    bad = (b"Retry-After", b"soon")
+    async with setting(answer(200, b"{}", bad), answer(429, PLAIN_429, bad), limits=(limit(9, SECOND),)) as it:
+        for _ in range(2):
+            await it.ask()
+        assert it.happened(SignalsIgnored) == [SignalsIgnored("default", ("retry-after",))] * 2

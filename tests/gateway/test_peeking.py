@@ -1,0 +1,61 @@
+import asyncio
+
+import pytest
+
+from proxy.core.complaints import BODY_LIMIT
+from proxy.core.errors import Broken
+from proxy.core.http import Answer, Whole
+from proxy.gateway.peeking import SECONDS, Begun, peek
+from tests.gateway.settings import FakeBody
+from tests.virtual import micros, virtual
+
+
+async def whole(answer: Answer) -> bytes:
+    """All that its caller reads."""
+    data = b""
+    while part := await answer.body.read():
+        data += part
+    return data
+
+
+@virtual
+async def test_an_errors_body_is_read_and_still_there() -> None:
+    """Whether it has arrived already or comes in parts."""
+    for body in (Whole(b"abc"), FakeBody([b"a", b"bc"])):
+        answer, said = await peek(Answer(403, b"", (), body))
+        assert said == b"abc"
+        assert isinstance(answer.body, Whole)
+        assert await whole(answer) == b"abc"
+
+
+@virtual
+async def test_a_long_body_says_nothing_and_is_passed_on() -> None:
+    """Byte for byte, and it can be left at any moment."""
+    parts = [b"x" * BODY_LIMIT, b"y", b"z" * 10]
+    body = FakeBody(list(parts))
+    answer, said = await peek(Answer(403, b"", (), body))
+    assert said == b""
+    assert isinstance(answer.body, Begun)
+    assert await whole(answer) == b"".join(parts)
+    answer.body.abort()
+    assert body.aborted
+    body = FakeBody(list(parts))
+    answer, _ = await peek(Answer(403, b"", (), body))
+    await answer.body.discard()
+    assert await whole(answer) == b""
+
+
+@virtual
+async def test_a_body_that_does_not_end_is_broken() -> None:
+    """Nobody waits for it."""
+
+    class Slow(FakeBody):
+        async def read(self) -> bytes:
+            await asyncio.sleep(SECONDS / 2)
+            return b"x"
+
+    body, began = Slow([]), micros()
+    with pytest.raises(Broken):
+        await peek(Answer(503, b"", (), body))
+    assert body.aborted
+    assert micros() - began == SECONDS * 1_000_000

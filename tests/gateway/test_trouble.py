@@ -1,0 +1,282 @@
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from proxy.core.breaker import FAILURES, FAILURES_TOLD
+from proxy.core.errors import Broken, Outage, TimedOut, Unreachable
+from proxy.core.events import BreakerMoved, Retried
+from proxy.core.exchange import Spent, Unsent
+from proxy.core.http import Answer
+from proxy.core.model import SECOND
+from proxy.gateway import Retries
+from tests.gateway.settings import Bytes, Setting, answer, error, setting
+from tests.virtual import micros, task_of, virtual
+
+SPIKE = error("serviceUnavailable", "An unexpected spike. We are usually operational within the next 5 minutes.")
+
+
+@virtual
+async def test_a_failed_connection_frees_its_lease_and_is_tried_again() -> None:
+    """Nothing was sent: the token returns at once, the caller notices nothing."""
+    async with setting(quotas=1, requests=1) as it:
+        it.upstream.connecting = [Unreachable("refused")]
+        assert (await it.ask()).status == 200
+        await it.room.settled()
+        assert isinstance(it.room.store.settled[0], Unsent)
+        assert it.happened(Retried) == [Retried("default", "unreachable")]
+
+
+@virtual
+async def test_attempts_are_bounded() -> None:
+    """After `retry.attempts` tries the caller is told."""
+    async with setting() as it:
+        it.upstream.connecting = [Unreachable("refused") for _ in range(9)]
+        with pytest.raises(Unreachable):
+            await it.ask()
+        assert len(it.upstream.connecting) == 6
+
+
+@virtual
+async def test_a_refused_certificate_is_not_tried_again() -> None:
+    """It will not get better by itself."""
+    async with setting() as it:
+        it.upstream.connecting = [Unreachable("certificate", transient=False)]
+        with pytest.raises(Unreachable):
+            await it.ask()
+        assert it.upstream.sent == []
+
+
+@virtual
+async def test_a_broken_get_is_sent_again_on_a_second_lease() -> None:
+    """Idempotent: the first lease counts as spent, the second covers the second transmission (law 10)."""
+    async with setting(Broken("reset")) as it:
+        assert (await it.ask()).status == 200
+        await it.room.settled()
+        first, second = it.room.store.settled
+        assert isinstance(first, Spent)
+        assert first.age < 0
+        assert isinstance(second, Spent)
+        assert second.age >= 0
+
+
+@virtual
+async def test_a_broken_post_is_never_sent_twice() -> None:
+    """Its bytes may have arrived."""
+    async with setting(Broken("reset")) as it:
+        with pytest.raises(Broken):
+            await it.ask(it.request("POST", Bytes(b"{}")))
+        assert len(it.upstream.sent) == 1
+
+
+@virtual
+async def test_retries_are_a_share_of_the_requests() -> None:
+    """Beyond the budget failures are passed on: no retry storm."""
+    async with setting(requests=100, retries=Retries(attempts=2, budget=0.1)) as it:
+        it.upstream.connecting = [Unreachable("refused") for _ in range(100)]
+        for _ in range(20):
+            with pytest.raises(Unreachable):
+                await it.ask()
+        assert len(it.happened(Retried)) == 3
+
+
+@virtual
+async def test_a_time_out_of_an_idempotent_request_is_tried_again() -> None:
+    """While its deadline allows it; a POST is not."""
+    async with setting(TimedOut("slow")) as it:
+        assert (await it.ask()).status == 200
+        assert [event.reason for event in it.happened(Retried)] == ["timed_out"]
+        it.upstream.script = [TimedOut("slow")]
+        with pytest.raises(TimedOut):
+            await it.ask(it.request(wait=SECOND // 10))
+        it.upstream.script = [TimedOut("slow")]
+        with pytest.raises(TimedOut):
+            await it.ask(it.request("POST", Bytes(b"{}")))
+        assert len(it.upstream.arrived) == 4
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_an_outage_is_tried_again(status: int) -> None:
+    """Each try on a lease of its own, all of them spent."""
+
+    @virtual
+    async def scenario() -> None:
+        async with setting(answer(status), answer(status)) as it:
+            assert (await it.ask()).status == 200
+            assert [event.reason for event in it.happened(Retried)] == ["outage", "outage"]
+            await it.room.settled()
+            assert [type(one) for one in it.room.store.settled] == [Spent] * 3
+
+    scenario()
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_what_may_have_been_applied_is_relayed(method: str) -> None:
+    """An outage's answer to a request that is not idempotent is its caller's."""
+
+    @virtual
+    async def scenario() -> None:
+        async with setting(answer(503, SPIKE)) as it:
+            got = await it.ask(it.request(method, Bytes(b"{}")))
+            assert (got.status, await got.body.read()) in ((503, SPIKE), (503, b""))
+            assert len(it.upstream.arrived) == 1
+
+    scenario()
+
+
+@virtual
+async def test_an_error_of_the_api_is_relayed() -> None:
+    """A 500 may have been applied, and another try would not go better."""
+    async with setting(answer(500)) as it:
+        assert (await it.ask(it.request("PUT", Bytes(b"{}")))).status == 500
+        assert len(it.upstream.arrived) == 1
+
+
+@virtual
+async def test_the_upstreams_time_is_waited_for() -> None:
+    """A try waits for `Retry-After` if that is before the deadline; else the caller is told it."""
+    async with setting(answer(503, SPIKE, (b"Retry-After", b"20"))) as it:
+        began = micros()
+        assert (await it.ask()).status == 200
+        assert 20 * SECOND <= micros() - began <= 21 * SECOND
+        it.upstream.script = [answer(503, SPIKE, (b"RetryAfter", b"20"))]
+        got = await it.ask(it.request(wait=5 * SECOND))
+        assert (got.status, dict(got.fields)[b"Retry-After"]) == (503, b"20")
+
+
+@virtual
+async def test_what_cannot_be_sent_in_time_again_is_relayed_as_it_came() -> None:
+    """The upstream's 503, when no turn comes before the deadline, with the time of the turn."""
+    async with setting(answer(503, SPIKE), quotas=1, requests=1) as it:
+        got = await it.ask(it.request(wait=5 * SECOND))
+        assert (got.status, dict(got.fields)[b"Retry-After"]) == (503, b"61")
+
+
+@virtual
+async def test_a_body_that_was_dropped_is_not_sent_again() -> None:
+    """Beyond the spool an outage's answer is the caller's."""
+    async with setting(answer(503)) as it:
+        got = await it.ask(it.request("PUT", Bytes(b"x" * (1 << 20) + b"y")))
+        assert got.status == 503
+        assert len(it.upstream.arrived) == 1
+
+
+# The breaker
+
+
+async def fail(it: Setting, number: int, *, path: str = "/me") -> None:
+    """Requests that fail one after another, half a second apart, without being tried again."""
+    for count in range(number):
+        await asyncio.sleep(0.5)
+        with suppress(Broken, Unreachable, TimedOut):
+            await it.ask(it.request("POST", path=path.format(count)))
+
+
+def outage(it: Setting, broken: Answer | Exception) -> None:
+    """From now on everything fails like this."""
+    it.upstream.rule = lambda *_: (
+        broken if isinstance(broken, Exception) else answer(broken.status, SPIKE, *broken.fields)
+    )
+
+
+@pytest.mark.parametrize("how", [Broken("reset"), TimedOut("slow"), answer(502), answer(504)])
+def test_failures_in_a_row_open_the_breaker(how: Answer | Exception) -> None:
+    """Then nothing is sent, and callers are told when the next trial is; its success lets all through again."""
+
+    @virtual
+    async def scenario() -> None:
+        async with setting(requests=100) as it:
+            it.upstream.rule = lambda *_: how if isinstance(how, Exception) else answer(how.status)
+            await fail(it, FAILURES)
+            (opened,) = it.happened(BreakerMoved)
+            assert opened.opened
+            for _ in range(5):
+                with pytest.raises(Outage) as refusal:
+                    await it.ask()
+                assert refusal.value.retry_after == 2
+            assert len(it.upstream.arrived) == FAILURES
+            it.upstream.rule = lambda *_: None
+            await asyncio.sleep(2)
+            trial = task_of(it.ask())
+            await asyncio.sleep(0.05)
+            with pytest.raises(Outage):
+                await it.ask()
+            assert (await trial).status == 200
+            assert (await it.ask()).status == 200
+            assert [event.opened for event in it.happened(BreakerMoved)] == [True, False]
+
+    scenario()
+
+
+@virtual
+async def test_a_refused_connection_opens_the_breaker_too() -> None:
+    """Whoever waits when it opens is refused at their turn, and their tokens return."""
+    async with setting(requests=100, retries=Retries(attempts=1)) as it:
+        it.upstream.connecting = [Unreachable("refused") for _ in range(FAILURES)]
+        await fail(it, FAILURES)
+        with pytest.raises(Outage):
+            await it.ask()
+        await it.room.settled()
+        assert {type(one) for one in it.room.store.settled} == {Unsent}
+
+
+@virtual
+async def test_the_upstreams_own_words_open_it_sooner() -> None:
+    """Told to be over "within the next 5 minutes": few failures are enough, and the trials are spread."""
+    async with setting(requests=100) as it:
+        outage(it, answer(503))
+        await fail(it, FAILURES_TOLD)
+        with pytest.raises(Outage) as refusal:
+            await it.ask()
+        assert refusal.value.retry_after == 17
+        await asyncio.sleep(17)
+        got = await it.ask(it.request("POST"))
+        assert got.status == 503
+        assert dict(got.fields)[b"Retry-After"] == b"33"
+
+
+@virtual
+async def test_no_trial_before_the_upstreams_time() -> None:
+    """`Retry-After` of the failures is honoured."""
+    async with setting(requests=100) as it:
+        outage(it, answer(503, b"", (b"Retry-After", b"77")))
+        await fail(it, FAILURES_TOLD)
+        with pytest.raises(Outage) as refusal:
+            await it.ask()
+        assert refusal.value.retry_after == 77
+
+
+@virtual
+async def test_a_trial_whose_caller_leaves_makes_room_for_another() -> None:
+    """Nobody is shut out for longer because of it."""
+    async with setting(requests=100) as it:
+        outage(it, Broken("reset"))
+        await fail(it, FAILURES)
+        it.upstream.rule = lambda *_: None
+        await asyncio.sleep(2)
+        trial = task_of(it.ask())
+        await asyncio.sleep(0.05)
+        trial.cancel()
+        await asyncio.sleep(0)
+        assert (await it.ask()).status == 200
+
+
+@virtual
+async def test_one_request_that_the_api_cannot_cope_with_shuts_nobody_out() -> None:
+    """However often it is repeated; errors of many routes are an outage."""
+    async with setting(requests=200) as it:
+        it.upstream.rule = lambda *_: answer(500)
+        await fail(it, 5 * FAILURES)
+        assert it.happened(BreakerMoved) == []
+        await fail(it, FAILURES - 1, path="/r{}")
+        assert [event.opened for event in it.happened(BreakerMoved)] == [True]
+
+
+@virtual
+async def test_a_held_answer_is_relayed_when_the_breaker_opens() -> None:
+    """A request that was to be tried again gets the upstream's own answer, with the time of the next trial."""
+    async with setting(requests=100) as it:
+        outage(it, answer(503))
+        await fail(it, FAILURES_TOLD - 1)
+        got = await it.ask()
+        assert (got.status, dict(got.fields)[b"Retry-After"]) == (503, b"17")
