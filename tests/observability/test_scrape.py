@@ -1,0 +1,39 @@
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from tests.observability.documents import metrics
+from tests.observability.promtool import promtool
+from tests.process import ask, house, limit, request, until
+
+parse_openmetrics: Callable[[str], Iterator[Metric]] = text_string_to_metric_families
+
+
+async def test_a_live_scrape_passes_prometheus_own_check(tmp_path: Path) -> None:
+    """Names, types, units and help texts of everything that a process tells after all kinds of requests."""
+    limits = (limit(20, "60s"), limit(1, "50ms", "* /echo/**"))
+    async with house(tmp_path, limits=limits) as home:
+        for data in (
+            request("/me"),
+            request("/echo/1"),
+            request("/me", token=None),
+            request("/status/500"),
+            request("/me", "Prefer: wait=0"),
+        ):
+            await home.ask(data)
+
+        async def counted() -> bool:
+            return await home.keyturn.metric("keyturn_requests_total") >= 5
+
+        await until(counted, "every request is counted")
+        text = (await home.keyturn.page("/metrics")).body.decode()
+        fields = request("/metrics", "Accept: application/openmetrics-text; version=1.0.0", token=None)
+        open_metrics = (await ask(home.keyturn.admin, fields)).body.decode()
+    names = {family.name for family in parse_openmetrics(open_metrics)}
+    assert {"keyturn_requests", "keyturn_turn_seconds", "keyturn_key_state", "keyturn_tokens_at_hand"} <= names
+    assert {f"{name}_total" if f"{name}_total" in metrics() else name for name in names} <= set(metrics())
+    ended = await asyncio.to_thread(promtool, "check", "metrics", given=text)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
