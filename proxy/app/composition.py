@@ -61,6 +61,8 @@ class App:
         refuse_what_is_not_built(config)
         self._config = config
         self._log = structlog.get_logger("keyturn")
+        self._leaving = False
+        """Whether it has been told to end; it still serves for `lame_duck`, until it drains."""
         self._draining = False
         self._started = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -94,6 +96,7 @@ class App:
             self.telemetry,
             self._forward_settings(()),
             clock=monotonic,
+            leaving=lambda: self._leaving,
             draining=lambda: self._draining,
         )
         self._data = Listener(
@@ -154,7 +157,7 @@ class App:
         """Why requests cannot be served now; an empty bucket is no reason."""
         if not self._started:
             return ("starting",)
-        if self._draining:
+        if self._leaving:
             return ("draining",)
         if self._config.store.on_loss == "refuse" and any(store.lost for store in self.pools.shared()):
             return ("the store does not answer",)
@@ -197,7 +200,15 @@ class App:
         await self.pools.failure()
 
     async def drain(self) -> None:
-        """Accept nothing new, and let what waits or is under way end within `drain`; the rest is refused with 503."""
+        """Accept nothing new, and let what waits or is under way end within `drain`; the rest is refused with 503.
+
+        Before that callers are served for `lame_duck`: it is not ready any more, and every answer ends its connection,
+        so whoever balances callers has time to notice, and no caller's connection is closed while it is in use.
+        """
+        self._leaving = True
+        if self._config.lame_duck:
+            self._log.info("leaving", seconds=self._config.lame_duck / SECOND)
+            await asyncio.sleep(self._config.lame_duck / SECOND)
         self._draining = True
         self._log.info("draining", seconds=self._config.drain / SECOND, waiting=self.pools.waiting)
         await self._data.stop_accepting()
@@ -207,7 +218,7 @@ class App:
 
     async def stop(self) -> None:
         """Close everything at once."""
-        self._draining = True
+        self._leaving = self._draining = True
         await self._data.stop(0)
         await self._joining.stop()
         await self._gateway.stop()

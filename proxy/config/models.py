@@ -330,6 +330,8 @@ class Document(Settings):
     """Who callers are with `authentication: off`."""
     clients: tuple[ClientSettings, ...] = ()
     """The callers that are known."""
+    lame_duck: Duration = written("0s")
+    """How long callers are still served after SIGTERM, each connection for one answer more, before `drain` begins."""
     drain: Duration = written("25s")
     """How long requests may take to end after SIGTERM."""
     log: LogSettings = written({})

@@ -109,6 +109,7 @@ class Forward:
         settings: ForwardSettings,
         *,
         clock: Callable[[], Micros],
+        leaving: Callable[[], bool],
         draining: Callable[[], bool],
     ) -> None:
         self.settings = settings
@@ -116,6 +117,7 @@ class Forward:
         self._gateway = gateway
         self._observer = observer
         self._clock = clock
+        self._leaving = leaving
         self._draining = draining
         self._loops = Loops()
 
@@ -227,7 +229,7 @@ class Forward:
         not taken up the parser does not go on.
         """
         unread = not incoming.content.is_eof()
-        return not incoming.keep_alive or unread or UPGRADE in incoming.headers or self._draining()
+        return not incoming.keep_alive or unread or UPGRADE in incoming.headers or self._leaving()
 
     def _refuse(self, incoming: web.BaseRequest, refusal: Refusal, journal: Journal) -> web.StreamResponse:
         journal.outcome = "failed" if isinstance(refusal, UpstreamError) else "refused"

@@ -355,6 +355,23 @@ async def test_drain(tmp_path: Path) -> None:
             assert await keyturn.process.ended() == 0
 
 
+async def test_lame_duck(tmp_path: Path) -> None:
+    """With `lame_duck`, callers are served for a while after SIGTERM, though it is not ready; no connection is kept."""
+    async with house(tmp_path, lame_duck="10m") as home, calling(home.keyturn.data) as kept:
+        keyturn = home.keyturn
+        assert "Connection" not in dict((await kept.ask(request("/me"))).fields)
+        keyturn.process.signal(signal.SIGTERM)
+        await until(lambda: "leaving" in keyturn.process.stderr, "it has been told")
+        unready = await keyturn.page("/readyz")
+        assert (unready.status, unready.json()["reasons"]) == (503, ["draining"])
+        last = await kept.ask(request("/me"))
+        assert (last.status, last.one("Connection")) == (200, "close")
+        assert await kept.ended() == b""
+        assert (await keyturn.ask(request("/me"))).status == 200
+        keyturn.process.signal(signal.SIGTERM)
+        assert await keyturn.process.ended() == 1
+
+
 async def test_end_of_the_drain(tmp_path: Path) -> None:
     """Who still waits when the drain is over is refused with 503 and sent elsewhere."""
     async with house(tmp_path, limits=ONE_AT_A_TIME, keys=KEYS[:1], upstream=PATIENT, drain="300ms") as home:

@@ -80,7 +80,8 @@ def test_the_example_shows_every_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "section", ["listen", "admin", "upstream", "store", "queue", "retry", "allow_anonymous_network", "drain"]
+    "section",
+    ["listen", "admin", "upstream", "store", "queue", "retry", "allow_anonymous_network", "lame_duck", "drain"],
 )
 def test_the_example_shows_defaults(tmp_path: Path, section: str) -> None:
     """What is commented out is what is in effect without it."""
@@ -125,7 +126,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert config.queue.max_waiting == 10_000
     assert (config.retry.attempts, config.retry.budget) == (3, 0.2)
     assert config.anonymous.name == "local"
-    assert config.drain == 25_000_000
+    assert (config.lame_duck, config.drain) == (0, 25_000_000)
     assert (config.log.level, config.log.format) == ("info", None)
 
 

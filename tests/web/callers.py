@@ -142,6 +142,7 @@ class World:
     events: list[Event] = field(default_factory=list)
     """All others."""
     now: int = 0
+    leaving: bool = False
     draining: bool = False
     observed: asyncio.Event = field(default_factory=asyncio.Event)
     bind: tuple[str, ...] = ("127.0.0.1:0",)
@@ -171,7 +172,13 @@ class World:
             max_body=1000, max_wait=30 * SECOND, max_wait_ceiling=300 * SECOND, body_timeout=self.body_timeout
         )
         self.forward = Forward(
-            self.access, self.gateway, self, settings, clock=self.tick, draining=lambda: self.draining
+            self.access,
+            self.gateway,
+            self,
+            settings,
+            clock=self.tick,
+            leaving=lambda: self.leaving or self.draining,
+            draining=lambda: self.draining,
         )
         self.listener = Listener(self.forward, self.bind, tls=self.tls, bounds=self.bounds, observer=self)
         await self.listener.start()

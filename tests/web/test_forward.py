@@ -283,6 +283,26 @@ async def test_each_request_is_told_once() -> None:
         assert len(world.journals) == 3
 
 
+async def test_a_leaving_proxy_still_serves() -> None:
+    """About to leave it answers as ever, on kept connections and new ones, but each for one answer more."""
+
+    async def fresh(_: Request) -> Answer:
+        return an_answer(b"ok")
+
+    async with World(gateway=Gateway(fresh)).running() as world:
+        reader, writer = await world.connect()
+        writer.write(get(close=False))
+        assert b"Connection: close" not in await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(2)
+        world.leaving = True
+        writer.write(get(close=False))
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nConnection: close\r\n" in answer
+        writer.close()
+        assert (await world.ask(get(close=False))).startswith(b"HTTP/1.1 200 ")
+
+
 async def test_a_draining_proxy_sends_callers_away() -> None:
     """A new request on a kept connection gets 503 and the end of the connection; one under way is its last."""
     go_on = asyncio.Event()
