@@ -216,10 +216,6 @@ class Container:
         reply = await ask(self.address(get["port"]), request(get["path"], token=None))
         return 200 <= reply.status < 400
 
-    async def pre_stop(self) -> None:
-        """Run the hook before SIGTERM."""
-        await asyncio.sleep(self.spec["lifecycle"]["preStop"]["sleep"]["seconds"])
-
 
 @asynccontextmanager
 async def running(

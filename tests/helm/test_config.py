@@ -48,6 +48,7 @@ def test_the_configuration_is_the_users() -> None:
         "anonymous": {"name": "007"},
         "clients": [{"name": "yes", "token_sha256": DIGEST, "allow": ["GET /**"], "pin": True}],
         "log": {"level": "info"},
+        "lame_duck": "1s",
         "drain": "90s",
     }
     config = render({"config": mine}).config
@@ -60,6 +61,7 @@ def test_what_a_pod_needs_is_filled_in() -> None:
         "listen": "0.0.0.0:8080",
         "admin": "0.0.0.0:9090",
         "authentication": "required",
+        "lame_duck": "5s",
         "pools": {"default": {"keys_dir": "/run/keyturn/keys/default"}},
         "clients": [],
         "drain": "25s",

@@ -51,7 +51,6 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
     "podDisruptionBudget.enabled": ({"replicas": 2, **REDIS}, False),
     "podDisruptionBudget.maxUnavailable": ({"replicas": 2, **REDIS}, "50%"),
     "strategy": (NOTHING, {"type": "RollingUpdate"}),
-    "preStopSeconds": (NOTHING, 0),
     "graceMarginSeconds": (NOTHING, 9),
     "revisionHistoryLimit": (NOTHING, 0),
     "spread": (NOTHING, "off"),

@@ -32,7 +32,7 @@ def value(path: str) -> Any:
 def test_every_snippet_is_tested() -> None:
     """Each YAML block begins with what it is, which says how it is tested."""
     assert len(SNIPPETS) == PAGE.count("```yaml")
-    others = {"values: sidecar", "template: native", "template: plain", "kustomization"}
+    others = {"values: sidecar", "template: native", "template: plain", "kustomization", "prometheus-adapter"}
     assert set(SNIPPETS) == {*VALUES, *others}
 
 
@@ -61,6 +61,13 @@ def test_the_plain_form_is_a_template() -> None:
     assert first.strip() == "containers:"
     (name,) = re.findall(r'include "([^"]+)"', second)
     assert f'define "{name}"' in (CHART / "templates" / "_sidecar.tpl").read_text(encoding="utf-8")
+
+
+def test_the_adapter_serves_what_the_autoscaler_asks_for() -> None:
+    """The rule of the Prometheus Adapter is for the metric that the values name, and for pods."""
+    (rule,) = yaml.safe_load(SNIPPETS["prometheus-adapter"])["rules"]["custom"]
+    assert rule["seriesQuery"].startswith(f"{value('autoscaling.metric')}{{")
+    assert rule["resources"]["overrides"]["pod"] == {"resource": "pod"}
 
 
 def test_the_kustomization_is_the_example_s() -> None:
@@ -129,6 +136,6 @@ def test_values_that_the_page_names_are_there() -> None:
 
 def test_numbers_are_the_chart_s() -> None:
     """Defaults that the page tells are those of the values."""
-    assert f"`preStopSeconds` ({value('preStopSeconds')})" in PAGE
+    assert f"`config.lame_duck` ({render().config['lame_duck']})" in PAGE
     assert value("resources.limits.memory") == "512Mi"
     assert "512 MiB" in PAGE

@@ -129,8 +129,8 @@ async def load(service: Service, data: bytes) -> AsyncIterator[Load]:
 
 def gateway(api: PracticeApi, **more: Any) -> Rendered:
     """The gateway's objects."""
-    config = {"clients": [client("ci")], "drain": "20s"}
-    return render(values(api, config=config, preStopSeconds=1, **more))
+    config = {"clients": [client("ci")], "lame_duck": "2s", "drain": "20s", **more.pop("config", {})}
+    return render(values(api, config=config, **more))
 
 
 @asynccontextmanager
@@ -227,8 +227,8 @@ def redis() -> Iterator[str]:
 async def test_an_update_loses_no_request(api: PracticeApi, place: Path, redis: str) -> None:
     """A pod takes another's place under load, as Kubernetes has it: every request is answered, within the grace period.
 
-    The new pod gets callers once its probe passes. The old one serves on through preStop, while new connections go
-    elsewhere; on SIGTERM it is not ready any more, answers what is under way, and exits with 0.
+    The new pod gets callers once its probe passes. The old one is told to end at the moment in which new connections
+    begin to go elsewhere; it serves on for those that have not noticed, and sends away those that keep a connection.
     """
     rendered = gateway(api, redis={"existingSecret": "keyturn-redis"})
     assert rendered.one("Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
@@ -240,31 +240,42 @@ async def test_an_update_loses_no_request(api: PracticeApi, place: Path, redis: 
         await callers.more(20)
         new = await stack.enter_async_context(started(rendered, place / "new", redis))
         await until(lambda: new.probe("readiness"), "the new pod is ready")
-        service.addresses = [new.keyturn.data]
+        service.addresses.append(new.keyturn.data)
+        await callers.more(20)
         async with asyncio.timeout(rendered.gateway["terminationGracePeriodSeconds"]):
-            await asyncio.gather(old.pre_stop(), callers.more(20))
-            assert await old.probe("readiness")
-            await _end_with_requests_under_way(api, old)
+            old.keyturn.process.signal(signal.SIGTERM)
+            await until(lambda: _fails(old, "readiness"), "the old pod is not ready any more")
+            assert await old.probe("liveness")
+            assert (await old.keyturn.ask(request("/me"))).status == 200
+            service.addresses.remove(old.keyturn.data)
+            await callers.more(20)
             assert await old.keyturn.process.ended() == 0
         await callers.more(20)
         await callers.end()
         assert set(callers.statuses) == {200}
 
 
-async def _end_with_requests_under_way(api: PracticeApi, container: kubelet.Container) -> None:
-    """SIGTERM while requests wait for the upstream's answer, those of the load among them: they get it."""
+async def _fails(container: kubelet.Container, probe: str) -> bool:
+    return not await container.probe(probe)
+
+
+async def test_what_is_under_way_is_answered(api: PracticeApi, place: Path) -> None:
+    """Requests whose answers the upstream still owes at SIGTERM get them, while nobody can connect any more."""
+    rendered = gateway(api, config={"lame_duck": "0s"})
     gate, last = Gate(api), set[asyncio.Task[Any]]()
-    under_way = [spawn(container.keyturn.ask(request("/me")), name="last", owner=last) for _ in range(CALLERS)]
-    try:
-        await until(lambda: gate.held == 2 * CALLERS, "the last requests are under way")
-        container.keyturn.process.signal(signal.SIGTERM)
-        await until(container.keyturn.refuses_connections, "it takes no more connections")
-        assert not await container.probe("readiness")
-        assert await container.probe("liveness")
-        gate.open()
-        assert [reply.status for reply in await asyncio.gather(*under_way)] == [200] * CALLERS
-    finally:
-        await finish(last)
+    async with started(rendered, place) as container:
+        ask_for = container.keyturn.ask
+        under_way = [spawn(ask_for(request("/me")), name="last", owner=last) for _ in range(CALLERS)]
+        try:
+            await until(lambda: gate.held == CALLERS, "the last requests are under way")
+            async with asyncio.timeout(rendered.gateway["terminationGracePeriodSeconds"]):
+                container.keyturn.process.signal(signal.SIGTERM)
+                await until(container.keyturn.refuses_connections, "it takes no more connections")
+                gate.open()
+                assert [reply.status for reply in await asyncio.gather(*under_way)] == [200] * CALLERS
+                assert await container.keyturn.process.ended() == 0
+        finally:
+            await finish(last)
 
 
 async def test_a_rotated_key_is_taken_up_under_load(api: PracticeApi, place: Path) -> None:

@@ -65,27 +65,20 @@ def test_numbers_of_a_probe() -> None:
     [("25s", 35), ("1m", 70), ("1500ms", 12), ("999ms", 11), ("0s", 10), ("2h", 7210), ("1d", 86410)],
 )
 def test_grace_period_follows_the_drain(drain: str, seconds: int) -> None:
-    """The kubelet waits for preStop, the drain in whole seconds and a margin."""
+    """The kubelet waits for 5 s of lame duck, the drain in whole seconds and a margin."""
     assert render({"config": {"drain": drain}}).gateway["terminationGracePeriodSeconds"] == seconds
 
 
 def test_grace_period_follows_its_other_parts() -> None:
-    """`preStopSeconds` and `graceMarginSeconds` are added."""
-    values = {"preStopSeconds": 20, "graceMarginSeconds": 7, "config": {"drain": "3s"}}
+    """`config.lame_duck` and `graceMarginSeconds` are added."""
+    values = {"graceMarginSeconds": 7, "config": {"lame_duck": "20s", "drain": "3s"}}
     assert render(values).gateway["terminationGracePeriodSeconds"] == 30
 
 
-@pytest.mark.parametrize(
-    ("version", "hook"), [("1.29.0", {"exec": {"command": ["sleep", "5"]}}), ("1.30.0", {"sleep": {"seconds": 5}})]
-)
-def test_pre_stop(version: str, hook: Any) -> None:
-    """A pod serves on for a while after it left the Service: by Kubernetes' own sleep where there is one."""
-    assert render(version=version).container["lifecycle"] == {"preStop": hook}
-
-
-def test_no_pre_stop() -> None:
-    """`preStopSeconds: 0` takes the hook away."""
-    assert "lifecycle" not in render({"preStopSeconds": 0}).container
+def test_no_hook_delays_the_end() -> None:
+    """That the pod serves on until every node has noticed is the application's part, in every version of Kubernetes."""
+    assert "lifecycle" not in render().container
+    assert render().config["lame_duck"] == "5s"
 
 
 def test_configuration_changes_start_new_pods() -> None:
@@ -352,6 +345,7 @@ def test_network_policy_without_redis() -> None:
         ({"config": {"admin": "0.0.0.0:8080"}}, "config.listen and config.admin have the same port"),
         ({"config": {"authentication": "off"}}, "config.authentication is off on a network listener"),
         ({"config": {"drain": "${DRAIN:-25s}"}}, "config.drain must be a plain duration"),
+        ({"config": {"lame_duck": "${LAME:-5s}"}}, "config.lame_duck must be a plain duration"),
         ({"tls": {"clientCa": True}}, "tls.clientCa needs tls.existingSecret"),
         (
             {"tls": {"existingSecret": "s"}, "config": {"tls": {"cert": "a", "key": "b"}}},

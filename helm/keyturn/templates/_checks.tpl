@@ -18,8 +18,10 @@
 {{- end -}}
 {{- $parts = append $parts (include "keyturn.part" .) -}}
 {{- end -}}
-{{- if not (include "keyturn.seconds" (default "25s" .Values.config.drain)) -}}
-{{- fail "config.drain must be a plain duration, such as 25s: terminationGracePeriodSeconds is computed from it." -}}
+{{- range list "drain" "lame_duck" -}}
+{{- if not (include "keyturn.seconds" (default "0s" (get $config .))) -}}
+{{- fail (printf "config.%s must be a plain duration, such as 25s: terminationGracePeriodSeconds is computed from it." .) -}}
+{{- end -}}
 {{- end -}}
 {{- if and .Values.tls.existingSecret .Values.config.tls -}}
 {{- fail "tls.existingSecret and config.tls are both given: keep one of them." -}}

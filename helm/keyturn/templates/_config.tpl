@@ -11,6 +11,9 @@
 {{- if not (hasKey $config "authentication") -}}
 {{- $_ := set $config "authentication" (ternary "off" "required" $sidecar) -}}
 {{- end -}}
+{{- if not (or $sidecar (hasKey $config "lame_duck")) -}}
+{{- $_ := set $config "lame_duck" "5s" -}}
+{{- end -}}
 {{- if and $sidecar (not (hasKey $config "anonymous")) -}}
 {{- $_ := set $config "anonymous" (dict "name" "${KEYTURN_SERVICE:-local}") -}}
 {{- end -}}
@@ -79,8 +82,10 @@
 
 {{/* What the kubelet waits before it kills. In a sidecar the application's own time comes first. */}}
 {{- define "keyturn.gracePeriod" -}}
-{{- $before := ternary .Values.sidecar.applicationSeconds .Values.preStopSeconds (eq .Values.mode "sidecar") -}}
-{{- add $before (include "keyturn.seconds" (default "25s" .Values.config.drain)) .Values.graceMarginSeconds -}}
+{{- $config := include "keyturn.config" . | fromYaml -}}
+{{- $before := ternary .Values.sidecar.applicationSeconds 0 (eq .Values.mode "sidecar") -}}
+{{- $after := add (include "keyturn.seconds" (default "0s" $config.lame_duck)) (include "keyturn.seconds" (default "25s" $config.drain)) -}}
+{{- add $before $after .Values.graceMarginSeconds -}}
 {{- end -}}
 
 {{/* The port of the first TCP address in `listen` (or `admin`); empty when there is none. */}}
