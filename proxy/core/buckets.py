@@ -108,8 +108,13 @@ class Buckets:
         for limit in gone.limits:
             self._forget_limit(limit)
 
+    def tidy(self, terms: str) -> None:
+        """Drop the limits that nobody's terms name, once nothing of them is taken; `terms` are somebody's."""
+        known = self.views[terms].limits
+        for limit in [limit for limit in self.calendars if limit not in known]:
+            self._forget_limit(limit)
+
     def _forget_limit(self, limit: str) -> None:
-        """Drop what nobody's terms name once nothing of it is taken."""
         calendar = self.calendars[limit]
         if not calendar.taken and not any(limit in view.limits for view in self.views.values()):
             del self.calendars[limit]
@@ -335,8 +340,6 @@ class Buckets:
                 quota = calendar.probing.pop_first()[1]
                 calendar.warm.add(quota)
                 self._rank(quota, (limit,))
-            if returned:
-                self._forget_limit(limit)
         return left
 
     def size(self, terms: str, limit: str) -> int:

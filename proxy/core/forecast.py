@@ -184,41 +184,59 @@ class Ahead(NamedTuple):
     """Requests of others that wait."""
 
 
-def turns(forecast: Forecast, line: Line, buckets: Buckets, *, replica: str, place: Place, now: Micros) -> Turns:
-    """The turns of one lane of one replica, as delays from `now`."""
-    need = place.need
-    soon = tuple([instant - now for instant in forecast.turns.get((replica, place), [])])
-    waiting = line.waiting(replica, place)
-    if not forecast.dealt or waiting <= len(soon) or not need.limits:
-        return Turns(soon)
-    own = line.share(place.client).weight
-    ahead = _ahead(forecast.dealt, line, place, waiting - len(soon))
-    latest = soon[-1] if soon else 0
-    later = []
-    for position in _samples(len(soon), waiting):
-        beyond = position - len(soon)
-        for limit, weight, others in ahead:
-            first = min(others, (beyond + 1) * (weight - own) // own)
-            rank = forecast.dealt + beyond + first
-            latest = max(latest, buckets.nth_return(need.terms, limit, rank, now) - now)
-        later.append((position, latest))
-    return Turns(soon, tuple(later))
+class Outlook:
+    """The turns that one exchange tells: those that were dealt one by one, and samples of those beyond."""
+
+    def __init__(self, forecast: Forecast, line: Line, buckets: Buckets, now: Micros) -> None:
+        self._forecast = forecast
+        self._line = line
+        self._buckets = buckets
+        self._now = now
+        self._crowds: dict[str, tuple[int, int]] = {}
+        """Of a limit, the weight of all who wait under it and how many requests."""
+
+    def turns(self, replica: str, place: Place) -> Turns:
+        """The turns of one lane of one replica, as delays from now."""
+        need, now, dealt = place.need, self._now, self._forecast.dealt
+        soon = tuple([instant - now for instant in self._forecast.turns.get((replica, place), [])])
+        waiting = self._line.waiting(replica, place)
+        if not dealt or waiting <= len(soon) or not need.limits:
+            return Turns(soon)
+        own = self._line.share(place.client).weight
+        ahead = self._ahead(place, waiting - len(soon))
+        latest = soon[-1] if soon else 0
+        later = []
+        for position in _samples(len(soon), waiting):
+            beyond = position - len(soon)
+            for limit, weight, others in ahead:
+                first = min(others, (beyond + 1) * (weight - own) // own)
+                rank = dealt + beyond + first
+                latest = max(latest, self._buckets.nth_return(need.terms, limit, rank, now) - now)
+            later.append((position, latest))
+        return Turns(soon, tuple(later))
+
+    def _ahead(self, place: Place, own_left: int) -> list[Ahead]:
+        """For each limit of the lane, who shares it: others get their share of weights, at most what they wait with."""
+        line = self._line
+        share = line.share(place.client)
+        rows = sum([len(line.groups[need].rows[place.client]) for need in share.needs])
+        ahead = []
+        for limit in place.need.limits:
+            weight, waiting = self._crowd(limit)
+            others = max(0, waiting - self._forecast.dealt - own_left)
+            ahead.append(Ahead(limit, max(weight, share.weight) * rows, others))
+        return ahead
+
+    def _crowd(self, limit: str) -> tuple[int, int]:
+        crowd = self._crowds.get(limit)
+        if crowd is None:
+            groups = [group for need, group in self._line.groups.items() if limit in need.limits]
+            crowd = sum([group.weight for group in groups]), sum([group.waiting for group in groups])
+            self._crowds[limit] = crowd
+        return crowd
 
 
 def _samples(start: int, end: int) -> list[int]:
     """Up to `SAMPLES` positions of the range, evenly spread, the last one among them."""
     step = -(-(end - start) // SAMPLES)
     return [*range(start, end - 1, step), end - 1]
-
-
-def _ahead(dealt: int, line: Line, place: Place, own_left: int) -> list[Ahead]:
-    """For each limit of the lane, who shares it: others get their share of weights, but no more than they wait with."""
-    share = line.share(place.client)
-    rows = sum([len(line.groups[need].rows[place.client]) for need in share.needs])
-    ahead = []
-    for limit in place.need.limits:
-        groups = [group for need, group in line.groups.items() if limit in need.limits]
-        weight = max(sum([group.weight for group in groups]), share.weight)
-        others = max(0, sum([group.waiting for group in groups]) - dealt - own_left)
-        ahead.append(Ahead(limit, weight * rows, others))
-    return ahead

@@ -12,10 +12,11 @@ replica that does not come back within its grace holds no place any longer.
 """
 
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 
 from proxy.core.buckets import Buckets
 from proxy.core.exchange import GRACE, PULSE, Budget, Grant, Lane, Turns, Unsent
-from proxy.core.forecast import Forecast, Forecaster, Loan, turns
+from proxy.core.forecast import Forecast, Forecaster, Loan, Outlook
 from proxy.core.letters import Call, Need, Place, Reply, need
 from proxy.core.line import Line, Rehearsal
 from proxy.core.model import MILLISECOND, SECOND, Micros
@@ -32,6 +33,10 @@ DEAL = 256
 
 KEEP: Micros = 60 * SECOND
 """Terms that nobody has used for this long are let go when others are in use."""
+
+
+Candidate = tuple[int, str, int]
+"""A client's tag, its name, and the number of a need with which it waits."""
 
 
 @dataclass(slots=True)
@@ -99,6 +104,7 @@ class Ledger:
         self._hear(now, call, member)
         self._settle(now, call)
         left = self.buckets.mature(now)
+        self.buckets.tidy(call.terms)
         lanes = self._remember(call)
         rehearsal = Rehearsal(self.line)
         dealt = self._deal(now, call, lanes, rehearsal, most)
@@ -217,7 +223,8 @@ class Ledger:
         if self._waits_for_words(now):
             dealt.stopped = self._hold
             return dealt
-        while choice := self._choose(rehearsal):
+        queue = self._queue(rehearsal)
+        while choice := self._choose(rehearsal, queue):
             if len(dealt.grants) + len(dealt.lent) == most:
                 dealt.stopped = now
                 break
@@ -233,15 +240,34 @@ class Ledger:
         self._members[call.replica].granted = tuple([grant.lease for grant in dealt.grants])
         return dealt
 
-    def _choose(self, rehearsal: Rehearsal) -> tuple[Need, str, str] | None:
-        best: tuple[int, str] | None = None
-        chosen: tuple[Need, str] | None = None
-        for need_ in rehearsal.needs:
+    def _queue(self, rehearsal: Rehearsal) -> list[Candidate]:
+        """Of each need the client whose turn it is, if anything can serve it; a heap, the first of all on top.
+
+        Tags only grow and tokens only get fewer, so a candidate that is out of date is found when it comes up, and one
+        that nothing can serve is dropped for good.
+        """
+        found = [self._candidate(rehearsal, number) for number in range(len(rehearsal.needs))]
+        queue = [candidate for candidate in found if candidate]
+        heapify(queue)
+        return queue
+
+    def _candidate(self, rehearsal: Rehearsal, number: int) -> Candidate | None:
+        need_ = rehearsal.needs[number]
+        first = rehearsal.first(need_) if self.buckets.best(need_) is not None else None
+        return (*first, number) if first else None
+
+    def _choose(self, rehearsal: Rehearsal, queue: list[Candidate]) -> tuple[Need, str, str] | None:
+        while queue:
+            tag, client, number = queue[0]
+            need_ = rehearsal.needs[number]
             quota = self.buckets.best(need_)
-            first = rehearsal.first(need_) if quota is not None else None
-            if quota is not None and first and (best is None or first < best):
-                best, chosen = first, (need_, quota)
-        return (chosen[0], best[1], chosen[1]) if chosen and best else None
+            if quota is not None and rehearsal.first(need_) == (tag, client):
+                return need_, client, quota
+            if candidate := self._candidate(rehearsal, number):
+                heapreplace(queue, candidate)
+            else:
+                heappop(queue)
+        return None
 
     def _grant(self, now: Micros, replica: str, lane: Lane, place: Place, quota: str) -> Grant:
         self._leases += 1
@@ -265,14 +291,13 @@ class Ledger:
         self, now: Micros, call: Call, lanes: dict[Place, Lane], dealt: Dealt, forecast: Forecast
     ) -> dict[Lane, Turns]:
         told: dict[Lane, Turns] = {}
+        outlook = Outlook(forecast, self.line, self.buckets, now)
         for place in self.line.places(call.replica):
             if dealt.stopped is not None:
                 last = self.line.waiting(call.replica, place) - 1
                 told[lanes[place]] = Turns((), ((last, dealt.stopped - now),))
             else:
-                told[lanes[place]] = turns(
-                    forecast, self.line, self.buckets, replica=call.replica, place=place, now=now
-                )
+                told[lanes[place]] = outlook.turns(call.replica, place)
         return told
 
     def _again(

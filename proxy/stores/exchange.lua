@@ -5,6 +5,7 @@
 -- Instants and durations are integers in microseconds, exact in Lua's doubles up to 2^53.
 --
 -- KEYS[1]  the name that every key of the pool begins with, its hash tag among it: `keyturn:{default}`
+-- KEYS[2]  a key that never is, see stores/links.py
 -- ARGV[1]  the letter (core/letters.py) as JSON, see stores/codec.py; only tests give it a `now` and a `run`
 -- Returns  the reply as nested arrays, see stores/codec.py
 --
@@ -15,11 +16,11 @@ local base = KEYS[1]
 local call = cjson.decode(ARGV[1])
 
 local SECOND = 1000000
-local USE_GRACE = SECOND / 2
+local GRACE = SECOND / 2
 local PULSE = 2 * SECOND
 local MILLISECOND = 1000
 local WAKE_MARGIN = 20 * MILLISECOND
-local HOLD = PULSE + USE_GRACE
+local HOLD = PULSE + GRACE
 local DEAL = 256
 local KEEP = 60 * SECOND
 local MATURE = 2000
@@ -39,7 +40,16 @@ local EXPIRE = 86400 -- seconds after which what nobody asked about any more is 
 local RENEW = 5 * SECOND -- how often that is put off
 
 local floor, min, max = math.floor, math.min, math.max
-local redis_call = redis.call
+
+local CREATES = { HSET = true, HINCRBY = true, SADD = true, ZADD = true }
+local written = {} -- keys that may be new
+
+local function redis_call(command, of, ...)
+  if CREATES[command] then
+    written[of] = true
+  end
+  return redis.call(command, of, ...)
+end
 
 local function text(number)
   return string.format('%.0f', number)
@@ -116,6 +126,7 @@ end
 local STATE = key('state')
 local NUMBERS = {
   'tick', 'leases', 'shift', 'now', 'hold', 'awaited', 'trip', 'bound', 'uses', 'strangers', 'virtual', 'stamp', 'kept',
+  'life',
   'shared',
 }
 local state = {}
@@ -138,6 +149,9 @@ local function save()
     fields[#fields + 1] = text(state[name])
   end
   redis_call('HSET', STATE, unpack(fields))
+  for of in pairs(written) do
+    redis_call('EXPIRE', of, max(state.life, EXPIRE))
+  end
 end
 
 -- Terms ------------------------------------------------------------------------------------------------------------
@@ -363,6 +377,7 @@ local function learn(terms)
   end
   views[terms.name] = nil
   state.bound = max(state.bound, terms.bound)
+  state.kept = 0
   for _, limit in ipairs(terms.limits) do
     redis_call('ZADD', key('limits'), 0, limit.id)
   end
@@ -672,11 +687,17 @@ local function mature(now)
       set_warm(limit, quota)
       rank(quota, { limit })
     end
-    if #due > 0 then
+  end
+  return left
+end
+
+-- Drop the limits that nobody's terms name, once nothing of them is taken; `view` is one of them.
+local function tidy(view)
+  for _, limit in ipairs(all_limits()) do
+    if not view.by_id[limit] then
       forget_limit(limit)
     end
   end
-  return left
 end
 
 local function size_of(view, limit)
@@ -1347,16 +1368,22 @@ local function samples(from, till)
   return positions
 end
 
-local groups = {}
+local crowds = {}
 
--- How many wait with a need and their weight, once that does not change any more in this call.
-local function told_group(need)
-  local group = groups[need]
-  if not group then
-    group = { group_of(need) }
-    groups[need] = group
+-- The weight of all who wait under a limit and how many requests, once that does not change any more in this call.
+local function crowd_of(limit, names)
+  local crowd = crowds[limit]
+  if not crowd then
+    crowd = { 0, 0 }
+    for _, name in ipairs(names) do
+      if contains(need_of(name).limits, limit) then
+        local waiting, weight = group_of(name)
+        crowd = { crowd[1] + weight, crowd[2] + waiting }
+      end
+    end
+    crowds[limit] = crowd
   end
-  return group[1], group[2]
+  return crowd[1], crowd[2]
 end
 
 -- For each limit of a place: {limit, weight of all who wait under it, requests of others that wait}.
@@ -1366,19 +1393,12 @@ local function ahead_of(place, need, own_left, names)
     local prefix = row_prefix(name, place.client)
     rows = rows + redis_call('ZLEXCOUNT', key('rows'), '[' .. prefix, '(' .. string.sub(prefix, 1, -2) .. '!')
   end
-  local ahead = {}
+  local found = {}
   for index, limit in ipairs(need.limits) do
-    local weight, waiting = 0, 0
-    for _, name in ipairs(names) do
-      if contains(need_of(name).limits, limit) then
-        local group_waiting, group_weight = told_group(name)
-        weight = weight + group_weight
-        waiting = waiting + group_waiting
-      end
-    end
-    ahead[index] = { limit, max(weight, share.weight) * rows, max(0, waiting - forecast.dealt - own_left) }
+    local weight, waiting = crowd_of(limit, names)
+    found[index] = { limit, max(weight, share.weight) * rows, max(0, waiting - forecast.dealt - own_left) }
   end
-  return ahead
+  return found
 end
 
 -- The turns of one place as delays: the first ones, and {position, delay} of some beyond, flat.
@@ -1415,7 +1435,7 @@ local function clock()
   if call.now then
     time = call.now
   else
-    local told = redis_call('TIME')
+    local told = redis.call('TIME')
     time = told[1] * SECOND + told[2]
   end
   if call.jumped > 0 and call.era == state.era then
@@ -1530,17 +1550,40 @@ local function hear(now, member)
   end
 end
 
-local function choose(names)
-  local chosen, first, from
-  for _, name in ipairs(names) do
-    local quota = best(need_of(name))
-    local candidate = quota and first_in(name)
-    if candidate and (not first or earlier(candidate, first)) then
-      chosen, first, from = name, candidate, quota
-    end
+-- Candidates are {tag, client, number, need}: of each need the client whose turn it is, the first of all on top. Tags
+-- only grow and tokens only get fewer, so one that is out of date is found when it comes up, and one that nothing can
+-- serve is dropped for good.
+local function precedes(one, other)
+  if one[1] == other[1] and one[2] == other[2] then
+    return one[3] < other[3]
   end
-  if chosen then
-    return chosen, first[2], from
+  return earlier(one, other)
+end
+
+local function add_candidate(heap, number, need)
+  local first = best(need) and first_in(need.name)
+  if first then
+    push(heap, { first[1], first[2], number, need }, precedes)
+  end
+end
+
+local function candidates(names)
+  local heap = {}
+  for number, name in ipairs(names) do
+    add_candidate(heap, number, need_of(name))
+  end
+  return heap
+end
+
+local function choose(heap)
+  while heap[1] do
+    local tag, client, number, need = unpack(heap[1])
+    local quota, first = best(need), first_in(need.name)
+    if quota and first and first[1] == tag and first[2] == client then
+      return number, need, client, quota
+    end
+    pop(heap, precedes)
+    add_candidate(heap, number, need)
   end
 end
 
@@ -1550,21 +1593,21 @@ local function deal(now, names)
   if waits_for_words(now) then
     return grants, lent, state.hold
   end
+  local heap = candidates(names)
   while true do
-    local name, client, quota = choose(names)
-    if not name then
+    local number, need, client, quota = choose(heap)
+    if not number then
       return grants, lent, nil
     end
     if #grants + #lent == DEAL then
       return grants, lent, now
     end
-    local need = need_of(name)
-    local owner = rehearse(name, client)
+    local owner = rehearse(need.name, client)
     if owner == replica then
       state.leases = state.leases + 1
       local lease = text(state.leases)
       local probe = take(lease, need, quota, now, replica, client)
-      grants[#grants + 1] = { lease, client, name, quota, probe }
+      grants[#grants + 1] = { lease, client, need.name, quota, probe }
     else
       lend(quota, need.limits, 1)
       lent[#lent + 1] = { quota, need, owner }
@@ -1581,7 +1624,7 @@ local function again_of(now, waits, stopped, left)
   end
   local first = stopped or forecast.first[replica] or now + PULSE
   local again = left and MILLISECOND or max(MILLISECOND, min(first - now, PULSE))
-  expect(replica, now + again, now + again + USE_GRACE)
+  expect(replica, now + again, now + again + GRACE)
   return again
 end
 
@@ -1597,22 +1640,23 @@ local function wake_early()
     local due = tonumber(redis_call('HGET', key('due'), name) or nil)
     if name ~= replica and due and first + WAKE_MARGIN < due then
       woken[#woken + 1] = name
-      expect(name, first, first + USE_GRACE)
+      expect(name, first, first + GRACE)
       redis_call('PUBLISH', base .. ':wake:' .. name, '')
     end
   end
   return woken
 end
 
--- Put off the day on which what nobody asks about any more is gone.
+-- Put off the day on which what nobody asks about any more is gone. What is written is put off by each call, the rest
+-- every now and then; `life` is longer than any window.
 local function renew(now)
   if now < state.kept + RENEW and now >= state.kept then
     return
   end
   state.kept = now
   local names = {
-    'state', 'terms', 'terms_used', 'limits', 'rankings', 'used', 'leases', 'held', 'words', 'members', 'shares',
-    'needs', 'lines', 'groups', 'rows', 'waiting', 'places', 'idle', 'expiry', 'due',
+    'terms', 'terms_used', 'limits', 'rankings', 'used', 'leases', 'held', 'words', 'members', 'shares', 'needs', 'lines',
+    'groups', 'rows', 'waiting', 'places', 'idle', 'expiry', 'due',
   }
   local longest = 0
   for _, name in ipairs(redis_call('HKEYS', key('terms'))) do
@@ -1632,9 +1676,9 @@ local function renew(now)
       names[#names + 1] = part .. ':' .. limit
     end
   end
-  local seconds = EXPIRE + 2 * floor(longest / SECOND)
+  state.life = EXPIRE + 2 * floor(longest / SECOND)
   for _, name in ipairs(names) do
-    redis_call('EXPIRE', key(name), seconds)
+    written[key(name)] = true
   end
 end
 
@@ -1660,6 +1704,7 @@ local function exchange()
     end
   end
   local left = mature(now)
+  tidy(view)
   remember(replica, call.demands, view)
 
   rehearsal.virtual = state.virtual

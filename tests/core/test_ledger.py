@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.exchange import PULSE
-from proxy.core.ledger import HOLD, Ledger
+from proxy.core.exchange import PULSE, USE_BY, Unsent
+from proxy.core.ledger import HOLD, KEEP, Ledger
 from proxy.core.letters import Call, terms_of
 from proxy.core.model import MILLISECOND, SECOND
 from tests.core.worlds import BOUND, World, lane, limit, pool, throttled
@@ -135,3 +135,28 @@ def test_a_new_era_tells_of_nothing_at_hand_before_all_have_spoken() -> None:
 
     assert told(SECOND, 1, "before") == (0, 3)
     assert told(SECOND + HOLD, 2, ledger.era) == (5, 1)
+
+
+def test_nothing_is_left_of_a_limit_that_is_gone() -> None:
+    """Once nobody's terms name it and its last token is back, however that came back."""
+    world = World.of(pool(1, limit(2)))
+    (grant,) = world.ask(1).grants
+    new = terms_of(pool(1, limit(2, 20 * SECOND)), USE_BY + BOUND)
+    for _ in range(2):
+        world.send("r", terms=new)
+        world.pass_(KEEP + 1)
+    assert len(world.ledger.buckets.calendars) == 2
+    world.send("r", (Unsent(grant.lease),), terms=new)
+    assert list(world.ledger.buckets.calendars) == [new.limits[0].id]
+
+
+def test_many_pinned_lanes_are_dealt_to_like_few() -> None:
+    """Each gets its token, in fair order, however many insist on a quota of their own."""
+    world = World.of(pool(40, limit(2)))
+    for number in range(40):
+        world.waiting["r"][lane(f"c{number % 3}", pinned=f"k{number}")] = 3
+    grants = world.call().grants
+    assert len(grants) == 80
+    assert {grant.quota for grant in grants} == {f"k{number}" for number in range(40)}
+    turns = [grant.lane.client for grant in grants]
+    assert all(turns[at : at + 3].count(client) == 1 for at in range(0, 75, 3) for client in ("c0", "c1", "c2"))

@@ -25,6 +25,12 @@ class Answers(Protocol):
     def flush(self) -> None:
         """Lose everything."""
 
+    def save(self) -> None:
+        """Write everything down."""
+
+    def rewind(self) -> None:
+        """Be again as when everything was last written down, if it was: a failover that loses writes."""
+
 
 @dataclass
 class Writer:
@@ -48,6 +54,7 @@ class History:
         self.pools = self._pools()
         self.terms = [terms_of(one, BOUND) for one in self.pools]
         self.writers: dict[str, Writer] = {}
+        self.weights = [1, 2, 3, 1, 2]
         self.born = 0
         self.steps = 0
         self.grants = 0
@@ -78,8 +85,7 @@ class History:
         """One thing happens."""
         self.steps += 1
         self._pass(self.random.choice([0, 0, 1, 20, 200, 1000, 3000]) * MILLISECOND)
-        what = self.random.random()
-        if what < 0.01:
+        if self.random.random() < 0.03:
             self._incident()
         name = self.random.choice(sorted(self.writers))
         writer = self.writers[name]
@@ -92,24 +98,32 @@ class History:
         self.mono += duration
 
     def _incident(self) -> None:
-        match self.random.randrange(7):
-            case 0:
-                self.now += 30 * SECOND
-            case 1:
-                self.now -= 30 * SECOND
-            case 2:
-                self.run = f"{self.random.getrandbits(160):040x}"
-            case 3:
-                for store in self.stores:
-                    store.flush()
-            case 4:
-                gone = self.random.choice(sorted(self.writers))
-                del self.writers[gone]
-                self._join()
-            case 5:
-                self.writers[self.random.choice(sorted(self.writers))].letters.terms = self.random.choice(self.terms)
-            case _:
-                self._pass(100 * SECOND)
+        what = self.random.choice(
+            [self._step_clock, self._restart, self._lose, self._die, self._reload, self._reload, self._long_pause]
+        )
+        what()
+
+    def _step_clock(self) -> None:
+        self.now += self.random.choice([-30, 30]) * SECOND
+
+    def _restart(self) -> None:
+        self.run = f"{self.random.getrandbits(160):040x}"
+
+    def _lose(self) -> None:
+        what = self.random.randrange(3)
+        for store in self.stores:
+            (store.flush, store.save, store.rewind)[what]()
+
+    def _die(self) -> None:
+        del self.writers[self.random.choice(sorted(self.writers))]
+        self._join()
+
+    def _reload(self) -> None:
+        self.writers[self.random.choice(sorted(self.writers))].letters.terms = self.random.choice(self.terms)
+        self.random.shuffle(self.weights)
+
+    def _long_pause(self) -> None:
+        self._pass(100 * SECOND)
 
     def _live(self, writer: Writer) -> None:
         limits = len(writer.letters.terms.limits)
@@ -150,6 +164,8 @@ class History:
         for _ in range(6):
             sent = self.mono
             call = letters.call(sent, writer.ended, self._demands(writer))
+            if self.random.random() < 0.03:
+                return  # the letter is lost
             reply = self._ask(call)
             self._pass(20 * MILLISECOND)
             if self.random.random() < 0.05:
@@ -171,7 +187,7 @@ class History:
     def _demands(self, writer: Writer) -> tuple[Demand, ...]:
         limits = len(writer.letters.terms.limits)
         return tuple(
-            Demand(lane, 1 + int(lane.client[1:]) % 3, number)
+            Demand(lane, self.weights[int(lane.client[1:])], number)
             for lane, number in writer.waiting.items()
             if all(index < limits for index in lane.kind.limits)
         )

@@ -9,6 +9,7 @@ import pytest
 from proxy.core.errors import StoreLost
 from proxy.core.events import EraBegan
 from proxy.core.exchange import PULSE, Demand, Exchange, Settlement, Spent, Unsent
+from proxy.core.ledger import KEEP
 from proxy.core.letters import Call, Reply
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.stores.codec import decode, encode
@@ -260,3 +261,18 @@ async def test_pools_do_not_meet(one: Server) -> None:
     await link.close()
     keys = one.ask("KEYS", "*")
     assert {key.partition("}")[0] for key in keys} == {"one:{default", "other:{default"}
+
+
+async def test_nothing_is_left_of_a_limit_that_is_gone(one: Server) -> None:
+    """Once nobody's terms name it and its last token is back, however that came back."""
+    store = ClockedRedis(one, FAST)
+    try:
+        (grant,) = (await store.exchange("r", (), (wants(1),))).grants
+        store.adopt("r", pool(1, limit(2, 20 * SECOND)))
+        for _ in range(2):
+            await store.exchange("r", (), ())
+            store.pass_(KEEP + 1)
+        await store.exchange("r", (Unsent(grant.lease),), ())
+        assert one.ask("ZRANGE", "t:{default}:limits", 0, -1) == [store.store("r").letters.terms.limits[0].id]
+    finally:
+        await store.close()
