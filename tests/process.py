@@ -29,7 +29,8 @@ PIECE = 2**16
 
 KEYS = ("secret-of-key-one", "secret-of-key-two")
 """The pooled API keys; their names are team-1, team-2."""
-TOKENS = {name: f"secret-token-of-{name}" for name in ("ci", "reader", "pinner")}
+NAMES = ("ci", "reader", "pinner", "keys", "foreign", "refused", "narrow", "plan", "lower", "outage")
+TOKENS = {name: f"secret-token-of-{name}" for name in NAMES}
 ADMIN_TOKEN = "secret-token-of-the-admin"
 INTRUDER = "secret-token-of-nobody"
 SECRETS = (*KEYS, *TOKENS.values(), ADMIN_TOKEN, INTRUDER)

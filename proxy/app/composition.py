@@ -161,7 +161,8 @@ class App:
             return ("draining",)
         if self._config.store.on_loss == "refuse" and any(store.lost for store in self.pools.shared()):
             return ("the store does not answer",)
-        return tuple(f"the pool {name} has no key" for name in self.pools.without_keys)
+        empty = tuple(f"the pool {name} has no key" for name in self.pools.without_keys)
+        return empty if empty or self.pools.can_serve else ("no key can serve: all are quarantined or paused",)
 
     async def _look_at_store(self, link: Link) -> None:
         """Say once what is wrong with a store that answers; that it does not answer is said when it is needed."""

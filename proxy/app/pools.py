@@ -119,6 +119,11 @@ class Pools:
         """The pools that cannot serve anything."""
         return [name for name, dispatch in self.dispatches.items() if not dispatch.pool.keys]
 
+    @property
+    def can_serve(self) -> bool:
+        """Whether any pool has a key that may be used, or may turn out to be."""
+        return any(dispatch.health.refusal(dispatch.clock()) is None for dispatch in self.dispatches.values())
+
     def shared(self) -> list[SharedStore]:
         """The stores that other replicas share."""
         return [station.store for station in self._stations.values() if isinstance(station.store, SharedStore)]

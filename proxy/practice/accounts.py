@@ -19,6 +19,8 @@ class Bucket:
     """What one user (or one key that belongs to nobody else) may still send."""
 
     def __init__(self, settings: PracticeSettings) -> None:
+        self.plan = settings.plan
+        """Requests that are left of the month's, `None` without a plan."""
         self._whole = window_of(settings.kind, settings.limit, settings.window)
         self._narrow: dict[Endpoint, Window] = {}
         if settings.narrow:
@@ -29,7 +31,14 @@ class Bucket:
     def admit(self, endpoint: Endpoint, now: float) -> Verdict:
         """Whether a request for that endpoint may pass now; takes its places if so."""
         narrow = self._narrow.get(endpoint)
-        return self._whole.admit(now) if narrow is None else admit_all((self._whole, narrow), now)
+        verdict = self._whole.admit(now) if narrow is None else admit_all((self._whole, narrow), now)
+        if self.plan is not None and verdict.allowed:
+            self.plan = max(0, self.plan - 1)
+        return verdict
+
+    def look(self, now: float) -> Verdict:
+        """What the limit for all endpoints would decide now; no place is taken."""
+        return self._whole.look(now)
 
 
 class Account:
@@ -52,6 +61,7 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
         self._buckets: dict[str, Bucket] = {}
         self._revoked: set[str] = set()
+        self._disabled: set[str] = set()
         self.strangers = FirstWindow(_STRANGERS_LIMIT, _STRANGERS_WINDOW)
 
     def find(self, key: str) -> Account | None:
@@ -71,9 +81,18 @@ class Accounts:
         self._revoked.add(key)
         self._accounts.pop(key, None)
 
+    def disable(self, key: str) -> None:
+        """Know a key, and accept it no longer."""
+        self._disabled.add(key)
+
+    def disabled(self, key: str) -> bool:
+        """Whether a key is known and not accepted."""
+        return key in self._disabled
+
     def restore(self, key: str) -> None:
-        """Accept a revoked key again; what it had spent stays spent."""
+        """Accept a revoked or disabled key again; what it had spent stays spent."""
         self._revoked.discard(key)
+        self._disabled.discard(key)
 
     def _open(self, key: str) -> Account | None:
         known = bool(key) if self._settings.keys is None else key in self._names

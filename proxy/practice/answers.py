@@ -47,6 +47,11 @@ def unauthenticated(*, missing: bool) -> ApiError:
     return ApiError(401, "AuthenticationError", KEY_MISSING if missing else KEY_INVALID, _KEY_DETAIL)
 
 
+def key_disabled() -> ApiError:
+    """The refusal of a request with a key that its owner's team has disabled: one of few 403 that are about the key."""
+    return ApiError(403, "AuthenticationError", "This API key has been disabled by an administrator of its team.")
+
+
 def not_found(what: str) -> ApiError:
     """The refusal of what does not exist."""
     return ApiError(404, "notFound", f"{what} was not found.")
@@ -201,6 +206,11 @@ def _draft8(verdict: Verdict, now: float, _epoch: float) -> dict[str, str]:
         "RateLimit": f'"default";r={verdict.remaining};t={_delta(verdict.reset, now)}',
         "RateLimit-Policy": f'"default";q={verdict.limit};w={math.ceil(verdict.window)}',
     }
+
+
+def month_headers(limit: int, left: int) -> dict[str, str]:
+    """What the headers say of a plan's month."""
+    return {"X-RateLimit-Limit-Month": str(limit), "X-RateLimit-Remaining-Month": str(left)}
 
 
 def _none(_verdict: Verdict, _now: float, _epoch: float) -> dict[str, str]:

@@ -5,8 +5,16 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from proxy.practice.accounts import Account, Accounts
-from proxy.practice.answers import ApiError, rate_headers, refusal_of, unauthenticated
+from proxy.practice.accounts import Account, Accounts, Bucket
+from proxy.practice.answers import (
+    ApiError,
+    failure,
+    key_disabled,
+    month_headers,
+    rate_headers,
+    refusal_of,
+    unauthenticated,
+)
 from proxy.practice.arrivals import ArrivalLog, Record
 from proxy.practice.settings import PracticeSettings
 from proxy.practice.target import Endpoint, Target, parse_target
@@ -14,6 +22,7 @@ from proxy.practice.visit import Visit
 from proxy.practice.windows import Verdict
 
 _NANOSECONDS = 1e9
+_THROTTLED = 429
 
 
 @dataclass(slots=True)
@@ -39,31 +48,46 @@ class Gate:
         target = parse_target(request.raw_path)
         key = request.headers.get("X-Api-Key") or target.key
         account = self._accounts.find(key)
-        verdict = self._verdict(account, request.method, target, now)
-        refusal, headers = self._judge(account, verdict, now, missing=not key)
+        refusal, headers = self._judge(account, key, _endpoint(request.method, target), now)
         name = self._accounts.name_of(key) if key else ""
         user = account.user if account else ""
-        counted = account is not None and verdict.allowed
+        counted = account is not None and refusal is None
         record = Record(now, name, user, request.method, target.shown, counted, refusal.status if refusal else 0)
         self._log.add(record)
         return Case(record, headers, refusal, Visit(request, target, user, key, name))
 
-    def _verdict(self, account: Account | None, method: str, target: Target, now: float) -> Verdict:
-        if account is None:
-            return self._accounts.strangers.admit(now)
-        endpoint: Endpoint = ("GET" if method == "HEAD" else method, target.segments[0], len(target.segments))
-        return account.bucket.admit(endpoint, now)
-
     def _judge(
-        self, account: Account | None, verdict: Verdict, now: float, *, missing: bool
+        self, account: Account | None, key: str, endpoint: Endpoint, now: float
     ) -> tuple[ApiError | None, dict[str, str]]:
-        epoch = time.time_ns() / _NANOSECONDS  # wall time, since the headers speak of it
-        headers = {"Server": "nginx", **rate_headers(self._settings.style, verdict, now, epoch)}
+        """Why a request is refused, if it is, and the headers of its answer."""
         if account is None:
-            return unauthenticated(missing=missing), headers
+            return unauthenticated(missing=not key), self._headers(self._accounts.strangers.admit(now), now)
+        if self._accounts.disabled(key):
+            return key_disabled(), self._headers(self._accounts.strangers.admit(now), now)
+        bucket = account.bucket
+        if bucket.plan == 0:
+            return failure(_THROTTLED), {**self._headers(bucket.look(now), now), **self._month(bucket)}
+        verdict = bucket.admit(endpoint, now)
+        headers = {**self._headers(verdict, now), **self._month(bucket)}
         if verdict.allowed:
             return None, headers
-        error, wait = refusal_of(verdict, now, epoch)
+        error, wait = refusal_of(verdict, now, _epoch())
         if self._settings.retry_after:
             headers["Retry-After"] = str(wait)
         return error, headers
+
+    def _headers(self, verdict: Verdict, now: float) -> dict[str, str]:
+        return {"Server": "nginx", **rate_headers(self._settings.style, verdict, now, _epoch())}
+
+    def _month(self, bucket: Bucket) -> dict[str, str]:
+        plan, left = self._settings.plan, bucket.plan
+        return {} if plan is None or left is None else month_headers(plan, left)
+
+
+def _endpoint(method: str, target: Target) -> Endpoint:
+    return ("GET" if method == "HEAD" else method, target.segments[0], len(target.segments))
+
+
+def _epoch() -> float:
+    """Wall time, since the headers speak of it."""
+    return time.time_ns() / _NANOSECONDS

@@ -56,6 +56,7 @@ class PracticeApi:
         self._endpoints = Endpoints(self.settings, self._catalogue)
         self._certificates = Certificates() if self.settings.tls else None
         self._faults: deque[FaultKind] = deque()
+        self._broken: tuple[FaultKind, int | None] | None = None
         self._busy: dict[asyncio.Task[Any], web.RequestHandler] = {}
         self._port = self.settings.port
         self._server: web.Server | None = None
@@ -193,9 +194,28 @@ class PracticeApi:
         """Accept a key no longer."""
         self._accounts.revoke(key)
 
+    def disable(self, key: str) -> None:
+        """Know a key, and refuse it with 403."""
+        self._accounts.disable(key)
+
     def restore(self, key: str) -> None:
-        """Accept a revoked key again."""
+        """Accept a revoked or disabled key again."""
         self._accounts.restore(key)
+
+    def use_up(self, key: str) -> None:
+        """Let the month's plan of a key's user have no requests left."""
+        account = self._accounts.find(key)
+        if account is not None:
+            account.bucket.plan = 0
+
+    def spend(self, key: str, count: int, path: str = "/me") -> int:
+        """Somebody else sends requests with a key: they take their places now, and are in no log; returns how many."""
+        account = self._accounts.find(key)
+        if account is None:
+            return 0
+        segments = path.strip("/").split("/")
+        endpoint = ("GET", segments[0], len(segments))
+        return sum(account.bucket.admit(endpoint, self._clock()).allowed for _ in range(count))
 
     def fail_next(self, count: int, how: FaultKind = "503") -> None:
         """Let the next requests that are counted fail: answered with an error, or their connection reset.
@@ -206,6 +226,20 @@ class PracticeApi:
         if how not in get_args(FaultKind):
             raise ValueError(f"how must be one of {', '.join(get_args(FaultKind))}")
         self._faults.extend([how] * count)
+
+    def break_down(self, how: FaultKind = "503", *, retry_after: int | None = None) -> None:
+        """Let every request that is counted fail from now on, until `recover`.
+
+        Raises:
+            ValueError: There is no such fault.
+        """
+        if how not in get_args(FaultKind):
+            raise ValueError(f"how must be one of {', '.join(get_args(FaultKind))}")
+        self._broken = (how, retry_after)
+
+    def recover(self) -> None:
+        """Answer as before."""
+        self._broken = None
 
     def close_idle_connections(self) -> int:
         """Close the connections on which no request is under way, as a server may at any time; returns how many."""
@@ -248,12 +282,21 @@ class PracticeApi:
     async def _answer(self, request: web.BaseRequest, case: Case) -> web.StreamResponse:
         if case.refusal is not None:
             return error_answer(request, case.refusal)
-        if not self._faults:
+        how, retry_after = self._fault()
+        if how is None:
             return await self._endpoints.answer(case.visit)
-        how = self._faults.popleft()
         if how == "reset":
             _reset(request)
-        return error_answer(request, failure(int(how)))
+        answer = error_answer(request, failure(int(how)))
+        if retry_after is not None:
+            answer.headers["Retry-After"] = str(retry_after)
+        return answer
+
+    def _fault(self) -> tuple[FaultKind | None, int | None]:
+        """How this request fails, and what its answer asks to wait for."""
+        if self._faults:
+            return self._faults.popleft(), None
+        return self._broken or (None, None)
 
 
 def _reset(request: web.BaseRequest) -> None:

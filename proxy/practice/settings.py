@@ -34,6 +34,7 @@ class PracticeSettings:
         monitor_delay: How long a monitor runs, in seconds.
         narrow_limit: Requests in each window of a narrow limit.
         narrow_window: The length of that window in seconds.
+        plan: Requests that a user has in a month, however long that lasts; `None` without a plan.
         keep_alive: Seconds after which an idle connection is closed.
         base_url: The value of `baseUrl` in the environments; empty for the API's own address.
         echo_secrets: Whether `/echo` shows the key as it came, or its name in its place.
@@ -57,6 +58,7 @@ class PracticeSettings:
     monitor_delay: float = 1.0
     narrow_limit: int = 10
     narrow_window: float = 10.0
+    plan: int | None = None
     keep_alive: float = 75.0
     base_url: str = ""
     echo_secrets: bool = True
@@ -67,7 +69,7 @@ class PracticeSettings:
             raise ConfigError(problems)
 
     def _bad_numbers(self) -> tuple[Problem, ...]:
-        whole = {"limit": self.limit, "narrow_limit": self.narrow_limit}
+        whole = {"limit": self.limit, "narrow_limit": self.narrow_limit, "plan": self.plan or 1}
         seconds = {"window": self.window, "narrow_window": self.narrow_window, "keep_alive": self.keep_alive}
         problems = [Problem(name, "must be 1 or more") for name, value in whole.items() if value < 1]
         problems += [

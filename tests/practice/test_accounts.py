@@ -65,3 +65,25 @@ def test_narrow_limits() -> None:
     assert passed(narrow, KEY, ME, tries=30) == 10
     assert passed(narrow, KEY, LIST, now=10.0) == 0
     assert passed(narrow, KEY, LIST, tries=30, now=60.0) == 10
+
+
+def test_a_plan_is_a_users() -> None:
+    """What a month holds goes down with every request that passes, by all keys of the user."""
+    accounts = accounts_of(plan=4, users={KEY: "ann", OTHER: "ann"})
+    assert passed(accounts, KEY) == 3
+    account = accounts.find(OTHER)
+    assert account is not None
+    assert account.bucket.plan == 1
+    assert passed(accounts, OTHER, now=60.0) == 3
+    assert account.bucket.plan == 0
+
+
+def test_disabled_keys() -> None:
+    """A disabled key is known, and accepted again when it is restored."""
+    accounts = accounts_of()
+    accounts.disable(KEY)
+    assert accounts.find(KEY) is not None
+    assert accounts.disabled(KEY)
+    assert not accounts.disabled(OTHER)
+    accounts.restore(KEY)
+    assert not accounts.disabled(KEY)

@@ -191,3 +191,40 @@ async def test_the_log_has_no_secret() -> None:
     assert (one.counted, one.status) == (True, 200)
     assert (two.key, two.counted, two.status) == (api.name_of(UNKNOWN), False, 401)
     assert not any(secret in repr(api.arrivals) for secret in (KEY, OTHER, UNKNOWN))
+
+
+async def test_a_disabled_key() -> None:
+    """Refused with a 403 that is about the key; nothing is charged."""
+    async with practising() as (api, session):
+        api.disable(KEY)
+        async with session.get("/me") as response:
+            assert response.status == 403
+            assert (await response.json())["error"]["name"] == "AuthenticationError"
+            assert response.headers["X-RateLimit-Limit"] == "400"
+        api.restore(KEY)
+        async with session.get("/me") as response:
+            assert (response.status, response.headers["X-RateLimit-Remaining"]) == (200, "59")
+
+
+async def test_a_plan_that_is_used_up() -> None:
+    """The month's headers count down; then the refusal's name says that no waiting helps, and tells no time."""
+    async with practising(plan=2) as (_, session):
+        left = []
+        for _ in range(3):
+            async with session.get("/me") as response:
+                left.append((response.status, response.headers["X-RateLimit-Remaining-Month"]))
+                body = await response.json()
+                assert response.headers["X-RateLimit-Limit-Month"] == "2"
+                assert "Retry-After" not in response.headers
+                assert response.headers["X-RateLimit-Remaining"] == str(max(58, 60 - len(left)))
+    assert left == [(200, "1"), (200, "0"), (429, "0")]
+    assert body["error"]["name"] == "serviceLimitExhausted"
+
+
+async def test_a_plan_may_be_used_up_at_once() -> None:
+    """Of the user of one key; there need not have been a plan before."""
+    async with practising() as (api, session):
+        api.use_up(KEY)
+        for key, status in ((KEY, 429), (OTHER, 200)):
+            async with session.get("/me", headers={"X-Api-Key": key}) as response:
+                assert (response.status, "X-RateLimit-Remaining-Month" in response.headers) == (status, False)

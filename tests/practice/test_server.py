@@ -245,6 +245,34 @@ def test_fail_next_knows_its_faults() -> None:
         PracticeApi(PracticeSettings()).fail_next(1, how="gone")  # type: ignore[arg-type]
 
 
+async def test_it_breaks_down_and_recovers() -> None:
+    """Every request fails meanwhile, with the time to wait for if there is one."""
+    async with practising() as (api, session):
+        api.break_down("503", retry_after=20)
+        for _ in range(2):
+            async with session.get("/me") as response:
+                assert (response.status, response.headers["Retry-After"]) == (503, "20")
+                assert "within the next 5 minutes" in await response.text()
+        api.break_down("504")
+        async with session.get("/me") as response:
+            assert (response.status, response.headers.get("Retry-After")) == (504, None)
+        api.recover()
+        assert await status_of(session) == 200
+        with pytest.raises(ValueError, match="reset, 503, 504"):
+            api.break_down("gone")  # type: ignore[arg-type]
+
+
+async def test_somebody_else_spends() -> None:
+    """Places are taken that no arrival explains, up to the limit."""
+    async with practising(limit=5, narrow=True, narrow_limit=2) as (api, session):
+        assert api.spend(KEY, 1) == 1
+        assert api.spend(KEY, 9, "/collections") == 2
+        async with session.get("/me") as response:
+            assert response.headers["X-RateLimit-Remaining"] == "1"
+        assert api.spend("nobody", 1) == 0
+        assert len(api.arrivals) == 1
+
+
 @pytest.mark.parametrize("tls", [False, True])
 async def test_close_idle_connections(tls: bool) -> None:
     """Idle connections are closed, busy ones stay."""
