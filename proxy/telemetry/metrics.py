@@ -17,6 +17,7 @@ from proxy.core.events import (
     Levels,
     Reloaded,
     Retried,
+    SignalsIgnored,
     UpstreamAnswered,
     UpstreamThrottled,
 )
@@ -119,6 +120,12 @@ class Metrics:
             ("pool", "quota"),
         )
 
+        self.ignored = self._counter(
+            "upstream_ignored",
+            "Values in the upstream's answers that say something about limits, malformed or absurd, by their header.",
+            ("pool", "field"),
+        )
+
     def _about_the_store(self) -> None:
         self.exchanges = self._histogram(
             "exchange_seconds", "A round trip to the store of the limits.", ("pool",), ROUND_TRIPS
@@ -172,6 +179,9 @@ class Metrics:
                 self.grants.add((pool,), grants)
             case UpstreamThrottled(pool, key, _, kind):
                 self.throttled.add((pool, key, kind))
+            case SignalsIgnored(pool, fields):
+                for field in fields:
+                    self.ignored.add((pool, field))
             case Joined(pool, client):
                 self.joined.add((pool, client))
             case Retried(pool, reason):

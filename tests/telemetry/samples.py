@@ -13,6 +13,7 @@ from proxy.core.events import (
     LaneLevel,
     Levels,
     Retried,
+    SignalsIgnored,
     UpstreamAnswered,
     UpstreamThrottled,
 )
@@ -55,6 +56,7 @@ EVENTS: tuple[Event, ...] = (
     Joined("default", "ci"),
     Exchanged("default", 0.002, 3),
     ForeignSpent("default", "k0", 2),
+    SignalsIgnored("default", ("retry-after", "body")),
     AttemptFailed("192.0.2.1", "token", "at_once"),
     ConnectionEnded("head_timeout"),
 )

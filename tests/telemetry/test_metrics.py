@@ -34,6 +34,7 @@ INTERFACE = {
     "keyturn_exchange_seconds": ("histogram", {"pool"}),
     "keyturn_exchange_grants": ("histogram", {"pool"}),
     "keyturn_foreign_tokens": ("counter", {"pool", "quota"}),
+    "keyturn_upstream_ignored": ("counter", {"pool", "field"}),
     "keyturn_joined": ("counter", {"pool", "client"}),
     "keyturn_failed_attempts": ("counter", {"why", "answered"}),
     "keyturn_connections_ended": ("counter", {"why"}),
