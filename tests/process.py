@@ -376,6 +376,11 @@ class Keyturn:
         """A page of the admin listener."""
         return await ask(self.admin, request(path, token=None))
 
+    async def post(self, path: str, token: str | None = None) -> Reply:
+        """A changing call on the admin listener."""
+        fields = [] if token is None else [f"Authorization: Bearer {token}"]
+        return await ask(self.admin, request(path, *fields, "Content-Length: 0", method="POST", token=None))
+
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels; 0 when there is none."""
         total = 0.0

@@ -32,7 +32,7 @@ from proxy.gateway import Gateway, Retries
 from proxy.joining import Joining
 from proxy.stores.links import Link
 from proxy.tasks import finish, spawn
-from proxy.telemetry import Telemetry
+from proxy.telemetry import LogLevel, RequestLog, Telemetry
 from proxy.upstream import Upstream
 from proxy.web.admin import Admin
 from proxy.web.forward import POSTMAN_HOSTS, Forward, ForwardSettings
@@ -66,7 +66,8 @@ class App:
         self._draining = False
         self._started = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.telemetry = Telemetry(monotonic, wall)
+        self.log_level = LogLevel(config.log.level)
+        self.telemetry = Telemetry(monotonic, wall, RequestLog(config.log.format, config.log.sample))
         self._upstream = Upstream(upstream_settings(config))
         self._link = link_to_store(config)
         replica = replica_name()
@@ -112,7 +113,7 @@ class App:
             self.telemetry.metrics,
             self.unready,
             self.glance,
-            Controls(self.pools.dispatches, monotonic),
+            Controls(self.pools.dispatches, self.log_level, self.telemetry, monotonic),
             lambda: self._config.admin_token,
         )
         self._admin = Listener(admin, [config.admin], bounds=ADMIN_BOUNDS)

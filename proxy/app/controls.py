@@ -2,15 +2,21 @@
 
 from collections.abc import Callable, Mapping
 
+from proxy.core.events import KeySwitched, Observer
 from proxy.core.model import Micros
 from proxy.dispatch import Dispatch
+from proxy.telemetry.logs import LogLevel
 
 
 class Controls:
     """Acts on this replica only."""
 
-    def __init__(self, dispatches: Mapping[str, Dispatch], clock: Callable[[], Micros]) -> None:
+    def __init__(
+        self, dispatches: Mapping[str, Dispatch], level: LogLevel, observer: Observer, clock: Callable[[], Micros]
+    ) -> None:
         self._dispatches = dispatches
+        self._level = level
+        self._observer = observer
         self._clock = clock
 
     def pause(self, pool: str, key: str) -> bool:
@@ -19,6 +25,7 @@ class Controls:
         if room is None or not room.health.pause(key, self._clock()):
             return False
         room.heed()
+        self._observer.observe(KeySwitched(pool, key, paused=True))
         return True
 
     def resume(self, pool: str, key: str) -> bool:
@@ -27,4 +34,9 @@ class Controls:
         if room is None or not room.health.resume(key, self._clock()):
             return False
         room.heed()
+        self._observer.observe(KeySwitched(pool, key, paused=False))
         return True
+
+    def log(self, level: str) -> bool:
+        """Log from this severity on; whether there is such a one."""
+        return self._level.set(level)

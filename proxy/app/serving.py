@@ -3,8 +3,9 @@
 import asyncio
 import gc
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from proxy.app.composition import App
@@ -12,9 +13,13 @@ from proxy.tasks import finish, spawn
 
 
 async def serve_until_told(app: App, announce: Callable[[str], None]) -> int:
-    """Run until SIGTERM or SIGINT, drain, and return the exit code; a second signal ends at once with 1."""
+    """Run until SIGTERM or SIGINT, drain, and return the exit code; a second signal ends at once with 1.
+
+    SIGUSR1 has everything logged, and the next one what is configured.
+    """
     told, again = asyncio.Event(), asyncio.Event()
-    with _signals(lambda: again.set() if told.is_set() else told.set()):
+    end = partial(_end, told, again)
+    with _signals({signal.SIGTERM: end, signal.SIGINT: end, signal.SIGUSR1: app.log_level.toggle}):
         await app.start()
         _settle_memory()
         try:
@@ -23,6 +28,10 @@ async def serve_until_told(app: App, announce: Callable[[str], None]) -> int:
             return await _drain_unless(app, again)
         finally:
             await app.stop()
+
+
+def _end(told: asyncio.Event, again: asyncio.Event) -> None:
+    (again if told.is_set() else told).set()
 
 
 def _settle_memory() -> None:
@@ -34,7 +43,7 @@ def _settle_memory() -> None:
 async def until_told(begin: Callable[[], None]) -> None:
     """Call `begin`, then wait for SIGTERM or SIGINT; one that comes early is not missed."""
     told = asyncio.Event()
-    with _signals(told.set):
+    with _signals({signal.SIGTERM: told.set, signal.SIGINT: told.set}):
         begin()
         await told.wait()
 
@@ -58,14 +67,13 @@ async def _first(*alternatives: Coroutine[Any, Any, object]) -> None:
 
 
 @contextmanager
-def _signals(handle: Callable[[], object]) -> Iterator[None]:
+def _signals(handlers: Mapping[signal.Signals, Callable[[], object]]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
+    for number, handle in handlers.items():
         loop.add_signal_handler(number, handle)
     try:
         yield
     finally:
-        for number in numbers:
+        for number in handlers:
             with suppress(ValueError):
                 loop.remove_signal_handler(number)

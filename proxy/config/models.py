@@ -297,6 +297,8 @@ class LogSettings(Settings):
     """The least severe that is logged."""
     format: Literal["text", "json"] | None = None
     """Lines for people or for machines; text on a terminal, else json, by default."""
+    sample: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 1.0
+    """The part of the successful requests that gets a line, 0 to 1; all others get theirs always."""
 
 
 class Document(Settings):

@@ -42,6 +42,10 @@ class Journal:
     """Bytes of the request's body."""
     sent: int = 0
     """Bytes of the answer's body."""
+    retried: tuple[str, ...] = ()
+    """Why it went out once more, each time: labels of `retries_total`."""
+    trace: str = ""
+    """The id of the trace that it is recorded in, if it is."""
 
 
 @value_object
@@ -144,6 +148,15 @@ class KeyChanged:
 
 
 @value_object
+class KeySwitched:
+    """An operator paused a key, or resumed it."""
+
+    pool: str
+    key: str
+    paused: bool
+
+
+@value_object
 class BreakerMoved:
     """The upstream is left alone because of failures in a row (`wait`: until the next trial), or used again."""
 
@@ -225,6 +238,7 @@ Event = (
     | MonthTold
     | SignalsIgnored
     | KeyChanged
+    | KeySwitched
     | BreakerMoved
     | StoreChanged
     | EraBegan

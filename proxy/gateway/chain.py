@@ -199,6 +199,7 @@ class Gateway:
         passage.back = True
         if again.held is not None:
             passage.held = again.held
+        passage.journal.retried += (again.why,)
         self._means.observer.observe(Retried(desk.name, again.why))
         if again.pause:
             await asyncio.sleep(again.pause / SECOND)

@@ -4,8 +4,9 @@ Labels are bounded: names come from the configuration, methods and codes are fol
 secret, a query or a header; what libraries log is freed of what looks like a credential (law 11).
 """
 
-from proxy.telemetry.logs import set_up_logs
+from proxy.telemetry.logs import LogLevel, set_up_logs
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.observer import Telemetry
+from proxy.telemetry.requests import RequestLog
 
-__all__ = ["Metrics", "Telemetry", "set_up_logs"]
+__all__ = ["LogLevel", "Metrics", "RequestLog", "Telemetry", "set_up_logs"]

@@ -4,11 +4,13 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 from structlog.typing import Processor
+
+LEVELS = ("debug", "info", "warning", "error")
 
 
 def set_up_logs(level: str, form: Literal["text", "json"] | None) -> None:
@@ -16,7 +18,7 @@ def set_up_logs(level: str, form: Literal["text", "json"] | None) -> None:
 
     Tracebacks come without the values of local variables. Access logs of aiohttp stay off: they show queries.
     """
-    as_text = sys.stderr.isatty() if form is None else form == "text"
+    as_text = is_text(form, sys.stderr)
     shared: list[Processor] = [
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
@@ -46,11 +48,53 @@ def set_up_logs(level: str, form: Literal["text", "json"] | None) -> None:
     logging.getLogger("aiohttp.access").setLevel(logging.CRITICAL)
 
 
+def is_text(form: Literal["text", "json"] | None, stream: TextIO) -> bool:
+    """Whether lines are for people: by the configuration, else if somebody looks."""
+    return stream.isatty() if form is None else form == "text"
+
+
+def console(stream: TextIO) -> Processor:
+    """Lines for people, in colours on a terminal.
+
+    Its default shows local variables where rich is installed, and so whatever a request carried.
+    """
+    return structlog.dev.ConsoleRenderer(
+        colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+    )
+
+
 def _renderer(*, as_text: bool) -> Processor:
-    if not as_text:
-        return structlog.processors.JSONRenderer()
-    # Its default shows local variables where rich is installed, and so whatever a request carried.
-    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    return console(sys.stderr) if as_text else structlog.processors.JSONRenderer()
+
+
+class LogLevel:
+    """The severity from which on is logged, by everybody; it may be changed while the process runs."""
+
+    def __init__(self, configured: str) -> None:
+        self.configured = configured
+
+    @property
+    def current(self) -> str:
+        """Its name."""
+        return logging.getLevelName(logging.getLogger().level).lower()
+
+    def set(self, level: str) -> bool:
+        """Log from this one on; whether there is such a one. It is said while warnings are still, or already, seen."""
+        if level not in LEVELS:
+            return False
+        root, log = logging.getLogger(), structlog.get_logger("keyturn")
+        seen = root.isEnabledFor(logging.WARNING)
+        if seen:
+            log.warning("the log level is changed", to=level)
+        root.setLevel(level.upper())
+        if not seen:
+            log.warning("the log level was changed", to=level)
+        return True
+
+    def toggle(self) -> None:
+        """Between everything and what is configured; between everything and `info` where that is the same."""
+        usual = self.configured if self.configured != "debug" else "info"
+        self.set("debug" if self.current != "debug" else usual)
 
 
 _CREDENTIAL = re.compile(
@@ -64,8 +108,13 @@ def _without_credentials(_: Any, __: str, entry: MutableMapping[str, Any]) -> Mu
     """Put `…` for what looks like a credential in any text of an entry."""
     for name, value in entry.items():
         if isinstance(value, str):
-            entry[name] = _CREDENTIAL.sub(lambda found: f"{found[1] or ''}…", value)
+            entry[name] = without_credentials(value)
     return entry
+
+
+def without_credentials(text: str) -> str:
+    """The text with `…` for what looks like a credential."""
+    return _CREDENTIAL.sub(lambda found: f"{found[1] or ''}…", text)
 
 
 def _without_what_was_sent(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -38,6 +38,9 @@ class Controls(Protocol):
     def resume(self, pool: str, key: str) -> bool:
         """Use a key again."""
 
+    def log(self, level: str) -> bool:
+        """Log from this severity on."""
+
 
 class Admin:
     """Answers what Kubernetes, Prometheus and people ask.
@@ -74,6 +77,8 @@ class Admin:
         match request.path.split("/")[1:]:
             case ["keys", pool, key, ("pause" | "resume") as what]:
                 return self._change(request, lambda: self._set(pool, key, what))
+            case ["log", level]:
+                return self._change(request, lambda: self._log(level))
             case _:
                 return _error(404, "notFound", "Here are /, /status.json, /healthz, /readyz and /metrics.")
 
@@ -122,6 +127,11 @@ class Admin:
         if not (self._controls.pause if what == "pause" else self._controls.resume)(pool, key):
             return _error(404, "notFound", "There is no such key in such a pool; /status.json lists them.")
         return _json(200, {"pool": pool, "key": key, "done": what})
+
+    def _log(self, level: str) -> web.Response:
+        if not self._controls.log(level):
+            return _error(404, "notFound", "The levels are debug, info, warning and error.")
+        return _json(200, {"level": level})
 
 
 def _file(found: Asset) -> web.Response:

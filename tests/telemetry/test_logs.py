@@ -7,7 +7,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 
 from proxy.core.events import UpstreamThrottled
 from proxy.core.model import MILLISECOND, SECOND, Secret
-from proxy.telemetry import Telemetry, set_up_logs
+from proxy.telemetry import LogLevel, Telemetry, set_up_logs
 from tests.telemetry.stderr import Stderr, entries
 
 
@@ -157,3 +157,36 @@ def test_what_cannot_be_written_as_json_does_not_break_the_log(stderr: Stderr) -
     structlog.get_logger("keyturn").info("odd", value={1, 2}, raw=b"\xff")
     (entry,) = entries(stderr)
     assert entry["value"] == "{1, 2}"
+
+
+def test_the_level_changes_while_it_runs(stderr: Stderr) -> None:
+    """For everybody at once; the change is told as long as warnings are seen."""
+    set_up_logs("info", "json")
+    level = LogLevel("info")
+    assert level.set("error")
+    logging.getLogger("aiohttp.server").warning("unheard")
+    assert level.set("debug")
+    structlog.get_logger("keyturn").debug("heard")
+    assert level.current == "debug"
+    assert [(entry["event"], entry.get("to")) for entry in entries(stderr)] == [
+        ("the log level is changed", "error"),
+        ("the log level was changed", "debug"),
+        ("heard", None),
+    ]
+
+
+def test_there_are_four_levels(stderr: Stderr) -> None:
+    """Another is not taken."""
+    set_up_logs("info", "json")
+    assert not LogLevel("info").set("loud")
+    assert LogLevel("info").current == "info"
+
+
+@pytest.mark.parametrize(("configured", "other"), [("info", "debug"), ("error", "debug"), ("debug", "info")])
+def test_a_signal_switches_between_two_levels(stderr: Stderr, configured: str, other: str) -> None:
+    """What is configured, and everything."""
+    set_up_logs(configured, "json")
+    level = LogLevel(configured)
+    for expected in (other, configured, other):
+        level.toggle()
+        assert level.current == expected

@@ -45,6 +45,9 @@ class Switches:
     def resume(self, pool: str, key: str) -> bool:
         return self._switch("resume", pool, key)
 
+    def log(self, level: str) -> bool:
+        return level == "debug"
+
 
 class Served:
     """The admin listener on a real socket, and what it is asked about."""
@@ -147,6 +150,15 @@ async def test_the_bearer_of_the_token_pauses_and_resumes_keys(served: Served, w
     status, _, body = await served.ask(f"/keys/default/nobody/{what}", "POST", **BEARER)
     assert (status, json.loads(body)["error"]["name"]) == (404, "notFound")
     assert served.switches.done == [(what, "default", "team-a"), (what, "default", "nobody")]
+
+
+async def test_the_bearer_of_the_token_sets_the_level_of_the_log(served: Served) -> None:
+    """To one that there is."""
+    status, _, body = await served.ask("/log/debug", "POST", **BEARER)
+    assert (status, json.loads(body)) == (200, {"level": "debug"})
+    status, _, body = await served.ask("/log/loud", "POST", **BEARER)
+    assert (status, "debug, info, warning and error" in json.loads(body)["error"]["message"]) == (404, True)
+    assert (await served.ask("/log/debug", "POST"))[0] == 401
 
 
 @pytest.mark.parametrize("given", [None, "Bearer wrong", "Basic right", "Bearer", "right"])

@@ -1,0 +1,119 @@
+"""Which events somebody has to know of, and in which words: what changed, and what to do about it.
+
+Each change is told once, when it happens, never for each request that it touches. `error` is for what needs somebody,
+`warning` for what may need somebody or is over, `info` and `debug` for whoever reads along.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+from proxy.core.events import (
+    BreakerMoved,
+    EraBegan,
+    Event,
+    ForeignSpent,
+    KeyChanged,
+    KeySwitched,
+    LimitLowered,
+    Reloaded,
+    Retried,
+    SignalsIgnored,
+    StoreChanged,
+    UpstreamThrottled,
+)
+from proxy.core.model import SECOND
+
+
+class Line(NamedTuple):
+    """A line of the log: how grave it is, its words, and the values beside them."""
+
+    level: Literal["debug", "info", "warning", "error"]
+    text: str
+    values: dict[str, Any]
+
+
+def told(event: Event) -> Line | None:
+    """The line of an event; `None` for those that are only counted."""
+    match event:
+        case StoreChanged() | EraBegan():
+            return _store(event)
+        case KeyChanged() | KeySwitched():
+            return _key(event)
+        case Reloaded(ok=True):
+            return Line("info", "the configuration was reloaded", {})
+        case Reloaded(reasons=reasons):
+            text = "the new configuration is refused, the old one goes on: correct the file, it is read again at once"
+            return Line("error", text, {"problems": list(reasons)})
+        case _:
+            return _upstream(event)
+
+
+def _store(event: StoreChanged | EraBegan) -> Line:
+    match event:
+        case EraBegan(pool):
+            text = "the store is new, restarted or behind: each key is tried with one request before it is used on"
+            return Line("warning", text, {"pool": pool})
+        case StoreChanged(pool, up=True, seconds=seconds):
+            return Line("warning", "the store answers again", {"pool": pool, "lost_seconds": round(seconds, 1)})
+        case StoreChanged(pool, cause=cause, on_loss=on_loss):
+            return Line("error", _LOST[on_loss], {"pool": pool, "cause": cause})
+
+
+def _key(event: KeyChanged | KeySwitched) -> Line:
+    values = {"pool": event.pool, "key": event.key}
+    match event:
+        case KeyChanged(state="quarantined", reason=reason):
+            text = "a key is not accepted any more and not used: give it a valid secret, or resume it upstream"
+            return Line("error", text, {**values, "reason": reason})
+        case KeyChanged():
+            return Line("warning", "a key is accepted again and used", values)
+        case KeySwitched(paused=True):
+            return Line("warning", "a key was paused by an operator and is not used until it is resumed", values)
+        case KeySwitched():
+            return Line("warning", "a key was resumed by an operator", values)
+
+
+def _upstream(event: Event) -> Line | None:
+    """What the upstream's answers tell of limits and outages."""
+    match event:
+        case UpstreamThrottled(pool, key, quota, kind, wait, limit, news=True):
+            values = {"pool": pool, "key": key, "quota": quota, "kind": kind, "limit": limit}
+            return Line("warning", _THROTTLED[kind], {**values, "wait_seconds": wait / SECOND})
+        case LimitLowered(pool, limit, configured, lower):
+            text = "the upstream's limit is lower than configured, and taken so: change the setting"
+            values = {"setting": f"pools.{pool}.limits", "limit": limit}
+            return Line("warning", text, {**values, "configured": configured, "told": lower})
+        case BreakerMoved(pool, opened=True, wait=wait, cause=cause):
+            text = "the upstream is out of order: requests are refused with 503 until it answers"
+            return Line("error", text, {"pool": pool, "cause": cause, "next_trial_seconds": wait / SECOND})
+        case BreakerMoved(pool):
+            return Line("warning", "the upstream answers again", {"pool": pool})
+        case _:
+            return _detail(event)
+
+
+def _detail(event: Event) -> Line | None:
+    """What only somebody who looks for the cause of something wants to read, for it may come with every request."""
+    match event:
+        case Retried(pool, reason):
+            return Line("debug", "a request goes out once more", {"pool": pool, "reason": reason})
+        case ForeignSpent(pool, quota, tokens):
+            text = "somebody else spent requests of this quota"
+            return Line("debug", text, {"pool": pool, "quota": quota, "requests": tokens})
+        case SignalsIgnored(pool, fields):
+            text = "fields of an answer were ignored: malformed or absurd"
+            return Line("debug", text, {"pool": pool, "fields": list(fields)})
+        case _:
+            return None
+
+
+_LOST = {
+    "share": "the store does not answer: going on with this replica's share of the limits; bring it back",
+    "wait": "the store does not answer: requests wait for it; bring it back",
+    "refuse": "the store does not answer: requests are refused with 503; bring it back",
+}
+
+_THROTTLED = {
+    "window": "the upstream answered 429: somebody else uses this key, or its limit is lower than configured",
+    "endpoint": "the upstream answered 429 by a narrower limit on some endpoints: add it to `limits`, with `match`",
+    "plan": "the upstream answered 429: the plan of this key's team is used up, which no waiting cures",
+}

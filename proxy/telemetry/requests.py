@@ -1,0 +1,147 @@
+"""One line of the log for each request, at its end: who asked for what, how it ended, and where the time went.
+
+It is written for every request, so it takes a shorter way than other lines: structlog's own, without `logging` but for
+the level. What may be long or strange in it is the caller's path: it is cut, and what cannot be printed is escaped.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from random import random
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import Processor
+
+from proxy.core.events import Journal
+from proxy.core.model import SECOND, Micros
+from proxy.telemetry.logs import console, is_text, without_credentials
+
+NAME = "keyturn.requests"
+
+LONGEST_PATH = 512
+"""Characters of a path; what is longer ends in `…`."""
+
+UNITS = ("B", "kB", "MB", "GB")
+
+ERRORS = 400
+FAILURES = 500
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
+
+
+class RequestLog:
+    """Writes to stderr, or to `stream`; `sample` is the part of the successful requests that is written.
+
+    `chance`: a number from 0 up to 1, another each time.
+    """
+
+    def __init__(
+        self,
+        form: Literal["text", "json"] | None = None,
+        sample: float = 1.0,
+        *,
+        stream: TextIO | None = None,
+        chance: Callable[[], float] = random,
+    ) -> None:
+        self.sample = sample
+        self._chance = chance
+        self._level = logging.getLogger(NAME)
+        out = stream or sys.stderr
+        self._as_text = is_text(form, out)
+        self._log = structlog.wrap_logger(
+            structlog.WriteLogger(out),
+            processors=_text(out) if self._as_text else _json(),
+            wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        ).bind()
+
+    def write(self, journal: Journal) -> None:
+        """The line of a request that has ended."""
+        failed = journal.outcome == "failed" or journal.code >= FAILURES
+        level = logging.WARNING if failed else logging.INFO
+        if self._level.isEnabledFor(level) and self._wanted(journal):
+            text, values = (_words if self._as_text else _fields)(journal)
+            (self._log.warning if failed else self._log.info)(text, **values)
+
+    def _wanted(self, journal: Journal) -> bool:
+        if self.sample >= 1 or journal.outcome != "forwarded" or journal.code >= ERRORS:
+            return True
+        return self._chance() < self.sample
+
+
+def _json() -> list[Processor]:
+    def serialise(entry: dict[str, Any], **_: Any) -> str:
+        return _encode(entry)
+
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.JSONRenderer(serialise),
+    ]
+
+
+def _text(out: TextIO) -> list[Processor]:
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        console(out),
+    ]
+
+
+def _fields(journal: Journal) -> tuple[str, dict[str, Any]]:
+    """The line for machines; fields that would be empty are left out."""
+    values: dict[str, Any] = {
+        "id": without_credentials(journal.id),
+        "client": journal.client,
+        "pool": journal.pool,
+        "key": journal.key,
+        "method": journal.method,
+        "path": _path(journal.path),
+        "code": journal.code,
+        "outcome": journal.outcome,
+        "reason": journal.reason,
+        "received_bytes": journal.received,
+        "sent_bytes": journal.sent,
+        "queue_seconds": journal.queued / SECOND,
+        "upstream_seconds": journal.upstream / SECOND,
+        "total_seconds": journal.total / SECOND,
+        "tries": journal.tries,
+        "retried": journal.retried,
+        "trace_id": journal.trace,
+        "logger": NAME,
+    }
+    return "request", {name: value for name, value in values.items() if value not in ("", ())}
+
+
+def _words(journal: Journal) -> tuple[str, dict[str, Any]]:
+    """The line for people: what they look for first comes first, and what is usual is not said."""
+    values: dict[str, Any] = {
+        "client": journal.client or "unknown",
+        "key": journal.key,
+        "time": _span(journal.total),
+        "waited": _span(journal.queued) if journal.queued >= SECOND // 100 else "",
+        "upstream": _span(journal.upstream) if journal.tries else "",
+        "sent": _size(journal.sent),
+        "received": _size(journal.received),
+        "why": journal.reason or (journal.outcome if journal.outcome != "forwarded" else ""),
+        "tries": f"{journal.tries} ({', '.join(journal.retried)})" if journal.retried else "",
+        "id": without_credentials(journal.id),
+        "trace": journal.trace,
+    }
+    text = f"{journal.code or '---'} {journal.method} {_path(journal.path) or '?'}"
+    return text, {name: value for name, value in values.items() if value}
+
+
+def _path(path: str) -> str:
+    shown = without_credentials(path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…")
+    return shown if shown.isprintable() else shown.encode("unicode_escape").decode("ascii")
+
+
+def _span(duration: Micros) -> str:
+    return f"{duration / SECOND:.3f}s" if duration < 100 * SECOND else f"{duration / SECOND:.0f}s"
+
+
+def _size(number: int) -> str:
+    power = min(len(UNITS) - 1, (len(str(number)) - 1) // 3)
+    return "" if not number else f"{number / 1000**power:.{1 if power else 0}f}{UNITS[power]}"

@@ -1,0 +1,111 @@
+import re
+from typing import get_args
+
+import pytest
+
+from proxy.core.events import (
+    AttemptFailed,
+    BreakerMoved,
+    ConnectionEnded,
+    EraBegan,
+    Event,
+    Exchanged,
+    ForeignSpent,
+    IssuerAsked,
+    Joined,
+    Journal,
+    KeyChanged,
+    KeySwitched,
+    LimitLowered,
+    MonthTold,
+    Reloaded,
+    Retried,
+    SignalsIgnored,
+    StoreChanged,
+    UpstreamAnswered,
+    UpstreamThrottled,
+)
+from proxy.core.model import SECOND
+from proxy.telemetry.changes import Line, told
+
+CHANGES: list[tuple[Event, str, str]] = [
+    (StoreChanged("p", up=False, cause="refused", on_loss="share"), "error", "this replica's share"),
+    (StoreChanged("p", up=False, cause="refused", on_loss="wait"), "error", "requests wait"),
+    (StoreChanged("p", up=False, cause="refused", on_loss="refuse"), "error", "503"),
+    (StoreChanged("p", up=True, seconds=3.14159), "warning", "answers again"),
+    (EraBegan("p"), "warning", "each key is tried with one request"),
+    (KeyChanged("p", "k", "quarantined", "401"), "error", "give it a valid secret"),
+    (KeyChanged("p", "k", "ready"), "warning", "accepted again"),
+    (KeySwitched("p", "k", paused=True), "warning", "until it is resumed"),
+    (KeySwitched("p", "k", paused=False), "warning", "resumed"),
+    (Reloaded(ok=True), "info", "reloaded"),
+    (Reloaded(ok=False, reasons=("a: b",)), "error", "correct the file"),
+    (UpstreamThrottled("p", "k", "q", "window", SECOND, "60/60s"), "warning", "lower than configured"),
+    (UpstreamThrottled("p", "k", "q", "endpoint", SECOND), "warning", "add it to `limits`"),
+    (UpstreamThrottled("p", "k", "q", "plan", SECOND), "warning", "no waiting cures"),
+    (LimitLowered("p", "60/60s", 60, 50), "warning", "change the setting"),
+    (BreakerMoved("p", opened=True, wait=SECOND, cause="503"), "error", "out of order"),
+    (BreakerMoved("p", opened=False), "warning", "answers again"),
+]
+
+DETAILS: list[Event] = [Retried("p", "late"), ForeignSpent("p", "q", 2), SignalsIgnored("p", ("RateLimit",))]
+
+COUNTED: list[Event] = [
+    Journal(),
+    UpstreamAnswered("p", "k", 200),
+    UpstreamThrottled("p", "k", "q", "window", SECOND, news=False),
+    Joined("p", "c"),
+    Exchanged("p", 0.1, 1),
+    MonthTold("p", "k", 5),
+    AttemptFailed("192.0.2.1", "token", "late"),
+    ConnectionEnded("malformed"),
+    IssuerAsked("https://issuer.example", 2),
+]
+"""Who emits some of these tells of them itself, where it knows more."""
+
+
+@pytest.mark.parametrize(("event", "level", "words"), CHANGES, ids=lambda value: str(value)[:40])
+def test_a_change_is_told_in_fitting_words(event: Event, level: str, words: str) -> None:
+    """With its values beside them."""
+    line = told(event)
+    assert line is not None
+    assert line.level == level
+    assert words in line.text
+
+
+@pytest.mark.parametrize("event", DETAILS, ids=lambda event: type(event).__name__)
+def test_what_may_come_with_every_request_is_told_to_who_asks_for_everything(event: Event) -> None:
+    """At `debug`."""
+    line = told(event)
+    assert line is not None
+    assert line.level == "debug"
+
+
+@pytest.mark.parametrize("event", COUNTED, ids=lambda event: type(event).__name__)
+def test_what_is_only_counted_is_not_told(event: Event) -> None:
+    """A request has a line of another kind."""
+    assert told(event) is None
+
+
+def test_every_kind_of_event_was_considered() -> None:
+    """A new one is told, or only counted, on purpose."""
+    considered = {type(event) for event in (*(change[0] for change in CHANGES), *DETAILS, *COUNTED)}
+    assert set(get_args(Event)) == considered
+
+
+def test_values_are_what_a_program_can_read() -> None:
+    """Durations in seconds under names that say so; no word of the text is needed."""
+    assert told(UpstreamThrottled("p", "k", "q", "window", 1_500_000, "60/60s")) == Line(
+        "warning",
+        "the upstream answered 429: somebody else uses this key, or its limit is lower than configured",
+        {"pool": "p", "key": "k", "quota": "q", "kind": "window", "limit": "60/60s", "wait_seconds": 1.5},
+    )
+    assert (told(StoreChanged("p", up=True, seconds=3.14159)) or Line("debug", "", {})).values["lost_seconds"] == 3.1
+
+
+def test_words_are_lower_case_without_an_end() -> None:
+    """Lines of a log stand below one another."""
+    for event, _, _ in CHANGES:
+        line = told(event)
+        assert line is not None
+        assert re.fullmatch(r"[a-z].*[^.]", line.text)
