@@ -11,7 +11,7 @@ from proxy.core.exchange import Demand, Exchange, Kind, Settlement
 from proxy.core.ledger import Ledger
 from proxy.core.model import SECOND, Client, Micros, Pool
 from proxy.dispatch import Dispatch, Ticket
-from proxy.dispatch.room import RIDE
+from proxy.dispatch.rides import RIDE
 from proxy.stores.memory import Memory, MemoryStore
 from tests.core.worlds import BOUND, check_conservation, known
 from tests.virtual import micros

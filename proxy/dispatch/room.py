@@ -20,7 +20,7 @@ from proxy.core.events import Exchanged, ForeignSpent, LaneLevel, Observer
 from proxy.core.exchange import PULSE, USE_BY, Budget, Demand, Exchange, Grant, Kind, Lane, Store
 from proxy.core.health import Health
 from proxy.core.looks import LaneLook
-from proxy.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
+from proxy.core.model import SECOND, Client, Key, Limit, Micros, Pool, Secret
 from proxy.core.recent import Recent
 from proxy.dispatch.alarm import Alarm
 from proxy.dispatch.deadlines import Deadlines
@@ -29,15 +29,9 @@ from proxy.dispatch.lanes import Lanes, Waiter
 from proxy.dispatch.lease import Ending, Lease, surprising
 from proxy.dispatch.looks import general, lane_looks, new_turn, next_token
 from proxy.dispatch.refusals import queue_full
+from proxy.dispatch.rides import FLUSH, Rides
 from proxy.dispatch.tickets import Displaced, Moved, Ticket
 from proxy.tasks import finish, spawn
-
-FLUSH: Micros = 20 * MILLISECOND
-"""Settlements and departures reach the store within this time when nothing else calls."""
-
-RIDE: Micros = PULSE
-"""What was spent waits this long at the most for the next exchange, or a quarter of the shortest window: its tokens
-return later than that, whoever waits for them."""
 
 OWN = Client("(keyturn)")
 """The client of the proxy's own requests, which no client of the configuration can be named as."""
@@ -79,7 +73,7 @@ class Dispatch:
         self._observer = observer
         self._lanes = Lanes()
         self._arrivals = count()
-        self._ride = _ride(pool)
+        self._rides = Rides(pool)
         self.health = Health(pool, clock())
         self._keys = Keys(pool, self.health)
         self._out: set[Lease] = set()
@@ -142,7 +136,7 @@ class Dispatch:
         self._edition += 1
         self._clients = clients
         self._max_waiting = max_waiting
-        self._ride = _ride(pool)
+        self._rides.adopt(pool)
         self.pool, self.budgets = pool, ()
         revived = self.health.adopt(pool, self.clock())
         self._keys.adopt(pool)
@@ -257,6 +251,7 @@ class Dispatch:
         order = (not front, ticket.urgency, next(self._arrivals))
         waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future(), self.clock())
         self._lanes.seat(waiter)
+        self._rides.came(waiter.arrived)
         self._alarm.ring()
         return waiter
 
@@ -294,7 +289,7 @@ class Dispatch:
         counted = ending.counted
         surprise = counted is not None and surprising(counted, self.budgets, len(self.quotas))
         if counted and not counted.limits and not ending.lease.probe and not surprise:
-            self._alarm.within(self._ride)
+            self._alarm.within(self._rides.wait(self.clock()))
         else:
             self._alarm.within(0 if self._lanes.total else FLUSH)
 
@@ -394,7 +389,3 @@ class Dispatch:
         self.granted.add(grant.lane.client, self.clock())
         self._unsettled.add(lease)
         waiter.future.set_result(lease)
-
-
-def _ride(pool: Pool) -> Micros:
-    return min([RIDE, *(limit.window // 4 for limit in pool.limits)])
