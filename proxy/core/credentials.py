@@ -65,6 +65,8 @@ def take_off(fields: Fields, target: bytes, places: Places, owner_of: Callable[[
         if lower in headers:
             taken.append(index)
             header = header or value.strip() or None
+        elif b"_" in lower and lower.replace(b"_", b"-") in headers:
+            taken.append(index)  # no credential here, but one to a server that makes no difference
         elif lower == _AUTHORIZATION and (owner := _bearer_owner(value, owner_of)) is not None:
             taken.append(index)
             bearer = bearer or owner

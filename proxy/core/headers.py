@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from proxy.core.errors import Broken
 from proxy.core.http import Fields
+from proxy.core.model import Secret
 
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
 _NOT_TO_UPSTREAM = _HOP_BY_HOP | {b"expect", b"host", b"keyturn-key"}
@@ -22,6 +24,7 @@ _FOR_ALL_RECIPIENTS = frozenset({
 """Fields that `Connection` cannot name (RFC 9110, section 7.6.1): what frames or describes the content stays."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_NAME = re.compile(_TOKEN)
 _QUOTED = rb'"(?:[^"\\]|\\.)*+"'
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,128}")
 _MEMBER = re.compile(rb'(?:[^",]|' + _QUOTED + rb'|")+')
@@ -49,7 +52,8 @@ _MOST_URGENT, _LEAST_URGENT = 0, 7
 def to_upstream(fields: Fields) -> Fields:
     """A request's fields without those that end here, in order and byte for byte.
 
-    Off go the hop-by-hop fields, what `Connection` lists, `Proxy-*`, `Expect`, `Host` and `Keyturn-Key`.
+    Off go the hop-by-hop fields, what `Connection` lists, `Proxy-*`, `Expect`, `Host` and `Keyturn-Key`; also what
+    servers that make no difference between `_` and `-` would take for one of these or for `Content-Length`.
     """
     return _without_listed([field for field in fields if not _ends_before_upstream[field[0]]], fields)
 
@@ -58,6 +62,9 @@ def from_upstream(fields: Fields) -> Fields:
     """An answer's fields without those that end here, in order and byte for byte.
 
     `Content-Length` goes only beside a `Transfer-Encoding`, which overrides it (RFC 9112, section 6.3).
+
+    Raises:
+        Broken: a field's name is none, which the caller might read in another way (RFC 9112, section 5.1).
     """
     kept = [field for field in fields if not _ends_before_caller[field[0]]]
     if len(kept) == len(fields):
@@ -87,8 +94,19 @@ class ByName(dict[bytes, Known]):
         return known
 
 
-_ends_before_upstream = ByName(lambda name: name in _NOT_TO_UPSTREAM or name.startswith(b"proxy-"))
-_ends_before_caller = ByName(_NOT_FROM_UPSTREAM.__contains__)
+def _ends_with_us(name: bytes) -> bool:
+    read = name.replace(b"_", b"-")
+    return read in _NOT_TO_UPSTREAM or read.startswith(b"proxy-") or (read != name and read == b"content-length")
+
+
+def _ends_on_its_way_back(name: bytes) -> bool:
+    if not _NAME.fullmatch(name):
+        raise Broken("The upstream's answer has a field with a malformed name. Check `upstream.url`.")
+    return name in _NOT_FROM_UPSTREAM
+
+
+_ends_before_upstream = ByName(_ends_with_us)
+_ends_before_caller = ByName(_ends_on_its_way_back)
 _is_connection = ByName(lambda name: name == b"connection")
 
 
@@ -99,6 +117,13 @@ def _without_listed(kept: list[tuple[bytes, bytes]], fields: Fields) -> Fields:
         return tuple(kept)
     listed = {option.strip().lower() for value in connections for option in value.split(b",")} - _FOR_ALL_RECIPIENTS
     return tuple([field for field in kept if field[0].lower() not in listed])
+
+
+def without(secret: Secret, fields: Fields) -> Fields:
+    """An answer's fields without a secret that the upstream has written into them, `***` in its place (law 11)."""
+    if not secret.is_in(b"\n".join([field[1] for field in fields])):
+        return fields
+    return tuple([(name, secret.mask(value)) for name, value in fields])
 
 
 def names(fields: Fields) -> set[bytes]:

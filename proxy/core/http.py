@@ -1,6 +1,6 @@
 """A request and an answer as this house passes them on: bytes kept as they came, bodies as streams."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from proxy.core.model import Client, Micros
@@ -45,6 +45,8 @@ class Request:
     """How long it may wait for its turn."""
     pinned: str | None = None
     """The key that it names, where its client may."""
+    interim: Callable[[int, Fields], None] | None = None
+    """Takes the heads that come before the answer (RFC 9110, section 15.2), if anybody wants them."""
 
 
 class AnswerBody(Protocol):

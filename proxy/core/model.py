@@ -8,21 +8,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from hmac import compare_digest
+from urllib.parse import quote, quote_plus
 
 from proxy.core.policy import Rule
 
 Micros = int
 SECOND: Micros = 1_000_000
 MILLISECOND: Micros = 1_000
+_SHORTEST = 8
 
 
 class Secret:
     """Text that no log, traceback, page or `repr` shows; only the line that writes the header reveals it (law 11)."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("_forms", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
+        self._forms: tuple[bytes, ...] = _forms(value)
+        """How it may stand in what others have written, the longest first."""
 
     def reveal(self) -> str:
         """The text itself."""
@@ -31,6 +35,16 @@ class Secret:
     def digest(self) -> str:
         """Its SHA-256 in hexadecimal."""
         return sha256(self._value.encode()).hexdigest()
+
+    def is_in(self, data: bytes) -> bool:
+        """Whether data shows it, as it is or percent-encoded."""
+        return any(form in data for form in self._forms)
+
+    def mask(self, data: bytes) -> bytes:
+        """Data with `***` in its place."""
+        for form in self._forms:
+            data = data.replace(form, b"***")
+        return data
 
     def __repr__(self) -> str:
         return "Secret(…)"
@@ -45,6 +59,14 @@ class Secret:
 
     def __reduce__(self) -> str | tuple[object, ...]:
         raise TypeError("a Secret is not written anywhere")
+
+
+def _forms(value: str) -> tuple[bytes, ...]:
+    """What is shorter than this guards nothing, and may well stand somewhere by chance."""
+    if len(value) < _SHORTEST:
+        return ()
+    written = {value, quote(value, safe=""), quote_plus(value)}
+    return tuple(sorted((form.encode() for form in written), key=len, reverse=True))
 
 
 @dataclass(frozen=True, slots=True)

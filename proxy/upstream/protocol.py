@@ -31,9 +31,12 @@ class Protocol(ResponseHandler):
         self._deadline: float | None = None
         """When reading times out; the timer itself may go off earlier."""
 
+        self.chunked: bool = False
+        """Whether this answer is in chunks: its last trailer would become the first field of the next answer."""
+
     def expect(self, *, without_body: bool, timeout: float) -> None:
         """Get ready for one answer; `timeout` seconds may pass without a sign of it once `start_timeout` is called."""
-        self._was_paused = False
+        self._was_paused = self.chunked = False
         if without_body or self._spare_parser is None:
             self.set_response_params(
                 skip_payload=without_body,
@@ -52,7 +55,7 @@ class Protocol(ResponseHandler):
 
     def rest(self) -> None:
         """The answer has been read in full: whatever comes before the next `expect` makes the connection unfit."""
-        if not (self._skip_payload or self._was_paused):
+        if not (self._skip_payload or self._was_paused or self.chunked):
             self._spare_parser = self._parser
         self._parser = None
 

@@ -11,11 +11,11 @@ from typing import Any
 import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.hdrs import CONTENT_LENGTH, TRANSFER_ENCODING
-from aiohttp.http import HttpProcessingError, RawResponseMessage
+from aiohttp.http import HttpProcessingError, HttpVersion10, HttpVersion11, RawResponseMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from proxy.core.errors import Broken, TimedOut, Unreachable, UpstreamError
-from proxy.core.headers import from_upstream
+from proxy.core.headers import from_upstream, without
 from proxy.core.http import Answer, AnswerBody, Body, Fields, Request, Whole
 from proxy.core.model import Secret
 from proxy.tasks import spawn
@@ -24,7 +24,10 @@ from proxy.upstream.head import HeadWriter
 from proxy.upstream.protocol import Protocol
 from proxy.upstream.upload import Upload
 
-_SWITCHING_PROTOCOLS, _FINAL = 101, 200
+_CONTINUE, _SWITCHING_PROTOCOLS, _FINAL = 100, 101, 200
+_VERSIONS = (HttpVersion11, HttpVersion10)
+_MOST_HEADS = 100
+"""Heads that are read for one answer, the interim ones before it included."""
 
 
 class Wire:
@@ -74,8 +77,8 @@ class Wire:
             else:
                 self._upload = Upload(self._protocol, body, on_written)
                 self._task = spawn(self._upload.run(), name="upload", owner=self._uploads)
-            message, payload = await self._final_head()
-            answer = self._answer(message, payload)
+            message, payload = await self._final_head(request, key)
+            answer = self._answer(message, payload, key)
         except LOST as error:
             await self.close()
             if self._upload is not None and error is self._upload.failure:
@@ -98,26 +101,35 @@ class Wire:
         self.started = True
         transport.write(head)
 
-    async def _final_head(self) -> tuple[RawResponseMessage, StreamReader]:
-        """The first head that is no interim one (RFC 9110, section 15.2)."""
+    async def _final_head(self, request: Request, key: Secret) -> tuple[RawResponseMessage, StreamReader]:
+        """The first head that is no interim one (RFC 9110, section 15.2); those before it go on, but for 100."""
         protocol = self._protocol
-        while True:
+        for _ in range(_MOST_HEADS):
             message, payload = await protocol.read()
+            if message.version not in _VERSIONS:
+                raise Broken("The upstream's answer is not HTTP/1.1. Check `upstream.url`.")
             if message.code >= _FINAL:
                 return message, payload
-            if message.code == _SWITCHING_PROTOCOLS or message.code < 100:  # noqa: PLR2004  # no status at all
+            if message.code == _SWITCHING_PROTOCOLS or message.code < _CONTINUE:
                 raise Broken(f"The upstream answered with status {message.code}, which nobody asked for.")
+            if message.code != _CONTINUE and request.interim is not None:
+                request.interim(message.code, without(key, from_upstream(message.raw_headers)))
             if not len(protocol):
                 protocol.start_timeout()
+        raise Broken("The upstream gave interim answers only.")
 
-    def _answer(self, message: RawResponseMessage, payload: StreamReader) -> Answer:
+    def _answer(self, message: RawResponseMessage, payload: StreamReader, key: Secret) -> Answer:
         if self._upload is not None:
             self._upload.answered = True
         headers = message.headers
-        if TRANSFER_ENCODING in headers and _strangely_coded(headers.getall(TRANSFER_ENCODING)):
+        self._protocol.chunked = message.chunked
+        if TRANSFER_ENCODING in headers and (
+            message.version == HttpVersion10 or _strangely_coded(headers.getall(TRANSFER_ENCODING))
+        ):
             raise Broken("The upstream answered in a transfer coding that this proxy does not know.")
-        reason = message.reason.encode("utf-8", "surrogateescape")
-        return Answer(message.code, reason, from_upstream(message.raw_headers), self._body(message, payload))
+        reason = key.mask(message.reason.encode("utf-8", "surrogateescape"))
+        fields = without(key, from_upstream(message.raw_headers))
+        return Answer(message.code, reason, fields, self._body(message, payload))
 
     def _body(self, message: RawResponseMessage, payload: StreamReader) -> AnswerBody:
         """The body; a `Whole` one, when all of it is here already, needs the connection no more."""

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.hdrs import TRANSFER_ENCODING
 from aiohttp.http import HttpProcessingError, HttpRequestParser
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
@@ -141,6 +142,7 @@ class Connection(web.RequestHandler):
             access_log=_NO_LOG,
             auto_decompress=False,
             keepalive_timeout=bounds.keep_alive,
+            lingering_time=0,
             read_bufsize=_BUFFER,
             logger=_log,
         )
@@ -342,13 +344,19 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Behind the answer: a listener that has stopped accepting keeps no connection."""
+        """Behind the answer: a listener that has stopped accepting keeps no connection.
+
+        Nor is one kept behind a request in chunks: aiohttp's parser takes its last trailer for the first field of the
+        next request, which would let a caller write into another's where both share a connection.
+        """
         reset = False
         if resp is not KEPT or self._upgraded:
             resp, reset = await super().finish_response(request, resp, start_time)
-        if self._deaf and resp is CLOSED:
+        if self._owner.retired or TRANSFER_ENCODING in request.headers:
+            resp = CLOSED
+        if resp is CLOSED and (self._deaf or self._messages or not request.content.is_eof()):
             await self._linger()
-        return (CLOSED if self._owner.retired else resp), reset
+        return resp, reset
 
     async def _linger(self) -> None:
         """Give the caller time to read why it is refused, before bytes of it that nobody reads break the connection.
@@ -356,9 +364,13 @@ class Connection(web.RequestHandler):
         Closing with such bytes resets a connection, and what has been written is lost (RFC 9112, section 9.6). The end
         of the caller's side ends this too.
         """
-        if self._wire is not None and self._wire.can_write_eof() and not self._wire.is_closing():
+        if self._wire is None or self._wire.is_closing():
+            return
+        self._deaf = True
+        self._resume_transport_reading()
+        if self._wire.can_write_eof():  # TLS cannot: the caller knows by `Connection: close`
             self._wire.write_eof()
-            await asyncio.sleep(_LINGER)
+        await asyncio.sleep(_LINGER)
 
     def handle_error(
         self,

@@ -5,11 +5,12 @@ from asyncio import Transport
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from random import getrandbits
 from typing import Protocol
 
 from aiohttp import web
-from aiohttp.hdrs import UPGRADE, VIA
+from aiohttp.hdrs import TRANSFER_ENCODING, UPGRADE, VIA
 from multidict import istr
 
 from proxy.core.errors import (
@@ -28,7 +29,7 @@ from proxy.core.policy import normalise
 from proxy.web import errors
 from proxy.web.incoming import Content, check_framing, origin_form
 from proxy.web.loops import Loops
-from proxy.web.relay import CLOSED, KEPT, connection, has_begun, relay, write
+from proxy.web.relay import CLOSED, KEPT, connection, has_begun, pass_on, relay, write
 
 POSTMAN_HOSTS = frozenset({b"api.getpostman.com", b"api.postman.com", b"api.eu.postman.com"})
 """The names under which clients know the Postman API."""
@@ -194,6 +195,7 @@ class Forward:
             urgency=client.urgency if urgency is None else max(client.urgency, urgency),
             wait=self._wait(fields) if _PREFER in present else self._wait(()),
             pinned=_pinned(fields) if _KEY in present else None,
+            interim=partial(pass_on, incoming),
         )
 
     async def _look_again(self, incoming: web.BaseRequest, journal: Journal, refusal: Unauthenticated) -> Request:
@@ -226,10 +228,12 @@ class Forward:
         """Whether the connection ends with this answer.
 
         The rest of a body that nobody reads any more would stand before the next request; behind an `Upgrade` that was
-        not taken up the parser does not go on.
+        not taken up the parser does not go on; and `Connection` says what stands behind chunks.
         """
         unread = not incoming.content.is_eof()
-        return not incoming.keep_alive or unread or UPGRADE in incoming.headers or self._leaving()
+        present = incoming.headers
+        ends = UPGRADE in present or TRANSFER_ENCODING in present
+        return not incoming.keep_alive or unread or ends or self._leaving()
 
     def _refuse(self, incoming: web.BaseRequest, refusal: Refusal, journal: Journal) -> web.StreamResponse:
         journal.outcome = "failed" if isinstance(refusal, UpstreamError) else "refused"

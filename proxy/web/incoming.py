@@ -5,13 +5,14 @@ from asyncio import get_running_loop, timeout_at
 from collections.abc import AsyncIterator, Collection
 
 from aiohttp import web
-from aiohttp.hdrs import CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING
+from aiohttp.hdrs import CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from proxy.core.errors import BadRequest, Misdirected, TooLarge, TooSlow
 
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
+_HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.v]+\])(?::\d{0,5})?")
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 _SLOWEST = 1024
 """Bytes of a body that buy one second more."""
@@ -22,7 +23,7 @@ def check_framing(incoming: web.BaseRequest) -> None:
     """Refuse what the parser lets through and what others read in another way (RFC 9112, sections 2.3 and 6.1).
 
     The parser itself refuses a `Content-Length` beside a `Transfer-Encoding`, repeated or malformed ones, codings
-    behind `chunked`, no or several `Host`.
+    behind `chunked`, no or several `Host`; a `Host` that is none (section 3.2) is refused here.
 
     Raises:
         BadRequest: the end of the message, or its target, cannot be trusted.
@@ -35,6 +36,9 @@ def check_framing(incoming: web.BaseRequest) -> None:
             raise BadRequest("HTTP/1.0 has no Transfer-Encoding: send a Content-Length.")
         if incoming.headers[TRANSFER_ENCODING].lower() != "chunked":
             raise BadRequest("The only transfer coding known here is chunked.")
+    host = incoming.headers.get(HOST)
+    if host and not _HOST.fullmatch(host):
+        raise BadRequest("The field Host is no host and port.")
     if "#" in incoming.raw_path:
         raise BadRequest("A request target has no fragment: encode # as %23, or leave it out.")
 
@@ -99,11 +103,11 @@ class Content:
         Raises:
             TooLarge: its announced length is over `most`.
         """
-        if incoming.content is EMPTY_PAYLOAD:
-            return None
         length = incoming.headers.get(CONTENT_LENGTH)
         if length is not None and int(length) > most:
             raise _too_large(most)
+        if incoming.content is EMPTY_PAYLOAD:
+            return None
         return cls(incoming, int(length) if length is not None else None, most, patience)
 
     def chunks(self) -> AsyncIterator[bytes]:

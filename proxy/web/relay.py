@@ -13,7 +13,8 @@ from aiohttp.http import HttpVersion11
 from proxy.core.errors import Broken
 from proxy.core.events import Journal
 from proxy.core.headers import ByName
-from proxy.core.http import Answer, Whole
+from proxy.core.http import Answer, Fields, Whole
+from proxy.core.translate import VIA
 
 _FRAMING = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"trailer", b"transfer-encoding", b"upgrade",
@@ -59,6 +60,18 @@ def write(incoming: web.BaseRequest, data: bytes) -> None:
         raise ConnectionResetError("the caller has gone")
     incoming.writer.output_size += len(data)
     transport.write(data)
+
+
+def pass_on(incoming: web.BaseRequest, status: int, fields: Fields) -> None:
+    """Write the head of an interim answer, which is no part of the answer (RFC 9110, section 15.2).
+
+    HTTP/1.0 knows none.
+    """
+    transport = incoming.transport
+    if transport is None or transport.is_closing() or has_begun(incoming) or incoming.version != HttpVersion11:
+        return
+    lines = [b": ".join(field) for field in fields if _role[field[0]] not in ("framing", "length")]
+    transport.write(b"\r\n".join([b"HTTP/1.1 %d" % status + b" ", *lines, b"Via: " + VIA, b"\r\n"]))
 
 
 async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, close: bool) -> web.StreamResponse:

@@ -130,6 +130,12 @@ def test_every_key_header_is_taken_off() -> None:
     assert request.fields == ((b"A", b"b"),)
 
 
+def test_a_name_that_servers_read_alike_is_taken_off() -> None:
+    """Where `_` is taken for `-` it would stand beside the pool's key; as a credential here it is none."""
+    request = found(b"/", (b"X_API_KEY", b"evil"), (b"X-Api-Key", b"mine"), (b"x_other-key", b"1"))
+    assert (request.header, request.fields) == (b"mine", ((b"x_other-key", b"1"),))
+
+
 def test_the_upstreams_own_key_header_is_one_more() -> None:
     """Beside `X-Api-Key`, which clients know."""
     places = Places.named("X-Other", "key")

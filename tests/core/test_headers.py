@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.errors import Broken
 from proxy.core.headers import (
     accepts_problem,
     from_upstream,
@@ -12,8 +13,10 @@ from proxy.core.headers import (
     sane_request_id,
     to_upstream,
     values,
+    without,
 )
 from proxy.core.http import Fields
+from proxy.core.model import Secret
 
 HOP_BY_HOP = [b"Connection", b"Keep-Alive", b"TE", b"Trailer", b"Transfer-Encoding", b"Upgrade", b"Proxy-Connection"]
 
@@ -194,3 +197,33 @@ def test_proxies_passed_are_counted() -> None:
     message = fields("Via: 1.0 fred, HTTP/1.1 Keyturn (a comment, keyturn)", "via: 1.1 keyturn", "Via: 1.1 keyturning")
     assert passed(message, b"keyturn") == 2
     assert passed((), b"keyturn") == 0
+
+
+@pytest.mark.parametrize(
+    "name", [b"Content_Length", b"transfer_encoding", b"Proxy_Authorization", b"CONNECTION", b"Keyturn_Key", b"hOST"]
+)
+def test_names_that_servers_read_alike_end_here_too(name: bytes) -> None:
+    """Where `_` is taken for `-`, as CGI has it, such a field would be another of a kind that we have judged."""
+    assert to_upstream(((name, b"1"), (b"X_Other", b"2"), (b"Content-Length", b"3"))) == (
+        (b"X_Other", b"2"),
+        (b"Content-Length", b"3"),
+    )
+
+
+@pytest.mark.parametrize("name", [b"Content-Length ", b"X Y", b"", b"X\t", b"X\xe9", b"X(Y)"])
+def test_a_malformed_name_breaks_the_answer(name: bytes) -> None:
+    """Passed on, it would be read in one way here and in another by the caller."""
+    for _ in range(2):
+        with pytest.raises(Broken):
+            from_upstream(((b"A", b"1"), (name, b"2")))
+
+
+def test_a_secret_in_an_answer_is_masked() -> None:
+    """Wherever it stands in a value, as it is or percent-encoded; what is shorter than a secret stays."""
+    secret = Secret("PMAK/of the+pool")
+    message = fields(
+        "Location: /?apikey=PMAK%2Fof%20the%2Bpool&b=PMAK%2Fof+the%2Bpool", "X: PMAK/of the+pool!", "Y: PMAK/of"
+    )
+    assert without(secret, message) == fields("Location: /?apikey=***&b=***", "X: ***!", "Y: PMAK/of")
+    assert without(secret, message[2:]) == message[2:]
+    assert without(Secret("of"), message) == message

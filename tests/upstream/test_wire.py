@@ -1,9 +1,11 @@
 import asyncio
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 
 from proxy.core.errors import Broken, TimedOut
+from proxy.core.http import Fields
 from proxy.core.model import MILLISECOND
 from proxy.tasks import finish, spawn
 from proxy.upstream import Upstream
@@ -86,10 +88,35 @@ async def test_interim_answers_are_skipped() -> None:
             await sent(upstream)
 
 
+async def test_interim_answers_go_on_before_the_answer() -> None:
+    """But for 100, which nobody waits for; without what is about the connection, the key masked."""
+    seen: list[tuple[int, Fields]] = []
+    hints = b"HTTP/1.1 103 Early Hints\r\nConnection: X\r\nX: 1\r\nLink: <" + KEY.reveal().encode() + b">\r\n\r\n"
+    request = dataclasses.replace(a_request(), interim=lambda status, fields: seen.append((status, fields)))
+    async with origin(answering(b"HTTP/1.1 100 Continue\r\n\r\n" + hints + OK)) as url, opened(url) as upstream:
+        assert await whole(await sent(upstream, request)) == b"ok"
+    assert seen == [(103, ((b"Link", b"<***>"),))]
+
+
+async def test_a_trailer_is_no_field_of_the_next_answer() -> None:
+    """Though the parser keeps its last one (aiohttp 3.14)."""
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: 1\r\nX-Trailer: 1\r\n\r\n"
+    async with origin(answering(chunked, OK, chunked, OK)) as url, opened(url) as upstream:
+        for _ in range(2):
+            answer = await sent(upstream)
+            assert (answer.fields, await whole(answer)) == ((), b"ok")
+            assert (await sent(upstream)).fields == ((b"Content-Length", b"2"),)
+            assert idle(upstream) == 1
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         b"",
+        b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok",
+        b"HTTP/1.1 102 Processing\r\n\r\n" * 200,
         b"HTTP/1.1 200 O",
         b"HTTP/1.1 200 OK\r\nContent-Le",
         b"SSH-2.0-OpenSSH\r\n\r\n",

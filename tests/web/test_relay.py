@@ -236,6 +236,24 @@ async def test_a_large_answer_goes_out_at_the_callers_pace() -> None:
         writer.close()
 
 
+@pytest.mark.parametrize(("version", "heads"), [(b"1.1", 2), (b"1.0", 1)])
+async def test_an_interim_answer_goes_out_before_the_answer(version: bytes, heads: int) -> None:
+    """A head that frames nothing, to callers that know of such; an error behind it is told all the same."""
+
+    async def reply(request: Request) -> Answer:
+        assert request.interim is not None
+        request.interim(103, ((b"Link", b"</a>"), (b"Content-Length", b"5")))
+        raise Broken("Lost.")
+
+    async with World(gateway=Gateway(reply)).running() as world:
+        raw = await world.ask(get().replace(b"HTTP/1.1", b"HTTP/" + version))
+        assert raw.count(b"HTTP/1.1 ") == heads
+        if heads > 1:
+            assert raw.startswith(b"HTTP/1.1 103 \r\nLink: </a>\r\nVia: 1.1 keyturn\r\n\r\nHTTP/1.1 502 ")
+        else:
+            assert raw.startswith(b"HTTP/1.1 502 ")
+
+
 async def test_an_upgrade_is_not_taken_up() -> None:
     """An `Upgrade` is ignored (RFC 9110, section 7.8), and the connection ends behind the answer."""
     async with World().running() as world:

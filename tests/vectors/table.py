@@ -1,0 +1,186 @@
+"""What a vector is: bytes that come in, and what must happen. The vectors themselves are in the modules beside this.
+
+In the bytes, `@T` stands for the vector's own target, `@A` for a field with a token, `@N` for another whole request,
+whose target is `/next`: it must be answered by itself or not at all, and never become part of another.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from tests.vectors.origin import Answering
+
+NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\n@A\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """One answer, with an end of the connection behind it; nothing arrives at the upstream."""
+
+    status: int = 400
+    keeps: bool = False
+    """Whether the connection goes on all the same."""
+    anonymous: bool = False
+    """Whether it comes without a token."""
+
+    def __str__(self) -> str:
+        return f"{self.status}" if self.keeps else f"{self.status}, the connection ends"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """It goes to the upstream, once, as it should be."""
+
+    body: bytes = b""
+    sees: tuple[bytes, ...] = ()
+    """Lines of its head."""
+    hides: tuple[bytes, ...] = ()
+    """What its head must not hold, in lower case."""
+    line: bytes = b""
+    """Its request line, when it is another than the one that was sent."""
+    answers: int = 1
+    """How many answers there are in all: each `@N` that is read as a request of its own adds one."""
+    ends: bool = False
+    """Whether the connection ends behind the last of them."""
+    text: str = "passes"
+
+    def __str__(self) -> str:
+        return self.text + (", the connection ends" if self.ends else "")
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """The upstream sees that it is not whole; the caller is told with `status`, if it gets an answer."""
+
+    body: bytes
+    status: int | None = None
+
+    def __str__(self) -> str:
+        told = f"{self.status}, the connection ends" if self.status else "the connection ends"
+        return f"{told}; the upstream sees it truncated"
+
+
+@dataclass(frozen=True)
+class Relayed:
+    """The upstream's answer reaches the caller."""
+
+    body: bytes = b"ok"
+    status: int = 200
+    sees: tuple[bytes, ...] = ()
+    """Lines of its head."""
+    hides: tuple[bytes, ...] = ()
+    """What its head must not hold, in lower case."""
+    whole: bool = True
+    """Whether it ends as its head announces; a broken one must end before."""
+    interim: tuple[bytes, ...] = ()
+    """Heads that come before it."""
+    text: str = "passes"
+    ends: bool = False
+
+    def __str__(self) -> str:
+        return self.text if self.whole else "the caller sees it truncated"
+
+
+@dataclass(frozen=True)
+class BadGateway:
+    """The caller gets 502 in place of the answer, and may go on."""
+
+    ends: bool = False
+
+    def __str__(self) -> str:
+        return "502"
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """The caller leaves; the upstream's connection is closed as well."""
+
+    body: bytes = b""
+
+    def __str__(self) -> str:
+        return "the upstream's connection is closed too"
+
+
+Must = Refused | Passes | Truncated | Relayed | BadGateway | Abandoned
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One of the bytes that a case is tried with."""
+
+    name: str
+    sent: bytes
+    answering: Answering | None = None
+    """How the upstream answers it, when that matters."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: what comes in, what must happen, and who says so."""
+
+    what: str
+    must: Must
+    source: str
+    vectors: tuple[Vector, ...]
+
+
+@dataclass
+class Section:
+    """Cases of one kind."""
+
+    title: str
+    cases: list[Case] = field(default_factory=list)
+
+    def add(self, what: str, must: Must, source: str, *sent: bytes, **named: bytes) -> None:
+        """A case that is tried with these requests."""
+        self._case(what, must, source, (Vector("", data) for data in (*sent, *named.values())))
+
+    def answers(self, what: str, must: Must, source: str, *answers: Answering, sent: bytes = b"") -> None:
+        """A case about what the upstream answers to a request."""
+        self._case(what, must, source, (Vector("", sent or request(), answer) for answer in answers))
+
+    def _case(self, what: str, must: Must, source: str, vectors: Iterable[Vector]) -> None:
+        slug = "-".join(self.title.lower().split()[:2])
+        number = len(self.cases) + 1
+        named = tuple(
+            Vector(f"{slug}-{number}-{index}", vector.sent, vector.answering) for index, vector in enumerate(vectors, 1)
+        )
+        self.cases.append(Case(what, must, source, named))
+
+
+def request(
+    *fields: bytes, line: bytes = b"GET @T HTTP/1.1", host: bytes | None = b"Host: a", body: bytes = b""
+) -> bytes:
+    """The bytes of a request with a token."""
+    lines = [line, *([host] if host is not None else []), b"@A", *fields]
+    return b"\r\n".join([*lines, b"", b""]) + body
+
+
+def post(*fields: bytes, version: bytes = b"1.1", body: bytes = b"") -> bytes:
+    """A POST with these fields about its body, and the body."""
+    return request(*fields, line=b"POST @T HTTP/" + version, body=body)
+
+
+def filled(vector: Vector, token: bytes) -> bytes:
+    """What is sent."""
+    data = vector.sent.replace(b"@N", NEXT).replace(b"@T", target(vector))
+    return data.replace(b"@A", b"X-Api-Key: " + token)
+
+
+def target(vector: Vector) -> bytes:
+    """The path that is its own, and says nothing that a test could take for a field."""
+    return b"/v/" + sha256(vector.name.encode()).hexdigest()[:16].encode()
+
+
+def every(sections: Iterable[Section]) -> Iterator[tuple[Case, Vector]]:
+    """All vectors, each with its case."""
+    for section in sections:
+        for case in section.cases:
+            for vector in case.vectors:
+                yield case, vector
+
+
+def each(template: bytes, values: Iterable[bytes] | Mapping[str, bytes]) -> list[bytes]:
+    """A template with each of the values in place of `@V`."""
+    found = values.values() if isinstance(values, Mapping) else values
+    return [template.replace(b"@V", value) for value in found]
