@@ -30,6 +30,7 @@ INTERFACE = {
     "HeadTooLarge": (431, "headTooLarge"),
     "TooManyConnections": (503, "tooManyConnections"),
     "NoKey": (503, "noKeyAvailable"),
+    "Outage": (503, "upstreamUnavailable"),
     "StoreLost": (503, "storeUnavailable"),
     "ShuttingDown": (503, "shuttingDown"),
     "UpstreamError": (502, "upstreamUnreachable"),
