@@ -1,0 +1,121 @@
+"""How often waiting rooms call the server they share: per request, by how many come, and per token that returns.
+
+The rooms are real, and so is the server; the upstream is a pause.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from bench.pools import Nobody, now, pool_of
+from proxy.core.exchange import PULSE, Kind
+from proxy.core.model import SECOND, Client, Limit, Pool
+from proxy.dispatch import Dispatch, Ticket
+from proxy.stores.links import Link
+from proxy.stores.redis import RedisStore
+from proxy.stores.shared import SharedStore
+from proxy.tasks import finish, spawn
+from tests.stores.servers import Server, server
+
+KEYS = 10
+TRIPS = (0.05, 0.3)
+"""Seconds between which an answer comes."""
+RATES = ((1, 20.0), (10, 8.0), (1000, 5.0))
+"""Requests per second, and for how many seconds."""
+LIMIT, WINDOW = 80, 4
+QUEUED, MEASURED = 3, 2
+"""Windows for which requests are queued, and those that are measured."""
+REPLICAS = (1, 8)
+
+
+class Room:
+    """The waiting room of one replica."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        self.served = 0
+        self._dispatch = dispatch
+
+    async def request(self, client: str) -> None:
+        """Wait for the turn, and use it."""
+        ticket = Ticket(Client(client), Kind((0,)), now() + 600 * SECOND)
+        with await self._dispatch.lease(ticket) as lease:
+            self.served += 1
+            lease.written()
+            await asyncio.sleep(random.uniform(*TRIPS))
+            lease.spent()
+
+
+@asynccontextmanager
+async def room(url: str, pool: Pool, name: str) -> AsyncIterator[Room]:
+    """A replica's waiting room, open."""
+    bound = 10 * SECOND
+    async with AsyncExitStack() as stack:
+        link = Link(url, shown=url, timeout=10 * SECOND)
+        stack.push_async_callback(link.close)
+        letters = RedisStore(link, pool, prefix="bench", replica=name, settle_bound=bound, clock=now, observer=Nobody())
+        store = SharedStore(letters, on_loss="wait", clock=now, observer=Nobody())
+        stack.push_async_callback(store.close)
+        dispatch = Dispatch(pool, store, settle_bound=bound, max_waiting=10**6, clock=now, observer=Nobody())
+        stack.push_async_callback(dispatch.stop)
+        store.listen(dispatch.wake)
+        await dispatch.start()
+        yield Room(dispatch)
+
+
+def calls(one: Server) -> int:
+    """How often the script was called."""
+    lines = (line.partition(":") for line in one.ask("INFO", "commandstats").splitlines())
+    told = {name: dict(part.split("=") for part in rest.split(",")) for name, colon, rest in lines if colon}
+    return sum(int(told.get(f"cmdstat_{name}", {"calls": "0"})["calls"]) for name in ("evalsha", "eval"))
+
+
+async def per_request(kind: str, rate: int, seconds: float) -> None:
+    """Requests come at a steady rate, and a key is free for each."""
+    tasks: set[asyncio.Task[Any]] = set()
+    with server(kind) as one:
+        async with room(one.url, pool_of(KEYS, Limit(10_000, 60 * SECOND, ())), "r") as only:
+            await asyncio.gather(*(only.request("first on each key") for _ in range(KEYS)))
+            before, began, sent = calls(one), now(), 0
+            while now() - began < seconds * SECOND:
+                for _ in range((now() - began) * rate // SECOND - sent):
+                    sent += 1
+                    spawn(only.request("c"), name="request", owner=tasks)
+                await asyncio.sleep(min(0.01, 1 / rate))
+            await asyncio.gather(*tasks)
+            made = calls(one) - before
+    print(f"{rate:8} requests/s: {made / sent:5.2f} round trips a request ({made} for {sent})")
+
+
+async def per_token(kind: str, replicas: int) -> None:
+    """In each replica more requests wait than are served while it is looked at."""
+    tasks: set[asyncio.Task[Any]] = set()
+    pool = pool_of(1, Limit(LIMIT, WINDOW * SECOND, ()))
+    async with AsyncExitStack() as stack:
+        one = stack.enter_context(server(kind))
+        rooms = [await stack.enter_async_context(room(one.url, pool, f"r{n}")) for n in range(replicas)]
+        stack.push_async_callback(finish, tasks)
+        for number in range(LIMIT * (QUEUED + MEASURED + 1)):
+            spawn(rooms[number % replicas].request(f"c{number % 3}"), name="request", owner=tasks)
+        await asyncio.sleep(QUEUED * WINDOW - WINDOW)
+        before, served = calls(one), sum(each.served for each in rooms)
+        await asyncio.sleep(MEASURED * WINDOW)
+        made, used = calls(one) - before, sum(each.served for each in rooms) - served
+    pulses = replicas * MEASURED * WINDOW * SECOND // PULSE
+    print(
+        f"{replicas:8} replicas:   {made / used:5.2f} round trips a token"
+        f" ({made} for {used} tokens in {MEASURED * WINDOW} s; {pulses} signs of life would have been due)"
+    )
+
+
+async def run(kind: str) -> None:
+    """Print it all."""
+    print("How often a replica calls the server, while keys are free")
+    for rate, seconds in RATES:
+        await per_request(kind, rate, seconds)
+    print(
+        f"How often replicas call it together, while requests wait in each and {LIMIT // WINDOW} tokens return a second"
+    )
+    for replicas in REPLICAS:
+        await per_token(kind, replicas)

@@ -1,0 +1,24 @@
+"""Pools for benchmarks, their clock, and who does not listen to what is told meanwhile."""
+
+import time
+
+from proxy.core.events import Event
+from proxy.core.model import Key, Limit, Micros, Pool, Secret
+
+
+def now() -> Micros:
+    """The process's monotonic clock."""
+    return time.monotonic_ns() // 1000
+
+
+class Nobody:
+    """An observer that takes no notice."""
+
+    def observe(self, event: Event) -> None:
+        """See `core.events.Observer`."""
+
+
+def pool_of(keys: int, limit: Limit) -> Pool:
+    """A pool of keys, each a quota of its own, under one limit."""
+    names = [f"k{number}" for number in range(keys)]
+    return Pool("default", tuple([Key(name, Secret(f"secret of {name}"), name) for name in names]), (limit,), 0)
