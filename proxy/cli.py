@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from proxy import __version__, config, demo
-from proxy.app import App, serve_until_told, until_told
+from proxy.app import App, Plan, link_to_store, serve_until_told, until_told
 from proxy.config import Config
 from proxy.config.fields import is_name
 from proxy.core.errors import ConfigError, KeyturnError
@@ -105,6 +105,8 @@ def check(
     if any_key:
         return _check_any_key(path)
     settings = _load(path)
+    Plan.of(settings)
+    link_to_store(settings)
     print(yaml.safe_dump(config.effective(settings), sort_keys=False, allow_unicode=True), end="")
     return 0
 

@@ -197,10 +197,11 @@ def test_file_that_cannot_be_read(shell: Shell) -> None:
     ],
 )
 def test_settings_that_cannot_be_carried_out(shell: Shell, settings: Mapping[str, Any], path: str) -> None:
-    """`serve` refuses what this version reads but does not do, and certificates that are none."""
+    """`serve` refuses what this version reads but does not do, and certificates that are none; so does `check`."""
     shell.write(json.dumps({"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", **settings}))
-    ended = shell.run("serve", POSTMAN_API_KEYS=KEYS[0])
-    assert (ended.code, list(problems(ended))) == (2, [path])
+    for command_ in ("serve", "check"):
+        ended = shell.run(command_, POSTMAN_API_KEYS=KEYS[0])
+        assert (ended.code, list(problems(ended))) == (2, [path])
 
 
 async def test_port_in_use(tmp_path: Path) -> None:

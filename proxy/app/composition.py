@@ -4,8 +4,10 @@ No room keeps a copy of the configuration: each gets its part here, so that a re
 """
 
 import asyncio
+import os
 import platform
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -18,25 +20,25 @@ from proxy.app.controls import Controls
 from proxy.app.parts import (
     ADMIN_BOUNDS,
     inbound_bounds,
-    inbound_tls,
     link_to_store,
-    refuse_what_is_not_built,
     replica_name,
     upstream_settings,
 )
+from proxy.app.plan import Plan
 from proxy.app.pools import Pools, Stations
-from proxy.config import Config
-from proxy.core.errors import StoreLost
-from proxy.core.model import SECOND, Micros
+from proxy.config import Config, load
+from proxy.core.errors import ConfigError, Problem, StartError, StoreLost
+from proxy.core.model import SECOND, Client, Micros
 from proxy.gateway import Gateway, Retries
 from proxy.joining import Joining
+from proxy.reload import Reloader
 from proxy.stores.links import Link
 from proxy.tasks import finish, spawn
 from proxy.telemetry import LogLevel, RequestLog, Telemetry
 from proxy.upstream import Upstream
 from proxy.web.admin import Admin
 from proxy.web.forward import POSTMAN_HOSTS, Forward, ForwardSettings
-from proxy.web.server import Listener
+from proxy.web.server import Listener, Renewal
 from proxy.web.status.glance import Glance, Sources
 from proxy.web.status.model import ProcessStatus
 
@@ -57,22 +59,24 @@ def wall() -> Micros:
 class App:
     """A Keyturn process: built from a configuration, started, drained, stopped."""
 
-    def __init__(self, config: Config) -> None:
-        refuse_what_is_not_built(config)
-        self._config = config
+    def __init__(self, config: Config, environ: Mapping[str, str] = os.environ) -> None:
+        self._plan = plan = Plan.of(config)
+        self._environ = environ
         self._log = structlog.get_logger("keyturn")
         self._leaving = False
         """Whether it has been told to end; it still serves for `lame_duck`, until it drains."""
         self._draining = False
         self._started = False
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._watching: set[asyncio.Task[Any]] = set()
         self.log_level = LogLevel(config.log.level)
-        self.telemetry = Telemetry(monotonic, wall, RequestLog(config.log.format, config.log.sample))
-        self._upstream = Upstream(upstream_settings(config))
+        self._request_log = RequestLog(config.log.format, config.log.sample)
+        self.telemetry = Telemetry(monotonic, wall, self._request_log)
+        self._upstream = Upstream(upstream_settings(config), plan.trust)
         self._link = link_to_store(config)
         replica = replica_name()
         stations = Stations(config, self._link, replica, clock=monotonic, observer=self.telemetry)
-        self.pools = Pools(stations, config.pools_of_model())
+        self.pools = Pools(stations, plan.pools)
         self._gateway = Gateway(
             self.pools.dispatches,
             self._upstream,
@@ -82,8 +86,8 @@ class App:
             wall=wall,
         )
         self._access = Access(
-            config.client_models(),
-            anonymous=config.anonymous_client(),
+            plan.clients,
+            anonymous=plan.anonymous,
             key_header=config.upstream.key_header,
             key_query=config.upstream.key_query,
             observer=self.telemetry,
@@ -95,7 +99,7 @@ class App:
             self._access,
             self._joining,
             self.telemetry,
-            self._forward_settings(()),
+            self._forward_settings(plan, ()),
             clock=monotonic,
             leaving=lambda: self._leaving,
             draining=lambda: self._draining,
@@ -103,7 +107,7 @@ class App:
         self._data = Listener(
             self._forward,
             config.listen,
-            tls=inbound_tls(config),
+            tls=plan.tls,
             socket_mode=config.inbound.socket_mode,
             bounds=inbound_bounds(config),
             observer=self.telemetry,
@@ -117,14 +121,17 @@ class App:
             lambda: self._config.admin_token,
         )
         self._admin = Listener(admin, [config.admin], bounds=ADMIN_BOUNDS)
+        self._reloader = Reloader(plan, self._read_again, self.adopt, self.telemetry)
+
+    @property
+    def _config(self) -> Config:
+        return self._plan.config
 
     def _sources(self, replica: str) -> Sources:
-        anonymous = self._config.anonymous_client()
-        clients = [*self._config.client_models(), *([anonymous] if anonymous else [])]
         process = ProcessStatus(replica, __version__, platform.python_version(), wall())
         return Sources(
             self.pools.stations,
-            lambda: clients,
+            self._clients,
             lambda: replace(process, draining=self._draining, unready=self.unready()),
             lambda: self._data.connections,
             self.telemetry.history,
@@ -132,13 +139,17 @@ class App:
             "" if self._link is None else self._config.store.on_loss,
         )
 
-    def _forward_settings(self, own: tuple[str, ...]) -> ForwardSettings:
+    def _clients(self) -> Iterable[Client]:
+        return self._plan.everybody.values()
+
+    def _forward_settings(self, plan: Plan, own: Iterable[str]) -> ForwardSettings:
+        config = plan.config
         names = {self._upstream.authority, *(url.partition("://")[2] for url in own)}
         return ForwardSettings(
-            max_body=self._config.upstream.max_body,
-            max_wait=self._config.queue.max_wait,
-            max_wait_ceiling=self._config.queue.max_wait_ceiling,
-            body_timeout=self._config.inbound.body_timeout,
+            max_body=config.upstream.max_body,
+            max_wait=config.queue.max_wait,
+            max_wait_ceiling=config.queue.max_wait_ceiling,
+            body_timeout=config.inbound.body_timeout,
             hosts=POSTMAN_HOSTS | {name.lower().encode() for name in names},
         )
 
@@ -171,6 +182,51 @@ class App:
             for warning in await link.check(f"{self._config.store.prefix}:{{{next(iter(self.pools.dispatches))}}}"):
                 self._log.warning("the store is not fit for its purpose", problem=warning)
 
+    # Another configuration
+
+    def reload(self) -> None:
+        """Read the configuration again now, whether its files have changed or not."""
+        self._reloader.ask()
+
+    def _read_again(self) -> Plan:
+        return self._plan.follow(load(self._config.files.document, self._environ))
+
+    async def adopt(self, plan: Plan) -> None:
+        """Go on with another configuration, as a whole.
+
+        Raises:
+            ConfigError: the system does not let us listen with another certificate; then nothing has changed.
+        """
+        before, config = self._plan, plan.config
+        renewal = await self._prepare_tls(plan) if plan.tls_differs(before) else None
+        fresh = await self.pools.prepare(plan.pools)
+        # From here on nothing is awaited, so that every request meets one configuration, and nothing can fail.
+        self._plan = plan
+        self.pools.adopt(plan.pools, plan.everybody, max_waiting=config.queue.max_waiting, fresh=fresh)
+        self._access.replace(
+            plan.clients,
+            anonymous=plan.anonymous,
+            key_header=config.upstream.key_header,
+            key_query=config.upstream.key_query,
+        )
+        self._gateway.adopt(Retries(config.retry.attempts, config.retry.budget))
+        self._joining.enabled = config.queue.join
+        self._upstream.adopt(upstream_settings(config), plan.trust if plan.trust_differs(before) else None)
+        self._forward.settings = self._forward_settings(plan, self._data.addresses)
+        self._data.adopt(inbound_bounds(config))
+        if renewal is not None:
+            renewal.take_over()
+        self._request_log.sample = config.log.sample
+        self.log_level.configured = config.log.level
+        if config.log.level != before.config.log.level:
+            self.log_level.set(config.log.level)
+
+    async def _prepare_tls(self, plan: Plan) -> Renewal | None:
+        try:
+            return None if plan.tls is None else await self._data.prepare(plan.tls)
+        except StartError as error:
+            raise ConfigError((Problem("tls", str(error)),)) from None
+
     # Life
 
     async def start(self) -> None:
@@ -190,8 +246,9 @@ class App:
         except BaseException:
             await self.stop()
             raise
-        self._forward.settings = self._forward_settings(tuple(self._data.addresses))
+        self._forward.settings = self._forward_settings(self._plan, self._data.addresses)
         self._started = True
+        spawn(self._reloader.run(), name="watch the configuration", owner=self._watching)
 
     async def failure(self) -> None:
         """Wait until a part that must not end breaks down.
@@ -212,6 +269,7 @@ class App:
             self._log.info("leaving", seconds=self._config.lame_duck / SECOND)
             await asyncio.sleep(self._config.lame_duck / SECOND)
         self._draining = True
+        await finish(self._watching)
         self._log.info("draining", seconds=self._config.drain / SECOND, waiting=self.pools.waiting)
         await self._data.stop_accepting()
         await self._data.quiet(self._config.drain / SECOND)
@@ -221,6 +279,7 @@ class App:
     async def stop(self) -> None:
         """Close everything at once."""
         self._leaving = self._draining = True
+        await finish(self._watching)
         await self._data.stop(0)
         await self._joining.stop()
         await self._gateway.stop()

@@ -1,17 +1,19 @@
 """The pools at work: each with the store of its buckets and its waiting room."""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from proxy.config import Config
 from proxy.core.events import Observer
-from proxy.core.model import Micros, Pool
+from proxy.core.model import Client, Micros, Pool
 from proxy.dispatch import Dispatch
 from proxy.stores.links import Link
 from proxy.stores.memory import Memory, MemoryStore
 from proxy.stores.redis import RedisStore
 from proxy.stores.shared import SharedStore
+from proxy.tasks import finish, spawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +80,33 @@ class Pools:
     """All of them, from `start` to `stop`."""
 
     def __init__(self, stations: Stations, pools: Iterable[Pool]) -> None:
+        self._make = stations.make
         self._stations = {pool.name: stations.make(pool) for pool in pools}
+        self._away: dict[str, Station] = {}
+        """Of pools that were taken out: without keys and out of sight, until they come back to what was spent."""
         self.dispatches = {name: station.dispatch for name, station in self._stations.items()}
-        """The waiting rooms by the names of their pools."""
+        """The waiting rooms by the names of their pools; always the same mapping."""
+        self._guards: set[asyncio.Task[Any]] = set()
+        self._broken: list[Exception] = []
+        self._break = asyncio.Event()
 
     # Life
 
     async def start(self) -> None:
         """Begin to exchange with the stores."""
         for station in self._stations.values():
-            await station.start()
+            await self._begin(station)
+
+    async def _begin(self, station: Station) -> None:
+        await station.start()
+        spawn(self._guard(station), name="guard a waiting room", owner=self._guards)
+
+    async def _guard(self, station: Station) -> None:
+        try:
+            await station.dispatch.failure()
+        except Exception as problem:  # noqa: BLE001  # whatever it is, it is told
+            self._broken.append(problem)
+            self._break.set()
 
     async def failure(self) -> None:
         """Wait until a waiting room breaks down.
@@ -95,16 +114,55 @@ class Pools:
         Raises:
             Exception: what it broke down with.
         """
-        await asyncio.gather(*(dispatch.failure() for dispatch in self.dispatches.values()))
+        await self._break.wait()
+        raise self._broken[0]
+
+    async def prepare(self, pools: Iterable[Pool]) -> Mapping[str, Station]:
+        """Stations for those of these pools that were never there: at work, but without anybody who knows of them."""
+        fresh = {}
+        for pool in pools:
+            if pool.name not in self._stations and pool.name not in self._away:
+                fresh[pool.name] = station = self._make(pool)
+                await self._begin(station)
+        return fresh
+
+    def adopt(
+        self,
+        pools: Iterable[Pool],
+        clients: Mapping[str, Client],
+        *,
+        max_waiting: int,
+        fresh: Mapping[str, Station],
+    ) -> None:
+        """Go on with these pools.
+
+        Args:
+            pools: all of them.
+            clients: everybody who is known, by name.
+            max_waiting: requests that may wait in each.
+            fresh: what `prepare` has made of those that are new.
+        """
+        known = {**self._stations, **self._away, **fresh}
+        wanted = {pool.name: pool for pool in pools}
+        self._stations = {name: known[name] for name in wanted}
+        self._away = {name: station for name, station in known.items() if name not in wanted}
+        self.dispatches.clear()
+        self.dispatches.update({name: station.dispatch for name, station in self._stations.items()})
+        for station in self._away.values():
+            closed = replace(station.dispatch.pool, keys=())
+            station.dispatch.adopt(closed, clients, max_waiting=max_waiting)
+        for name, pool in wanted.items():
+            self.dispatches[name].adopt(pool, clients, max_waiting=max_waiting)
 
     def refuse_all(self) -> None:
         """Refuse whoever waits and whoever comes."""
-        for dispatch in self.dispatches.values():
-            dispatch.refuse_all()
+        for station in (*self._stations.values(), *self._away.values()):
+            station.dispatch.refuse_all()
 
     async def stop(self) -> None:
         """Refuse whoever waits, report the last settlements, and end."""
-        for station in self._stations.values():
+        await finish(self._guards)
+        for station in (*self._stations.values(), *self._away.values()):
             await station.stop()
 
     # What others see

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,15 +12,27 @@ from typing import Any
 from proxy.app.composition import App
 from proxy.tasks import finish, spawn
 
+_STDIN = 0
+
 
 async def serve_until_told(app: App, announce: Callable[[str], None]) -> int:
     """Run until SIGTERM or SIGINT, drain, and return the exit code; a second signal ends at once with 1.
 
-    SIGUSR1 has everything logged, and the next one what is configured.
+    SIGUSR1 has everything logged, and the next one what is configured. SIGHUP reloads the configuration, unless it
+    tells that the terminal has gone at which the process was started.
     """
     told, again = asyncio.Event(), asyncio.Event()
+    at_terminal = os.isatty(_STDIN)
+
+    def hang_up() -> None:
+        if at_terminal and not os.isatty(_STDIN):
+            told.set()
+        else:
+            app.reload()
+
     end = partial(_end, told, again)
-    with _signals({signal.SIGTERM: end, signal.SIGINT: end, signal.SIGUSR1: app.log_level.toggle}):
+    others = {signal.SIGUSR1: app.log_level.toggle, signal.SIGHUP: hang_up}
+    with _signals({signal.SIGTERM: end, signal.SIGINT: end, **others}):
         await app.start()
         _settle_memory()
         try:

@@ -120,30 +120,26 @@ class Dispatch:
 
     # Keys and limits
 
-    def adopt(self, pool: Pool, clients: Mapping[str, Client], *, max_waiting: int) -> tuple[str, ...]:
+    def adopt(self, pool: Pool, clients: Mapping[str, Client], *, max_waiting: int) -> None:
         """Go on with another configuration: what waits keeps its place, what is out the key that it has.
 
         Who cannot be served by it any more hears of it at once: its client or its key is gone, or the pool has no key.
 
         Args:
             pool: the pool as it is now; without keys when it is to be closed.
-            clients: everybody who is known, by name.
+            clients: everybody who is known, by name, made anew: by that, tickets of before are known.
             max_waiting: requests that may wait.
-
-        Returns:
-            Dead keys that are to be asked after at once, since they have another secret.
         """
         self._edition += 1
         self._clients = clients
         self._max_waiting = max_waiting
         self._rides.adopt(pool)
         self.pool, self.budgets = pool, ()
-        revived = self.health.adopt(pool, self.clock())
+        self.health.adopt(pool, self.clock())
         self._keys.adopt(pool)
         self._store.adopt(self._keys.serving)
         self._seat_anew(clients)
         self.heed()
-        return revived
 
     def _seat_anew(self, clients: Mapping[str, Client]) -> None:
         """Put everybody who waits into the lane that is right by now, in the same order."""
@@ -242,7 +238,7 @@ class Dispatch:
     def _enter(self, ticket: Ticket, front: bool) -> Waiter:
         if self._closed:
             raise ShuttingDown
-        if front and self._clients is not None:
+        if self._clients is not None and (front or self._clients.get(ticket.client.name) is not ticket.client):
             ticket = ticket.renewed(self.pool, self._clients)
         if refusal := self._keys.refusal(ticket, self.clock()):
             raise refusal
@@ -367,13 +363,18 @@ class Dispatch:
             self._deadlines.wait_unjudged(
                 [queue for lane, queue in self._lanes.busy.items() if not self._may_be_served(lane)]
             )
-        if answer.again is not None:
+        if answer.again is not None and self._has_to_say:
             self._alarm.within(answer.again)
         elif self._unsettled:
             self._alarm.within(PULSE)
         self._observer.observe(Exchanged(self.pool.name, (now - asked) / SECOND, len(answer.grants)))
         for quota, tokens in answer.foreign:
             self._observer.observe(ForeignSpent(self.pool.name, quota, tokens))
+
+    @property
+    def _has_to_say(self) -> bool:
+        """Whether the store has to hear of this room again: one without keys, of which nothing is out, is no sharer."""
+        return bool(self.pool.keys or self._unsettled or self._lanes.total)
 
     def _hand_over(self, grant: Grant, use_by: Micros) -> None:
         """Give a lease to the head of its lane; when nobody waits there any more, or no key is left, it goes back."""

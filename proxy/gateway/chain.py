@@ -16,9 +16,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from random import random
 
-from proxy.core.errors import Outage, TooMany, UpstreamError
+from proxy.core.errors import NoKey, Outage, TooMany, UpstreamError
 from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered
 from proxy.core.http import Answer, Request
+from proxy.core.lessons import Lessons
 from proxy.core.model import SECOND, Micros
 from proxy.core.retries import RetryBudget
 from proxy.core.signals import FORBIDDEN, OUTAGES, TOO_MANY, UNAUTHORIZED
@@ -94,6 +95,8 @@ class Gateway:
         """Try requests so often from now on; what was counted of the budget stays counted."""
         self._means.retries = retries
         self._means.budget.ratio = retries.budget
+        for desk in self._desks.values():
+            desk.lessons = Lessons()  # of limits that may stand in other places now
 
     def _desk(self, pool: str) -> Desk:
         """What is known of a pool; of one that is new, or was closed and opened again, nothing."""
@@ -113,6 +116,8 @@ class Gateway:
         Raises:
             Refusal: the proxy answers itself.
         """
+        if request.client.pool not in self._dispatches:
+            raise NoKey("The pool of this request was taken out just now. Send it again.", retry_after=1)
         desk = self._desk(request.client.pool)
         now = self._means.clock()
         self._means.budget.request(now)

@@ -79,9 +79,11 @@ class Listener:
             for server in self._servers:
                 for sock in server.sockets:
                     renewal.servers.append(await self._again(sock, tls))
-        except OSError as error:
+        except BaseException as error:
             renewal.undo()
-            raise StartError(f"cannot listen with another certificate: {why(error)}") from error
+            if isinstance(error, OSError):
+                raise StartError(f"cannot listen with another certificate: {why(error)}") from error
+            raise
         return renewal
 
     async def _again(self, listening: Any, tls: ssl.SSLContext) -> asyncio.Server:

@@ -1,14 +1,16 @@
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from proxy import config
 from proxy.app.pools import Pools, Stations
-from proxy.core.errors import ShuttingDown, TooMany
+from proxy.core.errors import ShuttingDown, TooMany, Unauthenticated
 from proxy.core.exchange import Kind
 from proxy.core.model import SECOND, Client
-from proxy.dispatch import Ticket
+from proxy.dispatch import Moved, Ticket
 from tests.process import KEYS, write
 from tests.rooms import Recorder
 from tests.virtual import micros, task_of, virtual
@@ -95,6 +97,70 @@ def test_the_failure_of_one_is_a_failure(tmp_path: Path) -> None:
             await it.failure()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
+        await it.stop()
+
+    scenario()
+
+
+def test_pools_come_and_go(tmp_path: Path) -> None:
+    """Who waits in one that is taken out goes where its client belongs; one that comes back knows what was spent."""
+
+    @virtual
+    async def scenario() -> None:
+        it = pools(tmp_path)
+        await it.start()
+        first = it.dispatches["default"].pool
+        (await it.dispatches["default"].lease(ticket())).close()
+        waiting, gone = task_of(it.dispatches["default"].lease(ticket())), ticket()
+        leaving = task_of(it.dispatches["default"].lease(replace(gone, client=Client("b"))))
+        await asyncio.sleep(1)
+        spare = replace(first, name="spare")
+        fresh = await it.prepare([spare])
+        assert list(fresh) == ["spare"]
+        it.adopt([spare], {"a": Client("a", pool="spare")}, max_waiting=9, fresh=fresh)
+        with pytest.raises(Moved):
+            await waiting
+        with pytest.raises(Unauthenticated):
+            await leaving
+        assert list(it.dispatches) == ["spare"]
+        assert len(it.stations()) == 1
+        assert await it.prepare([first, spare]) == {}
+        clients = {"a": Client("a"), "b": Client("b", pool="spare")}
+        it.adopt([first, spare], clients, max_waiting=9, fresh={})
+        with pytest.raises(TooMany):
+            await it.dispatches["default"].lease(Ticket(Client("a"), Kind((0,)), micros()))
+        (await it.dispatches["spare"].lease(Ticket(clients["b"], Kind((0,)), micros()))).close()
+        await it.stop()
+
+    scenario()
+
+
+def test_a_pool_that_is_away_says_nothing(tmp_path: Path) -> None:
+    """Whoever shares the store need not hear of it."""
+
+    @virtual
+    async def scenario() -> None:
+        it = pools(tmp_path)
+        await it.start()
+        dispatch, spare = it.dispatches["default"], replace(it.dispatches["default"].pool, name="spare")
+        lease = await dispatch.lease(ticket())
+        exchanges: list[int] = []
+        exchange = dispatch._store.exchange
+
+        async def counted(*args: Any) -> Any:
+            exchanges.append(micros())
+            return await exchange(*args)
+
+        dispatch._store.exchange = counted  # type: ignore[method-assign, assignment]  # it counts
+        it.adopt([spare], {}, max_waiting=9, fresh=await it.prepare([spare]))
+        await asyncio.sleep(60)
+        during = len(exchanges)
+        assert during > 10, "a lease is out"
+        lease.close()
+        await asyncio.sleep(60)
+        after = len(exchanges)
+        await asyncio.sleep(600)
+        assert len(exchanges) == after
         await it.stop()
 
     scenario()

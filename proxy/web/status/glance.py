@@ -11,7 +11,7 @@ from typing import Protocol
 
 from proxy.core.events import KeyLevel, Levels
 from proxy.core.looks import BucketLook
-from proxy.core.model import SECOND, Client, Micros
+from proxy.core.model import SECOND, Client, Micros, Pool
 from proxy.core.recent import NEVER
 from proxy.dispatch import Dispatch
 from proxy.telemetry.history import History
@@ -76,7 +76,9 @@ class Glance:
         self._clock = clock
         self._wall = wall
         self._seen: Looks = {}
-        self._seen_at: Micros | None = None
+        self._seen_at: Micros = 0
+        self._seen_of: list[Pool] | None = None
+        """The pools as they were then: looks tell of limits by their place."""
         self._looking = asyncio.Lock()
 
     async def levels(self) -> Levels:
@@ -109,12 +111,14 @@ class Glance:
         )
 
     async def _look(self) -> tuple[list[Station], Looks]:
-        stations = list(self._sources.stations())
         async with self._looking:
-            if self._seen_at is None or self._clock() - self._seen_at >= FRESH:
+            while True:
+                stations = list(self._sources.stations())
+                pools = [station.dispatch.pool for station in stations]
+                if self._seen_of == pools and self._clock() - self._seen_at < FRESH:
+                    return stations, self._seen
                 self._seen = {station.dispatch.pool.name: await station.store.look() for station in stations}
-                self._seen_at = self._clock()
-        return stations, self._seen
+                self._seen_at, self._seen_of = self._clock(), pools
 
     def _store(self, stations: Sequence[Station]) -> StoreStatus:
         history = self._sources.history

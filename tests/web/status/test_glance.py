@@ -135,3 +135,17 @@ async def test_many_who_watch_cost_one_look() -> None:
 def ticket() -> Ticket:
     """Of client a, with time."""
     return Ticket(Client("a", weight=2), Kind((0,)), micros() + 300 * SECOND)
+
+
+@virtual
+async def test_other_limits_are_looked_at_anew() -> None:
+    """What was seen of the limits of before is not told of those that hold now, not even if they change meanwhile."""
+    async with place() as it:
+        await it.glance.levels()
+        it.dispatch.adopt(pool(2, limit(5), limit(7, SECOND)), {}, max_waiting=1)
+        looking = task_of(it.glance.levels())
+        await asyncio.sleep(0)
+        it.dispatch.adopt(pool(1, limit(9)), {}, max_waiting=1)
+        levels = await looking
+        assert [(level.quota, level.at_hand, level.size) for level in levels.buckets] == [("k0", 9, 9)]
+        assert it.store.looks == 3
