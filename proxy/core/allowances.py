@@ -28,12 +28,16 @@ _FAMILIES = tuple(
 )
 _POLICY, _COMBINED = b"ratelimit-policy", b"ratelimit"
 _MONTH_LEFT = b"remaining-month"
-BESIDE = frozenset((b"date", b"age", b"x-cache", b"cf-cache-status", b"content-encoding"))
+CACHES = (b"age", b"x-cache", b"cf-cache-status")
+"""Fields by which caches on the way tell of themselves."""
+
+BESIDE = frozenset((b"date", b"content-encoding", *CACHES))
 """Fields that help to read the others, and say nothing about limits."""
 
 _READ = BESIDE.union(INSTRUCTIONS, (_POLICY, _COMBINED), *_FAMILIES)
 _REQUESTS = "requests"
-_MOST = 10**9
+_DIGITS = 9
+_MOST = 10**_DIGITS
 
 Said = dict[bytes, list[bytes]]
 """The values of the fields that are read here, by their lower-case names."""
@@ -50,7 +54,7 @@ class Allowance:
     window: Micros | None = None
 
 
-_NOTHING = Allowance()
+_NOTHING_TOLD = (None, None, None)
 
 
 def _role(name: bytes) -> bytes:
@@ -80,15 +84,18 @@ class Reader:
         self._said = values
         self._now = now
 
-    def instructions(self) -> Iterator[Micros]:
+    def instructions(self) -> list[Micros]:
         """The waits that fields tell."""
-        for name in INSTRUCTIONS:
-            for value in self._said.get(name, ()):
-                if (told := self._wait(name, value)) is not None:
-                    yield told
+        values = self._said
+        if values.keys().isdisjoint(INSTRUCTIONS):
+            return []
+        told = [self._wait(name, value) for name in INSTRUCTIONS for value in values.get(name, ())]
+        return [wait for wait in told if wait is not None]
 
     def month_left(self) -> int | None:
         """The requests that the month's plan still holds: the fewest, if told more than once."""
+        if _MONTH_LEFT not in self._said:
+            return None
         counts = [self._count(_MONTH_LEFT, value) for value in self._said.get(_MONTH_LEFT, ())]
         return min((count for count in counts if count is not None), default=None)
 
@@ -97,8 +104,9 @@ class Reader:
         values = self._said
         policies = tuple(self._policies()) if _POLICY in values else ()
         found = [self._family(*family, policies) for family in _FAMILIES if not values.keys().isdisjoint(family)]
-        found += [allowance for value in values.get(_COMBINED, ()) for allowance in self._combined(value, policies)]
-        return tuple([self._plausible(allowance) for allowance in found if allowance != _NOTHING])
+        if _COMBINED in values:
+            found += [allowance for value in values[_COMBINED] for allowance in self._combined(value, policies)]
+        return tuple([self._plausible(one) for one in found if (one.size, one.left, one.reset) != _NOTHING_TOLD])
 
     def _plausible(self, allowance: Allowance) -> Allowance:
         """Without what cannot be: more requests left than there are, or a limit of none."""
@@ -116,9 +124,9 @@ class Reader:
         values = self._said
         size, more = self._limit(limit)
         left = self._count(remaining, values[remaining][0]) if remaining in values else None
-        resets = [self._wait(reset, value) for value in values.get(reset, ())]
-        latest = max([told for told in resets if told is not None], default=None)
-        return Allowance(size, left, latest, _window((*more, *policies), size))
+        resets = [told for value in values.get(reset, ()) if (told := self._wait(reset, value)) is not None]
+        window = _window((*more, *policies), size) if more or policies else None
+        return Allowance(size, left, max(resets) if resets else None, window)
 
     def _limit(self, name: bytes) -> tuple[int | None, list["_Policy"]]:
         """The number of a limit; draft 5 has quota policies behind it (`60, 60;w=60`)."""
@@ -175,7 +183,7 @@ class Reader:
 
     def _count(self, name: bytes, value: bytes) -> int | None:
         text = value.strip()
-        if text.isdigit() and len(text) < len(str(_MOST)):
+        if text.isdigit() and len(text) <= _DIGITS:
             return int(text)
         self._ignore(name)
         return None

@@ -6,6 +6,7 @@ between named the limit as it is configured or a larger one. Endpoints that are 
 own are no witnesses.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from proxy.core.signals import Route
@@ -41,10 +42,11 @@ class Lessons:
     def __init__(self) -> None:
         self._rumours: dict[tuple[str, int], _Rumour] = {}
 
-    def agreed(self, quota: str, limit: int) -> None:
-        """An answer named a limit as it is configured: what was told otherwise was a narrower one."""
+    def agreed(self, quota: str, limits: Iterable[int]) -> None:
+        """An answer named limits as they are configured: what was told otherwise was a narrower one."""
         if self._rumours:
-            self._rumours.pop((quota, limit), None)
+            for limit in limits:
+                self._rumours.pop((quota, limit), None)
 
     def told(self, quota: str, limit: int, size: int, route: Route) -> bool:
         """An answer named a limit smaller than it is configured; whether that is to be believed now."""

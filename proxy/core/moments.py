@@ -29,6 +29,7 @@ _LONGEST_DATE = 64
 _NUMBER = re.compile(rb"\d{1,14}(?:\.\d{1,20})?")
 
 
+@lru_cache(maxsize=256)
 def wait(value: bytes, now: Micros) -> Micros | None:
     """The time from the answer, made at `now` (epoch), to what a value names; `None` if that is over.
 

@@ -16,7 +16,7 @@ speak of another bucket), from an answer that a cache gave (`Age`, `X-Cache`), o
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from proxy.core.allowances import BESIDE, Allowance, Reader, Said, said
+from proxy.core.allowances import BESIDE, CACHES, Allowance, Reader, Said, said
 from proxy.core.complaints import Complaint, complaint
 from proxy.core.exchange import Seen
 from proxy.core.http import Fields
@@ -85,10 +85,12 @@ class Signals:
             return ()
         found = []
         for allowance in self.allowances:
-            index = _meant(allowance, limits, of)
-            if index is not None and allowance.left is not None and of[index].requests == allowance.size:
-                reset = allowance.reset if allowance.reset is not None else of[index].window
-                found.append(Seen(index, allowance.left, reset))
+            size, left, reset = allowance.size, allowance.left, allowance.reset
+            if size is None or left is None:
+                continue
+            meant = [index for index in limits if of[index].requests == size and _fits(allowance, of[index])]
+            if len(meant) == 1:
+                found.append(Seen(meant[0], left, reset if reset is not None else of[meant[0]].window))
         return tuple(found)
 
     def lower(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[int, int] | None:
@@ -98,9 +100,9 @@ class Signals:
         general = [index for index in limits if not of[index].match]
         sizes = {of[index].requests for index in limits}
         for allowance in self.allowances:
-            index = _meant(allowance, general, of)
-            if index is not None and allowance.size and allowance.size < min(sizes):
-                return index, allowance.size
+            meant = [index for index in general if _fits(allowance, of[index])]
+            if len(meant) == 1 and allowance.size and allowance.size < min(sizes):
+                return meant[0], allowance.size
         return None
 
 
@@ -124,29 +126,31 @@ def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signal
         return _REFUSED if status == TOO_MANY else _NOTHING
     now = sent_at(values, wall)
     reader = Reader(values, now)
-    found = complaint(body, values.get(b"content-encoding", [b""])[0]) if body else Complaint()
-    instructions = [*reader.instructions(), *_told(found, now, reader.ignored)]
+    found = complaint(body, values.get(b"content-encoding", [b""])[0]) if body else _SILENCE
+    waits = reader.instructions()
+    if found.moments:
+        waits += _told(found, now, reader.ignored)
     allowances = reader.allowances()
-    about = _about(status, found)
-    resets = [allowance.reset for allowance in allowances if not allowance.left and allowance.reset is not None]
-    described = resets if about == "limit" else []
+    about = _about(status, found) if status in SPEAKING else "nothing"
+    if about == "limit" and not waits:
+        waits = [one.reset for one in allowances if not one.left and one.reset is not None]
     return Signals(
         about,
-        max(instructions or described, default=None),
+        max(waits) if waits else None,
         allowances,
         found.over_within if about == "outage" else None,
         reader.month_left(),
-        status != UNAUTHORIZED and not _cached(values),
+        status != UNAUTHORIZED and (values.keys().isdisjoint(CACHES) or not _cached(values)),
         tuple(reader.ignored),
     )
 
 
-_NOTHING, _REFUSED = Signals(), Signals("limit")
+_NOTHING, _REFUSED, _SILENCE = Signals(), Signals("limit"), Complaint()
 
 
 def sent_at(values: Said, wall: Micros) -> Micros:
     """The answer's own `Date`, in epoch microseconds."""
-    instant = next((date(value) for value in values.get(b"date", ())), None)
+    instant = date(values[b"date"][0]) if b"date" in values else None
     return wall if instant is None else instant
 
 
@@ -170,25 +174,18 @@ def _about(status: int, found: Complaint) -> About:
         return "plan" if found.of_plan else "limit"
     if status in OUTAGES:
         return "outage"
-    return "key" if status in (UNAUTHORIZED, FORBIDDEN) and found.about_key(status) else "nothing"
+    return "key" if found.about_key(status) else "nothing"
 
 
 def _cached(values: Said) -> bool:
     """Whether a cache on the way gave the answer (RFC 9111, section 5.1, and what caches add to it)."""
     if any(value.strip().lstrip(b"0") for value in values.get(b"age", ())):
         return True
-    return any(b"hit" in value.lower() for name in (b"x-cache", b"cf-cache-status") for value in values.get(name, ()))
-
-
-def _meant(allowance: Allowance, limits: Sequence[int], of: Sequence[Limit]) -> int | None:
-    """Which of the limits an allowance speaks of: the only one of its size, or if none has that, of its window."""
-    fitting = [index for index in limits if _fits(allowance, of[index])]
-    of_size = [index for index in fitting if of[index].requests == allowance.size]
-    meant = of_size or fitting
-    return meant[0] if len(meant) == 1 else None
+    return any(b"hit" in value.lower() for name in CACHES[1:] for value in values.get(name, ()))
 
 
 def _fits(allowance: Allowance, limit: Limit) -> bool:
+    """Whether an allowance may speak of a limit, by its window, or by when that is over."""
     if allowance.window is not None:
         return allowance.window == limit.window
     return allowance.reset is None or allowance.reset <= limit.window + ROUNDING

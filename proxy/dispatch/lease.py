@@ -44,7 +44,10 @@ class Ending:
         age = now - counted.instant
         if not counted.limits and not counted.seen:
             return Spent(self.lease.id, age)
-        before, same = self.lease.pool, same_limits(self.lease.pool, pool)
+        before = self.lease.pool
+        if before is pool and not counted.limits:
+            return Spent(self.lease.id, age, tuple([_aged(one, age) for one in counted.seen if _stands(one, age)]))
+        same = same_limits(before, pool)
         if closed := tuple([same[limit] for limit in counted.limits if limit in same]):
             return Throttled(self.lease.id, age, counted.park - age, closed)
         seen = [
@@ -53,6 +56,10 @@ class Ending:
             if one.limit in same and _size(before, one.limit) == _size(pool, same[one.limit]) and _stands(one, age)
         ]
         return Spent(self.lease.id, age, tuple(seen))
+
+
+def _aged(seen: Seen, age: Micros) -> Seen:
+    return Seen(seen.limit, seen.remaining, seen.reset - age)
 
 
 def _size(pool: Pool, limit: int) -> int:
@@ -66,11 +73,12 @@ def _stands(seen: Seen, age: Micros) -> bool:
 
 def surprising(counted: Counted, budgets: Sequence[Budget], quotas: int) -> bool:
     """Whether a bucket holds clearly less than its pool's buckets do on average: somebody else spends (law 9)."""
-    return any(
-        (one.remaining + 1) * quotas + budgets[one.limit].size // SURPRISE < budgets[one.limit].at_hand
-        for one in counted.seen
-        if one.limit < len(budgets)
-    )
+    for one in counted.seen:
+        if one.limit < len(budgets):
+            budget = budgets[one.limit]
+            if (one.remaining + 1) * quotas + budget.size // SURPRISE < budget.at_hand:
+                return True
+    return False
 
 
 class Office(Protocol):

@@ -153,7 +153,7 @@ class Gateway:
     async def _lease(self, desk: Desk, passage: Passage) -> Lease:
         began = self._means.clock()
         try:
-            ticket = await self._ways.choose(desk, passage)
+            ticket = await self._ways.choose(desk, passage) if desk.narrows else passage.ticket
             lease = await desk.dispatch.lease(ticket, front=passage.back)
         finally:
             passage.journal.queued += self._means.clock() - began
@@ -180,10 +180,14 @@ class Gateway:
         except UpstreamError as error:
             self._means.observer.observe(UpstreamAnswered(desk.name, lease.key.name, 0))
             return self._trouble.failed(desk, passage, lease, error)
-        return await self._judge(desk, passage, lease, heard)
-
-    async def _judge(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> Outcome:
         status = heard.answer.status
+        if status in (UNAUTHORIZED, FORBIDDEN):
+            self._trouble.answered(desk, passage)
+            self._learning.seen(desk, passage, lease, heard)
+            return await self._care.rejected(desk, passage, lease, heard)
+        return self._judge(desk, passage, lease, heard, status)
+
+    def _judge(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard, status: int) -> Outcome:
         if status in OUTAGES:
             return self._trouble.out_of_order(desk, passage, lease, heard)
         if status >= ERRORS:
@@ -194,8 +198,6 @@ class Gateway:
         seen = self._learning.seen(desk, passage, lease, heard)
         if status == TOO_MANY:
             return self._throttling.refused(desk, passage, lease, heard)
-        if status in (UNAUTHORIZED, FORBIDDEN):
-            return await self._care.rejected(desk, passage, lease, heard)
         lease.spent(seen)
         return Relay(heard.answer)
 

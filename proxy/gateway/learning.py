@@ -18,15 +18,15 @@ class Learning:
     def seen(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> tuple[Seen, ...]:
         """What the answer tells of others' spending, to be settled with its lease; a lower limit is taken as such."""
         signals = heard.signals
-        self._beside(desk, lease, heard)
+        if signals.ignored or signals.month_left is not None:
+            self._beside(desk, lease, heard)
         if not signals.allowances:
             return ()
         limits = lease.pool.limits
         seen = signals.seen(lease.limits, limits)
-        for one in seen:
-            desk.lessons.agreed(lease.quota, one.limit)
-        lower = signals.lower(lease.limits, limits)
-        if lower is not None:
+        if seen:
+            desk.lessons.agreed(lease.quota, [one.limit for one in seen])
+        elif lower := signals.lower(lease.limits, limits):
             index, size = lower
             if desk.lessons.told(lease.quota, index, size, passage.route):
                 self._lower(desk, lease, index, size)

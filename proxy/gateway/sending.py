@@ -68,7 +68,15 @@ class Sender:
         means = self._means
         began = means.clock()
         try:
-            wire = await self._connect(lease)
+            try:
+                wire = await self._upstream.connect()
+            except BaseException:
+                lease.unsent()
+                raise
+            if not lease.fresh():
+                wire.put_back()
+                lease.unsent()
+                raise Late
             journal.tries += 1
             sending()
             answer = await wire.send(request, lease.key.secret, lease.pool.fields, body=body, on_written=lease.written)
@@ -79,15 +87,3 @@ class Sender:
             answer, said = await peek(answer)
         means.observer.observe(UpstreamAnswered(lease.pool.name, lease.key.name, answer.status))
         return Heard(answer, read(answer.status, answer.fields, wall, said))
-
-    async def _connect(self, lease: Lease) -> Wire:
-        try:
-            wire = await self._upstream.connect()
-        except BaseException:
-            lease.unsent()
-            raise
-        if not lease.fresh():
-            wire.put_back()
-            lease.unsent()
-            raise Late
-        return wire

@@ -24,7 +24,7 @@ class Ways:
             TooMany: no place comes before the deadline.
         """
         ticket, narrows = passage.ticket, desk.narrows
-        while len(narrows):
+        while narrows:
             now, insists = self._means.clock(), ticket.kind.pinned
             quotas = desk.dispatch.quotas if insists is None else (insists,)
             way = narrows.way(passage.route, quotas, now)

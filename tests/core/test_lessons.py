@@ -25,7 +25,7 @@ def test_the_limit_as_it_is_configured_ends_the_rumour() -> None:
     for _ in range(5):
         assert not lessons.told("k0", 0, 10, ME)
         assert not lessons.told("k0", 0, 10, ENVIRONMENT)
-        lessons.agreed("k0", 0)
+        lessons.agreed("k0", [0])
 
 
 def test_the_larger_of_two_numbers_counts() -> None:

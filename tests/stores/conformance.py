@@ -248,6 +248,25 @@ class StoreConformance:
 
         self.play(scenario, keys=3)
 
+    def test_a_quota_out_of_use_is_asked_after_all_the_same(self) -> None:
+        """A replica that uses none of its keys gets nothing but what it insists on, and others go on (law 10)."""
+
+        async def scenario(store: Opened) -> None:
+            await store.exchange("other", (), ())
+            store.adopt("r", pool(0, limit(2, 10 * SECOND)))
+            own = Demand(lane("own", (0,), "k0"), 1, 1)
+            answer = await store.exchange("r", (), (wants(5), own))
+            assert [(grant.lane.client, grant.quota) for grant in answer.grants] == [("own", "k0")]
+            assert answer.turns[lane("a")].at(0) is None
+            other = await store.exchange("other", (), (wants(5),))
+            assert [grant.quota for grant in other.grants] == ["k0"]
+            await store.exchange("other", (), ())
+            store.adopt("r", pool(1, limit(2, 10 * SECOND)))
+            back = await store.exchange("r", (Unsent(answer.grants[0].lease),), (wants(5),))
+            assert len(back.grants) == 1
+
+        self.play(scenario)
+
     def test_how_many_share_the_pool_is_told(self) -> None:
         """Whoever has spoken of late."""
 
