@@ -132,7 +132,7 @@ class App:
         return Sources(
             self.pools.stations,
             self._clients,
-            lambda: replace(process, draining=self._draining, unready=self.unready()),
+            lambda: replace(process, draining=self._leaving, unready=self.unready()),
             lambda: self._data.connections,
             self.telemetry.history,
             "memory" if self._link is None else "redis",

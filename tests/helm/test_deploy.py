@@ -34,6 +34,22 @@ def test_compose_s_configuration_is_valid(tmp_path: Path) -> None:
     assert set(COMPOSE["services"]["keyturn"]["environment"]) == {"POSTMAN_API_KEYS", "KEYTURN_TOKEN"}
 
 
+def test_compose_is_understood() -> None:
+    """Docker Compose knows every setting, and asks for the variables that have to be given."""
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("no docker-compose here")
+    command = [program, "--file", str(ROOT / "compose.yaml"), "config", "--quiet"]
+
+    def run(**environ: str) -> "subprocess.CompletedProcess[str]":
+        environ["PATH"] = "/usr/bin:/bin"
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+
+    good = run(POSTMAN_API_KEYS="one,two", KEYTURN_TOKEN="token")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "give the token that callers send" in run(POSTMAN_API_KEYS="one,two").stderr
+
+
 def test_compose_publishes_to_this_machine_only() -> None:
     """Both ports are those of the configuration, on the loopback of the machine."""
     settings = yaml.safe_load((ROOT / "deploy" / "compose" / "config.yaml").read_text(encoding="utf-8"))
@@ -82,6 +98,12 @@ def test_unit_lets_requests_end() -> None:
     (stop,) = directive("TimeoutStopSec")
     assert seconds(stop) > seconds("25s")
     assert directive("KillSignal") == ["SIGTERM"]
+
+
+def test_unit_takes_rights_away() -> None:
+    """Nothing of the machine can be written, no capability is left, and a call that is not allowed fails."""
+    settings = ("NoNewPrivileges", "ProtectSystem", "ProtectHome", "CapabilityBoundingSet", "SystemCallErrorNumber")
+    assert [directive(name) for name in settings] == [["yes"], ["strict"], ["yes"], [""], ["EPERM"]]
 
 
 def test_unit_is_understood(tmp_path: Path) -> None:
