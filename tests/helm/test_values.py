@@ -251,6 +251,7 @@ def test_network_policy_of_the_gateway() -> None:
     assert [[port["port"] for port in rule["ports"]] for rule in policy["ingress"]] == [[8080], [9090]]
     assert [[port["port"] for port in rule["ports"]] for rule in policy["egress"]] == [[53, 53], [443], [6379, 26379]]
     assert "from" not in policy["ingress"][0]
+    assert policy["ingress"][1]["from"] == [{"namespaceSelector": {}}]
 
 
 def test_network_policy_of_named_callers() -> None:
