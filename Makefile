@@ -7,6 +7,11 @@ VENV ?= .venv
 # More arguments: make test ARGS="tests/core -k lease", make bench ARGS="--rounds 9", make lock ARGS=--upgrade
 ARGS ?=
 
+# make simulate: how many runs, of which rows of its table, or the one run that is to be repeated.
+SEEDS ?= 100
+ROWS ?=
+RUN ?=
+
 # The image's name, and what may build it: the first that is ready does.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= keyturn:$(VERSION)
@@ -21,10 +26,10 @@ COMPILE := .venv-lock/bin/uv --no-config pip compile --quiet --universal --pytho
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check chart image bench e2e lock clean
+.PHONY: help run test check simulate chart image bench e2e lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 run: $(VENV)/.runtime ## start the proxy with the keys of config.yaml or POSTMAN_API_KEYS; without keys, the demo
 	@$(BIN)/keyturn check --any-key >/dev/null 2>&1; \
@@ -38,6 +43,9 @@ check: $(VENV)/.dev ## lint, formatting, types, layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+simulate: $(VENV)/.dev ## fleets on virtual time, every law judged: SEEDS=1000 runs in all, ROWS=crashes,flush, RUN=crashes/17
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds "$(SEEDS)" --only "$(ROWS)" --run "$(RUN)" $(ARGS)
 
 chart: $(VENV)/.dev ## lint, render and validate the Helm chart for every Kubernetes that it is for, and the Dockerfile
 	$(BIN)/python -m pytest -n auto -o python_files='test_*.py matrix.py' tests/helm $(ARGS)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from proxy.core.errors import StoreLost
 from proxy.core.events import Observer, StoreChanged
 from proxy.core.exchange import Demand, Exchange, Settlement
+from proxy.core.letters import Terms
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.stores.redis import RedisStore
@@ -72,6 +73,11 @@ class SharedStore:
     def degraded(self) -> float:
         """Seconds without the store, so far."""
         return (self._degraded + (self._clock() - self._since if self.lost else 0)) / SECOND
+
+    @property
+    def terms(self) -> Terms:
+        """The pool as the next exchange will name it."""
+        return self._store.terms
 
     @property
     def replicas(self) -> int:

@@ -1,0 +1,100 @@
+"""Run the table of scenarios on every core and print what came of it: `make simulate SEEDS=1000`.
+
+A run is named by its row and its seed, `rolling-jittered/17`, and is the same whenever and wherever it is repeated.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+from tests.simulation.run import Result, Run
+from tests.simulation.scenarios import BY_NAME, ROWS
+
+SHOWN = 8
+"""Failures that are told in full."""
+
+HEADINGS = ("scenario", "runs", "virtual h", "requests", "429s", "used", "idle ms", "unfair", "served", "breaches")
+FORMAT = "{:<18} {:>5} {:>9} {:>9} {:>6} {:>7} {:>8} {:>7} {:>7} {:>8}"
+
+
+@dataclass
+class Line:
+    """The runs of one row."""
+
+    name: str
+    results: list[Result] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        results = self.results
+        shares = [result.used for result in results if result.used is not None]
+        ended = sum(result.outcomes.total() for result in results)
+        served = sum(result.outcomes["200"] for result in results)
+        return FORMAT.format(
+            self.name,
+            len(results),
+            f"{sum(result.seconds for result in results) / 3600:.1f}",
+            sum(result.requests for result in results),
+            sum(result.throttled for result in results),
+            f"{100 * sum(shares) / len(shares):.2f}%" if shares else "",
+            f"{max(result.idle for result in results) / 1000:.0f}",
+            f"{max(result.unfair for result in results):.2f}",
+            f"{100 * served / ended:.1f}%" if ended else "",
+            sum(1 for result in results if result.breaches),
+        )
+
+
+def runs(seeds: int, only: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """So many runs, dealt out over the rows in turn; at least one of each."""
+    names = [row.name for row in ROWS if row.name in only]
+    every = ((name, seed) for seed in range(seeds) for name in names)
+    return islice(every, max(seeds, len(names)))
+
+
+def play(run: tuple[str, int]) -> Result:
+    """One run."""
+    name, seed = run
+    return Run(BY_NAME[name], seed).play()
+
+
+def show(lines: Iterable[Line], failed: list[Result]) -> None:
+    """The table, and what failed."""
+    print(FORMAT.format(*HEADINGS))
+    for line in lines:
+        if line.results:
+            print(line)
+    for result in failed[:SHOWN]:
+        print(f"\n{result.row}/{result.seed}: {result.world}")
+        for breach in result.breaches[:SHOWN]:
+            print(f"    {breach}")
+        print(f"    again: make simulate RUN={result.row}/{result.seed}")
+
+
+def main() -> int:
+    """Returns 1 when a law was broken."""
+    parser = argparse.ArgumentParser(prog="make simulate", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100, help="runs in all")
+    parser.add_argument("--only", default="", help="rows, separated by commas")
+    parser.add_argument("--run", default="", help="one run, such as rolling-jittered/17")
+    arguments = parser.parse_args()
+    only = arguments.only.split(",") if arguments.only else list(BY_NAME)
+    chosen = list(runs(arguments.seeds, only))
+    if arguments.run:
+        name, _, seed = arguments.run.partition("/")
+        chosen = [(name, int(seed))]
+    lines = {row.name: Line(row.name) for row in ROWS}
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for done, result in enumerate(pool.map(play, chosen), start=1):
+            lines[result.row].results.append(result)
+            if sys.stderr.isatty():
+                print(f"\r{done}/{len(chosen)}", end="", file=sys.stderr)
+    failed = [result for line in lines.values() for result in line.results if result.breaches]
+    show(lines.values(), failed)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""A replica of the simulation: the real gateway, waiting room and shared store in a process of its own."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from proxy.core.errors import Refusal, TooMany
+from proxy.core.events import Event, Journal, Observer, StoreChanged
+from proxy.core.exchange import Kind, Lane
+from proxy.core.http import Request
+from proxy.core.letters import Need, need
+from proxy.core.model import MILLISECOND, SECOND, Micros, Pool
+from proxy.dispatch import Dispatch, Lease, Ticket
+from proxy.dispatch.lease import Ending
+from proxy.gateway import Gateway, Retries
+from proxy.stores.memory import MemoryStore
+from proxy.stores.shared import SharedStore
+from tests.core.worlds import BOUND
+from tests.simulation.processes import Process
+from tests.simulation.upstream import Api, Way
+
+Told = Callable[[str, int], object]
+"""Called with the outcome of a request (a status, the name of a refusal, `gone`, `cut`) and its `Retry-After`."""
+
+Shop = Callable[[Process, Observer], MemoryStore | SharedStore]
+"""Where a replica gets its store."""
+
+TOLERANCE: Micros = 2 * MILLISECOND
+"""Beyond a deadline, for timers go off a moment later than they are set for."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Waiting:
+    """A request in its lane."""
+
+    order: tuple[bool, int, int]
+    since: Micros
+    """True time."""
+
+
+@dataclass
+class Findings:
+    """What replicas did that they must not, and what became of requests."""
+
+    breaches: list[str] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    longest_hopeless: Micros = 0
+    """The longest that a request waited before it was refused although its lane alone made its turn too late."""
+    events: Counter[str] = field(default_factory=Counter)
+
+
+class Room(Dispatch):
+    """The waiting room, watched: the order of each lane (law 5), and that each lease is settled once (law 2)."""
+
+    def __init__(
+        self, process: Process, findings: Findings, pool: Pool, store: MemoryStore | SharedStore, observer: Observer
+    ) -> None:
+        super().__init__(pool, store, settle_bound=BOUND, max_waiting=100_000, clock=process.micros, observer=observer)
+        self.rows: dict[Lane, dict[Waiting, None]] = {}
+        self.kinds: dict[Kind, dict[Waiting, None]] = {}
+        """What waits, by what makes it alike to the buckets, the oldest first."""
+        self.handed: Counter[str] = Counter()
+        """How often each lease that was handed over was settled."""
+        self._process = process
+        self._findings = findings
+        self._numbers = 0
+
+    async def lease(self, ticket: Ticket, *, front: bool = False) -> Lease:
+        self._numbers += 1
+        lane = Lane(ticket.client.name, ticket.kind)
+        row = self.rows.setdefault(lane, {})
+        own = Waiting((not front, ticket.urgency, self._numbers), self._process.universe.now)
+        hopeless = self._is_hopeless(ticket, ahead=sum(1 for other in row if other.order < own.order))
+        row[own] = None
+        alike = self.kinds.setdefault(ticket.kind, {})
+        alike[own] = None
+        try:
+            lease = await super().lease(ticket, front=front)
+        except TooMany:
+            waited = self._process.universe.now - own.since
+            if hopeless and self._process.thawed <= own.since:
+                self._findings.longest_hopeless = max(self._findings.longest_hopeless, waited)
+            raise
+        finally:
+            del row[own]
+            del alike[own]
+            if not row:
+                del self.rows[lane]
+            if not alike:
+                del self.kinds[ticket.kind]
+            self._check_deadline(ticket, own)
+        self.handed.setdefault(lease.id, 0)
+        now = self._process.universe.now
+        if any(other.order < own.order and other.since < now for other in row):
+            self._findings.breaches.append(f"law 5: in {lane} a request was served before its turn")
+        return lease
+
+    def _is_hopeless(self, ticket: Ticket, ahead: int) -> bool:
+        """Whether those before it in its own lane need all that the pool has until its deadline."""
+        wait = ticket.deadline - self._process.micros()
+        limits = [self.pool.limits[index] for index in ticket.kind.limits]
+        most = [limit.requests * len(self.pool.quotas) * (wait // limit.window + 1) for limit in limits]
+        return ahead >= min(most, default=ahead + 1)
+
+    def _check_deadline(self, ticket: Ticket, own: Waiting) -> None:
+        late = self._process.micros() - ticket.deadline
+        if late > TOLERANCE and self._process.thawed <= own.since and not self._process.dead:
+            self._findings.breaches.append(f"law 6: waited until {late / SECOND:.3f} s after its deadline")
+
+    def settle(self, ending: Ending) -> None:
+        self.handed[ending.lease.id] += 1
+        super().settle(ending)
+
+
+class Replica:
+    """One replica and its callers."""
+
+    def __init__(self, process: Process, shop: Shop, api: Api, pool: Pool, findings: Findings) -> None:
+        self.process = process
+        self.name = process.name
+        self.pool = pool
+        self.findings = findings
+        self.able_since: Micros = process.universe.now
+        """Since when it runs and knows the store; true time."""
+        self.retiring = False
+        self.store = shop(process, self)
+        self.room = Room(process, findings, pool, self.store, self)
+        skew = (hash_of(process.name) % 10_001 - 5_000) * MILLISECOND
+        self.gateway = Gateway(
+            {pool.name: self.room},
+            Way(api, process),
+            retries=Retries(),
+            observer=self,
+            clock=process.micros,
+            wall=lambda: process.universe.now + skew,
+        )
+        self._callers: dict[Told, None] = {}
+        process.on_death.append(self._cut)
+        process.start(self._start)
+
+    async def _start(self) -> None:
+        self.store.listen(self.room.wake)
+        await self.room.start()
+        await self.room.failure()
+        self.findings.breaches.append(f"{self.name}: the exchange ended")
+
+    def observe(self, event: Event) -> None:
+        """Take note of an event."""
+        self.findings.events[type(event).__name__] += 1
+        if isinstance(event, StoreChanged):
+            self.able_since = self.process.universe.now
+
+    @property
+    def able(self) -> bool:
+        """Whether it could use a token of the shared store."""
+        lost = isinstance(self.store, SharedStore) and self.store.lost
+        return not (lost or self.process.dead or self.process.frozen or self.retiring)
+
+    def waiting(self) -> Iterator[tuple[Need, Micros]]:
+        """With which needs requests wait, and since when it could use a token for them."""
+        terms = self.store.terms
+        earliest = max(self.able_since, self.process.thawed)
+        for kind, row in self.room.kinds.items():
+            if all(index < len(terms.limits) for index in kind.limits):
+                ids = tuple([terms.limits[index].id for index in kind.limits])
+                yield need(terms.name, ids, kind.pinned), max(next(iter(row)).since, earliest)
+
+    # Callers
+
+    def call(self, request: Request, told: Told, *, patience: float | None = None) -> None:
+        """A caller's request comes in; it leaves after so many seconds of patience."""
+        if self.process.dead or self.retiring:
+            self.process.universe.after(0, lambda: told("cut", 1))
+            return
+        self._callers[told] = None
+        self.process.start(lambda: self._serve(request, told, patience))
+
+    def _cut(self) -> None:
+        for told in list(self._callers):
+            told("cut", 1)
+        self._callers.clear()
+
+    async def _serve(self, request: Request, told: Told, patience: float | None) -> None:
+        journal = Journal()
+        retry_after = 0
+        try:
+            async with asyncio.timeout(patience), self.gateway.handle(request, journal) as answer:
+                outcome = str(answer.status)
+                await answer.body.read()
+        except TimeoutError:
+            outcome = "gone"
+        except Refusal as refusal:
+            outcome, retry_after = refusal.name, refusal.retry_after or 1
+            self._check_refusal(refusal)
+        if told in self._callers:
+            del self._callers[told]
+            told(outcome, retry_after)
+
+    def _check_refusal(self, refusal: Refusal) -> None:
+        if isinstance(refusal, TooMany) and not (refusal.retry_after and refusal.retry_after >= 1):
+            self.findings.breaches.append("law 6: a refusal does not say when to come back")
+
+    async def retire(self) -> None:
+        """SIGTERM: refuse whoever waits, report the last settlements."""
+        self.retiring = True
+        await self.gateway.stop()
+        await self.room.stop()
+        if isinstance(self.store, SharedStore):
+            await self.store.close()
+
+
+def hash_of(name: str) -> int:
+    """A number from a name, the same in every run."""
+    return sum(ord(letter) * 31**place for place, letter in enumerate(name[:8]))

@@ -1,0 +1,284 @@
+"""One run: a row of the table and a seed make a world, which lives for some virtual minutes and is then judged."""
+
+import random as global_random
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+from time import process_time
+
+from proxy.core.events import Observer
+from proxy.core.letters import Need
+from proxy.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
+from proxy.stores.memory import Memory, MemoryStore
+from proxy.stores.shared import SharedStore
+from tests.core.worlds import BOUND, limit
+from tests.simulation.incidents import Incidents
+from tests.simulation.judges import most_in, used, worst_in
+from tests.simulation.load import HABITS, STEADY, TARGETS, Caller, Habit
+from tests.simulation.processes import Process, Universe
+from tests.simulation.replicas import Findings, Replica
+from tests.simulation.scenarios import KINDS, SHAPES, Row
+from tests.simulation.server import Network, Post, Server
+from tests.simulation.upstream import TRIPS, Api
+from tests.simulation.watch import Watch, WatchedLedger
+
+REQUESTS = 1_500
+
+LASTS = 1200 * SECOND
+"""How long a run lasts at the most."""
+
+BRIEFEST = 120
+"""Seconds that a run lasts at the least, so that something befalls it."""
+
+LONGEST = 50 * SECOND
+"""Beyond the longest trip."""
+
+MEAN_TRIP = {"constant": 0.2, "jittered": 0.18, "heavy": 0.8}
+
+
+@dataclass
+class Result:
+    """What a run came to."""
+
+    row: str
+    seed: int
+    world: str = ""
+    breaches: list[str] = field(default_factory=list)
+    requests: int = 0
+    throttled: int = 0
+    used: float | None = None
+    idle: Micros = 0
+    unfair: float = 0.0
+    seconds: float = 0.0
+    """Virtual."""
+    cpu: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+
+class Run:
+    """A world and its life; `requests`: about how many the upstream permits in it."""
+
+    def __init__(self, row: Row, seed: int, requests: int = REQUESTS) -> None:
+        self.row = row
+        self.seed = seed
+        self._requests = requests
+        self.random = Random(f"{row.name}/{seed}")
+        global_random.seed(seed)
+        self.universe = Universe(1_700_000_000 * SECOND + self.random.randint(0, 10**9))
+        self.findings = Findings()
+        self.pool = self._pool()
+        self.trip = row.trip or self.random.choice(SHAPES)
+        kind = row.kind if row.kind is not None else self.random.choice(KINDS)
+        self.api = Api(
+            self.universe,
+            self._generator(),
+            kind=kind,
+            limits=self.pool.limits,
+            owners={key.secret.reveal(): key.quota for key in self.pool.keys},
+            trip=TRIPS[self.trip],
+            speaks=self.random.random() < 0.8,
+        )
+        self.api.fails = row.fails
+        network = Network(self._generator(), loss=row.loss)
+        network.most = row.slow or network.most
+        self.watch = Watch(self.universe, self.waiting, self.api.granted)
+        self.server = Server(self.universe, network, WatchedLedger(self.watch), drift=self._drift())
+        self.memory = Memory(self.server.time) if row.memory else None
+        if self.memory:
+            self.memory.ledger = self.server.ledger
+        self.replicas: list[Replica] = []
+        self.dead: list[Replica] = []
+        self._born = 0
+        first = self.pool.limits[0]
+        self.rate = first.requests * len(self.pool.quotas) / first.window
+        self.lasts = max(min(int(requests / self.rate), LASTS), 4 * first.window, BRIEFEST * SECOND)
+        self.count = 1 if row.memory else self.random.randint(1, 8)
+        for _ in range(self.count):
+            self.join()
+        self.callers = list(self._callers())
+        self.world = (
+            f"{kind} windows, {self.trip} trips, {self.count} replicas, {len(self.pool.quotas)} quotas, "
+            f"{', '.join(one.name for one in self.pool.limits)}, {len(self.callers)} callers"
+        )
+
+    # The world
+
+    def _generator(self) -> Random:
+        return Random(self.random.getrandbits(64))
+
+    def _drift(self) -> int:
+        return self.random.randint(-500, 500)
+
+    def _pool(self) -> Pool:
+        random = self.random
+        limits = self._limits()
+        rate = limits[0].requests * SECOND / limits[0].window
+        most = (
+            20
+            if self.row.saturated and self._requests == REQUESTS
+            else max(1, int(2 * self._requests / rate / BRIEFEST))
+        )
+        quotas = min(random.choice([1, 1, 2, 3, 5, 8, 20]), most)
+        names = [f"k{number}" for number in range(quotas)]
+        keys = tuple(Key(name, Secret(f"s-{name}"), name) for name in names)
+        return Pool("default", keys, limits, guard=100 * MILLISECOND)
+
+    def _limits(self) -> tuple[Limit, ...]:
+        if self.row.saturated:
+            return (limit(60),)
+        size = self.random.choice([5, 20, 60])
+        limits: tuple[Limit, ...] = (limit(size, self.random.choice([5, 10, 20]) * SECOND),)
+        if self.random.random() < 0.5:
+            limits += (limit(max(1, size // 4), 5 * SECOND, "GET /collections", "GET /workspaces"),)
+        if self.random.random() < 0.3:
+            limits += (limit(size * 3, 60 * SECOND, "PUT /**"),)
+        return limits
+
+    def join(self) -> Replica:
+        """One more replica."""
+        self._born += 1
+        offset = 1000 * SECOND + self.random.randint(-5000, 5000) * MILLISECOND
+        process = Process(self.universe, f"r{self._born}", offset=offset, drift=self._drift())  # type: ignore[abstract]  # of an event loop it has what is used
+        replica = Replica(process, self.shop, self.api, self.pool, self.findings)
+        self.replicas.append(replica)
+        return replica
+
+    def shop(self, process: Process, observer: Observer) -> MemoryStore | SharedStore:
+        """The store of a replica."""
+        if self.memory:
+            return MemoryStore(self.memory, self.pool, replica=process.name, settle_bound=BOUND)
+        post = Post(self.server, process, self.pool, observer)
+        return SharedStore(post, on_loss=self.row.on_loss, clock=process.micros, observer=observer)
+
+    def pick(self, number: int) -> Replica:
+        """The replica that a caller reaches."""
+        return self.replicas[number % len(self.replicas)]
+
+    def waiting(self) -> dict[Need, Micros]:
+        """See `Watch`."""
+        oldest: dict[Need, Micros] = {}
+        for replica in self.replicas:
+            if replica.able:
+                for need, since in replica.waiting():
+                    oldest[need] = min(oldest.get(need, since), since)
+        return oldest
+
+    def _callers(self) -> "list[Caller]":
+        random = self.random
+        clients = random.randint(1, min(50, self._requests // 20))
+        if self.row.saturated:
+            clients = min(clients, max(2, int(self.rate * 20 * SECOND)))
+        limits = len(self.pool.limits)
+        callers = []
+        for number in range(clients):
+            client = Client(f"c{number}", weight=random.choice([1, 1, 1, 2, 3, 10]))
+            targets = ("/me",) if limits == 1 else TARGETS
+            spread = random.randint(1, min(self.count, 3))
+            callers += self._callers_of(client, number, clients, spread, targets)
+        return callers
+
+    def _callers_of(
+        self, client: Client, number: int, clients: int, spread: int, targets: tuple[str, ...]
+    ) -> "list[Caller]":
+        if self.row.saturated:
+            busy = self.rate * SECOND * MEAN_TRIP[self.trip] / clients
+            return [
+                self._caller(client, STEADY, home=number + place, name=f"{client.name}.{place}.{one}", targets=targets)
+                for place in range(spread)
+                for one in range(2 + int(3 * busy / spread))
+            ]
+        habit = HABITS[number % len(HABITS)]
+        return [
+            self._caller(client, habit, home=number + place, name=f"{client.name}.{place}", targets=targets)
+            for place in range(spread)
+        ]
+
+    def _caller(self, client: Client, habit: Habit, *, home: int, name: str, targets: tuple[str, ...]) -> Caller:
+        return Caller(
+            self.universe,
+            self._generator(),
+            self.findings,
+            name,
+            client,
+            habit,
+            home=home,
+            pick=self.pick,
+            targets=targets,
+        )
+
+    # Its life
+
+    def play(self) -> Result:
+        """Live, and be judged."""
+        began, cpu = self.universe.now, process_time()
+        end = began + self.lasts
+        for caller in self.callers:
+            self.universe.after(self.random.randint(0, 2000) * MILLISECOND, caller.burst)
+        incidents = Incidents(self, self._generator(), until=end)
+        incidents.begin()
+        self.universe.run(end)
+        incidents.end()
+        self._close()
+        self._judge_end()
+        result = self._result(began, end)
+        for replica in [*self.replicas, *self.dead]:
+            replica.process.bury()
+        result.cpu = process_time() - cpu
+        return result
+
+    def _close(self) -> None:
+        """Nobody comes any more, who waits is refused, what is under way comes to its end, and every token returns."""
+        for caller in self.callers:
+            caller.stopped = True
+        for replica in self.replicas:
+            replica.process.call_soon(replica.room.refuse_all)
+        longest = max(one.window for one in self.pool.limits)
+        self.universe.run(self.universe.now + LONGEST + BOUND + 2 * longest + 20 * SECOND)
+
+    def _judge_end(self) -> None:
+        breaches = self.findings.breaches
+        breaches += self.universe.broken
+        breaches += self.api.books.breaches
+        breaches += [f"law 2: the lease {lease} was granted twice" for lease in self.watch.doubled]
+        for replica in self.replicas:
+            left = {lease: times for lease, times in replica.room.handed.items() if times != 1}
+            if left or replica.room.waiting or replica.room.in_flight:
+                breaches.append(f"law 2: {replica.name} has not settled each lease once: {left}")
+        buckets = self.server.ledger.buckets
+        while buckets.mature(self.server.time() + self.server.ledger._shift):
+            pass
+        lost = {name: calendar.taken for name, calendar in buckets.calendars.items() if calendar.taken}
+        if lost or buckets._out:
+            breaches.append(f"law 2: tokens did not return: {lost}")
+
+    def _result(self, began: Micros, end: Micros) -> Result:
+        books, row, watch = self.api.books, self.row, self.watch
+        result = Result(row.name, self.seed, self.world, self.findings.breaches)
+        for (quota, index), counted in sorted(books.counted.items()):
+            one = self.pool.limits[index]
+            most = most_in(counted, one.window)
+            worst = worst_in(books.trips[quota, index], one.window) if row.strict else 0
+            if max(most, worst) > one.requests and not row.foreign:
+                result.breaches.append(f"law 1: {most} of {one.name} on {quota} in a window, {worst} at the worst")
+        if watch.idle > row.idle:
+            result.breaches.append(f"law 3: a token idled for {watch.idle / SECOND:.3f} s: {watch.where}")
+        if row.fair and len(self.pool.limits) == 1 and watch.shares.worst > 1.0 + 1e-9:
+            result.breaches.append(f"law 4: {watch.shares.where} were {watch.shares.worst:.2f} of a token each apart")
+        if row.quiet and self.findings.longest_hopeless > 100 * MILLISECOND:
+            result.breaches.append(f"law 6: not refused at once: {self.findings.longest_hopeless / SECOND:.3f} s")
+        if not row.foreign and books.throttled and row.strict:
+            result.breaches.append(f"{len(books.throttled)} requests were throttled")
+        first = self.pool.limits[0]
+        if row.saturated:
+            after = began + first.window + LONGEST // 5
+            shares = [
+                used(books.counted[quota, 0], first.requests, first.window, after, end) for quota in self.pool.quotas
+            ]
+            known = [share for share in shares if share is not None]
+            result.used = sum(known) / len(known) if known else None
+        result.requests = sum(books.arrived.values())
+        result.throttled = len(books.throttled)
+        result.idle, result.unfair = watch.idle, watch.shares.worst
+        result.seconds = (end - began) / SECOND
+        result.outcomes = self.findings.outcomes
+        return result

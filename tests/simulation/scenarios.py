@@ -1,0 +1,92 @@
+"""The table of scenarios: a row for each kind of window and shape of trips, and one for each class of faults."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from proxy.core.exchange import GRACE, PULSE
+from proxy.core.ledger import HOLD
+from proxy.core.model import MILLISECOND, Micros
+from proxy.practice.settings import WindowKind
+from proxy.stores.shared import OnLoss
+
+Incident = Literal[
+    "letters",
+    "kill",
+    "freeze",
+    "lose",
+    "fail_over",
+    "flush",
+    "restart",
+    "restart_empty",
+    "step_clock",
+    "reload",
+]
+
+QUICK: Micros = 50 * MILLISECOND
+"""Law 3: a token at hand is granted within this time."""
+
+GONE: Micros = PULSE + GRACE + PULSE + 100 * MILLISECOND
+"""A token that falls to a replica which does not come for it idles until its place lapses (told time and grace) and
+another calls, which it does with its pulse at the latest."""
+
+AGAIN: Micros = HOLD + GONE
+"""A new era waits for the word of all, then a replica may be missing."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    kind: WindowKind | None = None
+    """Of the upstream's windows; `None`: drawn by the seed, as whatever else is not said."""
+    trip: str | None = None
+    saturated: bool = False
+    """Every client always has requests waiting; else they come in bursts, with deadlines, and hang up."""
+    incidents: tuple[Incident, ...] = ()
+    every: tuple[float, float] = (5.0, 30.0)
+    """Seconds between two incidents."""
+    loss: float = 0.0
+    """The share of letters that are lost, either way."""
+    slow: Micros = 0
+    """The longest that a letter takes, when it is not a few milliseconds."""
+    fails: float = 0.0
+    """The share of connections to the upstream that fail, and of those that break."""
+    foreign: float = 0.0
+    """Requests a minute that somebody else sends with each quota's keys."""
+    on_loss: OnLoss = "wait"
+    memory: bool = False
+    """One replica with a store of its own."""
+    idle: Micros = QUICK
+    """The longest that a token may idle while somebody waits."""
+    fair: bool = True
+    """Whether two clients that wait are within one token each at all times."""
+    strict: bool = True
+    """Whether law 1 holds wherever in its trip the upstream counts a request."""
+    quiet: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "quiet", not (self.incidents or self.loss or self.fails or self.foreign))
+
+
+KINDS: tuple[WindowKind, ...] = ("fixed", "first", "rolling")
+SHAPES = ("constant", "jittered", "heavy")
+
+ROWS: tuple[Row, ...] = (
+    *(Row(f"{kind}-{trip}", kind, trip, saturated=True) for kind in KINDS for trip in SHAPES),
+    Row("memory", memory=True),
+    Row("mixed"),
+    Row("slow-letters", slow=10 * MILLISECOND),
+    Row("lost-letters", loss=0.02, slow=40 * MILLISECOND, idle=GONE, fair=False),
+    Row("crashes", incidents=("kill",), idle=GONE, fair=False),
+    Row("pauses", incidents=("freeze",), idle=GONE, fair=False),
+    Row("trouble-upstream", fails=0.05),
+    Row("store-lost-wait", incidents=("lose",), idle=AGAIN, fair=False),
+    Row("store-lost-share", incidents=("lose",), on_loss="share", idle=AGAIN, fair=False, strict=False),
+    Row("failover", incidents=("fail_over",), idle=AGAIN, fair=False),
+    Row("flush", incidents=("flush",), idle=AGAIN, fair=False),
+    Row("restart", incidents=("restart", "restart_empty"), idle=AGAIN, fair=False),
+    Row("clock-steps", incidents=("step_clock",), idle=AGAIN, fair=False),
+)
+
+BY_NAME = {row.name: row for row in ROWS}
