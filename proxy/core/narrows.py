@@ -22,6 +22,9 @@ RECHECK: Micros = 300 * SECOND
 UNTOLD: Micros = 10 * SECOND
 """How long a route is closed when the upstream does not say."""
 
+MOST = 256
+"""Routes that are kept; beyond, the one that was refused longest ago is forgotten."""
+
 GUARD: Micros = 100 * MILLISECOND
 BUSY: Micros = SECOND // 4
 """After what time to look again while all that may be under way is."""
@@ -36,7 +39,6 @@ class _Narrow:
     window: Micros
     closed: Micros
     """Until when."""
-    met: Micros
     out: int = 0
     cooling: deque[Micros] = field(default_factory=deque)
     """When requests that were counted are so no longer."""
@@ -102,18 +104,24 @@ class Narrows:
     ) -> Micros:
         """A 429 closed the route on the quota; returns until when."""
         told = UNTOLD if wait is None else wait
-        narrow = self._known.setdefault(route, {}).get(quota) or _Narrow(1, 0, now, now)
+        narrow = self._keep(route).get(quota) or _Narrow(1, 0, now)
         narrow.size = max(1, size or 1)
         narrow.window = window or max(SECOND, told)
         narrow.closed = max(narrow.closed, now + told + GUARD)
-        narrow.met = now
         self._known[route][quota] = narrow
         return narrow.closed
+
+    def _keep(self, route: Route) -> dict[str, _Narrow]:
+        """A route's quotas, as of the route that was refused last."""
+        narrows = self._known[route] = self._known.pop(route, {})
+        if len(self._known) > MOST:
+            del self._known[next(iter(self._known))]
+        return narrows
 
     def used_up(self, route: Route, quota: str, now: Micros, wait: Micros | None) -> None:
         """A plan's quota is used up, as far as this route goes."""
         closed = now + min(RECHECK, RECHECK if wait is None else wait)
-        self._known.setdefault(route, {})[quota] = _Narrow(0, 0, closed, now)
+        self._keep(route)[quota] = _Narrow(0, 0, closed)
 
     def _of(self, route: Route, now: Micros) -> dict[str, _Narrow]:
         """What is still known of a route."""

@@ -198,6 +198,8 @@ class Gateway:
         seen = self._learning.seen(desk, passage, lease, heard)
         if status == TOO_MANY:
             return self._throttling.refused(desk, passage, lease, heard)
+        if desk.refusals:
+            desk.refusals.pop(lease.quota, None)
         lease.spent(seen)
         return Relay(heard.answer)
 

@@ -44,6 +44,8 @@ class Desk:
     breaker: Breaker = field(default_factory=Breaker)
     narrows: Narrows = field(default_factory=Narrows)
     lessons: Lessons = field(default_factory=Lessons)
+    refusals: dict[str, tuple[int, Micros]] = field(default_factory=dict)
+    """By quota: how often in a row it was refused after it had been closed, and until when it is closed now."""
     erred: Route | None = None
     """The route of the last error of the API's own, if nothing was answered since."""
 

@@ -11,12 +11,16 @@ A 429 was not processed, so any request whose body can be sent again is.
 from proxy.core.causes import Causes
 from proxy.core.events import UpstreamThrottled
 from proxy.core.model import SECOND, Micros, Pool
+from proxy.core.narrows import GUARD, UNTOLD
 from proxy.core.signals import Throttle
 from proxy.core.translate import whole_seconds
 from proxy.dispatch import Lease
 from proxy.gateway.desk import Again, Desk, Means, Outcome, Relay
 from proxy.gateway.passage import Passage
 from proxy.gateway.sending import Heard
+
+DOUBLINGS = 5
+"""How often the least wait of a quota that is refused again and again is doubled: 0, 1, 3, 7, 15, 31 s."""
 
 
 class Throttling:
@@ -31,6 +35,8 @@ class Throttling:
         pool = lease.pool
         told = heard.signals.throttle(lease.limits, pool.limits)
         wait = told.wait if told.wait is not None else _window(told, pool)
+        if told.kind != "plan":
+            wait = self._at_least(desk, lease, wait)
         self._tell(passage, lease, told, wait)
         relay = Relay(heard.answer, whole_seconds(told.wait) if told.wait is not None else None)
         goes_on = passage.replayable
@@ -40,7 +46,7 @@ class Throttling:
                 self._park(desk, lease, told, wait)
             case "endpoint":
                 lease.spent()
-                self._hold(desk, passage, lease, heard, told)
+                self._hold(desk, passage, lease, heard, wait)
             case "plan":
                 lease.spent()
                 goes_on = goes_on and self._avoid(desk, passage, lease, told)
@@ -58,12 +64,24 @@ class Throttling:
         names = ", ".join(pool.limits[index].name for index in told.limits)
         desk.dispatch.health.parked(lease.quota, now, now + park, f"the upstream answered 429 ({names})")
 
-    def _hold(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard, told: Throttle) -> None:
+    def _hold(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard, wait: Micros) -> None:
         """Hold the route back on this quota."""
         full = [allowance for allowance in heard.signals.allowances if not allowance.left and allowance.size]
         tightest = min(full, key=lambda allowance: allowance.size or 0, default=None)
         size, window = (tightest.size, tightest.window) if tightest else (None, None)
-        desk.narrows.refused(passage.route, lease.quota, self._means.clock(), told.wait, size, window)
+        desk.narrows.refused(passage.route, lease.quota, self._means.clock(), wait, size, window)
+
+    def _at_least(self, desk: Desk, lease: Lease, wait: Micros) -> Micros:
+        """What a quota is closed for: longer than it was told to be, if that has not helped time and again.
+
+        Requests that were under way together are refused together, and count once.
+        """
+        now = self._means.clock()
+        row, until = desk.refusals.get(lease.quota, (-1, now))
+        row += now >= until
+        wait = max(wait, ((1 << min(row, DOUBLINGS)) - 1) * SECOND)
+        desk.refusals[lease.quota] = (row, max(until, now + wait + GUARD))
+        return wait
 
     def _avoid(self, desk: Desk, passage: Passage, lease: Lease, told: Throttle) -> bool:
         """Leave out the quota of this plan; whether there may be one of another plan."""
@@ -86,4 +104,6 @@ class Throttling:
 
 def _window(told: Throttle, pool: Pool) -> Micros:
     """How long to wait when the upstream does not say."""
+    if told.kind == "endpoint":
+        return UNTOLD
     return max((pool.limits[index].window for index in told.limits), default=SECOND)

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.model import MILLISECOND, SECOND, Micros
-from proxy.core.narrows import BUSY, GUARD, KEEP, RECHECK, UNTOLD, Narrows, Way
+from proxy.core.narrows import BUSY, GUARD, KEEP, MOST, RECHECK, UNTOLD, Narrows, Way
 from proxy.core.signals import Route
 
 LIST, ONE = Route.of("GET", "/collections"), Route.of("GET", "/collections/1")
@@ -75,6 +75,16 @@ def test_a_plan_that_is_used_up_is_avoided_and_asked_again() -> None:
     assert len(narrows) == 0
     narrows.used_up(LIST, "k0", NOW, 9 * SECOND)
     assert narrows.way(LIST, BOTH, NOW + 9 * SECOND) == Way()
+
+
+def test_what_is_kept_is_bounded() -> None:
+    """Callers choose their paths; the route that was refused longest ago goes first."""
+    narrows = Narrows()
+    for number in range(MOST + 1):
+        narrows.refused(Route("GET", f"r{number}", 1), "k0", NOW, SECOND, 1, None)
+    assert len(narrows) == MOST
+    assert narrows.way(Route("GET", "r0", 1), ("k0",), NOW) == Way()
+    assert narrows.way(Route("GET", "r1", 1), ("k0",), NOW).later is not None
 
 
 @given(

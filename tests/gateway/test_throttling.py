@@ -147,6 +147,7 @@ async def test_a_crowd_does_not_run_into_a_narrower_limit_again() -> None:
         assert refused == 20, "those that were under way together"
         await asyncio.gather(*(it.ask(it.request(path="/specs/1")) for _ in range(20)))
         assert len(it.happened(UpstreamThrottled)) == refused
+        assert max(event.wait for event in it.happened(UpstreamThrottled)) <= 11 * SECOND, "refused together, once"
 
 
 # Plans
@@ -191,3 +192,18 @@ async def test_a_cause_is_told_once() -> None:
         assert (await it.ask()).status == 200
         assert [event.news for event in it.happened(UpstreamThrottled)] == [True, False, False, False]
         assert [event.reason for event in it.happened(Retried)] == ["throttled"] * 4
+
+
+@virtual
+async def test_a_time_that_does_not_hold_is_not_believed_for_ever() -> None:
+    """An upstream that says "at once" and refuses again is asked ever less often; an answer makes it credible again."""
+    at_once = [answer(429, PLAIN_429, (b"Retry-After", b"0")) for _ in range(4)]
+    async with setting(*at_once, quotas=1, limits=(limit(60),)) as it:
+        began = micros()
+        assert (await it.ask()).status == 200
+        assert [event.wait // SECOND for event in it.happened(UpstreamThrottled)] == [0, 1, 3, 7]
+        assert 11 * SECOND <= micros() - began <= 13 * SECOND
+        it.upstream.script = [answer(429, PLAIN_429, (b"Retry-After", b"0"))]
+        began = micros()
+        assert (await it.ask()).status == 200
+        assert micros() - began <= SECOND
