@@ -1,0 +1,260 @@
+"""What never gets out (law 11): marked secrets of every kind in place, and every way out looked at."""
+
+import copy
+import dataclasses
+import gc
+import io
+import json
+import logging
+import pickle
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import redirect_stderr
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from proxy import config
+from proxy.app import App
+from proxy.core.model import Secret
+from proxy.telemetry import set_up_logs
+from tests.access import issuers
+from tests.process import Keyturn, ask, calling, command, limit, request, serving, write
+from tests.vectors.origin import Answering, Origin
+
+KEYS = {name: f"PMAK-5ecret-of-{name}-0123456789abcdef" for name in ("inline", "in-a-file", "in-a-folder")}
+TOKENS = {name: f"5ecret-token-of-{name}" for name in ("plain", "hashed", "nobody")}
+ADMIN_TOKEN = "5ecret-token-of-the-admin"
+PASSWORD = "5ecret-password-of-the-store"
+
+
+def settings(folder: Path, upstream: str) -> dict[str, Any]:
+    """A configuration that holds a secret wherever there can be one; its store cannot be reached."""
+    (folder / "key").write_text(KEYS["in-a-file"] + "\n")
+    (folder / "keys.d").mkdir()
+    (folder / "keys.d" / "in-a-folder").write_text(KEYS["in-a-folder"])
+    (folder / "jwks.json").write_bytes(issuers.jwks(issuers.jwk(issuers.P256, "ES256")))
+    for path in (folder / "key", folder / "keys.d" / "in-a-folder"):
+        path.chmod(0o600)
+    keys = [{"name": "inline", "secret": KEYS["inline"]}, {"name": "in-a-file", "secret_file": "key"}]
+    return {
+        "listen": "127.0.0.1:0",
+        "admin": "127.0.0.1:0",
+        "admin_token": ADMIN_TOKEN,
+        "upstream": {"url": upstream, "response_timeout": "300ms"},
+        "pools": {"default": {"limits": [limit(10_000, "60s")], "keys": keys, "keys_dir": "keys.d"}},
+        "store": {"url": f"redis://user:{PASSWORD}@127.0.0.1:1/0", "timeout": "50ms"},
+        "clients": [
+            {"name": "plain", "token": TOKENS["plain"], "allow": ["GET /**", "POST /**"]},
+            {"name": "hashed", "token_sha256": sha256(TOKENS["hashed"].encode()).hexdigest(), "pin": True},
+            {
+                "name": "job",
+                "jwt": {"issuer": "cluster", "audience": "keyturn", "subject": "*", "jwks_file": "jwks.json"},
+            },
+        ],
+        "retry": {"attempts": 1},
+        "log": {"level": "debug", "format": "json"},
+    }
+
+
+def jwt(**claims: Any) -> str:
+    """A token of the issuer."""
+    now = int(time.time())  # noqa: TID251  # tokens are of the wall clock
+    usual = {"iss": "cluster", "aud": "keyturn", "sub": "job", "exp": now + 600}
+    return issuers.token(key=issuers.P256, algorithm="ES256", **{**usual, **claims}).decode()
+
+
+# Through the process
+
+
+def echoing(key: str) -> bytes:
+    """An answer that shows the key wherever an answer's head has room for it."""
+    return (
+        f"HTTP/1.1 103 {key}\r\nLink: <{key}>\r\n\r\nHTTP/1.1 200 {key}\r\nLocation: /me?apikey={key}&x=1\r\n"
+        f"X-Echo: {key}\r\nWWW-Authenticate: Key {key}\r\nSet-Cookie: key={key}; Path=/\r\nContent-Length: 2\r\n\r\nok"
+    ).encode()
+
+
+def ways_in(good: str, bad: str) -> Iterator[bytes]:
+    """Requests that end in every way, each with secrets in it."""
+    plain, hashed, nobody = TOKENS["plain"], TOKENS["hashed"], TOKENS["nobody"]
+    for token in (plain, hashed, nobody, good, bad):
+        yield request("/me", f"Authorization: Bearer {token}", token=None)
+        yield request("/me", token=token)
+        yield request(f"/me?a=1&apikey={token}", token=None)
+        yield request("/me", f"X_Api_Key: {token}", "Cookie: a=b", token=plain)
+        yield request("/me", f"Keyturn-Key: {token}", token=hashed)
+        yield request("/me", f"Host: {token}", token=plain)
+        yield request(f"http://{token}@example.com/me?apikey={token}", token=plain)
+        yield f"GET /me HTTP/1.1\r\nHost: a\r\nX-Api-Key {token}\r\n\r\n".encode()
+        yield f"{token} /me?apikey={token} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+        yield request("/me", "X: " + "x" * 70_000, token=token)
+        yield request("/me?apikey=" + token + "x" * 40_000, token=None)
+    for key in KEYS:
+        yield request(f"/echo/{key}", f"Keyturn-Key: {key}", token=hashed)
+    yield request("/me", "Via: 1.1 keyturn, 1.1 keyturn, 1.1 keyturn, 1.1 keyturn", token=plain)
+    yield request("/me", "Accept: application/problem+json", token=nobody)
+    yield request("/broken", token=plain)
+    yield request("/late", token=plain)
+    yield request("/me", method="DELETE", token=plain)
+    yield request("/me", method="TRACE", token=plain)
+    yield request("/me", "Content-Length: 999999999999", method="POST", token=plain)
+
+
+async def out_of_the_data_listener(keyturn: Keyturn) -> bytes:
+    """All that callers are told."""
+    said = []
+    for data in ways_in(jwt(), jwt(sub="job", aud="5ecret-audience")):
+        async with calling(keyturn.data) as caller:
+            caller.send(data.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+            said.append(await caller.ended())
+        assert b"HTTP/1.1 " in said[-1], data
+    return b"\n".join(said)
+
+
+async def out_of_the_admin_listener(keyturn: Keyturn) -> bytes:
+    """Every page, and what is told to those who may not, or may, change something."""
+    paths = ("/", "/status.json", "/metrics", "/healthz", "/readyz", f"/{ADMIN_TOKEN}?token={ADMIN_TOKEN}")
+    said = [await keyturn.page(path) for path in paths]
+    for token in (ADMIN_TOKEN, TOKENS["nobody"], KEYS["inline"]):
+        for path in (
+            "/keys/default/inline/pause",
+            "/keys/default/inline/resume",
+            "/log/debug",
+            "/keys/default/no/pause",
+        ):
+            bearer = f"Authorization: Bearer {token}"
+            said.append(await ask(keyturn.admin, request(path, bearer, method="POST", token=None)))
+    return b"\n".join(reply.head + reply.body for reply in said)
+
+
+async def out_of_commands(keyturn: Keyturn, path: Path) -> str:
+    """What is printed about the configuration and about the process."""
+    ended = [
+        await command("check", "-c", str(path), folder=path.parent),
+        await command("status", "--json", "--url", keyturn.admin, folder=path.parent),
+    ]
+    assert [end.code for end in ended] == [0, 0]
+    return "\n".join(end.out + end.err for end in ended)
+
+
+@pytest.fixture
+async def origin() -> AsyncIterator[Origin]:
+    """An upstream that shows each key in its answers, breaks off, and is late."""
+    origin = Origin()
+    origin.answers = {f"/echo/{name}".encode(): Answering((echoing(key),)) for name, key in KEYS.items()}
+    origin.answers[b"/broken"] = Answering((b"HTTP/1.1 200 O",), "close")
+    origin.answers[b"/late"] = Answering(then="never")
+    async with origin.open():
+        yield origin
+
+
+async def test_no_way_out_shows_a_secret(tmp_path: Path, origin: Origin) -> None:
+    """Not an answer, a page, a command or the log; upstream goes one key, in its field, and no token."""
+    path = write(tmp_path, settings(tmp_path, origin.url))
+    async with serving(path) as keyturn:
+        told = {
+            "answers": (await out_of_the_data_listener(keyturn)).decode("latin-1"),
+            "pages": (await out_of_the_admin_listener(keyturn)).decode("latin-1"),
+            "commands": await out_of_commands(keyturn, path),
+        }
+        keyturn.process.signal(signal.SIGTERM)
+        await keyturn.process.ended()
+        told["log"] = keyturn.process.stderr
+    assert {way for way, text in told.items() if "5ecret" in text} == set()
+    assert "the store does not answer" in told["log"]
+    assert not re.search(r"\bey[\w-]{20,}\.", "".join(told.values()))
+    assert "Location: /me?apikey=***&x=1\r\n" in told["answers"]
+    check_what_went_upstream(origin)
+
+
+def check_what_went_upstream(origin: Origin) -> None:
+    """Nothing of a caller's, and of ours the key alone."""
+    assert len(origin.arrivals) > 12
+    for arrival in origin.arrivals:
+        (key,) = arrival.values(b"x-api-key")
+        assert key.decode() in KEYS.values()
+        rest = arrival.head.replace(b"X-Api-Key: " + key, b"") + arrival.body
+        assert b"5ecret" not in rest
+        assert b"Bearer ey" not in rest
+
+
+# Within it
+
+
+def ours() -> Iterator[object]:
+    """Every object of a class of ours that is alive."""
+    yield from (thing for thing in gc.get_objects() if str(type(thing).__module__).startswith("proxy."))
+
+
+async def test_nothing_that_is_alive_shows_a_secret(tmp_path: Path) -> None:
+    """However it is printed: `repr`, `str`, a format, its fields, its dump."""
+    loaded = config.load(write(tmp_path, settings(tmp_path, "http://127.0.0.1:1")), {})
+    app = App(loaded)
+    shown: list[object] = [
+        config.effective(loaded),
+        loaded.model_dump(),
+        loaded.model_dump(mode="json"),
+        loaded.model_dump_json(),
+    ]
+    shown += [loaded.pools_of_model(), loaded.client_models(), vars(app), app.__dict__.values()]
+    for thing in ours():
+        shown += [repr(thing), f"{thing}", f"{thing!r}"]
+        if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+            shown.append([getattr(thing, field.name) for field in dataclasses.fields(thing)])
+    assert len(shown) > 200
+    assert [text for text in map(repr, shown) if "5ecret" in text] == []
+
+
+def test_a_secret_is_one_type_that_is_not_written() -> None:
+    """Not printed, not copied, not pickled, not dumped; equal secrets are equal."""
+    secret = Secret(KEYS["inline"])
+    assert {str(secret), repr(secret), f"{secret}", f"{secret!r}", "%s" % secret} == {"Secret(…)"}  # noqa: UP031
+    ways: tuple[Callable[[Any], object], ...] = (pickle.dumps, copy.copy, copy.deepcopy, json.dumps, bytes, list)
+    for write_it in ways:
+        with pytest.raises(TypeError):
+            write_it(secret)
+    with pytest.raises(TypeError):
+        vars(secret)
+    assert secret == Secret(KEYS["inline"])
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_traceback_shows_no_secret(form: Literal["json", "text"]) -> None:
+    """Neither values of local variables nor what an exception's text quotes."""
+
+    def fails(token: str) -> None:
+        authorization = {"Authorization": f"Bearer {token}"}
+        raise ValueError(f"cannot send {authorization}, X-Api-Key: {token}, /me?apikey={token}")
+
+    handlers, level = logging.root.handlers[:], logging.root.level
+    stream = io.StringIO()
+    try:
+        with redirect_stderr(stream):
+            set_up_logs("debug", form)
+            for token in (*KEYS.values(), TOKENS["plain"]):
+                try:
+                    fails(token)
+                except ValueError:
+                    logging.getLogger("keyturn").exception("unexpected error in request %s", "id-1")
+                    logging.getLogger("asyncio").exception("Task exception was never retrieved")
+    finally:
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+    assert stream.getvalue().count("cannot send") >= 8
+    assert "5ecret" not in stream.getvalue()
+
+
+async def test_a_private_key_stays_in_its_file(tmp_path: Path) -> None:
+    """A certificate without its key stops the start in one line that shows neither."""
+    (tmp_path / "server.pem").write_text("-----BEGIN PRIVATE KEY-----\n5ecret\n-----END PRIVATE KEY-----\n")
+    tls = {"cert": "server.pem", "key": "server.pem"}
+    path = write(tmp_path, {**settings(tmp_path, "http://127.0.0.1:1"), "tls": tls})
+    ended = await command("serve", "-c", str(path), folder=tmp_path)
+    assert ended.code == 2
+    assert "5ecret" not in ended.out + ended.err
+    assert len(ended.complaints) == 1
