@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,14 @@ def blocks(file: Path) -> dict[str, str]:
     return {distribution(line): line for line in lines}
 
 
-def imports() -> set[str]:
+OPTIONAL = {"opentelemetry": "telemetry/traces.py"}
+"""What an extra brings, and the one module that imports it: nothing else may, so that it works without."""
+
+
+def imports(modules: Iterable[Path] = MODULES) -> set[str]:
     """Top-level names of all modules that the package imports."""
     found = set()
-    for module in MODULES:
+    for module in modules:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
@@ -173,7 +177,17 @@ def test_imports_are_installed() -> None:
     """What a module imports is there without the tools of development: pinned for run time, or Python's own."""
     names = blocks(ROOT / "requirements" / "runtime.txt")
     installed = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
-    assert imports() - installed - sys.stdlib_module_names == {"proxy"}
+    assert imports() - installed - sys.stdlib_module_names - set(OPTIONAL) == {"proxy"}
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_what_an_extra_brings_is_imported_in_one_place(name: str) -> None:
+    """Which is not imported at the start of any other module, but where it is asked for."""
+    assert [relative(module) for module in MODULES if name in imports([module])] == [OPTIONAL[name]]
+    dotted = f"proxy.{OPTIONAL[name].removesuffix('.py').replace('/', '.')}"
+    for module in MODULES:
+        at_start = ast.parse(module.read_text(encoding="utf-8")).body
+        assert dotted not in {node.module for node in at_start if isinstance(node, ast.ImportFrom)}
 
 
 def test_versions_agree() -> None:

@@ -22,6 +22,7 @@ from proxy.app.parts import (
     inbound_bounds,
     link_to_store,
     replica_name,
+    traces,
     upstream_settings,
 )
 from proxy.app.plan import Plan
@@ -104,6 +105,9 @@ class App:
             leaving=lambda: self._leaving,
             draining=lambda: self._draining,
         )
+        self._traces = traces(config, replica)
+        if self._traces is not None:
+            self._forward.recorder = self._traces
         self._data = Listener(
             self._forward,
             config.listen,
@@ -113,15 +117,17 @@ class App:
             observer=self.telemetry,
         )
         self.glance = Glance(self._sources(replica), clock=monotonic, wall=wall)
-        admin = Admin(
+        self._admin = Listener(self._admin_pages(), [config.admin], bounds=ADMIN_BOUNDS)
+        self._reloader = Reloader(plan, self._read_again, self.adopt, self.telemetry)
+
+    def _admin_pages(self) -> Admin:
+        return Admin(
             self.telemetry.metrics,
             self.unready,
             self.glance,
             Controls(self.pools.dispatches, self.log_level, self.telemetry, monotonic),
             lambda: self._config.admin_token,
         )
-        self._admin = Listener(admin, [config.admin], bounds=ADMIN_BOUNDS)
-        self._reloader = Reloader(plan, self._read_again, self.adopt, self.telemetry)
 
     @property
     def _config(self) -> Config:
@@ -290,3 +296,5 @@ class App:
         await self._access.stop()
         await self._upstream.close()
         await self._admin.stop(0)
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.stop)

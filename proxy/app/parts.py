@@ -3,6 +3,7 @@
 import os
 import socket
 import ssl
+from typing import TYPE_CHECKING
 
 from proxy.config import Config
 from proxy.core.errors import ConfigError, Problem, StartError
@@ -10,6 +11,9 @@ from proxy.core.model import SECOND
 from proxy.stores.links import Link
 from proxy.upstream import UpstreamSettings
 from proxy.web.bounds import Bounds
+
+if TYPE_CHECKING:
+    from proxy.telemetry.traces import Traces
 
 ADMIN_BOUNDS = Bounds(connections=512, per_peer=512)
 """The admin listener is for probes, scrapers and operators."""
@@ -41,6 +45,23 @@ def link_to_store(config: Config) -> Link | None:
         return Link(url.reveal(), shown=url.shown, timeout=config.store.timeout)
     except StartError as problem:
         raise ConfigError((Problem("store.url", str(problem).removeprefix("store.url: ")),)) from None
+
+
+def traces(config: Config, replica: str) -> "Traces | None":
+    """Who records requests; `None` when nobody does, and then nothing of OpenTelemetry is imported.
+
+    Raises:
+        ConfigError: the extra is not installed.
+    """
+    given = config.traces
+    if given.endpoint is None:
+        return None
+    try:
+        from proxy.telemetry.traces import Exporting, Traces  # noqa: PLC0415  # not to be there while traces are off
+    except ImportError:
+        problem = "what traces need is not installed: `pip install keyturn[otel]`, or leave this out"
+        raise ConfigError((Problem("traces.endpoint", problem),)) from None
+    return Traces(Exporting(given.endpoint), sample=given.sample, replica=replica, upstream=config.upstream.url)
 
 
 def inbound_bounds(config: Config) -> Bounds:

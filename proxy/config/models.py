@@ -33,6 +33,7 @@ from proxy.config.fields import (
 )
 from proxy.config.issuers import parse_keys_url
 from proxy.config.units import format_duration
+from proxy.config.urls import parse_collector_url
 from proxy.core.model import SECOND, Micros
 
 
@@ -68,6 +69,7 @@ HeaderValue = Annotated[str, AfterValidator(_sendable)]
 Requests = Annotated[int, Field(ge=1, le=100_000), Number]
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 KeysUrl = Annotated[str, AfterValidator(parse_keys_url)]
+CollectorUrl = Annotated[str, AfterValidator(parse_collector_url)]
 Leeway = Annotated[Duration, _one_to(300 * SECOND)]
 
 
@@ -301,6 +303,15 @@ class LogSettings(Settings):
     """The part of the successful requests that gets a line, 0 to 1; all others get theirs always."""
 
 
+class TracesSettings(Settings):
+    """Traces by OpenTelemetry; needs the extra `keyturn[otel]`."""
+
+    endpoint: CollectorUrl | None = None
+    """Where spans are sent, OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; without it there are none."""
+    sample: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 1.0
+    """The part of the requests that is recorded, 0 to 1, where the caller's `traceparent` does not decide it."""
+
+
 class Document(Settings):
     """config.yaml."""
 
@@ -338,3 +349,5 @@ class Document(Settings):
     """How long requests may take to end after SIGTERM."""
     log: LogSettings = written({})
     """What is logged, and how."""
+    traces: TracesSettings = written({})
+    """What is recorded for traces, and where it goes."""

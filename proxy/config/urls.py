@@ -45,6 +45,19 @@ def parse_upstream_url(value: object) -> str:
     return f"{url.scheme}://{url.netloc}"
 
 
+def parse_collector_url(value: object) -> str:
+    """Check the URL to which spans are sent.
+
+    Raises:
+        ValueError: it is no URL by http or https, or holds a password.
+    """
+    hint = "write an http:// or https:// URL, such as `http://127.0.0.1:4318/v1/traces`"
+    url = _split(value, hint)
+    if url.scheme not in ("http", "https") or not _ONE_NODE.fullmatch(url.netloc) or url.fragment:
+        raise ValueError(hint)
+    return url.geturl()
+
+
 @dataclass(frozen=True, slots=True)
 class StoreUrl:
     """Where the buckets live; shown with its password masked, revealed only to the store's client."""

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from proxy.core.health import KeyLook
 from proxy.core.model import Micros
+from proxy.core.recording import UNRECORDED, Recording
 from proxy.core.values import value_object
 
 Outcome = Literal["forwarded", "refused", "failed", "gone"]
@@ -44,8 +45,12 @@ class Journal:
     """Bytes of the answer's body."""
     retried: tuple[str, ...] = ()
     """Why it went out once more, each time: labels of `retries_total`."""
-    trace: str = ""
-    """The id of the trace that it is recorded in, if it is."""
+    recording: Recording = UNRECORDED
+
+    @property
+    def trace(self) -> str:
+        """The id of the trace that it is recorded in, if it is."""
+        return self.recording.trace
 
 
 @value_object

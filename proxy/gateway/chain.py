@@ -151,12 +151,14 @@ class Gateway:
             await self._back(desk, passage, outcome)
 
     async def _lease(self, desk: Desk, passage: Passage) -> Lease:
-        began = self._means.clock()
+        began, recording = self._means.clock(), passage.journal.recording
+        recording.waits()
         try:
             ticket = await self._ways.choose(desk, passage) if desk.narrows else passage.ticket
             lease = await desk.dispatch.lease(ticket, front=passage.back)
         finally:
             passage.journal.queued += self._means.clock() - began
+            recording.waited()
         passage.journal.key = lease.key.name
         return lease
 

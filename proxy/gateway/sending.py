@@ -1,6 +1,7 @@
 """One transmission under one lease (law 10), and what its answer says."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from proxy.core.events import Journal, UpstreamAnswered
@@ -65,8 +66,11 @@ class Sender:
             Late: the lease was not fresh any more.
             UpstreamError: there is no answer, or only a part of one.
         """
-        means = self._means
+        means, code = self._means, 0
         began = means.clock()
+        fields = journal.recording.tries(lease.key.name, request.fields)
+        if fields is not request.fields:
+            request = replace(request, fields=fields)
         try:
             try:
                 wire = await self._upstream.connect()
@@ -80,8 +84,10 @@ class Sender:
             journal.tries += 1
             sending()
             answer = await wire.send(request, lease.key.secret, lease.pool.fields, body=body, on_written=lease.written)
+            code = answer.status
         finally:
             journal.upstream += means.clock() - began
+            journal.recording.tried(code)
         wall, said = means.wall(), b""
         if answer.status in SPEAKING:
             answer, said = await peek(answer)

@@ -5,13 +5,15 @@ from http import HTTPStatus
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 CODES = {status.value: str(status.value) for status in HTTPStatus}
 
+OTHER = "other"
+
 NOBODY = "none"
 """Stands for the pool and the client of a request whose caller is not known."""
 
 
 def method(name: str) -> str:
     """A known method, or `other`."""
-    return name if name in METHODS else "other"
+    return name if name in METHODS else OTHER
 
 
 def code(number: int) -> str:

@@ -200,17 +200,17 @@ class Metrics:
                 self.reloads_refused.add((), int(not ok))
 
     def _request(self, journal: Journal) -> None:
-        pool, client = journal.pool or NOBODY, journal.client or NOBODY
+        pool, client, trace = journal.pool or NOBODY, journal.client or NOBODY, journal.trace
         self.requests.add((pool, client, labels.method(journal.method), labels.code(journal.code), journal.outcome))
-        self.seconds.add((pool, client), journal.total / SECOND)
+        self.seconds.add((pool, client), journal.total / SECOND, trace)
         if journal.outcome == "refused":
             self.refused.add((pool, client, journal.reason))
         if journal.tries or journal.queued:
-            self.waited.add((pool, client), journal.queued / SECOND)
+            self.waited.add((pool, client), journal.queued / SECOND, trace)
         if journal.tries:
             own = journal.total - journal.queued - journal.upstream - journal.streamed
-            self.upstream.add((pool,), journal.upstream / SECOND)
-            self.overhead.add((pool,), max(0, own) / SECOND)
+            self.upstream.add((pool,), journal.upstream / SECOND, trace)
+            self.overhead.add((pool,), max(0, own) / SECOND, trace)
 
     def exposition(self, accept: str, levels: Levels | None = None) -> tuple[bytes, str]:
         """The metrics in the form that a scraper accepts, and its content type; `levels` are the gauges of now."""

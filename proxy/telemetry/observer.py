@@ -45,5 +45,6 @@ class Telemetry:
         self.history.observe(event)
         if isinstance(event, Journal):
             self._requests.write(event)
+            event.recording.ended(event)
         elif line := told(event):
             self._log.log(getattr(logging, line.level.upper()), line.text, **line.values)

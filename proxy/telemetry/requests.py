@@ -97,7 +97,7 @@ def _fields(journal: Journal) -> tuple[str, dict[str, Any]]:
         "pool": journal.pool,
         "key": journal.key,
         "method": journal.method,
-        "path": _path(journal.path),
+        "path": shown_path(journal.path),
         "code": journal.code,
         "outcome": journal.outcome,
         "reason": journal.reason,
@@ -129,11 +129,12 @@ def _words(journal: Journal) -> tuple[str, dict[str, Any]]:
         "id": without_credentials(journal.id),
         "trace": journal.trace,
     }
-    text = f"{journal.code or '---'} {journal.method} {_path(journal.path) or '?'}"
+    text = f"{journal.code or '---'} {journal.method} {shown_path(journal.path) or '?'}"
     return text, {name: value for name, value in values.items() if value}
 
 
-def _path(path: str) -> str:
+def shown_path(path: str) -> str:
+    """A path as it is shown: cut, on one line, without what looks like a credential."""
     shown = without_credentials(path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…")
     return shown if shown.isprintable() else shown.encode("unicode_escape").decode("ascii")
 

@@ -26,6 +26,7 @@ from proxy.core.headers import passed, prefer_wait, priority_urgency, sane_reque
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import SECOND, Client, Micros
 from proxy.core.policy import normalise
+from proxy.core.recording import NoRecorder, Recorder
 from proxy.web import errors
 from proxy.web.incoming import Content, check_framing, origin_form
 from proxy.web.loops import Loops
@@ -100,7 +101,7 @@ class ForwardSettings:
 
 
 class Forward:
-    """The handler of the data listener; `settings` may be exchanged at any time."""
+    """The handler of the data listener; `settings` and the `recorder` of traces may be exchanged at any time."""
 
     def __init__(
         self,
@@ -120,12 +121,14 @@ class Forward:
         self._clock = clock
         self._leaving = leaving
         self._draining = draining
+        self.recorder: Recorder = NoRecorder()
         self._loops = Loops()
 
     async def __call__(self, incoming: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; its journal is handed to the observer at its end, whatever that is."""
         began = self._clock()
-        journal = Journal(method=incoming.method)
+        recording = self.recorder.begin(incoming.method, incoming.raw_headers)
+        journal = Journal(method=incoming.method, recording=recording)
         try:
             return await self._forward(incoming, journal)
         except ConnectionError:

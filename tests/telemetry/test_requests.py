@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.core.events import Journal
 from proxy.core.model import MILLISECOND
+from proxy.core.recording import Unrecorded
 from proxy.telemetry.requests import LONGEST_PATH, NAME, RequestLog
 from tests.telemetry.samples import journal
 
@@ -39,9 +40,15 @@ def entry(story: Journal) -> dict[str, Any]:
     return found
 
 
+class InTrace(Unrecorded):
+    """A request that is recorded in a trace."""
+
+    trace = "0af7651916cd43dd8448eb211c80319c"
+
+
 STORY = journal(
     queued=1_200 * MILLISECOND, upstream=300 * MILLISECOND, total=1_600 * MILLISECOND, received=3, sent=12_345,
-    tries=2, retried=("throttled",), trace="0af7651916cd43dd8448eb211c80319c",
+    tries=2, retried=("throttled",), recording=InTrace(),
 )  # fmt: skip
 
 

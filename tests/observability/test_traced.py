@@ -1,0 +1,144 @@
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tests.process import KEYS, ask, house, request, until, write
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+OPENMETRICS = "Accept: application/openmetrics-text; version=1.0.0"
+
+
+class Collector:
+    """Somebody to whom spans are sent."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+
+    async def handle(self, incoming: web.BaseRequest) -> web.StreamResponse:
+        """Take spans in."""
+        assert incoming.path == "/v1/traces"
+        told = ExportTraceServiceRequest.FromString(await incoming.read())
+        self.spans += [span for part in told.resource_spans for scope in part.scope_spans for span in scope.spans]
+        return web.Response()
+
+    def of(self, request_id: str) -> Mapping[str, Span]:
+        """A request's spans by name; what goes upstream is `try`."""
+        whole = next(span for span in self.spans if attributes(span).get("keyturn.request_id") == request_id)
+        parts = [span for span in self.spans if span.parent_span_id == whole.span_id]
+        return {"request": whole, **{"wait" if span.name == "wait" else "try": span for span in parts}}
+
+
+def attributes(span: Span) -> dict[str, str]:
+    """Those that are text."""
+    return {attribute.key: attribute.value.string_value for attribute in span.attributes}
+
+
+@asynccontextmanager
+async def collecting() -> AsyncIterator[tuple[Collector, str]]:
+    """A collector, and its address."""
+    collector = Collector()
+    async with RawTestServer(collector.handle) as server:
+        yield collector, str(server.make_url("/v1/traces"))
+
+
+async def test_a_real_request_is_found_in_its_caller_s_trace(tmp_path: Path) -> None:
+    """From the caller's span to what the upstream sees, in the log and as an exemplar; the rest is sent at the end."""
+    async with (
+        collecting() as (collector, endpoint),
+        house(tmp_path, traces={"endpoint": endpoint}, log={"format": "json"}) as home,
+    ):
+        context = f"traceparent: 00-{TRACE}-{PARENT}-01"
+        echoed = await home.ask(request("/echo/1", context, "tracestate: a=1", "X-Request-Id: one"))
+        await home.ask(request("/me", "X-Request-Id: two"))
+        sent = {name.lower(): value for name, value in json.loads(echoed.body)["headers"]}
+        metrics = (await ask(home.keyturn.admin, request("/metrics", OPENMETRICS, token=None))).body.decode()
+        await until(lambda: TRACE in home.keyturn.process.stderr, "the request's line")
+        home.keyturn.process.signal(signal.SIGTERM)
+        assert await home.keyturn.process.ended() == 0
+        spans = collector.of("one")
+    assert set(spans) == {"request", "wait", "try"}
+    assert {span.trace_id.hex() for span in spans.values()} == {TRACE}
+    assert spans["request"].parent_span_id.hex() == PARENT
+    assert sent["traceparent"] == f"00-{TRACE}-{spans['try'].span_id.hex()}-01"
+    assert sent["tracestate"] == "a=1"
+    begin, end = spans["request"].start_time_unix_nano, spans["request"].end_time_unix_nano
+    assert begin <= spans["wait"].start_time_unix_nano <= spans["try"].start_time_unix_nano
+    assert spans["try"].end_time_unix_nano <= end
+    assert f'trace_id="{TRACE}"' in metrics
+    assert collector.of("two")["request"].parent_span_id == b""
+
+
+async def test_a_collector_that_is_away_holds_nothing_up(tmp_path: Path) -> None:
+    """Requests are answered, and the process ends; it complains once."""
+    async with house(tmp_path, traces={"endpoint": "http://127.0.0.1:9/v1/traces"}) as home:
+        for _ in range(3):
+            assert (await home.ask(request("/me"))).status == 200
+        home.keyturn.process.signal(signal.SIGTERM)
+        assert await home.keyturn.process.ended() == 0
+
+
+async def test_without_traces_the_caller_s_context_passes(tmp_path: Path) -> None:
+    """As it came."""
+    async with house(tmp_path) as home:
+        context = f"00-{TRACE}-{PARENT}-01"
+        answer = await home.ask(request("/echo/1", f"traceparent: {context}", "tracestate: a=1"))
+        sent = {name.lower(): value for name, value in json.loads(answer.body)["headers"]}
+        assert (sent["traceparent"], sent["tracestate"]) == (context, "a=1")
+
+
+SCRIPT = """
+import asyncio, sys
+from pathlib import Path
+
+if {absent}:
+    sys.modules["opentelemetry"] = None
+import proxy.cli
+from proxy import config
+from proxy.app import App
+from proxy.core.errors import ConfigError
+
+
+async def run() -> None:
+    app = App(config.load(Path("config.yaml"), {{}}))
+    await app.stop()
+
+
+try:
+    asyncio.run(run())
+except ConfigError as error:
+    print(error)
+print([name for name in sys.modules if name.startswith(("opentelemetry.sdk.trace", "opentelemetry.exporter"))])
+"""
+"""redis-py looks at metrics of OpenTelemetry when it is installed; that is not ours."""
+
+
+@pytest.mark.parametrize(
+    ("absent", "endpoint", "told"),
+    [(False, None, ""), (True, None, ""), (True, "http://127.0.0.1:9", "traces.endpoint: what traces need")],
+    ids=["off", "off and not installed", "on and not installed"],
+)
+async def test_nothing_is_imported_for_traces_that_are_off(
+    tmp_path: Path, absent: bool, endpoint: str | None, told: str
+) -> None:
+    """So the extra need not be installed; where it is needed, the problem says so."""
+    pools = {"default": {"keys": [{"name": "a", "secret": KEYS[0]}]}}
+    write(tmp_path, {"pools": pools, "traces": {"endpoint": endpoint} if endpoint else {}})
+    script = SCRIPT.format(absent=absent)
+    ended = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    *problems, imported = ended.stdout.splitlines()
+    assert imported == "[]"
+    assert "".join(problems).startswith(told)
+    assert bool(problems) == bool(told)

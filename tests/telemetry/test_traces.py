@@ -1,0 +1,198 @@
+import logging
+import re
+from collections.abc import Mapping
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from proxy.core.http import Fields
+from proxy.core.recording import UNRECORDED
+from proxy.telemetry import Metrics
+from proxy.telemetry.traces import SELDOM, Recorded, Seldom, Traces
+from tests.telemetry.samples import journal
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SAMPLED = f"00-{TRACE}-{PARENT}-01".encode()
+UNSAMPLED = f"00-{TRACE}-{PARENT}-00".encode()
+
+
+class Collector:
+    """Traces whose spans are kept here."""
+
+    def __init__(self, sample: float = 1.0) -> None:
+        self._spans = InMemorySpanExporter()
+        processor = SimpleSpanProcessor(self._spans)
+        self.traces = Traces(processor, sample=sample, replica="r-1", upstream="https://api.example:8443")
+
+    @property
+    def spans(self) -> Mapping[str, ReadableSpan]:
+        """Those that have ended, by what they are of; of several tries the last."""
+        kinds = {SpanKind.SERVER: "request", SpanKind.CLIENT: "try", SpanKind.INTERNAL: "wait"}
+        return {kinds[span.kind]: span for span in self._spans.get_finished_spans()}
+
+    def go(self, *codes: int, fields: Fields = (), **story: object) -> Fields:
+        """A request with so many tries; returns what went out with the last."""
+        recording = self.traces.begin("GET", fields)
+        sent = fields
+        for code in codes:
+            recording.waits()
+            recording.waited()
+            sent = recording.tries("k0", fields)
+            recording.tried(code)
+        recording.ended(journal(**story))
+        return sent
+
+
+def attributes(span: ReadableSpan) -> dict[str, object]:
+    """Of a span."""
+    return dict(span.attributes or {})
+
+
+def test_a_request_its_wait_and_its_try_are_spans() -> None:
+    """The last two within the first, named and described by OpenTelemetry's conventions."""
+    collector = Collector()
+    collector.go(200)
+    spans = collector.spans
+    whole = spans["request"]
+    assert set(spans) == {"request", "wait", "try"}
+    for part in (spans["wait"], spans["try"]):
+        assert part.parent is not None
+        assert part.parent.span_id == whole.context.span_id
+    assert (whole.name, spans["wait"].name, spans["try"].name) == ("GET", "wait", "GET")
+    told = attributes(whole)
+    assert told["http.request.method"] == "GET"
+    assert told["http.response.status_code"] == 200
+    assert told["url.path"] == "/collections"
+    assert (told["keyturn.client"], told["keyturn.pool"], told["keyturn.key"]) == ("ci", "default", "k0")
+    assert (told["keyturn.outcome"], told["keyturn.tries"], told["keyturn.request_id"]) == ("forwarded", 1, "r-1")
+    told = attributes(spans["try"])
+    assert (told["server.address"], told["server.port"]) == ("api.example", 8443)
+    assert (told["keyturn.key"], told["http.response.status_code"]) == ("k0", 200)
+    resource = whole.resource.attributes
+    assert (resource["service.name"], resource["service.instance.id"]) == ("keyturn", "r-1")
+
+
+def test_the_caller_s_trace_goes_on_through_the_proxy() -> None:
+    """The request is a child of the caller's span, what goes upstream one of the try's; the caller's state stays."""
+    collector = Collector(sample=0)
+    fields = ((b"Traceparent", SAMPLED), (b"TraceState", b"a=1,b=2"), (b"X", b"y"))
+    sent = dict(collector.go(200, fields=fields))
+    spans = collector.spans
+    parent = spans["request"].parent
+    assert parent is not None
+    assert f"{parent.trace_id:032x}-{parent.span_id:016x}" == f"{TRACE}-{PARENT}"
+    assert sent[b"traceparent"].decode() == f"00-{TRACE}-{spans['try'].context.span_id:016x}-01"
+    assert sent[b"tracestate"] == b"a=1,b=2"
+    assert sent[b"X"] == b"y"
+    assert b"Traceparent" not in sent
+
+
+def test_a_caller_that_is_not_recorded_is_not_recorded_here() -> None:
+    """Its decision holds, and its context passes as it came."""
+    collector = Collector(sample=1)
+    fields = ((b"traceparent", UNSAMPLED), (b"tracestate", b"a=1"))
+    assert collector.traces.begin("GET", fields) is UNRECORDED
+    assert collector.go(200, fields=fields) is fields
+    assert collector.spans == {}
+
+
+@pytest.mark.parametrize(
+    "broken", [b"", b"nonsense", b"00-%s-%s-01" % (b"0" * 32, PARENT.encode()), SAMPLED + b"," + SAMPLED]
+)
+def test_a_broken_context_begins_a_new_trace(broken: bytes) -> None:
+    """W3C Trace Context, section 3.2: then the state is dropped, too."""
+    collector = Collector()
+    sent = collector.go(200, fields=((b"traceparent", broken), (b"tracestate", b"a=1")))
+    assert collector.spans["request"].parent is None
+    assert [name for name, _ in sent] == [b"traceparent"]
+    assert TRACE.encode() not in dict(sent)[b"traceparent"]
+
+
+def test_a_part_of_the_requests_is_recorded() -> None:
+    """Of those whose callers have not decided."""
+    collector = Collector(sample=0.5)
+    recorded = sum(isinstance(collector.traces.begin("GET", ()), Recorded) for _ in range(400))
+    assert 100 < recorded < 300
+
+
+def test_each_try_is_a_span_and_tells_how_it_went() -> None:
+    """No answer and an answer of an error are errors for a client."""
+    collector = Collector()
+    collector.go(0, 429, 200, tries=3)
+    tries = [span for span in collector._spans.get_finished_spans() if span.kind is SpanKind.CLIENT]
+    assert [span.status.status_code for span in tries] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.UNSET]
+    assert [attributes(span).get("error.type") for span in tries] == ["no_answer", "429", None]
+    assert [attributes(span)["http.request.resend_count"] for span in tries] == [0, 1, 2]
+    assert collector.spans["request"].status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize(
+    ("story", "error"),
+    [
+        ({"code": 502, "outcome": "failed", "reason": "unreachable"}, "unreachable"),
+        ({"code": 500}, "500"),
+        ({"code": 429, "outcome": "refused", "reason": "deadline"}, None),
+        ({"code": 404}, None),
+    ],
+)
+def test_a_server_s_error_is_one_from_500_on(story: dict[str, object], error: str | None) -> None:
+    """What a caller does wrong is none."""
+    collector = Collector()
+    collector.traces.begin("GET", ()).ended(journal(**story))
+    whole = collector.spans["request"]
+    assert (whole.status.status_code is StatusCode.ERROR) == (error is not None)
+    assert attributes(whole).get("error.type") == error
+
+
+def test_who_leaves_while_it_waits_leaves_no_span_open() -> None:
+    """Its wait ends with the request."""
+    collector = Collector()
+    recording = collector.traces.begin("GET", ())
+    recording.waits()
+    recording.ended(journal(outcome="gone", code=0))
+    assert set(collector.spans) == {"request", "wait"}
+    assert "http.response.status_code" not in attributes(collector.spans["request"])
+
+
+def test_methods_are_folded() -> None:
+    """A span's name is one of few."""
+    collector = Collector()
+    collector.traces.begin("BREW", ()).ended(journal())
+    whole = collector.spans["request"]
+    assert (whole.name, attributes(whole)["http.request.method"]) == ("HTTP", "_OTHER")
+
+
+def test_times_of_a_recorded_request_lead_to_its_trace() -> None:
+    """As exemplars, in OpenMetrics."""
+    collector, metrics = Collector(), Metrics()
+    recording = collector.traces.begin("GET", ((b"traceparent", SAMPLED),))
+    metrics.observe(journal(recording=recording))
+    body, _ = metrics.exposition("application/openmetrics-text; version=1.0.0")
+    for name in ("request_seconds", "queue_wait_seconds", "upstream_seconds", "overhead_seconds"):
+        assert re.search(rf'^keyturn_{name}_bucket.* # {{trace_id="{TRACE}"}} ', body.decode(), re.MULTILINE)
+    assert TRACE not in metrics.exposition("")[0].decode()
+
+
+def test_a_collector_that_is_away_is_complained_about_seldom() -> None:
+    """Once a minute for each kind of complaint."""
+    moments = [0.0]
+    seldom = Seldom(lambda: moments[0])
+
+    def passes(message: str) -> bool:
+        return seldom.filter(logging.LogRecord("o", logging.ERROR, "", 0, message, ("x",), None))
+
+    assert [passes("away"), passes("away"), passes("full")] == [True, False, True]
+    moments[0] = SELDOM
+    assert passes("away")
+
+
+def test_the_last_spans_are_sent_at_the_end() -> None:
+    """Whoever stops waits for that, and not for more."""
+    collector = Collector()
+    collector.go(200)
+    collector.traces.stop()
+    collector.traces.stop()
+    assert "request" in collector.spans
