@@ -172,7 +172,7 @@ class TooMany(Refusal):
 
     def __init__(self, message: str, *, reason: str, retry_after: int) -> None:
         super().__init__(message, retry_after=retry_after)
-        self.reason = reason  # type: ignore[misc]  # one class, three causes
+        self.reason = reason  # type: ignore[misc]  # one class, several causes
 
 
 class LoopDetected(Refusal):

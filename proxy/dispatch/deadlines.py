@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from proxy.core.errors import TooMany
 from proxy.core.model import SECOND, Micros
 from proxy.dispatch.lanes import Queue, Waiter
-from proxy.dispatch.refusals import too_late
+from proxy.dispatch.refusals import no_word, too_late
 
 REVIEW: Micros = SECOND // 4
 """How often those who wait are measured against the newest turns."""
@@ -24,6 +24,8 @@ class Deadlines:
         self._clock = clock
         self._refuse = refuse
         self._freed = freed
+        self._untold = False
+        """Whether the store does not answer."""
 
     def judge(self, queue: Queue, now: Micros) -> None:
         """Refuse at once whose turn cannot come in time (law 6).
@@ -31,6 +33,7 @@ class Deadlines:
         Positions among those who stay decide; the time told to whoever is refused counts those refused before it,
         for they will come back, too.
         """
+        self._untold = False
         refused = 0
         for waiter in self._to_judge(queue, now):
             queue.fresh.pop(waiter, None)
@@ -46,6 +49,7 @@ class Deadlines:
 
     def wait_unjudged(self, queues: Iterable[Queue]) -> None:
         """Whose turn the store does not tell waits for it, but not past its deadline."""
+        self._untold = True
         now = self._clock()
         for queue in queues:
             for waiter in queue.fresh:
@@ -71,5 +75,5 @@ class Deadlines:
             return
         turn = queue.turns.at(queue.position(waiter))
         left = max(0, (turn if turn is not None else SECOND) - (self._clock() - queue.told))
-        self._refuse(waiter, too_late(left))
+        self._refuse(waiter, no_word() if self._untold else too_late(left))
         self._freed()

@@ -15,6 +15,16 @@ def too_late(turn: Micros) -> TooMany:
     )
 
 
+def no_word() -> TooMany:
+    """The store of the buckets did not answer before the deadline."""
+    return TooMany(
+        "The store of the rate limits does not answer, so this request's turn did not come before its deadline. "
+        "Come back in a moment, or allow more time with `Prefer: wait=SECONDS`.",
+        reason="store_lost",
+        retry_after=1,
+    )
+
+
 def queue_full(client: str, waiting: int, turn: Micros | None) -> TooMany:
     """No more requests may wait; the turn of one more would be expected after this time, if it is known."""
     return TooMany(

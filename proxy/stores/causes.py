@@ -44,13 +44,15 @@ def lost(problem: BaseException, where: str) -> StoreLost:
 def _telling(problem: BaseException) -> BaseException:
     """What tells most of all that led to a problem: what the server said, or TLS; else what came first.
 
-    redis-py wraps what it catches, a cluster's client twice.
+    redis-py wraps what it catches, a cluster's client twice; and of a connection that the server has closed it first
+    says that there is something to read.
     """
-    chain = list(_chain(problem))
+    chain = [one for one in _chain(problem) if str(one) not in _CLOSED] or [ConnectionError("it closed the connection")]
     said = (one for one in chain if isinstance(one, _SAID) and _code(one))
     return next(said, chain[-1])
 
 
+_CLOSED = ("Connection has data", "Connection not ready")
 _SAID = (ResponseError, AuthenticationError, BusyLoadingError, ssl.SSLError)
 
 

@@ -1,5 +1,5 @@
 from proxy.core.model import SECOND
-from proxy.dispatch.refusals import queue_full, too_late, whole_seconds
+from proxy.dispatch.refusals import no_word, queue_full, too_late, whole_seconds
 
 
 def test_whole_seconds_are_rounded_up() -> None:
@@ -10,6 +10,7 @@ def test_whole_seconds_are_rounded_up() -> None:
 def test_what_is_told() -> None:
     """The reason as a metric's label, and the time."""
     assert (too_late(7 * SECOND).reason, too_late(7 * SECOND).retry_after) == ("deadline", 7)
+    assert (no_word().reason, no_word().retry_after) == ("store_lost", 1)
     full = queue_full("ci", 12, 7 * SECOND)
     assert (full.reason, full.retry_after) == ("queue_full", 7)
     assert "12 requests of ci" in full.message

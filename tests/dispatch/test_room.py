@@ -197,8 +197,9 @@ async def test_deadlines_hold_while_the_store_is_silent() -> None:
         await asyncio.sleep(1)
         it.store.exchange = lost  # type: ignore[method-assign, assignment]  # a store that is lost
         newcomer = task_of(it.dispatch.lease(it.ticket(wait=50 * SECOND)))
-        with pytest.raises(TooMany):
+        with pytest.raises(TooMany) as caught:
             await newcomer
+        assert caught.value.reason == "store_lost", "nobody is told of a turn that nobody knows"
         assert micros() - began <= 51 * SECOND + MILLISECOND
         it.store.exchange = silent  # type: ignore[method-assign, assignment]  # a store that hangs
         with pytest.raises(TooMany):

@@ -48,6 +48,11 @@ def wrapped(inner: Exception, outer: Exception) -> Exception:
         (said("STRANGE things"), "it answered STRANGE things"),
         (ClusterError("TTL exhausted."), "the cluster is moving"),
         (AttributeError("'NoneType' object has no attribute 'execute_command'"), "the cluster is moving"),
+        (
+            wrapped(ConnectionError("Connection has data"), ConnectionError("Error 111 connecting to h:1.")),
+            "not reachable (Error 111 connecting to h:1.)",
+        ),
+        (ConnectionError("Connection not ready"), "not reachable (it closed the connection)"),
         (RuntimeError("the handler is closed"), "not reachable (the handler is closed)"),
         (MasterNotFoundError("No master found for 'main'"), "no sentinel names a master: No master found for 'main'"),
         (TimeoutError(), "no answer within store.timeout"),
