@@ -17,8 +17,14 @@ USE_BY: Micros = SECOND
 PULSE: Micros = 2 * SECOND
 """A replica with leases out or requests waiting speaks at least this often."""
 
+
 GRACE: Micros = SECOND // 2
 """A demand is remembered this long beyond the moment at which its replica was told to come back."""
+
+
+def pulse(bound: Micros, usual: Micros = PULSE) -> Micros:
+    """How often a replica speaks that is taken for dead when it is silent for `bound`: twice in that time."""
+    return min(usual, bound // 2)
 
 
 class Kind(NamedTuple):

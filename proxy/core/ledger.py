@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 
 from proxy.core.buckets import Buckets
-from proxy.core.exchange import GRACE, PULSE, Budget, Grant, Lane, Turns, Unsent
+from proxy.core.exchange import GRACE, PULSE, Budget, Grant, Lane, Turns, Unsent, pulse
 from proxy.core.forecast import Forecast, Forecaster, Loan, Outlook
 from proxy.core.letters import Call, Need, Place, Reply, need
 from proxy.core.line import Line, Rehearsal
@@ -304,9 +304,10 @@ class Ledger:
         self, now: Micros, replica: str, forecast: Forecast, dealt: Dealt, *, waits: bool, left: bool
     ) -> Micros | None:
         if not waits:
-            return PULSE if self.buckets.holds(replica) else None
-        first = forecast.first.get(replica, now + PULSE) if dealt.stopped is None else dealt.stopped
-        again = MILLISECOND if left else max(MILLISECOND, min(first - now, PULSE))
+            return pulse(self.buckets.bound) if self.buckets.holds(replica) else None
+        longest = pulse(self.buckets.bound)
+        first = forecast.first.get(replica, now + longest) if dealt.stopped is None else dealt.stopped
+        again = MILLISECOND if left else max(MILLISECOND, min(first - now, longest))
         self.line.expect(replica, now + again, now + again + GRACE)
         return again
 

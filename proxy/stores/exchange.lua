@@ -1616,14 +1616,15 @@ local function deal(now, names)
 end
 
 local function again_of(now, waits, stopped, left)
+  local longest = min(PULSE, floor(state.bound / 2))
   if not waits then
     if #beginning(key('held'), replica .. ' ', '!', 1) > 0 then
-      return PULSE
+      return longest
     end
     return nil
   end
-  local first = stopped or forecast.first[replica] or now + PULSE
-  local again = left and MILLISECOND or max(MILLISECOND, min(first - now, PULSE))
+  local first = stopped or forecast.first[replica] or now + longest
+  local again = left and MILLISECOND or max(MILLISECOND, min(first - now, longest))
   expect(replica, now + again, now + again + GRACE)
   return again
 end

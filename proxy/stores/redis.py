@@ -10,7 +10,7 @@ from dataclasses import replace
 from proxy.core.correspondence import Correspondence
 from proxy.core.errors import StoreLost
 from proxy.core.events import EraBegan, Observer
-from proxy.core.exchange import PULSE, USE_BY, Demand, Exchange, Settlement
+from proxy.core.exchange import PULSE, USE_BY, Demand, Exchange, Settlement, pulse
 from proxy.core.letters import Call, Reply, terms_of
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Micros, Pool
@@ -19,7 +19,11 @@ from proxy.stores.links import Link, Script
 from proxy.stores.looks import look_at
 
 IDLE: Micros = 5 * SECOND
-"""A replica that has nothing out says this often that it is there, so that others know how many share the pool."""
+"""A replica that has nothing out says this often that it is there, so that others know how many share the pool.
+
+Who has spent something within the last window speaks as often as who has leases out: a state that forgets everything
+waits no longer for its word (`core.ledger.HOLD`).
+"""
 
 ROUNDS = 6
 """Letters to one exchange at the most: terms, what is held, and a clock that ran ahead, with one to spare for each."""
@@ -92,7 +96,7 @@ class RedisStore:
         return decode(await self.link.run(EXCHANGE, self.key, encode(call)), call)
 
     def _pulse(self) -> Micros:
-        return PULSE if len(self.letters.record) else IDLE
+        return pulse(self.letters.terms.bound, PULSE if len(self.letters.record) else IDLE)
 
 
 _AT_ODDS = (

@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.exchange import Turns
+from proxy.core.exchange import PULSE, Turns, pulse
+from proxy.core.model import SECOND
 
 
 def test_the_first_positions_are_told_one_by_one() -> None:
@@ -36,3 +37,10 @@ def test_turns_never_decrease_with_the_position(soon: list[int], later: list[tup
     turns = Turns(tuple(soon), tuple(zip(positions, delays, strict=True)))
     told = [turn for turn in (turns.at(position) for position in range(600)) if turn is not None]
     assert told == sorted(told)
+
+
+def test_who_is_soon_taken_for_dead_speaks_more_often() -> None:
+    """Every two seconds, or twice within the time after which silence means death."""
+    assert pulse(11 * SECOND) == PULSE
+    assert pulse(3 * SECOND) == 3 * SECOND // 2
+    assert pulse(11 * SECOND, 5 * SECOND) == 5 * SECOND
