@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from proxy.config.units import TcpListener
 from proxy.core.model import Secret
@@ -25,6 +25,18 @@ _STORE_FORMS = {
     "redis+sentinel": "`redis+sentinel://host:26379,host:26379/service`",
     "redis+cluster": "`redis+cluster://host:6379,host:6379`",
 }
+
+
+_LOGIN = {"username", "password"}
+_TLS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+_PARAMETERS = {
+    "redis": _LOGIN | {"db"},
+    "rediss": _LOGIN | _TLS | {"db"},
+    "unix": _LOGIN | {"db"},
+    "redis+sentinel": _LOGIN | _TLS | {"ssl", "db", "sentinel_username", "sentinel_password"},
+    "redis+cluster": _LOGIN | _TLS | {"ssl"},
+}
+"""What may stand in a store's query."""
 
 
 def parse_upstream_url(value: object) -> str:
@@ -83,7 +95,8 @@ def parse_store_url(value: object) -> StoreUrl:
     """Read the store's URL.
 
     Raises:
-        ValueError: no scheme that there is, or not of its form; the message does not show the value.
+        ValueError: no scheme that there is, not of its form, or with parameters that cannot be used; the message does
+            not show the value.
     """
     if isinstance(value, StoreUrl):
         return value
@@ -94,6 +107,8 @@ def parse_store_url(value: object) -> StoreUrl:
         raise ValueError(
             f"write {_STORE_FORMS[url.scheme]}; percent-encode `/`, `?`, `#` and `@` in a user name or a password"
         )
+    _check_nodes(url)
+    _check_parameters(url)
     return StoreUrl(url.scheme, _masked(url), Secret(str(value).strip()))
 
 
@@ -123,6 +138,37 @@ def _has_form(url: SplitResult) -> bool:
             return bool(_NODES.fullmatch(nodes)) and url.path in ("", "/")
         case _:
             return bool(_ONE_NODE.fullmatch(nodes) and _DATABASE.fullmatch(url.path))
+
+
+def _check_nodes(url: SplitResult) -> None:
+    for node in url.netloc.rpartition("@")[2].split(","):
+        port = re.search(r":([0-9]+)$", node)
+        if port and not 0 < int(port[1]) < 2**16:
+            raise ValueError(f"the port {port[1]} is not between 1 and 65535")
+
+
+def _check_parameters(url: SplitResult) -> None:
+    known = _PARAMETERS.get(url.scheme, set())
+    given = dict(parse_qsl(url.query, keep_blank_values=True))
+    for name in given:
+        if name not in known:
+            named = f" `{name}`" if re.fullmatch("[a-z_]{2,24}", name) else ""
+            raise ValueError(f"no parameter{named} belongs to {url.scheme}://; there are {', '.join(sorted(known))}")
+    user, _, password = url.netloc.rpartition("@")[0].partition(":")
+    for name, named, secret in (
+        ("user name", given.get("username", user), given.get("password", password)),
+        ("sentinel_username", given.get("sentinel_username", ""), given.get("sentinel_password", "")),
+    ):
+        if named and not secret:
+            raise ValueError(f"a {name} needs a password: write `user:password@`, or `:password@` without a user")
+    if not re.fullmatch("[0-9]{1,5}", given.get("db") or "0"):
+        raise ValueError("`db` is a whole number")
+    if given.get("ssl", "true") not in ("true", "false"):
+        raise ValueError("`ssl` is `true` or `false`")
+    if url.scheme != "rediss" and given.get("ssl") != "true" and _TLS & given.keys():
+        raise ValueError("`ssl_…` is for TLS: `ssl=true` belongs to it")
+    if "ssl_keyfile" in given and "ssl_certfile" not in given:
+        raise ValueError("`ssl_keyfile` needs `ssl_certfile`, the certificate that it belongs to")
 
 
 def _masked(url: SplitResult) -> str:

@@ -76,11 +76,13 @@ class Opened:
 def opener(text: str, timeout: Micros) -> Callable[[], Opened]:
     """What opens clients for a store's URL, each of which knows nothing yet; `timeout` is for a call with all in it.
 
+    The URL has passed `config.urls.parse_store_url`.
+
     Raises:
-        ValueError: a parameter that there is not, or a file that cannot be used; the message shows no password.
+        ValueError: a file that cannot be used; the message shows no password.
     """
     url = urlsplit(text)
-    given = _parameters(url)
+    given = dict(parse_qsl(url.query))
     tls = _tls(url.scheme, given)
     whole = timeout / SECOND
     match url.scheme:
@@ -120,40 +122,19 @@ def _cluster(nodes: list[tuple[str, int]], settings: Settings) -> Opened:
     return Opened(RedisCluster(startup_nodes=known, **_COMMON, **settings, retry=_once(), dynamic_startup_nodes=False))
 
 
-def _parameters(url: SplitResult) -> dict[str, str]:
-    known = {"username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
-    known |= {"ssl", "sentinel_username", "sentinel_password"} if url.scheme == "redis+sentinel" else set()
-    known |= {"ssl"} if url.scheme == "redis+cluster" else {"db"}
-    pairs = parse_qsl(url.query, keep_blank_values=True)
-    for name, _ in pairs:
-        if name not in known:
-            raise ValueError(f"no parameter `{name}` belongs to {url.scheme}://; there are {', '.join(sorted(known))}")
-    return dict(pairs)
-
-
 def _nodes(url: SplitResult, default: int) -> list[tuple[str, int]]:
     return [_node(text, default) for text in url.netloc.rpartition("@")[2].split(",")]
 
 
 def _node(text: str, default: int) -> tuple[str, int]:
     host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
-    number = int(port) if colon else default
-    if not 0 < number < 2**16:
-        raise ValueError(f"the port {number} is not between 1 and 65535")
-    return (host if colon else text).strip("[]"), number
+    return (host if colon else text).strip("[]"), int(port) if colon else default
 
 
 def _login(url: SplitResult, given: dict[str, str], database: str) -> Settings:
     front = parse_url(f"redis://{url.netloc.rpartition('@')[0]}@host")
-    user = given.get("username", front.get("username"))
-    password = given.get("password", front.get("password"))
-    if user and not password:
-        raise ValueError("a user name needs a password: write `user:password@`, or `:password@` without a user")
-    number = given.get("db", database) or "0"
-    if not (number.isascii() and number.isdigit()):
-        raise ValueError("`db` is a whole number")
-    login = {"username": user or None, "password": password or None}
-    return login if url.scheme == "redis+cluster" else login | {"db": int(number)}
+    login = {name: given.get(name, front.get(name)) or None for name in ("username", "password")}
+    return login if url.scheme == "redis+cluster" else login | {"db": int(given.get("db") or database or 0)}
 
 
 def _sentinel_login(given: dict[str, str]) -> Settings:
@@ -161,13 +142,9 @@ def _sentinel_login(given: dict[str, str]) -> Settings:
 
 
 def _tls(scheme: str, given: dict[str, str]) -> Settings:
-    if given.get("ssl", "true") not in ("true", "false"):
-        raise ValueError("`ssl` is `true` or `false`")
-    files = {name: text for name, text in given.items() if name.startswith("ssl_")}
     if scheme != "rediss" and given.get("ssl") != "true":
-        if files:
-            raise ValueError("`ssl_…` is for TLS: write rediss://, or `ssl=true` for sentinels and clusters")
         return {}
+    files = {name: text for name, text in given.items() if name.startswith("ssl_")}
     try:
         RedisSSLContext(
             keyfile=files.get("ssl_keyfile"),

@@ -56,8 +56,7 @@ def test_another_upstream_is_refused(url: object, message: str) -> None:
         ("redis://localhost", "redis://localhost"),
         ("redis://[::1]:6379/2", "redis://[::1]:6379/2"),
         (f"redis://:{PASSWORD}@h:6379/0", "redis://:…@h:6379/0"),
-        (f"rediss://me:{PASSWORD}@h/0?timeout=1", "rediss://me:…@h/0?timeout=1"),
-        (f"redis://{PASSWORD}@h", "redis://…@h"),
+        (f"rediss://me:{PASSWORD}@h/0?ssl_ca_certs=/ca", "rediss://me:…@h/0?ssl_ca_certs=/ca"),
         (f"redis://h?password={PASSWORD}&db=1", "redis://h?password=…&db=1"),
         (f"unix:///run/redis.sock?db=0&password={PASSWORD}", "unix:///run/redis.sock?db=0&password=…"),
         (f"redis+sentinel://:{PASSWORD}@a:1,b:2/main/0", "redis+sentinel://:…@a:1,b:2/main/0"),
@@ -95,6 +94,7 @@ def test_a_store_is_shown_without_its_password(url: str, shown: str) -> None:
         "redis+cluster://a:1/0",
         "redis://h\n",
         7,
+        f"redis://h?{PASSWORD}",
     ],
 )
 def test_another_store_is_refused(url: object) -> None:
@@ -102,6 +102,37 @@ def test_another_store_is_refused(url: object) -> None:
     with pytest.raises(ValueError) as caught:
         parse_store_url(url)
     assert "://" in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            f"rediss://:{PASSWORD}@h?ssl_cert_reqs=none",
+            "no parameter `ssl_cert_reqs` belongs to rediss://; there are db,",
+        ),
+        (f"rediss://:{PASSWORD}@h?ssl_check_hostname=false", "no parameter `ssl_check_hostname`"),
+        ("redis://h?ssl=true", "no parameter `ssl`"),
+        ("redis://h?retry_on_timeout=true", "no parameter `retry_on_timeout`"),
+        ("redis://h?ssl_ca_certs=/x", "no parameter `ssl_ca_certs`"),
+        ("redis+cluster://h?db=1", "no parameter `db`"),
+        ("redis+cluster://h?ssl=yes", "`ssl` is `true` or `false`"),
+        ("redis+sentinel://h/main?ssl_ca_certs=/x", "`ssl=true` belongs to it"),
+        ("rediss://h?ssl_keyfile=/x", "`ssl_keyfile` needs `ssl_certfile`"),
+        ("redis://h:0", "the port 0 is not between"),
+        ("redis+cluster://h:1,h:65536", "the port 65536 is not between"),
+        ("redis://h?db=x", "`db` is a whole number"),
+        (f"redis://{PASSWORD}@h", "a user name needs a password"),
+        ("redis://h?username=me", "a user name needs a password"),
+        ("redis+sentinel://h/main?sentinel_username=me", "a sentinel_username needs a password"),
+    ],
+)
+def test_parameters_that_cannot_be_used_are_named(url: str, message: str) -> None:
+    """Before anything is started, and without showing a password."""
+    with pytest.raises(ValueError) as caught:
+        parse_store_url(url)
+    assert message in str(caught.value)
     assert PASSWORD not in str(caught.value)
 
 

@@ -152,10 +152,10 @@ async def test_a_fault_of_a_script_is_told(one: Server) -> None:
         assert await link.run(COUNT, "k") == 1
 
 
-def test_an_unknown_parameter_stops_the_start() -> None:
+def test_a_file_that_is_not_there_stops_the_start() -> None:
     """The message says which, and shows no password."""
-    with pytest.raises(StartError, match="no parameter `ssl_cert_reqs`") as caught:
-        Link(f"rediss://:{PASSWORD}@h?ssl_cert_reqs=none", shown="rediss://:…@h", timeout=SECOND)
+    with pytest.raises(StartError, match="cannot use /no/ca") as caught:
+        Link(f"rediss://:{PASSWORD}@h?ssl_ca_certs=/no/ca", shown="rediss://:…@h", timeout=SECOND)
     assert str(caught.value).startswith("store.url: ")
     assert PASSWORD not in str(caught.value)
 
