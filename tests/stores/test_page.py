@@ -1,0 +1,169 @@
+"""What docs/shared-store.md says is so."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from proxy.config import load
+from proxy.core.exchange import Demand, Spent
+from proxy.core.model import SECOND
+from proxy.stores.clients import Opened
+from proxy.stores.links import Link
+from proxy.stores.redis import RedisStore
+from tests.core.worlds import BOUND, lane, limit, pool
+from tests.process import ROOT, until
+from tests.rooms import Recorder
+from tests.stores.conformance import wants
+from tests.stores.histories import History
+from tests.stores.servers import KINDS, Certificates, Server, cluster, sentinel_of, server
+from tests.stores.test_exchange import InMemory, OnServer
+from tests.stores.test_redis import FAST, PATIENCE, ClockedRedis
+from tests.virtual import micros
+
+PAGE = (ROOT / "docs" / "shared-store.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+USER = re.findall(r"```text\n(ACL SETUSER .*?)\n```", PAGE, re.DOTALL)[0]
+IN_A_CLUSTER = re.findall(r"also needs `([^`]*)`", PAGE)[0]
+OF_SENTINELS = re.findall(r"own user needs `([^`]*)`", PAGE)[0]
+STORED = PAGE.partition("## What is stored")[2].partition("\n## ")[0]
+KEYS = {
+    name.partition(":")[0]: kind
+    for names, kinds in re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|", STORED, re.MULTILINE)
+    for name, kind in zip(re.findall(r"`([^`]+)`", names), kinds.split(", "), strict=True)
+}
+"""The type of each kind of key."""
+
+PASSWORD = "pa5secret"
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of server."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def running(kind: str) -> Iterator[Server]:
+    """A server."""
+    with server(kind) as one:
+        yield one
+
+
+@pytest.fixture
+def one(running: Server) -> Server:
+    """That server, empty."""
+    running.ask("FLUSHALL")
+    return running
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_are_accepted(example: str, tmp_path: Path) -> None:
+    """By the check of the configuration, and by the client that they are for."""
+    files = Certificates(tmp_path)
+    for name, file in (("ca.pem", files.ca), ("tls.crt", files.client), ("tls.key", files.key)):
+        example = example.replace(f"/run/redis/{name}", str(file))
+    path = tmp_path / "config.yaml"
+    path.write_text(example, encoding="utf-8")
+    environ = {"POSTMAN_API_KEYS": "one", "REDIS_PASSWORD": PASSWORD, "SENTINEL_PASSWORD": PASSWORD}
+    store = load(path, environ).store
+    assert PASSWORD not in store.url.shown
+    link = Link(store.url.reveal(), shown=store.url.shown, timeout=store.timeout)
+    assert isinstance(link._open(), Opened)
+
+
+def test_all_keys_are_listed(one: Server) -> None:
+    """With their types; none is listed that there is not."""
+    seen: dict[str, str] = {}
+    with redis.Redis(port=one.port) as client:
+        typed: Any = client
+        history = History(3, [InMemory(), OnServer(client)])
+        for _ in range(80):
+            history.step()
+            for key in typed.scan_iter():
+                name = key.decode().removeprefix("t:{p}:").partition(":")[0]
+                seen[name] = seen.get(name) or typed.type(key).decode()
+    assert seen == KEYS
+
+
+async def test_a_quota_takes_no_more_than_is_said(one: Server) -> None:
+    """7 KB at 60 requests a minute, however often they have been spent."""
+    keys = 40
+    store = ClockedRedis(one, pool(keys, limit(60)))
+    with redis.Redis(port=one.port) as client:
+        typed: Any = client
+        sizes = []
+        for _ in range(3):
+            spent = 0
+            while spent < 60 * keys:
+                answer = await store.exchange("r", (), (Demand(lane(), 1, 60 * keys),))
+                assert answer.grants
+                spent += len(answer.grants)
+                await store.exchange("r", tuple(Spent(grant.lease, 0) for grant in answer.grants), ())
+            sizes.append(sum(typed.memory_usage(key, samples=0) for key in typed.scan_iter()))
+            store.pass_(61 * SECOND)
+        await store.close()
+    assert max(sizes) / keys < 8_000
+    assert max(sizes) < 1.1 * sizes[0]
+
+
+def let_in(one: Server, more: str = "", password: str = "") -> None:
+    """Make the user that the page shows."""
+    words = USER.replace(">PASSWORD", f">{PASSWORD}").split()
+    one.ask(*words, *more.split(), password=password)
+
+
+async def serves(link: Link) -> None:
+    """All that a replica does works over this link."""
+    store = RedisStore(link, FAST, prefix="keyturn", replica="r", settle_bound=BOUND, clock=micros, observer=Recorder())
+    woken: list[int] = []
+    store.listen(lambda: woken.append(1))
+    await until(lambda: woken, "it listens")
+    (grant,) = (await store.exchange((), (wants(1),))).grants
+    assert (await store.exchange((Spent(grant.lease, 0),), (wants(1),))).grants
+    assert await store.look()
+    assert await link.check(store.key) == ()
+
+
+async def test_the_user_may_do_what_is_needed_and_no_more(one: Server) -> None:
+    """In a database of its own, too; whatever is taken from it is missed."""
+    let_in(one)
+    try:
+        link = Link(f"redis://keyturn:{PASSWORD}@{one.address}/2", shown="here", timeout=PATIENCE)
+        await serves(link)
+        await link.close()
+        used = {name.lower() for name in re.findall(r"redis[._]call\('([A-Z]+)'", _scripts())}
+        asked = {word[1:] for word in USER.split() if word.startswith("+")}
+        assert asked == used | {"eval", "evalsha", "subscribe", "select"}
+    finally:
+        one.ask("ACL", "DELUSER", "keyturn")
+
+
+def _scripts() -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in (ROOT / "proxy" / "stores").glob("*.lua"))
+
+
+async def test_the_user_of_a_cluster(kind: str) -> None:
+    """With the three that only its client needs."""
+    with cluster(kind) as nodes:
+        for node in nodes:
+            let_in(node, IN_A_CLUSTER)
+        link = Link(f"redis+cluster://keyturn:{PASSWORD}@{nodes[0].address}", shown="here", timeout=PATIENCE)
+        await serves(link)
+        await link.close()
+
+
+async def test_the_users_of_sentinels_and_of_their_master(kind: str) -> None:
+    """Each its own."""
+    with server(kind) as master:
+        let_in(master)
+        watching = f"{sentinel_of(master)}\nuser watcher on >{PASSWORD} -@all {OF_SENTINELS}"
+        with server(kind, sentinel=watching) as sentinel:
+            query = f"sentinel_username=watcher&sentinel_password={PASSWORD}"
+            url = f"redis+sentinel://keyturn:{PASSWORD}@{sentinel.address}/main?{query}"
+            link = Link(url, shown="here", timeout=PATIENCE)
+            await serves(link)
+            await link.close()
