@@ -51,6 +51,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
     "podDisruptionBudget.enabled": ({"replicas": 2, **REDIS}, False),
     "podDisruptionBudget.maxUnavailable": ({"replicas": 2, **REDIS}, "50%"),
     "strategy": (NOTHING, {"type": "RollingUpdate"}),
+    "restartOnChange": (NOTHING, "needed"),
     "graceMarginSeconds": (NOTHING, 9),
     "revisionHistoryLimit": (NOTHING, 0),
     "spread": (NOTHING, "off"),

@@ -279,18 +279,28 @@ async def test_what_is_under_way_is_answered(api: PracticeApi, place: Path) -> N
 
 
 async def test_a_rotated_key_is_taken_up_under_load(api: PracticeApi, place: Path) -> None:
-    """When the kubelet swaps the files of a Secret, no request fails."""
-    rendered = gateway(api)
+    """When the kubelet swaps a Secret's files, new keys are used and old ones are not, and no request fails."""
     async with (
-        started(rendered, place) as container,
+        started(gateway(api), place) as container,
         load(Service([container.keyturn.data]), request("/me")) as callers,
     ):
         await callers.more(20)
         container.layout.swap("/run/keyturn/keys/default", {"team-2": KEYS[1], "team-3": KEYS[0]})
-        await callers.more(50)
+        await until(lambda: _uses(container, "team-3"), "the new key is used")
+        await callers.more(20)
+        assert {await _key(container) for _ in range(8)} <= {"team-2", "team-3"}
         assert await container.probe("readiness")
         await callers.end()
         assert set(callers.statuses) == {200}
+
+
+async def _key(container: kubelet.Container) -> str:
+    """The name of the key with which a request goes on."""
+    return (await container.keyturn.ask(request("/me"))).one("Keyturn-Key")
+
+
+async def _uses(container: kubelet.Container, name: str) -> bool:
+    return await _key(container) == name
 
 
 async def test_the_embedded_redis_is_a_store(api: PracticeApi, place: Path) -> None:

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from proxy.app.fixed import SETTINGS
 from tests.helm.charts import CHART, CI, RELEASE, refusal, render
 
 NAME = f"{RELEASE}-keyturn"
@@ -81,15 +82,51 @@ def test_no_hook_delays_the_end() -> None:
     assert render().config["lame_duck"] == "5s"
 
 
+def checksum(values: Any) -> Any:
+    """What makes new pods when it changes."""
+    return render(values).one("Deployment", NAME)["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+
+
 def test_configuration_changes_start_new_pods() -> None:
     """The checksum follows `config` and `redis`; the Secret of the keys does not count, for it is read again."""
-
-    def checksum(values: Any) -> Any:
-        return render(values).one("Deployment", NAME)["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
-
     keys = {"keys": {"default": {"values": {"a": "one"}}}}
-    assert checksum({}) != checksum({"config": {"drain": "26s"}}) != checksum(REDIS)
+    assert checksum({}) != checksum({"config": {"drain": "26s"}})
+    assert checksum({"redis": {"url": "redis://a"}}) != checksum({"redis": {"url": "redis://b"}})
     assert checksum(keys) == checksum({"keys": {"default": {"values": {"a": "two"}}}})
+
+
+OTHER: dict[str, Any] = {
+    "listen": "0.0.0.0:7000",
+    "admin": "0.0.0.0:7001",
+    "inbound.socket_mode": "0600",
+    "upstream.url": "https://other.example",
+    "upstream.key_header": "X-Other",
+    "upstream.key_query": "other",
+    "upstream.max_connections": 7,
+    "upstream.settle_bound": "7s",
+    "store.url": "redis://other",
+    "store.prefix": "other",
+    "store.timeout": "7s",
+    "store.on_loss": "wait",
+    "log.format": "text",
+}
+
+
+def test_changes_that_need_new_pods() -> None:
+    """With `restartOnChange: needed` those count that the application itself refuses to reload, and no others."""
+    assert set(OTHER) == set(SETTINGS)
+    needed = {"restartOnChange": "needed"}
+    for path, value in OTHER.items():
+        section, _, name = path.partition(".")
+        assert checksum({**needed, "config": {section: {name: value} if name else value}}) != checksum(needed), path
+    assert checksum({**needed, "tls": {"existingSecret": "cert"}}) != checksum(needed)
+    for change in (
+        {"clients": [{"name": "a", "token_sha256": "0" * 64}]},
+        {"pools": {"default": {"limits": [{"requests": 1, "window": "1s"}]}}},
+        {"queue": {"max_wait": "1s"}, "log": {"level": "debug"}},
+    ):
+        assert checksum({**needed, "config": change}) == checksum(needed), change
+        assert checksum({"config": change}) != checksum({}), change
 
 
 def test_image_by_tag_and_by_digest() -> None:

@@ -135,7 +135,16 @@
 {{- uniq $ports | toJson -}}
 {{- end -}}
 
-{{/* Changes with what pods have to be started anew for; keys and tokens are read again by themselves. */}}
+{{/* Changes with what pods have to be started anew for: all of config.yaml, or those settings that no reload can change.
+     Keys are no part of it: they are read again by themselves. */}}
 {{- define "keyturn.checksum" -}}
-{{- printf "%s %s" (include "keyturn.config" .) (toJson .Values.redis) | sha256sum -}}
+{{- $config := include "keyturn.config" . | fromYaml -}}
+{{- if eq .Values.restartOnChange "needed" -}}
+{{- $upstream := pick (default dict $config.upstream) "url" "key_header" "key_query" "max_connections" "settle_bound" -}}
+{{- $inbound := pick (default dict $config.inbound) "socket_mode" -}}
+{{- $log := pick (default dict $config.log) "format" -}}
+{{- $tls := hasKey $config "tls" -}}
+{{- $config = merge (dict "upstream" $upstream "inbound" $inbound "log" $log "tls" $tls) (pick $config "listen" "admin" "store") -}}
+{{- end -}}
+{{- printf "%s %s" (toJson $config) (toJson .Values.redis) | sha256sum -}}
 {{- end -}}
