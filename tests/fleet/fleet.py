@@ -35,6 +35,7 @@ TIMEOUT = "2s"
 
 LOST = "the store does not answer"
 FOUND = "the store answers again"
+OF_REQUESTS = '"logger": "keyturn.requests"'
 NEW = "the store is new, restarted or behind"
 
 
@@ -70,9 +71,10 @@ class Replica:
 
     @property
     def said(self) -> list[str]:
-        """The lines of its log, each by its beginning if that is a known one."""
-        lines = [json.loads(line)["event"] for line in self.keyturn.process.lines if line.startswith("{")]
-        return [next((known for known in (LOST, FOUND, NEW) if line.startswith(known)), line) for line in lines]
+        """The lines of its log but for those of requests, each by its beginning if that is a known one."""
+        lines = (line for line in self.keyturn.process.lines if line.startswith("{") and OF_REQUESTS not in line)
+        events = [json.loads(line)["event"] for line in lines]
+        return [next((known for known in (LOST, FOUND, NEW) if event.startswith(known)), event) for event in events]
 
     async def ready(self) -> int:
         """The status of `/readyz`."""
