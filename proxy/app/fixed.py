@@ -20,6 +20,8 @@ SETTINGS = (
     "store.timeout",
     "store.on_loss",
     "log.format",
+    "traces.endpoint",
+    "traces.sample",
 )
 """Sockets that are bound, connections that are open, and what requests on their way and other replicas count on."""
 

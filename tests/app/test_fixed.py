@@ -20,6 +20,8 @@ CHANGES: dict[str, dict[str, object]] = {
     "store.timeout": {"store": {"timeout": "7s"}},
     "store.on_loss": {"store": {"on_loss": "wait"}},
     "log.format": {"log": {"format": "text"}},
+    "traces.endpoint": {"traces": {"endpoint": "http://127.0.0.1:4318/v1/traces"}},
+    "traces.sample": {"traces": {"sample": 0.5}},
 }
 
 
