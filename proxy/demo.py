@@ -1,9 +1,10 @@
-"""See it work: a practice API over TLS, the proxy in front of it, and a trickle of three clients."""
+"""See it work: a practice API over TLS, the proxy in front of it, three clients, and a key that is revoked at times."""
 
 import asyncio
 import random
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,26 @@ from proxy.tasks import finish, spawn
 
 LISTEN, ADMIN = "127.0.0.1:8080", "127.0.0.1:9090"
 
-KEYS = {"team-a": "practice-key-a", "team-b": "practice-key-b"}
+KEYS = {"team-a": "practice-key-a", "team-b": "practice-key-b", "team-c": "practice-key-c"}
 LIMIT, WINDOW = 20, 20
 """Requests and seconds: short, so that there is something to see."""
 
-CLIENTS = {"crawler": (2, 0.4), "portal": (1, 2.0), "pipeline": (1, 5.0)}
-"""Weight, and seconds between requests, of each client."""
+REVOKED = "team-c"
+ACCEPTED_FOR, REVOKED_FOR = 25.0, 40.0
+"""The key that is revoked at times, and for how many seconds it is accepted and then is not."""
+
+
+@dataclass(frozen=True)
+class Habit:
+    """How a client calls: its weight, how many requests at once, and how many seconds lie between."""
+
+    weight: int
+    burst: int
+    pause: float
+
+
+CLIENTS = {"crawler": Habit(1, 45, 45.0), "portal": Habit(3, 1, 1.5), "pipeline": Habit(1, 5, 12.0)}
+ADMIN_TOKEN = "demo-admin"  # noqa: S105  # the whole demo stays on the loopback
 
 PATHS = ("/me", "/workspaces", "/collections", "/environments")
 
@@ -40,8 +55,9 @@ async def run(say: Callable[[str], None], *, listen: str = LISTEN, admin: str = 
             def announce(line: str) -> None:
                 say(line)
                 explain(app, say)
-                for name, (_, pause) in CLIENTS.items():
-                    spawn(trickle(app.data_addresses[0], name, pause), name=name, owner=tasks)
+                for name, habit in CLIENTS.items():
+                    spawn(call(app.data_addresses[0], name, habit), name=name, owner=tasks)
+                spawn(lose_a_key(api), name="lose a key", owner=tasks)
 
             try:
                 return await serve_until_told(app, announce)
@@ -61,6 +77,7 @@ def configuration(url: str, ca: Path, listen: str, admin: str) -> dict[str, obje
     return {
         "listen": listen,
         "admin": admin,
+        "admin_token": ADMIN_TOKEN,
         "upstream": {"url": url, "ca": str(ca)},
         "pools": {
             "default": {
@@ -71,8 +88,8 @@ def configuration(url: str, ca: Path, listen: str, admin: str) -> dict[str, obje
         "authentication": "off",
         "anonymous": {"name": "you"},
         "clients": [
-            {"name": name, "token_sha256": Secret(token_of(name)).digest(), "weight": weight}
-            for name, (weight, _) in CLIENTS.items()
+            {"name": name, "token_sha256": Secret(token_of(name)).digest(), "weight": habit.weight}
+            for name, habit in CLIENTS.items()
         ],
         "drain": "2s",
     }
@@ -89,19 +106,31 @@ def explain(app: App, say: Callable[[str], None]) -> None:
     say(f"A practice Postman API permits {LIMIT} requests in {WINDOW} s on each of {len(KEYS)} keys.")
     say(f"Three clients share it through this proxy: {', '.join(CLIENTS)}. Call it yourself:")
     say(f"    curl -i {data}/me")
+    say(f"The key {REVOKED} is revoked at times: it is quarantined, and the others carry its load. Pause one yourself:")
+    say(f"    curl -X POST -H 'Authorization: Bearer {ADMIN_TOKEN}' {admin}/keys/default/team-a/pause")
     say(f"See the tokens go and come back: {admin}/ in a browser, or in a terminal:")
     say(f"    keyturn status --watch --url {admin}")
     say(f"Health and metrics: {admin}/readyz {admin}/metrics")
     say("Ctrl-C ends it.")
 
 
-async def trickle(address: str, name: str, pause: float) -> None:
-    """One client: a request every now and then, whatever comes back."""
+async def lose_a_key(api: PracticeApi) -> None:
+    """Revoke a key and accept it again, for ever."""
+    while True:
+        await asyncio.sleep(ACCEPTED_FOR)
+        api.revoke(KEYS[REVOKED])
+        await asyncio.sleep(REVOKED_FOR)
+        api.restore(KEYS[REVOKED])
+
+
+async def call(address: str, name: str, habit: Habit) -> None:
+    """One client: some requests every now and then, whatever comes back."""
     headers = {"X-Api-Key": token_of(name)}
     async with aiohttp.ClientSession(address, headers=headers) as session, asyncio.TaskGroup() as requests:
         while True:
-            requests.create_task(_call(session))
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # a habit, not a secret
+            for _ in range(habit.burst):
+                requests.create_task(_call(session))
+            await asyncio.sleep(habit.pause * random.uniform(0.5, 1.5))  # noqa: S311  # a habit, not a secret
 
 
 async def _call(session: aiohttp.ClientSession) -> None:

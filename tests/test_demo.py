@@ -1,9 +1,12 @@
+import asyncio
 import signal
 from pathlib import Path
 
 from proxy import config, demo
-from proxy.core.model import Secret
+from proxy.core.model import SECOND, Secret
+from proxy.practice import PracticeApi, PracticeSettings
 from tests.process import ROOT, Keyturn, request, running, until
+from tests.virtual import micros, task_of, virtual
 
 
 async def test_demo(tmp_path: Path) -> None:
@@ -30,6 +33,32 @@ async def test_demo(tmp_path: Path) -> None:
         assert [key for key in demo.KEYS.values() if key in process.stderr] == []
 
 
+class Api(PracticeApi):
+    """A practice API that remembers what was done to its keys, and when."""
+
+    def __init__(self) -> None:
+        super().__init__(PracticeSettings())
+        self.done: list[tuple[str, str, int]] = []
+
+    def revoke(self, key: str) -> None:
+        self.done.append(("revoke", key, micros() // SECOND))
+
+    def restore(self, key: str) -> None:
+        self.done.append(("restore", key, micros() // SECOND))
+
+
+@virtual
+async def test_a_key_is_revoked_at_times() -> None:
+    """And accepted again, so that one sees both."""
+    api, began = Api(), micros() // SECOND
+    losing = task_of(demo.lose_a_key(api))
+    await asyncio.sleep(2 * (demo.ACCEPTED_FOR + demo.REVOKED_FOR) + 1)
+    losing.cancel()
+    key = demo.KEYS[demo.REVOKED]
+    moments = [("revoke", 25), ("restore", 65), ("revoke", 90), ("restore", 130)]
+    assert api.done == [(what, key, began + at) for what, at in moments]
+
+
 def test_configuration(tmp_path: Path) -> None:
     """The demo's configuration is one that `serve` takes: clients by token and weight, others as `you`."""
     ca = ROOT / "LICENSE"
@@ -38,7 +67,7 @@ def test_configuration(tmp_path: Path) -> None:
     assert config.warnings(tmp_path / "config.yaml", loaded) == ()
     clients = {client.name: client for client in loaded.client_models()}
     assert {name: client.weight for name, client in clients.items()} == {
-        name: weight for name, (weight, _) in demo.CLIENTS.items()
+        name: habit.weight for name, habit in demo.CLIENTS.items()
     }
     assert clients["crawler"].digests == (Secret(demo.token_of("crawler")).digest(),)
     anonymous = loaded.anonymous_client()

@@ -157,6 +157,7 @@ def test_requirement_files_follow_the_project() -> None:
         "runtime.txt": project["project"]["dependencies"],
         "dev.txt": project["project"]["dependencies"] + project["dependency-groups"]["dev"],
         "build.txt": project["dependency-groups"]["build"],
+        "browser.txt": project["dependency-groups"]["browser"],
         "lock.txt": project["dependency-groups"]["lock"],
     }
     for file, asked in groups.items():

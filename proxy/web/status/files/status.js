@@ -165,14 +165,15 @@
     mark(make("div", "tokens"), "role", "img"), make("p", "quiet"));
 
   const drawQuotas = (element, pool, dots) => list(element, pool.quotas, (quota) => quota.name,
-    () => make("li", "quota", make("div", "quota-head", make("span", "name"), make("span", "states")), make("div")),
+    () => make("li", "quota", make("div", "quota-head", make("span", "name"), make("span", "states")), make("div"), make("p", "quiet note")),
     (card, quota) => {
-      const [head, limits] = card.children;
+      const [head, limits, note] = card.children;
       const keys = pool.keys.filter((key) => key.quota === quota.name);
       set(head.children[0], quota.name);
       mark(card, "data-off", keys.some(usable) ? null : "yes");
       list(head.children[1], keys, (key) => key.name, () => make("span", "badge"),
         (badge, key) => mark(set(badge, keys.length > 1 || key.name !== quota.name ? `${key.name}: ${key.state}` : key.state), "data-tone", TONES[key.state] || "none"));
+      set(note, quota.limits.length ? "" : "No key of it is in use; its tokens are not looked at.");
       list(limits, quota.limits, (limit) => limit.name, buildLimit, (row, limit) => drawLimit(row, limit, dots));
     });
 
@@ -216,8 +217,8 @@
   const CLIENTS = [["Client", ""], ["Weight", "number"], ["Waiting", "number"], ["Longest", "number"], ["Next turn", "number"], ["Share of the last minute", "wide"]];
   const turn = (value, waiting) => (value === null ? (waiting ? "unknown" : "") : value < 0.05 ? "now" : `in ${span(value)}`);
   const lane = (entry) => `${entry.limits.join(" + ") || "no limit"}${entry.pinned ? `, key ${entry.pinned}` : ""}`;
+  // In the order of the configuration, so that rows stay where they are.
   const rows = (pool) => pool.clients.filter((client) => client.due !== null)
-    .sort((a, b) => b.waiting - a.waiting || b.granted - a.granted || (a.name < b.name ? -1 : 1))
     .flatMap((client) => [{ client }, ...(client.lanes.length > 1 ? client.lanes.map((entry) => ({ client, entry })) : [])]);
 
   const drawShare = (element, client) => {

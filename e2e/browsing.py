@@ -1,0 +1,106 @@
+"""A page in headless Chromium, and what is to be said of it."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Error as BrowserError
+
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+Scheme = Literal["light", "dark"]
+
+WIDTH = 1280
+HEIGHT = 860
+PATIENCE = 10_000  # ms for whatever the page has to show
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What is promised, whether it was kept, and what was seen."""
+
+    text: str
+    kept: bool
+    seen: str
+
+
+def promise(text: str, seen: Sequence[str]) -> Promise:
+    """A promise that holds when nothing was seen."""
+    return Promise(text, not seen, "; ".join(seen[:3]) or "none")
+
+
+@dataclass
+class Watch:
+    """What a page said to its console, and whom it asked."""
+
+    origin: str
+    complaints: list[str] = field(default_factory=list)
+    strangers: list[str] = field(default_factory=list)
+
+    @classmethod
+    def over(cls, url: str) -> "Watch":
+        """For a page at this address."""
+        parts = urlsplit(url)
+        return cls(f"{parts.scheme}://{parts.netloc}")
+
+    def follow(self, page: Page) -> None:
+        """Take down everything from now on."""
+        page.on(
+            "console", lambda line: self.complaints.append(line.text) if line.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", self._requested)
+
+    def _requested(self, request: Request) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme != "data" and f"{parts.scheme}://{parts.netloc}" != self.origin:
+            self.strangers.append(request.url)
+
+    def promises(self) -> Iterator[Promise]:
+        """That there was nothing to take down."""
+        yield promise("no complaint on the console", self.complaints)
+        yield promise("no request to another origin", self.strangers)
+
+
+def chromium() -> str | None:
+    """The path of a Chromium on this machine."""
+    return shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@contextmanager
+def browsing(program: str) -> Iterator[Browser]:
+    """A browser with a new, empty profile."""
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=program, args=list(FLAGS)) as browser,
+    ):
+        yield browser
+
+
+@contextmanager
+def opened(browser: Browser, url: str, watch: Watch, width: int = WIDTH, scheme: Scheme = "light") -> Iterator[Page]:
+    """The page, drawn for the first time."""
+    page = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme=scheme)
+    page.set_default_timeout(PATIENCE)
+    watch.follow(page)
+    try:
+        page.goto(url)
+        page.wait_for_selector("#overview dd")
+        yield page
+    finally:
+        page.close()
+
+
+def appears(page: Page, selector: str, text: str, *, within: int = PATIENCE) -> str:
+    """Empty when an element with this text comes up in time (ms), else what was missed."""
+    try:
+        page.locator(selector, has_text=text).first.wait_for(state="attached", timeout=within)
+    except BrowserError:
+        return f"never: {text}"
+    return ""

@@ -1,0 +1,124 @@
+"""The status page over a running `keyturn demo`: what one sees there in two minutes."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+from playwright.sync_api import Browser, Page
+
+from e2e.browsing import Promise, Watch, appears, opened
+from proxy.demo import ADMIN_TOKEN, REVOKED
+
+KEYTURN = Path(sys.executable).with_name("keyturn")
+START_SECONDS = 30
+STORY_SECONDS = 150
+"""A key is revoked, and the crawler's requests come and go, well within this."""
+
+LOOK = 0.5
+"""Seconds between two looks at the page."""
+
+
+@contextmanager
+def demo() -> Iterator[str]:
+    """The real command; its admin listener's address."""
+    ports = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+    with subprocess.Popen([KEYTURN, "demo", *ports], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            ready = next((line for line in process.stderr if line.startswith("ready ")), "")
+            yield dict(part.split("=", 1) for part in ready.split()[1:])["admin"] + "/"
+        finally:
+            process.terminate()
+            process.communicate(timeout=START_SECONDS)
+
+
+@dataclass
+class Story:
+    """What has been seen on the page, look after look."""
+
+    at_hand: list[int] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
+    states: set[str] = field(default_factory=set)
+
+    def look(self, page: Page) -> None:
+        """Read what the page shows now."""
+        self.at_hand.append(sum(map(int, page.locator(".bucket-line strong").all_inner_texts())))
+        tile = page.locator("#overview > div", has_text="Waiting").locator("dd").first
+        self.waiting.append(int(tile.inner_text().replace(",", "")))
+        self.states |= set(page.locator("tr.has-badge .badge").all_inner_texts())
+
+    def told(self) -> dict[str, bool]:
+        """Which parts of the story have been seen."""
+        return {
+            "tokens are spent": falls(self.at_hand),
+            "tokens come back": rises(self.at_hand),
+            "a lane grows": rises(self.waiting),
+            "a lane shrinks": falls(self.waiting),
+            "a key is quarantined": "quarantined" in self.states,
+        }
+
+
+def rises(numbers: Sequence[int]) -> bool:
+    """Whether one is larger than the one before."""
+    return any(later > earlier for earlier, later in pairwise(numbers))
+
+
+def falls(numbers: Sequence[int]) -> bool:
+    """Whether one is smaller than the one before."""
+    return rises([-number for number in numbers])
+
+
+def pause(url: str, key: str) -> int:
+    """Pause a key by the demo's own token; the answer's status."""
+    call = Request(  # the loopback
+        f"{url}keys/default/{key}/pause", method="POST", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    )
+    with urlopen(call, timeout=START_SECONDS) as answer:  # the loopback
+        return int(answer.status)
+
+
+def watched(page: Page, picture: Callable[[Page], None] | None) -> Story:
+    """Look until the whole story has been seen, or for too long; take the picture when most of it is to be seen."""
+    story, end, taken = Story(), time.monotonic() + STORY_SECONDS, picture is None
+    while time.monotonic() < end and not (taken and all(story.told().values())):
+        story.look(page)
+        if picture and not taken and "quarantined" in story.states and story.waiting[-1] > 5 and story.at_hand[-1]:
+            picture(page)
+            taken = True
+        page.wait_for_timeout(1000 * LOOK)
+    return story
+
+
+def demo_promises(browser: Browser, picture: Callable[[Page], None] | None) -> Iterator[Promise]:
+    """All that is promised of the page over the demo."""
+    with demo() as url:
+        watch = Watch.over(url)
+        with opened(browser, url, watch) as page:
+            yield Promise("each token is drawn", page.locator(".token[data-state]").count() >= 60, "tokens")
+            story = watched(page, picture)
+            for part, seen in story.told().items():
+                yield Promise(f"in the demo {part}", seen, span(story))
+            yield Promise("a key can be paused", pause(url, "team-a") == 200, "200")
+            missed = appears(page, "tr.has-badge .badge", "paused")
+            yield Promise("a paused key is shown", not missed, missed)
+            missed = appears(page, "#announcer", "Key team-a is paused")
+            yield Promise("and said", not missed, missed)
+        yield from watch.promises()
+        with urlopen(f"{url}status.json", timeout=START_SECONDS) as answer:  # the loopback
+            keys = json.load(answer)["pools"][0]["keys"]
+    reasons = {key["name"]: key["reason"] for key in keys}
+    yield Promise("the paused key says why", bool(re.search("operator", reasons["team-a"])), reasons["team-a"])
+    yield Promise("there is a key to lose", REVOKED in reasons, ", ".join(reasons))
+
+
+def span(story: Story) -> str:
+    """What was seen, in short."""
+    return f"{min(story.at_hand)} to {max(story.at_hand)} at hand, {min(story.waiting)} to {max(story.waiting)} waiting"
