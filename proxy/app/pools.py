@@ -24,9 +24,11 @@ class Station:
     dispatch: Dispatch
 
     async def start(self) -> None:
-        """Begin to exchange."""
+        """Begin to exchange; with a shared store at once: others count this replica, and what is wrong is told now."""
         self.store.listen(self.dispatch.wake)
         await self.dispatch.start()
+        if isinstance(self.store, SharedStore):
+            self.dispatch.wake()
 
     async def stop(self) -> None:
         """Refuse whoever waits, report the last settlements, and end."""

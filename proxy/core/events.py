@@ -190,6 +190,14 @@ class EraBegan:
 
 
 @value_object
+class StoreMute:
+    """The store answers, but nobody can be woken by it (with the cause, one sentence): turns come late."""
+
+    pool: str
+    cause: str
+
+
+@value_object
 class AttemptFailed:
     """Somebody was not let in, and when that was answered: `cut` is at once, with the end of the connection."""
 
@@ -247,6 +255,7 @@ Event = (
     | BreakerMoved
     | StoreChanged
     | EraBegan
+    | StoreMute
     | AttemptFailed
     | ConnectionEnded
     | IssuerAsked

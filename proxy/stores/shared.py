@@ -16,7 +16,7 @@ from random import uniform
 from typing import Any, Literal
 
 from proxy.core.errors import StoreLost
-from proxy.core.events import Observer, StoreChanged
+from proxy.core.events import Observer, StoreChanged, StoreMute
 from proxy.core.exchange import Demand, Exchange, Settlement
 from proxy.core.letters import Terms
 from proxy.core.looks import BucketLook
@@ -32,6 +32,10 @@ KNOCK = (0.2, 0.6)
 
 COME_BACK = 1
 """Seconds after which a refused caller may try again: the store is tried more often than that."""
+
+
+MUTE = 10
+"""Tries to listen in a row that fail while the store answers: some ten seconds, longer than a loss goes unnoticed."""
 
 
 class SharedStore:
@@ -52,6 +56,7 @@ class SharedStore:
         self._hands: dict[str, int] = {}
         """Tokens at hand by limit, as the store told last."""
         self._wake: Callable[[], None] = lambda: None
+        self._missed = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def adopt(self, pool: Pool) -> None:
@@ -63,7 +68,16 @@ class SharedStore:
     def listen(self, wake: Callable[[], None]) -> None:
         """Call `wake` when a turn has come earlier than it was told, and when the store is back."""
         self._wake = wake
-        self._store.listen(wake)
+        self._store.listen(self._called, self._not_heard)
+
+    def _called(self) -> None:
+        self._missed = 0
+        self._wake()
+
+    def _not_heard(self, lost: StoreLost) -> None:
+        self._missed = self._missed + 1 if self.lost is None else 0
+        if self._missed == MUTE:
+            self._observer.observe(StoreMute(self._store.pool, lost.cause))
 
     async def close(self) -> None:
         """End the knocking."""

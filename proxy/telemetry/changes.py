@@ -18,6 +18,7 @@ from proxy.core.events import (
     Retried,
     SignalsIgnored,
     StoreChanged,
+    StoreMute,
     UpstreamThrottled,
 )
 from proxy.core.model import SECOND
@@ -34,7 +35,7 @@ class Line(NamedTuple):
 def told(event: Event) -> Line | None:
     """The line of an event; `None` for those that are only counted."""
     match event:
-        case StoreChanged() | EraBegan():
+        case StoreChanged() | EraBegan() | StoreMute():
             return _store(event)
         case KeyChanged() | KeySwitched():
             return _key(event)
@@ -47,8 +48,11 @@ def told(event: Event) -> Line | None:
             return _upstream(event)
 
 
-def _store(event: StoreChanged | EraBegan) -> Line:
+def _store(event: StoreChanged | EraBegan | StoreMute) -> Line:
     match event:
+        case StoreMute(pool, cause):
+            text = "the store answers but cannot call this replica, whose turns come late: let it subscribe"
+            return Line("warning", text, {"pool": pool, "cause": cause})
         case EraBegan(pool):
             text = "the store is new, restarted or behind: each key is tried with one request before it is used on"
             return Line("warning", text, {"pool": pool})

@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 
 from proxy import config
+from proxy.app.parts import link_to_store
 from proxy.app.pools import Pools, Stations
 from proxy.core.errors import ShuttingDown, TooMany, Unauthenticated
+from proxy.core.events import StoreChanged
 from proxy.core.exchange import Kind
 from proxy.core.model import SECOND, Client
 from proxy.dispatch import Moved, Ticket
-from tests.process import KEYS, write
+from tests.process import KEYS, until, write
 from tests.rooms import Recorder
+from tests.stores.servers import free_port
 from tests.virtual import micros, task_of, virtual
 
 TWO = {
@@ -164,3 +167,26 @@ def test_a_pool_that_is_away_says_nothing(tmp_path: Path) -> None:
         await it.stop()
 
     scenario()
+
+
+async def test_what_is_wrong_with_a_shared_store_is_told_at_the_start(tmp_path: Path) -> None:
+    """Before any request comes; so is the replica known to the others."""
+    (tmp_path / "keys").mkdir()
+    url = f"redis://:wrong@127.0.0.1:{free_port()}"
+    settings = config.load(write(tmp_path, {"pools": TWO, "store": {"url": url}}), {})
+    link, recorder = link_to_store(settings), Recorder()
+    assert link
+    it = Pools(Stations(settings, link, "r", clock=micros, observer=recorder), settings.pools_of_model())
+    await it.start()
+
+    def told() -> list[StoreChanged]:
+        return [event for event in recorder.events if isinstance(event, StoreChanged)]
+
+    await until(lambda: len(told()) == 2, "each pool tells")
+    assert [(event.pool, event.up, "not reachable" in event.cause) for event in told()] == [
+        ("default", False, True),
+        ("other", False, True),
+    ]
+    assert all(store.lost for store in it.shared())
+    await it.stop()
+    await link.close()

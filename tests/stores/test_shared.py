@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from proxy.core.errors import StoreLost
-from proxy.core.events import EraBegan, StoreChanged
+from proxy.core.events import EraBegan, StoreChanged, StoreMute
 from proxy.core.exchange import Demand, Exchange, Grant, Settlement, Spent
 from proxy.core.ledger import Ledger
 from proxy.core.letters import Call, Reply
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.stores.links import Link
 from proxy.stores.redis import RedisStore
-from proxy.stores.shared import COME_BACK, KNOCK, OnLoss, SharedStore
+from proxy.stores.shared import COME_BACK, KNOCK, MUTE, OnLoss, SharedStore
 from tests.core.worlds import BOUND, lane, limit, pool, warm
 from tests.rooms import Recorder
 from tests.virtual import micros, run
@@ -55,7 +55,7 @@ class Letters(RedisStore):
         return await self.server.answer(call)
 
     def listen(self, wake: Callable[[], None], deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
-        """Nobody calls."""
+        self.wake, self.deaf = wake, deaf
 
 
 class Replica(SharedStore):
@@ -319,6 +319,35 @@ async def test_a_look_at_a_lost_store_shows_its_part_or_nothing(server: Server) 
     assert await waiting.look() == ()
     for replica in (sharing, waiting):
         await replica.close()
+
+
+@play
+async def test_a_store_that_cannot_call_is_told_of_once(server: Server) -> None:
+    """When listening fails time and again although the store answers; a loss is told of by itself."""
+    (replica,) = await joined(server, "wait")
+    replica.listen(lambda: None)
+    refused = StoreLost("Come back.", cause="its ACL does not allow SUBSCRIBE")
+
+    def told() -> list[object]:
+        return [event for event in replica.told.events if isinstance(event, StoreMute)]
+
+    for _ in range(MUTE - 1):
+        replica.letters.deaf(refused)
+    replica.letters.wake()
+    for _ in range(MUTE - 1):
+        replica.letters.deaf(refused)
+    assert told() == []
+    for _ in range(MUTE):
+        replica.letters.deaf(refused)
+    assert told() == [StoreMute("default", "its ACL does not allow SUBSCRIBE")]
+    server.up = False
+    replica.letters.wake()
+    with pytest.raises(StoreLost):
+        await replica.exchange((), ())
+    for _ in range(2 * MUTE):
+        replica.letters.deaf(refused)
+    assert len(told()) == 1
+    await replica.close()
 
 
 @play

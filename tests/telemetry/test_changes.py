@@ -22,6 +22,7 @@ from proxy.core.events import (
     Retried,
     SignalsIgnored,
     StoreChanged,
+    StoreMute,
     UpstreamAnswered,
     UpstreamThrottled,
 )
@@ -34,6 +35,7 @@ CHANGES: list[tuple[Event, str, str]] = [
     (StoreChanged("p", up=False, cause="refused", on_loss="refuse"), "error", "503"),
     (StoreChanged("p", up=True, seconds=3.14159), "warning", "answers again"),
     (EraBegan("p"), "warning", "each key is tried with one request"),
+    (StoreMute("p", "its ACL does not allow it"), "warning", "let it subscribe"),
     (KeyChanged("p", "k", "quarantined", "401"), "error", "give it a valid secret"),
     (KeyChanged("p", "k", "ready"), "warning", "accepted again"),
     (KeySwitched("p", "k", paused=True), "warning", "until it is resumed"),
