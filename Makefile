@@ -11,6 +11,8 @@ ARGS ?=
 SEEDS ?= 100
 ROWS ?=
 RUN ?=
+# make fuzz: how long it looks.
+SECONDS ?= 60
 
 # The image's name, and what may build it: the first that is ready does.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -26,7 +28,7 @@ COMPILE := .venv-lock/bin/uv --no-config pip compile --quiet --universal --pytho
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check simulate chart image bench page screenshots e2e lock clean
+.PHONY: help run test check simulate fuzz chart image bench page screenshots e2e sbom audit lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -74,6 +76,17 @@ page: $(VENV)/.browser ## the status page in headless Chromium, over the demo an
 screenshots: $(VENV)/.browser ## the same, and its pictures into build/screenshots; docs/status.png is one of them
 	$(BIN)/python -m e2e.status_page --screenshots build/screenshots --picture docs/status.png $(ARGS)
 
+fuzz: $(VENV)/.dev ## look for input that breaks a promise: SECONDS=60 in all, ARGS=listener for one target
+	$(BIN)/python -m fuzz --seconds "$(SECONDS)" $(ARGS)
+
+sbom: .venv-audit/.installed ## the software bill of materials of what is shipped, dist/sbom.cdx.json (CycloneDX)
+	@mkdir -p dist
+	PYTHONWARNINGS=ignore .venv-audit/bin/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml --mc-type application \
+	  --output-reproducible --output-format JSON --output-file dist/sbom.cdx.json
+
+audit: .venv-audit/.installed ## known vulnerabilities of what is pinned; asks the package index, and says so when it cannot
+	@.venv-audit/bin/python requirements/audit.py
+
 lock: ## resolve the dependencies of pyproject.toml into requirements/ (ARGS=--upgrade: to the newest)
 	@$(MAKE) VENV=.venv-lock .venv-lock/bin/python
 	@.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/lock.txt
@@ -82,11 +95,12 @@ lock: ## resolve the dependencies of pyproject.toml into requirements/ (ARGS=--u
 	$(COMPILE) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
 	$(COMPILE) --group browser --constraints requirements/dev.txt --output-file requirements/browser.txt
 	$(COMPILE) --group lock --output-file requirements/lock.txt
+	$(COMPILE) --group audit --constraints requirements/dev.txt --output-file requirements/audit.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .venv .venv-* e2e/node_modules dist build
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find bench e2e proxy tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	find bench e2e fuzz proxy tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@for python in $(CANDIDATES); do \
@@ -115,6 +129,11 @@ $(VENV)/.dev: requirements/dev.txt requirements/servers.txt pyproject.toml | $(B
 $(VENV)/.browser: requirements/browser.txt $(VENV)/.dev
 	@echo "Installing what drives a browser into $(VENV)"
 	@$(PIP) --require-hashes -r requirements/browser.txt
+	@touch $@
+
+.venv-audit/.installed: requirements/audit.txt
+	@$(MAKE) VENV=.venv-audit .venv-audit/bin/python
+	@.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/audit.txt
 	@touch $@
 
 e2e/node_modules/.installed: e2e/package.json e2e/package-lock.json

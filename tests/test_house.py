@@ -159,6 +159,7 @@ def test_requirement_files_follow_the_project() -> None:
         "build.txt": project["dependency-groups"]["build"],
         "browser.txt": project["dependency-groups"]["browser"],
         "lock.txt": project["dependency-groups"]["lock"],
+        "audit.txt": project["dependency-groups"]["audit"],
     }
     for file, asked in groups.items():
         names = {distribution(entry) for entry in asked if isinstance(entry, str)}

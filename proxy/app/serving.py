@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from proxy.app import rlimits
 from proxy.app.composition import App
 from proxy.tasks import finish, spawn
 
@@ -21,6 +22,7 @@ async def serve_until_told(app: App, announce: Callable[[str], None]) -> int:
     SIGUSR1 has everything logged, and the next one what is configured. SIGHUP reloads the configuration, unless it
     tells that the terminal has gone at which the process was started.
     """
+    rlimits.settle()
     told, again = asyncio.Event(), asyncio.Event()
     at_terminal = os.isatty(_STDIN)
 

@@ -26,6 +26,12 @@ _QUOTED = re.compile(r"""(['"])(.*?)\1""")
 class _Loader(yaml.SafeLoader):
     """Composes nodes with few types of scalars."""
 
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        """A scalar that can be written again: an escape may name half a character, a surrogate."""
+        node = super().compose_scalar_node(anchor)
+        node.value.encode()
+        return node
+
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  # PyYAML's own attribute
 
 
@@ -75,6 +81,9 @@ def _compose(text: str) -> yaml.Node | None:
     loader = _Loader(text)
     try:
         node: yaml.Node | None = loader.get_single_node()
+    except (ValueError, OverflowError):
+        raise _refused("an escape such as `\\uD800` names no character: write it in another way") from None
+    else:
         return node
     finally:
         loader.dispose()

@@ -43,6 +43,8 @@ class Interpolation:
             return self._fail(loc, _HINT)
         name, default = body["name"], body["default"]
         value = self.environ.get(name)
+        if value and not _is_text(value):
+            return self._fail(loc, f"the environment variable {name} holds bytes that are no UTF-8")
         if value or (value is not None and default is None):
             self.supplied.add(loc)
             return value
@@ -54,3 +56,12 @@ class Interpolation:
         self.problems.append(Problem(path_of(loc), message))
         self.broken.add(loc)
         return ""
+
+
+def _is_text(value: str) -> bool:
+    """Whether all of it are characters: a byte of the environment that is none comes as a surrogate (PEP 383)."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

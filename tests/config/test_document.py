@@ -31,6 +31,14 @@ def test_an_empty_document_has_no_settings(text: str) -> None:
     assert tree(text) == {}
 
 
+@pytest.mark.parametrize("escape", ["U00110000", "UFFFFFFFF", "uD800", "udfff"])
+def test_an_escape_that_names_no_character_is_refused(escape: str) -> None:
+    """In a value and in a name: it could be written nowhere."""
+    for text in (f'a: "\\{escape}"', f'"\\{escape}": a', f'- "x\\{escape}"'):
+        assert "names no character" in refusal(text.encode())
+    assert tree(r'a: "\u00e9\U0001F511"') == {"a": "é\U0001f511"}
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -78,3 +78,11 @@ def test_text_without_references_stays(text: str) -> None:
     assert interpolation.problems == []
     if "$${" not in text:
         assert value == text
+
+
+def test_bytes_that_are_no_text_are_a_problem() -> None:
+    """They could be shown nowhere; the message shows them neither."""
+    interpolation = Interpolation({"BYTES": "/run/\udcff"})
+    interpolation.apply({"a": "${BYTES}"})
+    (problem,) = interpolation.problems
+    assert problem.message == "the environment variable BYTES holds bytes that are no UTF-8"

@@ -1,0 +1,226 @@
+"""The data listener, byte by byte: what it answers is HTTP, what it hands on is sound, and nothing stays behind.
+
+A connection is played without a socket: the pieces go to its protocol, and what is written is collected. The gateway
+behind it reads each body to its end and answers; what it was handed is written as the upstream would get it, and read
+again by a reader that is as strict as can be.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import strategies as st
+
+from proxy.access import Access
+from proxy.core.events import Event, Journal
+from proxy.core.http import Answer, Request, Whole
+from proxy.core.model import Client, Secret
+from proxy.upstream.head import HeadWriter
+from proxy.web.bounds import Bounds
+from proxy.web.connections import Connections
+from proxy.web.forward import Forward, ForwardSettings
+from tests.vectors.document import SECTIONS
+from tests.vectors.table import every, filled
+
+TOKEN = b"5ecret-token"
+KEY = Secret("PMAK-of-the-pool")
+BOUNDS = Bounds(head=8192, fields=32, target=1024, pipelined=4)
+
+_SEEDS = sorted({filled(vector, TOKEN) for _, vector in every(SECTIONS) if len(vector.sent) < 1000})  # noqa: PLR2004
+_BITS = st.sampled_from(
+    [
+        b"\r\n", b"\r", b"\n", b"\r\n\r\n", b"\x00", b" ", b"\t", b":", b",", b";", b"0", b"5",
+        b"ffffffffffffffff", b"0\r\n\r\n",
+        b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n",
+        b"Connection: close\r\n",
+        b"Connection: keep-alive\r\n", b"Host: a\r\n", b"X-Api-Key: 5ecret-token\r\n", b"Expect: 100-continue\r\n",
+        b"Upgrade: websocket\r\nConnection: upgrade\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-Api-Key: 5ecret-token\r\n\r\n",
+        b"POST / HTTP/1.1\r\n", b"HTTP/1.0\r\n", b"hello", b"chunked", b"\xff",
+    ]
+)  # fmt: skip
+_EDITS = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 12), _BITS | st.binary(max_size=4)), max_size=4)
+_CUTS = st.lists(st.integers(0, 2000), max_size=4)
+
+
+def _edited(seeds: list[bytes], edits: list[tuple[int, int, bytes]]) -> bytes:
+    data = b"".join(seeds)
+    for place, length, instead in edits:
+        at = place % (len(data) + 1)
+        data = data[:at] + instead + data[at + length :]
+    return data
+
+
+def _pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
+    return [data[start:end] for start, end in pairwise(places)]
+
+
+_DATA = st.builds(_edited, st.lists(st.sampled_from(_SEEDS) | _BITS, min_size=1, max_size=3), _EDITS)
+CONVERSATIONS = st.builds(_pieces, _DATA, _CUTS)
+
+_HEAD = re.compile(
+    rb"[A-Z][A-Z_-]* [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*(?:[!-~\x80-\xff\t ]*)\r\n)+\r\n"
+)
+_ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n]*\r\n)*)\r\n")
+_LENGTH = re.compile(rb"^content-length: (\d+)\r$", re.IGNORECASE | re.MULTILINE)
+
+
+class _Gateway:
+    """Reads and answers; keeps what it was handed."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[Request, bytes]] = []
+
+    @asynccontextmanager
+    async def handle(self, request: Request, _: Journal) -> AsyncIterator[Answer]:
+        """The body to its end, then a small answer."""
+        body = b""
+        if request.body is not None:
+            async for part in request.body.chunks():
+                body += part
+        self.requests.append((request, body))
+        yield Answer(200, b"OK", ((b"Content-Length", b"2"),), Whole(b"ok"))
+
+
+class _Transport(asyncio.Transport):
+    """A connection's other side, which takes everything."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("192.0.2.1", 1)})
+        self.written = b""
+        self.closed = False
+        self.half_closed = False
+
+    def write(self, data: Any) -> None:
+        assert not self.half_closed
+        self.written += bytes(data)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.half_closed = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        """It is asked for nothing that it has not got."""
+
+    def resume_reading(self) -> None:
+        """As above."""
+
+
+class _Complaints(logging.Handler):
+    """What is logged as an error: nothing that comes over a wire may be one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class _Observer:
+    """Nobody."""
+
+    def observe(self, event: Event) -> None:
+        """Take note of nothing."""
+
+
+def check(pieces: list[bytes]) -> None:
+    """Play a connection, and see that every promise is kept."""
+    complaints = _Complaints()
+    logger = logging.getLogger("keyturn")
+    logger.addHandler(complaints)
+    try:
+        asyncio.run(_play(pieces))
+    finally:
+        logger.removeHandler(complaints)
+    assert not complaints.records, [record.getMessage() for record in complaints.records]
+
+
+async def _play(pieces: list[bytes]) -> None:
+    gateway = _Gateway()
+    client = Client("ci", digests=(Secret(TOKEN.decode()).digest(),))
+    access = Access([client], anonymous=None, key_header="X-Api-Key", key_query="apikey")
+    forward = Forward(
+        access,
+        gateway,
+        _Observer(),
+        ForwardSettings(2**16, 1, 1),
+        clock=lambda: 0,
+        draining=lambda: False,
+        leaving=lambda: False,
+    )
+    connections = Connections(forward, BOUNDS, None)
+    connection, transport = connections(), _Transport()
+    connection.connection_made(transport)
+    for piece in pieces:
+        if not transport.closed:
+            connection.data_received(piece)
+            await _settle()
+    await _settle()
+    _check_answers(transport.written)
+    _check_requests(gateway.requests)
+    connection.connection_lost(None)
+    await _settle()
+    assert len(connections) == 0
+    assert not connections._peers  # noqa: SLF001  # nothing stays behind
+    assert not forward._loops._under_way  # noqa: SLF001  # as above
+    await connections.cut()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def _settle() -> None:
+    """Let everything happen that can without more bytes."""
+    for _ in range(60):
+        await asyncio.sleep(0)
+
+
+def _check_answers(written: bytes) -> None:
+    """A row of whole answers, each with its length, nothing between or behind them."""
+    while written:
+        head = _ANSWER.match(written)
+        assert head, written[:200]
+        written = written[head.end() :]
+        length = _LENGTH.search(head[2])
+        if head[1] != b"100":
+            assert length, head[0]
+            body = int(length[1])
+            written = written[body:] if not written.startswith(b"HTTP/1.1 ") else written  # to HEAD there is none
+    assert TOKEN not in written
+
+
+def _check_requests(requests: list[tuple[Request, bytes]]) -> None:
+    """Each would reach the upstream as one request that no reader can take for another."""
+    writer = HeadWriter("api.example", "X-Api-Key")
+    for request, body in requests:
+        head = writer.write(request, KEY, (), request.body)
+        assert _HEAD.fullmatch(head), head
+        lower = head.lower()
+        assert lower.count(b"\r\nhost: ") == lower.count(b"\r\nx-api-key: ") == lower.count(b"\r\nvia: ") == 1, head
+        assert TOKEN not in head
+        lengths, chunked = (
+            re.findall(rb"\r\ncontent-length: *(\d+)", lower),
+            b"\r\ntransfer-encoding: chunked\r\n" in lower,
+        )
+        assert len(lengths) + chunked <= 1, head
+        assert not lengths or int(lengths[0]) == len(body), (head, body)
+        assert bool(body) <= bool(lengths or chunked)
+        assert not re.search(rb"\r\n(?:connection|te|trailer|upgrade|expect|keep-alive|proxy-[^:]*):", lower), head
