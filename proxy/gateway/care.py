@@ -10,15 +10,16 @@ from typing import Any, Literal
 
 from proxy.core.errors import KeyturnError, NoKey
 from proxy.core.events import Journal, KeyChanged
-from proxy.core.exchange import Kind, Seen
+from proxy.core.exchange import Kind
 from proxy.core.http import Request
 from proxy.core.model import SECOND, Key, Micros
-from proxy.core.signals import FORBIDDEN, UNAUTHORIZED
+from proxy.core.signals import FORBIDDEN, TOO_MANY, UNAUTHORIZED
 from proxy.dispatch import Lease, Ticket
 from proxy.dispatch.room import OWN
 from proxy.gateway.desk import Again, Desk, Means, Outcome, Relay
 from proxy.gateway.passage import Passage
 from proxy.gateway.sending import Heard, Late, Sender
+from proxy.gateway.throttling import Throttling
 from proxy.tasks import finish, spawn
 
 ASK_WITHIN: Micros = 90 * SECOND
@@ -35,8 +36,9 @@ _TARGET, _PATH = b"/me", "/me"
 class Care:
     """The keys of all pools."""
 
-    def __init__(self, sender: Sender, means: Means) -> None:
+    def __init__(self, sender: Sender, throttling: Throttling, means: Means) -> None:
         self._sender = sender
+        self._throttling = throttling
         self._means = means
         self._askings: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._watches: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -91,10 +93,18 @@ class Care:
         return asking
 
     async def _find_out(self, desk: Desk, name: str) -> None:
-        health = desk.dispatch.health
         key = desk.dispatch.pool.key(name)
-        verdict, reason = await self._verdict(desk, key) if key is not None else ("unknown", "")
-        now, chance = self._means.clock(), self._means.chance()
+        verdict: Verdict = "unknown"
+        reason = ""
+        try:
+            if key is not None:
+                verdict, reason = await self._verdict(desk, key)
+        finally:  # whatever happened, nobody waits for ever for what is found out
+            self._settle(desk, name, verdict, reason)
+
+    def _settle(self, desk: Desk, name: str, verdict: Verdict, reason: str) -> None:
+        """Take note of what was found out about a key."""
+        health, now, chance = desk.dispatch.health, self._means.clock(), self._means.chance()
         if verdict == "dead":
             if health.dead(name, now, reason, chance):
                 self._means.observer.observe(KeyChanged(desk.name, name, "quarantined", reason))
@@ -114,21 +124,22 @@ class Care:
         kind = Kind(dispatch.pool.limits_on("GET", _PATH), key.quota)
         deadline = self._means.clock() + ASK_WITHIN
         ticket = Ticket(OWN, kind, deadline, 0, key.name, own=True, method="GET", path=_PATH)
+        passage = Passage(_request(ticket), Journal(), None, ticket)
         try:
             with await dispatch.lease(ticket, front=True) as lease:
                 async with asyncio.timeout(ANSWER_WITHIN):
-                    heard = await self._sender.send(lease, _request(ticket), None, Journal())
-                return self._judge(lease, heard)
+                    heard = await self._sender.send(lease, passage.request, None, passage.journal)
+                return self._judge(desk, passage, lease, heard)
         except (KeyturnError, Late, TimeoutError):
             return "unknown", ""
 
-    def _judge(self, lease: Lease, heard: Heard) -> tuple[Verdict, str]:
+    def _judge(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> tuple[Verdict, str]:
         status, signals = heard.answer.status, heard.signals
         heard.answer.body.abort()
-        seen: tuple[Seen, ...] = signals.seen(lease.limits, lease.pool.limits)
-        lease.spent(seen)
-        if signals.about == "limit":
+        if status == TOO_MANY:  # by a key's own limit, so it is known
+            self._throttling.refused(desk, passage, lease, heard)
             return "alive", ""
+        lease.spent(signals.seen(lease.limits, lease.pool.limits))
         if signals.about == "outage" or status >= 500:  # noqa: PLR2004  # it could not say
             return "unknown", ""
         if status == UNAUTHORIZED or (status == FORBIDDEN and signals.about == "key"):

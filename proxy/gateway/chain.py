@@ -85,7 +85,7 @@ class Gateway:
         self._trouble = Trouble(means)
         self._learning = Learning(means)
         self._ways = Ways(means)
-        self._care = Care(self._sender, means)
+        self._care = Care(self._sender, self._throttling, means)
 
     async def stop(self) -> None:
         """End what is under way besides the requests of callers."""

@@ -1,13 +1,14 @@
 import asyncio
+import gc
 
 import pytest
 
 from proxy.core.errors import Broken, NoKey
-from proxy.core.events import KeyChanged, Retried
+from proxy.core.events import KeyChanged, Retried, UpstreamThrottled
 from proxy.core.exchange import Spent
 from proxy.core.http import Answer, Request
 from proxy.core.model import SECOND, Client, Key, Pool, Secret
-from tests.gateway.settings import KEY_INVALID, NOT_AUTHORIZED, Bytes, Setting, answer, error, setting
+from tests.gateway.settings import KEY_INVALID, NOT_AUTHORIZED, PLAIN_429, Bytes, Setting, answer, error, setting
 from tests.virtual import micros, task_of, virtual
 
 FORBIDDEN_KEY = error("AuthenticationError", "This key has been disabled.")
@@ -227,3 +228,26 @@ async def test_a_caller_that_leaves_does_not_end_the_asking() -> None:
         task.cancel()
         await asyncio.sleep(1)
         assert states(it) == ["quarantined", "ready"]
+
+
+@virtual
+async def test_whatever_happens_to_the_asking_nobody_waits_for_it_for_ever() -> None:
+    """An error that nobody thought of leaves the key as it was, and comes to light."""
+    async with setting(quotas=1, requests=10) as it:
+        it.upstream.script = [answer(401, KEY_INVALID), RuntimeError("a bug")]
+        told: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(str(context["exception"])))
+        assert (await it.ask()).status == 401
+        assert states(it) == ["ready"]
+        gc.collect()
+        assert told == ["a bug"]
+
+
+@virtual
+async def test_an_asking_that_is_refused_by_a_limit_shows_that_the_key_lives() -> None:
+    """It is counted and its limit closed as any other's."""
+    async with setting(quotas=1, requests=10) as it:
+        it.upstream.script = [answer(401, KEY_INVALID), answer(429, PLAIN_429, (b"Retry-After", b"20"))]
+        assert (await it.ask(it.request(path="/a"))).status == 401
+        assert [look.state for look in it.looks()] == ["parked"]
+        assert [event.kind for event in it.happened(UpstreamThrottled)] == ["window"]
