@@ -6,12 +6,12 @@ FROM python:${TAG}${DIGEST} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1
 WORKDIR /source
 RUN python -m venv /opt/build && python -m venv --without-pip /opt/keyturn
-COPY requirements/runtime.txt requirements/build.txt requirements/
+COPY requirements/image.txt requirements/build.txt requirements/
 # Hashes are checked, and nothing is compiled from source: what has no wheel for this platform stops the build.
 # Behind an index of your own: --secret id=pip,src=pip.conf, and --secret id=ca,src=ca.pem with `cert = /run/secrets/ca`.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca,target=/run/secrets/ca \
     /opt/build/bin/pip install --require-hashes --only-binary :all: -r requirements/build.txt \
- && /opt/build/bin/pip --python /opt/keyturn/bin/python install --require-hashes --only-binary :all: -r requirements/runtime.txt
+ && /opt/build/bin/pip --python /opt/keyturn/bin/python install --require-hashes --only-binary :all: -r requirements/image.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY proxy proxy
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \

@@ -92,6 +92,7 @@ lock: ## resolve the dependencies of pyproject.toml into requirements/ (ARGS=--u
 	@.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/lock.txt
 	$(COMPILE) pyproject.toml --extra otel --group dev --output-file requirements/dev.txt
 	$(COMPILE) pyproject.toml --constraints requirements/dev.txt --output-file requirements/runtime.txt
+	$(COMPILE) pyproject.toml --extra otel --constraints requirements/dev.txt --output-file requirements/image.txt
 	$(COMPILE) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
 	$(COMPILE) --group browser --constraints requirements/dev.txt --output-file requirements/browser.txt
 	$(COMPILE) --group lock --output-file requirements/lock.txt

@@ -155,6 +155,10 @@ def test_requirement_files_follow_the_project() -> None:
     project = pyproject()
     groups = {
         "runtime.txt": project["project"]["dependencies"],
+        "image.txt": [
+            *project["project"]["dependencies"],
+            *(name for names in project["project"]["optional-dependencies"].values() for name in names),
+        ],
         "dev.txt": project["project"]["dependencies"] + project["dependency-groups"]["dev"],
         "build.txt": project["dependency-groups"]["build"],
         "browser.txt": project["dependency-groups"]["browser"],

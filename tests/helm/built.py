@@ -132,8 +132,15 @@ async def test_the_image_has_bytecode(api: PracticeApi, place: Path) -> None:
     )
     async with started(gateway(api), place):
         lines = inside(place, "python", "-c", code).stdout.splitlines()
-    assert "proxy.gateway True" in lines
+    assert "proxy.cli True" in lines
     assert [line for line in lines if not line.endswith("True")] == []
+
+
+async def test_the_image_can_trace(api: PracticeApi, place: Path) -> None:
+    """What traces need is there, though nothing of it is imported without them."""
+    async with started(gateway(api), place):
+        ended = inside(place, "python", "-c", "import opentelemetry.sdk.trace, opentelemetry.exporter.otlp.proto.http")
+        assert ended.returncode == 0, ended.stderr
 
 
 async def test_the_release_test_runs_in_the_image(api: PracticeApi, place: Path) -> None:

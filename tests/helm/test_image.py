@@ -55,7 +55,7 @@ def test_both_stages_are_of_one_base() -> None:
 def test_dependencies_come_before_the_project() -> None:
     """A change of the project's own code leaves the layer of its dependencies as it is."""
     build = STAGES[0]
-    installs = next(index for index, line in enumerate(build) if "requirements/runtime.txt" in line and "RUN" in line)
+    installs = next(index for index, line in enumerate(build) if "requirements/image.txt" in line and "RUN" in line)
     project = next(index for index, line in enumerate(build) if line.startswith("COPY proxy"))
     assert installs < project
 

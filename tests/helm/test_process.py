@@ -17,7 +17,7 @@ from proxy.practice import PracticeApi, PracticeSettings
 from proxy.tasks import finish, spawn
 from tests.helm import kubelet
 from tests.helm.charts import RELEASE, Rendered, render
-from tests.process import KEYS, ROOT, Gate, Running, ask, calling, client, request, until
+from tests.process import KEYS, ROOT, TOKENS, Gate, Running, ask, calling, client, request, until
 from tests.stores.servers import binary, free_port, server
 
 SECRETS = {"postman-keys": {"team-1": KEYS[0], "team-2": KEYS[1] + "\n"}}
@@ -294,13 +294,13 @@ async def test_a_rotated_key_is_taken_up_under_load(api: PracticeApi, place: Pat
         assert set(callers.statuses) == {200}
 
 
-async def _key(container: kubelet.Container) -> str:
+async def _key(container: kubelet.Container, *, token: str | None = TOKENS["ci"]) -> str:
     """The name of the key with which a request goes on."""
-    return (await container.keyturn.ask(request("/me"))).one("Keyturn-Key")
+    return (await container.keyturn.ask(request("/me", token=token))).one("Keyturn-Key")
 
 
-async def _uses(container: kubelet.Container, name: str) -> bool:
-    return await _key(container) == name
+async def _uses(container: kubelet.Container, name: str, *, token: str | None = TOKENS["ci"]) -> bool:
+    return await _key(container, token=token) == name
 
 
 async def test_the_embedded_redis_is_a_store(api: PracticeApi, place: Path) -> None:
@@ -346,7 +346,7 @@ async def application(pod: Any, keyturn: str, place: Path) -> AsyncIterator[tupl
 
 
 async def test_a_sidecar_outlives_its_application(api: PracticeApi, place: Path, example: Path) -> None:
-    """Beside an application, Keyturn is up first and ends last, so that the application's last requests get through."""
+    """Beside an application Keyturn is up first, takes up a rotated key, and ends last: no request of its fails."""
     more = values(api, redis={"existingSecret": ""}, sidecar={"alone": True})
     rendered = render({"keyturn": more}, chart=example)
     pod = rendered.gateway
@@ -360,6 +360,8 @@ async def test_a_sidecar_outlives_its_application(api: PracticeApi, place: Path,
         callers = await stack.enter_async_context(load(Service([url]), request("/me", token=None)))
         await callers.more(20)
         assert await container.keyturn.metric("keyturn_requests_total", client="orders") >= 20
+        container.layout.swap("/run/keyturn/keys/default", {"team-2": KEYS[1], "team-3": KEYS[0]})
+        await until(lambda: _uses(container, "team-3", token=None), "the new key is used")
         async with asyncio.timeout(pod["terminationGracePeriodSeconds"]):
             await callers.end()
             gate, last = Gate(api), set[asyncio.Task[Any]]()
