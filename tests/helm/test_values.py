@@ -109,6 +109,8 @@ OTHER: dict[str, Any] = {
     "store.timeout": "7s",
     "store.on_loss": "wait",
     "log.format": "text",
+    "traces.endpoint": "http://other:4318/v1/traces",
+    "traces.sample": 0.5,
 }
 
 
@@ -337,6 +339,8 @@ def test_network_policy_knows_the_ports_of_the_web() -> None:
     upstream = {"url": "https://[fd00::1]:7443/"}
     assert egress({"config": {"upstream": upstream, "clients": clients}}) == [[7443, 443, 8443, 9443]]
     assert egress({"config": {"upstream": {"url": "https://[fd00::1]/"}}}) == [[443]]
+    assert egress({"config": {"traces": {"endpoint": "http://collector:4318/v1/traces"}}}) == [[443, 4318]]
+    assert egress({"config": {"traces": {"endpoint": "http://collector/v1/traces"}}}) == [[443, 80]]
 
 
 def test_network_policy_off() -> None:

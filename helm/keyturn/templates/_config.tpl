@@ -111,7 +111,8 @@
 {{- if or .Values.tls.existingSecret .Values.config.tls }}https{{ else }}http{{ end -}}
 {{- end -}}
 
-{{/* The ports at which a gateway asks over HTTPS, as a JSON list: the upstream's, and those of issuers of JSON Web Tokens. */}}
+{{/* The ports at which a gateway asks over HTTP, as a JSON list: the upstream's, those of issuers of JSON Web Tokens, and
+     the one of the collector of traces. */}}
 {{- define "keyturn.webPorts" -}}
 {{- $urls := list (dig "upstream" "url" "" .Values.config) -}}
 {{- range .Values.config.clients -}}
@@ -119,9 +120,13 @@
 {{- $urls = append $urls (default .jwt.issuer .jwt.jwks_url) -}}
 {{- end -}}
 {{- end -}}
+{{- with dig "traces" "endpoint" "" .Values.config -}}
+{{- $urls = append $urls . -}}
+{{- end -}}
 {{- $ports := list -}}
 {{- range $urls -}}
-{{- $ports = append $ports (regexReplaceAll "^https?://[^/]*:([0-9]+)(/.*)?$" . "${1}" | atoi | default 443) -}}
+{{- $usual := ternary 80 443 (hasPrefix "http:" .) -}}
+{{- $ports = append $ports (regexReplaceAll "^https?://[^/]*:([0-9]+)(/.*)?$" . "${1}" | atoi | default $usual) -}}
 {{- end -}}
 {{- uniq $ports | toJson -}}
 {{- end -}}
@@ -144,7 +149,7 @@
 {{- $inbound := pick (default dict $config.inbound) "socket_mode" -}}
 {{- $log := pick (default dict $config.log) "format" -}}
 {{- $tls := hasKey $config "tls" -}}
-{{- $config = merge (dict "upstream" $upstream "inbound" $inbound "log" $log "tls" $tls) (pick $config "listen" "admin" "store") -}}
+{{- $config = merge (dict "upstream" $upstream "inbound" $inbound "log" $log "tls" $tls) (pick $config "listen" "admin" "store" "traces") -}}
 {{- end -}}
 {{- printf "%s %s" (toJson $config) (toJson .Values.redis) | sha256sum -}}
 {{- end -}}
