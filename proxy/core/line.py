@@ -7,10 +7,11 @@ lanes and on however many replicas.
 
 1.  A client that comes back after idling starts at the pool's virtual time: no credit for the idle time.
 2.  A client that waited but could not be served (its limits were spent, not the others') keeps its place, up to
-    `LAG` requests: what it missed is made up for, but never by starving the others for long.
+    `LAG` requests: what it missed is made up for, but never by starving the others for long. What is beyond is
+    forgiven to all who wait with the same need alike (`Group.lift`), so that among them nothing changes.
 3.  Among the lanes of one client, replicas take turns.
 
-Costs: O(log clients) for each request served; nothing depends on how many requests wait.
+Costs: O(log clients) for each request served and each need of its client; nothing depends on how many requests wait.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,7 @@ class Share:
     """A client's place in virtual time."""
 
     tag: int = 0
+    """Where its next request starts, when it was served last or came."""
     weight: int = 1
     needs: set[Need] = field(default_factory=set)
     """The needs with which it waits."""
@@ -51,7 +53,9 @@ class Group:
     """Everybody who waits with one need."""
 
     clients: SortedSet[str, int] = field(default_factory=SortedSet)
-    """By tag."""
+    """By their tags here, less `lift`."""
+    lift: int = 0
+    """By how much all of them were moved on, since more lag than `LAG` allows is forgiven."""
     rows: dict[str, dict[str, int]] = field(default_factory=dict)
     """How many wait: by client, then by replica, the one served longest ago first."""
     waiting: int = 0
@@ -128,6 +132,8 @@ class Line:
         if not share.needs:
             share.tag = max(share.tag, self.now)
             self._idle.remove(place.client)
+        elif place.need not in share.needs:
+            share.tag = max(share.tag, self.now - LAG * share.cost)
         if share.weight != weight:
             for need in share.needs:
                 self.groups[need].weight += weight - share.weight
@@ -139,7 +145,8 @@ class Line:
         if rows is None:
             rows = group.rows[place.client] = {}
             share.needs.add(place.need)
-            group.clients.put(place.client, share.tag)
+            self._forgive(group)
+            group.clients.put(place.client, share.tag - group.lift)
             group.weight += weight
         group.waiting += waiting - rows.get(replica, 0)
         rows[replica] = waiting
@@ -172,8 +179,12 @@ class Line:
     def serve(self, replica: str, place: Place) -> None:
         """One request of the place got its lease."""
         share = self._shares[place.client]
-        share.tag, self.now = advance(share.tag, self.now, share.cost)
         group = self.groups[place.need]
+        tag = group.clients.score(place.client) or 0
+        group.lift = max(group.lift, self.now - LAG * share.cost - tag)
+        start = tag + group.lift
+        self.now = max(self.now, start)
+        share.tag = start + share.cost
         rows = group.rows[place.client]
         left = rows[replica] - 1
         if left:
@@ -182,26 +193,36 @@ class Line:
             group.waiting -= 1
         else:
             self._drop(replica, place)
-        self._retag(place.client, share)
+        self._move(place, share)
+
+    def _move(self, served: Place, share: Share) -> None:
+        """Put a client that was served behind, wherever it waits; a tag never goes back there."""
+        for need in share.needs:
+            group = self.groups[need]
+            if need != served.need:
+                self._forgive(group)
+            group.clients.put(served.client, max(group.clients.score(served.client) or 0, share.tag - group.lift))
+        if not share.needs:
+            self._idle.put(served.client, share.tag)
+
+    def _forgive(self, group: Group) -> None:
+        """Leave the first of a group no more than `LAG` requests behind, and all in it as far from it as before."""
+        first = group.clients.first()
+        if first:
+            tag, client = first
+            group.lift = max(group.lift, self.now - LAG * self._shares[client].cost - tag)
 
     def refund(self, client: str) -> None:
         """A lease came back unsent: its client is charged nothing."""
         share = self._shares.get(client)
-        if share is not None:
-            share.tag -= share.cost
-            self._retag(client, share)
-
-    def _retag(self, client: str, share: Share) -> None:
+        if share is None:
+            return
+        share.tag -= share.cost
         for need in share.needs:
-            self.groups[need].clients.put(client, share.tag)
+            clients = self.groups[need].clients
+            clients.put(client, (clients.score(client) or 0) - share.cost)
         if not share.needs:
             self._idle.put(client, share.tag)
-
-
-def advance(tag: int, now: int, cost: int) -> tuple[int, int]:
-    """The tag of a client after one more request, and the pool's virtual time."""
-    start = max(tag, now - LAG * cost)
-    return start + cost, max(now, start)
 
 
 class Rehearsal:
@@ -213,7 +234,6 @@ class Rehearsal:
     def __init__(self, line: Line) -> None:
         self._line = line
         self._now = line.now
-        self._tags: dict[str, int] = {}
         self._groups: dict[Need, _Played] = {}
         self.needs: list[Need] = sorted(line.groups)
         """The needs that somebody waits with."""
@@ -222,46 +242,79 @@ class Rehearsal:
 
     def first(self, need: Need) -> tuple[int, str] | None:
         """The tag and name of the client whose turn it is among those of a need."""
-        played = self._groups.get(need)
-        if played is None:
-            played = self._groups[need] = _Played(self._line.groups[need])
-        return played.first(self._tags)
+        played = self._played(need)
+        first = played.first()
+        return (first[0] + played.lift, first[1]) if first else None
 
     def serve(self, need: Need, client: str) -> str:
         """Play one request of that client served; returns the replica whose it is."""
-        share = self._line.share(client)
-        tag, self._now = advance(self._tags.get(client, share.tag), self._now, share.cost)
-        self._tags[client] = tag
+        share, played = self._line.share(client), self._played(need)
+        tag = played.tag(client)
+        played.lift = max(played.lift, self._now - LAG * share.cost - tag)
+        start = tag + played.lift
+        self._now = max(self._now, start)
+        replica = played.take(client)
+        for each in share.needs:
+            other = self._played(each)
+            if each != need:
+                self._forgive(other)
+            other.move(client, start + share.cost - other.lift)
         self.waiting -= 1
-        return self._groups[need].take(client)
+        return replica
+
+    def _played(self, need: Need) -> "_Played":
+        played = self._groups.get(need)
+        if played is None:
+            played = self._groups[need] = _Played(self._line.groups[need])
+        return played
+
+    def _forgive(self, played: "_Played") -> None:
+        first = played.first()
+        if first:
+            tag, client = first
+            played.lift = max(played.lift, self._now - LAG * self._line.share(client).cost - tag)
 
 
 class _Played:
     """One group during a rehearsal: the line's own order, overlaid with the clients that were served."""
 
     def __init__(self, group: Group) -> None:
+        self.lift = group.lift
         self._group = group
         self._order: Iterator[tuple[int, str]] = iter(group.clients)
         self._head = next(self._order, None)
-        self._served: list[tuple[int, str]] = []
+        self._tags: dict[str, int] = {}
+        """Of clients that were moved."""
+        self._moved: list[tuple[int, str]] = []
         self._rows: dict[str, list[tuple[str, int]]] = {}
 
-    def first(self, tags: dict[str, int]) -> tuple[int, str] | None:
+    def first(self) -> tuple[int, str] | None:
         """The lowest tag that still waits. Tags only grow, so an outdated entry is found when it comes up."""
+        tags = self._tags
         while self._head and self._head[1] in tags:
-            self._push(self._head[1], tags)
+            self._push(self._head[1])
             self._head = next(self._order, None)
-        while self._served and (self._served[0][0] != tags[self._served[0][1]] or not self._waits(self._served[0][1])):
-            client = self._served[0][1]
+        while self._moved and (self._moved[0][0] != tags[self._moved[0][1]] or not self._waits(self._moved[0][1])):
+            client = self._moved[0][1]
             if self._waits(client):
-                heapreplace(self._served, (tags[client], client))
+                heapreplace(self._moved, (tags[client], client))
             else:
-                heappop(self._served)
-        if self._head and (not self._served or self._head <= self._served[0]):
+                heappop(self._moved)
+        if self._head and (not self._moved or self._head <= self._moved[0]):
             return self._head
-        return self._served[0] if self._served else None
+        return self._moved[0] if self._moved else None
+
+    def tag(self, client: str) -> int:
+        """A client's tag here, less the lift."""
+        tag = self._tags.get(client)
+        return (self._group.clients.score(client) or 0) if tag is None else tag
+
+    def move(self, client: str, tag: int) -> None:
+        """Put a client behind; a tag never goes back."""
+        self._tags[client] = max(self.tag(client), tag)
 
     def take(self, client: str) -> str:
+        """One request of a client is served; returns the replica whose it is."""
         rows = self._rows.get(client)
         if rows is None:
             rows = self._rows[client] = list(self._group.rows[client].items())
@@ -273,6 +326,6 @@ class _Played:
     def _waits(self, client: str) -> bool:
         return client not in self._rows or bool(self._rows[client])
 
-    def _push(self, client: str, tags: dict[str, int]) -> None:
+    def _push(self, client: str) -> None:
         if self._waits(client):
-            heappush(self._served, (tags[client], client))
+            heappush(self._moved, (self._tags[client], client))

@@ -785,6 +785,32 @@ local function group_add(need, field, number)
   redis_call('HINCRBY', key('groups'), field .. ' ' .. need, number)
 end
 
+local lifts = {}
+
+-- By how much all who wait with a need were moved on.
+local function lift_of(need)
+  if not lifts[need] then
+    lifts[need] = tonumber(redis_call('HGET', key('groups'), 'lift ' .. need) or 0)
+  end
+  return lifts[need]
+end
+
+-- Leave a client with that tag no more than `LAG` requests behind, and everybody in its group as far from it as before.
+local function lift(need, tag, share)
+  local least = state.virtual - LAG * cost_of(share) - tag
+  if least > lift_of(need) then
+    lifts[need] = least
+    redis_call('HSET', key('groups'), 'lift ' .. need, text(least))
+  end
+end
+
+local function forgive(need)
+  local client, tag = first_of(key('clients', need))
+  if client then
+    lift(need, tag, share_of(client))
+  end
+end
+
 local function group_of(need)
   local found = redis_call('HMGET', key('groups'), 'waiting ' .. need, 'weight ' .. need)
   return tonumber(found[1] or 0), tonumber(found[2] or 0)
@@ -825,6 +851,8 @@ local function set_place(replica, client, need, weight, waiting)
   if #names == 0 then
     share.tag = max(share.tag, state.virtual)
     redis_call('ZREM', key('idle'), client)
+  elseif not contains(names, need) then
+    share.tag = max(share.tag, state.virtual - LAG * cost_of(share))
   end
   if share.weight ~= weight then
     for _, name in ipairs(names) do
@@ -836,7 +864,8 @@ local function set_place(replica, client, need, weight, waiting)
   if not contains(names, need) then
     redis_call('ZADD', key('needs'), 0, client .. ' ' .. need)
     redis_call('ZADD', key('lines'), 0, need)
-    redis_call('ZADD', key('clients', need), share.tag, client)
+    forgive(need)
+    redis_call('ZADD', key('clients', need), share.tag - lift_of(need), client)
     group_add(need, 'weight', weight)
   end
   local field = place_field(replica, client, need)
@@ -857,7 +886,8 @@ local function leave(client, need)
   group_add(need, 'weight', -share.weight)
   if redis_call('EXISTS', key('clients', need)) == 0 then
     redis_call('ZREM', key('lines'), need)
-    redis_call('HDEL', key('groups'), 'waiting ' .. need, 'weight ' .. need)
+    redis_call('HDEL', key('groups'), 'waiting ' .. need, 'weight ' .. need, 'lift ' .. need)
+    lifts[need] = nil
   end
   if #beginning(key('needs'), client .. ' ', '!', 1) == 0 then
     redis_call('ZADD', key('idle'), share.tag, client)
@@ -971,16 +1001,19 @@ local function expire(now)
   end
 end
 
-local function advance(tag, virtual, cost)
-  local start = max(tag, virtual - LAG * cost)
-  return start + cost, max(virtual, start)
+-- A client's tag in the order of a need, less the lift.
+local function tag_in(need, client)
+  return tonumber(redis_call('ZSCORE', key('clients', need), client) or 0)
 end
 
-local function retag(client, share)
-  keep_share(client, share)
+-- Put a client that was served with a need behind, wherever it waits; a tag never goes back there.
+local function move(client, served, share)
   local names = needs_of(client)
   for _, need in ipairs(names) do
-    redis_call('ZADD', key('clients', need), share.tag, client)
+    if need ~= served then
+      forgive(need)
+    end
+    redis_call('ZADD', key('clients', need), max(tag_in(need, client), share.tag - lift_of(need)), client)
   end
   if #names == 0 then
     redis_call('ZADD', key('idle'), share.tag, client)
@@ -988,8 +1021,11 @@ local function retag(client, share)
 end
 
 local function serve(replica, client, need)
-  local share = share_of(client)
-  share.tag, state.virtual = advance(share.tag, state.virtual, cost_of(share))
+  local share, tag = share_of(client), tag_in(need, client)
+  lift(need, tag, share)
+  local start = tag + lift_of(need)
+  state.virtual = max(state.virtual, start)
+  share.tag = start + cost_of(share)
   local field = place_field(replica, client, need)
   local waiting, stamp = waiting_of(field)
   if waiting > 1 then
@@ -999,14 +1035,23 @@ local function serve(replica, client, need)
   else
     drop_place(replica, client, need)
   end
-  retag(client, share)
+  keep_share(client, share)
+  move(client, need, share)
 end
 
 local function refund(client)
   local share = share_of(client)
-  if share then
-    share.tag = share.tag - cost_of(share)
-    retag(client, share)
+  if not share then
+    return
+  end
+  share.tag = share.tag - cost_of(share)
+  keep_share(client, share)
+  local names = needs_of(client)
+  for _, need in ipairs(names) do
+    redis_call('ZADD', key('clients', need), tag_in(need, client) - cost_of(share), client)
+  end
+  if #names == 0 then
+    redis_call('ZADD', key('idle'), share.tag, client)
   end
 end
 
@@ -1047,7 +1092,7 @@ end
 
 -- Rehearsal: the same queueing played forward without changing the line -----------------------------------------------
 
-local rehearsal = { tags = {}, groups = {}, waiting = 0 }
+local rehearsal = { groups = {}, needs = {}, waiting = 0 }
 
 -- Entries are {tag, client}.
 local function earlier(one, other)
@@ -1079,48 +1124,66 @@ end
 local function played_of(need)
   local played = rehearsal.groups[need]
   if not played then
-    played = { walk = walk(key('clients', need)), served = {}, rows = {} }
+    played = { walk = walk(key('clients', need)), lift = lift_of(need), tags = {}, moved = {}, rows = {} }
     head(played)
     rehearsal.groups[need] = played
   end
   return played
 end
 
--- {tag, client} of whose turn it is among those of a need, or nil.
-local function first_in(need)
-  local played = played_of(need)
-  local tags, served = rehearsal.tags, played.served
+-- {tag, client} of whose turn it is, less the lift, or nil. Tags only grow, so what is outdated is found when it is up.
+local function first_played(played)
+  local tags, moved = played.tags, played.moved
   while played.head and tags[played.head[2]] do
     local client = played.head[2]
     if still_waits(played, client) then
-      push(served, { tags[client], client }, earlier)
+      push(moved, { tags[client], client }, earlier)
     end
     head(played)
   end
-  while served[1] do
-    local client = served[1][2]
-    if served[1][1] == tags[client] and still_waits(played, client) then
+  while moved[1] do
+    local client = moved[1][2]
+    if moved[1][1] == tags[client] and still_waits(played, client) then
       break
     end
-    pop(served, earlier)
+    pop(moved, earlier)
     if still_waits(played, client) then
-      push(served, { tags[client], client }, earlier)
+      push(moved, { tags[client], client }, earlier)
     end
   end
-  if played.head and not (served[1] and earlier(served[1], played.head)) then
+  if played.head and not (moved[1] and earlier(moved[1], played.head)) then
     return played.head
   end
-  return served[1]
+  return moved[1]
+end
+
+-- {tag, client} of whose turn it is among those of a need, or nil.
+local function first_in(need)
+  local played = played_of(need)
+  local first = first_played(played)
+  return first and { first[1] + played.lift, first[2] }
+end
+
+local function lift_played(played, tag, share)
+  played.lift = max(played.lift, rehearsal.virtual - LAG * cost_of(share) - tag)
+end
+
+local function needs_in_play(client)
+  local names = rehearsal.needs[client]
+  if not names then
+    names = needs_of(client)
+    rehearsal.needs[client] = names
+  end
+  return names
 end
 
 -- Play one request of that client served; returns the replica whose it is.
 local function rehearse(need, client)
-  local share = share_of(client)
-  local tag
-  tag, rehearsal.virtual = advance(rehearsal.tags[client] or share.tag, rehearsal.virtual, cost_of(share))
-  rehearsal.tags[client] = tag
-  rehearsal.waiting = rehearsal.waiting - 1
-  local played = rehearsal.groups[need]
+  local share, played = share_of(client), played_of(need)
+  local tag = played.tags[client] or tag_in(need, client)
+  lift_played(played, tag, share)
+  local start = tag + played.lift
+  rehearsal.virtual = max(rehearsal.virtual, start)
   local rows = played.rows[client]
   if not rows then
     rows = rows_of(need, client)
@@ -1132,6 +1195,15 @@ local function rehearse(need, client)
   if row[2] > 1 then
     rows[#rows + 1] = { row[1], row[2] - 1 }
   end
+  for _, each in ipairs(needs_in_play(client)) do
+    local other = played_of(each)
+    local first = each ~= need and first_played(other)
+    if first then
+      lift_played(other, first[1], share_of(first[2]))
+    end
+    other.tags[client] = max(other.tags[client] or tag_in(each, client), start + cost_of(share) - other.lift)
+  end
+  rehearsal.waiting = rehearsal.waiting - 1
   return row[1]
 end
 

@@ -1,10 +1,12 @@
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.line import LAG
 from proxy.core.model import MILLISECOND, SECOND
-from tests.core.worlds import World, check_conservation, lane, limit, pool, unsent
+from tests.core.worlds import World, check_conservation, lane, limit, pool, throttled, unsent
 
 
 def serve_one_by_one(world: World, number: int, replicas: tuple[str, ...] = ("r",)) -> Counter[str]:
@@ -59,6 +61,48 @@ def test_who_was_held_back_by_a_narrow_limit_catches_up_but_starves_nobody() -> 
     served = serve_one_by_one(world, 300)
     assert served["free"] >= 100
     assert served["held"] >= served["free"]
+
+
+@pytest.mark.parametrize(("w1", "w2"), [(1, 9), (3, 1), (2, 2)])
+def test_two_that_are_held_back_together_share_by_weight_all_the_same(w1: int, w2: int) -> None:
+    """Law 4: however far a narrow limit leaves them behind the others, neither gains on the other."""
+    world = World.of(pool(1, limit(20, SECOND), limit(1, SECOND), guard=0))
+    world.weights = {"a": w1, "b": w2}
+    both = (0, 1)
+    world.waiting["r"] = {lane("a", both): 1000, lane("b", both): 1000, lane("free"): 100_000}
+    served: Counter[str] = Counter()
+    ahead: list[float] = [0.0]
+    for _ in range(40):
+        served += serve_one_by_one(world, 20)
+        ahead.append(served["a"] / w1 - served["b"] / w2)
+    assert served["a"] + served["b"] >= 35, "they do get what there is"
+    assert max(ahead) - min(ahead) <= 1 / w1 + 1 / w2 + 1e-9
+
+
+def test_who_joins_those_that_are_held_back_is_served_with_them() -> None:
+    """What the others missed by then is theirs up to the lag that is made up for, and no more."""
+    world = World.of(pool(1, limit(20, SECOND), limit(2, SECOND), guard=0))
+    both = (0, 1)
+    world.waiting["r"] = {lane("early", both): 1000, lane("free"): 100_000}
+    serve_one_by_one(world, 300)
+    world.waiting["r"][lane("late", both)] = 1000
+    served = serve_one_by_one(world, 10 * (LAG + 20))
+    assert LAG - 2 <= served["early"] - served["late"] <= LAG + 2
+    assert served["late"] >= 8
+
+
+def test_who_was_shut_out_makes_up_for_a_lag_and_leaves_the_rest_alone() -> None:
+    """A limit that was closed for long opens with as many tokens as there are: nobody else starves for it."""
+    world = World.of(pool(1, limit(10, SECOND), limit(10, SECOND), guard=0))
+    both = (0, 1)
+    (probe,) = world.ask(1, lane("held", both)).grants
+    world.call("r", throttled(probe, 30 * SECOND, 1))
+    world.waiting["r"] = {lane("held", both): 10_000, lane("free"): 100_000}
+    served = serve_one_by_one(world, 250)
+    while not served["held"]:
+        served = serve_one_by_one(world, 1)
+    served += serve_one_by_one(world, 150)
+    assert LAG - 3 <= served["held"] - served["free"] <= LAG + 3
 
 
 def test_a_dead_replica_holds_its_place_for_a_moment_only() -> None:
