@@ -28,7 +28,7 @@ COMPILE := .venv-lock/bin/uv --no-config pip compile --quiet --universal --pytho
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check simulate fuzz chart image bench page screenshots e2e sbom audit lock clean
+.PHONY: help run test check simulate fuzz chart image bench page screenshots dashboards e2e sbom audit lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +75,9 @@ page: $(VENV)/.browser ## the status page in headless Chromium, over the demo an
 
 screenshots: $(VENV)/.browser ## the same, and its pictures into build/screenshots; docs/status.png is one of them
 	$(BIN)/python -m e2e.status_page --screenshots build/screenshots --picture docs/status.png $(ARGS)
+
+dashboards: $(VENV)/.dev ## every query of the dashboard over a real Prometheus that scraped the demo (needs Prometheus)
+	$(BIN)/python -m e2e.dashboard $(ARGS)
 
 fuzz: $(VENV)/.dev ## look for input that breaks a promise: SECONDS=60 in all, ARGS=listener for one target
 	$(BIN)/python -m fuzz --seconds "$(SECONDS)" $(ARGS)

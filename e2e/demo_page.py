@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 from urllib.request import Request, urlopen
 
 from playwright.sync_api import Browser, Page
@@ -26,15 +27,23 @@ LOOK = 0.5
 """Seconds between two looks at the page."""
 
 
+class Addresses(NamedTuple):
+    """Where the demo listens, with closing slashes."""
+
+    data: str
+    admin: str
+
+
 @contextmanager
-def demo() -> Iterator[str]:
-    """The real command; its admin listener's address."""
+def demo() -> Iterator[Addresses]:
+    """The real command."""
     ports = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
     with subprocess.Popen([KEYTURN, "demo", *ports], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             ready = next((line for line in process.stderr if line.startswith("ready ")), "")
-            yield dict(part.split("=", 1) for part in ready.split()[1:])["admin"] + "/"
+            told = dict(part.split("=", 1) for part in ready.split()[1:])
+            yield Addresses(f"{told['data']}/", f"{told['admin']}/")
         finally:
             process.terminate()
             process.communicate(timeout=START_SECONDS)
@@ -99,7 +108,7 @@ def watched(page: Page, picture: Callable[[Page], None] | None) -> Story:
 
 def demo_promises(browser: Browser, picture: Callable[[Page], None] | None) -> Iterator[Promise]:
     """All that is promised of the page over the demo."""
-    with demo() as url:
+    with demo() as (_, url):
         watch = Watch.over(url)
         with opened(browser, url, watch) as page:
             yield Promise("each token is drawn", page.locator(".token[data-state]").count() >= 60, "tokens")

@@ -23,6 +23,9 @@ KEYS = {"team-a": "practice-key-a", "team-b": "practice-key-b", "team-c": "pract
 LIMIT, WINDOW = 20, 20
 """Requests and seconds: short, so that there is something to see."""
 
+PLAN = 100_000
+"""Requests of each key's month."""
+
 REVOKED = "team-c"
 ACCEPTED_FOR, REVOKED_FOR = 25.0, 40.0
 """The key that is revoked at times, and for how many seconds it is accepted and then is not."""
@@ -45,7 +48,8 @@ PATHS = ("/me", "/workspaces", "/collections", "/environments")
 
 async def run(say: Callable[[str], None], *, listen: str = LISTEN, admin: str = ADMIN) -> int:
     """Run the demo until SIGTERM or SIGINT; returns the exit code."""
-    settings = PracticeSettings(limit=LIMIT, window=float(WINDOW), tls=True, keys=tuple(KEYS.values()))
+    keys = tuple(KEYS.values())
+    settings = PracticeSettings(limit=LIMIT, window=float(WINDOW), tls=True, keys=keys, plan=PLAN)
     tasks: set[asyncio.Task[Any]] = set()
     with tempfile.TemporaryDirectory(prefix="keyturn-demo-") as folder:
         async with PracticeApi(settings) as api:

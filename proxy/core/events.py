@@ -62,6 +62,9 @@ class UpstreamAnswered:
     code: int
 
 
+ThrottleKind = Literal["window", "endpoint", "plan"]
+
+
 @value_object
 class UpstreamThrottled:
     """The upstream answered 429.
@@ -73,7 +76,7 @@ class UpstreamThrottled:
     pool: str
     key: str
     quota: str
-    kind: Literal["window", "endpoint", "plan"]
+    kind: ThrottleKind
     wait: Micros
     limit: str = ""
     """The names of the limits that it closed, if any is known."""
@@ -81,12 +84,15 @@ class UpstreamThrottled:
     """Whether this cause has not been met of late; the others are counted only."""
 
 
+WhyRetried = Literal["throttled", "unreachable", "broken", "timed_out", "outage", "dead_key", "late"]
+
+
 @value_object
 class Retried:
     """A request goes out once more."""
 
     pool: str
-    reason: Literal["throttled", "unreachable", "broken", "timed_out", "outage", "dead_key", "late"]
+    reason: WhyRetried
 
 
 @value_object
@@ -189,6 +195,10 @@ class EraBegan:
     pool: str
 
 
+WhyFailed = Literal["missing", "token", "jwt", "certificate"]
+WhenAnswered = Literal["at_once", "late", "cut"]
+
+
 @value_object
 class StoreMute:
     """The store answers, but nobody can be woken by it (with the cause, one sentence): turns come late."""
@@ -203,9 +213,9 @@ class AttemptFailed:
 
     address: str
     """Where it came from: an IPv4 address, an IPv6 network of 64 bits, `unix` for a socket, empty when it has gone."""
-    why: Literal["missing", "token", "jwt", "certificate"]
+    why: WhyFailed
     """What was wrong: no credential at all, an unknown token, a JSON Web Token or a certificate that is nobody's."""
-    answered: Literal["at_once", "late", "cut"]
+    answered: WhenAnswered
 
 
 WhyEnded = Literal["too_many", "too_many_of_peer", "head_timeout", "write_timeout", "malformed"]

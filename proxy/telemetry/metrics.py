@@ -1,6 +1,8 @@
 """The metrics of one process: the table of docs/observability.md."""
 
 import platform
+from itertools import product
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import choose_encoder
@@ -18,8 +20,13 @@ from proxy.core.events import (
     Reloaded,
     Retried,
     SignalsIgnored,
+    ThrottleKind,
     UpstreamAnswered,
     UpstreamThrottled,
+    WhenAnswered,
+    WhyEnded,
+    WhyFailed,
+    WhyRetried,
 )
 from proxy.core.model import SECOND
 from proxy.telemetry import labels
@@ -40,6 +47,9 @@ OVERHEADS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.
 ROUND_TRIPS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5)
 GRANTS = (0, 1, 2, 5, 10, 50, 200)
 
+IGNORED = ("limit", "remaining", "body")
+"""Fields of `upstream_ignored_total` that are no header of their own."""
+
 
 class Metrics:
     """The metrics of one process, in a registry of their own."""
@@ -50,6 +60,10 @@ class Metrics:
         self._about_the_upstream()
         self._about_the_store()
         self._about_the_process()
+        for why, answered in product(get_args(WhyFailed), get_args(WhenAnswered)):
+            self.failed.expect((why, answered))
+        for why in get_args(WhyEnded):
+            self.ended.expect((why,))
 
     def _about_requests(self) -> None:
         self.requests = self._counter(
@@ -215,5 +229,21 @@ class Metrics:
     def exposition(self, accept: str, levels: Levels | None = None) -> tuple[bytes, str]:
         """The metrics in the form that a scraper accepts, and its content type; `levels` are the gauges of now."""
         self.gauges.levels = levels
+        if levels is not None:
+            self._expect(levels)
         encoder, content_type = choose_encoder(accept)
         return encoder(self.registry), content_type
+
+    def _expect(self, levels: Levels) -> None:
+        """Tell of what should not happen from 0 on, for every key, pool and client that there is."""
+        for key in levels.keys:
+            self.foreign.expect((key.pool, key.look.quota))
+            for kind in get_args(ThrottleKind):
+                self.throttled.expect((key.pool, key.look.name, kind))
+        for pool, _ in levels.in_flight:
+            for reason in get_args(WhyRetried):
+                self.retries.expect((pool, reason))
+            for field in IGNORED:
+                self.ignored.expect((pool, field))
+        for lane in levels.lanes:
+            self.joined.expect((lane.pool, lane.client))

@@ -31,6 +31,10 @@ class Counter(Collector):
         """Count so many."""
         self._counts[labels] = self._counts.get(labels, 0) + number
 
+    def expect(self, labels: Labels) -> None:
+        """Tell of what has not happened, too: a scraper sees a growth only from a number that it has seen before."""
+        self._counts.setdefault(labels, 0)
+
     def collect(self) -> Iterator[CounterMetricFamily]:
         """See `prometheus_client.registry.Collector`."""
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)

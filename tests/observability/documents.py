@@ -64,11 +64,11 @@ def panels() -> list[dict[str, Any]]:
     return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
 
 
-def queries() -> Iterator[str]:
-    """Its queries, with Grafana's variables filled in as for a reader who chose everything."""
+def queries(window: str = "5m") -> Iterator[str]:
+    """Its queries, with Grafana's variables filled in as for a reader who chose everything; rates over `window`."""
     for panel in panels():
         for target in panel["targets"]:
-            yield re.sub(r"\$(namespace|job|pool)\b", ".*", target["expr"]).replace("$__rate_interval", "5m")
+            yield re.sub(r"\$(namespace|job|pool)\b", ".*", target["expr"]).replace("$__rate_interval", window)
 
 
 def series(expression: str) -> set[str]:

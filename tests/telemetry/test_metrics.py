@@ -8,7 +8,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from proxy.core.events import Journal, UpstreamAnswered
+from proxy.core.events import Journal, UpstreamAnswered, UpstreamThrottled
 from proxy.core.model import SECOND
 from proxy.telemetry import Metrics
 from proxy.telemetry.labels import CODES, METHODS
@@ -159,3 +159,19 @@ def test_two_processes_in_one_do_not_share_metrics() -> None:
     """Each has a registry of its own."""
     full()
     assert value(Metrics(), "retries_total", pool="default", reason="throttled") is None
+
+
+def test_what_should_not_happen_is_told_from_0_on() -> None:
+    """A scraper sees the growth of a counter only from a number that it has seen before."""
+    metrics = Metrics()
+    metrics.exposition("", LEVELS)
+    labels = {"pool": "default", "key": "k1"}
+    assert value(metrics, "upstream_throttled_total", **labels, kind="plan") == 0
+    assert value(metrics, "retries_total", pool="default", reason="dead_key") == 0
+    assert value(metrics, "foreign_tokens_total", pool="default", quota="k1") == 0
+    assert value(metrics, "failed_attempts_total", why="jwt", answered="cut") == 0
+    assert value(metrics, "connections_ended_total", why="malformed") == 0
+    assert value(metrics, "upstream_ignored_total", pool="default", field="body") == 0
+    metrics.observe(UpstreamThrottled("default", "k1", "k1", "plan", SECOND))
+    metrics.exposition("", LEVELS)
+    assert value(metrics, "upstream_throttled_total", **labels, kind="plan") == 1
