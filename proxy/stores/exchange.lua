@@ -207,7 +207,7 @@ end
 
 local buckets = {}
 
--- One bucket as it stands: {taken, parked, probing, warm}, kept in step with what is stored.
+-- One bucket as it stands: {taken, parked, probing}, kept in step with what is stored.
 local function bucket_of(limit, quota)
   local of_limit = buckets[limit]
   if not of_limit then
@@ -220,11 +220,33 @@ local function bucket_of(limit, quota)
       taken = tonumber(redis_call('HGET', key('taken', limit), quota) or 0),
       parked = tonumber(redis_call('ZSCORE', key('parked', limit), quota) or nil),
       probing = redis_call('ZSCORE', key('probing', limit), quota) and true or false,
-      warm = redis_call('SISMEMBER', key('warm', limit), quota) == 1,
     }
     of_limit[quota] = bucket
   end
   return bucket
+end
+
+-- Read the buckets of all these quotas at once.
+local function load_buckets(limit, quotas)
+  local loaded, known = {}, buckets[limit] or {}
+  for _, quota in ipairs(quotas) do
+    loaded[quota] = { taken = 0, probing = false }
+  end
+  local function each(entries, set)
+    for index = 1, #entries, 2 do
+      local bucket = loaded[entries[index]]
+      if bucket then
+        set(bucket, tonumber(entries[index + 1]))
+      end
+    end
+  end
+  each(redis_call('HGETALL', key('taken', limit)), function(bucket, taken) bucket.taken = taken end)
+  each(redis_call('ZRANGE', key('parked', limit), 0, -1, 'WITHSCORES'), function(bucket, till) bucket.parked = till end)
+  each(redis_call('ZRANGE', key('probing', limit), 0, -1, 'WITHSCORES'), function(bucket) bucket.probing = true end)
+  for quota, bucket in pairs(known) do
+    loaded[quota] = bucket
+  end
+  buckets[limit] = loaded
 end
 
 local function count_taken(limit, quota, tokens)
@@ -247,12 +269,10 @@ local function set_probing(limit, quota, granted)
 end
 
 local function set_warm(limit, quota)
-  bucket_of(limit, quota).warm = true
   redis_call('SADD', key('warm', limit), quota)
 end
 
 local function set_cold(limit, quota)
-  bucket_of(limit, quota).warm = false
   redis_call('SREM', key('warm', limit), quota)
 end
 
@@ -316,9 +336,20 @@ local function rank(quota, changed)
   end
 end
 
+-- Once for each set of limits in an era: the only time that all quotas are looked at.
 local function make_ranking(view, need, name)
-  for _, quota in ipairs(redis_call('SMEMBERS', key('quotas', view.name))) do
-    redis_call('ZADD', key('ranking', name), rank_score(view, quota, need.limits, used_of(quota)), quota)
+  local quotas = redis_call('SMEMBERS', key('quotas', view.name))
+  for _, limit in ipairs(need.limits) do
+    load_buckets(limit, quotas)
+  end
+  for from = 1, #quotas, 500 do
+    local till, entries = min(from + 499, #quotas), {}
+    local used = redis_call('HMGET', key('used'), unpack(quotas, from, till))
+    for index = from, till do
+      entries[#entries + 1] = rank_score(view, quotas[index], need.limits, tonumber(used[index - from + 1] or 0) % RANKED)
+      entries[#entries + 1] = quotas[index]
+    end
+    redis_call('ZADD', key('ranking', name), unpack(entries))
   end
   redis_call('SADD', key('rankings'), name)
   local made = all_rankings()
@@ -628,7 +659,7 @@ local function take(lease, need, quota, now, replica, client)
   local view, windows, probes = view_of(need.terms), {}, {}
   for index, limit in ipairs(need.limits) do
     windows[index] = { limit, view.by_id[limit].window }
-    if not bucket_of(limit, quota).warm then
+    if redis_call('SISMEMBER', key('warm', limit), quota) == 0 then
       probes[#probes + 1] = limit
       set_probing(limit, quota, now)
     end
