@@ -128,7 +128,7 @@ def helm(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [tool("helm"), *arguments],
             input=text,
-            env={"PATH": os.environ["PATH"], "HOME": home, **folders},
+            env={"PATH": os.environ["PATH"], "HOME": home, "GOGC": "off", **folders},  # it ends before garbage matters
             capture_output=True,
             text=True,
             timeout=60,

@@ -1,9 +1,13 @@
 """Kubernetes' own schemas, strictly: what an object has that its kind does not know is a mistake."""
 
+from functools import cache
 from typing import Any
 
 import kubernetes_validate
 from jsonschema import Draft202012Validator
+from kubernetes_validate import utils
+
+utils.schema_contents = cache(utils.schema_contents)  # else megabytes of schemas are parsed for each object
 
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _TEXT = {"type": "string", "minLength": 1}

@@ -35,19 +35,15 @@ def test_compose_s_configuration_is_valid(tmp_path: Path) -> None:
 
 
 def test_compose_is_understood() -> None:
-    """Docker Compose knows every setting, and asks for the variables that have to be given."""
+    """Docker Compose knows every setting."""
     program = shutil.which("docker-compose")
     if program is None:
         pytest.skip("no docker-compose here")
     command = [program, "--file", str(ROOT / "compose.yaml"), "config", "--quiet"]
 
-    def run(**environ: str) -> "subprocess.CompletedProcess[str]":
-        environ["PATH"] = "/usr/bin:/bin"
-        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-
-    good = run(POSTMAN_API_KEYS="one,two", KEYTURN_TOKEN="token")
-    assert (good.returncode, good.stderr) == (0, "")
-    assert "give the token that callers send" in run(POSTMAN_API_KEYS="one,two").stderr
+    environ = {"PATH": "/usr/bin:/bin", "POSTMAN_API_KEYS": "one,two", "KEYTURN_TOKEN": "token"}
+    read = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (read.returncode, read.stderr) == (0, "")
 
 
 def test_compose_publishes_to_this_machine_only() -> None:
