@@ -114,6 +114,9 @@ def _without_credentials(_: Any, __: str, entry: MutableMapping[str, Any]) -> Mu
 
 def without_credentials(text: str) -> str:
     """The text with `…` for what looks like a credential."""
+    small = text.lower()
+    if not ("key" in small or "pmak" in small or "auth" in small or "bearer" in small):
+        return text  # so for nearly every text, in a tenth of the time
     return _CREDENTIAL.sub(lambda found: f"{found[1] or ''}…", text)
 
 

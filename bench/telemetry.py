@@ -1,0 +1,111 @@
+"""What metrics and the log cost of a request's CPU time.
+
+Run by `make bench`. The whole of a request is measured as `bench.throughput` does it, on the real command line without
+lines for requests; what telemetry does of it is measured here, in this process, on the events of one such request.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from secrets import token_hex
+
+from bench.throughput import Proxy, address_of, load, running, write_certificates, write_config
+from proxy.core.events import Event, Exchanged, Journal, UpstreamAnswered
+from proxy.telemetry import Metrics, RequestLog
+from proxy.telemetry.requests import NAME
+
+CLIENTS = 20
+LIMIT = 3.0
+"""Percent of a request's CPU time that metrics may cost."""
+
+
+def journal(client: int) -> Journal:
+    """A request that was forwarded."""
+    return Journal(
+        id=token_hex(16), method="GET", path="/collections/12345678-aaaa-bbbb-cccc-1234567890ab",
+        client=f"client-{client}", pool="default", key="bench", code=200, outcome="forwarded",
+        queued=300, upstream=1_500, streamed=200, total=2_300, tries=1, sent=1_024,
+    )  # fmt: skip
+
+
+def events(client: int) -> list[Event]:
+    """What one request emits: on an idle proxy it also has a round trip to the store to itself."""
+    return [UpstreamAnswered("default", "bench", 200), Exchanged("default", 0.0002, 1), journal(client)]
+
+
+def cost(work: Callable[[int], None], repetitions: int = 20_000, rounds: int = 7) -> float:
+    """Microseconds of CPU of one call: the median of some rounds."""
+    found = []
+    for _ in range(rounds):
+        begin = time.process_time_ns()
+        for number in range(repetitions):
+            work(number % CLIENTS)
+        found.append((time.process_time_ns() - begin) / 1000 / repetitions)
+    return statistics.median(found)
+
+
+def metrics_cost() -> float:
+    """Of counting one request."""
+    metrics, stories = Metrics(), [events(client) for client in range(CLIENTS)]
+
+    def count(client: int) -> None:
+        for event in stories[client]:
+            metrics.observe(event)
+
+    return cost(count)
+
+
+def log_cost(folder: Path) -> float:
+    """Of one line in JSON, written to a file."""
+    logging.getLogger(NAME).setLevel(logging.INFO)
+    stories = [journal(client) for client in range(CLIENTS)]
+    with (folder / "requests.log").open("w", encoding="utf-8") as stream:
+        log = RequestLog("json", stream=stream)
+        return cost(lambda client: log.write(stories[client]))
+
+
+def request_cost(folder: Path, requests: int, rounds: int) -> float:
+    """Of a whole request, without its line."""
+    certificate, ca = write_certificates(folder)
+    tokens = [token_hex(16) for _ in range(CLIENTS)]
+    with ExitStack() as stack:
+        command = [sys.executable, "-m", "bench.upstream", str(certificate)]
+        _, ready = stack.enter_context(running("upstream", command, folder))
+        path = write_config(folder, ready.split()[1], ca, tokens)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "log": {"level": "warning"}}))
+        command = [sys.executable, "-m", "proxy", "serve", "-c", str(path)]
+        pid, ready = stack.enter_context(running("keyturn", command, folder))
+        proxy = Proxy("keyturn", address_of(ready), pid, tokens)
+        load(proxy, requests, 40)
+        return statistics.median(load(proxy, requests, 40).cpu for _ in range(rounds))
+
+
+def report(whole: float, parts: Sequence[tuple[str, float]]) -> None:
+    """A line for each part."""
+    print(f"\na request's CPU time without its line of the log: {whole:.0f} us")
+    for name, part in parts:
+        print(f"{name}: {part:.1f} us, {100 * part / whole:.1f} % of that")
+
+
+def main() -> None:
+    """Measure and print; nothing is asserted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=6000, help="requests in each load [6000]")
+    parser.add_argument("--rounds", type=int, default=3, help="loads [3]")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="keyturn-bench-") as name:
+        folder = Path(name)
+        whole = request_cost(folder, arguments.requests, arguments.rounds)
+        metrics, line = metrics_cost(), log_cost(folder)
+    report(whole, [(f"metrics (aim: below {LIMIT:.0f} %)", metrics), ("a line of the log, in JSON", line)])
+
+
+if __name__ == "__main__":
+    main()
