@@ -20,15 +20,15 @@ integers in microseconds of the store's one clock, which the caller supplies (la
 `stores/exchange.lua` follows this text; a member of a sorted set is therefore a string, `lease@quota`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from proxy.core.calendars import Calendar, quota_of
 from proxy.core.exchange import Seen, Settlement, Spent, Throttled, Unsent
 from proxy.core.letters import Held, LimitTerms, Need, Terms
 from proxy.core.model import SECOND, Micros
 from proxy.core.sortedset import SortedSet
-from proxy.core.values import value_object
+from proxy.core.views import Heirs, Out, Place, View, places, scope, span
 
 UNLIMITED = 1_000_000
 """Tokens at hand for a need that falls under no limit; more than any limit has."""
@@ -39,33 +39,8 @@ TRIP_START: Micros = SECOND // 4
 MATURE = 2_000
 """Tokens of one limit that return in one exchange at the most; what is left returns with the next."""
 
-
-@value_object
-class Out:
-    """A lease that is not settled."""
-
-    quota: str
-    windows: tuple[tuple[str, Micros], ...]
-    granted: Micros
-    replica: str
-    client: str
-    probes: tuple[str, ...] = ()
-    """The limits whose buckets open when it is settled."""
-
-
-@dataclass(slots=True)
-class View:
-    """Terms as they are looked up, and the quotas that can serve each set of limits, best first."""
-
-    terms: Terms
-    quotas: frozenset[str]
-    limits: dict[str, LimitTerms]
-    rankings: dict[tuple[str, ...], SortedSet[str, tuple[int, int]]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, terms: Terms) -> "View":
-        """Look terms up."""
-        return cls(terms, frozenset(terms.quotas), {limit.id: limit for limit in terms.limits})
+STRANGER = "~"
+"""Begins the names of tokens that somebody else has spent."""
 
 
 class Buckets:
@@ -93,10 +68,53 @@ class Buckets:
 
     def learn(self, terms: Terms) -> None:
         """Look at the pool by these terms from now on, beside those that others still use."""
-        self.views[terms.name] = View.of(terms)
+        view = View.of(terms)
         self.bound = max(self.bound, terms.bound)
         for limit in terms.limits:
             self.calendars.setdefault(limit.id, Calendar())
+        self._inherit(view)
+        self.views[terms.name] = view
+
+    def _inherit(self, view: View) -> None:
+        """What is out counts by terms that are new, too: under limits of the same scope, wherever its keys belong."""
+        heirs = Heirs(self.views.values(), view)
+        for limit in view.terms.limits:
+            for kin in sorted(self.calendars):
+                if scope(kin) == scope(limit.id) and (kin != limit.id or heirs.gone):
+                    self._copy(kin, limit, heirs)
+        for lease, out in self._out.items():
+            self._extend(lease, out, out.inherited(view, heirs))
+
+    def _copy(self, kin: str, limit: LimitTerms, heirs: Heirs) -> None:
+        """Count what one limit has out under another one of its scope, or on other quotas under itself."""
+        source, target, other = self.calendars[kin], self.calendars[limit.id], kin != limit.id
+        later = limit.window - span(kin) if other else 0
+        touched: dict[str, None] = {}
+        for returns, member in list(source.cooling):
+            lease, _, quota = member.partition("@")
+            for heir in heirs.of(quota, itself=other):
+                instant = returns + (max(0, later) if lease.startswith(STRANGER) else later)
+                self._cool_token(limit.id, f"{lease}@{heir}", heir, instant)
+                touched[heir] = None
+        for heir in touched:
+            self._rank(heir, (limit.id,))
+        for until, quota in list(source.parked):
+            for heir in heirs.of(quota, itself=other):
+                self.park(heir, (limit.id,), until)
+        warm = {heir for quota in source.warm for heir in heirs.of(quota, itself=other)}
+        cold = {heir for quota, gone in heirs.gone.items() if quota not in source.warm for heir in gone}
+        if span(kin) >= span(limit.id):
+            target.warm |= warm - cold
+        if not other:
+            target.warm -= cold
+
+    def _extend(self, lease: str, out: Out, places: Sequence[Place]) -> None:
+        """A lease that is out counts in more buckets."""
+        if places:
+            self._out[lease] = replace(out, places=(*out.places, *places))
+        for place in places:
+            self.calendars[place.limit].use(lease, place.quota, out.granted)
+            self._rank(place.quota, (place.limit,))
 
     def unlearn(self, name: str) -> None:
         """Nobody uses these terms any more. What was spent under them stays until it has cooled."""
@@ -183,18 +201,26 @@ class Buckets:
         probes = tuple([limit for limit in need.limits if quota not in self.calendars[limit].warm])
         for limit in probes:
             self.calendars[limit].probing.put(quota, now)
-        windows = tuple([(limit, view.limits[limit].window) for limit in need.limits])
-        self._put_out(lease, Out(quota, windows, now, replica, client, probes))
-        self._rank(quota, need.limits)
+        windows = [(limit, view.limits[limit].window) for limit in need.limits]
+        self._put_out(lease, Out(quota, self._places(view, quota, windows), now, replica, client, probes))
         return bool(probes)
+
+    def _places(self, view: View, quota: str, windows: Iterable[tuple[str, Micros]]) -> tuple[Place, ...]:
+        """Where a lease counts that was granted by these terms, or by some that its replica went by before."""
+        if len(self.views) == 1 and all(limit in view.limits for limit, _ in windows):
+            return tuple([Place(limit, window, quota) for limit, window in windows])
+        return places(self.views.values(), quota, view.keys(quota), windows)
 
     def _put_out(self, lease: str, out: Out) -> None:
         self._out[lease] = out
         self._out_by_replica.setdefault(out.replica, set()).add(lease)
-        for limit, _ in out.windows:
-            calendar = self.calendars[limit]
-            calendar.in_use.put(f"{lease}@{out.quota}", out.granted)
-            calendar.take(out.quota, +1)
+        for place in out.places:
+            self.calendars[place.limit].use(lease, place.quota, out.granted)
+        self._rank_places(out)
+
+    def _rank_places(self, out: Out) -> None:
+        for quota in dict.fromkeys([out.quota, *(place.quota for place in out.places)]):
+            self._rank(quota, [place.limit for place in out.places if place.quota == quota])
 
     def lend(self, quota: str, limits: tuple[str, ...], tokens: int) -> None:
         """Set tokens aside for a replica that has yet to fetch them; negative: they are fetched or not wanted."""
@@ -214,14 +240,16 @@ class Buckets:
             self._cool(settlement.lease, out, now - settlement.age)
             self._trip(now - settlement.age - out.granted)
         if isinstance(settlement, Throttled):
-            self.park(out.quota, [limits[index] for index in settlement.limits], now + settlement.park)
+            for place in out.refused([limits[index] for index in settlement.limits], limits):
+                self.park(place.quota, (place.limit,), now + settlement.park)
         self._open(out, known=not isinstance(settlement, Unsent))
         if isinstance(settlement, Throttled):
-            self._doubt(out.quota, [limits[index] for index in settlement.limits])
+            for place in out.refused([limits[index] for index in settlement.limits], limits):
+                self._doubt(place)
         if isinstance(settlement, Spent):
             for seen in settlement.seen:
                 self._learn(now, out.quota, limits[seen.limit], seen, terms)
-        self._rank(out.quota, [limit for limit, _ in out.windows])
+        self._rank_places(out)
         return out
 
     def _forget(self, lease: str) -> Out | None:
@@ -232,15 +260,15 @@ class Buckets:
         held.discard(lease)
         if not held:
             del self._out_by_replica[out.replica]
-        for limit, _ in out.windows:
-            calendar = self.calendars[limit]
-            calendar.in_use.remove(f"{lease}@{out.quota}")
-            calendar.take(out.quota, -1)
+        for place in out.places:
+            calendar = self.calendars[place.limit]
+            calendar.in_use.remove(f"{lease}@{place.quota}")
+            calendar.take(place.quota, -1)
         return out
 
     def _cool(self, lease: str, out: Out, counted: Micros) -> None:
-        for limit, window in out.windows:
-            self._cool_token(limit, f"{lease}@{out.quota}", out.quota, counted + window)
+        for limit, window, quota in out.places:
+            self._cool_token(limit, f"{lease}@{quota}", quota, counted + window)
 
     def _cool_token(self, limit: str, member: str, quota: str, returns: Micros) -> None:
         calendar = self.calendars[limit]
@@ -261,10 +289,9 @@ class Buckets:
             if known:
                 calendar.warm.add(out.quota)
 
-    def _doubt(self, quota: str, limits: Iterable[str]) -> None:
-        """A refusal shows that these buckets hold less than is known: they open for a probe, and by what that tells."""
-        for limit in limits:
-            self.calendars[limit].warm.discard(quota)
+    def _doubt(self, place: Place) -> None:
+        """A refusal shows that this bucket holds less than is known: it opens for a probe, and by what that tells."""
+        self.calendars[place.limit].warm.discard(place.quota)
 
     def _learn(self, now: Micros, quota: str, limit: str, seen: Seen, terms: str) -> None:
         """Take out what an answer showed to be spent beyond what is known to be out, until its reset (law 9)."""
@@ -272,7 +299,7 @@ class Buckets:
         more = spent - self.calendars[limit].taken.get(quota, 0)
         for _ in range(more):
             self._strangers += 1
-            self._cool_token(limit, f"~{self._strangers}@{quota}", quota, now + seen.reset)
+            self._cool_token(limit, f"{STRANGER}{self._strangers}@{quota}", quota, now + seen.reset)
         if more > 0:
             self.foreign[quota] = self.foreign.get(quota, 0) + more
 
@@ -291,24 +318,29 @@ class Buckets:
             if out is not None:
                 self._cool(lease, out, word + self.bound)
                 self._open(out, known=True)
-                self._rank(out.quota, [limit for limit, _ in out.windows])
+                self._rank_places(out)
 
-    def restore(self, now: Micros, replica: str, held: Iterable[Held]) -> None:
-        """Take a replica's word for all that it has out; of what it does not name, nothing is (law 8)."""
+    def restore(self, now: Micros, replica: str, held: Iterable[Held], terms: str) -> None:
+        """Take a replica's word for all that it has out; of what it does not name, nothing is (law 8).
+
+        `terms` are those that it goes by now.
+        """
         named = set()
         for row in held:
             named.add(row.lease)
             for limit, _ in row.windows:
                 self.calendars.setdefault(limit, Calendar())
+            places_ = self._places(self.views[terms], row.quota, row.windows)
+            out = Out(row.quota, places_, now - row.granted, replica, row.client)
             if row.counted is not None:
                 known = self._forget(row.lease)
                 if known:
                     self._open(known, known=False)
-                out = Out(row.quota, row.windows, now - row.granted, replica, row.client)
+                    self._rank_places(known)
                 self._cool(row.lease, out, now - row.counted)
+                self._rank_places(out)
             elif row.lease not in self._out:
-                self._put_out(row.lease, Out(row.quota, row.windows, now - row.granted, replica, row.client))
-            self._rank(row.quota, [limit for limit, _ in row.windows])
+                self._put_out(row.lease, out)
         for lease in sorted(self._out_by_replica.get(replica, set()) - named):
             self.settle(now, Unsent(lease), (), "")
 
@@ -359,12 +391,4 @@ class Buckets:
         """
         calendar = self.calendars[limit]
         window = self.views[terms].limits[limit].window
-        hand, cooling, in_use = self.at_hand(terms, limit), len(calendar.cooling), len(calendar.in_use)
-        rounds, rank = divmod(position, max(1, hand + cooling + in_use))
-        if hand <= rank < hand + cooling:
-            instant = max(now, calendar.cooling.at(rank - hand)[0])
-        elif hand + cooling <= rank < hand + cooling + in_use:
-            instant = max(now, calendar.in_use.at(rank - hand - cooling)[0] + self.trip) + window
-        else:
-            instant = now
-        return instant + rounds * (window + self.trip)
+        return calendar.nth_return(position, now, hand=self.at_hand(terms, limit), window=window, trip=self.trip)

@@ -36,6 +36,11 @@ class Calendar:
         else:
             self.taken.pop(quota, None)
 
+    def use(self, lease: str, quota: str, granted: Micros) -> None:
+        """Put a token in use."""
+        self.in_use.put(f"{lease}@{quota}", granted)
+        self.take(quota, +1)
+
     def closed(self, quota: str) -> bool:
         """Whether nothing is granted, tokens at hand or not."""
         return quota in self.parked or quota in self.probing
@@ -64,6 +69,21 @@ class Calendar:
         for granted, quota in self.probing:
             expected = granted + trip if granted + trip > now else now + trip
             yield max(expected, self.parked.score(quota) or 0), quota
+
+    def nth_return(self, position: int, now: Micros, *, hand: int, window: Micros, trip: Micros) -> Micros:
+        """When the token for that many-th request from now (from 0) is expected, with so many at hand.
+
+        Beyond the tokens that there are, each comes round again a window and a trip later.
+        """
+        cooling, in_use = len(self.cooling), len(self.in_use)
+        rounds, rank = divmod(position, max(1, hand + cooling + in_use))
+        if hand <= rank < hand + cooling:
+            instant = max(now, self.cooling.at(rank - hand)[0])
+        elif hand + cooling <= rank < hand + cooling + in_use:
+            instant = max(now, self.in_use.at(rank - hand - cooling)[0] + trip) + window
+        else:
+            instant = now
+        return instant + rounds * (window + trip)
 
 
 def quota_of(member: str) -> str:

@@ -174,7 +174,7 @@ class Ledger:
         self._members[call.replica] = Member(call.serial, self.era)
         self._words.put(call.replica, now)
         if call.held is not None:
-            self.buckets.restore(now, call.replica, call.held)
+            self.buckets.restore(now, call.replica, call.held, call.terms)
         while (first := self._words.first()) and first[0] + self.buckets.bound <= now:
             word, gone = self._words.pop_first()
             self.buckets.lapse(gone, word)

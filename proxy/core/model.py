@@ -129,7 +129,10 @@ class Pool:
     @cached_property
     def keys_of(self) -> Mapping[str, tuple[Key, ...]]:
         """The keys that count against each quota."""
-        return {quota: tuple(key for key in self.keys if key.quota == quota) for quota in self.quotas}
+        found: dict[str, list[Key]] = {}
+        for key in self.keys:
+            found.setdefault(key.quota, []).append(key)
+        return {quota: tuple(keys) for quota, keys in found.items()}
 
     def key(self, name: str) -> Key | None:
         """The key of that name."""

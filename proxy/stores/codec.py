@@ -71,7 +71,8 @@ def _held(row: Held) -> list[Any]:
 
 def _spelled(terms: Terms) -> dict[str, Any]:
     limits = [{"id": limit.id, "requests": limit.requests, "window": limit.window} for limit in terms.limits]
-    return {"name": terms.name, "quotas": terms.quotas, "limits": limits, "bound": terms.bound}
+    spelled = {"name": terms.name, "quotas": terms.quotas, "limits": limits, "bound": terms.bound}
+    return {**spelled, "keys": terms.keys} if terms.keys else spelled
 
 
 def decode(answer: Sequence[Any], call: Call) -> Reply:

@@ -158,7 +158,22 @@ end
 
 local views = {}
 
--- Terms as they are looked up: {name, quotas (how many), only, limits (in order), by_id}, or nil.
+-- Terms as they are looked up: {name, quotas (how many), only, limits (in order), by_id, shared, owners}.
+local function as_view(name, view)
+  view.name = name
+  view.by_id, view.members, view.shared, view.owners = {}, {}, {}, {}
+  for _, limit in ipairs(view.limits) do
+    view.by_id[limit.id] = limit
+  end
+  for _, row in ipairs(view.keys or {}) do
+    view.shared[row[1]] = row[2]
+    for _, name_of_key in ipairs(row[2]) do
+      view.owners[name_of_key] = row[1]
+    end
+  end
+  return view
+end
+
 local function view_of(name)
   local view = views[name]
   if view == nil then
@@ -166,16 +181,18 @@ local function view_of(name)
     if not stored then
       return nil
     end
-    view = cjson.decode(stored)
-    view.name = name
-    view.by_id = {}
-    for _, limit in ipairs(view.limits) do
-      view.by_id[limit.id] = limit
-    end
-    view.members = {}
+    view = as_view(name, cjson.decode(stored))
     views[name] = view
   end
   return view
+end
+
+local names_of_views
+
+-- The names of all terms in use.
+local function all_views()
+  names_of_views = names_of_views or redis_call('HKEYS', key('terms'))
+  return names_of_views
 end
 
 local function serves(view, quota)
@@ -185,6 +202,112 @@ local function serves(view, quota)
     view.members[quota] = known
   end
   return known
+end
+
+-- What terms have in common (core/views.py). A place is {limit, window, quota}.
+local kin = {}
+
+function kin.scope(limit)
+  return string.match(limit, '^%d+%-?([^#]*)')
+end
+
+function kin.span(limit)
+  return tonumber(string.match(limit, '^%d+'))
+end
+
+function kin.keys(view, quota)
+  return view.shared[quota] or { quota }
+end
+
+function kin.owner(view, name)
+  local quota = view.owners[name] or name
+  if serves(view, quota) then
+    return quota
+  end
+end
+
+function kin.add(list, item)
+  if item and not contains(list, item) then
+    list[#list + 1] = item
+  end
+end
+
+-- Where a lease counts that was taken from a quota with these keys; `windows` are {limit, window}.
+function kin.places_by_terms(quota, keys, windows)
+  local found, known, scopes = {}, {}, {}
+  local function add(limit, window, at)
+    if not known[limit .. '@' .. at] then
+      known[limit .. '@' .. at] = true
+      found[#found + 1] = { limit, window, at }
+    end
+  end
+  for _, window in ipairs(windows) do
+    add(window[1], window[2], quota)
+    scopes[kin.scope(window[1])] = true
+  end
+  for _, name in ipairs(all_views()) do
+    local view, heirs = view_of(name), {}
+    if serves(view, quota) then
+      heirs[1] = quota
+    end
+    for _, of_key in ipairs(keys) do
+      kin.add(heirs, kin.owner(view, of_key))
+    end
+    for _, limit in ipairs(view.limits) do
+      for _, heir in ipairs(scopes[kin.scope(limit.id)] and heirs or {}) do
+        add(limit.id, limit.window, heir)
+      end
+    end
+  end
+  return found
+end
+
+-- Where a lease counts that was granted by these terms, or by some that its replica went by before.
+function kin.places(view, quota, windows)
+  local own = true
+  for index, window in ipairs(windows) do
+    own = own and view.by_id[window[1]] ~= nil
+    window[3] = quota
+  end
+  if own and #all_views() == 1 then
+    return windows
+  end
+  return kin.places_by_terms(quota, kin.keys(view, quota), windows)
+end
+
+-- Where keys have gone to by new terms, by the quota that they come from.
+function kin.gone(view)
+  local gone, any = {}, false
+  local function note(other, name)
+    local before, after = kin.owner(other, name), kin.owner(view, name)
+    if before and after and before ~= after then
+      gone[before] = gone[before] or {}
+      kin.add(gone[before], after)
+      any = true
+    end
+  end
+  for _, name in ipairs(all_views()) do
+    local other = view_of(name)
+    for of_key in pairs(other.owners) do
+      note(other, of_key)
+    end
+    for of_key in pairs(view.owners) do
+      note(other, of_key)
+    end
+  end
+  return gone, any
+end
+
+-- The quotas that count by new terms what a quota has spent; `itself` if it is asked for and still there.
+function kin.heirs(view, gone, quota, itself)
+  local heirs = {}
+  if itself and serves(view, quota) then
+    heirs[1] = quota
+  end
+  for _, heir in ipairs(gone[quota] or {}) do
+    heirs[#heirs + 1] = heir
+  end
+  return heirs
 end
 
 local needs = {}
@@ -397,25 +520,8 @@ local function all_limits()
   return redis_call('ZRANGE', key('limits'), 0, -1)
 end
 
-local function learn(terms)
-  local view = { quotas = #terms.quotas, limits = terms.limits }
-  if #terms.quotas == 1 then
-    view.only = terms.quotas[1]
-  end
-  redis_call('HSET', key('terms'), terms.name, cjson.encode(view))
-  for from = 1, #terms.quotas, 1000 do
-    redis_call('SADD', key('quotas', terms.name), unpack(terms.quotas, from, min(from + 999, #terms.quotas)))
-  end
-  views[terms.name] = nil
-  state.bound = max(state.bound, terms.bound)
-  state.kept = 0
-  for _, limit in ipairs(terms.limits) do
-    redis_call('ZADD', key('limits'), 0, limit.id)
-  end
-end
-
 local function named_elsewhere(limit)
-  for _, name in ipairs(redis_call('HKEYS', key('terms'))) do
+  for _, name in ipairs(all_views()) do
     if view_of(name).by_id[limit] then
       return true
     end
@@ -435,9 +541,9 @@ local function unlearn(terms)
   local gone = view_of(terms)
   forget_rankings(terms)
   redis_call('HDEL', key('terms'), terms)
-  views[terms] = nil
+  views[terms], names_of_views = nil, nil
   local others = { key('quotas', terms) }
-  for _, name in ipairs(redis_call('HKEYS', key('terms'))) do
+  for _, name in ipairs(all_views()) do
     others[#others + 1] = key('quotas', name)
   end
   for _, quota in ipairs(redis_call('SDIFF', unpack(others))) do
@@ -461,30 +567,49 @@ local function chill()
   forget_rankings()
 end
 
--- Leases: `quota|granted|replica|client|limit=window,…|probe,…`
+-- Leases: `quota|granted|replica|client|limit=window=quota,…|probe,…`; a place on the lease's own quota without it.
 
-local function put_out(lease, out)
-  local windows = {}
-  for index, window in ipairs(out.windows) do
-    windows[index] = window[1] .. '=' .. text(window[2])
+local function keep_out(lease, out)
+  local places = {}
+  for index, place in ipairs(out.places) do
+    places[index] = place[1] .. '=' .. text(place[2])
+    if place[3] ~= out.quota then
+      places[index] = places[index] .. '=' .. place[3]
+    end
   end
   local packed = {
-    out.quota, text(out.granted), out.replica, out.client, table.concat(windows, ','), table.concat(out.probes, ','),
+    out.quota, text(out.granted), out.replica, out.client, table.concat(places, ','), table.concat(out.probes, ','),
   }
   redis_call('HSET', key('leases'), lease, table.concat(packed, '|'))
-  redis_call('ZADD', key('held'), 0, out.replica .. ' ' .. lease)
-  for _, window in ipairs(out.windows) do
-    redis_call('ZADD', key('in_use', window[1]), out.granted, lease .. '@' .. out.quota)
-    count_taken(window[1], out.quota, 1)
+end
+
+local function use(lease, out, place)
+  redis_call('ZADD', key('in_use', place[1]), out.granted, lease .. '@' .. place[3])
+  count_taken(place[1], place[3], 1)
+end
+
+local function rank_places(out)
+  local limits, order = { [out.quota] = {} }, { out.quota }
+  for _, place in ipairs(out.places) do
+    if not limits[place[3]] then
+      limits[place[3]] = {}
+      order[#order + 1] = place[3]
+    end
+    local of_quota = limits[place[3]]
+    of_quota[#of_quota + 1] = place[1]
+  end
+  for _, quota in ipairs(order) do
+    rank(quota, limits[quota])
   end
 end
 
-local function limits_of(windows)
-  local limits = {}
-  for index, window in ipairs(windows) do
-    limits[index] = window[1]
+local function put_out(lease, out)
+  keep_out(lease, out)
+  redis_call('ZADD', key('held'), 0, out.replica .. ' ' .. lease)
+  for _, place in ipairs(out.places) do
+    use(lease, out, place)
   end
-  return limits
+  rank_places(out)
 end
 
 local function out_of(lease)
@@ -494,13 +619,13 @@ local function out_of(lease)
   end
   local quota, granted, replica, client, joined, probes =
     string.match(packed, '^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
-  local windows = {}
-  for index, window in ipairs(split(joined, ',')) do
-    local limit, width = string.match(window, '^(.*)=(%d+)$')
-    windows[index] = { limit, tonumber(width) }
+  local places = {}
+  for index, place in ipairs(split(joined, ',')) do
+    local limit, window, at = string.match(place, '^([^=]*)=(%d+)=?(.*)$')
+    places[index] = { limit, tonumber(window), at ~= '' and at or quota }
   end
   return {
-    quota = quota, granted = tonumber(granted), replica = replica, client = client, windows = windows,
+    quota = quota, granted = tonumber(granted), replica = replica, client = client, places = places,
     probes = split(probes, ','),
   }
 end
@@ -512,9 +637,9 @@ local function forget(lease)
   end
   redis_call('HDEL', key('leases'), lease)
   redis_call('ZREM', key('held'), out.replica .. ' ' .. lease)
-  for _, window in ipairs(out.windows) do
-    redis_call('ZREM', key('in_use', window[1]), lease .. '@' .. out.quota)
-    count_taken(window[1], out.quota, -1)
+  for _, place in ipairs(out.places) do
+    redis_call('ZREM', key('in_use', place[1]), lease .. '@' .. place[3])
+    count_taken(place[1], place[3], -1)
   end
   return out
 end
@@ -530,8 +655,8 @@ local function cool_token(limit, member, quota, returns)
 end
 
 local function cool(lease, out, counted)
-  for _, window in ipairs(out.windows) do
-    cool_token(window[1], lease .. '@' .. out.quota, out.quota, counted + window[2])
+  for _, place in ipairs(out.places) do
+    cool_token(place[1], lease .. '@' .. place[3], place[3], counted + place[2])
   end
 end
 
@@ -552,6 +677,127 @@ local function park(quota, limits, till)
       redis_call('ZADD', key('parked', limit), till, quota)
       rank(quota, { limit })
     end
+  end
+end
+
+-- Where the upstream refused a lease: by these limits of its own terms, and by others' terms under their like.
+local function refused(out, closed_limits, view)
+  local places, named, scopes = {}, {}, {}
+  for _, limit in ipairs(closed_limits) do
+    named[limit], scopes[kin.scope(limit)] = true, true
+  end
+  for _, place in ipairs(out.places) do
+    if named[place[1]] or (not view.by_id[place[1]] and scopes[kin.scope(place[1])]) then
+      places[#places + 1] = place
+    end
+  end
+  return places
+end
+
+-- Terms that are new (core/buckets.py, `learn`)
+
+local learn
+do
+  -- Count what one limit has out under another one of its scope, or on other quotas under itself.
+  local function copy(source, limit, view, gone)
+    local other = source ~= limit.id
+    local later = other and limit.window - kin.span(source) or 0
+    local touched, order = {}, {}
+    local cooling = redis_call('ZRANGE', key('cooling', source), 0, -1, 'WITHSCORES')
+    for index = 1, #cooling, 2 do
+      local lease, quota = string.match(cooling[index], '^([^@]*)@(.*)$')
+      local returns = tonumber(cooling[index + 1])
+      for _, heir in ipairs(kin.heirs(view, gone, quota, other)) do
+        local shift = string.sub(lease, 1, 1) == '~' and max(0, later) or later
+        cool_token(limit.id, lease .. '@' .. heir, heir, returns + shift)
+        if not touched[heir] then
+          touched[heir] = true
+          order[#order + 1] = heir
+        end
+      end
+    end
+    for _, heir in ipairs(order) do
+      rank(heir, { limit.id })
+    end
+    local parked = redis_call('ZRANGE', key('parked', source), 0, -1, 'WITHSCORES')
+    for index = 1, #parked, 2 do
+      for _, heir in ipairs(kin.heirs(view, gone, parked[index], other)) do
+        park(heir, { limit.id }, tonumber(parked[index + 1]))
+      end
+    end
+    local known, cold = redis_call('SMEMBERS', key('warm', source)), {}
+    for quota, heirs in pairs(gone) do
+      if redis_call('SISMEMBER', key('warm', source), quota) == 0 then
+        for _, heir in ipairs(heirs) do
+          cold[heir] = true
+        end
+      end
+    end
+    for _, quota in ipairs(kin.span(source) >= kin.span(limit.id) and known or {}) do
+      for _, heir in ipairs(kin.heirs(view, gone, quota, other)) do
+        if not cold[heir] then
+          set_warm(limit.id, heir)
+        end
+      end
+    end
+    for heir in pairs(other and {} or cold) do
+      set_cold(limit.id, heir)
+    end
+  end
+
+  -- A lease that is out counts by new terms, too.
+  local function extend(lease, view, gone)
+    local out, known = out_of(lease), {}
+    for _, place in ipairs(out.places) do
+      known[place[1] .. '@' .. place[3]] = true
+    end
+    for index = 1, #out.places do
+      local place = out.places[index]
+      for _, limit in ipairs(view.limits) do
+        local like = kin.scope(limit.id) == kin.scope(place[1])
+        for _, heir in ipairs(like and kin.heirs(view, gone, place[3], true) or {}) do
+          if not known[limit.id .. '@' .. heir] then
+            known[limit.id .. '@' .. heir] = true
+            out.places[#out.places + 1] = { limit.id, limit.window, heir }
+            use(lease, out, out.places[#out.places])
+            rank(heir, { limit.id })
+          end
+        end
+      end
+    end
+    keep_out(lease, out)
+  end
+
+  function learn(terms)
+    local stored = { quotas = #terms.quotas, limits = terms.limits, keys = terms.keys }
+    if #terms.quotas == 1 then
+      stored.only = terms.quotas[1]
+    end
+    local packed = cjson.encode(stored)
+    for from = 1, #terms.quotas, 1000 do
+      redis_call('SADD', key('quotas', terms.name), unpack(terms.quotas, from, min(from + 999, #terms.quotas)))
+    end
+    state.bound = max(state.bound, terms.bound)
+    state.kept = 0
+    for _, limit in ipairs(terms.limits) do
+      redis_call('ZADD', key('limits'), 0, limit.id)
+    end
+    local view = as_view(terms.name, stored)
+    local gone, any = kin.gone(view)
+    local new = false
+    for _, limit in ipairs(terms.limits) do
+      for _, source in ipairs(all_limits()) do
+        if kin.scope(source) == kin.scope(limit.id) and (source ~= limit.id or any) then
+          copy(source, limit, view, gone)
+          new = true
+        end
+      end
+    end
+    for _, lease in ipairs(new and redis_call('HKEYS', key('leases')) or {}) do
+      extend(lease, view, gone)
+    end
+    redis_call('HSET', key('terms'), terms.name, packed)
+    views[terms.name], names_of_views = view, nil
   end
 end
 
@@ -583,25 +829,27 @@ local function settle(now, settlement, view)
     cool(lease, out, counted)
     state.trip = state.trip + floor((max(0, min(counted - out.granted, state.bound)) - state.trip) / 8)
   end
+  local closed_at = {}
   if kind == 't' then
     local limits = {}
     for index, limit in ipairs(settlement[5]) do
       limits[index] = view.limits[limit + 1].id
     end
-    park(out.quota, limits, now + settlement[4])
+    closed_at = refused(out, limits, view)
+  end
+  for _, place in ipairs(closed_at) do
+    park(place[3], { place[1] }, now + settlement[4])
   end
   open_probed(out, kind ~= 'u')
-  if kind == 't' then
-    for _, limit in ipairs(settlement[5]) do
-      set_cold(view.limits[limit + 1].id, out.quota)
-    end
+  for _, place in ipairs(closed_at) do
+    set_cold(place[1], place[3])
   end
   if kind == 's' then
     for _, seen in ipairs(settlement[4] or {}) do
       learn_spent(now, out.quota, view.limits[seen[1] + 1].id, seen[2], seen[3], view)
     end
   end
-  rank(out.quota, limits_of(out.windows))
+  rank_places(out)
   return out
 end
 
@@ -618,12 +866,12 @@ local function lapse(replica, word)
     local out = forget(lease)
     cool(lease, out, word + state.bound)
     open_probed(out, true)
-    rank(out.quota, limits_of(out.windows))
+    rank_places(out)
   end
 end
 
 -- A row is {lease, quota, client, {limit, window, …}, granted, counted or -1 without `is_counted`}.
-local function restore(now, replica, held)
+local function restore(now, replica, held, view)
   local named = {}
   for _, row in ipairs(held) do
     local lease, windows = row[1], {}
@@ -632,19 +880,21 @@ local function restore(now, replica, held)
       redis_call('ZADD', key('limits'), 0, row[4][index])
     end
     local out = {
-      quota = row[2], granted = now - row[5], replica = replica, client = row[3], windows = windows, probes = {},
+      quota = row[2], granted = now - row[5], replica = replica, client = row[3], probes = {},
+      places = kin.places(view, row[2], windows),
     }
     named[lease] = true
     if row[6] then
       local known = forget(lease)
       if known then
         open_probed(known, false)
+        rank_places(known)
       end
       cool(lease, out, now - row[7])
+      rank_places(out)
     elseif redis_call('HEXISTS', key('leases'), lease) == 0 then
       put_out(lease, out)
     end
-    rank(out.quota, limits_of(windows))
   end
   for _, lease in ipairs(held_by(replica)) do
     if not named[lease] then
@@ -665,9 +915,9 @@ local function take(lease, need, quota, now, replica, client)
     end
   end
   put_out(lease, {
-    quota = quota, granted = now, replica = replica, client = client, windows = windows, probes = probes,
+    quota = quota, granted = now, replica = replica, client = client, probes = probes,
+    places = kin.places(view, quota, windows),
   })
-  rank(quota, need.limits)
   return #probes > 0
 end
 
@@ -1639,7 +1889,7 @@ local function hear(now, member)
   end
   redis_call('ZADD', key('words'), now, replica)
   if call.held then
-    restore(now, replica, call.held)
+    restore(now, replica, call.held, view_of(call.terms))
   end
   while true do
     local gone, word = first_of(key('words'))

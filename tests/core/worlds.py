@@ -148,5 +148,10 @@ def check_conservation(ledger: Ledger) -> None:
         for _, member in [*calendar.cooling, *calendar.in_use]:
             taken[quota_of(member)] += 1
         assert calendar.taken == taken, name
-        out = {f"{lease}@{out.quota}" for lease, out in buckets._out.items() if name in dict(out.windows)}
+        out = {
+            f"{lease}@{place.quota}"
+            for lease, out in buckets._out.items()
+            for place in out.places
+            if place.limit == name
+        }
         assert out == {member for _, member in calendar.in_use}

@@ -3,7 +3,7 @@
 A history drives any number of stores in lockstep through `Answers`; each must give the same replies.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
 
@@ -74,7 +74,15 @@ class History:
             pool(quotas, *limits[:count]),
             pool(quotas + self.random.randint(-quotas + 1, 2), *limits[:count]),
             pool(quotas, limit(size + 1, 10 * SECOND), *limits[1:count]),
+            pool(quotas, limit(size, 12 * SECOND), *limits[1:count]),
+            self._shared(pool(quotas, *limits[:count])),
+            self._shared(pool(quotas, limit(size + 1, 8 * SECOND), *limits[1:count])),
         ]
+
+    def _shared(self, of: Pool) -> Pool:
+        """The same keys, some of which share a quota."""
+        keys = tuple(replace(key, quota=self.random.choice([key.quota, "shared", "k0"])) for key in of.keys)
+        return replace(of, keys=keys)
 
     def _join(self) -> None:
         self.born += 1
@@ -89,6 +97,8 @@ class History:
             self._incident()
         name = self.random.choice(sorted(self.writers))
         writer = self.writers[name]
+        if self.random.random() < 0.02:
+            self._reload()
         self._live(writer)
         self._write(writer)
 
@@ -142,7 +152,7 @@ class History:
         writer.out = kept
 
     def _pin(self) -> str | None:
-        return self.random.choice([None] * 12 + ["k0", "k1", "nobody"])
+        return self.random.choice([None] * 12 + ["k0", "k1", "shared", "nobody"])
 
     def _ending(self, grant: Grant, since: Micros, limits: int) -> Settlement:
         age = self.random.randint(0, self.mono - since) if self.random.random() < 0.9 else -BOUND
