@@ -95,6 +95,8 @@ def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Pr
         replica.snapshots[:] = [busy(3, lost=True)]
         yield Promise("a lost store is shown", not (missed := shown(page, "Ready, without its store")), missed)
         yield Promise("and said", not (missed := announced(page, "The store is lost")), missed)
+        replica.snapshots[:] = [busy(4, out=True)]
+        yield Promise("an outage is shown", not (missed := shown(page, "out of order for 20 s: 503 three")), missed)
     yield promise("no complaint on the console", watch.complaints)
     yield from staleness(browser, url, replica)
 

@@ -46,7 +46,7 @@ def _parts(document: Document) -> Iterator[RenderableType]:
         yield _reload(document)
     for pool in document["pools"]:
         yield Text()
-        yield _pool(pool)
+        yield _pool(pool, document["at"])
         yield _quotas(pool)
         yield _keys(pool, document["at"])
         yield _clients(pool)
@@ -91,7 +91,7 @@ def _reload(document: Document) -> Text:
     return Text(f"Reload refused {age} ago: {reload['reason']}", "bold red")
 
 
-def _pool(pool: Document) -> Text:
+def _pool(pool: Document, at: str) -> Text:
     text = Text(f"Pool {pool['name']}", "bold")
     text.append(f"  {pool['in_flight']} under way", "not bold")
     for name, words, style in (("throttled", "upstream 429s", "bold red"), ("refused", "refused", "yellow")):
@@ -99,6 +99,9 @@ def _pool(pool: Document) -> Text:
         text.append(f"  {words} ", "not bold")
         text.append(str(count["minute"]), style if count["minute"] else "not bold")
         text.append(f" in the last minute, {count['total']} in all", "not bold dim")
+    if outage := pool.get("outage"):
+        text.append(f"\n  the upstream is out of order for {_age(outage['since'], at)}: {outage['cause']}", "bold red")
+        text.append(f", tried again in {_age(at, outage['until'])}", "not bold")
     return text
 
 

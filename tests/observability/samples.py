@@ -13,6 +13,7 @@ from proxy.web.status.model import (
     ClientStatus,
     KeyStatus,
     LaneStatus,
+    OutageStatus,
     PoolStatus,
     ProcessStatus,
     QuotaStatus,
@@ -54,7 +55,7 @@ def quiet(at: Micros = AT) -> Snapshot:
     )
 
 
-def busy(step: int = 0, *, lost: bool = False, quarantined: bool = True) -> Snapshot:
+def busy(step: int = 0, *, lost: bool = False, quarantined: bool = True, out: bool = False) -> Snapshot:
     """A pool of four keys under load, `step` seconds later, and one with a large limit that idles."""
     at = AT + step * SECOND
     state: State = "quarantined" if quarantined else "ready"
@@ -78,6 +79,7 @@ def busy(step: int = 0, *, lost: bool = False, quarantined: bool = True) -> Snap
         in_flight=6,
         refused=Count(412, 9),
         throttled=Count(3, 1),
+        outage=OutageStatus(at - 20 * SECOND, "503 three times in a row", at + 40 * SECOND) if out else None,
     )
     return Snapshot(
         at,

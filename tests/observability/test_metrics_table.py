@@ -1,5 +1,6 @@
 from prometheus_client.metrics_core import Metric as Family
 
+from proxy.core.errors import Refusal, UpstreamError
 from proxy.telemetry import Metrics
 from tests.observability.documents import metrics
 
@@ -28,3 +29,15 @@ def test_every_metric_is_explained() -> None:
         assert (metric.type == "counter") == metric.name.endswith("_total")
         if metric.type == "histogram":
             assert metric.name.endswith(("_seconds", "_grants"))
+
+
+def reasons(of: type[Refusal] = Refusal) -> set[str]:
+    """The reasons of all refusals that are no fault of the upstream's."""
+    own = set() if of is UpstreamError or "reason" not in vars(of) else {of.reason}
+    return own.union(*(reasons(below) for below in of.__subclasses__() if below is not UpstreamError))
+
+
+def test_every_reason_of_a_refusal_is_explained() -> None:
+    """Those of requests; a connection that is one too many is refused before there is one."""
+    meaning = metrics()["keyturn_refused_total"].meaning
+    assert {reason for reason in reasons() if f"`{reason}`" not in meaning} == {"too_many_connections"}

@@ -30,6 +30,14 @@ def test_it_tells_the_process_and_its_store() -> None:
     assert "clients[2].weight: a whole number" in line(text, "Reload refused 31 min ago")
 
 
+def test_an_upstream_that_is_out_of_order_is_told_with_its_pool() -> None:
+    """With the cause, and when it is tried again; of the other pool nothing is said."""
+    text = printed(document(busy(out=True)))
+    assert "out of order for 20 s: 503 three times in a row, tried again in 40 s" in text
+    assert text.count("out of order") == 1
+    assert "out of order" not in printed(document(busy()))
+
+
 def test_a_lost_store_is_told_with_its_cause() -> None:
     """And with what happens meanwhile."""
     assert "lost for 20 s: no answer within 500 ms, on loss: share" in printed(document(busy(lost=True)))

@@ -10,6 +10,7 @@ from proxy.web.status.model import (
     ClientStatus,
     KeyStatus,
     LaneStatus,
+    OutageStatus,
     PoolStatus,
     ProcessStatus,
     ReloadStatus,
@@ -70,10 +71,15 @@ def _pool(pool: PoolStatus) -> dict[str, Any]:
         "in_flight": pool.in_flight,
         "refused": _count(pool.refused),
         "throttled": _count(pool.throttled),
+        "outage": None if pool.outage is None else _outage(pool.outage),
         "keys": [_key(key) for key in pool.keys],
         "quotas": [{"name": quota.name, "limits": [_bucket(b) for b in quota.buckets]} for quota in pool.quotas],
         "clients": [_client(client, granted, weights) for client in pool.clients],
     }
+
+
+def _outage(outage: OutageStatus) -> dict[str, Any]:
+    return {"since": _instant(outage.since), "cause": outage.cause, "until": _instant(outage.until)}
 
 
 def _key(key: KeyStatus) -> dict[str, Any]:

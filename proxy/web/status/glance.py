@@ -15,7 +15,7 @@ from proxy.core.model import SECOND, Client, Micros, Pool
 from proxy.core.recent import NEVER
 from proxy.dispatch import Dispatch
 from proxy.telemetry.history import History
-from proxy.web.status.model import PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
+from proxy.web.status.model import OutageStatus, PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
 from proxy.web.status.pools import bucket_levels, clients, keys, quotas
 
 FRESH: Micros = SECOND // 2
@@ -142,4 +142,5 @@ class Glance:
             room.in_flight,
             history.refused().get(pool.name, NEVER),
             history.throttled().get(pool.name, NEVER),
+            None if (out := history.outage(pool.name)) is None else OutageStatus(out.since, out.cause, out.until),
         )

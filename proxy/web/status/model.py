@@ -87,6 +87,15 @@ class ClientStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class OutageStatus:
+    """An upstream that is left alone because it is out of order: since when, why, and when it is tried again."""
+
+    since: Micros
+    cause: str
+    until: Micros
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """A pool: its keys, its quotas, and its clients."""
 
@@ -98,6 +107,7 @@ class PoolStatus:
     refused: Count = NEVER
     throttled: Count = NEVER
     """Answers 429 of the upstream."""
+    outage: OutageStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

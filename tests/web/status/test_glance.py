@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from proxy.core.events import Journal, Reloaded, StoreChanged, UpstreamThrottled
+from proxy.core.events import BreakerMoved, Journal, Reloaded, StoreChanged, UpstreamThrottled
 from proxy.core.exchange import Kind
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Client
@@ -11,7 +11,7 @@ from proxy.core.recent import Count
 from proxy.dispatch import Dispatch, Ticket
 from proxy.telemetry.history import History
 from proxy.web.status.glance import Glance, Sources
-from proxy.web.status.model import ProcessStatus, ReloadStatus, StoreStatus
+from proxy.web.status.model import OutageStatus, ProcessStatus, ReloadStatus, StoreStatus
 from tests.core.worlds import limit, pool
 from tests.rooms import WatchedStore, room
 from tests.virtual import micros, task_of, virtual
@@ -95,12 +95,14 @@ async def test_what_the_telemetry_has_heard_is_shown() -> None:
             UpstreamThrottled("default", "k0", "k0", "window", SECOND),
             Reloaded(ok=False, reasons=("clients[2].weight: y", "pools: x")),
             StoreChanged("default", up=False, cause="no answer", on_loss="share"),
+            BreakerMoved("default", opened=True, wait=SECOND, cause="503"),
         ):
             it.history.observe(event)
         seen = await it.glance.snapshot()
         assert (seen.pools[0].refused, seen.pools[0].throttled) == (Count(1, 1), Count(1, 1))
         assert seen.refused == {"deadline": Count(1, 1)}
         assert seen.reload == ReloadStatus(wall(), ok=False, reason="clients[2].weight: y; pools: x")
+        assert seen.pools[0].outage == OutageStatus(wall(), "503", wall() + SECOND)
         assert (seen.store.up, seen.store.cause) == (False, "no answer")
         levels = await it.glance.levels()
         assert (levels.store_up, levels.degraded, levels.connections) == (False, 1.5, 7)

@@ -68,6 +68,7 @@
   const verdict = (data) => {
     if (data.process.draining) return ["Draining", "warn"];
     if (data.process.unready.length) return [`Not ready: ${data.process.unready.join("; ")}`, "bad"];
+    if (data.pools.some((pool) => pool.outage)) return ["Ready, upstream out of order", "bad"];
     if (!data.store.up) return ["Ready, without its store", "warn"];
     return ["Ready", "good"];
   };
@@ -253,7 +254,7 @@
   };
 
   const buildPool = () => {
-    const element = make("section", "pool", make("div", "pool-head", make("h2"), make("p", "quiet")));
+    const element = make("section", "pool", make("div", "pool-head", make("h2"), make("p", "quiet")), make("p", "problem"));
     const quotas = mark(make("ul", "quotas"), "role", "list");
     const clients = buildTable("Clients and lanes", CLIENTS);
     const keys = buildTable("Keys", KEYS);
@@ -271,6 +272,9 @@
       const id = mark(set(title, `Pool ${pool.name}`), "id", title.id || `p${(buildPool.count = (buildPool.count || 0) + 1)}`).id;
       mark(element, "aria-labelledby", id);
       set(note, `${number(pool.in_flight)} under way; refused ${number(pool.refused.minute)} and upstream 429s ${number(pool.throttled.minute)} in the last minute`);
+      const outage = element.children[1];
+      outage.hidden = !pool.outage;
+      set(outage, pool.outage ? `The upstream is out of order for ${since(pool.outage.since, data.at)}: ${pool.outage.cause}. It is tried again in ${since(data.at, pool.outage.until)}.` : "");
       drawQuotas(element.quotas, pool, dots);
       drawClients(element.clients, pool);
       drawKeys(element.keys, pool, data.at);
@@ -294,6 +298,7 @@
   const facts = (data) => {
     const result = new Map([["process", verdict(data)[0]], ["store", data.store.up ? "The store answers" : `The store is lost: ${data.store.cause || "cause unknown"}`]]);
     if (data.reload) result.set("reload", `${data.reload.at}|${data.reload.ok ? "The configuration was reloaded" : `A reload was refused: ${data.reload.reason}`}`);
+    for (const pool of data.pools) result.set(`outage ${pool.name}`, pool.outage ? `The upstream of pool ${pool.name} is out of order: ${pool.outage.cause}` : `The upstream of pool ${pool.name} answers`);
     for (const pool of data.pools) for (const key of pool.keys) result.set(`key ${pool.name} ${key.name}`, `Key ${key.name} is ${key.state}`);
     return result;
   };
