@@ -67,6 +67,7 @@ bench: $(VENV)/.dev ## requests per second and CPU per request, beside a bare ai
 	$(BIN)/python -m bench.store
 	$(BIN)/python -m bench.stampede
 	$(BIN)/python -m bench.telemetry
+	$(BIN)/python -m bench.slow
 
 e2e: $(VENV)/.dev e2e/node_modules/.installed ## real Postman clients through the real process (needs Node)
 	$(BIN)/python -m e2e.newman $(ARGS)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.bodies import ReplayBody
+from proxy.bodies import ReplayBody, Shelf
 
 
 class Stream:
@@ -111,3 +111,18 @@ async def test_a_generator_that_failed_is_not_read_on() -> None:
     with pytest.raises(ConnectionResetError):
         await read(body)
     assert not body.replayable
+
+
+async def test_all_bodies_together_have_one_shelf() -> None:
+    """What finds no room is sent once only; what is forgotten makes room again, however often it is forgotten."""
+    shelf = Shelf(2500)
+    first, second, third = (ReplayBody(Stream(*[bytes(1000)] * 2), shelf=shelf) for _ in range(3))
+    assert len(await read(first)) == 2
+    assert len(await read(second)) == 2
+    assert (first.replayable, second.replayable, shelf.room) == (True, False, 500)
+    for _ in range(2):
+        first.forget()
+        second.forget()
+    assert shelf.room == 2500
+    assert len(await read(third)) == 2
+    assert third.replayable

@@ -27,6 +27,7 @@ from proxy.app.parts import (
 )
 from proxy.app.plan import Plan
 from proxy.app.pools import Pools, Stations
+from proxy.app.trimming import trim_behind_crowds
 from proxy.config import Config, load
 from proxy.core.errors import ConfigError, Problem, StartError, StoreLost
 from proxy.core.model import SECOND, Client, Micros
@@ -255,6 +256,8 @@ class App:
         self._forward.settings = self._forward_settings(self._plan, self._data.addresses)
         self._started = True
         spawn(self._reloader.run(), name="watch the configuration", owner=self._watching)
+        trimming = trim_behind_crowds(self._data.most, lambda: self._data.connections)
+        spawn(trimming, name="give memory back", owner=self._tasks)
 
     async def failure(self) -> None:
         """Wait until a part that must not end breaks down.

@@ -53,14 +53,14 @@ class Handled:
         try:
             self._answer = await self._gateway.answer(self._desk, self._passage)
         except BaseException:
-            self._passage.end_lease()
+            self._passage.end()
             raise
         return self._answer
 
     async def __aexit__(self, *_: object) -> None:
         if self._answer is not None:
             self._answer.body.abort()
-        self._passage.end_lease()
+        self._passage.end()
 
 
 class Gateway:

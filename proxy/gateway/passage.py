@@ -70,6 +70,12 @@ class Passage:
         self.back = True
         self.journal.pool = client.pool
 
+    def end(self) -> None:
+        """It is over: let go of its lease, and of what is kept of its body."""
+        self.end_lease()
+        if self.body is not None:
+            self.body.forget()
+
     def end_lease(self) -> None:
         """Settle what is not settled, and let the lease go."""
         lease, self.lease = self.lease, None

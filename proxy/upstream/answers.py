@@ -11,6 +11,8 @@ from proxy.core.errors import Broken
 
 LOST = (aiohttp.ClientError, HttpProcessingError, EofStream, OSError)
 """What a lost connection, or an answer that is not HTTP, looks like in aiohttp."""
+_PIECE = 2**16
+"""Bytes that are handed on at once: more would wait for a slow caller in one lump."""
 _REST = 2**16
 """Bytes of an unwanted rest that are read to keep a connection; a longer one is not worth it."""
 _REST_SECONDS = 1.0
@@ -53,7 +55,7 @@ class Stream:
         if self._ended:
             return b""
         try:
-            data = await self._payload.readany()
+            data = await self._payload.read(_PIECE)
             if not self._payload.at_eof():
                 return data
         except (*LOST, RuntimeError) as error:

@@ -13,7 +13,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.helpers import _EXC_SENTINEL
 from aiohttp.streams import StreamReader
 
-_BUFFER = 2**17
+_BUFFER = 2**16
 """Bytes of an answer that are read ahead; reading stops at twice as many, so that memory stays flat."""
 _LONGEST_LINE = 2**16
 _MOST_FIELDS = 512

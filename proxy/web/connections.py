@@ -48,6 +48,8 @@ class Connections(web.Server):
         self.quiet.set()
         self._observer = observer
         self._open: set[Connection] = set()
+        self._most = 0
+        """Open at once, since it was asked for last."""
         self._peers: Counter[str] = Counter()
         self._crowded = False
         """Whether the log tells already that there are too many."""
@@ -60,12 +62,18 @@ class Connections(web.Server):
     def __len__(self) -> int:
         return len(self._open)
 
+    def most(self) -> int:
+        """How many were open at once since this was asked last."""
+        found, self._most = self._most, len(self._open)
+        return found
+
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """A caller has connected."""
         super().connection_made(handler, transport)
         assert isinstance(handler, Connection)
         handler.peer = address_of(transport)
         self._open.add(handler)
+        self._most = max(self._most, len(self._open))
         self._peers[handler.peer] += 1
         self.quiet.clear()
 

@@ -146,6 +146,10 @@ class Listener:
         """How many are open."""
         return len(self._protocols) if self._protocols is not None else 0
 
+    def most(self) -> int:
+        """How many were open at once since this was asked last."""
+        return self._protocols.most() if self._protocols is not None else 0
+
     async def stop_accepting(self) -> None:
         """Close the listening sockets and idle connections; requests under way are the last on theirs."""
         for server in self._servers:
