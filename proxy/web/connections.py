@@ -1,35 +1,21 @@
-"""The connections that callers make: how many, how long each may keep us waiting, and what is no HTTP on them."""
+"""The connections that callers make: which are open, and how many there may be."""
 
 import asyncio
 import logging
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
 
 from aiohttp import web
-from aiohttp.hdrs import TRANSFER_ENCODING
-from aiohttp.http import HttpProcessingError, HttpRequestParser
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import _ErrInfo
 
 from proxy.access.failures import address_of
-from proxy.core.errors import BadRequest, Refusal, TooManyConnections, TooSlow
+from proxy.core.errors import TooManyConnections
 from proxy.core.events import ConnectionEnded, Observer, WhyEnded
 from proxy.web.bounds import Bounds
+from proxy.web.connection import Connection
 from proxy.web.departures import Departures
-from proxy.web.malformed import head_too_large, plain, size, what_is_wrong
-from proxy.web.relay import CLOSED, KEPT, has_begun, write
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-_BUFFER = 2**16
-"""Bytes of a body that are read ahead, for each request that waits for its turn; at most twice as many."""
-_LINGER = 2.0
-"""Seconds for which what a refused caller still sends is thrown away."""
-_NO_LOG: Any = None
-"""In place of aiohttp's log of requests, which shows queries."""
 _ON_A_SOCKET = "unix"
 
 _log = logging.getLogger("keyturn")
@@ -55,7 +41,7 @@ class Connections(web.Server):
         """Whether the log tells already that there are too many."""
         self._ending: set[asyncio.Task[None]] = set()
 
-    def __call__(self) -> "Connection":
+    def __call__(self) -> Connection:
         """A protocol for a connection that has just been accepted."""
         return Connection(self, self.bounds, self._loop)
 
@@ -129,275 +115,3 @@ class Connections(web.Server):
         await self.quiet.wait()
         await asyncio.gather(*self._ending, return_exceptions=True)
         self.departures.close()
-
-
-class Connection(web.RequestHandler):
-    """One caller's connection.
-
-    Three things are timed, each by a timer that exists only while it may be needed: a head of which some is here, bytes
-    that the caller does not take, and a close that waits for such bytes.
-    """
-
-    __slots__ = (
-        "_bounds", "_deaf", "_ends", "_head", "_head_timer", "_left", "_owner", "_reading", "_watched", "_wire",
-        "_write_timer", "peer",
-    )  # fmt: skip
-
-    def __init__(self, owner: Connections, bounds: Bounds, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(
-            owner,
-            loop=loop,
-            access_log=_NO_LOG,
-            auto_decompress=False,
-            keepalive_timeout=bounds.keep_alive,
-            lingering_time=0,
-            read_bufsize=_BUFFER,
-            logger=_log,
-        )
-        self._parser = HttpRequestParser(
-            self,
-            loop,
-            _BUFFER,
-            max_line_size=bounds.target,
-            max_field_size=bounds.head,
-            max_headers=bounds.fields,
-            payload_exception=web.RequestPayloadError,
-            auto_decompress=False,
-            max_msg_queue_size=bounds.pipelined,
-        )
-        self._max_msg_queue_size = bounds.pipelined
-        self._msg_queue_resume_size = bounds.pipelined // 2
-        self._owner = owner
-        self._bounds = bounds
-        self._wire: asyncio.Transport | None = None
-        """The transport until it is closed; `transport` is let go of when it begins to close."""
-        self._deaf = False
-        """Whether what still comes is thrown away: the end of the message is not known, or too much was sent."""
-        self._ends = False
-        """Whether no request will be answered any more."""
-        self._head = 0
-        """Bytes of a head that has begun and is not complete."""
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
-        self._left = 0
-        """What was written and not taken when the timer was set; more than that once the caller took something."""
-        self._reading: StreamReader = EMPTY_PAYLOAD
-        """The body of the last request whose head has come."""
-        self._watched = -1
-        """The file descriptor under which its caller's leaving is watched for, while nothing is read."""
-        self.peer: str = ""
-
-    @property
-    def idle(self) -> bool:
-        """Whether it waits for a request, its first or its next."""
-        return not self._request_count or (self._waiter is not None and not self._waiter.done())
-
-    # From its beginning to its end
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there; one too many is told so, and closed."""
-        self._wire = wire = cast("asyncio.Transport", transport)
-        super().connection_made(transport)
-        assert self._task_handler is not None
-        self._task_handler.add_done_callback(self._served)
-        refusal = self._owner.one_too_many(self.peer)
-        if refusal is not None:
-            self._deaf = True
-            wire.write(plain(refusal))
-            self.force_close()
-
-    def _served(self, _: asyncio.Task[None]) -> None:
-        """No request will be answered any more: what has been written has its time to leave, and no longer."""
-        self._ends = True
-        self._stop_head_timer()
-        if self._wire is not None and self._write_timer is None:
-            self._watch_writing()
-
-    def cut(self) -> None:
-        """End the connection at once; its handler is cancelled."""
-        if self._wire is not None:
-            self._wire.abort()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """The connection is closed, its handler cancelled."""
-        self._watch_no_more()
-        self._stop_head_timer()
-        self._wire = None
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-        if self._task_handler is not None:
-            self._owner.ends(self._task_handler)
-        super().connection_lost(exc)
-
-    # Reading
-
-    def data_received(self, data: bytes) -> None:
-        """Parse what has come in.
-
-        A body that stops being HTTP in its middle fails its reader: aiohttp would only note it for the next request.
-        """
-        if self._deaf:
-            return
-        before, body = self._request_count, self._reading
-        behind_it = body.is_eof()
-        super().data_received(data)
-        if self._request_count != before:
-            if self._head + len(data) > self._bounds.head:
-                self._weigh(self._request_count - before)
-            self._head = 0
-            self._stop_head_timer()
-            message, self._reading = self._messages[-1]
-            if not isinstance(message, RawRequestMessage):
-                self._deaf = True
-                if not behind_it:
-                    body.set_exception(web.RequestPayloadError())
-        elif data and behind_it and not self._upgraded:
-            self._head_goes_on(len(data))
-
-    def _weigh(self, number: int) -> None:
-        """Look at the heads of so many new requests; one that is too large ends the connection in its place."""
-        for index in range(len(self._messages) - number, len(self._messages)):
-            message, _ = self._messages[index]
-            if isinstance(message, RawRequestMessage) and size(message) > self._bounds.head:
-                while len(self._messages) > index:
-                    self._messages.pop()
-                self._request_count -= 1
-                self._refuse(head_too_large(self._bounds.head))
-                return
-
-    def _head_goes_on(self, length: int) -> None:
-        self._head += length
-        if self._head > self._bounds.head:
-            self._refuse(head_too_large(self._bounds.head))
-        elif self._head_timer is None:
-            self._head_timer = self._loop.call_later(self._bounds.head_time, self._head_is_late)
-
-    def _head_is_late(self) -> None:
-        self._head_timer = None
-        if self.idle:
-            self._owner.tell("head_timeout")
-            self._refuse(TooSlow(f"The head of a request did not come within {self._bounds.head_time:g} s."))
-        else:  # it stands behind a request that is being answered, which may take its time
-            self._head_timer = self._loop.call_later(self._bounds.head_time, self._head_is_late)
-
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _refuse(self, refusal: Refusal) -> None:
-        """Answer this in place of the next request, and read nothing more."""
-        self._deaf = True
-        self._stop_head_timer()
-        self._request_count += 1
-        self._messages.append((_ErrInfo(refusal.status, refusal, refusal.message), EMPTY_PAYLOAD))
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _pause_transport_reading(self) -> None:
-        """Read nothing for a while, and notice all the same when the caller leaves."""
-        super()._pause_transport_reading()
-        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
-        if sock is not None and self._watched < 0:
-            self._watched = sock.fileno()
-            self._owner.departures.watch(self._watched, self.cut)
-
-    def _resume_transport_reading(self) -> None:
-        """Go on reading."""
-        self._watch_no_more()
-        super()._resume_transport_reading()
-
-    def _watch_no_more(self) -> None:
-        if self._watched >= 0:
-            self._owner.departures.forget(self._watched)
-            self._watched = -1
-
-    # Writing
-
-    def pause_writing(self) -> None:
-        """The caller takes less than is written to it."""
-        super().pause_writing()
-        if self._write_timer is None:
-            self._watch_writing()
-
-    def resume_writing(self) -> None:
-        """The caller has taken what was written."""
-        super().resume_writing()
-        self._left = sys.maxsize
-
-    def _watch_writing(self) -> None:
-        assert self._wire is not None
-        self._left = self._wire.get_write_buffer_size()
-        self._write_timer = self._loop.call_later(self._bounds.write_time, self._look_at_writing)
-
-    def _look_at_writing(self) -> None:
-        self._write_timer = None
-        if self._wire is None or not (self.writing_paused or self._ends):
-            return
-        if self._wire.get_write_buffer_size() < self._left:
-            self._watch_writing()
-        else:
-            self._owner.tell("write_timeout")
-            self.cut()
-
-    # Answers to what is no request
-
-    def log_exception(self, *args: Any, **kwargs: Any) -> None:
-        """Log what nobody expected; a caller that breaks its body off, behind its answer, is no such thing."""
-        if isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
-            _log.debug("a body broke off behind its answer")
-        else:
-            super().log_exception(*args, **kwargs)
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Behind the answer: a listener that has stopped accepting keeps no connection.
-
-        Nor is one kept behind a request in chunks: aiohttp's parser takes its last trailer for the first field of the
-        next request, which would let a caller write into another's where both share a connection.
-        """
-        reset = False
-        if resp is not KEPT or self._upgraded:
-            resp, reset = await super().finish_response(request, resp, start_time)
-        if self._owner.retired or TRANSFER_ENCODING in request.headers:
-            resp = CLOSED
-        if resp is CLOSED and (self._deaf or self._messages or not request.content.is_eof()):
-            await self._linger()
-        return resp, reset
-
-    async def _linger(self) -> None:
-        """Give the caller time to read why it is refused, before bytes of it that nobody reads break the connection.
-
-        Closing with such bytes resets a connection, and what has been written is lost (RFC 9112, section 9.6). The end
-        of the caller's side ends this too.
-        """
-        if self._wire is None or self._wire.is_closing():
-            return
-        self._deaf = True
-        self._resume_transport_reading()
-        if self._wire.can_write_eof():  # TLS cannot: the caller knows by `Connection: close`
-            self._wire.write_eof()
-        await asyncio.sleep(_LINGER)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002  # it may quote a credential
-    ) -> web.StreamResponse:
-        """Answer what is no request, or what a handler has failed to answer; the connection ends."""
-        if isinstance(exc, Refusal):
-            refusal = exc
-        elif isinstance(exc, HttpProcessingError) and status == BadRequest.status:
-            refusal = what_is_wrong(exc, self._bounds)
-            self._owner.tell("malformed")
-            _log.debug("malformed request: %s", refusal.message)
-        else:
-            refusal = Refusal("Something unexpected happened in this proxy; its log says what.")
-            _log.error("unexpected error in a handler", exc_info=exc)
-        if has_begun(request):
-            raise ConnectionResetError("the answer has begun")
-        write(request, plain(refusal, request.method))
-        return CLOSED

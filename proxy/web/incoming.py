@@ -10,6 +10,7 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from proxy.core.errors import BadRequest, Misdirected, TooLarge, TooSlow
+from proxy.web.malformed import Broken
 
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.v]+\])(?::\d{0,5})?")
@@ -116,7 +117,7 @@ class Content:
         Raises:
             TooLarge: there are more than `most`.
             TooSlow: they do not come in time.
-            BadRequest: they are not framed as announced.
+            BadRequest, HeadTooLarge: they are not framed as announced, or end in too many trailers.
             ConnectionError: the caller broke off.
         """
         return self
@@ -131,6 +132,8 @@ class Content:
             self._go_on()
         try:
             data = stream.read_nowait() or await self._more()
+        except Broken as error:
+            raise error.refusal from error
         except web.RequestPayloadError as error:
             raise BadRequest("The body is not framed as its head announces.") from error
         except RuntimeError as error:

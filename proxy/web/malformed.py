@@ -2,6 +2,7 @@
 
 from uuid import uuid4
 
+from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import InvalidHeader, InvalidURLError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
@@ -13,6 +14,14 @@ from proxy.web.bounds import Bounds
 
 _TOO_MANY_FIELDS = "Too many headers"
 """How the parser begins to say so."""
+
+
+class Broken(web.RequestPayloadError):
+    """What a body's reader meets where the body stops being HTTP; `refusal` is the answer."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 def plain(refusal: Refusal, method: str = "") -> bytes:

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from proxy.core.errors import Unauthenticated
-from proxy.core.events import Event, Journal
+from proxy.core.events import ConnectionEnded, Event, Journal
 from proxy.core.http import Answer, Fields, Request
-from proxy.core.model import SECOND, Client
+from proxy.core.model import MILLISECOND, SECOND, Client
 from proxy.web.bounds import Bounds
 from proxy.web.forward import Forward, ForwardSettings
 from proxy.web.server import Listener
@@ -228,3 +228,38 @@ def split(answer: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes]:
     status, *lines = head.split(b"\r\n")
     pairs = (line.partition(b": ") for line in lines)
     return status, [(name, value) for name, _, value in pairs], body
+
+
+async def read(reader: asyncio.StreamReader) -> bytes:
+    """All that comes, up to the end of the connection."""
+    parts = []
+    with suppress(ConnectionError):
+        async with asyncio.timeout(60):
+            while part := await reader.read(2**16):
+                parts.append(part)
+    return b"".join(parts)
+
+
+async def okay(_: Request) -> Answer:
+    """A small answer, each time anew."""
+    return an_answer(b"ok")
+
+
+def ended(world: World) -> list[str]:
+    """Why connections were ended."""
+    return [event.why for event in world.events if isinstance(event, ConnectionEnded)]
+
+
+async def deaf(world: World) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A caller that reads nothing."""
+    reader, writer = await world.connect()
+    assert isinstance(writer.transport, asyncio.Transport)
+    writer.transport.pause_reading()
+    return reader, writer
+
+
+async def until_closed(world: World) -> None:
+    """Wait until the listener has no connection."""
+    async with asyncio.timeout(60):
+        while world.listener.connections:
+            await asyncio.sleep(MILLISECOND / 1_000_000)
