@@ -5,12 +5,13 @@ The rooms are real, and so is the server; the upstream is a pause.
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from bench.pools import Nobody, now, pool_of
-from proxy.core.exchange import PULSE, Kind
+from proxy.core.exchange import Demand, Exchange, Kind, Settlement
 from proxy.core.model import SECOND, Client, Limit, Pool
 from proxy.dispatch import Dispatch, Ticket
 from proxy.stores.links import Link
@@ -30,11 +31,26 @@ QUEUED, MEASURED = 3, 2
 REPLICAS = (1, 8)
 
 
-class Room:
-    """The waiting room of one replica."""
+class Counting(SharedStore):
+    """The shared store, counting what each exchange was good for."""
 
-    def __init__(self, dispatch: Dispatch) -> None:
+    def __init__(self, letters: RedisStore) -> None:
+        super().__init__(letters, on_loss="wait", clock=now, observer=Nobody())
+        self.made: Counter[str] = Counter()
+
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
+        """See `core.exchange.Store`."""
+        answer = await super().exchange(settlements, demands)
+        self.made["granted" if answer.grants else "settled" if settlements else "idle"] += 1
+        return answer
+
+
+class Room:
+    """The waiting room of one replica; `made`: its exchanges by what they were good for."""
+
+    def __init__(self, dispatch: Dispatch, made: Counter[str]) -> None:
         self.served = 0
+        self.made = made
         self._dispatch = dispatch
 
     async def request(self, client: str) -> None:
@@ -55,13 +71,13 @@ async def room(url: str, pool: Pool, name: str) -> AsyncIterator[Room]:
         link = Link(url, shown=url, timeout=10 * SECOND)
         stack.push_async_callback(link.close)
         letters = RedisStore(link, pool, prefix="bench", replica=name, settle_bound=bound, clock=now, observer=Nobody())
-        store = SharedStore(letters, on_loss="wait", clock=now, observer=Nobody())
+        store = Counting(letters)
         stack.push_async_callback(store.close)
         dispatch = Dispatch(pool, store, settle_bound=bound, max_waiting=10**6, clock=now, observer=Nobody())
         stack.push_async_callback(dispatch.stop)
         store.listen(dispatch.wake)
         await dispatch.start()
-        yield Room(dispatch)
+        yield Room(dispatch, store.made)
 
 
 def calls(one: Server) -> int:
@@ -99,14 +115,18 @@ async def per_token(kind: str, replicas: int) -> None:
         for number in range(LIMIT * (QUEUED + MEASURED + 1)):
             spawn(rooms[number % replicas].request(f"c{number % 3}"), name="request", owner=tasks)
         await asyncio.sleep(QUEUED * WINDOW - WINDOW)
-        before, served = calls(one), sum(each.served for each in rooms)
+        before, served, kinds = calls(one), sum(each.served for each in rooms), _made(rooms)
         await asyncio.sleep(MEASURED * WINDOW)
-        made, used = calls(one) - before, sum(each.served for each in rooms) - served
-    pulses = replicas * MEASURED * WINDOW * SECOND // PULSE
+        made, used, kinds = calls(one) - before, sum(each.served for each in rooms) - served, _made(rooms) - kinds
     print(
-        f"{replicas:8} replicas:   {made / used:5.2f} round trips a token"
-        f" ({made} for {used} tokens in {MEASURED * WINDOW} s; {pulses} signs of life would have been due)"
+        f"{replicas:8} replicas:   {made / used:5.2f} round trips a token ({made} for {used} tokens in"
+        f" {MEASURED * WINDOW} s: {kinds['granted']} brought tokens, {kinds['settled']} only told of spent ones,"
+        f" {kinds['idle']} were signs of life)"
     )
+
+
+def _made(rooms: list[Room]) -> Counter[str]:
+    return sum((each.made for each in rooms), Counter())
 
 
 async def run(kind: str) -> None:

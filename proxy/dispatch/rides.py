@@ -2,8 +2,8 @@
 
 Of all settlements those of spent leases are the only ones that hand nothing to anybody: their tokens return a window
 after their requests were counted, however late the store is told, if only it is before that. So while requests keep
-coming, the next one takes them along, and a request costs one round trip instead of two. When no more come, they go
-by themselves within `FLUSH`, as all others always do.
+coming, the next one takes them along, and a request costs one round trip instead of two. While somebody waits, the call
+at its turn does. When no more come and nobody waits, they go by themselves within `FLUSH`, as all others always do.
 
 What such a ride may cost is a replica's death with something untold: those tokens return later than they might have,
 as those of any lease that it held do (law 2); never earlier, for nothing was told of them.
@@ -16,7 +16,7 @@ FLUSH: Micros = 20 * MILLISECOND
 """Settlements and departures reach the store within this time when nothing else calls."""
 
 RIDE: Micros = PULSE
-"""What was spent waits this long at the most for the next request, or a quarter of the shortest window."""
+"""What was spent waits this long at the most for a request or a turn, or a quarter of the shortest window."""
 
 _SMOOTH = 4
 """The usual time between two requests is the mean of about so many."""
@@ -44,8 +44,10 @@ class Rides:
         self._usual += (gap - self._usual) // _SMOOTH
         self._last = now
 
-    def wait(self, now: Micros) -> Micros:
-        """How long what was spent waits for a request that takes it along."""
+    def wait(self, now: Micros, *, waiting: bool) -> Micros:
+        """How long what was spent waits for a call that takes it along; `waiting`: somebody waits for its turn."""
+        if waiting:
+            return self._longest
         if self._last is None or self._usual > self._longest:
             return FLUSH
         return max(FLUSH, min(self._longest, self._last + _LATE * self._usual - now))

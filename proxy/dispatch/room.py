@@ -285,7 +285,7 @@ class Dispatch:
         counted = ending.counted
         surprise = counted is not None and surprising(counted, self.budgets, len(self.quotas))
         if counted and not counted.limits and not ending.lease.probe and not surprise:
-            self._alarm.within(self._rides.wait(self.clock()))
+            self._alarm.within(self._rides.wait(self.clock(), waiting=self._lanes.total > 0))
         else:
             self._alarm.within(0 if self._lanes.total else FLUSH)
 

@@ -24,33 +24,41 @@ def after(*gaps: Micros) -> tuple[Rides, Micros]:
 
 def test_nobody_waits_for_a_request_that_hardly_comes() -> None:
     """When requests are rare, or none has come yet, what was spent goes by itself."""
-    assert Rides(USUAL).wait(SECOND) == FLUSH
+    assert Rides(USUAL).wait(SECOND, waiting=False) == FLUSH
     for gaps in ((), (10 * SECOND,) * 9, (3 * SECOND,) * 9):
         rides, now = after(*gaps)
-        assert rides.wait(now + SECOND // 10) == FLUSH
+        assert rides.wait(now + SECOND // 10, waiting=False) == FLUSH
 
 
 def test_while_requests_keep_coming_the_next_one_is_waited_for() -> None:
     """At one in a second for up to two seconds, at ten in a second for some intervals."""
     rides, now = after(*[SECOND] * 20)
-    assert rides.wait(now + SECOND // 10) == RIDE
+    assert rides.wait(now + SECOND // 10, waiting=False) == RIDE
     rides, now = after(*[SECOND // 10] * 40)
-    assert SECOND // 10 < rides.wait(now + 50 * MILLISECOND) < SECOND // 2
+    assert SECOND // 10 < rides.wait(now + 50 * MILLISECOND, waiting=False) < SECOND // 2
 
 
 def test_who_is_overdue_is_not_waited_for() -> None:
     """A stream that has ended is not mistaken for one that goes on."""
     rides, now = after(*[SECOND // 10] * 40)
-    assert rides.wait(now + SECOND) == FLUSH
+    assert rides.wait(now + SECOND, waiting=False) == FLUSH
 
 
 def test_a_token_is_told_of_long_before_it_returns() -> None:
     """A quarter of the shortest window is the most."""
     rides, now = after(*[SECOND // 3] * 20)
     rides.adopt(pool(1, limit(60), limit(5, 2 * SECOND)))
-    assert rides.wait(now) == SECOND // 2
+    assert rides.wait(now, waiting=False) == SECOND // 2
     rides.adopt(USUAL)
-    assert rides.wait(now) > SECOND
+    assert rides.wait(now, waiting=False) > SECOND
+
+
+def test_a_turn_is_waited_for_as_long_as_a_request() -> None:
+    """Whoever waits calls when its turn is due, whether requests keep coming or not."""
+    rides, now = after()
+    assert rides.wait(now, waiting=True) == RIDE
+    rides.adopt(pool(1, limit(5, SECOND)))
+    assert rides.wait(now + 60 * SECOND, waiting=True) == SECOND // 4
 
 
 async def request(it: Room, trip: float) -> None:
@@ -93,6 +101,21 @@ def test_a_request_costs_one_round_trip_and_many_less(rate: int, most: float) ->
             assert calls <= most * number
 
     scenario()
+
+
+@virtual
+async def test_a_token_that_returns_costs_one_round_trip() -> None:
+    """While requests wait and none come, what was spent is told by the call at the next turn."""
+    async with room(pool(1, limit(20, 10 * SECOND))) as it:
+        tasks = []
+        for number in range(80):
+            tasks.append(task_of(request(it, 0.05 + number * 7 % 20 / 100)))
+            await asyncio.sleep(0.5 if number < 20 else 0)
+        counted = Counted(it)
+        await asyncio.sleep(20)
+        assert sum(task.done() for task in tasks) >= 55
+        assert len(counted.calls) <= 1.1 * 40
+        await asyncio.gather(*tasks)
 
 
 @virtual
