@@ -3,7 +3,8 @@
 Laws kept here: 3 (what is at hand goes at once to whoever waits), 4 (in the order of `core.line`), 6 (every lane is
 told its turns), 7 (the caller brings the store's one clock; only durations leave), 8 (a state that is new, or behind
 what a replica has seen, or whose clock ran ahead, begins an era: who knows another one tells what it holds, and
-nothing is dealt until those that shared the pool have spoken, or `HOLD` is over). `core.buckets` keeps 1, 2 and 9.
+nothing is dealt before all had the time to, for whoever comes first cannot know how many they are. A state that is new
+is taken for lost when somebody turns out to know another one). `core.buckets` keeps 1, 2 and 9.
 
 Tokens that fall to a lane of another replica are left for it: it is woken, and fetches them in its own exchange; a
 replica that does not come back within its grace holds no place any longer.
@@ -26,7 +27,10 @@ WAKE_MARGIN: Micros = 20 * MILLISECOND
 """A replica is woken when its turn has come this much earlier than it was told."""
 
 HOLD: Micros = PULSE + GRACE
-"""How long a new era waits for the word of those that shared the pool."""
+"""How long a new era waits for the word of those that shared the pool.
+
+Who is alive and holds anything speaks within this time.
+"""
 
 DEAL = 256
 """Tokens dealt in one exchange at the most, loans among them; more are dealt with the next."""
@@ -45,8 +49,6 @@ class Member:
 
     serial: int
     """Of its last call."""
-    era: str
-    """In which it called last."""
     granted: tuple[str, ...] = ()
     """What that call was answered with."""
 
@@ -77,11 +79,12 @@ class Ledger:
         self._leases = 0
         self._shift: Micros = 0
         self._now: Micros = 0
+        self._lost = False
+        """Whether somebody knew another era than this one."""
         self._hold: Micros = 0
+        """Until when the others have the time to tell what they hold, if it is lost."""
         self._shared = 0
         """How many shared the pool when the era began."""
-        self._awaited = 0
-        """How many of them have not spoken since."""
         self._words: SortedSet[str, Micros] = SortedSet()
         self._members: dict[str, Member] = {}
         self._terms: SortedSet[str, Micros] = SortedSet()
@@ -142,19 +145,25 @@ class Ledger:
     def _suspect(self, now: Micros, run: str, call: Call) -> None:
         """Begin a new era when this state may not know all that was spent (law 8)."""
         suspicious = call.era == self.era and (call.tick > self._tick or call.jumped > 0)
-        if self.era and run == self._run and not suspicious:
-            return
+        if not self.era or run != self._run or suspicious:
+            self._begin(now, run)
+        if call.era not in ("", self.era):
+            self._shared = max(self._shared, call.replicas)
+            if not self._lost:
+                self._lost, self._hold = True, now + HOLD
+
+    def _begin(self, now: Micros, run: str) -> None:
+        self._lost, self._hold = self.era != "", now + HOLD
         self._run = run
         self._tick = max(self._tick, now)
         self._leases = max(self._leases, now)
         self.era = f"{now}-{run[:8]}"
-        self._shared = self._awaited = max(len(self._words), call.replicas if call.era else 0)
-        self._hold = now + HOLD
+        self._shared = len(self._words)
         self.buckets.chill()
 
     def _waits_for_words(self, now: Micros) -> bool:
         """Whether others may yet have to tell what they hold; what is at hand is not known before."""
-        return self._awaited > 0 and now < self._hold
+        return self._lost and now < self._hold
 
     def _asks(self, call: Call) -> tuple[str, ...]:
         asks = []
@@ -166,12 +175,10 @@ class Ledger:
 
     def _hear(self, now: Micros, call: Call, member: Member | None) -> None:
         """A replica spoke: what it did not hear, and what it holds; whoever has long been silent is gone."""
-        if member is None or member.era != self.era:
-            self._awaited -= 1
         if member and call.heard != member.serial:
             for lease in member.granted:
                 self._return(now, lease)
-        self._members[call.replica] = Member(call.serial, self.era)
+        self._members[call.replica] = Member(call.serial)
         self._words.put(call.replica, now)
         if call.held is not None:
             self.buckets.restore(now, call.replica, call.held, call.terms)

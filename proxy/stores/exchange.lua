@@ -125,7 +125,7 @@ end
 
 local STATE = key('state')
 local NUMBERS = {
-  'tick', 'leases', 'shift', 'now', 'hold', 'awaited', 'trip', 'bound', 'uses', 'strangers', 'virtual', 'stamp', 'kept',
+  'tick', 'leases', 'shift', 'now', 'lost', 'hold', 'trip', 'bound', 'uses', 'strangers', 'virtual', 'stamp', 'kept',
   'life',
   'shared',
 }
@@ -1813,37 +1813,45 @@ local function run_id()
   return string.match(info, 'run_id:(%w+)') or ''
 end
 
-local function suspect(now, run)
-  local suspicious = call.era == state.era and (call.tick > state.tick or call.jumped > 0)
-  if state.era ~= '' and run == state.run and not suspicious then
-    return
-  end
+local function begin(now, run)
+  state.lost, state.hold = state.era ~= '' and 1 or 0, now + HOLD
   state.run = run
   state.tick = max(state.tick, now)
   state.leases = max(state.leases, now)
   state.era = text(now) .. '-' .. string.sub(run, 1, 8)
-  state.shared = max(redis_call('ZCARD', key('words')), call.era ~= '' and call.replicas or 0)
-  state.awaited = state.shared
-  state.hold = now + HOLD
+  state.shared = redis_call('ZCARD', key('words'))
   chill()
+end
+
+local function suspect(now, run)
+  local suspicious = call.era == state.era and (call.tick > state.tick or call.jumped > 0)
+  if state.era == '' or run ~= state.run or suspicious then
+    begin(now, run)
+  end
+  if call.era ~= '' and call.era ~= state.era then
+    state.shared = max(state.shared, call.replicas)
+    if state.lost == 0 then
+      state.lost, state.hold = 1, now + HOLD
+    end
+  end
 end
 
 -- Whether others may yet have to tell what they hold; what is at hand is not known before.
 local function waits_for_words(now)
-  return state.awaited > 0 and now < state.hold
+  return state.lost == 1 and now < state.hold
 end
 
--- Members are `serial|era|lease,…`.
+-- Members are `serial|lease,…`.
 local function member_of(name)
   local stored = redis_call('HGET', key('members'), name)
   if stored then
-    local serial, era, granted = string.match(stored, '^(%d+)|([^|]*)|(.*)$')
-    return { serial = tonumber(serial), era = era, granted = split(granted, ',') }
+    local serial, granted = string.match(stored, '^(%d+)|(.*)$')
+    return { serial = tonumber(serial), granted = split(granted, ',') }
   end
 end
 
 local function keep_member(granted)
-  redis_call('HSET', key('members'), replica, text(call.serial) .. '|' .. state.era .. '|' .. table.concat(granted, ','))
+  redis_call('HSET', key('members'), replica, text(call.serial) .. '|' .. table.concat(granted, ','))
 end
 
 local function asks_of(member)
@@ -1879,9 +1887,6 @@ local function give_back(now, lease)
 end
 
 local function hear(now, member)
-  if not member or member.era ~= state.era then
-    state.awaited = state.awaited - 1
-  end
   if member and call.heard ~= member.serial then
     for _, lease in ipairs(member.granted) do
       give_back(now, lease)

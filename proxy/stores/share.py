@@ -62,7 +62,7 @@ class Share:
             "share",
             self._serial,
             self._serial - 1,
-            "lost" if self._held is not None else self._ledger.era,
+            self._ledger.era,
             0,
             1,
             self._terms.name,

@@ -1,4 +1,6 @@
-from proxy.core.letters import need, terms_of
+from proxy.core.exchange import Demand
+from proxy.core.ledger import HOLD, Ledger
+from proxy.core.letters import Held, need, terms_of
 from proxy.core.model import SECOND
 from tests.core.worlds import World, lane, limit, pool
 
@@ -73,6 +75,7 @@ def test_a_cold_bucket_lets_one_probe_through() -> None:
     era = world.ledger.era
     world.send("start", (), (), era=era, held=())
     world.send("r", (), (), era=era, held=())
+    world.pass_(HOLD)
     (probe,) = world.ask(4).grants
     assert probe.probe
     assert len(world.call("r", *world.spend(probe)).grants) == 3
@@ -83,9 +86,61 @@ def test_buckets_that_are_not_known_are_used_in_turn() -> None:
     world = World.of(pool(3, limit(5)))
     world.run = "b"
     world.send("r", (), (), era=world.ledger.era, held=())
+    world.pass_(HOLD)
     used = []
     for _ in range(6):
         (grant,) = world.ask(1).grants
         used.append(grant.quota)
         world.call("r", *world.spend(grant))
     assert sorted(used[:3]) == sorted(used[3:]) == sorted(world.terms.quotas)
+
+
+def test_nothing_is_dealt_before_all_had_the_time_to_tell_what_they_hold() -> None:
+    """Law 8: who comes back first is told nothing of how many there are, so a new era waits out its time."""
+    world = World.of(pool(1, limit(5)))
+    held = world.ask(5, replica="late").grants
+    era, world.run = world.ledger.era, "b"
+    world.send("r", (), (), era=era, held=())
+    world.pass_(HOLD - 1)
+    assert not world.ask(1).grants
+    windows = tuple((one.id, one.window) for one in world.terms.limits)
+    told = tuple(Held(grant.lease, grant.quota, "a", windows, 0, None) for grant in held)
+    world.send("late", (), (), era=era, held=told)
+    world.pass_(1)
+    assert not world.call().grants, "all five are out"
+
+
+def test_a_state_that_is_new_to_all_deals_as_soon_as_its_probe_is_settled() -> None:
+    """Law 8: whoever knows no other state tells of none, so a first deployment waits for nobody."""
+    world = World(Ledger(), terms_of(pool(1, limit(5)), 11 * SECOND))
+    demands = (Demand(lane(), 1, 4),)
+    (probe,) = world.send("first", (), demands, era="").grants
+    assert probe.probe
+    assert len(world.send("second", (), demands, era="").grants) == 0
+    assert len(world.send("first", world.spend(probe), demands).grants) == 2, "the other two are the second's"
+
+
+def test_a_state_that_is_new_to_its_first_caller_may_be_a_loss_to_others() -> None:
+    """Law 8: who knows another state shows that there are others who do, from when on they have the time to tell."""
+    world = World(Ledger(), terms_of(pool(1, limit(5)), 11 * SECOND))
+    demands = (Demand(lane(), 1, 3),)
+    (probe,) = world.send("young", (), demands, era="").grants
+    world.pass_(HOLD)
+    assert world.send("old", era="another").asks == ("held",)
+    assert not world.send("young", world.spend(probe), demands).grants, "before anything is told"
+    world.send("old", era="another", held=())
+    world.pass_(HOLD - 1)
+    assert not world.send("young", (), demands).grants
+    world.pass_(1)
+    assert len(world.send("young", (), demands).grants) == 3
+
+
+def test_a_state_is_found_to_be_lost_once() -> None:
+    """Law 8: whoever comes late, because it was cut off for longer, tells what it holds and holds nobody up."""
+    world = World(Ledger(), terms_of(pool(1, limit(5)), 11 * SECOND))
+    (probe,) = world.send("old", (), (Demand(lane(), 1, 1),), era="").grants
+    world.send("old", world.spend(probe))
+    world.send("other", era="another", held=())
+    world.pass_(HOLD)
+    world.send("late", era="another", held=())
+    assert len(world.send("old", (), (Demand(lane(), 1, 3),)).grants) == 3
