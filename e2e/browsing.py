@@ -19,6 +19,35 @@ Scheme = Literal["light", "dark"]
 WIDTH = 1280
 HEIGHT = 860
 PATIENCE = 10_000  # ms for whatever the page has to show
+CONTRAST = 4.5
+"""The least that WCAG 2.2 (1.4.3, level AA) asks of text that is not large."""
+
+FAINT = """(least) => {
+    const numbers = (colour) => [...colour.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
+    const channel = (value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+    const luminance = ([r, g, b]) =>
+        0.2126 * channel(r / 255) + 0.7152 * channel(g / 255) + 0.0722 * channel(b / 255);
+    const contrast = (one, other) => {
+        const [low, high] = [luminance(one), luminance(other)].sort((a, b) => a - b);
+        return (high + 0.05) / (low + 0.05);
+    };
+    const faint = [];
+    for (const part of document.querySelectorAll("body *")) {
+        const says = [...part.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+        if (!says || !part.getClientRects().length || part.closest(".unseen, .skip, noscript")) continue;
+        let ground = null, opacity = 1;
+        for (let above = part; above; above = above.parentElement) {
+            const style = getComputedStyle(above);
+            opacity *= Number(style.opacity);
+            const colour = numbers(style.backgroundColor);
+            if (!ground && colour[3] === 1) ground = colour;
+        }
+        const ink = numbers(getComputedStyle(part).color).map((v, i) => v * opacity + ground[i] * (1 - opacity));
+        const found = contrast(ink, ground);
+        if (found < least) faint.push(`${found.toFixed(2)} ${part.textContent.trim().slice(0, 30)}`);
+    }
+    return faint;
+}"""
 
 
 @dataclass(frozen=True)
@@ -104,3 +133,8 @@ def appears(page: Page, selector: str, text: str, *, within: int = PATIENCE) -> 
     except BrowserError:
         return f"never: {text}"
     return ""
+
+
+def faint_texts(page: Page, where: str) -> list[str]:
+    """Texts that are hard to tell from their ground: colours and opacities as the browser computes them."""
+    return [f"{where}: {text}" for text in page.evaluate(FAINT, CONTRAST)]

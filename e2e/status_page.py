@@ -2,7 +2,7 @@
 
     python -m e2e.status_page                                  the demo and a made-up replica: all promises
     python -m e2e.status_page --url http://127.0.0.1:9090/     a running one: the promises that hold for every replica
-    python -m e2e.status_page --screenshots FOLDER             pictures, 1280 and 390 pixels wide, light and dark
+    python -m e2e.status_page --screenshots FOLDER             pictures, 1280, 768 and 390 pixels wide, light and dark
 
 Needs Chromium (`--chromium`, or one in the PATH) and Python's playwright. Exits with 1 when a promise is broken.
 """
@@ -15,11 +15,24 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page
 from playwright.sync_api import Error as BrowserError
 
-from e2e.browsing import WIDTH, Promise, Scheme, Watch, appears, browsing, chromium, opened, promise
+from e2e.browsing import (
+    CONTRAST,
+    WIDTH,
+    Promise,
+    Scheme,
+    Watch,
+    appears,
+    browsing,
+    chromium,
+    faint_texts,
+    opened,
+    promise,
+)
 from e2e.demo_page import demo_promises
+from e2e.extreme_pages import extreme_promises
 from tests.observability.samples import Replica, busy, serving
 
-WIDTHS = (WIDTH, 390)
+WIDTHS = (WIDTH, 768, 390)
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 
 
@@ -28,6 +41,7 @@ def every_replica(browser: Browser, url: str, folder: Path | None) -> Iterator[P
     watch = Watch.over(url)
     overflowing: list[str] = []
     unnamed: list[str] = []
+    faint: list[str] = []
     grounds: dict[str, str] = {}
     for width in WIDTHS:
         for scheme in SCHEMES:
@@ -37,11 +51,13 @@ def every_replica(browser: Browser, url: str, folder: Path | None) -> Iterator[P
                     overflowing.append(name)
                 grounds[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
                 unnamed += unnamed_parts(page, name)
+                faint += faint_texts(page, name)
                 if folder:
                     page.screenshot(path=folder / f"status-{width}-{scheme}.png", full_page=True)
     yield promise("no line is wider than the screen", overflowing)
     yield Promise("dark and light differ", len(set(grounds.values())) == len(SCHEMES), str(grounds))
     yield promise("what is focused, drawn or tabular has a name", unnamed)
+    yield promise(f"every text has a contrast of {CONTRAST} to its ground", faint)
     yield from keyboard(browser, url, watch)
     yield from watch.promises()
 
@@ -94,6 +110,11 @@ def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Pr
         )
         replica.snapshots[:] = [busy(3, lost=True)]
         yield Promise("a lost store is shown", not (missed := shown(page, "Ready, without its store")), missed)
+        for text in (
+            "The store does not answer: no answer within 500 ms",
+            "refused, and the one before goes on: clients",
+        ):
+            yield Promise(f"in words, {text[:9]}…", not (missed := appears(page, "#notices", text)), missed)
         yield Promise("and said", not (missed := announced(page, "The store is lost")), missed)
         replica.snapshots[:] = [busy(4, out=True)]
         yield Promise("an outage is shown", not (missed := shown(page, "out of order for 20 s: 503 three")), missed)
@@ -107,7 +128,9 @@ def staleness(browser: Browser, url: str, replica: Replica) -> Iterator[Promise]
     with opened(browser, url, watch) as page:
         replica.failing = True
         yield Promise("old data are called old", not (missed := shown(page, "What is shown is")), missed)
+        yield promise("and can be read", faint_texts(page, "old"))
         replica.failing = False
+        yield Promise("the end of that is said", not (missed := announced(page, "up to date again")), missed)
         page.locator("#problem").wait_for(state="hidden")
         page.get_by_role("button", name="Pause").click()
         appears(page, "#fresh", "paused at")
@@ -138,6 +161,7 @@ def every_promise(browser: Browser, url: str | None, folder: Path | None, pictur
     with serving(replica) as address:
         yield from every_replica(browser, address, folder)
         yield from made_up_replica(browser, address, replica)
+    yield from extreme_promises(browser, WIDTHS, folder)
     yield from demo_promises(browser, None if picture is None else lambda page: take(page, picture))
 
 

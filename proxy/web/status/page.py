@@ -39,6 +39,8 @@ _PAGE = MappingProxyType(
         "/": ("index.html", "text/html; charset=utf-8"),
         "/status.css": ("status.css", "text/css; charset=utf-8"),
         "/status.js": ("status.js", "text/javascript; charset=utf-8"),
+        "/elements.js": ("elements.js", "text/javascript; charset=utf-8"),
+        "/words.js": ("words.js", "text/javascript; charset=utf-8"),
         "/icon.svg": ("icon.svg", "image/svg+xml"),
     }
 )

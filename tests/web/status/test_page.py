@@ -56,18 +56,30 @@ def test_the_page_needs_nothing_that_its_policy_forbids() -> None:
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|javascript:", page)
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert links
+    assert "status.js" in links
     assert [link for link in links if re.match(r"[a-z]+:|/", link)] == []
     names = {path.lstrip("/") for path in PAGE_PATHS} | {"status.json", "metrics", "readyz", "#main"}
     assert set(links) <= names
 
 
-def test_the_script_writes_text_only() -> None:
+SCRIPTS = [path for path in PAGE_PATHS if path.endswith(".js")]
+
+
+@pytest.mark.parametrize("path", SCRIPTS)
+def test_the_scripts_write_text_only(path: str) -> None:
     """Nothing that a name or a reason holds becomes markup."""
-    script = text_of("/status.js")
+    script = text_of(path)
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|DOMParser", script
     )
     assert not re.search(r"https?://", script)
+
+
+def test_scripts_use_only_each_other() -> None:
+    """What one takes from another is there, by a relative path: the page works behind a path of a proxy's."""
+    imported = {name for path in SCRIPTS for name in re.findall(r'from "([^"]*)"', text_of(path))}
+    assert {f".{path}" for path in SCRIPTS} - imported == {"./status.js"}
+    assert imported < {f".{path}" for path in SCRIPTS}
 
 
 def test_the_page_has_landmarks_and_says_changes_politely() -> None:

@@ -1,375 +1,383 @@
-"use strict";
-// Draws status.json once a second. Text only ever goes in by textContent; elements are kept and changed, never made
-// anew without need, so that focus, selection and a screen reader's place stay where they are.
-(() => {
-  const VERSION = 1;
-  const EVERY = 1000; // ms between an answer and the next question
-  const PATIENCE = 5000; // ms for one answer
-  const STALE = 5000; // ms after which what is shown is called old
-  const DOTS = 120; // the largest limit that is drawn token by token
-  const MOST_DOTS = 4000; // on the whole page; beyond, bars
+// Draws status.json once a second. Elements are kept and changed, never made anew without need, so that focus, selection
+// and a screen reader's place stay where they are.
+import { $, list, make, mark, set } from "./elements.js";
+import { TONES, clock, number, percent, plural, since, soon, span, usable, usedUp } from "./words.js";
 
-  const $ = (id) => document.getElementById(id);
-  const state = { paused: false, timer: 0, asking: null, shown: null, last: 0, trouble: "", before: null };
+const VERSION = 1;
+const EVERY = 1000; // ms between an answer and the next question
+const PATIENCE = 5000; // ms for one answer
+const STALE = 5000; // ms after which what is shown is called old
+const DOTS = 120; // the largest limit that is drawn token by token
+const MOST_DOTS = 4000; // on the whole page; beyond, bars
+const MANY_QUOTAS = 12; // of a pool; beyond, they are drawn small
+const MANY_ROWS = 24; // of a table; beyond, those that matter most and a button for the rest
 
-  // ---- elements -------------------------------------------------------------------------------------------------
+const state = { paused: false, timer: 0, asking: null, shown: null, last: 0, trouble: "", before: null, toldStale: false };
 
-  const set = (element, text) => {
-    if (element.textContent !== text) element.textContent = text;
-    return element;
-  };
-  const mark = (element, name, value) => {
-    if (value === null || value === undefined || value === "") element.removeAttribute(name);
-    else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
-    return element;
-  };
-  const make = (tag, className, ...children) => {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    element.append(...children);
-    return element;
-  };
-  // The children of `parent`, one for each item, found again by `key`; `build` makes one, `fill` writes into it.
-  const list = (parent, items, key, build, fill) => {
-    const kept = parent.kept || (parent.kept = new Map());
-    const names = new Set();
-    items.forEach((item, index) => {
-      const name = key(item, index);
-      names.add(name);
-      let child = kept.get(name);
-      if (!child) kept.set(name, (child = build(item)));
-      fill(child, item);
-      if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] || null);
+// ---- the head and the overview --------------------------------------------------------------------------------
+
+const verdict = (data) => {
+  if (data.process.draining) return ["Draining", "warn"];
+  if (data.process.unready.length) return [`Not ready: ${data.process.unready.join("; ")}`, "bad"];
+  if (data.pools.some((pool) => pool.outage)) return ["Ready, upstream out of order", "bad"];
+  if (!data.store.up) return ["Ready, without its store", "warn"];
+  return ["Ready", "good"];
+};
+const sum = (data, value) => data.pools.reduce((total, pool) => total + value(pool), 0);
+
+const keyTile = (keys) => {
+  const good = keys.filter(usable).length;
+  const spent = keys.filter(usedUp).length;
+  const note = !keys.length ? "no pool has a key" : [good < keys.length ? "see the keys below" : "", spent ? `month used up: ${number(spent)}` : ""].filter(Boolean).join("; ");
+  return ["Usable keys", keys.length ? `${number(good)} of ${number(keys.length)}` : "none", note || "all of them", good ? (note ? "warn" : "") : "bad"];
+};
+const tiles = (data) => {
+  const throttled = { total: sum(data, (p) => p.throttled.total), minute: sum(data, (p) => p.throttled.minute) };
+  const refusals = Object.values(data.refused);
+  const refused = refusals.reduce((total, count) => total + count.minute, 0);
+  const ever = refusals.reduce((total, count) => total + count.total, 0);
+  const clients = data.pools.flatMap((pool) => pool.clients);
+  const waiting = clients.reduce((total, client) => total + client.waiting, 0);
+  const oldest = Math.max(0, ...clients.map((client) => client.oldest));
+  const store = data.store;
+  const reload = data.reload;
+  return [
+    ["Upstream 429s", number(throttled.minute), `last minute; ${number(throttled.total)} since start`, throttled.minute ? "bad" : ""],
+    ["Waiting", number(waiting), waiting ? `the longest for ${span(oldest)}` : "nobody waits", ""],
+    ["Under way", number(sum(data, (pool) => pool.in_flight)), "requests that hold a key", ""],
+    ["Refused", number(refused), `last minute; ${number(ever)} since start`, refused ? "warn" : ""],
+    keyTile(data.pools.flatMap((pool) => pool.keys)),
+    ["Store", store.up ? "up" : "lost", `${store.kind}, for ${since(store.since, data.at)}`, store.up ? "" : "bad"],
+    ["Replicas", number(store.replicas), store.kind === "memory" ? "tokens of its own" : "seen in the store", ""],
+    ["Last reload", reload ? (reload.ok ? "taken" : "refused") : "none", reload ? `${since(reload.at, data.at)} ago` : "as at the start", reload && !reload.ok ? "bad" : ""],
+  ];
+};
+
+const MEANWHILE = { share: "replicas go on with their share of the limits", wait: "requests wait for it", refuse: "requests are refused" };
+// What somebody should read, in sentences.
+const notices = (data) => {
+  const { store, reload } = data;
+  return [
+    store.up ? "" : `The store does not answer: ${store.cause || "cause unknown"}.${MEANWHILE[store.on_loss] ? ` Until it does, ${MEANWHILE[store.on_loss]}.` : ""}`,
+    reload && !reload.ok ? `The new configuration was refused, and the one before goes on: ${reload.reason}` : "",
+  ].filter(Boolean);
+};
+
+const drawHead = (data) => {
+  const [word, tone] = verdict(data);
+  mark(set($("verdict"), word), "data-tone", tone);
+  const process = data.process;
+  set($("identity"), `${process.replica}, version ${process.version}, Python ${process.python}, up ${since(process.started, data.at)}`);
+  document.title = word === "Ready" ? "Keyturn status" : `${word} – Keyturn status`;
+  list($("overview"), tiles(data), (tile) => tile[0],
+    () => make("div", "", make("dt"), make("dd"), make("dd")),
+    (element, [name, value, note, toneOf]) => {
+      const [dt, dd, small] = element.children;
+      set(dt, name); set(dd, value); set(small, note); mark(element, "data-tone", toneOf);
     });
-    for (const [name, child] of kept) if (!names.has(name)) { child.remove(); kept.delete(name); }
-  };
+  list($("notices"), notices(data), (_, index) => index, () => make("li", "problem"), set);
+};
 
-  // ---- words ----------------------------------------------------------------------------------------------------
+// ---- tokens ---------------------------------------------------------------------------------------------------
 
-  const whole = new Intl.NumberFormat("en");
-  const number = (value) => whole.format(value);
-  const plural = (count, one, many) => `${number(count)} ${count === 1 ? one : many || one + "s"}`;
-  const percent = (ratio) => `${Math.round(100 * ratio)} %`;
-  const span = (seconds) => {
-    if (seconds < 0.95) return `${Math.max(0, seconds).toFixed(1)} s`;
-    if (seconds < 100) return `${Math.round(seconds)} s`;
-    if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-    if (seconds < 129600) return `${Math.round(seconds / 3600)} h`;
-    return `${Math.round(seconds / 86400)} days`;
-  };
-  const soon = (seconds) => span(Math.max(1, Math.ceil(seconds)));
-  const since = (from, at) => span(Math.max(0, (Date.parse(at) - Date.parse(from)) / 1000));
-  const clock = (instant) => new Date(instant).toLocaleTimeString("en-GB");
-  const TONES = { ready: "good", parked: "warn", quarantined: "bad", paused: "none" };
-  const usable = (key) => key.state === "ready" || key.state === "parked";
+const told = (limit) => {
+  const parts = [`${limit.at_hand} at hand`, `${limit.in_use} in use`, `${limit.cooling} cooling`];
+  const next = limit.returns[0];
+  const last = limit.returns[limit.returns.length - 1];
+  if (next) parts.push(`${plural(next.tokens, "token")} back within ${soon(next.within)}${last !== next ? `, the last within ${soon(last.within)}` : ""}`);
+  return parts.join(", ");
+};
 
-  // ---- the head and the overview --------------------------------------------------------------------------------
+// What each of a limit's tokens is, in the order in which they will be free: [state, nearness of its return].
+const cells = (limit) => {
+  const result = [];
+  const add = (count, name, near) => { for (let i = 0; i < count; i += 1) result.push([name, near]); };
+  add(limit.at_hand, "hand", "");
+  for (const entry of limit.returns) add(entry.tokens, "cool", Math.max(0, 3 - Math.floor((4 * entry.within) / (limit.window || 1))));
+  add(limit.in_use, "use", "");
+  add(limit.size - result.length, "gone", "");
+  return result.slice(0, Math.max(limit.size, 1));
+};
 
-  const verdict = (data) => {
-    if (data.process.draining) return ["Draining", "warn"];
-    if (data.process.unready.length) return [`Not ready: ${data.process.unready.join("; ")}`, "bad"];
-    if (data.pools.some((pool) => pool.outage)) return ["Ready, upstream out of order", "bad"];
-    if (!data.store.up) return ["Ready, without its store", "warn"];
-    return ["Ready", "good"];
-  };
-  const sum = (data, value) => data.pools.reduce((total, pool) => total + value(pool), 0);
+const drawDots = (row, limit) => list(row, cells(limit), (_, index) => index,
+  () => make("span", "token"),
+  (dot, [name, near]) => { mark(dot, "data-state", name); mark(dot, "data-near", near); });
 
-  const tiles = (data) => {
-    const keys = data.pools.flatMap((pool) => pool.keys);
-    const good = keys.filter(usable).length;
-    const throttled = { total: sum(data, (p) => p.throttled.total), minute: sum(data, (p) => p.throttled.minute) };
-    const refusals = Object.values(data.refused);
-    const refused = refusals.reduce((total, count) => total + count.minute, 0);
-    const ever = refusals.reduce((total, count) => total + count.total, 0);
-    const clients = data.pools.flatMap((pool) => pool.clients);
-    const waiting = clients.reduce((total, client) => total + client.waiting, 0);
-    const oldest = Math.max(0, ...clients.map((client) => client.oldest));
-    const store = data.store;
-    const reload = data.reload;
-    return [
-      ["Upstream 429s", number(throttled.minute), `last minute; ${number(throttled.total)} since start`, throttled.minute ? "bad" : ""],
-      ["Waiting", number(waiting), waiting ? `the longest for ${span(oldest)}` : "nobody waits", ""],
-      ["Under way", number(sum(data, (pool) => pool.in_flight)), "requests that hold a key", ""],
-      ["Refused", number(refused), `last minute; ${number(ever)} since start`, refused ? "warn" : ""],
-      ["Usable keys", `${good} of ${keys.length}`, good < keys.length ? "see the keys below" : "all of them", good ? (good < keys.length ? "warn" : "") : "bad"],
-      ["Store", store.up ? `${store.kind}, up` : `${store.kind}, lost`,
-        store.up ? `for ${since(store.since, data.at)}; ${plural(store.replicas, "replica")} seen`
-          : `for ${since(store.since, data.at)}: ${store.cause || "cause unknown"}${store.on_loss ? `; on loss: ${store.on_loss}` : ""}`,
-        store.up ? "" : "bad"],
-      ["Last reload", reload ? (reload.ok ? "taken" : "refused") : "none",
-        reload ? `${since(reload.at, data.at)} ago${reload.ok ? "" : `: ${reload.reason}`}` : "as it was at the start", reload && !reload.ok ? "bad" : ""],
-    ];
-  };
+const drawBar = (row, limit) => list(row,
+  [["hand", limit.at_hand], ["use", limit.in_use], ["cool", Math.max(0, limit.size - limit.at_hand - limit.in_use)]],
+  (part) => part[0], ([name]) => mark(make("i"), "data-state", name),
+  (part, [, count]) => part.style.setProperty("--part", count));
 
-  const drawHead = (data) => {
-    const [word, tone] = verdict(data);
-    mark(set($("verdict"), word), "data-tone", tone);
-    const process = data.process;
-    set($("identity"), `${process.replica}, version ${process.version}, Python ${process.python}, up ${since(process.started, data.at)}`);
-    document.title = word === "Ready" ? "Keyturn status" : `${word} – Keyturn status`;
-    list($("overview"), tiles(data), (tile) => tile[0],
-      () => make("div", "", make("dt"), make("dd"), make("dd")),
-      (element, [name, value, note, toneOf]) => {
-        const [dt, dd, small] = element.children;
-        set(dt, name); set(dd, value); set(small, note); mark(element, "data-tone", toneOf);
-      });
-  };
+const drawLimit = (element, limit, dots) => {
+  const [line, row, note] = element.children;
+  const [name, count] = line.children;
+  set(name, limit.name);
+  set(count.children[0], number(limit.at_hand));
+  set(count.children[1], ` of ${number(limit.size)}`);
+  set(count.children[2], ` at hand, ${number(limit.in_use)} in use, ${number(limit.cooling)} cooling`);
+  const asDots = dots && limit.size <= DOTS;
+  if (row.className !== (asDots ? "tokens" : "bar")) { row.className = asDots ? "tokens" : "bar"; row.replaceChildren(); row.kept = null; }
+  mark(row, "aria-label", told(limit));
+  (asDots ? drawDots : drawBar)(row, limit);
+  const next = limit.returns[0];
+  const last = limit.returns[limit.returns.length - 1];
+  set(note, !next ? (limit.in_use ? "none cooling" : "all at hand")
+    : `next ${number(next.tokens)} back within ${soon(next.within)}${last !== next ? `, the last within ${soon(last.within)}` : ""}`);
+};
 
-  // ---- tokens ---------------------------------------------------------------------------------------------------
+const buildLimit = () => make("div", "bucket",
+  make("div", "bucket-line", make("span"), make("span", "count", make("strong"), make("span"), make("span", "detail"))),
+  mark(make("div", "tokens"), "role", "img"), make("p", "quiet detail"));
 
-  const told = (limit) => {
-    const parts = [`${limit.at_hand} at hand`, `${limit.in_use} in use`, `${limit.cooling} cooling`];
-    const next = limit.returns[0];
-    const last = limit.returns[limit.returns.length - 1];
-    if (next) parts.push(`${plural(next.tokens, "token")} back within ${soon(next.within)}${last !== next ? `, all within ${soon(last.within)}` : ""}`);
-    return parts.join(", ");
-  };
-
-  // What each of a limit's tokens is, in the order in which they will be free: [state, nearness of its return].
-  const cells = (limit) => {
-    const result = [];
-    const add = (count, name, near) => { for (let i = 0; i < count; i += 1) result.push([name, near]); };
-    add(limit.at_hand, "hand", "");
-    for (const entry of limit.returns) add(entry.tokens, "cool", Math.max(0, 3 - Math.floor((4 * entry.within) / (limit.window || 1))));
-    add(limit.in_use, "use", "");
-    add(limit.size - result.length, "gone", "");
-    return result.slice(0, Math.max(limit.size, 1));
-  };
-
-  const drawDots = (row, limit) => list(row, cells(limit), (_, index) => index,
-    () => make("span", "token"),
-    (dot, [name, near]) => { mark(dot, "data-state", name); mark(dot, "data-near", near); });
-
-  const drawBar = (row, limit) => list(row,
-    [["hand", limit.at_hand], ["use", limit.in_use], ["cool", Math.max(0, limit.size - limit.at_hand - limit.in_use)]],
-    (part) => part[0], ([name]) => mark(make("i"), "data-state", name),
-    (part, [, count]) => part.style.setProperty("--part", count));
-
-  const drawLimit = (element, limit, dots) => {
-    const [line, row, note] = element.children;
-    const [name, count] = line.children;
-    set(name, limit.name);
-    set(count.children[0], number(limit.at_hand));
-    set(count.children[1], ` at hand, ${number(limit.in_use)} in use, ${number(limit.cooling)} cooling`);
-    const asDots = dots && limit.size <= DOTS;
-    if (row.className !== (asDots ? "tokens" : "bar")) { row.className = asDots ? "tokens" : "bar"; row.replaceChildren(); row.kept = null; }
-    mark(row, "aria-label", told(limit));
-    (asDots ? drawDots : drawBar)(row, limit);
-    const next = limit.returns[0];
-    const last = limit.returns[limit.returns.length - 1];
-    set(note, !next ? (limit.in_use ? "none cooling" : "all at hand")
-      : `next ${number(next.tokens)} back within ${soon(next.within)}${last !== next ? `, all cooled within ${soon(last.within)}` : ""}`);
-  };
-
-  const buildLimit = () => make("div", "bucket",
-    make("div", "bucket-line", make("span"), make("span", "count", make("strong"), make("span"))),
-    mark(make("div", "tokens"), "role", "img"), make("p", "quiet"));
-
-  const drawQuotas = (element, pool, dots) => list(element, pool.quotas, (quota) => quota.name,
-    () => make("li", "quota", make("div", "quota-head", make("span", "name"), make("span", "states")), make("div"), make("p", "quiet note")),
-    (card, quota) => {
-      const [head, limits, note] = card.children;
-      const keys = pool.keys.filter((key) => key.quota === quota.name);
-      set(head.children[0], quota.name);
-      mark(card, "data-off", keys.some(usable) ? null : "yes");
-      list(head.children[1], keys, (key) => key.name, () => make("span", "badge"),
-        (badge, key) => mark(set(badge, keys.length > 1 || key.name !== quota.name ? `${key.name}: ${key.state}` : key.state), "data-tone", TONES[key.state] || "none"));
-      set(note, quota.limits.length ? "" : "No key of it is in use; its tokens are not looked at.");
-      list(limits, quota.limits, (limit) => limit.name, buildLimit, (row, limit) => drawLimit(row, limit, dots));
-    });
-
-  // ---- tables ---------------------------------------------------------------------------------------------------
-
-  // Roles are written out: on narrow screens the parts are no table to CSS, and browsers forget what they were.
-  const buildTable = (title, columns) => {
-    const id = `t${(buildTable.count = (buildTable.count || 0) + 1)}`;
-    const head = mark(make("tr"), "role", "row");
-    for (const [name, className] of columns) head.append(mark(mark(set(make("th", className), name), "scope", "col"), "role", "columnheader"));
-    const body = mark(make("tbody"), "role", "rowgroup");
-    const table = mark(make("table", "", mark(make("thead", "", head), "role", "rowgroup"), body), "role", "table");
-    mark(table, "aria-labelledby", id);
-    const box = mark(mark(mark(make("div", "scroll", table), "tabindex", "0"), "role", "region"), "aria-labelledby", id);
-    const part = make("div", "", mark(set(make("h3"), title), "id", id), box);
-    part.body = body;
-    return part;
-  };
-  const buildRow = (columns) => {
-    const row = mark(make("tr"), "role", "row");
-    columns.forEach(([name, className], index) => row.append(index
-      ? mark(mark(make("td", className), "data-label", name), "role", "cell")
-      : mark(mark(make("th", "name"), "scope", "row"), "role", "rowheader")));
-    return row;
-  };
-  const cell = (element, text) => mark(set(element, text), "data-blank", text ? null : "yes");
-
-  const KEYS = [["Key", ""], ["State", ""], ["For", "number"], ["Reason", ""], ["Returns", "number"], ["Left this month", "number"]];
-  const drawKeys = (part, pool, at) => list(part.body, pool.keys, (key) => key.name,
-    () => { const row = buildRow(KEYS); row.className = "has-badge"; row.children[1].append(make("span", "badge")); return row; },
-    (row, key) => {
-      const [name, stateOf, age, reason, until, month] = row.children;
-      set(name, key.name);
-      mark(set(stateOf.firstChild, key.state), "data-tone", TONES[key.state] || "none");
-      cell(age, since(key.since, at));
-      cell(reason, key.reason);
-      cell(until, key.until ? `in ${since(at, key.until)}` : "");
-      cell(month, key.month_remaining === null ? "" : number(key.month_remaining));
-    });
-
-  const CLIENTS = [["Client", ""], ["Weight", "number"], ["Waiting", "number"], ["Longest", "number"], ["Next turn", "number"], ["Share of the last minute", "wide"]];
-  const turn = (value, waiting) => (value === null ? (waiting ? "unknown" : "") : value < 0.05 ? "now" : `in ${span(value)}`);
-  const lane = (entry) => `${entry.limits.join(" + ") || "no limit"}${entry.pinned ? `, key ${entry.pinned}` : ""}`;
-  // In the order of the configuration, so that rows stay where they are.
-  const rows = (pool) => pool.clients.filter((client) => client.due !== null)
-    .flatMap((client) => [{ client }, ...(client.lanes.length > 1 ? client.lanes.map((entry) => ({ client, entry })) : [])]);
-
-  const drawShare = (element, client) => {
-    const [gauge, text] = element.firstChild.children;
-    const got = client.share || 0;
-    gauge.style.setProperty("--got", percent(got).replace(" ", ""));
-    gauge.style.setProperty("--due", percent(client.due).replace(" ", ""));
-    set(text, `${percent(got)}, due ${percent(client.due)}`);
-  };
-  const drawClients = (part, pool) => {
-    const shown = rows(pool);
-    list(part.body, shown, ({ client, entry }) => `${client.name}\n${entry ? lane(entry) : ""}`,
-      ({ entry }) => {
-        const row = buildRow(CLIENTS);
-        if (!entry) row.lastChild.append(make("div", "share", mark(make("div", "gauge", make("i"), make("b")), "aria-hidden", "true"), make("span")));
-        else row.className = "lane";
-        return row;
-      },
-      (row, { client, entry }) => {
-        const [name, weight, waiting, oldest, next, share] = row.children;
-        const from = entry || client;
-        set(name, entry ? `↳ ${lane(entry)}` : client.name);
-        cell(weight, entry ? "" : number(client.weight));
-        cell(waiting, number(from.waiting));
-        cell(oldest, from.waiting ? span(from.oldest) : "");
-        cell(next, turn(from.turn, from.waiting));
-        if (entry) mark(share, "data-blank", "yes"); else drawShare(share, client);
-      });
-    const idle = pool.clients.filter((client) => client.due === null).map((client) => client.name);
-    const note = !idle.length ? "" : idle.length > 8 ? `${idle.length} more clients are idle.` : `Idle: ${idle.join(", ")}.`;
-    set(part.note, note || (shown.length ? "" : "No client has called yet."));
-  };
-
-  const buildPool = () => {
-    const element = make("section", "pool", make("div", "pool-head", make("h2"), make("p", "quiet")), make("p", "problem"));
-    const quotas = mark(make("ul", "quotas"), "role", "list");
-    const clients = buildTable("Clients and lanes", CLIENTS);
-    const keys = buildTable("Keys", KEYS);
-    clients.append((clients.note = make("p", "quiet note")));
-    const tokens = make("div", "", set(make("h3"), "Tokens of each quota"), quotas);
-    element.append(make("div", "pool-body", tokens, clients, keys));
-    Object.assign(element, { quotas, clients, keys });
-    return element;
-  };
-
-  const drawPools = (data) => {
-    const dots = sum(data, (pool) => pool.quotas.reduce((t, q) => t + q.limits.reduce((n, l) => n + (l.size <= DOTS ? l.size : 0), 0), 0)) <= MOST_DOTS;
-    list($("pools"), data.pools, (pool) => pool.name, buildPool, (element, pool) => {
-      const [title, note] = element.firstChild.children;
-      const id = mark(set(title, `Pool ${pool.name}`), "id", title.id || `p${(buildPool.count = (buildPool.count || 0) + 1)}`).id;
-      mark(element, "aria-labelledby", id);
-      set(note, `${number(pool.in_flight)} under way; refused ${number(pool.refused.minute)} and upstream 429s ${number(pool.throttled.minute)} in the last minute`);
-      const outage = element.children[1];
-      outage.hidden = !pool.outage;
-      set(outage, pool.outage ? `The upstream is out of order for ${since(pool.outage.since, data.at)}: ${pool.outage.cause}. It is tried again in ${since(data.at, pool.outage.until)}.` : "");
-      drawQuotas(element.quotas, pool, dots);
-      drawClients(element.clients, pool);
-      drawKeys(element.keys, pool, data.at);
-    });
-  };
-
-  const drawRefusals = (data) => {
-    const reasons = Object.entries(data.refused).filter(([, count]) => count.total)
-      .sort(([a, x], [b, y]) => y.minute - x.minute || y.total - x.total || (a < b ? -1 : 1));
-    $("refusals").hidden = !reasons.length;
-    const columns = [["Reason", ""], ["Last minute", "number"], ["Since start", "number"]];
-    list($("refusal-rows"), reasons, ([reason]) => reason, () => buildRow(columns), (row, [reason, count]) => {
-      set(row.children[0], reason.replaceAll("_", " "));
-      set(row.children[1], number(count.minute));
-      set(row.children[2], number(count.total));
-    });
-  };
-
-  // ---- changes, said once ---------------------------------------------------------------------------------------
-
-  const facts = (data) => {
-    const result = new Map([["process", verdict(data)[0]], ["store", data.store.up ? "The store answers" : `The store is lost: ${data.store.cause || "cause unknown"}`]]);
-    if (data.reload) result.set("reload", `${data.reload.at}|${data.reload.ok ? "The configuration was reloaded" : `A reload was refused: ${data.reload.reason}`}`);
-    for (const pool of data.pools) result.set(`outage ${pool.name}`, pool.outage ? `The upstream of pool ${pool.name} is out of order: ${pool.outage.cause}` : `The upstream of pool ${pool.name} answers`);
-    for (const pool of data.pools) for (const key of pool.keys) result.set(`key ${pool.name} ${key.name}`, `Key ${key.name} is ${key.state}`);
-    return result;
-  };
-  const announce = (data) => {
-    const now = facts(data);
-    const before = state.before;
-    state.before = now;
-    if (!before) return;
-    const news = [...now].filter(([name, text]) => before.get(name) !== text).map(([, text]) => text.split("|").pop());
-    if (news.length) set($("announcer"), news.length > 4 ? `${news.slice(0, 4).join(". ")}, and ${news.length - 4} more changes` : news.join(". "));
-  };
-
-  // ---- asking ---------------------------------------------------------------------------------------------------
-
-  const draw = (data) => {
-    drawHead(data);
-    drawPools(data);
-    drawRefusals(data);
-    announce(data);
-  };
-
-  const drawFreshness = () => {
-    const age = Date.now() - state.last;
-    const stale = Boolean(state.trouble) && (!state.shown || age > STALE || state.trouble.startsWith("This page"));
-    document.documentElement.classList.toggle("stale", stale && Boolean(state.shown));
-    const text = !stale ? "" : state.trouble + (state.shown && !state.trouble.startsWith("This page") ? `. What is shown is ${span(age / 1000)} old.` : "");
-    set($("problem"), text);
-    $("problem").hidden = !text;
-    if (stale && !state.toldStale) set($("announcer"), state.trouble);
-    state.toldStale = stale;
-    if (stale) mark(set($("verdict"), "No answer"), "data-tone", "bad");
-    set($("fresh"), !state.shown ? "" : `${state.paused ? "paused at" : "as of"} ${clock(state.last)}`);
-  };
-
-  const ask = async () => {
-    const stop = (state.asking = new AbortController());
-    const patience = setTimeout(() => stop.abort(), PATIENCE);
-    try {
-      const answer = await fetch("status.json", { signal: stop.signal, cache: "no-store", credentials: "same-origin" });
-      if (!answer.ok) throw new Error(`It answered ${answer.status}`);
-      const data = await answer.json();
-      if (data.version !== VERSION) throw new Error(`This page reads version ${VERSION} of status.json and the proxy writes ${data.version}: load the page anew`);
-      draw(data);
-      Object.assign(state, { shown: data, last: Date.now(), trouble: "" });
-    } catch (error) {
-      if (stop !== state.asking) return;
-      const why = error.name === "AbortError" ? "it takes too long" : error instanceof TypeError ? "it cannot be reached" : error.message;
-      state.trouble = why.startsWith("This page") ? why : `No status from this replica: ${why.charAt(0).toLowerCase()}${why.slice(1)}`;
-    } finally {
-      clearTimeout(patience);
-      if (stop === state.asking) { state.asking = null; drawFreshness(); plan(EVERY); }
-    }
-  };
-  const plan = (delay) => {
-    clearTimeout(state.timer);
-    if (!document.hidden && !state.paused) state.timer = setTimeout(ask, delay);
-  };
-  const rest = () => {
-    clearTimeout(state.timer);
-    const asking = state.asking;
-    state.asking = null;
-    if (asking) asking.abort();
-  };
-  const resume = () => { if (!state.asking) plan(0); };
-
-  document.addEventListener("visibilitychange", () => (document.hidden ? rest() : resume()));
-  $("pause").addEventListener("click", () => {
-    state.paused = !state.paused;
-    set($("pause"), state.paused ? "Resume" : "Pause");
-    drawFreshness();
-    if (state.paused) rest(); else resume();
+const drawQuotas = (element, pool, dots) => list(element, pool.quotas, (quota) => quota.name,
+  () => make("li", "quota", make("div", "quota-head", make("span", "name"), make("span", "states")), make("div"), make("p", "quiet note")),
+  (card, quota) => {
+    const [head, limits, note] = card.children;
+    const keys = pool.keys.filter((key) => key.quota === quota.name);
+    mark(set(head.children[0], quota.name), "title", quota.name);
+    mark(card, "data-off", keys.some(usable) ? null : "yes");
+    list(head.children[1], keys, (key) => key.name, () => make("span", "badge"),
+      (badge, key) => mark(set(badge, keys.length > 1 || key.name !== quota.name ? `${key.name}: ${key.state}` : key.state), "data-tone", TONES[key.state] || "none"));
+    set(note, quota.limits.length ? "" : "No key of it is in use.");
+    list(limits, quota.limits, (limit) => limit.name, buildLimit, (row, limit) => drawLimit(row, limit, dots));
   });
-  resume();
-})();
+
+// ---- tables ---------------------------------------------------------------------------------------------------
+
+// Roles are written out: on narrow screens the parts are no table to CSS, and browsers forget what they were.
+const buildTable = (title, columns) => {
+  const id = `t${(buildTable.count = (buildTable.count || 0) + 1)}`;
+  const head = mark(make("tr"), "role", "row");
+  for (const [name, className] of columns) head.append(mark(mark(set(make("th", className), name), "scope", "col"), "role", "columnheader"));
+  const body = mark(make("tbody"), "role", "rowgroup");
+  const table = mark(make("table", "", mark(make("thead", "", head), "role", "rowgroup"), body), "role", "table");
+  mark(table, "aria-labelledby", id);
+  const box = mark(mark(mark(make("div", "scroll", table), "tabindex", "0"), "role", "region"), "aria-labelledby", id);
+  const more = mark(make("button"), "type", "button");
+  const foot = make("p", "quiet note", make("span"), more);
+  const part = make("div", "", mark(set(make("h3"), title), "id", id), box, foot);
+  more.addEventListener("click", () => { part.whole = !part.whole; if (state.shown) drawPools(state.shown); });
+  return Object.assign(part, { body, box, more, note: foot.firstChild });
+};
+// The rows to show of many, in their order: all, or those of the highest `rank`, as long as nobody wants to see the rest.
+const chosen = (part, all, rank, kind) => {
+  const many = all.length > MANY_ROWS;
+  part.more.hidden = !many;
+  set(part.more, part.whole ? "Show fewer" : `Show all ${number(all.length)} ${kind}`);
+  if (!many || part.whole) return all;
+  return rank(all);
+};
+const buildRow = (columns) => {
+  const row = mark(make("tr"), "role", "row");
+  columns.forEach(([name, className], index) => row.append(index
+    ? mark(mark(make("td", className), "data-label", name), "role", "cell")
+    : mark(mark(make("th", "name"), "scope", "row"), "role", "rowheader")));
+  return row;
+};
+const cell = (element, text) => mark(set(element, text), "data-blank", text ? null : "yes");
+
+const KEYS = [["Key", ""], ["State", ""], ["For", "number"], ["Reason", ""], ["Returns", "number"], ["Month left", "number"]];
+const noteworthy = (keys) => keys.filter((key) => key.state !== "ready" || usedUp(key));
+const drawKeys = (part, pool, at) => {
+  const shown = chosen(part, pool.keys, noteworthy, "keys");
+  const rest = pool.keys.length - shown.length;
+  set(part.note, !pool.keys.length ? "This pool has no key." : rest ? `${plural(rest, "key is", `${shown.length ? "more " : ""}keys are`)} ready.` : "");
+  part.box.hidden = !shown.length;
+  drawKeyRows(part.body, shown, at);
+};
+const drawKeyRows = (body, keys, at) => list(body, keys, (key) => key.name,
+  () => { const row = buildRow(KEYS); row.className = "has-badge"; row.children[1].append(make("span", "badge")); return row; },
+  (row, key) => {
+    const [name, stateOf, age, reason, until, month] = row.children;
+    set(name, key.name);
+    mark(set(stateOf.firstChild, key.state), "data-tone", TONES[key.state] || "none");
+    cell(age, since(key.since, at));
+    cell(reason, key.reason);
+    cell(until, key.until ? `in ${since(at, key.until)}` : "");
+    mark(cell(month, usedUp(key) ? "used up" : key.month_remaining === null ? "" : number(key.month_remaining)), "data-tone", usedUp(key) ? "bad" : null);
+  });
+
+const CLIENTS = [["Client", ""], ["Weight", "number"], ["Waiting", "number"], ["Longest", "number"], ["Next turn", "number"], ["Share of the last minute", "wide"]];
+const turn = (value, waiting) => (value === null ? (waiting ? "unknown" : "") : value < 0.05 ? "now" : `in ${span(value)}`);
+const lane = (entry) => `${entry.limits.join(" + ") || "no limit"}${entry.pinned ? `, key ${entry.pinned}` : ""}`;
+const busiest = (clients) => {
+  const best = new Set([...clients].sort((a, b) => b.waiting - a.waiting || b.granted - a.granted).slice(0, MANY_ROWS));
+  return clients.filter((client) => best.has(client));
+};
+// In the order of the configuration, so that rows stay where they are.
+const rows = (clients) => clients
+  .flatMap((client) => [{ client }, ...(client.lanes.length > 1 ? client.lanes.map((entry) => ({ client, entry })) : [])]);
+
+const drawShare = (element, client) => {
+  const [gauge, text] = element.firstChild.children;
+  const got = client.share || 0;
+  gauge.style.setProperty("--got", percent(got).replace("\u00a0", ""));
+  gauge.style.setProperty("--due", percent(client.due).replace("\u00a0", ""));
+  set(text, `${percent(got)}, due ${percent(client.due)}`);
+};
+const drawClients = (part, pool) => {
+  const active = pool.clients.filter((client) => client.due !== null);
+  const shown = chosen(part, active, busiest, "active clients");
+  part.box.hidden = !shown.length;
+  list(part.body, rows(shown), ({ client, entry }) => `${client.name}\n${entry ? lane(entry) : ""}`,
+    ({ entry }) => {
+      const row = buildRow(CLIENTS);
+      if (!entry) row.lastChild.append(make("div", "share", mark(make("div", "gauge", make("i"), make("b")), "aria-hidden", "true"), make("span")));
+      else row.className = "lane";
+      return row;
+    },
+    (row, { client, entry }) => {
+      const [name, weight, waiting, oldest, next, share] = row.children;
+      const from = entry || client;
+      set(name, entry ? `↳ ${lane(entry)}` : client.name);
+      cell(weight, entry ? "" : number(client.weight));
+      cell(waiting, number(from.waiting));
+      cell(oldest, from.waiting ? span(from.oldest) : "");
+      cell(next, turn(from.turn, from.waiting));
+      if (entry) mark(share, "data-blank", "yes"); else drawShare(share, client);
+    });
+  const idle = pool.clients.filter((client) => client.due === null).map((client) => client.name);
+  const rest = active.length - shown.length;
+  const notes = [
+    rest ? `Those of whom most wait; ${plural(rest, "more is", "more are")} active.` : "",
+    !active.length ? "No client has called in the last minute." : "",
+    !idle.length ? "" : idle.length > 8 ? `${plural(idle.length, "client is", "clients are")} idle.` : `Idle: ${idle.join(", ")}.`,
+  ];
+  set(part.note, notes.filter(Boolean).join(" "));
+};
+
+// Of all its quotas together, by limit.
+const atHand = (pool) => {
+  const limits = new Map();
+  for (const limit of pool.quotas.flatMap((quota) => quota.limits)) {
+    const [hand, size] = limits.get(limit.name) || [0, 0];
+    limits.set(limit.name, [hand + limit.at_hand, size + limit.size]);
+  }
+  return [...limits].map(([name, [hand, size]]) => `${number(hand)} of ${number(size)} tokens at hand${limits.size > 1 ? ` (${name})` : ""}; `).join("");
+};
+
+const buildPool = () => {
+  const element = make("section", "pool", make("div", "pool-head", make("h2"), make("p", "quiet")), make("p", "problem"));
+  const quotas = mark(make("ul", "quotas"), "role", "list");
+  const clients = buildTable("Clients and lanes", CLIENTS);
+  const keys = buildTable("Keys", KEYS);
+  keys.classList.add("keys");
+  const tokens = make("div", "", set(make("h3"), "Tokens of each quota"), quotas);
+  element.append(make("div", "pool-body", tokens, clients, keys));
+  Object.assign(element, { quotas, clients, keys });
+  return element;
+};
+
+const drawPools = (data) => {
+  const dots = sum(data, (pool) => pool.quotas.reduce((t, q) => t + q.limits.reduce((n, l) => n + (l.size <= DOTS ? l.size : 0), 0), 0)) <= MOST_DOTS;
+  list($("pools"), data.pools, (pool) => pool.name, buildPool, (element, pool) => {
+    const [title, note] = element.firstChild.children;
+    const id = mark(set(title, `Pool ${pool.name}`), "id", title.id || `p${(buildPool.count = (buildPool.count || 0) + 1)}`).id;
+    mark(element, "aria-labelledby", id);
+    set(note, `${atHand(pool)}${number(pool.in_flight)} under way; refused ${number(pool.refused.minute)} and upstream 429s ${number(pool.throttled.minute)} in the last minute`);
+    const outage = element.children[1];
+    outage.hidden = !pool.outage;
+    set(outage, pool.outage ? `The upstream is out of order for ${since(pool.outage.since, data.at)}: ${pool.outage.cause}. It is tried again in ${since(data.at, pool.outage.until)}.` : "");
+    const small = pool.quotas.length > MANY_QUOTAS;
+    element.quotas.className = small ? "quotas small" : "quotas";
+    element.quotas.parentElement.hidden = !pool.quotas.length;
+    drawQuotas(element.quotas, pool, dots && !small);
+    drawClients(element.clients, pool);
+    drawKeys(element.keys, pool, data.at);
+  });
+};
+
+const drawRefusals = (data) => {
+  const reasons = Object.entries(data.refused).filter(([, count]) => count.total)
+    .sort(([a, x], [b, y]) => y.minute - x.minute || y.total - x.total || (a < b ? -1 : 1));
+  $("refusals").hidden = !reasons.length;
+  const columns = [["Reason", ""], ["Last minute", "number"], ["Since start", "number"]];
+  list($("refusal-rows"), reasons, ([reason]) => reason, () => buildRow(columns), (row, [reason, count]) => {
+    set(row.children[0], reason.replaceAll("_", " "));
+    set(row.children[1], number(count.minute));
+    set(row.children[2], number(count.total));
+  });
+};
+
+// ---- changes, said once ---------------------------------------------------------------------------------------
+
+const facts = (data) => {
+  const result = new Map([["process", verdict(data)[0]], ["store", data.store.up ? "The store answers" : `The store is lost: ${data.store.cause || "cause unknown"}`]]);
+  if (data.reload) result.set("reload", `${data.reload.at}|${data.reload.ok ? "The configuration was reloaded" : `A reload was refused: ${data.reload.reason}`}`);
+  for (const pool of data.pools) result.set(`outage ${pool.name}`, pool.outage ? `The upstream of pool ${pool.name} is out of order: ${pool.outage.cause}` : `The upstream of pool ${pool.name} answers`);
+  for (const pool of data.pools) for (const key of pool.keys) result.set(`key ${pool.name} ${key.name}`, `Key ${key.name} is ${key.state}`);
+  return result;
+};
+const announce = (data) => {
+  const now = facts(data);
+  const before = state.before;
+  state.before = now;
+  if (!before) return;
+  const news = [...now].filter(([name, text]) => before.get(name) !== text).map(([, text]) => text.split("|").pop());
+  if (news.length) set($("announcer"), news.length > 4 ? `${news.slice(0, 4).join(". ")}, and ${news.length - 4} more changes` : news.join(". "));
+};
+
+// ---- asking ---------------------------------------------------------------------------------------------------
+
+const draw = (data) => {
+  drawHead(data);
+  drawPools(data);
+  drawRefusals(data);
+  announce(data);
+};
+
+const drawFreshness = () => {
+  const age = Date.now() - state.last;
+  const stale = Boolean(state.trouble) && (!state.shown || age > STALE || state.trouble.startsWith("This page"));
+  document.documentElement.classList.toggle("stale", stale && Boolean(state.shown));
+  const text = !stale ? "" : state.trouble + (state.shown && !state.trouble.startsWith("This page") ? `. What is shown is ${span(age / 1000)} old.` : "");
+  set($("problem"), text);
+  $("problem").hidden = !text;
+  if (stale !== state.toldStale) set($("announcer"), stale ? state.trouble : "The status is up to date again");
+  state.toldStale = stale;
+  if (stale) {
+    mark(set($("verdict"), "No answer"), "data-tone", "bad");
+    document.title = "No answer – Keyturn status";
+  }
+  set($("fresh"), !state.shown ? "" : `${state.paused ? "paused at" : "as of"} ${clock(state.last)}`);
+};
+
+const ask = async () => {
+  const stop = (state.asking = new AbortController());
+  const patience = setTimeout(() => stop.abort(), PATIENCE);
+  try {
+    const answer = await fetch("status.json", { signal: stop.signal, cache: "no-store", credentials: "same-origin" });
+    if (!answer.ok) throw new Error(`It answered ${answer.status}`);
+    const data = await answer.json();
+    if (data.version !== VERSION) throw new Error(`This page reads version ${VERSION} of status.json and the proxy writes ${data.version}: load the page anew`);
+    draw(data);
+    Object.assign(state, { shown: data, last: Date.now(), trouble: "" });
+  } catch (error) {
+    if (stop !== state.asking) return;
+    const why = error.name === "AbortError" ? "it takes too long" : error instanceof TypeError ? "it cannot be reached" : error.message;
+    state.trouble = why.startsWith("This page") ? why : `No status from this replica: ${why.charAt(0).toLowerCase()}${why.slice(1)}`;
+  } finally {
+    clearTimeout(patience);
+    if (stop === state.asking) { state.asking = null; drawFreshness(); plan(EVERY); }
+  }
+};
+const plan = (delay) => {
+  clearTimeout(state.timer);
+  if (!document.hidden && !state.paused) state.timer = setTimeout(ask, delay);
+};
+const rest = () => {
+  clearTimeout(state.timer);
+  const asking = state.asking;
+  state.asking = null;
+  if (asking) asking.abort();
+};
+const resume = () => { if (!state.asking) plan(0); };
+
+document.addEventListener("visibilitychange", () => (document.hidden ? rest() : resume()));
+$("pause").addEventListener("click", () => {
+  state.paused = !state.paused;
+  set($("pause"), state.paused ? "Resume" : "Pause");
+  drawFreshness();
+  if (state.paused) rest(); else resume();
+});
+resume();

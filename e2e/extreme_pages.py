@@ -1,0 +1,64 @@
+"""The status page at its edges: with nothing to show, with very much, and with names as long as they may be."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page
+
+from e2e.browsing import Promise, Watch, opened, promise
+from proxy.web.status.model import Snapshot
+from tests.observability.extremes import KEYS, WAITING, crowd, empty, long_names
+from tests.observability.samples import Replica, serving
+
+SCREENS = 6
+"""Heights of a large screen in which two hundred keys and five hundred clients fit."""
+
+
+def extreme_promises(browser: Browser, widths: Sequence[int], folder: Path | None) -> Iterator[Promise]:
+    """All that is promised of them."""
+    for name, snapshot in (("empty", empty()), ("crowd", crowd()), ("long", long_names())):
+        yield from at_each_width(browser, name, snapshot, widths, folder)
+    with serving(Replica(empty())) as url, opened(browser, url, Watch.over(url)) as page:
+        bare = page.evaluate(
+            "[...document.querySelectorAll('tbody')].filter((b) => b.checkVisibility() && !b.rows.length).length"
+        )
+        yield Promise("no table without rows is shown", bare == 0, f"{bare} are")
+        texts = page.locator("main").inner_text()
+        missed = [text for text in ("This pool has no key.", "No client has called") if text not in texts]
+        yield promise("it says what there is not", missed)
+    with serving(Replica(crowd())) as url, opened(browser, url, Watch.over(url)) as page:
+        yield from crowd_promises(page)
+    with serving(Replica(long_names())) as url, opened(browser, url, Watch.over(url)) as page:
+        seen = page.locator("td[data-tone=bad]").all_inner_texts()
+        yield Promise("a month that is used up is told", seen == ["used up"], str(seen))
+
+
+def at_each_width(
+    browser: Browser, name: str, snapshot: Snapshot, widths: Sequence[int], folder: Path | None
+) -> Iterator[Promise]:
+    """That no line is wider than the screen, and nothing is complained of."""
+    overflowing = []
+    with serving(Replica(snapshot)) as url:
+        watch = Watch.over(url)
+        for width in widths:
+            with opened(browser, url, watch, width) as page:
+                if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                    overflowing.append(f"{width} pixels")
+                if folder:
+                    page.screenshot(path=folder / f"status-{name}-{width}.png")
+    yield promise(f"{name}: no line is wider than the screen", overflowing)
+    yield from watch.promises()
+
+
+def crowd_promises(page: Page) -> Iterator[Promise]:
+    """That many fit on a few screens, those that matter among them, and all of them on demand."""
+    height = page.evaluate("document.documentElement.scrollHeight / innerHeight")
+    yield Promise(f"many fit on {SCREENS} screens", height <= SCREENS, f"{height:.1f}")
+    states = page.locator(".keys .badge").all_inner_texts()
+    yield Promise("keys in trouble are among those shown", states == ["quarantined"] * 4, str(states))
+    for kind, number in (("keys", KEYS), ("clients", WAITING)):
+        page.get_by_role("button", name="Show all").filter(has_text=kind).click()
+        page.get_by_role("button", name="Show fewer").first.wait_for()
+        rows = page.locator(".keys tbody tr" if kind == "keys" else ".pool tbody tr:not(.has-badge)").count()
+        yield Promise(f"all {kind} are shown on demand", rows == number, f"{rows} of {number}")
+        page.get_by_role("button", name="Show fewer").first.click()
