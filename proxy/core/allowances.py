@@ -103,7 +103,8 @@ class Reader:
         """Every limit that is described."""
         values = self._said
         policies = tuple(self._policies()) if _POLICY in values else ()
-        found = [self._family(*family, policies) for family in _FAMILIES if not values.keys().isdisjoint(family)]
+        told = [family for family in _FAMILIES if not values.keys().isdisjoint(family)]
+        found = [one for family in told for one in self._family(family, policies)]
         if _COMBINED in values:
             found += [allowance for value in values[_COMBINED] for allowance in self._combined(value, policies)]
         return tuple([self._plausible(one) for one in found if (one.size, one.left, one.reset) != _NOTHING_TOLD])
@@ -119,18 +120,29 @@ class Reader:
         self.ignored.append("remaining")
         return Allowance(size, None, allowance.reset, allowance.window)
 
-    def _family(self, limit: bytes, remaining: bytes, reset: bytes, policies: Sequence["_Policy"]) -> Allowance:
-        """One field for each thing; of several of a kind the first counts, of resets the latest."""
-        values = self._said
-        size, more = self._limit(limit)
-        left = self._count(remaining, values[remaining][0]) if remaining in values else None
-        resets = [told for value in values.get(reset, ()) if (told := self._wait(reset, value)) is not None]
-        window = _window((*more, *policies), size) if more or policies else None
-        return Allowance(size, left, max(resets) if resets else None, window)
+    def _family(self, family: Sequence[bytes], policies: Sequence["_Policy"]) -> Iterator[Allowance]:
+        """One field for each thing; where all stand equally often, each speaks of another limit, in their order."""
+        columns = [self._said.get(name, []) for name in family]
+        times = {len(column) for column in columns if column}
+        if times == {1} or len(times) > 1:
+            yield self._one(family, columns, policies)
+        else:
+            rows = zip(*[[[value] for value in column] or [[]] * max(times) for column in columns], strict=True)
+            yield from [self._one(family, row, policies) for row in rows]
 
-    def _limit(self, name: bytes) -> tuple[int | None, list["_Policy"]]:
+    def _one(self, family: Sequence[bytes], row: Sequence[list[bytes]], policies: Sequence["_Policy"]) -> Allowance:
+        """One limit; of several values of a kind the first size counts, the fewest that are left, the latest reset."""
+        limit, remaining, reset = family
+        sizes, lefts, ends = row
+        size, more = self._limit(limit, sizes)
+        left = [count for value in lefts if (count := self._count(remaining, value)) is not None]
+        resets = [told for value in ends if (told := self._wait(reset, value)) is not None]
+        window = _window((*more, *policies), size) if more or policies else None
+        return Allowance(size, min(left, default=None), max(resets, default=None), window)
+
+    def _limit(self, name: bytes, sizes: Sequence[bytes]) -> tuple[int | None, list["_Policy"]]:
         """The number of a limit; draft 5 has quota policies behind it (`60, 60;w=60`)."""
-        for value in self._said.get(name, ()):
+        for value in sizes:
             if value.isdigit():
                 return self._count(name, value), []
             members = self._list(name, value)

@@ -39,6 +39,8 @@ class Complaint:
     name: str = ""
     message: str = ""
     moments: tuple[object, ...] = ()
+    unreadable: bool = False
+    """Whether it is in a coding that is not known here (a caller may ask for any): it may say anything."""
 
     @property
     def of_plan(self) -> bool:
@@ -49,7 +51,10 @@ class Complaint:
         """Whether it is the key that is not accepted, rather than what it asked for.
 
         Of the answers 403 only those named as errors of authentication are: most are about a plan, a role, a region.
+        What cannot be read may be: asking after the key tells.
         """
+        if self.unreadable:
+            return status in (_UNAUTHORIZED, _FORBIDDEN)
         named = self.name.casefold() == _AUTHENTICATION
         if status == _FORBIDDEN:
             return named
@@ -67,6 +72,8 @@ class Complaint:
 def complaint(body: bytes, coding: bytes = b"") -> Complaint:
     """Read the body of an error; `coding` is its `Content-Encoding`."""
     text = _plain(body[:BODY_LIMIT], coding.strip().lower())
+    if text is None:
+        return Complaint(unreadable=True)
     try:
         document = json.loads(text) if text else None
     except (ValueError, RecursionError):
@@ -88,11 +95,13 @@ def _moments(message: str, error: dict[str, Any]) -> Iterator[object]:
             yield holder["retryAfter"]
 
 
-def _plain(body: bytes, coding: bytes) -> bytes:
-    """The body without its content coding, as far as `BODY_LIMIT` goes; empty when it is not what it says."""
-    if coding not in (b"gzip", b"x-gzip", b"deflate"):
+def _plain(body: bytes, coding: bytes) -> bytes | None:
+    """The body without its content coding, as far as `BODY_LIMIT` goes; `None` when it cannot be read."""
+    if coding in (b"", b"identity"):
         return body
+    if coding not in (b"gzip", b"x-gzip", b"deflate"):
+        return None
     try:
         return zlib.decompressobj(wbits=47).decompress(body, BODY_LIMIT)
     except zlib.error:
-        return b""
+        return None

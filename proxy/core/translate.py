@@ -17,9 +17,9 @@ from proxy.core.values import value_object
 
 VIA = b"1.1 keyturn"
 
-_OF_ONE_KEY = (b"ratelimit", b"rate-limit")
+_OF_ONE_KEY = (b"ratelimit", b"rate-limit", b"retryafter")
+_OF_ONE_PLAN = (b"limit-month", b"remaining-month", b"reset-month")
 _OURS = frozenset((b"x-request-id", b"keyturn-key"))
-_WAITS = frozenset((b"retry-after", b"retryafter"))
 
 
 @value_object
@@ -40,13 +40,16 @@ class Story:
     upstream: Micros
 
 
-def to_caller(fields: Fields, story: Story, standing: Standing, retry_after: int | None) -> Fields:
+def to_caller(
+    fields: Fields, story: Story, standing: Standing, retry_after: int | None, *, refused: bool = False
+) -> Fields:
     """The fields for the caller: the upstream's in their order, then ours.
 
     `retry_after`: whole seconds, put in place of the upstream's waits; with `None` the upstream's own `Retry-After`
-    stays.
+    stays where it tells of a task or of something that has moved. Of a refusal (`refused`) it never does: what could be
+    read of it is in `retry_after`.
     """
-    stays = _stays if retry_after is None else _stays_beside_a_wait
+    stays = _stays_beside_a_wait if refused or retry_after is not None else _stays
     kept = [field for field in fields if stays[field[0]]]
     kept += (
         (b"Via", VIA),
@@ -63,11 +66,11 @@ def to_caller(fields: Fields, story: Story, standing: Standing, retry_after: int
 
 def _is_kept(name: bytes) -> bool:
     """Whether the upstream's field of that (lower-case) name goes to the caller."""
-    return name not in _OURS and not any(part in name for part in _OF_ONE_KEY)
+    return name not in _OURS and not name.endswith(_OF_ONE_PLAN) and not any(part in name for part in _OF_ONE_KEY)
 
 
 _stays = ByName(_is_kept)
-_stays_beside_a_wait = ByName(lambda name: _is_kept(name) and name not in _WAITS)
+_stays_beside_a_wait = ByName(lambda name: _is_kept(name) and name != b"retry-after")
 
 
 def retold(fields: Fields, request_id: str, queued: Micros, upstream: Micros) -> Fields:

@@ -219,5 +219,6 @@ class Gateway:
         journal, answer = passage.journal, relay.answer
         story = Story(passage.request.id, journal.key, journal.queued, journal.upstream)
         standing = Standing(desk.dispatch.standing(passage.ticket), self._means.wall())
-        fields = to_caller(answer.fields, story, standing, relay.retry_after)
+        refused = answer.status == TOO_MANY or answer.status in OUTAGES
+        fields = to_caller(answer.fields, story, standing, relay.retry_after, refused=refused)
         return Answer(answer.status, answer.reason, fields, answer.body)

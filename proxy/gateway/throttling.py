@@ -38,7 +38,8 @@ class Throttling:
         if told.kind != "plan":
             wait = self._at_least(desk, lease, wait)
         self._tell(passage, lease, told, wait)
-        relay = Relay(heard.answer, whole_seconds(told.wait) if told.wait is not None else None)
+        known = wait + max(pool.guard, GUARD) if told.kind != "plan" else told.wait
+        relay = Relay(heard.answer, max(1, whole_seconds(known)) if known is not None else None)
         goes_on = passage.replayable
         match told.kind:
             case "window":

@@ -89,8 +89,8 @@ class Trouble:
         rest = self._pause(passage, wait or 0) if passage.repeatable else None
         if rest is not None:
             return Again("outage", rest, heard.answer)
-        told = wait if wait is not None else desk.breaker.wait(self._means.clock())
-        return Relay(heard.answer, whole_seconds(told) if told is not None else None)
+        waits = [told for told in (wait, desk.breaker.wait(self._means.clock())) if told is not None]
+        return Relay(heard.answer, max(1, whole_seconds(max(waits))) if waits else None)
 
     def failed(self, desk: Desk, passage: Passage, lease: Lease, error: UpstreamError) -> Outcome:
         """Settle the lease of a try without an answer.

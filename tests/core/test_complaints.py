@@ -39,7 +39,15 @@ def test_a_bomb_is_not_unpacked() -> None:
     """No more than `BODY_LIMIT` bytes come out of a compressed body."""
     packed = gzip.compress(b" " * (BODY_LIMIT * 1000) + error("Slowly."))
     assert len(complaint(packed, b"gzip").message) <= BODY_LIMIT
-    assert complaint(b"no gzip", b"gzip") == Complaint()
+
+
+@pytest.mark.parametrize(("body", "coding"), [(b"no gzip", b"gzip"), (b"{}", b"br"), (b"{}", b"gzip, br")])
+def test_what_cannot_be_read_may_be_about_the_key(body: bytes, coding: bytes) -> None:
+    """Callers ask for codings that are not known here: whether the key is dead is found out by asking after it."""
+    found = complaint(body, coding)
+    assert found == Complaint(unreadable=True)
+    assert [found.about_key(status) for status in (401, 403, 404)] == [True, True, False]
+    assert complaint(b"{}", b" Identity") == Complaint()
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,21 @@ def test_one_retry_after_replaces_every_form_of_a_wait() -> None:
 
 
 def test_without_a_wait_of_ours_the_upstreams_stays() -> None:
-    """`Retry-After` on a 202 or a 301 tells of something else than a limit."""
-    assert to_caller(WAITS, STORY, NO_LIMITS, None)[:3] == WAITS
+    """`Retry-After` on a 202 or a 301 tells of something else than a limit; `RetryAfter` never does."""
+    fields = to_caller(WAITS, STORY, NO_LIMITS, None)
+    assert fields[:3] == (WAITS[0], WAITS[2], (b"Via", b"1.1 keyturn"))
+
+
+def test_of_a_refusal_only_what_could_be_read_is_told() -> None:
+    """A wait that is over, absurd or malformed is worse than none."""
+    fields = to_caller((*WAITS, (b"Retry-After", b"-5")), STORY, NO_LIMITS, None, refused=True)
+    assert [name for name, _ in fields if b"after" in name.lower()] == []
+
+
+def test_a_month_is_of_one_plan() -> None:
+    """Whatever stands before it in the name."""
+    fields = ((b"X-Limit-Month", b"9"), (b"remaining-month", b"9"), (b"X-Reset-Month", b"9"), (b"X-Month", b"9"))
+    assert to_caller(fields, STORY, NO_LIMITS, None)[0] == (b"X-Month", b"9")
 
 
 def test_the_rate_fields_speak_for_the_pool() -> None:

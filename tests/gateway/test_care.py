@@ -54,6 +54,29 @@ def test_a_dead_key_costs_the_caller_nothing_but_time(status: int, body: bytes) 
     scenario()
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_that_cannot_be_read_is_asked_about(status: int) -> None:
+    """Callers ask for codings that are not known here; the key's own `GET /me` is read by us."""
+
+    @virtual
+    async def scenario() -> None:
+        async with setting() as it:
+
+            def rule(key: str, request: Request) -> Answer | None:
+                if key != "s-k0":
+                    return None
+                if request.target == b"/me":
+                    return answer(401, KEY_INVALID)
+                return answer(status, b"\x0b\x02\x80", (b"Content-Encoding", b"br"))
+
+            it.upstream.rule = rule
+            assert (await it.ask(it.request(path="/collections"))).status == 200
+            assert it.keys == ["s-k0", "s-k0", "s-k1"]
+            assert states(it) == ["quarantined", "ready"]
+
+    scenario()
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [(401, NOT_AUTHORIZED), (403, error("forbiddenError", "Your plan has not this feature.")), (403, KEY_INVALID[:9])],
