@@ -19,7 +19,7 @@ from typing import Any
 from proxy.practice import PracticeApi, PracticeSettings
 from proxy.tasks import finish, spawn
 from tests.process import KEYS, TOKENS, Keyturn, Reply, calling, client, document, limit, request, serving, until, write
-from tests.stores.servers import Server, server
+from tests.stores.servers import Server
 
 REPLICAS = 4
 LIMIT = 20
@@ -235,30 +235,29 @@ class Fleet:
         assert asked.seconds <= allowed, f"{asked} waited beyond its deadline"
 
 
-def settings(api: PracticeApi, folder: Path, store: Server, on_loss: str) -> dict[str, Any]:
+def settings(api: PracticeApi, folder: Path, url: str, on_loss: str) -> dict[str, Any]:
     """The configuration of a replica."""
     told = document(api, folder, limits=(limit(LIMIT, f"{WINDOW:g}s"),), upstream={"settle_bound": "1s"})
     return {
         **told,
         "clients": [client("ci", weight=3), client("reader"), client("pinner")],
         "queue": {"max_wait": f"{PATIENCE}s"},
-        "store": {"url": store.url, "on_loss": on_loss, "timeout": TIMEOUT},
+        "store": {"url": url, "on_loss": on_loss, "timeout": TIMEOUT},
         "drain": "5s",
     }
 
 
 @asynccontextmanager
-async def fleet(folder: Path, kind: str, *lines: str, on_loss: str = "share") -> AsyncIterator[Fleet]:
-    """A fleet that is ready, on a server of a kind with these lines of configuration."""
+async def fleet(folder: Path, store: Server, *, url: str = "", on_loss: str = "share") -> AsyncIterator[Fleet]:
+    """A fleet that is ready, on a server that it finds by that URL, or by the server's own."""
     random = Random(1)
     async with AsyncExitStack() as stack:
-        store = stack.enter_context(server(kind, *lines))
         practice = PracticeSettings(tls=True, keys=KEYS, limit=LIMIT, window=WINDOW, kind="rolling")
         api = await stack.enter_async_context(PracticeApi(practice))
         api.latency = lambda: random.uniform(0.0, 0.02)
         one = Fleet(api, store)
         stack.push_async_callback(one.end)
-        told = settings(api, folder, store, on_loss)
+        told = settings(api, folder, url or store.url, on_loss)
         async with asyncio.TaskGroup() as starting:
             started = [starting.create_task(_start(stack, number, folder, told)) for number in range(REPLICAS)]
         one.replicas = [task.result() for task in started]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fleet.fleet import FOUND, LOST, NEW, Fleet, fleet
 from tests.process import until
-from tests.stores.servers import KINDS
+from tests.stores.servers import KINDS, Server, server
 
 CALLERS = 6
 """Of one client at each replica."""
@@ -17,7 +17,12 @@ CALLERS = 6
 
 async def test_replicas_that_share_die_and_stand_still(tmp_path: Path) -> None:
     """Clients share by weight wherever they call; a replica that is killed or stopped costs its own callers only."""
-    async with fleet(tmp_path, KINDS[-1]) as one:
+    with server(KINDS[-1]) as store:
+        await _share_die_and_stand_still(tmp_path, store)
+
+
+async def _share_die_and_stand_still(folder: Path, store: Server) -> None:
+    async with fleet(folder, store) as one:
         first, second, third, fourth = one.replicas
         one.call(first, "ci", 36)
         one.call(second, "reader", 18)
@@ -52,7 +57,12 @@ async def _share_by_weight(one: Fleet) -> None:
 @pytest.mark.parametrize(("on_loss", "kind"), [("share", KINDS[-1]), ("wait", KINDS[0]), ("refuse", KINDS[-1])])
 async def test_a_server_that_forgets_and_dies(tmp_path: Path, on_loss: str, kind: str) -> None:
     """Whatever the server loses, nothing is spent twice; each replica says once what happened, and goes on."""
-    async with fleet(tmp_path, kind, "appendonly yes", on_loss=on_loss) as one:
+    with server(kind, "appendonly yes") as store:
+        await _forget_and_die(tmp_path, store, on_loss)
+
+
+async def _forget_and_die(folder: Path, store: Server, on_loss: str) -> None:
+    async with fleet(folder, store, on_loss=on_loss) as one:
         for replica in one.replicas:
             one.call(replica, "pinner", CALLERS)
         await one.serves(50)

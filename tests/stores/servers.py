@@ -159,11 +159,19 @@ class Server:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Let it stand still for a while: connections stay, nothing answers."""
-        os.kill(self.pid, signal.SIGSTOP)
+        self.stop()
         try:
             yield
         finally:
-            os.kill(self.pid, signal.SIGCONT)
+            self.go_on()
+
+    def stop(self) -> None:
+        """Let it stand still."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
 
 
 @contextmanager
@@ -178,12 +186,12 @@ def server(kind: str, *settings: str, sentinel: str = "") -> Iterator[Server]:
             one.kill()
 
 
-def sentinel_of(master: Server, *, name: str = "main", quorum: int = 1) -> str:
-    """The configuration by which a sentinel watches a master."""
+def sentinel_of(master: Server, *, name: str = "main", quorum: int = 1, patience: int = 300) -> str:
+    """The configuration by which a sentinel watches a master, silent for `patience` milliseconds when it is down."""
     return "\n".join(
         [
             f"sentinel monitor {name} 127.0.0.1 {master.port} {quorum}",
-            f"sentinel down-after-milliseconds {name} 300",
+            f"sentinel down-after-milliseconds {name} {patience}",
             f"sentinel failover-timeout {name} 2000",
         ]
     )
