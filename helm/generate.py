@@ -20,7 +20,7 @@ VALUES = CHART / "values.yaml"
 SCHEMA = CHART / "values.schema.json"
 README = CHART / "README.md"
 
-OWN = ("name", "label", "stringMap", "resources", "quantities")
+OWN = ("name", "label", "stringMap", "labels", "resources", "quantities")
 """Definitions that values.schema.json has by hand; all others come from the application."""
 BEGIN, END = "<!-- table of values: python -m helm.generate -->", "<!-- end of the table -->"
 

@@ -30,11 +30,26 @@ RELEASE = "shop"
 Object = dict[str, Any]
 
 
+class _Loader(yaml.CSafeLoader):
+    """Reads YAML in which no name stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        made = super().construct_mapping(node, deep)
+        if len(made) < len(node.value):
+            raise ValueError(f"a name stands twice: {node.start_mark}")
+        return made
+
+
 @dataclass(frozen=True)
 class Rendered:
     """The objects of a release."""
 
     objects: list[Object]
+
+    @classmethod
+    def read(cls, text: str) -> "Rendered":
+        """Those of a text as helm prints it."""
+        return cls([thing for thing in yaml.load_all(text, _Loader) if thing])  # a safe one
 
     def all(self, kind: str) -> list[Object]:
         """Those of a kind."""
@@ -90,7 +105,7 @@ def render(
     """The objects for these values, on top of those of the files."""
     done = helm_template(json.dumps(values or {}), files, chart, version, release)
     assert done.returncode == 0, done.stderr
-    return Rendered([thing for thing in yaml.load_all(done.stdout, yaml.CSafeLoader) if thing])
+    return Rendered.read(done.stdout)
 
 
 def refusal(values: Mapping[str, Any], *files: Path, chart: Path = CHART, version: str = NEWEST) -> str:

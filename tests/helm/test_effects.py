@@ -50,7 +50,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
     "autoscaling.target": (SCALED, "9"),
     "podDisruptionBudget.enabled": ({"replicas": 2, **REDIS}, False),
     "podDisruptionBudget.maxUnavailable": ({"replicas": 2, **REDIS}, "50%"),
-    "strategy": (NOTHING, {"type": "RollingUpdate"}),
+    "strategy": (REDIS, {"type": "RollingUpdate"}),
     "restartOnChange": (NOTHING, "needed"),
     "graceMarginSeconds": (NOTHING, 9),
     "revisionHistoryLimit": (NOTHING, 0),
@@ -78,6 +78,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
     "service.type": (NOTHING, "NodePort"),
     "service.port": (NOTHING, 81),
     "service.annotations": (NOTHING, {"a": "b"}),
+    "service.spec": (NOTHING, {"externalTrafficPolicy": "Local"}),
     "ingress.enabled": ({"ingress": {"host": "a.example"}}, True),
     "ingress.className": (INGRESS, "nginx"),
     "ingress.host": (INGRESS, "b.example"),
@@ -178,4 +179,4 @@ def test_text_stays_text(path: str, base: dict[str, Any], text: str) -> None:
 
 def test_the_name_of_a_release_stays_text() -> None:
     """So is the name of a release that is all digits."""
-    assert "123" in strings(render(release="123").objects)
+    assert "123" in strings(render({"fullnameOverride": "gateway"}, release="123").objects)

@@ -51,7 +51,7 @@ def test_values_and_schema_have_the_same_names() -> None:
     """What values.yaml has the schema knows, and the other way round."""
     values = yaml.safe_load(generate.VALUES.read_text(encoding="utf-8"))
     made = json.loads(generate.SCHEMA.read_text(encoding="utf-8"))
-    assert set(made["properties"]) - {"global"} == set(values)
+    assert set(made["properties"]) - {"global", "enabled"} == set(values)
     for name, part in made["properties"].items():
         if "properties" in part and name not in ("probes", "strategy"):
             assert set(part["properties"]) == set(values[name]), name

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def kustomized() -> Rendered:
     """The example that uses the Kustomize component."""
-    command = [tool("kubectl"), "kustomize", str(KUSTOMIZE / "example")]
+    return kustomize(KUSTOMIZE / "example")
+
+
+def kustomize(folder: Path) -> Rendered:
+    """What Kustomize makes of a folder."""
+    command = [tool("kubectl"), "kustomize", str(folder)]
     made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return Rendered(list(yaml.safe_load_all(made.stdout)))
 
@@ -204,16 +210,35 @@ def test_component_is_the_chart_s_sidecar(kustomized: Rendered, example: Path) -
     assert kustomized.gateway["terminationGracePeriodSeconds"] == 50
 
 
+def changed(folder: Path, orders: str, more: str = "") -> Rendered:
+    """The example with another application, and more in its kustomization.yaml."""
+    shutil.copytree(KUSTOMIZE, folder / "kustomize")
+    example = folder / "kustomize" / "example"
+    (example / "orders.yaml").write_text(orders, encoding="utf-8")
+    with (example / "kustomization.yaml").open("a", encoding="utf-8") as file:
+        file.write(more)
+    return kustomize(example)
+
+
+ORDERS = (KUSTOMIZE / "example" / "orders.yaml").read_text(encoding="utf-8")
+
+
 def test_component_leaves_others_alone(tmp_path: Path) -> None:
     """A Deployment without the label stays as it is."""
-    text = (KUSTOMIZE / "example" / "orders.yaml").read_text(encoding="utf-8").replace(", keyturn: sidecar", "")
-    (tmp_path / "example").mkdir()
-    (tmp_path / "example" / "orders.yaml").write_text(text, encoding="utf-8")
-    (tmp_path / "sidecar").mkdir()
-    for path in (KUSTOMIZE / "sidecar").iterdir():
-        (tmp_path / "sidecar" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "example" / "kustomization.yaml").write_bytes((KUSTOMIZE / "example/kustomization.yaml").read_bytes())
-    command = [tool("kubectl"), "kustomize", str(tmp_path / "example")]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    rendered = Rendered(list(yaml.safe_load_all(made.stdout)))
-    assert rendered.one("Deployment") == yaml.safe_load(text)
+    text = ORDERS.replace(", keyturn: sidecar", "")
+    assert changed(tmp_path, text).one("Deployment") == yaml.safe_load(text)
+
+
+def test_component_comes_before_the_application_s_own(tmp_path: Path) -> None:
+    """Init containers of the application's own find Keyturn running; its volumes stay."""
+    own = "      initContainers: [{name: migrate, image: m}]\n      volumes: [{name: mine, emptyDir: {}}]\n"
+    pod = changed(tmp_path, ORDERS.replace("      containers:\n", f"{own}      containers:\n")).gateway
+    assert [one["name"] for one in pod["initContainers"]] == ["keyturn", "migrate"]
+    assert {"mine", "keyturn-config", "keyturn-keys-default"} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_component_s_time_to_end_can_be_raised(tmp_path: Path) -> None:
+    """An application that takes longer says so by a patch, as the component's comment tells."""
+    text = (KUSTOMIZE / "sidecar" / "kustomization.yaml").read_text(encoding="utf-8")
+    patch = "".join(line.removeprefix("#   ") for line in text.splitlines(keepends=True) if line.startswith("#   "))
+    assert changed(tmp_path, ORDERS, patch).gateway["terminationGracePeriodSeconds"] == 120

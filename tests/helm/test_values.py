@@ -378,7 +378,7 @@ def test_network_policy_without_redis() -> None:
         ({"keys": {"b": {"existingSecret": "s"}}}, "keys.b is for a pool that there is not"),
         (
             {"config": {"pools": {"team-b": {}, "Team_B": {}}}},
-            "The name of config.pools.team-b is another pool's when written as Kubernetes wants names",
+            "The name of config.pools.team-b is nothing or another pool's when written as Kubernetes wants names",
         ),
         ({"config": {"listen": "127.0.0.1:8080"}}, "config.listen is loopback"),
         ({"config": {"listen": ["unix:/a", "localhost:1"]}}, "config.listen is loopback"),

@@ -13,11 +13,12 @@
 {{- end -}}
 {{- $parts := list -}}
 {{- range include "keyturn.mountedPools" . | fromJsonArray -}}
-{{- if has (include "keyturn.part" .) $parts -}}
-{{- fail (printf "The name of config.pools.%s is another pool's when written as Kubernetes wants names: rename one of them." .) -}}
+{{- if has (include "keyturn.part" .) (append $parts "") -}}
+{{- fail (printf "The name of config.pools.%s is nothing or another pool's when written as Kubernetes wants names: rename it." .) -}}
 {{- end -}}
 {{- $parts = append $parts (include "keyturn.part" .) -}}
 {{- end -}}
+{{- include "keyturn.checkNames" . -}}
 {{- range list "drain" "lame_duck" -}}
 {{- if not (include "keyturn.seconds" (default "0s" (get $config .))) -}}
 {{- fail (printf "config.%s must be a plain duration, such as 25s: terminationGracePeriodSeconds is computed from it." .) -}}
@@ -47,6 +48,23 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "keyturn.checkNames" -}}
+{{- $name := include "keyturn.name" . -}}
+{{- if and (or (eq .Values.mode "gateway") .Values.redis.embedded) (not (regexMatch "^[a-z][a-z0-9-]*$" $name)) -}}
+{{- fail (printf "%s is no name for a Service, which begins with a letter and has no dot: set fullnameOverride." $name) -}}
+{{- end -}}
+{{- range $value, $part := dict "extraEnv" "env" "extraVolumes" "volumes" "extraVolumeMounts" "mounts" -}}
+{{- $seen := list -}}
+{{- range include (printf "keyturn.%s" $part) $ | fromYamlArray -}}
+{{- $named := ternary .mountPath .name (eq $part "mounts") -}}
+{{- if has $named $seen -}}
+{{- fail (printf "%s has %s, which is there already: give it another name." $value $named) -}}
+{{- end -}}
+{{- $seen = append $seen $named -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "keyturn.checkStore" -}}
 {{- $redis := .Values.redis -}}
 {{- if gt (len (compact (list $redis.url $redis.existingSecret (ternary "yes" "" $redis.embedded)))) 1 -}}
@@ -61,6 +79,11 @@
 {{- end -}}
 {{- if and (eq .Values.mode "gateway") (include "keyturn.many" .) (not (include "keyturn.shared" .)) -}}
 {{- fail "More than one replica needs a shared store, or each would spend the whole budget: set redis.url, redis.existingSecret or redis.embedded, or one replica." -}}
+{{- end -}}
+{{- $surge := dig "rollingUpdate" "maxSurge" "25%" .Values.strategy | toString -}}
+{{- $beside := and .Values.strategy (ne (dig "type" "" .Values.strategy) "Recreate") (not (has $surge (list "0" "0%"))) -}}
+{{- if and (eq .Values.mode "gateway") $beside (not (include "keyturn.shared" .)) -}}
+{{- fail "strategy lets a new pod run beside the old one, and with the memory store each would spend the whole budget: take it out, or set a Redis." -}}
 {{- end -}}
 {{- end -}}
 

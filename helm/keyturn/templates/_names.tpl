@@ -20,6 +20,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (replace "+" "_" .Chart.Version) }}
 {{- end }}
 {{- end -}}
 
+{{/* The same and more of them, which count before `commonLabels`: a list of the root and the labels. */}}
+{{- define "keyturn.labelsAnd" -}}
+{{- merge (deepCopy (last .)) (include "keyturn.labels" (first .) | fromYaml) | toYaml -}}
+{{- end -}}
+
 {{- define "keyturn.image" -}}
 {{- with .Values.image -}}
 {{- if .digest -}}{{ .repository }}@{{ .digest }}{{- else -}}{{ .repository }}:{{ default $.Chart.AppVersion .tag }}{{- end -}}
