@@ -1,10 +1,13 @@
+import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 from proxy.config import load
 from tests.helm.charts import render
@@ -35,15 +38,21 @@ def test_compose_s_configuration_is_valid(tmp_path: Path) -> None:
 
 
 def test_compose_is_understood() -> None:
-    """Docker Compose knows every setting."""
-    program = shutil.which("docker-compose")
-    if program is None:
-        pytest.skip("no docker-compose here")
-    command = [program, "--file", str(ROOT / "compose.yaml"), "config", "--quiet"]
+    """Compose's own schema knows every setting, and would find one that it does not know."""
+    schema = Path(sys.prefix, "servers", "compose", "config", "compose_spec.json")
+    reader = Draft7Validator(json.loads(schema.read_text(encoding="utf-8")))
+    assert list(reader.iter_errors(COMPOSE)) == []
+    (service, *_) = COMPOSE["services"].values()
+    assert [*reader.iter_errors({"services": {"keyturn": {**service, "mem_limt": "512m"}}})]
 
-    environ = {"PATH": "/usr/bin:/bin", "POSTMAN_API_KEYS": "one,two", "KEYTURN_TOKEN": "token"}
-    read = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    assert (read.returncode, read.stderr) == (0, "")
+
+def test_compose_s_services_have_what_the_chart_s_have() -> None:
+    """The image has the version that the chart has, and memory ends where the chart's limits end it."""
+    rendered = render({"redis": {"embedded": True}})
+    (redis,) = rendered.one("Deployment", "-redis")["spec"]["template"]["spec"]["containers"]
+    for service, container in (("keyturn", rendered.container), ("redis", redis)):
+        assert COMPOSE["services"][service]["image"] == container["image"]
+        assert f"{COMPOSE['services'][service]['mem_limit']}i" == container["resources"]["limits"]["memory"].lower()
 
 
 def test_compose_publishes_to_this_machine_only() -> None:
@@ -68,10 +77,9 @@ def test_compose_lets_requests_end() -> None:
 
 
 def test_compose_s_redis_is_the_chart_s() -> None:
-    """The same image, and the same settings against eviction and persistence."""
+    """The same settings against eviction and persistence."""
     container = render({"redis": {"embedded": True}}).one("Deployment", "-redis")["spec"]["template"]["spec"]
     redis = COMPOSE["services"]["redis"]
-    assert redis["image"] == container["containers"][0]["image"]
     assert redis["command"][1:] == container["containers"][0]["args"][: len(redis["command"]) - 1]
 
 
@@ -84,9 +92,15 @@ def directive(name: str) -> list[str]:
 
 
 def test_unit_starts_what_the_image_starts() -> None:
-    """The same command with the same file, checked first."""
+    """The same command with the same file."""
     assert directive("ExecStart") == ["/opt/keyturn/bin/keyturn serve -c /etc/keyturn/config.yaml"]
-    assert directive("ExecStartPre") == ["/opt/keyturn/bin/keyturn check -c /etc/keyturn/config.yaml"]
+
+
+def test_unit_starts_again_until_it_runs() -> None:
+    """Whatever ended it, it starts again, however often; but not with a configuration that is wrong (exit 2)."""
+    assert (directive("Restart"), directive("RestartPreventExitStatus")) == (["on-failure"], ["2"])
+    assert directive("StartLimitIntervalSec") == ["0"]
+    assert directive("ExecStartPre") == []  # its exit code would not prevent a restart
 
 
 def test_unit_lets_requests_end() -> None:
