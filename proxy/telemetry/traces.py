@@ -31,6 +31,7 @@ from proxy.core.http import Fields
 from proxy.core.recording import UNRECORDED, Recording
 from proxy.telemetry.labels import OTHER
 from proxy.telemetry.labels import method as known_method
+from proxy.telemetry.logs import without_credentials
 from proxy.telemetry.requests import shown_path
 
 PARENT, STATE = b"traceparent", b"tracestate"
@@ -178,7 +179,7 @@ def _attributes(story: Journal) -> Sequence[tuple[str, Any]]:
         ("http.response.status_code", story.code or None),
         ("http.request.body.size", story.received or None),
         ("http.response.body.size", story.sent or None),
-        ("keyturn.request_id", story.id),
+        ("keyturn.request_id", without_credentials(story.id)),
         ("keyturn.client", story.client),
         ("keyturn.pool", story.pool),
         ("keyturn.key", story.key),

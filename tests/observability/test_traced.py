@@ -65,7 +65,7 @@ async def test_a_real_request_is_found_in_its_caller_s_trace(tmp_path: Path) -> 
         house(tmp_path, traces={"endpoint": endpoint}, log={"format": "json"}) as home,
     ):
         context = f"traceparent: 00-{TRACE}-{PARENT}-01"
-        echoed = await home.ask(request("/echo/1", context, "tracestate: a=1", "X-Request-Id: one"))
+        echoed = await home.ask(request("/echo/1", context, "tracestate: a=1", "baggage: b=2", "X-Request-Id: one"))
         await until(lambda: is_exemplar(home, TRACE), "its trace is an exemplar")  # until a later one takes its place
         await home.ask(request("/me", "X-Request-Id: two"))
         sent = {name.lower(): value for name, value in json.loads(echoed.body)["headers"]}
@@ -77,7 +77,7 @@ async def test_a_real_request_is_found_in_its_caller_s_trace(tmp_path: Path) -> 
     assert {span.trace_id.hex() for span in spans.values()} == {TRACE}
     assert spans["request"].parent_span_id.hex() == PARENT
     assert sent["traceparent"] == f"00-{TRACE}-{spans['try'].span_id.hex()}-01"
-    assert sent["tracestate"] == "a=1"
+    assert (sent["tracestate"], sent["baggage"]) == ("a=1", "b=2")
     begin, end = spans["request"].start_time_unix_nano, spans["request"].end_time_unix_nano
     assert begin <= spans["wait"].start_time_unix_nano <= spans["try"].start_time_unix_nano
     assert spans["try"].end_time_unix_nano <= end
@@ -97,9 +97,10 @@ async def test_without_traces_the_caller_s_context_passes(tmp_path: Path) -> Non
     """As it came."""
     async with house(tmp_path) as home:
         context = f"00-{TRACE}-{PARENT}-01"
-        answer = await home.ask(request("/echo/1", f"traceparent: {context}", "tracestate: a=1"))
+        fields = (f"traceparent: {context}", "tracestate: a=1", "baggage: user=7;p=1")
+        answer = await home.ask(request("/echo/1", *fields))
         sent = {name.lower(): value for name, value in json.loads(answer.body)["headers"]}
-        assert (sent["traceparent"], sent["tracestate"]) == (context, "a=1")
+        assert (sent["traceparent"], sent["tracestate"], sent["baggage"]) == (context, "a=1", "user=7;p=1")
 
 
 SCRIPT = """
