@@ -146,24 +146,18 @@ class Buckets:
 
     # Who can serve
 
-    def hand(self, terms: str, quota: str, limit: str) -> int:
-        """Tokens at hand in one bucket, open or not, by somebody's terms."""
-        return self.views[terms].limits[limit].requests - self.calendars[limit].taken.get(quota, 0)
-
-    def open(self, terms: str, quota: str, limit: str) -> int:
-        """Tokens that may be granted from one bucket: none while it is closed.
-
-        One that is not known is closed by its first grant, the probe, so it may be counted as what it seems to hold.
-        """
-        return 0 if self.calendars[limit].closed(quota) else self.hand(terms, quota, limit)
-
-    def level(self, terms: str, quota: str, limit: str) -> int:
-        """What there is to see in one bucket: tokens at hand, none while it is closed."""
-        return 0 if self.calendars[limit].closed(quota) else max(0, self.hand(terms, quota, limit))
-
     def open_for(self, terms: str, quota: str, limits: tuple[str, ...]) -> int:
-        """How many requests that fall under all these limits the quota could serve at once."""
-        return max(0, min([self.open(terms, quota, limit) for limit in limits], default=UNLIMITED))
+        """How many requests that fall under all these limits the quota could serve at once: none while one is closed.
+
+        A bucket that is not known is closed by its first grant, the probe, so it counts as what it seems to hold.
+        """
+        own, least = self.views[terms].limits, UNLIMITED
+        for limit in limits:
+            calendar = self.calendars[limit]
+            if calendar.closed(quota):
+                return 0
+            least = min(least, own[limit].requests - calendar.taken.get(quota, 0))
+        return max(0, least)
 
     def best(self, need: Need) -> str | None:
         """The quota to serve a need: the one with most tokens at hand, among equals the one used longest ago."""
@@ -187,8 +181,8 @@ class Buckets:
     def _rank(self, quota: str, changed: Iterable[str]) -> None:
         used = self._used.get(quota, 0)
         for name, view in self.views.items():
-            for limits, ranking in view.rankings.items():
-                if quota in view.quotas and (not limits or any(limit in limits for limit in changed)):
+            for limits, ranking in view.rankings.items() if quota in view.quotas else ():
+                if not limits or not set(limits).isdisjoint(changed):
                     ranking.put(quota, (-self.open_for(name, quota, limits), used))
 
     # Taking and giving back
@@ -201,8 +195,11 @@ class Buckets:
         probes = tuple([limit for limit in need.limits if quota not in self.calendars[limit].warm])
         for limit in probes:
             self.calendars[limit].probing.put(quota, now)
-        windows = [(limit, view.limits[limit].window) for limit in need.limits]
-        self._put_out(lease, Out(quota, self._places(view, quota, windows), now, replica, client, probes))
+        if len(self.views) == 1:
+            found = view.own_places(quota, need.limits)
+        else:
+            found = self._places(view, quota, [(limit, view.limits[limit].window) for limit in need.limits])
+        self._put_out(lease, Out(quota, found, now, replica, client, probes))
         return bool(probes)
 
     def _places(self, view: View, quota: str, windows: Iterable[tuple[str, Micros]]) -> tuple[Place, ...]:
@@ -219,8 +216,10 @@ class Buckets:
         self._rank_places(out)
 
     def _rank_places(self, out: Out) -> None:
-        for quota in dict.fromkeys([out.quota, *(place.quota for place in out.places)]):
-            self._rank(quota, [place.limit for place in out.places if place.quota == quota])
+        limits = [place.limit for place in out.places]
+        self._rank(out.quota, limits)
+        for quota in {place.quota for place in out.places if place.quota != out.quota}:
+            self._rank(quota, limits)
 
     def lend(self, quota: str, limits: tuple[str, ...], tokens: int) -> None:
         """Set tokens aside for a replica that has yet to fetch them; negative: they are fetched or not wanted."""
@@ -249,7 +248,8 @@ class Buckets:
         if isinstance(settlement, Spent):
             for seen in settlement.seen:
                 self._learn(now, out.quota, limits[seen.limit], seen, terms)
-        self._rank_places(out)
+        if out.probes or not isinstance(settlement, Spent):  # else as many are at hand as before
+            self._rank_places(out)
         return out
 
     def _forget(self, lease: str) -> Out | None:
@@ -275,6 +275,8 @@ class Buckets:
         known = calendar.cooling.score(member)
         if known is None:
             calendar.take(quota, +1)
+        else:  # it cools already, by a replica's word, and what was in use besides is back
+            self._rank(quota, (limit,))
         if known is None or returns > known:
             calendar.cooling.put(member, returns)
 
@@ -302,6 +304,7 @@ class Buckets:
             self._cool_token(limit, f"{STRANGER}{self._strangers}@{quota}", quota, now + seen.reset)
         if more > 0:
             self.foreign[quota] = self.foreign.get(quota, 0) + more
+            self._rank(quota, (limit,))
 
     def park(self, quota: str, limits: Iterable[str], until: Micros) -> None:
         """Close the buckets of a quota until the upstream's own time; a later time that stands already is kept."""

@@ -43,7 +43,7 @@ class Calendar:
 
     def closed(self, quota: str) -> bool:
         """Whether nothing is granted, tokens at hand or not."""
-        return quota in self.parked or quota in self.probing
+        return quota in self.parked.scores or quota in self.probing.scores
 
     # What is expected; `trip` is the usual time from a grant to its settlement
 

@@ -268,12 +268,15 @@ class Ledger:
             tag, client, number = queue[0]
             need_ = rehearsal.needs[number]
             quota = self.buckets.best(need_)
-            if quota is not None and rehearsal.first(need_) == (tag, client):
-                return need_, client, quota
-            if candidate := self._candidate(rehearsal, number):
-                heapreplace(queue, candidate)
-            else:
+            first = rehearsal.first(need_) if quota is not None else None
+            if quota is None or first is None:
                 heappop(queue)
+                continue
+            if first != (tag, client):
+                heapreplace(queue, (*first, number))
+                if queue[0][2] != number:
+                    continue
+            return need_, first[1], quota
         return None
 
     def _grant(self, now: Micros, replica: str, lane: Lane, place: Place, quota: str) -> Grant:

@@ -40,6 +40,7 @@ class View:
     owners: Mapping[str, str]
     """The quotas of these keys."""
     rankings: dict[tuple[str, ...], SortedSet[str, tuple[int, int]]] = field(default_factory=dict)
+    _places: dict[tuple[str, tuple[str, ...]], tuple[Place, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, terms: Terms) -> "View":
@@ -51,6 +52,14 @@ class View:
     def keys(self, quota: str) -> tuple[str, ...]:
         """The names of a quota's keys."""
         return self.shared.get(quota, (quota,))
+
+    def own_places(self, quota: str, limits: tuple[str, ...]) -> tuple[Place, ...]:
+        """Where a lease of a quota counts by these terms alone."""
+        found = self._places.get((quota, limits))
+        if found is None:
+            found = tuple([Place(limit, self.limits[limit].window, quota) for limit in limits])
+            self._places[quota, limits] = found
+        return found
 
     def owner(self, key: str) -> str | None:
         """The quota of a key; `None` when it is not here."""

@@ -64,7 +64,7 @@ class MemoryStore:
         if name not in buckets.views:
             return [(quota, index, limit.requests) for quota in self.terms.quotas for index, limit in limits]
         return [
-            (quota, index, buckets.level(name, quota, limit.id))
+            (quota, index, buckets.open_for(name, quota, (limit.id,)))
             for quota in self.terms.quotas
             for index, limit in limits
         ]

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from proxy.core import sortedset
 from proxy.core.sortedset import SortedSet
 
 MEMBERS = st.sampled_from("abcdefgh")
@@ -53,7 +54,20 @@ class AgainstAPlainList(RuleBasedStateMachine):
             assert (member in self.set) == (member in self.plain)
 
 
+class WithMany(AgainstAPlainList):
+    """The same with a set that takes three for many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.few, sortedset.FEW = sortedset.FEW, 3
+
+    def teardown(self) -> None:
+        """Let few be as many as before."""
+        sortedset.FEW = self.few
+
+
 TestAgainstAPlainList = AgainstAPlainList.TestCase
+TestWithMany = WithMany.TestCase
 
 
 @given(st.lists(st.tuples(MEMBERS, st.tuples(SCORES, SCORES))))
