@@ -119,6 +119,10 @@ class Health:
 
     def refusal(self, now: Micros, pinned: str | None = None) -> NoKey | None:
         """Why no key, or not the one that it insists on, can serve a request; `None` when that is possible yet."""
+        if pinned is None:
+            for each in self._keys.values():
+                if each.usable:  # nearly always the first is
+                    return None
         if not self._keys:
             return NoKey(f"The pool {self._pool.name} has no key. Add one to the configuration.")
         named = [pinned] if pinned is not None else list(self._keys)

@@ -39,13 +39,14 @@ class Share:
     tag: int = 0
     """Where its next request starts, when it was served last or came."""
     weight: int = 1
+    cost: int = UNIT
+    """What one request moves its tag by."""
     needs: set[Need] = field(default_factory=set)
     """The needs with which it waits."""
 
-    @property
-    def cost(self) -> int:
-        """What one request moves its tag by."""
-        return UNIT // self.weight
+    def weigh(self, weight: int) -> None:
+        """Give it another weight."""
+        self.weight, self.cost = weight, UNIT // weight
 
 
 @dataclass(slots=True)
@@ -137,7 +138,7 @@ class Line:
         if share.weight != weight:
             for need in share.needs:
                 self.groups[need].weight += weight - share.weight
-            share.weight = weight
+            share.weigh(weight)
         group = self.groups.get(place.need)
         if group is None:
             group = self.groups[place.need] = Group()

@@ -240,14 +240,15 @@ class Dispatch:
             raise ShuttingDown
         if self._clients is not None and (front or self._clients.get(ticket.client.name) is not ticket.client):
             ticket = ticket.renewed(self.pool, self._clients)
-        if refusal := self._keys.refusal(ticket, self.clock()):
+        now = self.clock()
+        if refusal := self._keys.refusal(ticket, now):
             raise refusal
         if not front:
             self._check_room(ticket)
         order = (not front, ticket.urgency, next(self._arrivals))
-        waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future(), self.clock())
+        waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future(), now)
         self._lanes.seat(waiter)
-        self._rides.came(waiter.arrived)
+        self._rides.came(now)
         self._alarm.ring()
         return waiter
 
@@ -352,9 +353,9 @@ class Dispatch:
 
     def _apply(self, answer: Exchange, asked: Micros) -> None:
         self.budgets = answer.budgets
-        for grant in answer.grants:
-            self._hand_over(grant, asked + USE_BY)
         self._told = now = self.clock()
+        for grant in answer.grants:
+            self._hand_over(grant, now, asked + USE_BY)
         for lane, turns in answer.turns.items():
             queue = self._lanes.queue(lane)
             queue.turns, queue.told = turns, now
@@ -376,7 +377,7 @@ class Dispatch:
         """Whether the store has to hear of this room again: one without keys, of which nothing is out, is no sharer."""
         return bool(self.pool.keys or self._unsettled or self._lanes.total)
 
-    def _hand_over(self, grant: Grant, use_by: Micros) -> None:
+    def _hand_over(self, grant: Grant, now: Micros, use_by: Micros) -> None:
         """Give a lease to the head of its lane; when nobody waits there any more, or no key is left, it goes back."""
         queue = self._lanes.queue(grant.lane)
         waiter = queue.next()
@@ -387,6 +388,6 @@ class Dispatch:
             return
         self._lanes.remove(waiter)
         self._out.add(lease)
-        self.granted.add(grant.lane.client, self.clock())
+        self.granted.add(grant.lane.client, now)
         self._unsettled.add(lease)
         waiter.future.set_result(lease)

@@ -32,6 +32,8 @@ class Trouble:
         Raises:
             Outage: the breaker is open, with the time of the next trial.
         """
+        if desk.breaker.closed:
+            return
         wait = desk.breaker.wait(self._means.clock())
         if wait is not None:
             raise outage(wait)
@@ -42,6 +44,9 @@ class Trouble:
         Raises:
             Outage: as `check`.
         """
+        if desk.breaker.closed:
+            passage.trial = None
+            return
         now = self._means.clock()
         entry = desk.breaker.enter(now)
         if entry == "shut":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from proxy.core.events import Event, Journal
+from proxy.core.events import Event, Exchanged, Journal, UpstreamAnswered
 from proxy.core.model import Micros
 from proxy.telemetry.changes import told
 from proxy.telemetry.history import History
@@ -42,6 +42,8 @@ class Telemetry:
     def observe(self, event: Event) -> None:
         """See `core.events.Observer`."""
         self.metrics.observe(event)
+        if isinstance(event, UpstreamAnswered | Exchanged):
+            return  # of which there is one for every request, and nothing else to tell
         self.history.observe(event)
         if isinstance(event, Journal):
             self._requests.write(event)
