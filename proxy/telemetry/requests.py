@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from json.encoder import encode_basestring
 from random import random
 from typing import Any, Literal, TextIO
 
@@ -30,8 +31,6 @@ UNITS = ("B", "kB", "MB", "GB")
 
 ERRORS = 400
 FAILURES = 500
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
 
 
 class RequestLog:
@@ -83,31 +82,29 @@ def _text_log(out: TextIO) -> Any:
 
 
 def _json_line(journal: Journal, level: str) -> str:
-    """The line for machines; fields that would be empty are left out."""
-    values: dict[str, Any] = {
-        "id": without_credentials(journal.id),
-        "client": journal.client,
-        "pool": journal.pool,
-        "key": journal.key,
-        "method": journal.method,
-        "path": shown_path(journal.path),
-        "code": journal.code,
-        "outcome": journal.outcome,
-        "reason": journal.reason,
-        "received_bytes": journal.received,
-        "sent_bytes": journal.sent,
-        "queue_seconds": journal.queued / SECOND,
-        "upstream_seconds": journal.upstream / SECOND,
-        "total_seconds": journal.total / SECOND,
-        "tries": journal.tries,
-        "retried": journal.retried,
-        "trace_id": journal.trace,
-        "logger": NAME,
-        "event": "request",
-        "level": level,
-        "timestamp": _timestamp(time.time_ns() // 1000),
-    }
-    return _encode({name: value for name, value in values.items() if value not in ("", ())}) + "\n"
+    """The line for machines; texts that would be empty are left out.
+
+    Written out, since `json.dumps` takes as long as all the rest of a line.
+    """
+    texts = (
+        ("id", without_credentials(journal.id)),
+        ("client", journal.client),
+        ("pool", journal.pool),
+        ("key", journal.key),
+        ("method", journal.method),
+        ("path", shown_path(journal.path)),
+        ("outcome", journal.outcome),
+        ("reason", journal.reason),
+        ("trace_id", journal.trace),
+    )
+    said = ", ".join([f'"{name}": {encode_basestring(text)}' for name, text in texts if text])
+    retried = f', "retried": {json.dumps(journal.retried)}' if journal.retried else ""
+    return (
+        f'{{{said}, "code": {journal.code}, "received_bytes": {journal.received}, "sent_bytes": {journal.sent}, '
+        f'"queue_seconds": {journal.queued / SECOND}, "upstream_seconds": {journal.upstream / SECOND}, '
+        f'"total_seconds": {journal.total / SECOND}, "tries": {journal.tries}{retried}, "logger": "{NAME}", '
+        f'"event": "request", "level": "{level}", "timestamp": "{_timestamp(time.time_ns() // 1000)}"}}\n'
+    )
 
 
 def _timestamp(wall: Micros) -> str:
