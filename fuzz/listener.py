@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from proxy.access import Access
 from proxy.core.events import Event, Journal
-from proxy.core.http import Answer, Request, Whole
+from proxy.core.http import Answer, Fields, Request, Whole
 from proxy.core.model import Client, Secret
 from proxy.upstream.head import HeadWriter
 from proxy.web.bounds import Bounds
@@ -85,6 +85,10 @@ class _Gateway:
                 body += part
         self.requests.append((request, body))
         yield Answer(200, b"OK", ((b"Content-Length", b"2"),), Whole(b"ok"))
+
+    def rates(self, *_: str | None) -> Fields:
+        """None are told here."""
+        return ()
 
 
 class _Transport(asyncio.Transport):

@@ -24,11 +24,10 @@ class Station:
     dispatch: Dispatch
 
     async def start(self) -> None:
-        """Begin to exchange; with a shared store at once: others count this replica, and what is wrong is told now."""
+        """Begin to exchange, at once: every answer tells what is left, and of a shared store what is wrong."""
         self.store.listen(self.dispatch.wake)
         await self.dispatch.start()
-        if isinstance(self.store, SharedStore):
-            self.dispatch.wake()
+        self.dispatch.wake()
 
     async def stop(self) -> None:
         """Refuse whoever waits, report the last settlements, and end."""

@@ -251,14 +251,19 @@ class UpstreamError(Refusal):
 
 
 class Unreachable(UpstreamError):
-    """No connection, or a refused certificate: nothing was sent. `transient` says that a new try makes sense."""
+    """No connection, or a refused certificate: nothing was sent. `transient` says that a new try makes sense.
+
+    `proxy_error` tells what failed, where that is known.
+    """
 
     proxy_error = "destination_unavailable"
     written = False
 
-    def __init__(self, message: str, *, transient: bool = True) -> None:
+    def __init__(self, message: str, *, transient: bool = True, proxy_error: str = "") -> None:
         super().__init__(message)
         self.transient = transient
+        if proxy_error:
+            self.proxy_error = proxy_error  # type: ignore[misc]  # one class, several types of RFC 9209
 
 
 class Broken(UpstreamError):

@@ -25,6 +25,9 @@ FIRST: Micros = 15 * SECOND
 LONGEST: Micros = 3600 * SECOND
 TRUST: Micros = 10 * SECOND
 
+LOOK_AGAIN = 60
+"""Seconds after which to come again when nobody knows when a key is back: an operator may have resumed one."""
+
 ASKING: Micros = SECOND
 """What it takes to ask after a key, at the usual."""
 
@@ -124,7 +127,8 @@ class Health:
                 if each.usable:  # nearly always the first is
                     return None
         if not self._keys:
-            return NoKey(f"The pool {self._pool.name} has no key. Add one to the configuration.")
+            lack = f"The pool {self._pool.name} has no key. Add one to the configuration."
+            return NoKey(lack, retry_after=LOOK_AGAIN)
         named = [pinned] if pinned is not None else list(self._keys)
         conditions = [condition for name in named if (condition := self._keys.get(name))]
         if any(condition.usable or (condition.suspected and condition.paused is None) for condition in conditions):
@@ -132,7 +136,8 @@ class Health:
         who = f"The key {pinned}" if pinned is not None else f"No key of the pool {self._pool.name}"
         back = [condition.asked_again for condition in conditions if condition.deaths and condition.paused is None]
         if not back:
-            return NoKey(f"{who} can serve: paused by an operator. Resume it, or wait until that is done.")
+            paused = f"{who} can serve: paused by an operator. Resume it, or wait until that is done."
+            return NoKey(paused, retry_after=LOOK_AGAIN)
         wait = max(0, min(back) - now) + ASKING
         return NoKey(
             f"{who} can serve: the upstream does not accept it. It is tried again by itself; give it a valid secret.",

@@ -59,8 +59,7 @@ def to_caller(
     )
     if retry_after is not None:
         kept.append((b"Retry-After", b"%d" % retry_after))
-    if standing.limits:
-        kept += _rates(standing)
+    kept += rates(standing)
     return tuple(kept)
 
 
@@ -73,9 +72,13 @@ _stays = ByName(_is_kept)
 _stays_beside_a_wait = ByName(lambda name: _is_kept(name) and name != b"retry-after")
 
 
-def retold(fields: Fields, request_id: str, queued: Micros, upstream: Micros) -> Fields:
-    """Fields of `to_caller` for another request that the same answer goes to: with its id, and its own times."""
-    own = {b"X-Request-Id": request_id.encode(), b"Server-Timing": server_timing(queued, upstream)}
+def retold(fields: Fields, request_id: str, queued: Micros, upstream: Micros, rates_of_its: Fields) -> Fields:
+    """Fields of `to_caller` for another request that the same answer goes to: with its own id, times and rates."""
+    own = {
+        b"X-Request-Id": request_id.encode(),
+        b"Server-Timing": server_timing(queued, upstream),
+        **dict(rates_of_its),
+    }
     return tuple([(name, own.get(name, value)) for name, value in fields])
 
 
@@ -84,9 +87,11 @@ def server_timing(queued: Micros, upstream: Micros) -> bytes:
     return b"queue;dur=%.1f, upstream;dur=%.1f" % (queued / 1000, upstream / 1000)
 
 
-def _rates(standing: Standing) -> Fields:
+def rates(standing: Standing) -> Fields:
     """What is left of the pool's limits; the three `X-RateLimit` fields have room for the tightest only."""
     limits = standing.limits
+    if not limits:
+        return ()
     tightest = limits[0][1] if len(limits) == 1 else min((budget for _, budget in limits), key=_tightness)
     named = [(_names(limit.name, limit.window, budget.size), budget) for limit, budget in limits]
     return (

@@ -85,6 +85,10 @@ class Lanes:
         self.weights: dict[str, int] = {}
         self.total = 0
         self._queues: dict[Lane, Queue] = {}
+        self._heavy: dict[str, int] = {}
+        """The weights of the clients that wait; the proxy itself has none."""
+        self._weight = 0
+        """Their sum."""
 
     def __iter__(self) -> Iterator[Waiter]:
         return iter([waiter for queue in self.busy.values() for waiter in queue.waiters])
@@ -102,8 +106,11 @@ class Lanes:
         queue = self.queue(Lane(client.name, waiter.ticket.kind))
         queue.add(waiter)
         self.busy[queue.lane] = queue
-        self._count(client.name, +1)
         self.weights[client.name] = client.weight
+        self._count(client.name, +1)
+        if not waiter.ticket.own and client.name not in self._heavy:
+            self._heavy[client.name] = client.weight
+            self._weight += client.weight
 
     def remove(self, waiter: Waiter) -> None:
         """Take it out, if it still waits."""
@@ -122,12 +129,20 @@ class Lanes:
             waiter.queue = None
         self.busy, self._queues = {}, {}
         self.waiting = {name: 0 for name in self.waiting if name in clients}
-        self.total = 0
+        self.total = self._weight = 0
+        self._heavy.clear()
         return waiters
 
+    def part(self, client: str) -> tuple[int, int]:
+        """A client's weight, and that of all who wait, with its own whether it waits or not."""
+        own = self.weights.get(client, 1)
+        return own, self._weight + (0 if client in self._heavy else own)
+
     def _count(self, client: str, change: int) -> None:
-        self.waiting[client] = self.waiting.get(client, 0) + change
+        waiting = self.waiting[client] = self.waiting.get(client, 0) + change
         self.total += change
+        if not waiting:
+            self._weight -= self._heavy.pop(client, 0)
 
 
 def _order(waiter: Waiter) -> tuple[int, int, int]:

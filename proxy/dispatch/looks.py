@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from proxy.core.exchange import Budget
 from proxy.core.looks import LaneLook
-from proxy.core.model import Micros, Pool
+from proxy.core.model import Limit, Micros, Pool
 from proxy.dispatch.lanes import Queue
 
 
@@ -43,3 +43,19 @@ def next_token(pool: Pool, budgets: Sequence[Budget], age: Micros) -> Micros:
 def general(pool: Pool) -> tuple[int, ...]:
     """The limits that every request falls under."""
     return tuple([index for index, limit in enumerate(pool.limits) if not limit.match])
+
+
+def left(budgets: Iterable[tuple[Limit, Budget]], age: Micros, part: tuple[int, int]) -> list[tuple[Limit, Budget]]:
+    """What is left of limits for one client: its share of what others wait for, too.
+
+    Args:
+        budgets: what the last exchange told, an `age` ago.
+        age: the time since then.
+        part: the client's weight, and that of all who wait, with its own.
+    """
+    own, of_all = part
+    found = []
+    for limit, told in budgets:
+        size = told.size if told.at_hand > 0 or own == of_all else max(1, told.size * own // of_all)
+        found.append((limit, Budget(size, told.at_hand, max(0, told.returns - age))))
+    return found

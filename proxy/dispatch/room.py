@@ -27,7 +27,7 @@ from proxy.dispatch.deadlines import Deadlines
 from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Lanes, Waiter
 from proxy.dispatch.lease import Ending, Lease, surprising
-from proxy.dispatch.looks import general, lane_looks, new_turn, next_token
+from proxy.dispatch.looks import general, lane_looks, left, new_turn, next_token
 from proxy.dispatch.refusals import queue_full
 from proxy.dispatch.rides import FLUSH, Rides
 from proxy.dispatch.tickets import Displaced, Moved, Ticket
@@ -208,12 +208,12 @@ class Dispatch:
         busy = [queue for lane, queue in self._lanes.busy.items() if lane.client != OWN.name]
         return list(lane_looks(busy, self.clock()))
 
-    def standing(self, ticket: Ticket) -> list[tuple[Limit, Budget]]:
-        """What is left of the limits that a request falls under; nothing before the first exchange has told it."""
+    def standing(self, client: str, method: str, path: str | None) -> list[tuple[Limit, Budget]]:
+        """What is left for a client of the limits that a request falls under; nothing before the first exchange."""
         if not self.budgets:
             return []
-        limits = self.pool.limits_on(ticket.method, ticket.path)
-        return [(self.pool.limits[index], self.budgets[index]) for index in limits]
+        age, limits = self.clock() - self._told, self.pool.limits_on(method, path)
+        return left([(self.pool.limits[index], self.budgets[index]) for index in limits], age, self._lanes.part(client))
 
     # Waiting
 

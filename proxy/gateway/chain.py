@@ -18,12 +18,12 @@ from random import random
 
 from proxy.core.errors import NoKey, Outage, TooMany, UpstreamError
 from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered
-from proxy.core.http import Answer, Request
+from proxy.core.http import Answer, Fields, Request
 from proxy.core.lessons import Lessons
 from proxy.core.model import SECOND, Micros
 from proxy.core.retries import RetryBudget
 from proxy.core.signals import FORBIDDEN, OUTAGES, TOO_MANY, UNAUTHORIZED
-from proxy.core.translate import Standing, Story, to_caller
+from proxy.core.translate import Standing, Story, rates, to_caller
 from proxy.dispatch import Dispatch, Displaced, Lease, Moved
 from proxy.gateway.care import Care
 from proxy.gateway.desk import Again, Desk, Means, Outcome, Relay, Retries
@@ -123,6 +123,11 @@ class Gateway:
         self._means.budget.request(now)
         return Handled(self, desk, Passage.of(request, journal, desk.dispatch.pool, now, sending))
 
+    def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
+        """What is left of the limits that a request falls under, for an answer that is not the upstream's."""
+        dispatch = self._dispatches.get(pool)
+        return rates(Standing(dispatch.standing(client, method, path), self._means.wall())) if dispatch else ()
+
     async def answer(self, desk: Desk, passage: Passage) -> Answer:
         """Try under one lease after another until there is an answer; the passage holds the lease it came under."""
         while True:
@@ -218,7 +223,9 @@ class Gateway:
     def _dress(self, desk: Desk, passage: Passage, relay: Relay) -> Answer:
         journal, answer = passage.journal, relay.answer
         story = Story(passage.request.id, journal.key, journal.queued, journal.upstream)
-        standing = Standing(desk.dispatch.standing(passage.ticket), self._means.wall())
+        ticket = passage.ticket
+        left = desk.dispatch.standing(ticket.client.name, ticket.method, ticket.path)
+        standing = Standing(left, self._means.wall())
         refused = answer.status == TOO_MANY or answer.status in OUTAGES
         fields = to_caller(answer.fields, story, standing, relay.retry_after, refused=refused)
         return Answer(answer.status, answer.reason, fields, answer.body)

@@ -41,6 +41,9 @@ class Gateway(Protocol):
     ) -> AbstractAsyncContextManager[Answer]:
         """The answer; `sending` is called each time just before the request goes out."""
 
+    def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
+        """What is left of the limits that a request falls under."""
+
 
 class Likeness(NamedTuple):
     """What makes requests get the same answer, under the same rules."""
@@ -126,6 +129,10 @@ class Joining:
             return self._gateway.handle(request, journal)
         return _Place(self, self._gateway, alike, request, journal)
 
+    def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
+        """What is left of the limits that a request falls under."""
+        return self._gateway.rates(pool, client, method, path)
+
     async def stop(self) -> None:
         """End every shared exchange."""
         await finish(self._tasks)
@@ -208,7 +215,9 @@ class Joining:
         journal.tries = 0 if joined else flight.journal.tries
         if joined:
             self._observer.observe(Joined(caller.request.client.pool, caller.request.client.name))
-        fields = retold(answer.fields, caller.request.id, journal.queued, journal.upstream)
+        request = caller.request
+        left = self.rates(request.client.pool, request.client.name, request.method, request.path)
+        fields = retold(answer.fields, request.id, journal.queued, journal.upstream, left)
         return Answer(answer.status, answer.reason, fields, body)
 
     def _fail(self, flight: _Flight, problem: Exception) -> None:

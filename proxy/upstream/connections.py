@@ -126,11 +126,23 @@ class Upstream:
             return Unreachable(
                 f"The certificate of {name} is refused: {reason}. Check `upstream.url` and `upstream.ca`.",
                 transient=False,
+                proxy_error="tls_certificate_error",
             )
         if isinstance(error, TimeoutError):
-            return Unreachable(f"No connection to {name} within {self._timeout.connect:g} s. Try again later.")
+            late = f"No connection to {name} within {self._timeout.connect:g} s. Try again later."
+            return Unreachable(late, proxy_error="connection_timeout")
         reason = getattr(error, "strerror", None) or type(error).__name__
-        return Unreachable(f"No connection to {name}: {reason}. Try again later.")
+        return Unreachable(f"No connection to {name}: {reason}. Try again later.", proxy_error=_kind(error))
+
+
+def _kind(error: Exception) -> str:
+    """What failed, as RFC 9209 (section 2.3) calls it."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "dns_error"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return "tls_protocol_error"
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return "connection_refused" if isinstance(cause, ConnectionRefusedError) else "destination_unavailable"
 
 
 class _Template(ClientRequest):

@@ -15,10 +15,11 @@ _UNAUTHENTICATED = 401
 _QUOTED = str.maketrans({"\\": "\\\\", '"': '\\"'})
 
 
-def answer(refusal: Refusal, journal: Journal, fields: Fields, connection: bytes = b"") -> bytes:
+def answer(refusal: Refusal, journal: Journal, fields: Fields, connection: bytes = b"", rates: Fields = ()) -> bytes:
     """The whole answer: head and body, without the body to HEAD.
 
-    `fields` are the caller's, asked what it accepts; `connection` is the value of `Connection`, if any.
+    `fields` are the caller's, asked what it accepts; `connection` is the value of `Connection`, if any; `rates` say
+    what is left of the caller's limits, if it is known who it is.
     """
     media_type, body = _content(refusal, fields)
     lines = [
@@ -37,6 +38,7 @@ def answer(refusal: Refusal, journal: Journal, fields: Fields, connection: bytes
         lines.append(b"Retry-After: %d" % refusal.retry_after)
     if refusal.status == _UNAUTHENTICATED:
         lines.append(b"WWW-Authenticate: Bearer")
+    lines += map(b": ".join, rates)
     if connection:
         lines.append(b"Connection: " + connection)
     return b"\r\n".join(lines) + b"\r\n\r\n" + (body if journal.method != "HEAD" else b"")
@@ -52,6 +54,7 @@ def _content(refusal: Refusal, fields: Fields) -> tuple[bytes, bytes]:
             "title": HTTPStatus(refusal.status).phrase,
             "status": refusal.status,
             "detail": refusal.message,
+            "name": refusal.name,
         }
     else:
         media_type = b"application/json"

@@ -88,6 +88,9 @@ class Gateway(Protocol):
     def handle(self, request: Request, journal: Journal) -> AbstractAsyncContextManager[Answer]:
         """The answer, complete for the caller but for its framing; its body is read within the block."""
 
+    def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
+        """What is left of the limits that a request falls under, as fields."""
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardSettings:
@@ -245,7 +248,8 @@ class Forward:
             return _cut(incoming)
         journal.code = refusal.status
         close = refusal.close or self._must_close(incoming)
-        answer = errors.answer(refusal, journal, incoming.raw_headers, connection(incoming, close=close))
+        left = self._gateway.rates(journal.pool, journal.client, journal.method, _path(journal)) if journal.pool else ()
+        answer = errors.answer(refusal, journal, incoming.raw_headers, connection(incoming, close=close), left)
         try:
             write(incoming, answer)
         except ConnectionError:
@@ -268,6 +272,10 @@ def _judge(client: Client, method: str, path: str | None, *, pins: bool) -> None
         raise Forbidden(
             f"Client {client.name} may not choose a key (`pin` is not set). Leave the field `Keyturn-Key` out."
         )
+
+
+def _path(journal: Journal) -> str | None:
+    return normalise(journal.path.encode("ascii", "replace"))
 
 
 def _request_id(fields: Fields) -> str:

@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from proxy.core.errors import NoKey
-from proxy.core.health import ASKING, FIRST, LONGEST, SPREAD, TRUST, Health, KeyLook
+from proxy.core.health import ASKING, FIRST, LONGEST, LOOK_AGAIN, SPREAD, TRUST, Health, KeyLook
 from proxy.core.model import SECOND, Key, Micros, Pool, Secret
 from tests.core.worlds import limit, pool
 
@@ -91,13 +91,13 @@ def test_who_insists_on_a_key_hears_of_that_one() -> None:
 
 
 def test_a_paused_key_is_an_operators() -> None:
-    """Nothing but resuming brings it back, and nobody is told a time (rule 5)."""
+    """Nothing but resuming brings it back (rule 5); whoever comes is told when to look again, at least."""
     health = Health(pool(1), NOW)
     assert health.pause("k0", NOW)
     assert look(health).state == "paused"
     refusal = health.refusal(NOW)
     assert refusal is not None
-    assert refusal.retry_after is None
+    assert refusal.retry_after == LOOK_AGAIN
     health.alive("k0", NOW)
     assert not health.usable("k0")
     assert health.resume("k0", NOW + SECOND)

@@ -1,11 +1,11 @@
 import asyncio
 
 from proxy.core.exchange import Budget, Kind, Turns
-from proxy.core.model import SECOND, Client
+from proxy.core.model import SECOND, Client, Limit
 from proxy.core.recent import Count
 from proxy.dispatch import Ticket
 from proxy.dispatch.lanes import Queue
-from proxy.dispatch.looks import general, next_token, turn_at
+from proxy.dispatch.looks import general, left, next_token, turn_at
 from tests.core.worlds import lane, limit, pool
 from tests.rooms import room
 from tests.virtual import micros, task_of, virtual
@@ -92,3 +92,37 @@ def test_limits_with_a_match_do_not_count_for_a_new_request() -> None:
     assert next_token(pool_, budgets, 2 * SECOND) == 6 * SECOND
     assert next_token(pool_, budgets, 9 * SECOND) == 0
     assert next_token(pool_, (), 0) == 0
+
+
+def test_what_is_left_is_shared_where_others_wait_for_it() -> None:
+    """By weight, one request at the least; nobody waits for a limit with tokens at hand. Time passes meanwhile."""
+    busy, idle = Limit(60, 60 * SECOND), Limit(10, 10 * SECOND)
+    told = [(busy, Budget(180, 0, 9 * SECOND)), (idle, Budget(10, 4, SECOND))]
+    assert left(told, 2 * SECOND, (1, 3)) == [(busy, Budget(60, 0, 7 * SECOND)), (idle, Budget(10, 4, 0))]
+    assert left(told, 0, (2, 2)) == told
+    assert left(told, 0, (1, 1000))[0][1].size == 1
+
+
+@virtual
+async def test_a_share_is_by_the_weights_of_who_waits() -> None:
+    """A client's own requests are not others, and who has left or was served counts no more."""
+    async with room(pool(1, limit(6))) as it:
+
+        def size(client: str) -> int:
+            ((_, budget),) = it.dispatch.standing(client, "GET", "/")
+            return budget.size
+
+        for _ in range(6):
+            with await it.dispatch.lease(it.ticket("a", weight=2)) as lease:
+                lease.spent()
+        await it.settled()
+        assert size("a") == 6
+        waiting = [task_of(it.dispatch.lease(it.ticket("a", weight=2))) for _ in range(2)]
+        waiting.append(task_of(it.dispatch.lease(it.ticket("b"))))
+        await asyncio.sleep(1)
+        assert (size("a"), size("b"), size("stranger")) == (4, 2, 1)
+        waiting[2].cancel()
+        await asyncio.sleep(1)
+        assert size("a") == 6
+        for task in waiting:
+            task.cancel()

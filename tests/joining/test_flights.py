@@ -74,6 +74,10 @@ class Gateway:
         finally:
             turn.over = True
 
+    def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
+        """Something to be recognised by."""
+        return ((b"RateLimit", f"{pool} {client} {method} {path}".encode()),)
+
 
 @dataclass
 class Scene:
@@ -143,6 +147,22 @@ async def test_who_waits_for_the_same_shares_one_lease() -> None:
         assert all(journal.key == "team-a" for _, _, journal in told)
         assert all(0.4 * SECOND < journal.upstream < 0.6 * SECOND for _, _, journal in told)
         assert it.joined == 2
+
+
+@virtual
+async def test_each_caller_hears_of_its_own_limits() -> None:
+    """Its share of them may be another than that of who carried it."""
+    async with scene() as it:
+
+        async def told(client: str) -> bytes | None:
+            async with it.joining.handle(it.request(Client(client)), Journal()) as answer:
+                return answer.header(b"ratelimit")
+
+        callers = [task_of(told(client)) for client in ("one", "two")]
+        await asyncio.sleep(0.01)
+        it.gateway.turns[0].send()
+        it.gateway.turns[0].answer(b"x", fields=((b"RateLimit", b"of the first"),))
+        assert await asyncio.gather(*callers) == [b"default one GET /me", b"default two GET /me"]
 
 
 @virtual

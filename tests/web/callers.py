@@ -131,6 +131,10 @@ class Gateway:
         finally:
             self.ended += 1
 
+    def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
+        """Something to be recognised by."""
+        return ((b"RateLimit", f"{pool} {client} {method} {path}".encode()),)
+
 
 @dataclass
 class World:

@@ -35,7 +35,14 @@ def test_a_refusal_is_a_problem_to_who_wants_one() -> None:
     """`application/problem+json` (RFC 9457) when the caller accepts that and no JSON."""
     _, fields, body = split(answer(BadRequest("Send less."), JOURNAL, ACCEPTS_PROBLEM))
     assert dict(fields)[b"Content-Type"] == b"application/problem+json"
-    assert json.loads(body) == {"type": "about:blank", "title": "Bad Request", "status": 400, "detail": "Send less."}
+    document = {"type": "about:blank", "title": "Bad Request", "status": 400, "detail": "Send less."}
+    assert json.loads(body) == {**document, "name": "badRequest"}, "so that callers can tell them apart as in JSON"
+
+
+def test_what_is_left_is_told() -> None:
+    """If it is known whose limits they are."""
+    rates = ((b"X-RateLimit-Limit", b"60"), (b"X-RateLimit-Remaining", b"0"))
+    assert set(rates) < set(split(answer(NoKey("No key."), JOURNAL, (), b"", rates))[1])
 
 
 def test_an_unknown_caller_is_told_how_to_come_in() -> None:
