@@ -22,7 +22,7 @@ from proxy.config.fields import is_name
 from proxy.core.errors import ConfigError, KeyturnError
 from proxy.core.model import Secret
 from proxy.practice import PracticeApi, PracticeSettings, WindowKind
-from proxy.status_view import show
+from proxy.status_view import output, show
 from proxy.telemetry import set_up_logs
 
 CONFIG_FILE = Path("config.yaml")
@@ -182,7 +182,7 @@ def status(
 ) -> None:
     """Show a running proxy: its keys and their tokens, who waits for how long, its store."""
     try:
-        uvloop.run(show(Console(), url, watch=watch, as_json=as_json))
+        uvloop.run(show(output(), url, watch=watch, as_json=as_json))
     except KeyboardInterrupt:
         if not watch:
             raise

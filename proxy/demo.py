@@ -27,8 +27,8 @@ PLAN = 100_000
 """Requests of each key's month."""
 
 REVOKED = "team-c"
-ACCEPTED_FOR, REVOKED_FOR = 25.0, 40.0
-"""The key that is revoked at times, and for how many seconds it is accepted and then is not."""
+FIRST_ACCEPTED_FOR, REVOKED_FOR, ACCEPTED_FOR = 25.0, 40.0, 60.0
+"""The key that is revoked at times, and for how many seconds it is accepted at first, then is not, then is again."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,12 @@ def explain(app: App, say: Callable[[str], None]) -> None:
 
 async def lose_a_key(api: PracticeApi) -> None:
     """Revoke a key and accept it again, for ever."""
+    await asyncio.sleep(FIRST_ACCEPTED_FOR)
     while True:
-        await asyncio.sleep(ACCEPTED_FOR)
         api.revoke(KEYS[REVOKED])
         await asyncio.sleep(REVOKED_FOR)
         api.restore(KEYS[REVOKED])
+        await asyncio.sleep(ACCEPTED_FOR)
 
 
 async def call(address: str, name: str, habit: Habit) -> None:

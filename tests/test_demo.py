@@ -2,9 +2,13 @@ import asyncio
 import signal
 from pathlib import Path
 
+import pytest
+
 from proxy import config, demo
+from proxy.core.health import TRUST, Health
 from proxy.core.model import SECOND, Secret
 from proxy.practice import PracticeApi, PracticeSettings
+from tests.core.worlds import pool
 from tests.process import ROOT, Keyturn, request, running, until
 from tests.virtual import micros, task_of, virtual
 
@@ -52,10 +56,10 @@ async def test_a_key_is_revoked_at_times() -> None:
     """And accepted again, so that one sees both."""
     api, began = Api(), micros() // SECOND
     losing = task_of(demo.lose_a_key(api))
-    await asyncio.sleep(2 * (demo.ACCEPTED_FOR + demo.REVOKED_FOR) + 1)
+    await asyncio.sleep(demo.FIRST_ACCEPTED_FOR + 2 * (demo.REVOKED_FOR + demo.ACCEPTED_FOR) - 1)
     losing.cancel()
     key = demo.KEYS[demo.REVOKED]
-    moments = [("revoke", 25), ("restore", 65), ("revoke", 90), ("restore", 130)]
+    moments = [("revoke", 25), ("restore", 65), ("revoke", 125), ("restore", 165)]
     assert api.done == [(what, key, began + at) for what, at in moments]
 
 
@@ -73,3 +77,16 @@ def test_configuration(tmp_path: Path) -> None:
     anonymous = loaded.anonymous_client()
     assert anonymous is not None
     assert anonymous.name == "you"
+
+
+@pytest.mark.parametrize("noticed", range(int(demo.REVOKED_FOR)))
+@pytest.mark.parametrize("chance", [0, 1])
+def test_the_key_is_used_again_before_it_is_revoked_again(noticed: int, chance: float) -> None:
+    """Whenever its first request noticed: a key that is found dead time and again stays away for hours."""
+    health, name = Health(pool(1)), "k0"
+    asked: int | None = noticed * SECOND
+    while asked is not None and asked < demo.REVOKED_FOR * SECOND:
+        health.dead(name, asked, "revoked", chance)
+        asked = health.ask_again(name)
+    assert asked is not None
+    assert asked < (demo.REVOKED_FOR + demo.ACCEPTED_FOR) * SECOND - TRUST

@@ -1,5 +1,5 @@
 """What `keyturn status` shows: the status document of a running proxy, in a terminal."""
 
-from proxy.status_view.showing import show
+from proxy.status_view.showing import output, show
 
-__all__ = ["show"]
+__all__ = ["output", "show"]

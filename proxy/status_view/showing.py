@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 
@@ -14,6 +16,18 @@ from proxy.status_view.tables import render
 
 EVERY = 1.0
 """Seconds between an answer and the next question."""
+
+WIDE = 240
+"""Characters of a line that goes to no terminal: so many that none is folded."""
+
+
+FEWEST = 2
+"""Rows of a table that are shown on the smallest screen."""
+
+
+def output() -> Console:
+    """Where the status goes: as wide as the terminal, or as what is asked for by `COLUMNS`, else wide enough."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 
 
 async def show(console: Console, url: str, *, watch: bool, as_json: bool) -> None:
@@ -36,12 +50,25 @@ async def show(console: Console, url: str, *, watch: bool, as_json: bool) -> Non
 
 async def _draw(console: Console, who: Asker, first: Document) -> None:
     """Draw over what was drawn before; where nothing can be drawn over, one below the other."""
-    shown = render(first)
+    shown = fitting(console, first)
     with Live(console=console, screen=True, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         async for found in _documents(who, first):
-            shown, trouble = (render(found), None) if isinstance(found, dict) else (shown, found)
+            shown, trouble = (fitting(console, found), None) if isinstance(found, dict) else (shown, found)
             drawing = _with(shown, trouble)
             live.update(drawing, refresh=True) if live else console.print(drawing)
+
+
+def fitting(console: Console, document: Document) -> RenderableType:
+    """A drawing that is no higher than the screen, if it can be; all of it where there is no screen."""
+    rows, drawing = console.height, render(document)
+    if not console.is_terminal:
+        return drawing
+    while rows > FEWEST:
+        drawing = render(document, rows)
+        if len(console.render_lines(drawing)) < console.height:
+            return drawing
+        rows = rows * 3 // 4
+    return drawing
 
 
 def _with(shown: RenderableType, trouble: NoStatus | None) -> RenderableType:

@@ -2,21 +2,28 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from proxy.core.errors import KeyturnError
+from proxy.status_view.bars import Bar
 
 VERSION = 1
 """Of the document that is understood here."""
 
-WIDTH = 30
-"""Characters of a bar of tokens."""
+NEXT = {"quarantined": "tried ", "parked": "opens "}
+"""What happens to a key when its time comes."""
+
+STEADY = {"next": 8, "last": 7, "longest": 7, "next turn": 9}
+"""Characters that a column has at least, so that it stays where it is while its times change."""
 
 STYLES = {"ready": "green", "parked": "yellow", "quarantined": "bold red", "paused": "blue"}
+
+NOW = 0.05
+"""Seconds that are told as `now`."""
 
 Document = Mapping[str, Any]
 
@@ -25,8 +32,10 @@ class UnknownVersion(KeyturnError):
     """The document is of another version than this command understands."""
 
 
-def render(document: Document) -> RenderableType:
+def render(document: Document, rows: int | None = None) -> RenderableType:
     """The document as something that rich can print; nothing in it is read as markup.
+
+    `rows` is how many a table has at most: those that matter most stay, the others are counted.
 
     Raises:
         UnknownVersion: use the `keyturn` of the proxy's own version.
@@ -36,10 +45,10 @@ def render(document: Document) -> RenderableType:
             f"This command reads version {VERSION} of status.json, and the proxy writes {document.get('version')!r}: "
             "use the keyturn command of the proxy's version."
         )
-    return Group(*_parts(document))
+    return Group(*_parts(document, rows))
 
 
-def _parts(document: Document) -> Iterator[RenderableType]:
+def _parts(document: Document, rows: int | None) -> Iterator[RenderableType]:
     yield _process(document)
     yield _store(document)
     if document["reload"]:
@@ -47,9 +56,11 @@ def _parts(document: Document) -> Iterator[RenderableType]:
     for pool in document["pools"]:
         yield Text()
         yield _pool(pool, document["at"])
-        yield _quotas(pool)
-        yield _keys(pool, document["at"])
-        yield _clients(pool)
+        yield from _quotas(pool, rows)
+        yield Text()
+        yield from _clients(pool, rows)
+        yield Text()
+        yield from _keys(pool, document["at"], rows)
     if any(count["total"] for count in document["refused"].values()):
         yield Text()
         yield _refused(document["refused"])
@@ -76,7 +87,8 @@ def _store(document: Document) -> Text:
     text = Text(f"Store {store['kind']} ")
     if store["up"]:
         text.append("up", "green")
-        text.append(f" for {age}, {_plural(store['replicas'], 'replica')} seen", "dim")
+        seen = "" if store["kind"] == "memory" else f", {_plural(store['replicas'], 'replica')} seen"
+        text.append(f" for {age}{seen}", "dim")
     else:
         text.append(f"lost for {age}: {store['cause'] or 'cause unknown'}", "bold red")
         text.append(f", on loss: {store['on_loss']}" if store["on_loss"] else "")
@@ -93,100 +105,115 @@ def _reload(document: Document) -> Text:
 
 def _pool(pool: Document, at: str) -> Text:
     text = Text(f"Pool {pool['name']}", "bold")
-    text.append(f"  {pool['in_flight']} under way", "not bold")
+    text.append(f"  {_at_hand(pool['quotas'])}, {pool['in_flight']:,} under way\n", "not bold")
+    text.append("  last minute:", "not bold dim")
     for name, words, style in (("throttled", "upstream 429s", "bold red"), ("refused", "refused", "yellow")):
         count = pool[name]
-        text.append(f"  {words} ", "not bold")
-        text.append(str(count["minute"]), style if count["minute"] else "not bold")
-        text.append(f" in the last minute, {count['total']} in all", "not bold dim")
+        text.append(f" {words} ", "not bold")
+        text.append(f"{count['minute']:,}", style if count["minute"] else "not bold")
+        text.append(f" ({count['total']:,} in all)", "not bold dim")
     if outage := pool.get("outage"):
         text.append(f"\n  the upstream is out of order for {_age(outage['since'], at)}: {outage['cause']}", "bold red")
         text.append(f", tried again in {_age(at, outage['until'])}", "not bold")
     return text
 
 
+def _at_hand(quotas: Sequence[Document]) -> str:
+    """What all quotas together have, by limit."""
+    sums: dict[str, list[int]] = {}
+    for limit in (limit for quota in quotas for limit in quota["limits"]):
+        found = sums.setdefault(limit["name"], [0, 0])
+        found[0] += limit["at_hand"]
+        found[1] += limit["size"]
+    parts = [f"{hand:,} of {size:,}{f' ({name})' if len(sums) > 1 else ''}" for name, (hand, size) in sums.items()]
+    return f"{', '.join(parts) or 'no token'} at hand"
+
+
 def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in numbers else "left"
+        table.add_column(column, justify=justify, overflow="fold", min_width=STEADY.get(column))
     return table
 
 
-def _quotas(pool: Document) -> Table:
-    numbers = ("at hand", "in use", "cooling")
-    table = _table("quota", "limit", "tokens", *numbers, "returns", numbers=numbers)
-    for quota in pool["quotas"]:
+def _quotas(pool: Document, rows: int | None) -> Iterator[RenderableType]:
+    numbers = ("at hand", "in use", "cooling", "next", "last")
+    table = _table("quota", "limit", "tokens", *numbers, numbers=numbers)
+    told = [quota for quota in pool["quotas"] if quota["limits"]]
+    for quota in told[:rows]:
         for index, limit in enumerate(quota["limits"]):
             table.add_row(
                 Text("" if index else quota["name"], "bold"),
                 Text(limit["name"]),
-                bar(limit),
-                *(str(limit[name]) for name in ("at_hand", "in_use", "cooling")),
-                Text(_returns(limit["returns"]), "dim"),
+                Bar(limit),
+                *(f"{limit[name]:,}" for name in ("at_hand", "in_use", "cooling")),
+                Text(_next(limit["returns"]), "dim"),
+                Text(_last(limit["returns"]), "dim"),
             )
-    return table
+    yield from _shown(table, len(told) - len(told[:rows]), "quota")
 
 
-def bar(limit: Document) -> Text:
-    """A limit's tokens as a bar: `#` at hand, `*` in use, `.` cooling; told apart without colours too."""
-    width = min(WIDTH, limit["size"])
-    hand = _cells(limit["at_hand"], limit["size"], width)
-    use = min(width - hand, _cells(limit["in_use"], limit["size"], width))
-    return Text.assemble(("#" * hand, "green"), ("*" * use, "yellow"), ("." * (width - hand - use), "dim"))
+def _next(returns: Sequence[Document]) -> str:
+    return f"{returns[0]['tokens']} in {_span(max(1, returns[0]['within']))}" if returns else ""
 
 
-def _cells(tokens: int, size: int, width: int) -> int:
-    """What is there shows, however little; and only all of it fills the bar."""
-    if not tokens or not size:
-        return 0
-    return width if tokens >= size else min(max(1, tokens * width // size), max(1, width - 1))
+def _last(returns: Sequence[Document]) -> str:
+    return f"in {_span(max(1, returns[-1]['within']))}" if returns else ""
 
 
-def _returns(returns: Sequence[Document]) -> str:
-    if not returns:
-        return ""
-    first, last = returns[0], returns[-1]
-    text = f"{first['tokens']} within {_span(max(1, first['within']))}"
-    return text if first is last else f"{text}, all within {_span(max(1, last['within']))}"
-
-
-def _keys(pool: Document, at: str) -> Table:
-    table = _table("key", "state", "for", "reason", "left this month", numbers=("for", "left this month"))
-    for key in pool["keys"]:
-        reason = Text(key["reason"])
-        if key["until"]:
-            reason.append(f"{' ' if key['reason'] else ''}(returns in {_age(at, key['until'])})", "dim")
+def _keys(pool: Document, at: str, rows: int | None) -> Iterator[RenderableType]:
+    if not pool["keys"]:
+        yield Text("This pool has no key", "dim")
+        return
+    keys = pool["keys"]
+    if rows is not None and len(keys) > rows:
+        keys = [key for key in keys if key["state"] != "ready" or key["month_remaining"] == 0]
+    table = _table("key", "state", "for", "reason", "next", "month left", numbers=("for", "next", "month left"))
+    for key in keys[:rows]:
+        left = key["month_remaining"]
         table.add_row(
             Text(key["name"], "bold"),
             Text(key["state"], STYLES.get(key["state"], "")),
             _age(key["since"], at),
-            reason,
-            "" if key["month_remaining"] is None else f"{key['month_remaining']:,}",
+            Text(key["reason"]),
+            f"{NEXT.get(key['state'], '')}in {_age(at, key['until'])}" if key["until"] else "",
+            "" if left is None else f"{left:,}" if left else Text("used up", "bold red"),
         )
-    return table
+    yield from _shown(table, len(pool["keys"]) - table.row_count, "key")
 
 
-def _clients(pool: Document) -> RenderableType:
+def _clients(pool: Document, rows: int | None) -> Iterator[RenderableType]:
     numbers = ("weight", "waiting", "longest", "next turn", "share", "due")
     table = _table("client", *numbers, numbers=numbers)
     active = [client for client in pool["clients"] if client["due"] is not None]
-    for client in sorted(active, key=lambda client: (-client["waiting"], -client["granted"], client["name"])):
+    busiest = sorted(active, key=lambda client: (-client["waiting"], -client["granted"], client["name"]))[:rows]
+    for client in busiest:
         table.add_row(Text(client["name"], "bold"), str(client["weight"]), *_queue(client), *_shares(client))
         if len(client["lanes"]) > 1:
             for lane in client["lanes"]:
                 table.add_row(Text(f"  {_lane(lane)}", "dim"), "", *_queue(lane))
+    yield from _shown(table, len(active) - len(busiest), "active client")
     idle = len(pool["clients"]) - len(active)
-    note = f"{_plural(idle, 'client')} idle" if idle else ""
     if not active:
-        return Text(note or "No client has called yet", "dim")
-    return Group(table, Text(note, "dim")) if note else table
+        yield Text("No client has called in the last minute", "dim")
+    if idle:
+        yield Text(f"{_plural(idle, 'client')} idle", "dim")
+
+
+def _shown(table: Table, rest: int, noun: str) -> Iterator[RenderableType]:
+    """A table if there is something in it, and how much of it is left out."""
+    if table.row_count:
+        yield table
+    if rest:
+        yield Text(f"and {_plural(rest, f'more {noun}')}" if table.row_count else _plural(rest, noun), "dim")
 
 
 def _queue(lane: Document) -> tuple[str, str, str]:
     if not lane["waiting"]:
         return "0", "", ""
-    turn = "unknown" if lane["turn"] is None else f"in {_span(lane['turn'])}"
-    return str(lane["waiting"]), _span(lane["oldest"]), turn
+    turn = "unknown" if lane["turn"] is None else "now" if lane["turn"] < NOW else f"in {_span(lane['turn'])}"
+    return f"{lane['waiting']:,}", _span(lane["oldest"]), turn
 
 
 def _shares(client: Document) -> tuple[str, str]:
@@ -203,7 +230,7 @@ def _refused(refused: Document) -> Table:
     table = _table("refused", *numbers, numbers=numbers)
     for reason, count in sorted(refused.items(), key=lambda entry: (-entry[1]["minute"], -entry[1]["total"], entry[0])):
         if count["total"]:
-            table.add_row(Text(reason), str(count["minute"]), str(count["total"]))
+            table.add_row(Text(reason), f"{count['minute']:,}", f"{count['total']:,}")
     return table
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from proxy.status_view import showing
 from proxy.status_view.asking import NoStatus
 from proxy.web.status.document import document
+from tests.observability.extremes import crowd
 from tests.observability.samples import Replica, busy, quiet, serving
 
 
@@ -85,6 +86,25 @@ async def test_a_watcher_stays_when_the_proxy_goes_away(terminal: bool) -> None:
         replica.failing = True
         await watching
     assert "team-a" in screen.text.partition("this is old")[2]
+
+
+@pytest.mark.parametrize("height", [24, 60])
+async def test_what_is_watched_fits_on_the_screen(height: int) -> None:
+    """However many keys and clients there are; those in trouble are seen."""
+    console = Console(file=StringIO(), width=100, height=height, color_system=None, force_terminal=True)
+    lines = console.render_lines(showing.fitting(console, document(crowd())))
+    text = "\n".join("".join(segment.text for segment in line) for line in lines)
+    assert len(lines) < height
+    assert "quarantined" in text
+    assert "more active clients" in text
+
+
+async def test_what_goes_to_no_terminal_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program reads it by lines; `COLUMNS` says otherwise."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert showing.output().width == showing.WIDE
+    monkeypatch.setenv("COLUMNS", "70")
+    assert showing.output().width == 70
 
 
 async def test_without_a_proxy_there_is_nothing_to_watch() -> None:

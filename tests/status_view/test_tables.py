@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from proxy.status_view.tables import UnknownVersion, bar, render
+from proxy.status_view.tables import UnknownVersion, render
 from proxy.web.status.document import document
+from tests.observability.extremes import crowd, empty, long_names
 from tests.observability.samples import busy, quiet
 
 
@@ -61,7 +62,8 @@ def test_each_key_has_its_state_in_words() -> None:
     """With its reason, and the time at which it is back."""
     text = printed(document(busy()))
     assert "401 AuthenticationError" in line(text, "team-d", "quarantined")
-    assert "429 of the upstream (returns in 40 s)" in line(text, "team-c", "parked", "312")
+    assert "tried in 27 min" in line(text, "team-d", "quarantined")
+    assert "429 of the upstream" in line(text, "team-c", "parked", "opens in 40 s", "312")
     assert "81,240" in line(text, "team-a", "ready")
 
 
@@ -69,7 +71,7 @@ def test_each_limit_has_its_tokens() -> None:
     """At hand, in use, cooling, and when they return."""
     text = printed(document(busy()))
     assert line(text, "team-a", "60/60s").split()[3:6] == ["14", "4", "42"]
-    assert "60 within 40 s" in line(text, "team-c", "60/60s")
+    assert line(text, "team-c", "60/60s").split()[-7:] == ["60", "in", "40", "s", "in", "40", "s"]
 
 
 def test_each_client_has_its_queue_and_its_share() -> None:
@@ -85,10 +87,11 @@ def test_each_client_has_its_queue_and_its_share() -> None:
 def test_a_quiet_replica_fits_in_a_few_lines() -> None:
     """Nothing is told that is not there."""
     text = printed(document(quiet()))
-    assert "No client has called yet" in text
+    assert "No client has called in the last minute" in text
+    assert "replica" not in text
     assert "Reload" not in text
     assert "refused  " not in text
-    assert len(text.splitlines()) < 12
+    assert len(text.splitlines()) < 13
 
 
 def test_refusals_are_told_by_reason() -> None:
@@ -98,30 +101,51 @@ def test_refusals_are_told_by_reason() -> None:
     assert text.index("deadline") < text.index("client_rate") < text.index("unauthenticated")
 
 
-@pytest.mark.parametrize(
-    ("at_hand", "in_use", "size", "drawn"),
-    [
-        (60, 0, 60, "#" * 30),
-        (0, 0, 60, "." * 30),
-        (1, 1, 60, "#*" + "." * 28),
-        (59, 1, 60, "#" * 29 + "*"),
-        (2, 1, 5, "##*.."),
-        (0, 0, 0, ""),
-    ],
-)
-def test_a_bar_shows_the_least_token_and_is_full_only_when_all_are_there(
-    at_hand: int, in_use: int, size: int, drawn: str
-) -> None:
-    """Told apart by signs, not by colours only."""
-    assert bar({"at_hand": at_hand, "in_use": in_use, "size": size}).plain == drawn
-
-
 def test_names_and_reasons_are_text_not_markup() -> None:
     """What stands in square brackets is shown as it is."""
     snapshot = quiet()
     key = replace(snapshot.pools[0].keys[0], reason="[red]401[/red] [link=x]")
     content = document(replace(snapshot, pools=(replace(snapshot.pools[0], keys=(key,)),)))
     assert "[red]401[/red] [link=x]" in printed(content)
+
+
+def test_on_a_usual_terminal_nothing_is_folded() -> None:
+    """Of limits and clients: each has one line of eighty characters."""
+    text = printed(document(busy()), width=80)
+    for words in (("team-a", "60/60s", "in 50 s"), ("shared-user", "60/60s"), ("crawler", "20%"), ("refused 9", "412")):
+        assert line(text, *words)
+    limits = sum(len(quota["limits"]) for pool in document(busy())["pools"] for quota in pool["quotas"])
+    lanes = 2
+    assert len([row for row in text.splitlines() if "/60s  " in row or "/10s  " in row]) == limits + lanes
+
+
+def test_a_pool_tells_what_all_its_quotas_have() -> None:
+    """By limit, if there are several."""
+    text = printed(document(busy()))
+    assert "77 of 240 (60/60s), 26 of 40 (10/10s) at hand, 6 under way" in line(text, "Pool default")
+    assert "211 of 300 at hand" in line(text, "Pool enterprise")
+
+
+def test_what_is_not_there_has_no_table() -> None:
+    """But a word."""
+    text = printed(document(empty()))
+    assert "This pool has no key" in text
+    assert "no token at hand" in text
+    assert "month left" not in text
+    assert "used up" in line(printed(document(long_names())), "ready", "used up")
+
+
+def test_of_many_those_are_shown_that_matter() -> None:
+    """In no more lines than were asked for, and the others are counted."""
+    out = StringIO()
+    Console(file=out, width=100, color_system=None).print(render(document(crowd()), 10))
+    text = out.getvalue()
+    assert len(text.splitlines()) < 45
+    assert "and 186 more quotas" in text
+    assert "and 440 more active clients" in text
+    assert text.count("quarantined") == 4
+    assert "and 196 more keys" in text
+    assert len(printed(document(crowd())).splitlines()) > 800
 
 
 def test_it_fits_a_narrow_terminal() -> None:

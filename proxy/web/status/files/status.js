@@ -1,7 +1,7 @@
 // Draws status.json once a second. Elements are kept and changed, never made anew without need, so that focus, selection
 // and a screen reader's place stay where they are.
 import { $, list, make, mark, set } from "./elements.js";
-import { TONES, clock, number, percent, plural, since, soon, span, usable, usedUp } from "./words.js";
+import { NEXT, TONES, clock, number, percent, plural, since, soon, span, usable, usedUp } from "./words.js";
 
 const VERSION = 1;
 const EVERY = 1000; // ms between an answer and the next question
@@ -176,7 +176,7 @@ const buildRow = (columns) => {
 };
 const cell = (element, text) => mark(set(element, text), "data-blank", text ? null : "yes");
 
-const KEYS = [["Key", ""], ["State", ""], ["For", "number"], ["Reason", ""], ["Returns", "number"], ["Month left", "number"]];
+const KEYS = [["Key", ""], ["State", ""], ["For", "number"], ["Reason", ""], ["Next", "number"], ["Month left", "number"]];
 const noteworthy = (keys) => keys.filter((key) => key.state !== "ready" || usedUp(key));
 const drawKeys = (part, pool, at) => {
   const shown = chosen(part, pool.keys, noteworthy, "keys");
@@ -193,7 +193,7 @@ const drawKeyRows = (body, keys, at) => list(body, keys, (key) => key.name,
     mark(set(stateOf.firstChild, key.state), "data-tone", TONES[key.state] || "none");
     cell(age, since(key.since, at));
     cell(reason, key.reason);
-    cell(until, key.until ? `in ${since(at, key.until)}` : "");
+    cell(until, key.until ? `${NEXT[key.state] || ""}in ${since(at, key.until)}` : "");
     mark(cell(month, usedUp(key) ? "used up" : key.month_remaining === null ? "" : number(key.month_remaining)), "data-tone", usedUp(key) ? "bad" : null);
   });
 

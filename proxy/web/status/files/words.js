@@ -15,5 +15,6 @@ export const soon = (seconds) => span(Math.max(1, Math.ceil(seconds)));
 export const since = (from, at) => span(Math.max(0, (Date.parse(at) - Date.parse(from)) / 1000));
 export const clock = (instant) => new Date(instant).toLocaleTimeString("en-GB");
 export const TONES = { ready: "good", parked: "warn", quarantined: "bad", paused: "none" };
+export const NEXT = { quarantined: "tried ", parked: "opens " };
 export const usable = (key) => key.state === "ready" || key.state === "parked";
 export const usedUp = (key) => key.month_remaining === 0;
