@@ -648,6 +648,8 @@ local function cool_token(limit, member, quota, returns)
   local known = tonumber(redis_call('ZSCORE', key('cooling', limit), member) or nil)
   if not known then
     count_taken(limit, quota, 1)
+  else -- it cools already, by a replica's word, and what was in use besides is back
+    rank(quota, { limit })
   end
   if not known or returns > known then
     redis_call('ZADD', key('cooling', limit), returns, member)
@@ -814,6 +816,7 @@ local function learn_spent(now, quota, limit, remaining, reset, view)
       foreign_order[#foreign_order + 1] = quota
     end
     foreign[quota] = (foreign[quota] or 0) + more
+    rank(quota, { limit })
   end
 end
 
@@ -849,7 +852,9 @@ local function settle(now, settlement, view)
       learn_spent(now, out.quota, view.limits[seen[1] + 1].id, seen[2], seen[3], view)
     end
   end
-  rank_places(out)
+  if kind ~= 's' or #out.probes > 0 then -- else as many are at hand as before
+    rank_places(out)
+  end
   return out
 end
 
@@ -1936,12 +1941,18 @@ end
 local function choose(heap)
   while heap[1] do
     local tag, client, number, need = unpack(heap[1])
-    local quota, first = best(need), first_in(need.name)
-    if quota and first and first[1] == tag and first[2] == client then
+    local quota = best(need)
+    local first = quota and first_in(need.name)
+    if first and first[1] == tag and first[2] == client then
       return number, need, client, quota
     end
     pop(heap, precedes)
-    add_candidate(heap, number, need)
+    if first then
+      push(heap, { first[1], first[2], number, need }, precedes)
+      if heap[1][3] == number then
+        return number, need, first[2], quota
+      end
+    end
   end
 end
 
