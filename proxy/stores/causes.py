@@ -29,6 +29,16 @@ _ADVICE = {
 _INSIDE = re.compile(r"[ :]-([A-Z]+) ")
 """Redis before 7 wraps the error of a command inside a script: `ERR Error running script (…): …: -OOM …`."""
 
+_PHRASES = {
+    "without any password configured": "it has no password, and store.url has one: remove it there, or set requirepass",
+    "no password is set": "it has no password, and store.url has one: remove it there, or set requirepass",
+    "DB index": "it has no such database: correct the number in store.url",
+    "cluster support disabled": "it is no node of a cluster: write redis:// in store.url",
+    "unknown command 'SENTINEL'": "it is no sentinel: name the sentinels, on their own port, or write redis://",
+    "unknown command 'EVALSHA'": "it runs no scripts: write redis+sentinel:// if it is a sentinel, else allow EVALSHA",
+}
+"""What to do, by some words of an answer that begins with ERR."""
+
 _SENTINEL = re.compile(r"<redis\.asyncio\.client\.Redis\(.*?host=([^,]*),port=(\d+).*?\)>\)>\)> - \w+:(\w+)")
 """How redis-py shows a sentinel that did not answer, and why."""
 
@@ -38,7 +48,8 @@ _CERTIFICATE = ("certificate", "unknown ca", "unknown_ca", "bad_certificate")
 
 def lost(problem: BaseException, where: str) -> StoreLost:
     """The one error of the shared store, made of what went wrong at `where`, a server or the URL without secrets."""
-    return StoreLost(_MESSAGE, cause=f"{where}: {_cause(_telling(problem))}")
+    tls = where.startswith("rediss:") or "ssl=true" in where
+    return StoreLost(_MESSAGE, cause=f"{where}: {_cause(_telling(problem), tls=tls)}")
 
 
 def _telling(problem: BaseException) -> BaseException:
@@ -47,7 +58,7 @@ def _telling(problem: BaseException) -> BaseException:
     redis-py wraps what it catches, a cluster's client twice; and of a connection that the server has closed it first
     says that there is something to read.
     """
-    chain = [one for one in _chain(problem) if str(one) not in _CLOSED] or [ConnectionError("it closed the connection")]
+    chain = [one for one in _chain(problem) if str(one) not in _CLOSED] or [ConnectionError("closed")]
     said = (one for one in chain if isinstance(one, _SAID) and _code(one))
     return next(said, chain[-1])
 
@@ -62,20 +73,28 @@ def _chain(problem: BaseException | None) -> Iterator[BaseException]:
         problem = problem.__cause__ or problem.__context__
 
 
-def _cause(problem: BaseException) -> str:
+def _cause(problem: BaseException, *, tls: bool) -> str:
     match problem:
         case ResponseError() | AuthenticationError() | BusyLoadingError():
             return _refusal(problem)
         case MasterNotFoundError():
             return "no sentinel names a master: " + _line(_SENTINEL.sub(r"\1:\2 (\3)", str(problem)))
         case TimeoutError() | NoAnswer():
-            return "no answer within store.timeout: see whether it is busy or the network drops packets"
+            no_tls = "that port speaks no TLS, " if tls else ""
+            return f"no answer within store.timeout: see whether it is busy, {no_tls}or the network drops packets"
         case ClusterError() | AttributeError():  # the latter is redis-py's own fault (its issue 4015)
             return "the cluster is moving this key's slot: wait until it has"
         case ssl.SSLError():
             return _tls(problem)
         case _:
-            return f"not reachable ({_line(problem)}): see whether it runs and store.url is right"
+            return _unreachable(problem, tls=tls)
+
+
+def _unreachable(problem: BaseException, *, tls: bool) -> str:
+    if isinstance(problem, ConnectionResetError) or "closed" in str(problem):
+        wants = "a certificate of ours (ssl_certfile and ssl_keyfile)" if tls else "TLS (rediss://)"
+        return f"not reachable (it closed the connection): see whether it runs, and whether that port wants {wants}"
+    return f"not reachable ({_line(problem)}): see whether it runs and store.url is right"
 
 
 def _refusal(problem: RedisError) -> str:
@@ -84,15 +103,12 @@ def _refusal(problem: RedisError) -> str:
     inside = _INSIDE.search(said) if code == "ERR" else None
     code = inside[1] if inside else code
     if code == "NOPERM" or "ACL failure" in said or "can't run this command" in said:
-        return f"its ACL does not allow what Keyturn needs: {said}"
+        return f"its ACL does not allow what Keyturn needs (docs/shared-store.md lists it): {said}"
     if advice := _ADVICE.get(code):
         return f"{advice} ({code})"
-    if "without any password configured" in said or "no password is set" in said:
-        return "it has no password, and store.url has one: remove it there, or set it there with requirepass"
-    if "DB index" in said:
-        return "it has no such database: correct the number in store.url"
-    if "cluster support disabled" in said:
-        return "it is no node of a cluster: write redis:// in store.url"
+    plain = said.replace("`", "'")
+    if advice := next((advice for words, advice in _PHRASES.items() if words in plain), None):
+        return advice
     return f"it answered {code} {said}" if not said.startswith(code) else f"it answered {said}"
 
 

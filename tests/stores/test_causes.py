@@ -52,8 +52,12 @@ def wrapped(inner: Exception, outer: Exception) -> Exception:
             wrapped(ConnectionError("Connection has data"), ConnectionError("Error 111 connecting to h:1.")),
             "not reachable (Error 111 connecting to h:1.)",
         ),
-        (ConnectionError("Connection not ready"), "not reachable (it closed the connection)"),
-        (RuntimeError("the handler is closed"), "not reachable (the handler is closed)"),
+        (said("ERR unknown command `SENTINEL`, with args beginning with: `MASTERS`, "), "it is no sentinel"),
+        (said("ERR unknown command 'EVALSHA', with args beginning with: 'a' '2' "), "if it is a sentinel"),
+        (ConnectionError("Connection not ready"), "not reachable (it closed the connection): see whether it runs, and"),
+        (ConnectionError("Connection closed by server."), "whether that port wants TLS"),
+        (ConnectionResetError(104, "Connection reset by peer"), "not reachable (it closed the connection): see"),
+        (RuntimeError("the handler is closed"), "not reachable (it closed the connection): see"),
         (MasterNotFoundError("No master found for 'main'"), "no sentinel names a master: No master found for 'main'"),
         (TimeoutError(), "no answer within store.timeout"),
         (ConnectionRefusedError(111, "Connect call failed"), "not reachable"),
@@ -86,6 +90,13 @@ def test_a_cause_is_one_line_that_says_what_to_do(problem: Exception, cause: str
 def test_what_came_first_tells_more_than_its_wrapping(problem: Exception, cause: str) -> None:
     """The words of the server or of TLS go before those of the library."""
     assert cause in lost(problem, "redis://h").cause
+
+
+@pytest.mark.parametrize("where", ["rediss://h", "redis+cluster://h?ssl=true"])
+def test_over_tls_the_causes_are_others(where: str) -> None:
+    """A server that asks for a certificate closes without one; one that speaks no TLS waits for more."""
+    assert "wants a certificate of ours" in lost(ConnectionError("Connection closed by server."), where).cause
+    assert "that port speaks no TLS" in lost(TimeoutError(), where).cause
 
 
 def test_sentinels_that_do_not_answer_are_named() -> None:
