@@ -119,5 +119,11 @@ class Protocol(ResponseHandler):
 
 
 def _fail(payload: StreamReader | None, error: BaseException) -> None:
+    """Let a body's reader meet an error.
+
+    It is told once more in the next turn of the loop: a reader that the end of a chunk has just woken looks for bytes
+    only, finds none, and would wait for ever.
+    """
     if payload is not None and not payload.is_eof() and payload.exception() is None:
         payload.set_exception(error)
+        asyncio.get_running_loop().call_soon(payload.set_exception, error)

@@ -150,9 +150,18 @@ class Connection(web.RequestHandler):
                 self._deaf = True
                 if not behind_it:
                     assert isinstance(message.exc, HttpProcessingError)
-                    body.set_exception(Broken(what_is_wrong(message.exc, self._bounds)))
+                    self._fail(body, Broken(what_is_wrong(message.exc, self._bounds)))
         elif data and behind_it and not self._upgraded:
             self._head_goes_on(len(data))
+
+    def _fail(self, body: StreamReader, error: Broken) -> None:
+        """Let a body's reader meet an error.
+
+        It is told once more in the next turn of the loop: a reader that the end of a chunk has just woken looks for
+        bytes only, finds none, and would wait for ever.
+        """
+        body.set_exception(error)
+        self._loop.call_soon(body.set_exception, error)
 
     def _weigh(self, number: int) -> None:
         """Look at the heads of so many new requests; one that is too large ends the connection in its place."""

@@ -19,6 +19,8 @@ from tests.upstream.origin import (
 
 LENGTH_9 = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+DEADLINE = 20.0
+"""Seconds, less than the upstream may stand still: only a failure waits for them."""
 UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
@@ -117,6 +119,20 @@ async def test_a_truncated_body_is_broken(parts: tuple[bytes, ...], then: str) -
         assert (idle(upstream), in_use(upstream)) == (0, 0)
         with pytest.raises(Broken):
             await whole(answer)
+
+
+@pytest.mark.parametrize("rest", [b"\r\nZZ\r\n", b"\r\n-1\r\n", b"\r\n\r\n"])
+async def test_an_error_behind_the_end_of_a_chunk_is_not_missed(rest: bytes) -> None:
+    """Also when both come with the same bytes, and a reader waits for them."""
+    script, events = in_parts(CHUNKED + b"3\r\nabc", rest)
+    async with origin(script) as url, opened(url) as upstream:
+        answer = await sent(upstream)
+        assert await answer.body.read() == b"abc"
+        asyncio.get_running_loop().call_soon(events[1].set)
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(Broken):
+                await answer.body.read()
+        assert (idle(upstream), in_use(upstream)) == (0, 0)
 
 
 async def test_a_body_that_stands_still_is_broken() -> None:

@@ -12,6 +12,8 @@ from tests.web.callers import Gateway, World, an_answer, deaf, ended, get, read,
 
 SOON = 0.05
 """Seconds that run out."""
+DEADLINE = 20.0
+"""Seconds, less than a body may take: only a failure waits for them."""
 BOUNDS = Bounds(head=8192, fields=16, target=1024)
 
 
@@ -294,6 +296,28 @@ async def test_a_body_that_breaks_fails_its_own_reader() -> None:
         go_on.set()
         answer = await read(reader)
         assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == [b"200", b"400"]
+        writer.close()
+
+
+@pytest.mark.parametrize("rest", [b"\r\nZZ\r\n", b"\r\n0\n\n", b"\r\n1\n"])
+async def test_an_error_behind_the_end_of_a_chunk_is_not_missed(rest: bytes) -> None:
+    """Also when both come with the same bytes, and a reader waits for them."""
+    parts: list[bytes] = []
+
+    async def reply(request: Request) -> Answer:
+        assert request.body is not None
+        async for part in request.body.chunks():
+            parts.append(part)  # noqa: PERF401  # it must be seen as it comes
+        raise AssertionError
+
+    async with World(gateway=Gateway(reply)).running() as world:
+        reader, writer = await world.connect()
+        writer.write(get(b"/", b"Transfer-Encoding: chunked", method=b"POST", body=b"3\r\nabc"))
+        while parts != [b"abc"]:
+            await asyncio.sleep(0)
+        writer.write(rest)
+        async with asyncio.timeout(DEADLINE):
+            assert (await read(reader)).startswith(b"HTTP/1.1 400 ")
         writer.close()
 
 
