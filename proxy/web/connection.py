@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
-from aiohttp.hdrs import TRANSFER_ENCODING
+from aiohttp.hdrs import CONTENT_LENGTH, TRANSFER_ENCODING
 from aiohttp.http import HttpProcessingError, HttpRequestParser
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
@@ -14,7 +14,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from proxy.core.errors import BadRequest, Refusal, TooSlow
 from proxy.web.bounds import Bounds
-from proxy.web.malformed import Broken, head_too_large, plain, size, what_is_wrong
+from proxy.web.malformed import Broken, head_too_large, plain, what_is_wrong
 from proxy.web.relay import CLOSED, KEPT, has_begun, write
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _BUFFER = 2**16
 """Bytes of a body that are read ahead, for each request that waits for its turn; at most twice as many."""
 _LINGER = 2.0
 """Seconds for which what a refused caller still sends is thrown away."""
+_END_OF_HEAD = b"\r\n\r\n"
 _NO_LOG: Any = None
 """In place of aiohttp's log of requests, which shows queries."""
 
@@ -38,8 +39,8 @@ class Connection(web.RequestHandler):
     """
 
     __slots__ = (
-        "_bounds", "_deaf", "_ends", "_head", "_head_timer", "_left", "_owner", "_reading", "_watched", "_wire",
-        "_write_timer", "peer",
+        "_bounds", "_deaf", "_ends", "_head", "_head_timer", "_held", "_left", "_length", "_owner", "_reading", "_seam",
+        "_watched", "_wire", "_write_timer", "peer",
     )  # fmt: skip
 
     def __init__(self, owner: "Connections", bounds: Bounds, loop: asyncio.AbstractEventLoop) -> None:
@@ -76,12 +77,18 @@ class Connection(web.RequestHandler):
         """Whether no request will be answered any more."""
         self._head = 0
         """Bytes of a head that has begun and is not complete."""
+        self._seam = b""
+        """The last few of them, where its end may have begun."""
+        self._held = b""
+        """What has come behind as many requests as may be read ahead."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._left = 0
         """What was written and not taken when the timer was set; more than that once the caller took something."""
         self._reading: StreamReader = EMPTY_PAYLOAD
         """The body of the last request whose head has come."""
+        self._length = 0
+        """Its bytes, when its head says how many there are."""
         self._watched = -1
         """The file descriptor under which its caller's leaving is watched for, while nothing is read."""
         self.peer: str = ""
@@ -131,28 +138,61 @@ class Connection(web.RequestHandler):
     # Reading
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come in.
+        """Parse what has come in, up to the end of a head or of a body at a time.
+
+        aiohttp's parser throws away what it has just read when it meets an error behind that, so what becomes of a
+        request would depend on which bytes arrived together.
+        """
+        if self._held:
+            data, self._held = self._held + data, b""
+        while not self._deaf:
+            length = self._next(data)
+            self._take(data[:length])
+            data = data[length:]
+            if not data:
+                return
+            if len(self._messages) >= self._bounds.pipelined:
+                self._held = data
+                return
+
+    def _next(self, data: bytes) -> int:
+        """How many bytes the parser gets at once."""
+        if self._upgraded or not data:
+            return len(data)
+        if not self._reading.is_eof():
+            return min(self._length - self._reading.total_bytes, len(data)) if self._length else len(data)
+        end = (self._seam + data).find(_END_OF_HEAD)
+        length = len(data) if end < 0 else end + len(_END_OF_HEAD) - len(self._seam)
+        return min(length, max(self._bounds.head - self._head, 1))
+
+    def _take(self, data: bytes) -> None:
+        """Have bytes parsed.
 
         A body that stops being HTTP in its middle fails its reader: aiohttp would only note it for the next request.
         """
-        if self._deaf:
-            return
         before, body = self._request_count, self._reading
-        behind_it = body.is_eof()
+        behind_it = body.is_eof() and not self._upgraded
+        if behind_it and self._head + len(data) > self._bounds.head:
+            self._refuse(self._malformed(head_too_large(self._bounds.head)))
+            return
         super().data_received(data)
         if self._request_count != before:
-            if self._head + len(data) > self._bounds.head:
-                self._weigh(self._request_count - before)
-            self._head = 0
-            self._stop_head_timer()
-            message, self._reading = self._messages[-1]
-            if not isinstance(message, RawRequestMessage):
-                self._deaf = True
-                if not behind_it:
-                    assert isinstance(message.exc, HttpProcessingError)
-                    self._fail(body, Broken(what_is_wrong(message.exc, self._bounds)))
-        elif data and behind_it and not self._upgraded:
-            self._head_goes_on(len(data))
+            self._head_has_come(body)
+        elif behind_it and data:
+            self._head_goes_on(data)
+
+    def _head_has_come(self, body: StreamReader) -> None:
+        """A request is there, or something that is none; `body` is that of the one before."""
+        self._head, self._seam, self._length = 0, b"", 0
+        self._stop_head_timer()
+        message, self._reading = self._messages[-1]
+        if isinstance(message, RawRequestMessage):
+            self._length = int(message.headers.get(CONTENT_LENGTH, 0))
+            return
+        self._deaf = True
+        if not body.is_eof():
+            assert isinstance(message.exc, HttpProcessingError)
+            self._fail(body, Broken(what_is_wrong(message.exc, self._bounds)))
 
     def _fail(self, body: StreamReader, error: Broken) -> None:
         """Let a body's reader meet an error.
@@ -163,22 +203,10 @@ class Connection(web.RequestHandler):
         body.set_exception(error)
         self._loop.call_soon(body.set_exception, error)
 
-    def _weigh(self, number: int) -> None:
-        """Look at the heads of so many new requests; one that is too large ends the connection in its place."""
-        for index in range(len(self._messages) - number, len(self._messages)):
-            message, _ = self._messages[index]
-            if isinstance(message, RawRequestMessage) and size(message) > self._bounds.head:
-                while len(self._messages) > index:
-                    self._messages.pop()
-                self._request_count -= 1
-                self._refuse(head_too_large(self._bounds.head))
-                return
-
-    def _head_goes_on(self, length: int) -> None:
-        self._head += length
-        if self._head > self._bounds.head:
-            self._refuse(head_too_large(self._bounds.head))
-        elif self._head_timer is None:
+    def _head_goes_on(self, data: bytes) -> None:
+        self._head += len(data)
+        self._seam = (self._seam + data)[1 - len(_END_OF_HEAD) :]
+        if self._head_timer is None:
             self._head_timer = self._loop.call_later(self._bounds.head_time, self._head_is_late)
 
     def _head_is_late(self) -> None:
@@ -251,6 +279,12 @@ class Connection(web.RequestHandler):
 
     # Answers to what is no request
 
+    def _malformed(self, refusal: Refusal) -> Refusal:
+        """Take note of what is no request, or too large for one."""
+        self._owner.tell("malformed")
+        _log.debug("malformed request: %s", refusal.message)
+        return refusal
+
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
         """Log what nobody expected; a caller that breaks its body off, behind its answer, is no such thing."""
         if isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
@@ -271,21 +305,25 @@ class Connection(web.RequestHandler):
             resp, reset = await super().finish_response(request, resp, start_time)
         if self._owner.retired or TRANSFER_ENCODING in request.headers:
             resp = CLOSED
-        if resp is CLOSED and (self._deaf or self._messages or not request.content.is_eof()):
-            await self._linger()
+        if resp is CLOSED:
+            await self._linger(unread=self._deaf or bool(self._messages) or not request.content.is_eof())
         return resp, reset
 
-    async def _linger(self) -> None:
-        """Give the caller time to read why it is refused, before bytes of it that nobody reads break the connection.
+    async def _linger(self, *, unread: bool) -> None:
+        """Give the caller time to read its answer, before bytes of it that nobody reads break the connection.
 
-        Closing with such bytes resets a connection, and what has been written is lost (RFC 9112, section 9.6). The end
-        of the caller's side ends this too.
+        Closing with such bytes, or before they come, resets a connection, and what has been written is lost (RFC 9112,
+        section 9.6). The end of the caller's side ends this too. Over TLS our side cannot end alone, and whoever waits
+        for that end would wait too long: there it is done only if bytes are left `unread`.
         """
         if self._wire is None or self._wire.is_closing():
             return
+        ends = self._wire.can_write_eof()
+        if not (ends or unread):
+            return
         self._deaf = True
         self._resume_transport_reading()
-        if self._wire.can_write_eof():  # TLS cannot: the caller knows by `Connection: close`
+        if ends:
             self._wire.write_eof()
         await asyncio.sleep(_LINGER)
 
@@ -300,9 +338,7 @@ class Connection(web.RequestHandler):
         if isinstance(exc, Refusal):
             refusal = exc
         elif isinstance(exc, HttpProcessingError) and status == BadRequest.status:
-            refusal = what_is_wrong(exc, self._bounds)
-            self._owner.tell("malformed")
-            _log.debug("malformed request: %s", refusal.message)
+            refusal = self._malformed(what_is_wrong(exc, self._bounds))
         else:
             refusal = Refusal("Something unexpected happened in this proxy; its log says what.")
             _log.error("unexpected error in a handler", exc_info=exc)

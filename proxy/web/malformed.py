@@ -5,7 +5,6 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import InvalidHeader, InvalidURLError, LineTooLong
-from aiohttp.http_parser import RawRequestMessage
 
 from proxy.core.errors import BadRequest, HeadTooLarge, Refusal, TargetTooLong
 from proxy.core.events import Journal
@@ -27,12 +26,6 @@ class Broken(web.RequestPayloadError):
 def plain(refusal: Refusal, method: str = "") -> bytes:
     """An answer to somebody of whom nothing is known."""
     return errors.answer(refusal, Journal(id=uuid4().hex, method=method), (), b"close")
-
-
-def size(message: RawRequestMessage) -> int:
-    """Bytes of a head, as nearly as the parser tells: its line, and each field with what separates it."""
-    fields = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
-    return len(message.method) + len(message.path) + len("  HTTP/1.1\r\n") + fields
 
 
 def head_too_large(most: int) -> HeadTooLarge:

@@ -304,7 +304,7 @@ chunks.add(
 )
 chunks.add(
     "Bytes behind the last chunk that are no request",
-    Refused(),
+    Passes(b"hello", ends=True, text="passes alone"),
     R9112("2.2"),
     *each(post(CHUNKED, body=HELLO + b"@V"), [b"0\r\n\r\n", b"5\r\nhello\r\n", b"xx\r\n\r\n"]),
 )
@@ -382,10 +382,15 @@ pipelining.add("Several requests at once", Passes(answers=5), R9112("9.3.2"), re
 pipelining.add("HEAD before another", Passes(answers=2), R9112("6.3"), request(line=b"HEAD @T HTTP/1.1", body=b"@N"))
 pipelining.add(
     "Bytes behind `Connection: close` or HTTP/1.0",
-    Refused(),
+    Passes(ends=True, text="passes alone"),
     R9112("9.6"),
     request(b"Connection: close", body=b"@N"),
     request(line=b"GET @T HTTP/1.0", body=b"@N"),
+)
+pipelining.add(
+    "Bytes behind a body and `Connection: close`",
+    Passes(b"hello", ends=True, text="passes alone"),
+    R9112("9.6"),
     post(b"Connection: close", b"Content-Length: 5", body=b"hello@N"),
 )
 pipelining.add(
@@ -396,11 +401,19 @@ pipelining.add(
 )
 pipelining.add(
     "No request behind one",
-    Refused(),
+    Passes(then=400, ends=True, text="passes, then 400"),
     R9112("2.2"),
     request(body=b"NO HTTP\r\n\r\n@N"),
     request(body=b"\x00@N"),
     request(body=b"{}"),
+    request(b"Content-Length: 0", body=b"NO HTTP\r\n\r\n@N"),
+)
+pipelining.add(
+    "No request behind a body",
+    Passes(b"hello", then=400, ends=True, text="passes, then 400"),
+    R9112("2.2"),
+    post(b"Content-Length: 5", body=b"helloNO HTTP\r\n\r\n@N"),
+    post(b"Content-Length: 5", body=b"hello\x00@N"),
 )
 pipelining.add(
     "A refused request whose body is another request",

@@ -40,6 +40,8 @@ class Passes:
     """Its request line, when it is another than the one that was sent."""
     answers: int = 1
     """How many answers there are in all: each `@N` that is read as a request of its own adds one."""
+    then: int | None = None
+    """The status of one more answer, which refuses what stands behind."""
     ends: bool = False
     """Whether the connection ends behind the last of them."""
     text: str = "passes"

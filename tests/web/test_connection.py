@@ -8,7 +8,7 @@ import pytest
 
 from proxy.core.http import Answer, Request
 from proxy.web.bounds import Bounds
-from tests.web.callers import Gateway, World, an_answer, deaf, ended, get, read, until_closed
+from tests.web.callers import Gateway, World, an_answer, deaf, ended, get, okay, read, until_closed
 
 SOON = 0.05
 """Seconds that run out."""
@@ -57,6 +57,22 @@ async def test_a_head_that_is_just_right_is_read() -> None:
         answer = await world.ask(get(target, *fields, b"Content-Length: 900", method=b"PUT", body=b"x" * 900))
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert (await world.journal()).received == 900
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 100_000])
+@pytest.mark.parametrize(("length", "status"), [(BOUNDS.head, 200), (BOUNDS.head + 1, 431)])
+async def test_a_head_has_so_many_bytes(length: int, status: int, piece: int) -> None:
+    """From the first of its line to the last of the empty line, however they arrive."""
+    data = get(b"/", *[b"X: " + b"x" * 700] * 11, b"Y: ")
+    data = data[: -len(b"\r\n\r\n")].replace(b"Y: ", b"Y: " + b"y" * (length - len(data))) + b"\r\n\r\n"
+    assert len(data) == length
+    async with World(bounds=BOUNDS).running() as world:
+        reader, writer = await world.connect()
+        for start in range(0, len(data), piece):
+            writer.write(data[start : start + piece])
+            await asyncio.sleep(0)
+        assert (await read(reader)).startswith(b"HTTP/1.1 %d " % status)
+        writer.close()
 
 
 async def test_the_end_of_a_body_is_no_head() -> None:
@@ -252,6 +268,15 @@ async def test_pipelined_requests_wait_outside() -> None:
             assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200 ")
             assert world.gateway.requests[number].target == b"/%d" % number
         writer.close()
+
+
+async def test_what_is_no_request_takes_none_before_it_along() -> None:
+    """Also when they all arrive together, and are more than are read ahead."""
+    async with World(gateway=Gateway(okay), bounds=replace(BOUNDS, pipelined=2)).running() as world:
+        posted = get(b"/", b"Content-Length: 5", method=b"POST", close=False, body=b"\r\n\r\n.")
+        answer = await world.ask(*[posted, get(b"/", close=False)] * 3, b"no HTTP\r\n\r\n", get(b"/never"))
+        assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == [b"200"] * 6 + [b"400"]
+        assert len(world.gateway.requests) == 6
 
 
 async def test_a_caller_that_leaves_behind_pipelined_requests_is_noticed() -> None:

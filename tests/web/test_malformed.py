@@ -7,7 +7,7 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser
 
 from proxy.core.errors import BadRequest, HeadTooLarge, TargetTooLong
 from proxy.web.bounds import Bounds
-from proxy.web.malformed import plain, size, what_is_wrong
+from proxy.web.malformed import plain, what_is_wrong
 
 BOUNDS = Bounds(head=8192, fields=16, target=1024)
 MARK = "5ecret"
@@ -53,12 +53,6 @@ async def test_it_says_what_is_wrong_and_quotes_nothing(data: str, expected: typ
     assert type(refusal) is expected
     assert words in refusal.message
     assert MARK not in plain(refusal).decode()
-
-
-async def test_the_size_of_a_head_is_that_of_its_bytes() -> None:
-    """But for blanks around values and the empty line, which the parser takes off."""
-    head = b"DELETE /a?b=c HTTP/1.1\r\nHost: a\r\nX-Y: zz\r\n\r\n"
-    assert size(parsed(head)) == len(head) - len(b"\r\n")
 
 
 def test_an_answer_to_a_stranger_ends_the_connection() -> None:

@@ -1,0 +1,113 @@
+"""What comes of a caller's bytes hangs on the bytes alone, and not on which of them arrive together."""
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from proxy.core.http import Answer, Request
+from proxy.web.bounds import Bounds
+from proxy.web.connections import Connections
+from tests.vectors.document import SECTIONS
+from tests.vectors.table import every, filled
+from tests.web.callers import Gateway, World, an_answer
+
+TURNS = 3
+"""Of the event loop between two pieces: a handler that is woken has begun to wait again."""
+LONG = 1000
+"""Bytes beyond which a vector is about size."""
+LENGTHS = (1, 2, 5, 11)
+_ANSWERED = re.compile(rb"(?:\A|\n|ok)HTTP/1\.1 ([2-5]\d\d) ")
+
+VECTORS = {
+    vector.name: filled(vector, b"token").replace(b"@W", b"")
+    for case, vector in every(SECTIONS)
+    if not vector.answering and len(vector.sent) < LONG
+}
+
+
+class Wire(asyncio.Transport):
+    """A transport that takes everything at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.ended = False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Where it comes from."""
+        return ("192.0.2.1", 1) if name == "peername" else default
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep it."""
+        assert not self.ended
+        self.written += bytes(data)
+
+    def can_write_eof(self) -> bool:
+        """As TCP can."""
+        return True
+
+    def write_eof(self) -> None:
+        """No answer follows."""
+        self.ended = True
+
+    def close(self) -> None:
+        """No answer follows."""
+        self.ended = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        """Whether it has ended."""
+        return self.ended
+
+    def get_write_buffer_size(self) -> int:
+        """Nothing waits."""
+        return 0
+
+    def pause_reading(self) -> None:
+        """Nobody asks: all that is sent here is read."""
+
+    def resume_reading(self) -> None:
+        """Nobody asks."""
+
+
+async def turns(number: int) -> None:
+    """Let what is ready run."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def outcome(world: World, pieces: list[bytes]) -> tuple[object, ...]:
+    """How the caller is answered, whether its connection ends, and what goes on to the upstream."""
+    requests: list[tuple[str, bytes, object, bytes | None]] = []
+
+    async def reply(request: Request) -> Answer:
+        body = None if request.body is None else b"".join([part async for part in request.body.chunks()])
+        requests.append((request.method, request.target, request.fields, body))
+        return an_answer(b"ok")
+
+    world.gateway.reply = reply
+    wire = Wire()
+    connection = Connections(world.forward, Bounds(), world)()
+    connection.connection_made(wire)
+    for piece in pieces:
+        if not wire.ended:
+            connection.data_received(piece)
+            await turns(TURNS)
+    await turns(10 * TURNS)
+    connection.connection_lost(None)
+    await turns(TURNS)
+    return _ANSWERED.findall(wire.written), wire.ended, requests
+
+
+@pytest.mark.parametrize("name", VECTORS)
+async def test_pieces_make_no_difference(name: str) -> None:
+    """However small they are."""
+    data = VECTORS[name]
+    async with World(gateway=Gateway()).running() as world:
+        whole = await outcome(world, [data])
+        for length in LENGTHS:
+            pieces = [data[start : start + length] for start in range(0, len(data), length)]
+            assert await outcome(world, pieces) == whole, length
