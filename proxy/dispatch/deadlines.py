@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from proxy.core.errors import TooMany
+from proxy.core.exchange import Lane
 from proxy.core.model import SECOND, Micros
 from proxy.dispatch.lanes import Queue, Waiter
+from proxy.dispatch.promises import spread
 from proxy.dispatch.refusals import no_word, too_late
 
 REVIEW: Micros = SECOND // 4
@@ -15,15 +17,21 @@ REVIEW: Micros = SECOND // 4
 class Deadlines:
     """The deadlines of those who wait in one room.
 
-    `refuse` takes somebody out of its lane and tells it why; `freed` is called behind that.
+    `refuse` takes somebody out of its lane and tells it why; `freed` is called behind that. `pace` is how far the
+    tokens of a lane lie apart.
     """
 
     def __init__(
-        self, clock: Callable[[], Micros], refuse: Callable[[Waiter, TooMany], None], freed: Callable[[], None]
+        self,
+        clock: Callable[[], Micros],
+        refuse: Callable[[Waiter, TooMany], None],
+        freed: Callable[[], None],
+        pace: Callable[[Lane], Micros],
     ) -> None:
         self._clock = clock
         self._refuse = refuse
         self._freed = freed
+        self._pace = pace
         self._untold = False
         """Whether the store does not answer."""
 
@@ -34,13 +42,17 @@ class Deadlines:
         for they will come back, too.
         """
         self._untold = False
-        refused = 0
+        refused, expected = 0, queue.expected - now
         for waiter in self._to_judge(queue, now):
             queue.fresh.pop(waiter, None)
             position = queue.position(waiter)
             turn = queue.turns.at(position)
             if turn is not None and now + turn > waiter.ticket.deadline:
-                self._refuse(waiter, too_late(queue.turns.at(position + refused) or turn))
+                told = queue.turns.at(position + refused) or turn
+                if expected > 0:
+                    told = spread(told, expected, self._pace(queue.lane), refused)
+                queue.expected = max(queue.expected, now + told)
+                self._refuse(waiter, too_late(told))
                 refused += 1
             elif waiter.timer is None:
                 self._set_deadline(waiter, now)

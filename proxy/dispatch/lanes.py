@@ -45,6 +45,8 @@ class Queue:
     told: Micros = 0
     """When `turns` were told."""
     reviewed: Micros = 0
+    expected: Micros = 0
+    """When the last of those who were refused comes back, if it does as it was told."""
 
     def add(self, waiter: Waiter) -> None:
         """Put it in its place."""

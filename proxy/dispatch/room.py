@@ -28,6 +28,7 @@ from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Lanes, Waiter
 from proxy.dispatch.lease import Ending, Lease, surprising
 from proxy.dispatch.looks import general, lane_looks, left, new_turn, next_token
+from proxy.dispatch.promises import pace
 from proxy.dispatch.refusals import queue_full
 from proxy.dispatch.rides import FLUSH, Rides
 from proxy.dispatch.tickets import Displaced, Moved, Ticket
@@ -81,7 +82,7 @@ class Dispatch:
         self._ended: list[Ending] = []
         self._closed = False
         self._alarm = Alarm()
-        self._deadlines = Deadlines(clock, self._refuse, lambda: self._alarm.within(FLUSH))
+        self._deadlines = Deadlines(clock, self._refuse, lambda: self._alarm.within(FLUSH), self._pace)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Life
@@ -276,6 +277,11 @@ class Dispatch:
         self._lanes.remove(waiter)
         if not waiter.future.done():
             waiter.future.set_exception(refusal)
+
+    def _pace(self, lane: Lane) -> Micros:
+        """How far the tokens lie apart that a lane gets."""
+        quotas = 1 if lane.kind.pinned is not None else len(self._keys.serving.quotas)
+        return pace(self.pool, lane.kind.limits, quotas, self._lanes.part(lane.client))
 
     # Leases
 

@@ -19,7 +19,11 @@ class Lane:
         self.refused: list[tuple[int, int | None]] = []
         """The arrival and the `Retry-After` of each."""
         self.freed = 0
-        self.deadlines = Deadlines(micros, self._refuse, self._free)
+        self.deadlines = Deadlines(micros, self._refuse, self._free, lambda _: 2 * SECOND)
+        self.come(*patience)
+
+    def come(self, *patience: Micros) -> None:
+        """Requests come that may wait so long."""
         for number, wait in enumerate(patience):
             ticket = Ticket(Client("a"), Kind((0,)), micros() + wait)
             self.queue.add(Waiter((1, 3, number), ticket, asyncio.get_running_loop().create_future()))
@@ -92,3 +96,18 @@ async def test_nobody_waits_past_its_deadline() -> None:
     await asyncio.sleep(6)
     assert it.refused == [(0, 1)]
     assert silent.refused == [(0, 1)]
+
+
+@virtual
+async def test_who_is_refused_later_is_told_a_later_moment() -> None:
+    """Those before it come back, too, though they have no place in the queue; nothing of it stays when they are due."""
+    it = Lane(0)
+    it.told(5 * SECOND)
+    for seconds in (7, 9, 11):
+        it.come(0)
+        it.told(5 * SECOND)
+        assert it.refused[-1] == (0, seconds)
+    await asyncio.sleep(12)
+    it.come(0)
+    it.told(5 * SECOND)
+    assert it.refused[-1] == (0, 5)

@@ -5,6 +5,7 @@ import pytest
 from proxy.core.errors import BadRequest, NoKey, TooMany
 from proxy.core.events import UpstreamAnswered
 from proxy.core.exchange import Spent, Unsent
+from proxy.core.health import LOOK_AGAIN
 from proxy.core.http import Answer
 from tests.gateway.settings import FakeBody, answer, setting
 from tests.virtual import task_of, virtual
@@ -92,7 +93,7 @@ async def test_keys_are_looked_at_paused_and_resumed() -> None:
 
 @virtual
 async def test_with_every_key_paused_callers_are_refused_at_once() -> None:
-    """503 `noKeyAvailable`, for those who wait too; nobody knows when an operator resumes."""
+    """503 `noKeyAvailable`, for those who wait too; nobody knows when an operator resumes, so that they look again."""
     async with setting(quotas=1, requests=1) as it:
         await it.ask()
         waiting = task_of(it.ask())
@@ -101,6 +102,6 @@ async def test_with_every_key_paused_callers_are_refused_at_once() -> None:
         for request in (waiting, it.ask()):
             with pytest.raises(NoKey) as refusal:
                 await request
-            assert refusal.value.retry_after is None
+            assert refusal.value.retry_after == LOOK_AGAIN
         it.resume("k0")
         assert (await it.ask()).status == 200

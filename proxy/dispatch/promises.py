@@ -1,0 +1,48 @@
+"""When those who are refused are told to come back: one after another, for they all come back (law 6).
+
+Whoever is refused has no place in the queue any more, so the next who comes is foretold the same turn: told as it is, a
+crowd would return as one, and all but the first be refused again. So a lane remembers for when it has told somebody to
+come back, and tells whoever is refused before that a later moment: by as much as the lane's tokens lie apart.
+
+Never by more than `MOST` of them: some of those who were told do not come back, or come too early and are told twice.
+"""
+
+from collections.abc import Iterable
+
+from proxy.core.model import SECOND, Micros, Pool
+
+MOST = 64
+"""By how many tokens at the most somebody is told a later moment than its own turn."""
+
+TRIP: Micros = SECOND // 4
+"""From the granting of a token to the head of the answer, at the usual."""
+
+
+def pace(pool: Pool, limits: Iterable[int], quotas: int, part: tuple[int, int]) -> Micros:
+    """How far the tokens lie apart that a lane gets, evenly spread; 0 without limits.
+
+    Who comes back does so up to a second late, since it was told whole seconds, and its token returns so much later.
+
+    Args:
+        pool: whose limits they are.
+        limits: those that the lane falls under.
+        quotas: how many serve it.
+        part: the weight of the lane's client, and that of all who wait, with its own.
+    """
+    own, of_all = part
+    windows = [(pool.stretched(pool.limits[index]) + TRIP + SECOND, pool.limits[index].requests) for index in limits]
+    return max((window * of_all // (size * max(1, quotas) * own) for window, size in windows), default=0)
+
+
+def spread(turn: Micros, expected: Micros, pace: Micros, before: int = 0) -> Micros:
+    """After how long to come back; all times are delays.
+
+    Args:
+        turn: until its own turn.
+        expected: until the last that was told to come back does; below zero when it has.
+        pace: of the lane.
+        before: how many are refused together with it, before it: the calendar has counted them.
+    """
+    if expected <= 0:
+        return turn
+    return max(turn, min(expected + pace * (before + 1), turn + pace * MOST))

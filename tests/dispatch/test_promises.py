@@ -1,0 +1,68 @@
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.errors import TooMany
+from proxy.core.model import SECOND, Micros
+from proxy.dispatch.promises import MOST, pace, spread
+from tests.core.worlds import limit, pool
+from tests.rooms import Room, room
+from tests.virtual import task_of, virtual
+
+delays = st.integers(1, 1000 * SECOND)
+
+
+def test_a_pace_is_that_of_the_tightest_limit_shared_with_who_waits() -> None:
+    """Over all quotas that serve; by weight; what has no limit has no pace."""
+    of = pool(3, limit(60), limit(2, 10 * SECOND, "GET /x"))
+    slack = of.stretched(of.limits[1]) - 10 * SECOND + SECOND + SECOND // 4
+    assert pace(of, (0,), 1, (1, 1)) * 60 // SECOND == 61
+    assert pace(of, (0, 1), 3, (1, 1)) == (10 * SECOND + slack) // 6
+    assert pace(of, (0, 1), 3, (2, 3)) == (10 * SECOND + slack) * 3 // 12
+    assert pace(of, (0, 1), 0, (1, 1)) == (10 * SECOND + slack) // 2
+    assert pace(of, (), 3, (1, 1)) == 0
+
+
+@given(delays, st.integers(-1000 * SECOND, 100_000 * SECOND), st.integers(0, 10 * SECOND), st.integers(0, 5))
+def test_nobody_is_told_too_early_or_for_ever(turn: Micros, expected: Micros, pace: Micros, before: int) -> None:
+    """Its own turn at the least, a pace after those before it, and never more than `MOST` paces later."""
+    told = spread(turn, expected, pace, before)
+    assert turn <= told <= turn + MOST * pace
+    if expected <= 0:
+        assert told == turn
+    else:
+        assert told >= min(expected + pace, turn + MOST * pace)
+
+
+async def ask(it: Room) -> int | None:
+    """A request that takes no time to wait; after how long it is to come back, if it was not served."""
+    try:
+        lease = await it.dispatch.lease(it.ticket("crowd", wait=0))
+    except TooMany as refusal:
+        return refusal.retry_after
+    with lease:
+        await asyncio.sleep(0.05)
+        lease.spent()
+    return None
+
+
+async def come_back(it: Room, number: int) -> list[int]:
+    """One of a crowd, which comes back when it was told; what it was told."""
+    told: list[int] = []
+    await asyncio.sleep(number / 10)
+    while (seconds := await ask(it)) is not None:
+        told.append(seconds)
+        await asyncio.sleep(seconds)
+    return told
+
+
+@virtual
+async def test_a_crowd_that_comes_back_as_it_was_told_is_served() -> None:
+    """Each is refused once at the most, whenever it came, and the tokens do not lie idle for long meanwhile."""
+    async with room(pool(2, limit(3, 10 * SECOND))) as it:
+        crowd = [task_of(come_back(it, number)) for number in range(40)]
+        told = await asyncio.gather(*crowd)
+        assert [len(one) for one in told[:6]] == [0] * 6
+        assert all(len(one) == 1 for one in told[6:])
+        assert max(one[0] for one in told[6:]) <= 1.2 * 10 * 36 / 6
