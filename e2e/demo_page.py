@@ -20,8 +20,11 @@ from proxy.demo import ADMIN_TOKEN, REVOKED
 
 KEYTURN = Path(sys.executable).with_name("keyturn")
 START_SECONDS = 30
-STORY_SECONDS = 150
-"""A key is revoked, and the crawler's requests come and go, well within this."""
+STORY_SECONDS = 240
+"""A key is revoked, and the crawler's requests come and go, and both at once, well within this."""
+
+QUEUE = 5
+"""Requests that wait in a picture worth taking."""
 
 LOOK = 0.5
 """Seconds between two looks at the page."""
@@ -56,13 +59,19 @@ class Story:
     at_hand: list[int] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
     states: set[str] = field(default_factory=set)
+    """Of keys, at any time."""
+    in_full: bool = False
+    """Whether a key is quarantined, many wait, and tokens of all ages are there, just now."""
 
     def look(self, page: Page) -> None:
         """Read what the page shows now."""
         self.at_hand.append(sum(map(int, page.locator(".bucket-line strong").all_inner_texts())))
         tile = page.locator("#overview > div", has_text="Waiting").locator("dd").first
         self.waiting.append(int(tile.inner_text().replace(",", "")))
-        self.states |= set(page.locator("tr.has-badge .badge").all_inner_texts())
+        states = page.locator("tr.has-badge .badge").all_inner_texts()
+        self.states |= set(states)
+        soon = page.locator('.token[data-near="3"], .token[data-state="hand"]').count()
+        self.in_full = "quarantined" in states and self.waiting[-1] > QUEUE and soon > QUEUE
 
     def told(self) -> dict[str, bool]:
         """Which parts of the story have been seen."""
@@ -94,16 +103,16 @@ def pause(url: str, key: str) -> int:
         return int(answer.status)
 
 
-def watched(page: Page, picture: Callable[[Page], None] | None) -> Story:
-    """Look until the whole story has been seen, or for too long; take the picture when most of it is to be seen."""
+def watched(page: Page, picture: Callable[[Page], None] | None) -> tuple[Story, bool]:
+    """Look until the whole story has been seen, or for too long; and whether the picture of most of it was taken."""
     story, end, taken = Story(), time.monotonic() + STORY_SECONDS, picture is None
     while time.monotonic() < end and not (taken and all(story.told().values())):
         story.look(page)
-        if picture and not taken and "quarantined" in story.states and story.waiting[-1] > 5 and story.at_hand[-1]:
+        if picture and not taken and story.in_full:
             picture(page)
             taken = True
         page.wait_for_timeout(1000 * LOOK)
-    return story
+    return story, taken
 
 
 def demo_promises(browser: Browser, picture: Callable[[Page], None] | None) -> Iterator[Promise]:
@@ -112,7 +121,8 @@ def demo_promises(browser: Browser, picture: Callable[[Page], None] | None) -> I
         watch = Watch.over(url)
         with opened(browser, url, watch) as page:
             yield Promise("each token is drawn", page.locator(".token[data-state]").count() >= 60, "tokens")
-            story = watched(page, picture)
+            story, taken = watched(page, picture)
+            yield Promise("there is a picture, if one is wanted", taken, span(story))
             for part, seen in story.told().items():
                 yield Promise(f"in the demo {part}", seen, span(story))
             yield Promise("a key can be paused", pause(url, "team-a") == 200, "200")
