@@ -5,8 +5,8 @@
                                                       └──a failure, twice as long──┘
 
 1.  While it is open nothing goes out; who comes is told when the next trial is.
-2.  A trial is one request. Whoever comes while it is out is refused; a trial of which nothing is heard for `PATIENCE`
-    makes room for another.
+2.  A trial is one request. Whoever comes while it is out waits a moment for its outcome, and is refused then; a trial
+    of which nothing is heard for `PATIENCE` makes room for another.
 3.  A failure counts where the upstream or the way to it is at fault. Any other answer, a refusal too, is proof of life:
     it ends the row, and closes what is open.
 4.  The upstream's own words count: told when to come again, or in what time an outage is usually over, fewer failures
@@ -57,6 +57,11 @@ class Breaker:
     def closed(self) -> bool:
         """Whether everything goes through."""
         return self._until is None
+
+    @property
+    def trying(self) -> bool:
+        """Whether a trial is out of which nothing has been heard."""
+        return self._trial is not None
 
     def wait(self, now: Micros) -> Micros | None:
         """How long a request that comes now is refused; `None` when it may go on its way."""

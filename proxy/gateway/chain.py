@@ -31,7 +31,7 @@ from proxy.gateway.learning import Learning
 from proxy.gateway.passage import Passage
 from proxy.gateway.sending import Heard, Late, Sender, Upstream
 from proxy.gateway.throttling import Throttling
-from proxy.gateway.trouble import Trouble
+from proxy.gateway.trouble import OnTrial, Trouble
 from proxy.gateway.ways import Ways
 
 ERRORS = 500
@@ -133,10 +133,12 @@ class Gateway:
         while True:
             tries = passage.journal.tries
             try:
-                self._trouble.check(desk)
+                if not desk.breaker.closed:
+                    await self._trouble.check(desk, passage)
                 passage.lease = await self._lease(desk, passage)
                 outcome = await self._try(desk, passage, passage.lease)
-            except Displaced:
+            except (Displaced, OnTrial):
+                passage.end_lease()
                 passage.back = True
                 continue
             except Moved as moved:
@@ -179,7 +181,7 @@ class Gateway:
         try:
             self._trouble.enter(desk, passage)
             heard = await self._sender.send(lease, request, body, journal, passage.sending)
-        except Outage:
+        except (Outage, OnTrial):
             lease.unsent()
             raise
         except Late:

@@ -1,5 +1,6 @@
 """What the gateway knows of one pool, and what a try can come to."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -42,6 +43,8 @@ class Desk:
 
     dispatch: Dispatch
     breaker: Breaker = field(default_factory=Breaker)
+    outcome: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the breaker's trial has ended, whatever it told."""
     narrows: Narrows = field(default_factory=Narrows)
     lessons: Lessons = field(default_factory=Lessons)
     refusals: dict[str, tuple[int, Micros]] = field(default_factory=dict)

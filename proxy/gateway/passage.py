@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from proxy.bodies import ReplayBody
-from proxy.core.breaker import Breaker
 from proxy.core.events import Journal
 from proxy.core.exchange import Kind
 from proxy.core.http import Answer, Request
@@ -13,6 +12,7 @@ from proxy.core.narrows import Narrows
 from proxy.core.retries import IDEMPOTENT
 from proxy.core.signals import Route
 from proxy.dispatch import Lease, Ticket, quota_of
+from proxy.gateway.desk import Desk
 
 
 @dataclass(slots=True)
@@ -35,8 +35,8 @@ class Passage:
     """The lease in hand; it is ended exactly once."""
     narrow: tuple[Narrows, str] | None = None
     """The quota on which it takes one of the places of a narrower limit."""
-    trial: Breaker | None = None
-    """The breaker that waits for its outcome."""
+    trial: Desk | None = None
+    """Where a breaker waits for its outcome."""
     held: Answer | None = None
     """An upstream's refusal that it met: its answer, should no turn come in time."""
 

@@ -7,6 +7,9 @@ budget, waits a pause drawn by chance, at least as long as the upstream asked fo
 Failures in a row open the pool's breaker: then nothing is sent but a trial now and then.
 """
 
+import asyncio
+from contextlib import suppress
+
 from proxy.core.errors import Broken, Outage, TimedOut, Unreachable, UpstreamError
 from proxy.core.events import BreakerMoved
 from proxy.core.model import SECOND, Micros
@@ -17,6 +20,13 @@ from proxy.gateway.desk import Again, Desk, Means, Outcome, Relay
 from proxy.gateway.passage import Passage
 from proxy.gateway.sending import Heard
 
+TRIAL: Micros = 2 * SECOND
+"""How long a request waits for what a trial tells: an upstream that is well has answered by then."""
+
+
+class OnTrial(Exception):
+    """The upstream is being tried by another request; what that tells is to be waited for."""
+
 
 class Trouble:
     """The gateway's ways with outages."""
@@ -26,37 +36,47 @@ class Trouble:
 
     # The breaker
 
-    def check(self, desk: Desk) -> None:
-        """See that requests may go out at all.
+    async def check(self, desk: Desk, passage: Passage) -> None:
+        """See that requests may go out though the breaker is open; a trial's outcome is waited for, for a moment.
 
         Raises:
-            Outage: the breaker is open, with the time of the next trial.
+            Outage: they may not; with the time of the next trial.
         """
-        if desk.breaker.closed:
-            return
-        wait = desk.breaker.wait(self._means.clock())
-        if wait is not None:
-            raise outage(wait)
+        began = now = self._means.clock()
+        last = min(passage.ticket.deadline, began + TRIAL)
+        try:
+            while (wait := desk.breaker.wait(now)) is not None:
+                if not desk.breaker.trying or now >= last:
+                    raise outage(wait)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout((last - now) / SECOND):
+                        await desk.outcome.wait()
+                now = self._means.clock()
+        finally:
+            passage.journal.queued += self._means.clock() - began
 
     def enter(self, desk: Desk, passage: Passage) -> None:
         """The request is about to be sent.
 
         Raises:
+            OnTrial: another has just gone out as the trial.
             Outage: as `check`.
         """
         if desk.breaker.closed:
-            passage.trial = None
             return
         now = self._means.clock()
         entry = desk.breaker.enter(now)
-        if entry == "shut":
-            raise outage(desk.breaker.wait(now) or SECOND)
-        passage.trial = desk.breaker if entry == "trial" else None
+        if entry == "trial":
+            passage.trial = desk
+            desk.outcome.clear()
+        elif entry == "shut":
+            raise OnTrial if desk.breaker.trying else outage(desk.breaker.wait(now) or SECOND)
 
     def leave(self, passage: Passage) -> None:
         """The request is over, whether its outcome was told or not."""
         if passage.trial is not None:
-            passage.trial.leave()
+            passage.trial.breaker.leave()
+            passage.trial.outcome.set()
             passage.trial = None
 
     def answered(self, desk: Desk, passage: Passage) -> None:
@@ -64,10 +84,12 @@ class Trouble:
         passage.trial = None
         desk.erred = None
         if desk.breaker.succeeded():
+            desk.outcome.set()
             self._means.observer.observe(BreakerMoved(desk.name, opened=False))
 
     def _count(self, desk: Desk, passage: Passage, cause: str, heard: Heard | None = None) -> None:
         passage.trial = None
+        desk.outcome.set()
         wait = heard.signals.wait if heard else None
         within = heard.signals.over_within if heard else None
         now, chance = self._means.clock(), self._means.chance()

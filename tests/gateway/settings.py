@@ -64,6 +64,8 @@ class FakeUpstream:
     sent: list[tuple[str, bytes]] = field(default_factory=list)
     """Key and body of each request that went out."""
     put_backs: int = 0
+    trip: float = 0.1
+    """Seconds from the request to the head of its answer."""
     rule: Callable[[str, Request], Answer | Exception | None] = lambda _key, _request: None
     """What is answered to a key and a request when the script is at its end; `None`: 200."""
     arrived: list[tuple[str, str, bytes]] = field(default_factory=list)
@@ -89,7 +91,7 @@ class FakeUpstream:
             data = b"".join([part async for part in body.chunks()])
             self.sent[number] = (key.reveal(), data)
         on_written()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(self.trip)
         step = self.script.pop(0) if self.script else self.rule(key.reveal(), request) or answer()
         if isinstance(step, Exception):
             raise step

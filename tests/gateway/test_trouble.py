@@ -200,7 +200,7 @@ def test_failures_in_a_row_open_the_breaker(how: Answer | Exception) -> None:
             trial = task_of(it.ask())
             await asyncio.sleep(0.05)
             with pytest.raises(Outage):
-                await it.ask()
+                await it.ask(it.request(wait=0))
             assert (await trial).status == 200
             assert (await it.ask()).status == 200
             assert [event.opened for event in it.happened(BreakerMoved)] == [True, False]
@@ -244,6 +244,34 @@ async def test_no_trial_before_the_upstreams_time() -> None:
         with pytest.raises(Outage) as refusal:
             await it.ask()
         assert refusal.value.retry_after == 77
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds", "sent", "answered"),
+    [(200, 1.5, 5, {200}), (502, 1.5, 1, {502, 503}), (200, 9.0, 1, {200, 503})],
+)
+def test_a_crowd_waits_a_moment_for_what_the_trial_tells(
+    status: int, seconds: float, sent: int, answered: set[int]
+) -> None:
+    """Those who come back when they were told are served behind it, or told anew; nothing but the trial goes out."""
+
+    @virtual
+    async def scenario() -> None:
+        async with setting(requests=100) as it:
+            it.upstream.rule = lambda *_: answer(502)
+            await fail(it, FAILURES)
+            it.upstream.rule = lambda *_: answer(status)
+            it.upstream.trip = seconds
+            await asyncio.sleep(2)
+            before, began = len(it.upstream.arrived), micros()
+            found = await asyncio.gather(*(it.ask(it.request("POST")) for _ in range(5)), return_exceptions=True)
+            refusals = [one for one in found if isinstance(one, Outage)]
+            assert len(it.upstream.arrived) - before == sent
+            assert {one.status for one in found if isinstance(one, Answer | Outage)} == answered
+            assert len(refusals) == (0 if answered == {200} else 4)
+            assert micros() - began < (seconds + 0.5) * SECOND * (2 if sent > 1 else 1)
+
+    scenario()
 
 
 @virtual
