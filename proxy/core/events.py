@@ -31,6 +31,8 @@ class Journal:
     outcome: Outcome = "gone"
     reason: str = ""
     """Why it was refused or failed: a label of `refused_total`."""
+    problem: str = ""
+    """What failed, in the words that its caller reads."""
     queued: Micros = 0
     """Spent waiting for leases."""
     upstream: Micros = 0

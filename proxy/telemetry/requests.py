@@ -95,6 +95,7 @@ def _json_line(journal: Journal, level: str) -> str:
         ("path", shown_path(journal.path)),
         ("outcome", journal.outcome),
         ("reason", journal.reason),
+        ("problem", without_credentials(journal.problem)),
         ("trace_id", journal.trace),
     )
     said = ", ".join([f'"{name}": {encode_basestring(text)}' for name, text in texts if text])
@@ -128,8 +129,11 @@ def _words(journal: Journal) -> tuple[str, dict[str, Any]]:
         "upstream": _span(journal.upstream) if journal.tries else "",
         "sent": _size(journal.sent),
         "received": _size(journal.received),
-        "why": journal.reason or (journal.outcome if journal.outcome != "forwarded" else ""),
-        "tries": f"{journal.tries} ({', '.join(journal.retried)})" if journal.retried else "",
+        "why": without_credentials(journal.problem)
+        or journal.reason
+        or (journal.outcome if journal.outcome != "forwarded" else ""),
+        "tries": str(journal.tries) if journal.retried else "",
+        "retried": ",".join(journal.retried),
         "id": without_credentials(journal.id),
         "trace": journal.trace,
     }

@@ -242,7 +242,10 @@ class Forward:
         return not incoming.keep_alive or unread or ends or self._leaving()
 
     def _refuse(self, incoming: web.BaseRequest, refusal: Refusal, journal: Journal) -> web.StreamResponse:
-        journal.outcome = "failed" if isinstance(refusal, UpstreamError) else "refused"
+        if isinstance(refusal, UpstreamError):
+            journal.outcome, journal.problem = "failed", refusal.message
+        else:
+            journal.outcome = "refused"
         journal.reason = refusal.reason
         if has_begun(incoming):
             return _cut(incoming)

@@ -11,8 +11,8 @@ from tests.telemetry.samples import journal
 from tests.telemetry.test_traces import Collector, attributes
 
 FULL: dict[str, Any] = {
-    "retried": ("throttled",), "reason": "broken", "outcome": "failed", "code": 502, "tries": 2, "received": 4,
-    "sent": 9,
+    "retried": ("throttled",), "reason": "broken", "outcome": "failed", "problem": "Lost.", "code": 502,
+    "tries": 2, "received": 4, "sent": 9,
 }  # fmt: skip
 """A story in which every field has something to say."""
 

@@ -86,17 +86,29 @@ def test_what_there_is_not_is_left_out() -> None:
     assert (found["tries"], found["reason"], found["queue_seconds"]) == (0, "unauthenticated", 0)
 
 
+def test_what_failed_is_told_in_words() -> None:
+    """Whoever looks into a failing upstream wants to know whether it was a name, a port or a certificate."""
+    found = entry(journal(outcome="failed", code=502, reason="upstream", problem="No connection to x: apikey=PMAK-1"))
+    assert found["problem"] == "No connection to x: apikey=…"
+    assert found["level"] == "warning"
+
+
 def test_text_is_read_at_a_glance() -> None:
     """The code and the request first, times with their unit, nothing that is as usual."""
     (line,) = lines(STORY, form="text")
     for part in (
         "[info     ] 200 GET /collections", "client=ci", "key=k0", "time=1.600s", "waited=1.200s", "upstream=0.300s",
-        "sent=12.3kB", "received=3B", "tries='2 (throttled)'", "id=r-1",
+        "sent=12.3kB", "received=3B", "tries=2", "retried=throttled", "id=r-1",
     ):  # fmt: skip
         assert part in line
     (line,) = lines(journal(queued=0, tries=1), form="text")
     line = line.partition(" 200 ")[2]
     assert not any(name in line for name in ("waited=", "tries=", "why=", "received="))
+    failed = journal(
+        outcome="failed", code=502, reason="upstream", problem="No connection to x.", tries=0, retried=("broken",) * 2
+    )
+    (line,) = lines(failed, form="text")
+    assert "why='No connection to x.' tries=0 retried=broken,broken" in line
     (line,) = lines(journal(outcome="gone", code=0, client=""), form="text")
     assert "--- GET /collections" in line
     assert "why=gone" in line

@@ -232,6 +232,7 @@ async def test_the_gateways_refusals_are_answers(error: Exception, status: int, 
             assert name_of(head + await reader.readexactly(length)) == name
             journal = await world.journal()
             assert (journal.code, journal.outcome, journal.reason) == (status, outcome, error.reason)  # type: ignore[attr-defined]
+            assert journal.problem == (str(error) if outcome == "failed" else "")
         writer.close()
 
 

@@ -169,6 +169,7 @@ async def test_an_answer_that_breaks_off_does_not_end_properly(fields: Fields | 
         assert b"Content-Length: 4" in got or b"chunked" in got
         journal = await world.journal()
         assert (journal.outcome, journal.reason, journal.code) == ("failed", "upstream", 200)
+        assert journal.problem == "Lost."
         writer.close()
 
 
