@@ -13,6 +13,9 @@ from proxy.dispatch.refusals import no_word, too_late
 REVIEW: Micros = SECOND // 4
 """How often those who wait are measured against the newest turns."""
 
+FIRST_WORD: Micros = SECOND // 2
+"""Whoever has less time than this waits so long to be told a turn at all: to be served at once it has to ask."""
+
 
 class Deadlines:
     """The deadlines of those who wait in one room.
@@ -33,7 +36,13 @@ class Deadlines:
         self._freed = freed
         self._pace = pace
         self._untold = False
-        """Whether the store does not answer."""
+        """Whether the store is lost."""
+        self._heard: Micros = 0
+        """When it answered last."""
+
+    def watch(self, waiter: Waiter) -> None:
+        """Have somebody who has come refused when its time is over, whether the store answers or not."""
+        self._set_timer(waiter, max(waiter.ticket.deadline - waiter.arrived, FIRST_WORD))
 
     def judge(self, queue: Queue, now: Micros) -> None:
         """Refuse at once whose turn cannot come in time (law 6).
@@ -41,7 +50,6 @@ class Deadlines:
         Positions among those who stay decide; the time told to whoever is refused counts those refused before it,
         for they will come back, too.
         """
-        self._untold = False
         refused, expected = 0, queue.expected - now
         for waiter in self._to_judge(queue, now):
             queue.fresh.pop(waiter, None)
@@ -54,19 +62,22 @@ class Deadlines:
                 queue.expected = max(queue.expected, now + told)
                 self._refuse(waiter, too_late(told))
                 refused += 1
-            elif waiter.timer is None:
-                self._set_deadline(waiter, now)
+            else:
+                self._hold(waiter, now)
         if refused:
             self._freed()
 
-    def wait_unjudged(self, queues: Iterable[Queue]) -> None:
-        """Whose turn the store does not tell waits for it, but not past its deadline."""
+    def heard(self, now: Micros) -> None:
+        """The store has answered."""
+        self._untold, self._heard = False, now
+
+    def bear(self, queues: Iterable[Queue]) -> None:
+        """The store is lost: whoever waits in these goes on waiting for it, but not past its deadline."""
         self._untold = True
         now = self._clock()
         for queue in queues:
             for waiter in queue.fresh:
-                if waiter.timer is None:
-                    self._set_deadline(waiter, now)
+                self._hold(waiter, now)
 
     def _to_judge(self, queue: Queue, now: Micros) -> list[Waiter]:
         """Newcomers that the store knows of; every so often all, for turns get later when others come first."""
@@ -77,9 +88,15 @@ class Deadlines:
             candidates = queue.newcomers()
         return [waiter for waiter in candidates if waiter.asked and not waiter.future.done()]
 
-    def _set_deadline(self, waiter: Waiter, now: Micros) -> None:
-        delay = max(0, waiter.ticket.deadline - now) / SECOND
-        waiter.timer = asyncio.get_running_loop().call_later(delay, self._expire, waiter)
+    def _hold(self, waiter: Waiter, now: Micros) -> None:
+        """Nothing more is to be heard at once: its deadline holds, however little time it has."""
+        if waiter.ticket.deadline < waiter.arrived + FIRST_WORD:
+            self._set_timer(waiter, max(0, waiter.ticket.deadline - now))
+
+    def _set_timer(self, waiter: Waiter, delay: Micros) -> None:
+        if waiter.timer:
+            waiter.timer.cancel()
+        waiter.timer = asyncio.get_running_loop().call_later(delay / SECOND, self._expire, waiter)
 
     def _expire(self, waiter: Waiter) -> None:
         queue = waiter.queue
@@ -87,5 +104,6 @@ class Deadlines:
             return
         turn = queue.turns.at(queue.position(waiter))
         left = max(0, (turn if turn is not None else SECOND) - (self._clock() - queue.told))
-        self._refuse(waiter, no_word() if self._untold else too_late(left))
+        silent = self._untold or self._heard < waiter.arrived
+        self._refuse(waiter, no_word() if silent else too_late(left))
         self._freed()

@@ -249,6 +249,7 @@ class Dispatch:
         order = (not front, ticket.urgency, next(self._arrivals))
         waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future(), now)
         self._lanes.seat(waiter)
+        self._deadlines.watch(waiter)
         self._rides.came(now)
         self._alarm.ring()
         return waiter
@@ -336,7 +337,7 @@ class Dispatch:
     def _bear(self, lost: StoreLost) -> None:
         """The store does not answer: who waits is refused if the loss says when to come back, else waits for it."""
         if lost.retry_after is None:
-            self._deadlines.wait_unjudged(self._lanes.busy.values())
+            self._deadlines.bear(self._lanes.busy.values())
         else:
             for waiter in self._lanes:
                 self._refuse(waiter, lost)
@@ -360,16 +361,13 @@ class Dispatch:
     def _apply(self, answer: Exchange, asked: Micros) -> None:
         self.budgets = answer.budgets
         self._told = now = self.clock()
+        self._deadlines.heard(now)
         for grant in answer.grants:
             self._hand_over(grant, now, asked + USE_BY)
         for lane, turns in answer.turns.items():
             queue = self._lanes.queue(lane)
             queue.turns, queue.told = turns, now
             self._deadlines.judge(queue, now)
-        if self._keys.serving is not self.pool:
-            self._deadlines.wait_unjudged(
-                [queue for lane, queue in self._lanes.busy.items() if not self._may_be_served(lane)]
-            )
         if answer.again is not None and self._has_to_say:
             self._alarm.within(answer.again)
         elif self._unsettled:

@@ -26,7 +26,9 @@ class Lane:
         """Requests come that may wait so long."""
         for number, wait in enumerate(patience):
             ticket = Ticket(Client("a"), Kind((0,)), micros() + wait)
-            self.queue.add(Waiter((1, 3, number), ticket, asyncio.get_running_loop().create_future()))
+            waiter = Waiter((1, 3, number), ticket, asyncio.get_running_loop().create_future(), micros())
+            self.queue.add(waiter)
+            self.deadlines.watch(waiter)
 
     def _refuse(self, waiter: Waiter, refusal: TooMany) -> None:
         self.queue.remove(waiter)
@@ -39,6 +41,7 @@ class Lane:
         """The store has told the turns of all who wait."""
         for waiter in self.queue.waiters:
             waiter.asked = True
+        self.deadlines.heard(micros())
         self.queue.turns, self.queue.told = Turns(turns), micros()
         self.deadlines.judge(self.queue, micros())
 
@@ -90,12 +93,13 @@ async def test_nobody_waits_past_its_deadline() -> None:
     it = Lane(5 * SECOND, 5 * SECOND)
     it.told(4 * SECOND, 4 * SECOND)
     it.queue.waiters[1].future.cancel()
-    silent = Lane(3 * SECOND)
-    silent.deadlines.wait_unjudged([silent.queue])
-    silent.deadlines.wait_unjudged([silent.queue])
+    silent, lost = Lane(3 * SECOND, 0), Lane(0)
+    lost.deadlines.bear([lost.queue])
+    await asyncio.sleep(0.001)
+    assert lost.refused == [(0, 1)]
     await asyncio.sleep(6)
     assert it.refused == [(0, 1)]
-    assert silent.refused == [(0, 1)]
+    assert silent.refused == [(1, 1), (0, 1)]
 
 
 @virtual

@@ -9,6 +9,7 @@ from proxy.core.errors import NoKey, ShuttingDown, StoreLost, TooMany
 from proxy.core.exchange import Spent, Unsent
 from proxy.core.model import MILLISECOND, SECOND, Client, Pool
 from proxy.dispatch import Lease
+from proxy.dispatch.deadlines import FIRST_WORD
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, run, task_of, virtual
@@ -202,6 +203,13 @@ async def test_deadlines_hold_while_the_store_is_silent() -> None:
         assert caught.value.reason == "store_lost", "nobody is told of a turn that nobody knows"
         assert micros() - began <= 51 * SECOND + MILLISECOND
         it.store.exchange = silent  # type: ignore[method-assign, assignment]  # a store that hangs
+        for wait in (0, 2 * SECOND, 3 * SECOND):
+            came = micros()
+            with pytest.raises(TooMany) as caught:
+                async with asyncio.timeout(60):
+                    await it.dispatch.lease(it.ticket(wait=wait))
+            assert caught.value.reason == "store_lost"
+            assert micros() - came <= max(wait, FIRST_WORD) + MILLISECOND
         with pytest.raises(TooMany):
             await waiting
         assert micros() - began <= 100 * SECOND + MILLISECOND
