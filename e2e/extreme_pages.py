@@ -1,14 +1,15 @@
 """The status page at its edges: with nothing to show, with very much, and with names as long as they may be."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page
 
 from e2e.browsing import Promise, Watch, opened, promise
-from proxy.web.status.model import Snapshot
+from proxy.web.status.model import BucketStatus, QuotaStatus, Snapshot
 from tests.observability.extremes import KEYS, WAITING, crowd, empty, long_names
-from tests.observability.samples import Replica, serving
+from tests.observability.samples import MINUTE, Replica, quiet, serving
 
 SCREENS = 6
 """Heights of a large screen in which two hundred keys and five hundred clients fit."""
@@ -18,6 +19,7 @@ def extreme_promises(browser: Browser, widths: Sequence[int], folder: Path | Non
     """All that is promised of them."""
     for name, snapshot in (("empty", empty()), ("crowd", crowd()), ("long", long_names())):
         yield from at_each_width(browser, name, snapshot, widths, folder)
+    yield from held_back(browser)
     with serving(Replica(empty())) as url, opened(browser, url, Watch.over(url)) as page:
         bare = page.evaluate(
             "[...document.querySelectorAll('tbody')].filter((b) => b.checkVisibility() && !b.rows.length).length"
@@ -31,6 +33,17 @@ def extreme_promises(browser: Browser, widths: Sequence[int], folder: Path | Non
     with serving(Replica(long_names())) as url, opened(browser, url, Watch.over(url)) as page:
         seen = page.locator("td[data-tone=bad]").all_inner_texts()
         yield Promise("a month that is used up is told", seen == ["used up"], str(seen))
+
+
+def held_back(browser: Browser) -> Iterator[Promise]:
+    """Without its store a replica leaves a part of each limit alone: that has a name, too."""
+    snapshot = quiet()
+    quotas = (QuotaStatus("key-1", (BucketStatus("60/60s", 60, MINUTE, 48, 1, ()),)),)
+    snapshot = replace(snapshot, pools=(replace(snapshot.pools[0], quotas=quotas),))
+    with serving(Replica(snapshot)) as url, opened(browser, url, Watch.over(url)) as page:
+        text = page.locator(".bucket-line").inner_text()
+        drawn = page.locator(".tokens .token[data-state=held]").count()
+    yield Promise("what is held back is told", "11 held back" in text and drawn == 11, f"{text}, {drawn} drawn")
 
 
 def at_each_width(

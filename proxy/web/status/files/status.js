@@ -80,8 +80,12 @@ const drawHead = (data) => {
 
 // ---- tokens ---------------------------------------------------------------------------------------------------
 
+// What nobody gets: a part of each limit while the store is lost.
+const heldBack = (limit) => Math.max(0, limit.size - limit.at_hand - limit.in_use - limit.cooling);
+
 const told = (limit) => {
   const parts = [`${limit.at_hand} at hand`, `${limit.in_use} in use`, `${limit.cooling} cooling`];
+  if (heldBack(limit)) parts.push(`${heldBack(limit)} held back`);
   const next = limit.returns[0];
   const last = limit.returns[limit.returns.length - 1];
   if (next) parts.push(`${plural(next.tokens, "token")} back within ${soon(next.within)}${last !== next ? `, the last within ${soon(last.within)}` : ""}`);
@@ -95,7 +99,7 @@ const cells = (limit) => {
   add(limit.at_hand, "hand", "");
   for (const entry of limit.returns) add(entry.tokens, "cool", Math.max(0, 3 - Math.floor((4 * entry.within) / (limit.window || 1))));
   add(limit.in_use, "use", "");
-  add(limit.size - result.length, "gone", "");
+  add(limit.size - result.length, "held", "");
   return result.slice(0, Math.max(limit.size, 1));
 };
 
@@ -114,7 +118,7 @@ const drawLimit = (element, limit, dots) => {
   set(name, limit.name);
   set(count.children[0], number(limit.at_hand));
   set(count.children[1], ` of ${number(limit.size)}`);
-  set(count.children[2], ` at hand, ${number(limit.in_use)} in use, ${number(limit.cooling)} cooling`);
+  set(count.children[2], ` at hand, ${number(limit.in_use)} in use, ${number(limit.cooling)} cooling${heldBack(limit) ? `, ${number(heldBack(limit))} held back` : ""}`);
   const asDots = dots && limit.size <= DOTS;
   if (row.className !== (asDots ? "tokens" : "bar")) { row.className = asDots ? "tokens" : "bar"; row.replaceChildren(); row.kept = null; }
   mark(row, "aria-label", told(limit));
