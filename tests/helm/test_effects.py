@@ -104,6 +104,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 IN_THE_APPLICATION = {
     "sidecar.service": "other",
+    "sidecar.readiness": True,
     "sidecar.applicationSeconds": 9,
     "sidecar.resources": {"limits": {"memory": "1Gi"}},
 }

@@ -347,7 +347,7 @@ async def application(pod: Any, keyturn: str, place: Path) -> AsyncIterator[tupl
 
 async def test_a_sidecar_outlives_its_application(api: PracticeApi, place: Path, example: Path) -> None:
     """Beside an application Keyturn is up first, takes up a rotated key, and ends last: no request of its fails."""
-    more = values(api, redis={"existingSecret": ""}, sidecar={"alone": True})
+    more = values(api, redis={"existingSecret": ""}, sidecar={"alone": True, "readiness": True})
     rendered = render({"keyturn": more}, chart=example)
     pod = rendered.gateway
     (sidecar,) = pod["initContainers"]

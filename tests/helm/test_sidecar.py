@@ -93,6 +93,16 @@ def test_native_sidecar(example: Path) -> None:
     check_hardened(container)
 
 
+def test_a_revoked_key_does_not_take_the_application_away(example: Path, plain: Path) -> None:
+    """A pod is ready without Keyturn's word, unless `sidecar.readiness` asks for it; its life is watched anyway."""
+    for chart in (example, plain):
+        container = sidecar(render(chart=chart))
+        assert "readinessProbe" not in container
+        assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+        asked = sidecar(render({"keyturn": {"sidecar": {"readiness": True}}}, chart=chart))
+        assert asked["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
 def test_only_the_admin_port_is_declared(example: Path) -> None:
     """The data listener is on the loopback, where nobody outside the pod gets; probes and scraping use the other."""
     rendered = render(chart=example)

@@ -30,9 +30,11 @@ startupProbe:
 livenessProbe:
   httpGet: {path: /healthz, port: keyturn-admin}
   {{- toYaml $root.Values.probes.liveness | nindent 2 }}
+{{- if or (eq $root.Values.mode "gateway") $root.Values.sidecar.readiness }}
 readinessProbe:
   httpGet: {path: /readyz, port: keyturn-admin}
   {{- toYaml $root.Values.probes.readiness | nindent 2 }}
+{{- end }}
 {{- if .preStop }}
 lifecycle:
   preStop:
