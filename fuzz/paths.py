@@ -14,7 +14,8 @@ _PIECES = st.sampled_from(
         b"%252e", b"%25",
         b"%", b"%4", b"%zz", b"a", b"me", b"echo", b"%61", b";", b";a=b", b"%3b", b"?", b"#", b"%23", b"%3F",
         b"~", b"%7e",
-        b"*", b"%2a", b"\xc3\xa9", b"%c3%a9", b"%E9", b" ", b"%20", b"+", b"\x00", b"\t", b"\x7f", b":", b"@",
+        b"*", b"%2a", b"\xc3\xa9", b"%c3%a9", b"%E9", b"%c0%ae", b"%c0%af",
+        b" ", b"%20", b"+", b"\x00", b"\t", b"\x7f", b":", b"@",
         b"http:",
     ]
 )  # fmt: skip
@@ -37,6 +38,7 @@ def check(target: bytes) -> None:
     meant = _decoded(path.encode()).rstrip(b"/")
     assert _as_rfc(target).rstrip(b"/") == meant, path
     assert _as_nginx(target).rstrip(b"/") == meant, path
+    assert _without_parameters(_as_tomcat(target)) == _without_parameters(meant), path
     read = _as_file_system(target).rstrip(b"/")
     if b"%2F" in meant:  # one segment here, several to this reader: but never beside where they stand
         before = meant.partition(b"%2F")[0].rpartition(b"/")[0]
@@ -74,6 +76,16 @@ def _as_nginx(target: bytes) -> bytes:
     """Slashes run together first, then dot segments."""
     text = re.sub(rb"%2e", b".", _path(target), flags=re.IGNORECASE)
     return _decoded(b"/" + b"/".join(_resolved(re.sub(rb"/+", b"/", text).split(b"/")[1:])))
+
+
+def _as_tomcat(target: bytes) -> bytes:
+    """Without parameters, encoded ones as well, before anything is resolved."""
+    text = re.sub(rb"(?:;|%3b)[^/]*", b"", _path(target), flags=re.IGNORECASE)
+    return _as_nginx(text).rstrip(b"/")
+
+
+def _without_parameters(path: bytes) -> bytes:
+    return re.sub(rb";[^/]*", b"", path)
 
 
 def _as_file_system(target: bytes) -> bytes:

@@ -16,8 +16,9 @@ from proxy.access.jwts import Jwts
 from proxy.access.rates import Rates
 from proxy.access.refusals import NotKnown, NotYetKnown
 from proxy.core.credentials import Found, Places, take_off
-from proxy.core.errors import Unauthenticated
+from proxy.core.errors import Forbidden, Unauthenticated
 from proxy.core.events import Observer
+from proxy.core.headers import from_another_site
 from proxy.core.http import Fields
 from proxy.core.model import Client, Micros
 from proxy.core.values import value_object
@@ -95,8 +96,11 @@ class Access:
         the certificate of the connection (`peer`). An `Authorization` that is nobody's belongs to the upstream and
         passes, unless a known issuer has made it.
 
+        Whoever is known by its place alone is not the web page of another site that a browser in that place shows.
+
         Raises:
             Unauthenticated: no credential, or an unknown one, and one is required; hand it to `learn` and `slow`.
+            Forbidden: such a page sent it.
         """
         try:
             found: Found[Client | Rejected] = take_off(fields, target, self._places, self._owner)
@@ -107,6 +111,8 @@ class Access:
         if client is None:
             message, cause = self._refusal(found, given, peer)
             raise Unauthenticated(f"{message} as {self._ways}.") from cause
+        if not given and from_another_site(fields):
+            raise Forbidden(f"A web page of another site sent this, and without a token. Send one as {self._ways}.")
         return Admission(client, found.fields, found.target)
 
     async def learn(self, refusal: Unauthenticated) -> bool:

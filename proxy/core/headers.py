@@ -32,6 +32,9 @@ _PREFERENCE = re.compile(rb"\s*(" + _TOKEN + rb")\s*(?:=\s*(" + _QUOTED + rb"|[^
 _QUALITY = re.compile(rb";\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*(?:;|\Z)", re.IGNORECASE)
 _VIA = re.compile(rb"\s*" + _TOKEN + rb"(?:/" + _TOKEN + rb")?\s+([^\s(]+)")
 
+_ORIGIN, _FETCH_SITE = b"origin", b"sec-fetch-site"
+_LOCAL_ORIGIN = re.compile(rb"https?://(?:(?:[\w-]+\.)*localhost|127(?:\.\d+){3}|\[::1\])(?::\d+)?", re.IGNORECASE)
+
 # RFC 8941, section 3: what a dictionary is made of.
 _KEY = rb"[a-z*][a-z0-9_.*-]*"
 _BARE = (
@@ -134,6 +137,19 @@ def names(fields: Fields) -> set[bytes]:
 def values(fields: Fields, name: bytes) -> list[bytes]:
     """The values of all fields of that (lower-case) name, in order."""
     return [value for field, value in fields if field.lower() == name]
+
+
+def from_another_site(fields: Fields) -> bool:
+    """Whether the browser that sends this says that a page of another site made it do so; the loopback is no other.
+
+    `Sec-Fetch-Site` (W3C Fetch Metadata) and `Origin` (RFC 6454, section 7) are written by browsers, and by no page.
+    """
+    for name, value in fields:
+        if len(name) == len(_ORIGIN) and name.lower() == _ORIGIN and not _LOCAL_ORIGIN.fullmatch(value.strip()):
+            return True
+        if len(name) == len(_FETCH_SITE) and name.lower() == _FETCH_SITE and value.strip() == b"cross-site":
+            return True
+    return False
 
 
 def sane_request_id(value: bytes) -> bool:

@@ -20,6 +20,7 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _UNSAFE = re.compile(rb"[\x00-\x20\x7f-\xff\\]|%00|%5C")
+_HIDING = re.compile(rb";|%3B|%2F")
 _NORMAL = re.compile(rb"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9\-._~!$&'()*+,=:@]+)+/?")
 """Paths that are in their normal form as they come: most."""
 _RULE = re.compile(r"(?P<method>\*|[A-Za-z0-9!#$%&'+.^_`|~-]+)\s+(?P<path>/\S*)")
@@ -86,9 +87,10 @@ def normalise(target: bytes) -> str | None:
     """The path of an origin-form target in its normal form, or `None` when it has none that is safe to judge by.
 
     The query is left out. Escapes of unreserved characters are decoded, others get upper-case digits; empty and dot
-    segments are resolved. No normal form: a path that climbs above the root, `..` after an empty segment (of which
-    servers take away one or the other), dots with `;` parameters or an encoded slash, a broken escape, an encoded NUL,
-    a backslash, blanks, control characters and bytes outside ASCII.
+    segments are resolved. No normal form: a path that climbs above the root, `..` after an empty segment or an encoded
+    slash (of which servers take away one or the other), dots beside an encoded slash, `;` parameters of dots or of
+    nothing, a broken escape, an encoded NUL, a backslash, blanks, control characters, bytes outside ASCII, and escapes
+    that are no UTF-8, such as the overlong forms of a dot.
     """
     path = target.partition(b"?")[0]
     if _NORMAL.fullmatch(path):
@@ -97,7 +99,7 @@ def normalise(target: bytes) -> str | None:
     if not path.startswith(b"/") or _BAD_ESCAPE.search(path):
         return None
     path = _ESCAPE.sub(_decode_unreserved, path)
-    if _UNSAFE.search(path):
+    if _UNSAFE.search(path) or not _is_utf8(path):
         return None
     segments = _resolve(path.split(b"/")[1:])
     if segments is None:
@@ -111,10 +113,10 @@ def _resolve(segments: list[bytes]) -> list[bytes] | None:
     before = b"/"
     for segment in segments:
         if segment == b"..":
-            if not kept or not before:
+            if not kept or not before or b"%2F" in before:
                 return None
             kept.pop()
-        elif _hides_dots(segment):
+        elif _hides_something(segment):
             return None
         elif segment not in (b"", b"."):
             kept.append(segment)
@@ -122,10 +124,20 @@ def _resolve(segments: list[bytes]) -> list[bytes] | None:
     return kept
 
 
-def _hides_dots(segment: bytes) -> bool:
-    if b";" not in segment and b"%2F" not in segment:
+def _hides_something(segment: bytes) -> bool:
+    """Whether some servers read dots, or nothing, where a segment with parameters or encoded slashes stands."""
+    if not _HIDING.search(segment):
         return False
-    return any(part.partition(b";")[0] in (b".", b"..") for part in unquote_to_bytes(segment).split(b"/"))
+    parts = (part.partition(b";") for part in unquote_to_bytes(segment).split(b"/"))
+    return any(name in (b".", b"..") or (mark and not name) for name, mark, _ in parts)
+
+
+def _is_utf8(path: bytes) -> bool:
+    try:
+        unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _decode_unreserved(escape: re.Match[bytes]) -> bytes:

@@ -1,20 +1,26 @@
 """The admin listener: whether the process lives and can serve, its metrics, its status, and a few things to do to it.
 
-Whoever reaches it may look; never is there a secret to see. Only the bearer of `admin_token` may change anything.
+Whoever reaches it may look; never is there a secret to see. Only the bearer of `admin_token` may change anything. Over
+the loopback it goes by no name that somebody may own, or the web pages of that name could look, too.
 """
 
 import json
+import re
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from typing import Protocol
 
 from aiohttp import web
-from aiohttp.hdrs import AUTHORIZATION
+from aiohttp.hdrs import AUTHORIZATION, HOST
 
 from proxy.core.events import Levels
 from proxy.core.model import Secret
 from proxy.telemetry import Metrics
 from proxy.web.status.model import Snapshot
 from proxy.web.status.page import PAGE_PATHS, Asset, asset, status_json
+
+_OURS = re.compile(r"(?:[\w-]*|(?:[\w-]+\.)*localhost|[\d.]+|\[[\da-f:.]+\])(?::\d*)?", re.ASCII | re.IGNORECASE)
+"""Addresses, and names that are no domain's."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -72,6 +78,8 @@ class Admin:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
+        if _over_loopback(request) and not _OURS.fullmatch(request.headers.get(HOST, "")):
+            return _error(421, "misdirectedRequest", "On this machine the name of this listener is localhost.")
         if page := self._pages.get(request.path):
             return await page(request) if request.method in ("GET", "HEAD") else _not_allowed(request, "GET, HEAD")
         match request.path.split("/")[1:]:
@@ -132,6 +140,11 @@ class Admin:
         if not self._controls.log(level):
             return _error(404, "notFound", "The levels are debug, info, warning and error.")
         return _json(200, {"level": level})
+
+
+def _over_loopback(request: web.BaseRequest) -> bool:
+    address = request.get_extra_info("sockname")
+    return isinstance(address, tuple) and ip_address(address[0].partition("%")[0]).is_loopback
 
 
 def _file(found: Asset) -> web.Response:

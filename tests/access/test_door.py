@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.access import Access, Admission
 from proxy.access.refusals import NotKnown
-from proxy.core.errors import Unauthenticated
+from proxy.core.errors import Forbidden, Unauthenticated
 from proxy.core.model import SECOND, Client, Secret
 from tests.access.issuers import NOW, RSA, jwk, jwks, token
 from tests.access.issuers import client as issued
@@ -285,3 +285,56 @@ async def test_failed_attempts_are_slowed() -> None:
     assert await here.slow(Unauthenticated("Other."), Connection())
     assert here.admit((key("5ecret-ci"),), b"/", Connection()).client == CI
     assert loop.time() - began == pytest.approx(1)
+
+
+def page(**fields: str) -> list[tuple[bytes, bytes]]:
+    """What a browser adds to a request of a page."""
+    return [
+        (b"Host", b"127.0.0.1:8080"),
+        *((name.replace("_", "-").encode(), v.encode()) for name, v in fields.items()),
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        page(Origin="https://evil.example"),
+        page(Origin="null"),
+        page(origin="http://localhost.evil.example"),
+        page(Origin="http://evil.example:8080"),
+        page(Sec_Fetch_Site="cross-site"),
+        page(Origin="http://127.0.0.1:8080", sec_fetch_site="cross-site"),
+    ],
+)
+def test_a_web_page_is_not_known_by_its_browsers_place(fields: list[tuple[bytes, bytes]]) -> None:
+    """Whoever the browser's machine or certificate is, the page of another site is somebody else."""
+    door = access(anonymous=ANYBODY)
+    with pytest.raises(Forbidden, match="token"):
+        door.admit(tuple(fields), b"/")
+    assert door.admit((*fields, key("5ecret-ci")), b"/").client == CI
+    holder = Client("holder", san="spiffe://a/b")
+    with pytest.raises(Forbidden, match="token"):
+        access(holder).admit(tuple(fields), b"/", Certified())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        page(),
+        page(Origin="http://localhost:3000"),
+        page(Origin="http://127.0.0.1:8080", Sec_Fetch_Site="same-origin"),
+        page(Origin="http://[::1]:3000", Sec_Fetch_Site="same-site"),
+        page(Sec_Fetch_Site="none"),
+    ],
+)
+def test_a_web_page_of_this_machine_is_let_in(fields: list[tuple[bytes, bytes]]) -> None:
+    """Somebody works on it, and an address that is typed is nobody's page."""
+    assert access(anonymous=ANYBODY).admit(tuple(fields), b"/").client == ANYBODY
+
+
+class Certified:
+    """A connection with a certificate."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Its certificate."""
+        return {"subjectAltName": (("URI", "spiffe://a/b"),)} if name == "peercert" else default

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from proxy.core.errors import Broken
 from proxy.core.headers import (
     accepts_problem,
+    from_another_site,
     from_upstream,
     names,
     passed,
@@ -227,3 +228,21 @@ def test_a_secret_in_an_answer_is_masked() -> None:
     assert without(secret, message) == fields("Location: /?apikey=***&b=***", "X: ***!", "Y: PMAK/of")
     assert without(secret, message[2:]) == message[2:]
     assert without(Secret("of"), message) == message
+
+
+@pytest.mark.parametrize(
+    ("sent", "elsewhere"),
+    [
+        ((), False),
+        (((b"Origin", b"https://a.example"),), True),
+        (((b"ORIGIN", b" http://localhost:3000 "),), False),
+        (((b"Origin", b"http://localhost:3000/"),), True),
+        (((b"Origin", b""),), True),
+        (((b"Sec-Fetch-Site", b"cross-site"), (b"Origin", b"http://127.0.0.1")), True),
+        (((b"Sec-Fetch-Site", b"same-site"),), False),
+        (((b"Origi-", b"https://a.example"), (b"sec-fetch-mode", b"cross-site")), False),
+    ],
+)  # fmt: skip
+def test_a_browser_says_whose_page_it_shows(sent: Fields, *, elsewhere: bool) -> None:
+    """A page of the loopback is of no other site."""
+    assert from_another_site(sent) is elsewhere

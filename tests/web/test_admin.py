@@ -198,3 +198,23 @@ async def test_other_methods_are_not_allowed(served: Served) -> None:
 async def test_a_query_changes_nothing(served: Served) -> None:
     """Probes may carry one."""
     assert (await served.ask("/readyz?verbose=1"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:9090", "127.0.0.1.evil.example", "localhost.evil.example"]
+)
+async def test_over_the_loopback_it_has_no_other_name(served: Served, host: str) -> None:
+    """A web page could have its own name resolve to this machine, and read what is here."""
+    for path in ("/", "/status.json", "/metrics", "/keys/default/team-a/pause"):
+        status, _, text = await served.ask(path, Host=host)
+        assert status == 421
+        assert "team-a" not in text
+    assert served.switches.done == []
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1:9090", "[::1]:9090", "a.localhost:1", "keyturn:9090", "10.0.0.1"]
+)
+async def test_over_the_loopback_it_has_these_names(served: Served, host: str) -> None:
+    """Addresses, and names that nobody can own."""
+    assert (await served.ask("/healthz", Host=host))[0] == 200
