@@ -1,7 +1,7 @@
 """The admin listener: whether the process lives and can serve, its metrics, its status, and a few things to do to it.
 
 Whoever reaches it may look; never is there a secret to see. Only the bearer of `admin_token` may change anything. Over
-the loopback it goes by no name that somebody may own, or the web pages of that name could look, too.
+the loopback browsers know it by no name that somebody may own, or the web pages of that name could look, too.
 """
 
 import json
@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Protocol
 
 from aiohttp import web
-from aiohttp.hdrs import AUTHORIZATION, HOST
+from aiohttp.hdrs import ACCEPT_LANGUAGE, AUTHORIZATION, HOST
 
 from proxy.core.events import Levels
 from proxy.core.model import Secret
@@ -78,7 +78,7 @@ class Admin:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        if _over_loopback(request) and not _OURS.fullmatch(request.headers.get(HOST, "")):
+        if _is_misled(request):
             return _error(421, "misdirectedRequest", "On this machine the name of this listener is localhost.")
         if page := self._pages.get(request.path):
             return await page(request) if request.method in ("GET", "HEAD") else _not_allowed(request, "GET, HEAD")
@@ -142,9 +142,16 @@ class Admin:
         return _json(200, {"level": level})
 
 
-def _over_loopback(request: web.BaseRequest) -> bool:
+def _is_misled(request: web.BaseRequest) -> bool:
+    """Whether a browser came here, over the loopback, by a name that somebody made resolve to this machine.
+
+    Browsers send `Accept-Language` with everything, which a page may change but not leave out; who measures does not.
+    """
     address = request.get_extra_info("sockname")
-    return isinstance(address, tuple) and ip_address(address[0].partition("%")[0]).is_loopback
+    if ACCEPT_LANGUAGE not in request.headers or not isinstance(address, tuple):
+        return False
+    loopback = ip_address(address[0].partition("%")[0]).is_loopback
+    return loopback and not _OURS.fullmatch(request.headers.get(HOST, ""))
 
 
 def _file(found: Asset) -> web.Response:
