@@ -75,7 +75,8 @@ def echoing(key: str) -> bytes:
     """An answer that shows the key wherever an answer's head has room for it."""
     return (
         f"HTTP/1.1 103 {key}\r\nLink: <{key}>\r\n\r\nHTTP/1.1 200 {key}\r\nLocation: /me?apikey={key}&x=1\r\n"
-        f"X-Echo: {key}\r\nWWW-Authenticate: Key {key}\r\nSet-Cookie: key={key}; Path=/\r\nContent-Length: 2\r\n\r\nok"
+        f"X-Echo: {key}\r\nX-{key}: 1\r\nWWW-Authenticate: Key {key}\r\n"
+        f"Set-Cookie: key={key}; Path=/\r\nContent-Length: 2\r\n\r\nok"
     ).encode()
 
 

@@ -1,5 +1,6 @@
 """What `keyturn check` shows: warnings about secrets within everybody's reach, and the effective configuration."""
 
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from proxy.config.resolved import Config
 from proxy.core.errors import Problem
 
 _CLOSE = "`chmod 600` it (in Kubernetes: `defaultMode: 0400`)"
+
+_CREDENTIAL = re.compile(r"auth|cookie|credential|key|password|secret|token", re.IGNORECASE)
+"""What is in the name of a field that holds one."""
 
 
 def warnings(path: Path | None, config: Config) -> tuple[Problem, ...]:
@@ -52,7 +56,10 @@ def _is_world_readable(path: Path) -> bool:
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """The configuration with every default filled in, as config.yaml would write it; secrets stand as `…`."""
+    """The configuration with every default filled in, as config.yaml would write it; secrets stand as `…`.
+
+    So does the value of a pool's field by whose name it may be one.
+    """
     shown = config.model_dump(mode="json")
     shown["authentication"] = "required" if config.authentication_required else "off"
     for caller in (shown["anonymous"], *shown["clients"]):
@@ -61,4 +68,6 @@ def effective(config: Config) -> dict[str, Any]:
     for pool in shown["pools"].values():
         for key in pool["keys"]:
             key["quota"] = key["quota"] or key["name"]
+        for name in filter(_CREDENTIAL.search, pool["headers"]):
+            pool["headers"][name] = "…"
     return shown

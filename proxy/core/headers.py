@@ -124,9 +124,9 @@ def _without_listed(kept: list[tuple[bytes, bytes]], fields: Fields) -> Fields:
 
 def without(secret: Secret, fields: Fields) -> Fields:
     """An answer's fields without a secret that the upstream has written into them, `***` in its place (law 11)."""
-    if not secret.is_in(b"\n".join([field[1] for field in fields])):
+    if not secret.is_in(b"\n".join([part for field in fields for part in field])):
         return fields
-    return tuple([(name, secret.mask(value)) for name, value in fields])
+    return tuple([(secret.mask(name), secret.mask(value)) for name, value in fields])
 
 
 def names(fields: Fields) -> set[bytes]:

@@ -110,7 +110,7 @@ class Pool:
     keys: tuple[Key, ...]
     limits: tuple[Limit, ...]
     guard: Micros = 100 * MILLISECOND
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def stretched(self, limit: Limit) -> Micros:
         """The window by which a token of `limit` returns: with the guard, and 0.05 % for the rates of two clocks."""

@@ -69,6 +69,13 @@ def test_the_effective_configuration_shows_no_secret(tmp_path: Path) -> None:
     assert shown["store"]["url"] == "redis://:…@h/0"
 
 
+def test_fields_that_are_set_may_be_secrets(tmp_path: Path) -> None:
+    """By their names; others are shown."""
+    headers = {"X-Extra": "value", "Authorization": MARK, "cookie": MARK, "X-Vault-Token": MARK, "Api_Secret": MARK}
+    shown = effective(loaded(tmp_path, yaml.safe_dump({"pools": {"default": {"headers": headers}}})))
+    assert shown["pools"]["default"]["headers"] == {name: "value" if name == "X-Extra" else "…" for name in headers}
+
+
 def test_the_effective_configuration_has_every_default(tmp_path: Path) -> None:
     """In the words of config.yaml: durations and addresses as text."""
     shown = effective(

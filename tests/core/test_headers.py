@@ -228,6 +228,7 @@ def test_a_secret_in_an_answer_is_masked() -> None:
     assert without(secret, message) == fields("Location: /?apikey=***&b=***", "X: ***!", "Y: PMAK/of")
     assert without(secret, message[2:]) == message[2:]
     assert without(Secret("of"), message) == message
+    assert without(Secret("PMAK-of-the-pool"), fields("X-PMAK-of-the-pool: 1", "Y: 2")) == fields("X-***: 1", "Y: 2")
 
 
 @pytest.mark.parametrize(
