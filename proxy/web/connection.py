@@ -102,15 +102,28 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there; one too many is told so, and closed."""
-        self._wire = wire = cast("asyncio.Transport", transport)
+        self._wire = cast("asyncio.Transport", transport)
         super().connection_made(transport)
         assert self._task_handler is not None
         self._task_handler.add_done_callback(self._served)
         refusal = self._owner.one_too_many(self.peer)
         if refusal is not None:
-            self._deaf = True
-            wire.write(plain(refusal))
+            self._turn_away(refusal)
+
+    def _turn_away(self, refusal: Refusal) -> None:
+        """Say why it cannot stay, and give its caller a moment to read that; when many have one, none.
+
+        What the caller has sent already would reset a connection that is closed at once (RFC 9112, section 9.6).
+        """
+        assert self._wire is not None
+        self._deaf = True
+        self._wire.write(plain(refusal))
+        if not self._owner.let_linger(self):
             self.force_close()
+            return
+        if self._wire.can_write_eof():
+            self._wire.write_eof()
+        self._head_timer = self._loop.call_later(_LINGER, self.force_close)
 
     def _served(self, _: asyncio.Task[None]) -> None:
         """No request will be answered any more: what has been written has its time to leave, and no longer."""

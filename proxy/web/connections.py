@@ -17,6 +17,8 @@ from proxy.web.departures import Departures
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _ON_A_SOCKET = "unix"
+_TURNED_AWAY = 64
+"""Callers too many that may have a moment to read so."""
 
 _log = logging.getLogger("keyturn")
 
@@ -34,6 +36,8 @@ class Connections(web.Server):
         self.quiet.set()
         self._observer = observer
         self._open: set[Connection] = set()
+        self._turned_away: set[Connection] = set()
+        """Those that are open for a moment more, and take no place."""
         self._most = 0
         """Open at once, since it was asked for last."""
         self._peers: Counter[str] = Counter()
@@ -67,12 +71,27 @@ class Connections(web.Server):
         """A connection is closed."""
         super().connection_lost(handler, exc)
         assert isinstance(handler, Connection)
+        self._turned_away.discard(handler)
+        self._free(handler)
+
+    def _free(self, handler: Connection) -> None:
+        """Give back the place of a connection, if it still has it."""
+        if handler not in self._open:
+            return
         self._open.discard(handler)
         self._peers[handler.peer] -= 1
         if not self._peers[handler.peer]:
             del self._peers[handler.peer]
         if not self._open:
             self.quiet.set()
+
+    def let_linger(self, handler: Connection) -> bool:
+        """Whether a caller that cannot stay may have a moment; its place it has no more."""
+        if len(self._turned_away) >= _TURNED_AWAY or self.retired:
+            return False
+        self._free(handler)
+        self._turned_away.add(handler)
+        return True
 
     def one_too_many(self, peer: str) -> TooManyConnections | None:
         """Why the connection that has just come from there cannot stay, `None` when it can."""
@@ -102,6 +121,8 @@ class Connections(web.Server):
         for handler in list(self._open):
             if handler.idle:
                 handler.force_close()
+        for handler in list(self._turned_away):
+            handler.force_close()
 
     def ends(self, task: asyncio.Task[None]) -> None:
         """Remember the handler of a lost connection until it has come to its end."""
@@ -110,7 +131,7 @@ class Connections(web.Server):
 
     async def cut(self) -> None:
         """End every connection, and wait until its handler has ended too."""
-        for handler in list(self._open):
+        for handler in (*self._open, *self._turned_away):
             handler.cut()
         await self.quiet.wait()
         await asyncio.gather(*self._ending, return_exceptions=True)

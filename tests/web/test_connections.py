@@ -5,6 +5,7 @@ import ssl
 
 import pytest
 
+from proxy.web import connections
 from proxy.web.bounds import Bounds
 from tests.web.callers import Gateway, World, ended, get, okay, read, split
 
@@ -31,6 +32,45 @@ async def test_one_connection_too_many_is_told_so() -> None:
             await asyncio.sleep(0)
         assert (await world.ask(get())).startswith(b"HTTP/1.1 200 ")
         first[1][1].close()
+
+
+async def test_one_too_many_that_has_asked_already_is_told_so() -> None:
+    """What it has sent, and goes on to send, does not take the answer away; it takes no place, nor has it long."""
+    async with World(gateway=Gateway(okay), bounds=Bounds(connections=1)).running() as world:
+        reader, writer = await world.connect()
+        writer.write(get(close=False))
+        await reader.readuntil(b"\r\n\r\nok")
+        others = [await world.connect() for _ in range(3)]
+        for _, other in others:
+            other.write(get())
+        while len(ended(world)) < len(others):
+            await asyncio.sleep(0)
+        for _, other in others:
+            other.write(get(b"/more"))
+        assert world.listener.connections == 1
+        writer.close()
+        while world.listener.connections:
+            await asyncio.sleep(0)
+        assert (await world.ask(get())).startswith(b"HTTP/1.1 200 ")
+        for reader, other in others:
+            assert (await read(reader)).startswith(b"HTTP/1.1 503 ")
+            other.close()
+        assert len(world.gateway.requests) == 2
+
+
+async def test_a_crowd_that_is_turned_away_has_no_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many may linger."""
+    monkeypatch.setattr(connections, "_TURNED_AWAY", 1)
+    async with World(bounds=Bounds(connections=1)).running() as world:
+        _, writer = await world.connect()
+        while not world.listener.connections:
+            await asyncio.sleep(0)
+        said = [await world.connect() for _ in range(4)]
+        for reader, other in said:
+            assert (await read(reader)).startswith(b"HTTP/1.1 503 ")
+            other.close()
+        assert ended(world) == ["too_many"] * 4
+        writer.close()
 
 
 async def test_one_address_does_not_take_every_place() -> None:
