@@ -24,6 +24,8 @@ RATE = 1000
 """Tokens that return in a second while requests wait."""
 ROUND = 1.0
 """Seconds."""
+PACE = 0.01
+"""Seconds between two calls while requests wait: alike for both, so that each call brings as many grants."""
 UNCOUNTED = 3
 """Rounds until tokens return one after the other."""
 
@@ -82,7 +84,7 @@ class Pupil:
         self._spent = tuple(spent)
 
     async def round(self, demands: tuple[Demand, ...], *, wait: bool) -> Round:
-        """Exchange for a while; `wait`: whenever a turn is due, else again and again."""
+        """Exchange for a while; `wait`: at the `PACE`, else again and again."""
         exchanges = grants = 0
         cpu, began = self._cpu(), time.perf_counter()
         while time.perf_counter() < began + ROUND:
@@ -90,8 +92,8 @@ class Pupil:
             self._spend(answer)
             exchanges += 1
             grants += len(answer.grants)
-            if wait and answer.again:
-                await asyncio.sleep(answer.again / SECOND)
+            if wait:
+                await asyncio.sleep(PACE)
         return Round(exchanges, grants, time.perf_counter() - began, self._cpu() - cpu)
 
     def _cpu(self) -> float:

@@ -8,7 +8,6 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,11 +28,12 @@ from proxy.app.plan import Plan
 from proxy.app.pools import Pools, Stations
 from proxy.app.trimming import trim_behind_crowds
 from proxy.config import Config, load
-from proxy.core.errors import ConfigError, Problem, StartError, StoreLost
+from proxy.core.errors import ConfigError, Problem, StartError
 from proxy.core.model import SECOND, Client, Micros
 from proxy.gateway import Gateway, Retries
 from proxy.joining import Joining
 from proxy.reload import Reloader
+from proxy.stores.fitness import watch
 from proxy.stores.links import Link
 from proxy.tasks import finish, spawn
 from proxy.telemetry import LogLevel, RequestLog, Telemetry
@@ -183,11 +183,11 @@ class App:
         empty = tuple(f"the pool {name} has no key" for name in self.pools.without_keys)
         return empty if empty or self.pools.can_serve else ("no key can serve: all are quarantined or paused",)
 
-    async def _look_at_store(self, link: Link) -> None:
-        """Say once what is wrong with a store that answers; that it does not answer is said when it is needed."""
-        with suppress(StoreLost):
-            for warning in await link.check(f"{self._config.store.prefix}:{{{next(iter(self.pools.dispatches))}}}"):
-                self._log.warning("the store is not fit for its purpose", problem=warning)
+    async def _watch_store(self, link: Link) -> None:
+        def tell(problem: str) -> None:
+            self._log.warning("the store is not fit for its purpose", problem=problem)
+
+        await watch(link, f"{self._config.store.prefix}:{{{next(iter(self.pools.dispatches))}}}", tell)
 
     # Another configuration
 
@@ -247,7 +247,7 @@ class App:
             await self._access.start()
             await self.pools.start()
             if self._link is not None:
-                spawn(self._look_at_store(self._link), name="look at the store", owner=self._tasks)
+                spawn(self._watch_store(self._link), name="watch the store", owner=self._tasks)
             await self._admin.start()
             await self._data.start()
         except BaseException:
