@@ -52,9 +52,10 @@ class Deadlines:
         """
         refused, expected = 0, queue.expected - now
         for waiter in self._to_judge(queue, now):
-            queue.fresh.pop(waiter, None)
             position = queue.position(waiter)
             turn = queue.turns.at(position)
+            if turn != 0:  # told that it is now, it was to be served: there were more than are dealt at a time
+                queue.fresh.pop(waiter, None)
             if turn is not None and now + turn > waiter.ticket.deadline:
                 told = queue.turns.at(position + refused) or turn
                 if expected > 0:

@@ -75,6 +75,16 @@ def test_who_is_not_known_to_the_store_is_not_judged() -> None:
     assert it.refused == []
 
 
+@in_loop
+def test_whose_turn_is_now_but_who_was_not_served_is_looked_at_again_at_once() -> None:
+    """The store deals so many tokens at a time, and tells whoever is left of a turn only when all are dealt."""
+    it = Lane(SECOND, SECOND)
+    it.told(0, 0)
+    assert it.refused == []
+    it.told(30 * SECOND, 31 * SECOND)
+    assert it.refused == [(0, 30), (1, 31)]
+
+
 @virtual
 async def test_all_are_looked_at_again_every_so_often() -> None:
     """Turns get later when others come first."""
