@@ -221,10 +221,10 @@ class Buckets:
         for quota in {place.quota for place in out.places if place.quota != out.quota}:
             self._rank(quota, limits)
 
-    def lend(self, quota: str, limits: tuple[str, ...], tokens: int) -> None:
-        """Set tokens aside for a replica that has yet to fetch them; negative: they are fetched or not wanted."""
+    def lend(self, quota: str, limits: tuple[str, ...], now: Micros | None) -> None:
+        """Set a token of each limit aside for a replica that has yet to fetch it; `None`: no longer."""
         for limit in limits:
-            self.calendars[limit].take(quota, tokens)
+            self.calendars[limit].lend(quota, now)
         self._rank(quota, limits)
 
     def settle(self, now: Micros, settlement: Settlement, limits: tuple[str, ...], terms: str) -> Out | None:

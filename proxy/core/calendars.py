@@ -47,6 +47,16 @@ class Calendar:
 
     # What is expected; `trip` is the usual time from a grant to its settlement
 
+    def lend(self, quota: str, now: Micros | None) -> None:
+        """Set a token aside, which of a bucket that is not known is its probe; `None`: no longer."""
+        self.take(quota, +1 if now is not None else -1)
+        if quota in self.warm:
+            return
+        if now is not None:
+            self.probing.put(quota, now)
+        else:
+            self.probing.remove(quota)
+
     def returns(self, now: Micros, window: Micros, trip: Micros) -> Iterator[tuple[Micros, str]]:
         """When tokens are expected at hand again, and on which quota, soonest first.
 

@@ -242,7 +242,7 @@ class Ledger:
                 dealt.grants.append(self._grant(now, call.replica, lanes[place], place, quota))
                 dealt.served.append(place)
             else:
-                self.buckets.lend(quota, need_.limits, +1)
+                self.buckets.lend(quota, need_.limits, now)
                 dealt.lent.append(Loan(quota, need_, owner))
         self._members[call.replica].granted = tuple([grant.lease for grant in dealt.grants])
         return dealt
@@ -291,7 +291,7 @@ class Ledger:
         if dealt.stopped is None and rehearsal.waiting:
             forecast = Forecaster(self.buckets, rehearsal, now, dealt.lent).play()
         for loan in dealt.lent:
-            self.buckets.lend(loan.quota, loan.need.limits, -1)
+            self.buckets.lend(loan.quota, loan.need.limits, None)
             forecast.first[loan.replica] = now
         return forecast
 

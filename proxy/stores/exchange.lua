@@ -926,9 +926,12 @@ local function take(lease, need, quota, now, replica, client)
   return #probes > 0
 end
 
-local function lend(quota, limits, tokens)
+local function lend(quota, limits, now)
   for _, limit in ipairs(limits) do
-    count_taken(limit, quota, tokens)
+    count_taken(limit, quota, now and 1 or -1)
+    if redis_call('SISMEMBER', key('warm', limit), quota) == 0 then
+      set_probing(limit, quota, now)
+    end
   end
   rank(quota, limits)
 end
@@ -1978,7 +1981,7 @@ local function deal(now, names)
       local probe = take(lease, need, quota, now, replica, client)
       grants[#grants + 1] = { lease, client, need.name, quota, probe }
     else
-      lend(quota, need.limits, 1)
+      lend(quota, need.limits, now)
       lent[#lent + 1] = { quota, need, owner }
     end
   end
@@ -2087,7 +2090,7 @@ local function exchange()
     foretell(now, names, lent)
   end
   for _, loan in ipairs(lent) do
-    lend(loan[1], loan[2].limits, -1)
+    lend(loan[1], loan[2].limits, nil)
     forecast.first[loan[3]] = now
   end
   local numbers = {}

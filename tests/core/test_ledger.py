@@ -5,7 +5,7 @@ from proxy.core.exchange import PULSE, USE_BY, Unsent
 from proxy.core.ledger import HOLD, KEEP, Ledger
 from proxy.core.letters import Call, terms_of
 from proxy.core.model import MILLISECOND, SECOND
-from tests.core.worlds import BOUND, World, lane, limit, pool, throttled
+from tests.core.worlds import BOUND, World, check_conservation, lane, limit, pool, throttled, unsent
 
 W = 60 * SECOND + 130 * MILLISECOND
 
@@ -135,6 +135,18 @@ def test_a_new_era_tells_of_nothing_at_hand_before_all_have_spoken() -> None:
 
     assert told(SECOND, 1, "before") == (0, 3)
     assert told(SECOND + HOLD, 2, ledger.era) == (5, 1)
+
+
+def test_a_probe_is_left_for_whose_turn_it_is() -> None:
+    """Law 4: of a bucket that is not known one request goes out; it is the first one's, wherever that waits."""
+    world = World(Ledger(), terms_of(pool(1, limit(5)), USE_BY + BOUND))
+    (probe,) = world.ask(1, lane("c"), "near").grants
+    assert not world.ask(2, lane("a"), "far").grants
+    assert not world.ask(1, lane("b"), "near").grants
+    assert not world.call("near", unsent(probe)).grants
+    assert world.wake == ("far",)
+    assert [grant.probe for grant in world.call("far").grants] == [True]
+    check_conservation(world.ledger)
 
 
 def test_nothing_is_left_of_a_limit_that_is_gone() -> None:
