@@ -17,8 +17,11 @@ from tests.simulation.scenarios import BY_NAME, ROWS
 SHOWN = 8
 """Failures that are told in full."""
 
-HEADINGS = ("scenario", "runs", "virtual h", "requests", "429s", "used", "idle ms", "unfair", "served", "breaches")
-FORMAT = "{:<18} {:>5} {:>9} {:>9} {:>6} {:>7} {:>8} {:>7} {:>7} {:>8}"
+HEADINGS = (
+    *("scenario", "runs", "virtual h", "requests", "429s", "429s/h", "used", "idle ms", "unfair", "served"),
+    *("lost", "twice", "wronged", "returned", "breaches"),
+)
+FORMAT = "{:<18} {:>5} {:>9} {:>8} {:>6} {:>6} {:>7} {:>8} {:>6} {:>7} {:>5} {:>5} {:>7} {:>8} {:>8}"
 
 
 @dataclass
@@ -30,19 +33,26 @@ class Line:
 
     def __str__(self) -> str:
         results = self.results
+        hours = sum(result.seconds for result in results) / 3600
+        throttled = sum(result.throttled for result in results)
         shares = [result.used for result in results if result.used is not None]
         ended = sum(result.outcomes.total() for result in results)
         served = sum(result.outcomes["200"] for result in results)
         return FORMAT.format(
             self.name,
             len(results),
-            f"{sum(result.seconds for result in results) / 3600:.1f}",
+            f"{hours:.1f}",
             sum(result.requests for result in results),
-            sum(result.throttled for result in results),
+            throttled,
+            f"{throttled / hours:.1f}",
             f"{100 * sum(shares) / len(shares):.2f}%" if shares else "",
             f"{max(result.idle for result in results) / 1000:.0f}",
             f"{max(result.unfair for result in results):.2f}",
             f"{100 * served / ended:.1f}%" if ended else "",
+            sum(result.lost for result in results),
+            sum(result.doubled for result in results),
+            sum(result.wronged for result in results),
+            sum(result.returned for result in results),
             sum(1 for result in results if result.breaches),
         )
 

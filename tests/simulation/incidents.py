@@ -1,13 +1,21 @@
 """What befalls a world while it lives."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
-from proxy.core.model import MILLISECOND, SECOND, Micros
+from proxy.core.model import MILLISECOND, SECOND, Micros, Pool
+from tests.simulation.replicas import Replica
+from tests.simulation.upstream import Trouble
 
 if TYPE_CHECKING:
     from tests.simulation.run import Run
+
+
+MOST = 8
+"""Replicas."""
 
 
 class Incidents:
@@ -42,6 +50,8 @@ class Incidents:
         server.up = True
         server.network.loss = 0.0
         self._run.api.fails = 0.0
+        self._run.api.trouble = "none"
+        self._run.api.dead.clear()
         for replica in self._run.replicas:
             replica.process.thaw()
             replica.process.fuse = None
@@ -49,7 +59,36 @@ class Incidents:
     def _millis(self, least: int, most: int) -> Micros:
         return self._random.randint(least, most) * MILLISECOND
 
-    # Each
+    # Each: the upstream
+
+    def _key_dies(self) -> None:
+        """It is not accepted any more, and after a while it is."""
+        api, secret = self._run.api, self._random.choice(sorted(self._run.api.owners))
+        api.dead.add(secret)
+        self._run.universe.after(self._millis(1_000, 60_000), lambda: api.dead.discard(secret))
+
+    def _busy(self) -> None:
+        self._trouble("busy")
+
+    def _busy_told(self) -> None:
+        self._trouble("busy, says until when")
+
+    def _out_of_reach(self) -> None:
+        self._trouble("out of reach")
+
+    def _trouble(self, what: Trouble) -> None:
+        """For a moment or for minutes."""
+        api, universe = self._run.api, self._run.universe
+        lasts = self._millis(100, self._random.choice((5_000, 30_000, 300_000)))
+        api.trouble, api.over = what, universe.now + lasts
+
+        def over() -> None:
+            if universe.now >= api.over:
+                api.trouble = "none"
+
+        universe.after(lasts, over)
+
+    # Replicas and the store
 
     def _kill(self) -> None:
         run = self._run
@@ -58,15 +97,16 @@ class Incidents:
             return
 
         def gone() -> None:
-            run.replicas.remove(victim)
-            run.dead.append(victim)
+            if victim in run.replicas:
+                run.replicas.remove(victim)
+                run.gone.append(victim)
             if run.replicas:
                 run.universe.after(self._millis(0, 5000), run.join)
             else:
                 run.join()
 
         victim.process.on_death.append(gone)
-        victim.process.fuse = self._random.randint(0, 300)
+        victim.process.fuse = self._random.randint(0, 300)  # steps
 
     def _freeze(self) -> None:
         victim = self._random.choice(self._run.replicas).process
@@ -98,6 +138,45 @@ class Incidents:
 
     def _step_clock(self) -> None:
         self._run.server.step_clock(self._random.choice((-1, 1)) * self._millis(100, 30_000))
+
+    def _join(self) -> None:
+        """One replica more."""
+        if len(self._run.replicas) < MOST:
+            self._run.join()
+
+    def _leave(self) -> None:
+        """One less, in good order."""
+        run = self._run
+        if len(run.replicas) > 1:
+            victim = self._random.choice(run.replicas)
+            run.replicas.remove(victim)
+            run.gone.append(victim)
+            victim.process.thaw()
+            victim.process.start(victim.retire)
+
+    def _reload(self) -> None:
+        """Keys come and go, and the limit is another; each replica hears of it at its own time."""
+        run, random = self._run, self._random
+        own = [key for key in run.pool.keys if random.random() < 0.7] or [run.pool.keys[0]]
+        first, *others = run.pool.limits
+        size = random.randint(-(-first.requests // 2), first.requests)
+        self._adopt(replace(run.pool_now, keys=tuple(own), limits=(replace(first, requests=size), *others)))
+
+    def _move(self) -> None:
+        """Keys share a quota, or no longer do, by the configuration; the upstream counts each by itself."""
+        run, random = self._run, self._random
+        names = random.choice(([key.name for key in run.pool.keys], ["shared", *(key.name for key in run.pool.keys)]))
+        keys = [replace(key, quota=random.choice((key.name, random.choice(names)))) for key in run.pool.keys]
+        self._adopt(replace(run.pool_now, keys=tuple(keys)))
+
+    def _adopt(self, pool: Pool) -> None:
+        run = self._run
+        run.pool_now = pool
+        for replica in run.replicas:
+            run.universe.after(self._millis(0, 3000), partial(self._tell, replica))
+
+    def _tell(self, replica: Replica) -> None:
+        replica.adopt(self._run.pool_now, self._run.clients)
 
     def _foreign(self, quota: str) -> None:
         run = self._run

@@ -1,9 +1,11 @@
-"""Law 1 as the upstream's books show it, and how much of what it permits was used."""
+"""Law 1 as the upstream's books show it, how much of what it permits was used, and who was refused for nothing."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from proxy.core.model import Micros
+from proxy.core.model import SECOND, Micros
 
 
 def most_in(counted: Sequence[Micros], window: Micros) -> int:
@@ -34,3 +36,33 @@ def used(counted: Sequence[Micros], size: int, window: Micros, start: Micros, en
         return None
     took = sum(instants[first + rounds * size] - instants[first] for first in range(size)) / size
     return rounds * window / took
+
+
+FORESEEN = 30 * SECOND
+"""How far ahead a turn is foretold well, while others that wait may give up at any time."""
+
+
+class Turn(NamedTuple):
+    """What became of a request in the waiting room; true time."""
+
+    who: tuple[object, ...]
+    """What makes requests alike: replica, client, urgency, key, and the limits that they fall under."""
+    came: Micros
+    ended: Micros
+    """When it was served or refused."""
+    deadline: Micros
+
+
+def wronged(refused: Iterable[Turn], served: Iterable[Turn], slack: Micros) -> list[Turn]:
+    """Who was refused, although one of its like that came later was served before its deadline, with time to spare."""
+    alike = defaultdict(list)
+    for turn in served:
+        alike[turn.who].append(turn)
+    found = []
+    for turn in refused:
+        if turn.deadline - turn.came > FORESEEN:
+            continue
+        later = [other.ended for other in alike[turn.who] if other.came > turn.ended]
+        if later and min(later) + slack <= turn.deadline:
+            found.append(turn)
+    return found

@@ -36,6 +36,8 @@ HABITS = (
     Habit(1, (0.0, 0.0), 60 * SECOND),
 )
 
+METHODS, WEIGHTS = ("GET", "PUT", "POST"), (8, 1, 1)
+
 TARGETS = ("/me", "/me", "/collections", "/workspaces")
 
 
@@ -79,8 +81,9 @@ class Caller:
     def _call(self) -> None:
         random, habit = self._random, self._habit
         self._sent += 1
+        self._findings.asked += 1
         name = f"{self._name}-{self._sent}"
-        method = "PUT" if habit is not STEADY and random.random() < 0.1 else "GET"
+        method = "GET" if habit is STEADY else random.choices(METHODS, WEIGHTS)[0]
         path = random.choice(self._targets)
         request = Request(name, self._client, method, path.encode(), path, (), None, habit.urgency, habit.wait)
         patience = random.uniform(0, 20) if random.random() < habit.hangs_up else None

@@ -2,29 +2,39 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from proxy.core.errors import Refusal, TooMany
 from proxy.core.events import Event, Journal, Observer, StoreChanged
 from proxy.core.exchange import Kind, Lane
-from proxy.core.http import Request
+from proxy.core.http import Answer, Request
 from proxy.core.letters import Need, need
-from proxy.core.model import MILLISECOND, SECOND, Micros, Pool
+from proxy.core.model import MILLISECOND, SECOND, Client, Micros, Pool
+from proxy.core.signals import TOO_MANY
 from proxy.dispatch import Dispatch, Lease, Ticket
 from proxy.dispatch.lease import Ending
 from proxy.gateway import Gateway, Retries
 from proxy.stores.memory import MemoryStore
-from proxy.stores.shared import SharedStore
 from tests.core.worlds import BOUND
+from tests.simulation.judges import Turn
 from tests.simulation.processes import Process
+from tests.simulation.server import Account
 from tests.simulation.upstream import Api, Way
 
 Told = Callable[[str, int], object]
 """Called with the outcome of a request (a status, the name of a refusal, `gone`, `cut`) and its `Retry-After`."""
 
-Shop = Callable[[Process, Observer], MemoryStore | SharedStore]
+Shop = Callable[[Process, Observer], MemoryStore | Account]
 """Where a replica gets its store."""
+
+UNAVAILABLE = 503
+
+MANY = 100_000
+"""More requests than ever wait."""
+
+AT_ONCE: Micros = 100 * MILLISECOND
+"""A refusal comes within this time, or the request has waited."""
 
 TOLERANCE: Micros = 2 * MILLISECOND
 """Beyond a deadline, for timers go off a moment later than they are set for."""
@@ -44,19 +54,25 @@ class Findings:
     """What replicas did that they must not, and what became of requests."""
 
     breaches: list[str] = field(default_factory=list)
+    asked: int = 0
+    """Requests of callers; each ends with one outcome."""
     outcomes: Counter[str] = field(default_factory=Counter)
     longest_hopeless: Micros = 0
     """The longest that a request waited before it was refused although its lane alone made its turn too late."""
     events: Counter[str] = field(default_factory=Counter)
+    refused: list[Turn] = field(default_factory=list)
+    """Requests that were refused because their turn would come too late."""
+    served: list[Turn] = field(default_factory=list)
+    """Requests whose turn came the first time that they waited for one."""
 
 
 class Room(Dispatch):
     """The waiting room, watched: the order of each lane (law 5), and that each lease is settled once (law 2)."""
 
     def __init__(
-        self, process: Process, findings: Findings, pool: Pool, store: MemoryStore | SharedStore, observer: Observer
+        self, process: Process, findings: Findings, pool: Pool, store: MemoryStore | Account, observer: Observer
     ) -> None:
-        super().__init__(pool, store, settle_bound=BOUND, max_waiting=100_000, clock=process.micros, observer=observer)
+        super().__init__(pool, store, settle_bound=BOUND, max_waiting=MANY, clock=process.micros, observer=observer)
         self.rows: dict[Lane, dict[Waiting, None]] = {}
         self.kinds: dict[Kind, dict[Waiting, None]] = {}
         """What waits, by what makes it alike to the buckets, the oldest first."""
@@ -77,7 +93,9 @@ class Room(Dispatch):
         alike[own] = None
         try:
             lease = await super().lease(ticket, front=front)
-        except TooMany:
+        except TooMany as refusal:
+            if refusal.reason == "deadline":
+                self._findings.refused.append(self._turn(ticket, own))
             waited = self._process.universe.now - own.since
             if hopeless and self._process.thawed <= own.since:
                 self._findings.longest_hopeless = max(self._findings.longest_hopeless, waited)
@@ -94,7 +112,16 @@ class Room(Dispatch):
         now = self._process.universe.now
         if any(other.order < own.order and other.since < now for other in row):
             self._findings.breaches.append(f"law 5: in {lane} a request was served before its turn")
+        if not front:
+            self._findings.served.append(self._turn(ticket, own))
         return lease
+
+    def _turn(self, ticket: Ticket, own: Waiting) -> Turn:
+        now = self._process.universe.now
+        left = ticket.deadline - self._process.micros()
+        limits = tuple(self.pool.limits[index] for index in ticket.kind.limits)
+        who = (self._process.name, ticket.client.name, ticket.urgency, ticket.kind.pinned, limits)
+        return Turn(who, own.since, now, now + left)
 
     def _is_hopeless(self, ticket: Ticket, ahead: int) -> bool:
         """Whether those before it in its own lane need all that the pool has until its deadline."""
@@ -104,8 +131,10 @@ class Room(Dispatch):
         return ahead >= min(most, default=ahead + 1)
 
     def _check_deadline(self, ticket: Ticket, own: Waiting) -> None:
+        waited = self._process.universe.now - own.since
         late = self._process.micros() - ticket.deadline
-        if late > TOLERANCE and self._process.thawed <= own.since and not self._process.dead:
+        bears = AT_ONCE if late > waited else 0  # it came back too late, after a try that took so long
+        if late > TOLERANCE and waited > bears and self._process.thawed <= own.since and not self._process.dead:
             self._findings.breaches.append(f"law 6: waited until {late / SECOND:.3f} s after its deadline")
 
     def settle(self, ending: Ending) -> None:
@@ -119,10 +148,10 @@ class Replica:
     def __init__(self, process: Process, shop: Shop, api: Api, pool: Pool, findings: Findings) -> None:
         self.process = process
         self.name = process.name
-        self.pool = pool
+        self.api = api
         self.findings = findings
         self.able_since: Micros = process.universe.now
-        """Since when it runs and knows the store; true time."""
+        """Since when it knows the store; true time."""
         self.retiring = False
         self.store = shop(process, self)
         self.room = Room(process, findings, pool, self.store, self)
@@ -154,13 +183,14 @@ class Replica:
     @property
     def able(self) -> bool:
         """Whether it could use a token of the shared store."""
-        lost = isinstance(self.store, SharedStore) and self.store.lost
+        lost = isinstance(self.store, Account) and self.store.lost
         return not (lost or self.process.dead or self.process.frozen or self.retiring)
 
     def waiting(self) -> Iterator[tuple[Need, Micros]]:
         """With which needs requests wait, and since when it could use a token for them."""
         terms = self.store.terms
-        earliest = max(self.able_since, self.process.thawed)
+        adopted = self.store.since if isinstance(self.store, Account) else 0
+        earliest = max(self.able_since, self.process.thawed, adopted)
         for kind, row in self.room.kinds.items():
             if all(index < len(terms.limits) for index in kind.limits):
                 ids = tuple([terms.limits[index].id for index in kind.limits])
@@ -186,27 +216,44 @@ class Replica:
         retry_after = 0
         try:
             async with asyncio.timeout(patience), self.gateway.handle(request, journal) as answer:
-                outcome = str(answer.status)
+                outcome, retry_after = str(answer.status), int(answer.header(b"retry-after") or 0)
+                self._check_answer(request, answer)
                 await answer.body.read()
         except TimeoutError:
             outcome = "gone"
         except Refusal as refusal:
-            outcome, retry_after = refusal.name, refusal.retry_after or 1
-            self._check_refusal(refusal)
+            outcome, retry_after = refusal.name, refusal.retry_after or 0
+            if refusal.status in (TOO_MANY, UNAVAILABLE) and not retry_after:
+                self.findings.breaches.append(f"a refusal does not say when to come back: {refusal!r}")
         if told in self._callers:
             del self._callers[told]
             told(outcome, retry_after)
 
-    def _check_refusal(self, refusal: Refusal) -> None:
-        if isinstance(refusal, TooMany) and not (refusal.retry_after and refusal.retry_after >= 1):
-            self.findings.breaches.append("law 6: a refusal does not say when to come back")
+    def _check_answer(self, request: Request, answer: Answer) -> None:
+        """A 429 of the upstream's that is handed on says when to come back, and not too early."""
+        if answer.status != TOO_MANY:
+            return
+        wait = int(answer.header(b"retry-after") or 0) * SECOND
+        if wait == 0:
+            self.findings.breaches.append("a 429 that was handed on does not say when to come back")
+        elif self.process.universe.now + wait < self.api.opens(request):
+            self.findings.breaches.append(f"a 429 that was handed on says to come back too early, after {wait} us")
+
+    # Its end, and its configuration
+
+    def adopt(self, pool: Pool, clients: Mapping[str, Client]) -> None:
+        """The configuration has changed."""
+        self.process.call_soon(lambda: self.room.adopt(pool, clients, max_waiting=MANY))
 
     async def retire(self) -> None:
-        """SIGTERM: refuse whoever waits, report the last settlements."""
+        """SIGTERM: refuse whoever waits, let what is under way end, and report it."""
         self.retiring = True
+        self.room.refuse_all()
+        while self.room.in_flight:
+            await asyncio.sleep(0.1)
         await self.gateway.stop()
         await self.room.stop()
-        if isinstance(self.store, SharedStore):
+        if isinstance(self.store, Account):
             await self.store.close()
 
 

@@ -2,24 +2,26 @@
 
 import random as global_random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 from time import process_time
+from typing import TypedDict, get_args
 
 from proxy.core.events import Observer
 from proxy.core.letters import Need
 from proxy.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
 from proxy.stores.memory import Memory, MemoryStore
-from proxy.stores.shared import SharedStore
 from tests.core.worlds import BOUND, limit
 from tests.simulation.incidents import Incidents
-from tests.simulation.judges import most_in, used, worst_in
+from tests.simulation.judges import most_in, used, worst_in, wronged
 from tests.simulation.load import HABITS, STEADY, TARGETS, Caller, Habit
 from tests.simulation.processes import Process, Universe
-from tests.simulation.replicas import Findings, Replica
+from tests.simulation.replicas import AT_ONCE, Findings, Replica
+from tests.simulation.returning import Returning
 from tests.simulation.scenarios import KINDS, SHAPES, Row
-from tests.simulation.server import Network, Post, Server
-from tests.simulation.upstream import TRIPS, Api
+from tests.simulation.server import Account, Network, Post, Server
+from tests.simulation.upstream import TRIPS, Api, Manner
 from tests.simulation.watch import Watch, WatchedLedger
 
 REQUESTS = 1_500
@@ -30,10 +32,36 @@ LASTS = 1200 * SECOND
 BRIEFEST = 120
 """Seconds that a run lasts at the least, so that something befalls it."""
 
+MENDED = 10 * SECOND
+"""After the last incident nothing is left of it: a new era has begun, and its buckets are known."""
+
+BURSTS = 3
+"""Of those who come back when they are told to."""
+
+SLACK = 5 * SECOND
+"""How much of its time a refused request must have had left for it to have been refused for nothing."""
+
 LONGEST = 50 * SECOND
 """Beyond the longest trip."""
 
+USUAL = ("constant", "jittered")
+"""Trips of 50 to 300 ms."""
+
+LEAST_USED = 0.994
+"""Of what is permitted, under a load that never ends, with usual trips: the mean of many runs."""
+
+CLOCK = 0.001
+"""What one run may be below that, for its server's clock loses up to 0.05 %, and few rounds are counted."""
+
 MEAN_TRIP = {"constant": 0.2, "jittered": 0.18, "heavy": 0.8}
+
+
+class Manners(TypedDict):
+    """How the upstream speaks; see `Api`."""
+
+    speaks: bool
+    manner: Manner
+    skew: Micros | None
 
 
 @dataclass
@@ -46,6 +74,14 @@ class Result:
     breaches: list[str] = field(default_factory=list)
     requests: int = 0
     throttled: int = 0
+    lost: int = 0
+    """Callers that never heard of their request again."""
+    doubled: int = 0
+    """Requests that must not be repeated, and may have been processed twice."""
+    wronged: int = 0
+    """Requests that were refused although they could have been served."""
+    returned: int = 0
+    """Callers that came back when they were told to."""
     used: float | None = None
     idle: Micros = 0
     unfair: float = 0.0
@@ -67,6 +103,10 @@ class Run:
         self.universe = Universe(1_700_000_000 * SECOND + self.random.randint(0, 10**9))
         self.findings = Findings()
         self.pool = self._pool()
+        """As the upstream counts: its limits, and a quota for each key."""
+        self.pool_now = self.pool
+        """As it is configured."""
+        self.clients: dict[str, Client] = {}
         self.trip = row.trip or self.random.choice(SHAPES)
         kind = row.kind if row.kind is not None else self.random.choice(KINDS)
         self.api = Api(
@@ -76,7 +116,7 @@ class Run:
             limits=self.pool.limits,
             owners={key.secret.reveal(): key.quota for key in self.pool.keys},
             trip=TRIPS[self.trip],
-            speaks=self.random.random() < 0.8,
+            **self._manners(),
         )
         self.api.fails = row.fails
         network = Network(self._generator(), loss=row.loss)
@@ -87,7 +127,8 @@ class Run:
         if self.memory:
             self.memory.ledger = self.server.ledger
         self.replicas: list[Replica] = []
-        self.dead: list[Replica] = []
+        self.gone: list[Replica] = []
+        """Those that were killed or retired."""
         self._born = 0
         first = self.pool.limits[0]
         self.rate = first.requests * len(self.pool.quotas) / first.window
@@ -105,6 +146,15 @@ class Run:
 
     def _generator(self) -> Random:
         return Random(self.random.getrandbits(64))
+
+    def _manners(self) -> Manners:
+        """How the upstream speaks: by a clock that is minutes off, if it tells what that shows."""
+        random = self.random
+        speaks, dated = random.random() < 0.8, random.random() < 0.5
+        if not dated:
+            return {"speaks": speaks, "manner": "seconds", "skew": None}
+        manner = random.choice(get_args(Manner))
+        return {"speaks": speaks, "manner": manner, "skew": random.randint(-300, 300) * SECOND}
 
     def _drift(self) -> int:
         return self.random.randint(-500, 500)
@@ -139,16 +189,16 @@ class Run:
         self._born += 1
         offset = 1000 * SECOND + self.random.randint(-5000, 5000) * MILLISECOND
         process = Process(self.universe, f"r{self._born}", offset=offset, drift=self._drift())  # type: ignore[abstract]  # of an event loop it has what is used
-        replica = Replica(process, self.shop, self.api, self.pool, self.findings)
+        replica = Replica(process, self.shop, self.api, self.pool_now, self.findings)
         self.replicas.append(replica)
         return replica
 
-    def shop(self, process: Process, observer: Observer) -> MemoryStore | SharedStore:
+    def shop(self, process: Process, observer: Observer) -> MemoryStore | Account:
         """The store of a replica."""
         if self.memory:
-            return MemoryStore(self.memory, self.pool, replica=process.name, settle_bound=BOUND)
-        post = Post(self.server, process, self.pool, observer)
-        return SharedStore(post, on_loss=self.row.on_loss, clock=process.micros, observer=observer)
+            return MemoryStore(self.memory, self.pool_now, replica=process.name, settle_bound=BOUND)
+        post = Post(self.server, process, self.pool_now, observer)
+        return Account(post, on_loss=self.row.on_loss, observer=observer)
 
     def pick(self, number: int) -> Replica:
         """The replica that a caller reaches."""
@@ -172,6 +222,7 @@ class Run:
         callers = []
         for number in range(clients):
             client = Client(f"c{number}", weight=random.choice([1, 1, 1, 2, 3, 10]))
+            self.clients[client.name] = client
             targets = ("/me",) if limits == 1 else TARGETS
             spread = random.randint(1, min(self.count, 3))
             callers += self._callers_of(client, number, clients, spread, targets)
@@ -185,7 +236,7 @@ class Run:
             return [
                 self._caller(client, STEADY, home=number + place, name=f"{client.name}.{place}.{one}", targets=targets)
                 for place in range(spread)
-                for one in range(2 + int(3 * busy / spread))
+                for one in range(4 + int(3 * busy / spread))
             ]
         habit = HABITS[number % len(HABITS)]
         return [
@@ -218,18 +269,29 @@ class Run:
         incidents.begin()
         self.universe.run(end)
         incidents.end()
+        returning = self._return()
         self._close()
         self._judge_end()
         result = self._result(began, end)
-        for replica in [*self.replicas, *self.dead]:
+        result.returned = returning.judged
+        for replica in [*self.replicas, *self.gone]:
             replica.process.bury()
         result.cpu = process_time() - cpu
         return result
 
-    def _close(self) -> None:
-        """Nobody comes any more, who waits is refused, what is under way comes to its end, and every token returns."""
+    def _return(self) -> Returning:
+        """None of the callers comes any more, and others see whether they are told the truth."""
         for caller in self.callers:
             caller.stopped = True
+        returning = Returning(self, self._generator(), bursts=BURSTS)
+        self.universe.after(MENDED, returning.begin)
+        longest = max(one.window for one in self.pool.limits)
+        self.universe.run(self.universe.now + MENDED + 2 * BURSTS * longest)
+        returning.over = True
+        return returning
+
+    def _close(self) -> None:
+        """Who waits is refused, what is under way comes to its end, and every token returns."""
         for replica in self.replicas:
             replica.process.call_soon(replica.room.refuse_all)
         longest = max(one.window for one in self.pool.limits)
@@ -240,7 +302,9 @@ class Run:
         breaches += self.universe.broken
         breaches += self.api.books.breaches
         breaches += [f"law 2: the lease {lease} was granted twice" for lease in self.watch.doubled]
-        for replica in self.replicas:
+        for replica in [*self.replicas, *self.gone]:
+            if replica.process.dead:
+                continue
             left = {lease: times for lease, times in replica.room.handed.items() if times != 1}
             if left or replica.room.waiting or replica.room.in_flight:
                 breaches.append(f"law 2: {replica.name} has not settled each lease once: {left}")
@@ -252,33 +316,53 @@ class Run:
             breaches.append(f"law 2: tokens did not return: {lost}")
 
     def _result(self, began: Micros, end: Micros) -> Result:
-        books, row, watch = self.api.books, self.row, self.watch
-        result = Result(row.name, self.seed, self.world, self.findings.breaches)
+        books, findings, watch = self.api.books, self.findings, self.watch
+        result = Result(self.row.name, self.seed, self.world, findings.breaches)
+        result.lost = findings.asked - findings.outcomes.total()
+        result.doubled = sum(1 for times in books.applied.values() if times > 1)
+        result.wronged = len(wronged(findings.refused, findings.served, SLACK))
+        if self.row.saturated:
+            result.used = self._used(began, end)
+        result.requests = books.arrived.total()
+        result.throttled = len(books.throttled)
+        result.idle, result.unfair = watch.idle, watch.shares.worst
+        result.seconds = (end - began) / SECOND
+        result.outcomes = findings.outcomes
+        result.breaches += self._judge(result)
+        return result
+
+    def _used(self, began: Micros, end: Micros) -> float | None:
+        first, counted = self.pool.limits[0], self.api.books.counted
+        after = began + first.window + LONGEST // 5
+        shares = [used(counted[quota, 0], first.requests, first.window, after, end) for quota in self.pool.quotas]
+        known = [share for share in shares if share is not None]
+        return sum(known) / len(known) if known else None
+
+    def _judge_windows(self) -> Iterator[str]:
+        row, books = self.row, self.api.books
         for (quota, index), counted in sorted(books.counted.items()):
             one = self.pool.limits[index]
             most = most_in(counted, one.window)
             worst = worst_in(books.trips[quota, index], one.window) if row.strict else 0
-            if max(most, worst) > one.requests and not row.foreign:
-                result.breaches.append(f"law 1: {most} of {one.name} on {quota} in a window, {worst} at the worst")
+            if max(most, worst) > one.requests:
+                yield f"law 1: {most} of {one.name} on {quota} in a window, {worst} at the worst"
+        if books.throttled and row.strict and not row.foreign:
+            yield f"law 1: {len(books.throttled)} requests were throttled"
+
+    def _judge(self, result: Result) -> Iterator[str]:
+        row, watch, findings = self.row, self.watch, self.findings
+        yield from self._judge_windows()
+        if result.used is not None and self.trip in USUAL and result.used < LEAST_USED - CLOCK:
+            yield f"law 3: {100 * result.used:.2f} % of what is permitted was used"
         if watch.idle > row.idle:
-            result.breaches.append(f"law 3: a token idled for {watch.idle / SECOND:.3f} s: {watch.where}")
+            yield f"law 3: a token idled for {watch.idle / SECOND:.3f} s: {watch.where}"
         if row.fair and len(self.pool.limits) == 1 and watch.shares.worst > 1.0 + 1e-9:
-            result.breaches.append(f"law 4: {watch.shares.where} were {watch.shares.worst:.2f} of a token each apart")
-        if row.quiet and self.findings.longest_hopeless > 100 * MILLISECOND:
-            result.breaches.append(f"law 6: not refused at once: {self.findings.longest_hopeless / SECOND:.3f} s")
-        if not row.foreign and books.throttled and row.strict:
-            result.breaches.append(f"{len(books.throttled)} requests were throttled")
-        first = self.pool.limits[0]
-        if row.saturated:
-            after = began + first.window + LONGEST // 5
-            shares = [
-                used(books.counted[quota, 0], first.requests, first.window, after, end) for quota in self.pool.quotas
-            ]
-            known = [share for share in shares if share is not None]
-            result.used = sum(known) / len(known) if known else None
-        result.requests = sum(books.arrived.values())
-        result.throttled = len(books.throttled)
-        result.idle, result.unfair = watch.idle, watch.shares.worst
-        result.seconds = (end - began) / SECOND
-        result.outcomes = self.findings.outcomes
-        return result
+            yield f"law 4: {watch.shares.where} were {watch.shares.worst:.2f} of a token each apart"
+        if row.quiet and findings.longest_hopeless > AT_ONCE:
+            yield f"law 6: not refused at once: {findings.longest_hopeless / SECOND:.3f} s"
+        if result.wronged and row.fair:
+            yield f"law 6: {result.wronged} requests were refused although they could have been served"
+        if result.lost:
+            yield f"{result.lost} callers never heard of their request again"
+        if result.doubled:
+            yield f"law 10: {result.doubled} requests that must not be repeated were"

@@ -10,7 +10,6 @@ from proxy.practice.settings import WindowKind
 from proxy.stores.shared import OnLoss
 
 Incident = Literal[
-    "letters",
     "kill",
     "freeze",
     "lose",
@@ -19,7 +18,14 @@ Incident = Literal[
     "restart",
     "restart_empty",
     "step_clock",
+    "join",
+    "leave",
     "reload",
+    "move",
+    "key_dies",
+    "busy",
+    "busy_told",
+    "out_of_reach",
 ]
 
 QUICK: Micros = 50 * MILLISECOND
@@ -71,6 +77,7 @@ class Row:
 
 KINDS: tuple[WindowKind, ...] = ("fixed", "first", "rolling")
 SHAPES = ("constant", "jittered", "heavy")
+FOREIGN = (5, 20, 60)
 
 ROWS: tuple[Row, ...] = (
     *(Row(f"{kind}-{trip}", kind, trip, saturated=True) for kind in KINDS for trip in SHAPES),
@@ -86,6 +93,15 @@ ROWS: tuple[Row, ...] = (
     Row("failover", incidents=("fail_over",), idle=AGAIN, fair=False),
     Row("flush", incidents=("flush",), idle=AGAIN, fair=False),
     Row("restart", incidents=("restart", "restart_empty"), idle=AGAIN, fair=False),
+    Row("scaling", incidents=("join", "leave"), idle=GONE, fair=False),
+    Row("flush-joining", incidents=("flush", "restart_empty", "join"), every=(1.0, 12.0), idle=AGAIN, fair=False),
+    Row("reloads", incidents=("reload",), idle=GONE, fair=False),
+    Row("keys-moved", incidents=("move",), idle=GONE, fair=False),
+    *(Row(f"foreign-{rate}-{kind}", kind, foreign=rate) for rate in FOREIGN for kind in KINDS),
+    Row("keys-dying", incidents=("key_dies",), fair=False),
+    Row("busy", incidents=("busy",), every=(10, 120)),
+    Row("busy-told", incidents=("busy_told",), every=(10, 120)),
+    Row("out-of-reach", incidents=("out_of_reach",), every=(10, 120)),
     Row("clock-steps", incidents=("step_clock",), idle=AGAIN, fair=False),
 )
 

@@ -17,6 +17,7 @@ from proxy.core.letters import Call, Reply
 from proxy.core.model import MILLISECOND, Micros, Pool
 from proxy.stores.links import Link
 from proxy.stores.redis import RedisStore
+from proxy.stores.shared import OnLoss, SharedStore
 from tests.core.worlds import BOUND
 from tests.simulation.processes import MILLION, Process, Universe
 from tests.simulation.watch import WatchedLedger
@@ -122,14 +123,14 @@ class Post(RedisStore):
             clock=process.micros,
             observer=observer,
         )
+        self.process = process
         self._server = server
-        self._process = process
         self._wake: Callable[[], None] = lambda: None
 
     async def send(self, call: Call) -> Reply:
         """One round trip, which the network or the server may not bring to its end."""
         server, network, universe = self._server, self._server.network, self._server.universe
-        answered: asyncio.Future[Reply] = self._process.create_future()
+        answered: asyncio.Future[Reply] = self.process.create_future()
         if not server.up and network.random.random() < 0.5:
             await asyncio.sleep(0.001)
             raise StoreLost("refused", cause="nobody listens")
@@ -146,13 +147,26 @@ class Post(RedisStore):
             if not answered.done():
                 answered.set_result(reply)
 
-        self._process.call_soon(hear)
+        self.process.call_soon(hear)
 
     def listen(self, wake: Callable[[], None], deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
         """Wait to be woken."""
         self._wake = wake
-        self._server.sleepers[self._process.name] = self
+        self._server.sleepers[self.process.name] = self
 
     def wake(self) -> None:
         """A turn has come earlier than it was told."""
-        self._process.call_soon(self._wake)
+        self.process.call_soon(self._wake)
+
+
+class Account(SharedStore):
+    """A replica's store, and since when it goes by the terms that it has; true time."""
+
+    def __init__(self, post: Post, *, on_loss: OnLoss, observer: Observer) -> None:
+        super().__init__(post, on_loss=on_loss, clock=post.process.micros, observer=observer)
+        self.since: Micros = post.process.universe.now
+        self._post = post
+
+    def adopt(self, pool: Pool) -> None:
+        self.since = self._post.process.universe.now
+        super().adopt(pool)

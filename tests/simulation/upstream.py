@@ -6,11 +6,12 @@ been counted, so that law 1 can be judged for the worst upstream there is.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from random import Random
-from typing import cast
+from typing import Literal, cast
 
 from proxy.core.errors import Broken, Unreachable
 from proxy.core.http import Answer, Body, Fields, Request, Whole
@@ -31,6 +32,20 @@ TRIPS: Mapping[str, Trip] = {
 }
 
 REFUSED = b'{"error":{"name":"rateLimitError","message":"Rate Limit exceeded."}}'
+RETRY_AT = b'{"error":{"name":"rateLimitError","message":"Rate Limit exceeded. Please retry at %d"}}'
+DEAD = (
+    b'{"error":{"name":"AuthenticationError","message":"Invalid API Key. Every request requires a valid API Key to be'
+    b' sent."}}'
+)
+
+Trouble = Literal["none", "busy", "busy, says until when", "out of reach"]
+"""503, with or without a `Retry-After`, or no connection."""
+
+Manner = Literal["seconds", "date", "message"]
+"""How a 429 says when to come again."""
+
+BUSY = 0.9
+"""The share of requests that a busy upstream answers with 503."""
 
 Bucket = tuple[str, int]
 """A quota and the index of a limit."""
@@ -46,8 +61,10 @@ class Books:
     """The earliest and the latest instant at which each of them could have been counted."""
     throttled: list[Micros] = field(default_factory=list)
     """When requests were answered with 429."""
-    arrived: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """How often each request of a caller's was counted, by its id."""
+    arrived: Counter[str] = field(default_factory=Counter)
+    """How often each request of a caller's came, by its id."""
+    applied: Counter[str] = field(default_factory=Counter)
+    """How often each that must not be repeated may have been processed: it was neither a 429 nor a 401."""
     used: set[str] = field(default_factory=set)
     """Leases under which a request went out."""
     breaches: list[str] = field(default_factory=list)
@@ -67,7 +84,10 @@ class Api:
         owners: Mapping[str, str],
         trip: Trip,
         speaks: bool = True,
+        manner: Manner = "seconds",
+        skew: Micros | None = None,
     ) -> None:
+        """`skew`: how far its clock is off, which its `Date` shows; without it is right, and tells no `Date`."""
         self.universe = universe
         self.random = random
         self.limits = limits
@@ -77,8 +97,15 @@ class Api:
         """When leases were granted; true time."""
         self.fails = 0.0
         """The share of requests that meet no connection, and of those whose connection breaks."""
+        self.trouble: Trouble = "none"
+        self.over: Micros = 0
+        """Until when the trouble lasts."""
+        self.dead: set[str] = set()
+        """Secrets that it does not accept."""
         self.trip = trip
         self._speaks = speaks
+        self._manner = manner
+        self._skew = skew
         self._windows: dict[str, list[Window]] = {
             quota: [window_of(kind, limit.requests, limit.window / SECOND) for limit in limits]
             for quota in sorted(set(owners.values()))
@@ -91,20 +118,62 @@ class Api:
     def count(self, request: Request, secret: str, sent: Micros, latest: Micros) -> Answer:
         """A request is counted, or refused."""
         now, quota = self.universe.now, self.owners[secret]
-        under = [index for index, limit in enumerate(self.limits) if limit.covers(request.method, request.path or "")]
+        under = self._under(request)
         self.books.arrived[request.id] += 1
-        windows = [self._windows[quota][index] for index in under]
-        if not windows:
-            return Answer(200, b"OK", (), Whole(b""))
-        verdict = admit_all(windows, now / SECOND)
-        if not verdict.allowed:
+        if secret in self.dead:
+            return Answer(401, b"", (*self._date(), (b"X-RateLimit-Limit", b"400")), Whole(DEAD))
+        verdict = admit_all([self._windows[quota][index] for index in under], now / SECOND) if under else None
+        if verdict and not verdict.allowed:
             self.books.throttled.append(now)
-            wait = -(-round(verdict.retry * SECOND - now) // SECOND)
-            return Answer(429, b"", (*self._fields(verdict), (b"Retry-After", b"%d" % max(wait, 1))), Whole(REFUSED))
+            return self._refuse(verdict)
         for index in under:
             self.books.counted[quota, index].append(now)
             self.books.trips[quota, index].append((sent, latest))
-        return Answer(200, b"OK", self._fields(verdict), Whole(b""))
+        if request.method == "POST":
+            self.books.applied[request.id] += 1
+        fields = (*self._date(), *(self._fields(verdict) if verdict else ()))
+        if self.trouble.startswith("busy") and self.random.random() < BUSY:
+            wait = -(-max(self.over - now, SECOND) // SECOND)
+            told = ((b"Retry-After", b"%d" % wait),) if self.trouble != "busy" else ()
+            return Answer(503, b"", (*fields, *told), Whole(b""))
+        return Answer(200, b"OK", fields, Whole(b""))
+
+    def _under(self, request: Request) -> list[int]:
+        return [index for index, limit in enumerate(self.limits) if limit.covers(request.method, request.path or "")]
+
+    def opens(self, request: Request) -> Micros:
+        """The earliest instant at which it would let a request like this one through with any key that it accepts."""
+        quotas = {quota for secret, quota in self.owners.items() if secret not in self.dead}
+        under, now = self._under(request), self.universe.now
+        return min(
+            (self._opens(quota, under, now) for quota in quotas),
+            default=now,
+        )
+
+    def _opens(self, quota: str, under: list[int], now: Micros) -> Micros:
+        looks = [self._windows[quota][index].look(now / SECOND) for index in under]
+        return max([now, *(int(look.retry * SECOND) for look in looks if not look.allowed)])
+
+    def _refuse(self, verdict: Verdict) -> Answer:
+        fields = (*self._date(), *self._fields(verdict))
+        opens = verdict.retry + self._off
+        if self._manner == "message":
+            return Answer(429, b"", fields, Whole(RETRY_AT % -(-opens * 1000 // 1)))
+        if self._manner == "date":
+            told = formatdate(-(-opens // 1), usegmt=True).encode()
+        else:
+            told = b"%d" % max(-(-round(verdict.retry * SECOND - self.universe.now) // SECOND), 1)
+        return Answer(429, b"", (*fields, (b"Retry-After", told)), Whole(REFUSED))
+
+    @property
+    def _off(self) -> float:
+        """Seconds that its clock is ahead."""
+        return (self._skew or 0) / SECOND
+
+    def _date(self) -> Fields:
+        if self._skew is None:
+            return ()
+        return ((b"Date", formatdate(self.universe.now / SECOND + self._off, usegmt=True).encode()),)
 
     def _fields(self, verdict: Verdict) -> Fields:
         if not self._speaks:
@@ -112,7 +181,7 @@ class Api:
         return (
             (b"X-RateLimit-Limit", b"%d" % verdict.limit),
             (b"X-RateLimit-Remaining", b"%d" % verdict.remaining),
-            (b"X-RateLimit-Reset", b"%d" % -(-verdict.reset // 1)),
+            (b"X-RateLimit-Reset", b"%d" % -(-(verdict.reset + self._off) // 1)),
         )
 
 
@@ -128,7 +197,7 @@ class Way:
         random = self._api.random
         if random.random() < 0.05:
             await asyncio.sleep(random.uniform(0, 0.05))
-        if random.random() < self._api.fails:
+        if random.random() < self._api.fails or self._api.trouble == "out of reach":
             raise Unreachable("no connection")
         return self
 
