@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
-from tests.simulation.run import Result, Run
+from tests.simulation.run import LEAST_USED, USUAL, Result, Run
 from tests.simulation.scenarios import BY_NAME, ROWS
 
 SHOWN = 8
@@ -31,11 +31,21 @@ class Line:
     name: str
     results: list[Result] = field(default_factory=list)
 
+    @property
+    def used(self) -> float | None:
+        """The mean share of what was permitted that was used."""
+        shares = [result.used for result in self.results if result.used is not None]
+        return sum(shares) / len(shares) if shares else None
+
+    @property
+    def wasteful(self) -> bool:
+        """Whether tokens were left that somebody waited for, although answers did not take long."""
+        return self.used is not None and BY_NAME[self.name].trip in USUAL and self.used < LEAST_USED
+
     def __str__(self) -> str:
-        results = self.results
+        results, used = self.results, self.used
         hours = sum(result.seconds for result in results) / 3600
         throttled = sum(result.throttled for result in results)
-        shares = [result.used for result in results if result.used is not None]
         ended = sum(result.outcomes.total() for result in results)
         served = sum(result.outcomes["200"] for result in results)
         return FORMAT.format(
@@ -45,7 +55,7 @@ class Line:
             sum(result.requests for result in results),
             throttled,
             f"{throttled / hours:.1f}",
-            f"{100 * sum(shares) / len(shares):.2f}%" if shares else "",
+            f"{100 * used:.2f}%" if used is not None else "",
             f"{max(result.idle for result in results) / 1000:.0f}",
             f"{max(result.unfair for result in results):.2f}",
             f"{100 * served / ended:.1f}%" if ended else "",
@@ -103,7 +113,10 @@ def main() -> int:
                 print(f"\r{done}/{len(chosen)}", end="", file=sys.stderr)
     failed = [result for line in lines.values() for result in line.results if result.breaches]
     show(lines.values(), failed)
-    return 1 if failed else 0
+    wasteful = [line.name for line in lines.values() if line.wasteful]
+    if wasteful:
+        print(f"\nlaw 3: less than {100 * LEAST_USED} % of what is permitted was used: {', '.join(wasteful)}")
+    return 1 if failed or wasteful else 0
 
 
 if __name__ == "__main__":

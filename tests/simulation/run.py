@@ -283,10 +283,11 @@ class Run:
         """None of the callers comes any more, and others see whether they are told the truth."""
         for caller in self.callers:
             caller.stopped = True
-        returning = Returning(self, self._generator(), bursts=BURSTS)
+        bursts = BURSTS if self._requests == REQUESTS else 1
+        returning = Returning(self, self._generator(), bursts=bursts)
         self.universe.after(MENDED, returning.begin)
         longest = max(one.window for one in self.pool.limits)
-        self.universe.run(self.universe.now + MENDED + 2 * BURSTS * longest)
+        self.universe.run(self.universe.now + MENDED + 2 * bursts * longest)
         returning.over = True
         return returning
 
