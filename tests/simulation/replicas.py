@@ -20,7 +20,7 @@ from tests.core.worlds import BOUND
 from tests.simulation.judges import Turn
 from tests.simulation.processes import Process
 from tests.simulation.server import Account
-from tests.simulation.upstream import Api, Way
+from tests.simulation.upstream import OPENS, Api, Way
 
 Told = Callable[[str, int], object]
 """Called with the outcome of a request (a status, the name of a refusal, `gone`, `cut`) and its `Retry-After`."""
@@ -148,7 +148,8 @@ class Replica:
     def __init__(self, process: Process, shop: Shop, api: Api, pool: Pool, findings: Findings) -> None:
         self.process = process
         self.name = process.name
-        self.api = api
+        self.alone = len(pool.quotas) == 1
+        """Whether no other quota can serve when one is used up."""
         self.findings = findings
         self.able_since: Micros = process.universe.now
         """Since when it knows the store; true time."""
@@ -217,7 +218,7 @@ class Replica:
         try:
             async with asyncio.timeout(patience), self.gateway.handle(request, journal) as answer:
                 outcome, retry_after = str(answer.status), int(answer.header(b"retry-after") or 0)
-                self._check_answer(request, answer)
+                self._check_answer(answer)
                 await answer.body.read()
         except TimeoutError:
             outcome = "gone"
@@ -229,14 +230,14 @@ class Replica:
             del self._callers[told]
             told(outcome, retry_after)
 
-    def _check_answer(self, request: Request, answer: Answer) -> None:
-        """A 429 of the upstream's that is handed on says when to come back, and not too early."""
+    def _check_answer(self, answer: Answer) -> None:
+        """An upstream's 429 that is handed on says when to come back, and not too early if no other key may serve."""
         if answer.status != TOO_MANY:
             return
         wait = int(answer.header(b"retry-after") or 0) * SECOND
         if wait == 0:
             self.findings.breaches.append("a 429 that was handed on does not say when to come back")
-        elif self.process.universe.now + wait < self.api.opens(request):
+        elif self.alone and self.process.universe.now + wait < int(answer.header(OPENS) or 0):
             self.findings.breaches.append(f"a 429 that was handed on says to come back too early, after {wait} us")
 
     # Its end, and its configuration

@@ -38,6 +38,9 @@ DEAD = (
     b' sent."}}'
 )
 
+OPENS = b"x-opens"
+"""A field of every 429: the true time at which it opens, for whoever judges what callers are told."""
+
 Trouble = Literal["none", "busy", "busy, says until when", "out of reach"]
 """503, with or without a `Retry-After`, or no connection."""
 
@@ -141,21 +144,8 @@ class Api:
     def _under(self, request: Request) -> list[int]:
         return [index for index, limit in enumerate(self.limits) if limit.covers(request.method, request.path or "")]
 
-    def opens(self, request: Request) -> Micros:
-        """The earliest instant at which it would let a request like this one through with any key that it accepts."""
-        quotas = {quota for secret, quota in self.owners.items() if secret not in self.dead}
-        under, now = self._under(request), self.universe.now
-        return min(
-            (self._opens(quota, under, now) for quota in quotas),
-            default=now,
-        )
-
-    def _opens(self, quota: str, under: list[int], now: Micros) -> Micros:
-        looks = [self._windows[quota][index].look(now / SECOND) for index in under]
-        return max([now, *(int(look.retry * SECOND) for look in looks if not look.allowed)])
-
     def _refuse(self, verdict: Verdict) -> Answer:
-        fields = (*self._date(), *self._fields(verdict))
+        fields = (*self._date(), *self._fields(verdict), (OPENS, b"%d" % int(verdict.retry * SECOND)))
         opens = verdict.retry + self._off
         if self._manner == "message":
             return Answer(429, b"", fields, Whole(RETRY_AT % -(-opens * 1000 // 1)))
