@@ -155,6 +155,8 @@ def practice(
         seconds = config.parse_duration(window) / 1_000_000
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--window") from None
+    if ca is not None and not tls:
+        raise typer.BadParameter("there is no certificate authority without --tls: add that", param_hint="--ca")
     settings = PracticeSettings(
         host=host, port=port, limit=limit, window=seconds, kind=kind, tls=tls, keys=tuple(key) if key else None
     )

@@ -128,6 +128,7 @@ async def test_version(tmp_path: Path) -> None:
         (["practice", "--kind", "odd"], "Invalid value for '--kind'"),
         (["practice", "--window", "1 minute"], "Invalid value for --window: write a whole number and its unit"),
         (["practice", "--key", ""], "keys: must not hold an empty key"),
+        (["practice", "--ca", "ca.pem"], "Invalid value for --ca: there is no certificate authority without --tls"),
         (["demo", "--listen", "here"], "listen: write `host:port`"),
     ],
 )
@@ -135,6 +136,7 @@ def test_bad_command_line(shell: Shell, arguments: list[str], complaint: str) ->
     """A mistake in the command line is one line, and exit code 2."""
     ended = shell.run(*arguments)
     assert (ended.code, ended.out) == (2, "")
+    assert len(ended.complaints) == 1, ended.err
     assert ended.complaints[0].startswith(f"keyturn: {complaint}"), ended.err
 
 

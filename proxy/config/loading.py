@@ -28,7 +28,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         ConfigError: with every problem that was found, in one run.
     """
     data = _read(path) if path else b""
-    written, problems = parse(data) if path else ({}, [])
+    written, problems = _parse(data, path) if path else ({}, [])
     interpolation = Interpolation(environ)
     settings = interpolation.apply(written)
     plain = tuple(path_of(node.loc) for node in _secrets(Node(settings)) if node.loc not in interpolation.supplied)
@@ -52,6 +52,14 @@ def _read(path: Path) -> bytes:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError((Problem("", f"{path} cannot be read: {error.strerror}"),)) from None
+
+
+def _parse(data: bytes, path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """Read the document; what is wrong with it as a whole is told with the file's name in place of a setting's."""
+    try:
+        return parse(data)
+    except ConfigError as error:
+        raise ConfigError(tuple(Problem(str(path), problem.message) for problem in error.problems)) from None
 
 
 def _validate(tree: dict[str, Any], base: Path) -> tuple[Config | None, list[Problem]]:

@@ -23,6 +23,7 @@ _MAPPING = "write a mapping: `name: value` lines, indented"
 _LIST = "write a list: a line `- …` for each entry"
 _WHOLE = "write a whole number"
 _TEXT = "write text, in quotes if it looks like a number"
+_TOO_SHORT = "too_short"
 _FIXED: Mapping[str, str] = {
     "bool_parsing": "write `true` or `false`",
     "bool_type": "write `true` or `false`",
@@ -42,7 +43,7 @@ _FIXED: Mapping[str, str] = {
     "model_type": _MAPPING,
     "path_type": "write the path of a file",
     "string_type": _TEXT,
-    "too_short": "write at least one entry",
+    _TOO_SHORT: "write at least one entry",
     "tuple_type": _LIST,
 }
 _MADE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
@@ -79,7 +80,13 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
 def problems_of(error: ValidationError, model: type[BaseModel], document: Any) -> list[Problem]:
     """Translate what pydantic reports on a document."""
     details = error.errors(include_url=False, include_input=False)
-    return [Problem(path_of(_located(detail["loc"], document)), _message(detail, model)) for detail in details]
+    located = [(path_of(_located(detail["loc"], document)), detail) for detail in details]
+    wrong = {place for place, detail in located if detail["type"] != _TOO_SHORT}
+    return [
+        Problem(place, _message(detail, model))
+        for place, detail in located
+        if detail["type"] != _TOO_SHORT or place not in wrong  # a list of one wrong entry is not empty
+    ]
 
 
 def _located(loc: Loc, document: Any) -> Loc:

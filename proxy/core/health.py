@@ -133,14 +133,14 @@ class Health:
         conditions = [condition for name in named if (condition := self._keys.get(name))]
         if any(condition.usable or (condition.suspected and condition.paused is None) for condition in conditions):
             return None
-        who = f"The key {pinned}" if pinned is not None else f"No key of the pool {self._pool.name}"
+        who = f"The key {pinned} cannot" if pinned is not None else f"No key of the pool {self._pool.name} can"
         back = [condition.asked_again for condition in conditions if condition.deaths and condition.paused is None]
         if not back:
-            paused = f"{who} can serve: paused by an operator. Resume it, or wait until that is done."
+            paused = f"{who} serve: paused by an operator. Resume it, or wait until that is done."
             return NoKey(paused, retry_after=LOOK_AGAIN)
         wait = max(0, min(back) - now) + ASKING
         return NoKey(
-            f"{who} can serve: the upstream does not accept it. It is tried again by itself; give it a valid secret.",
+            f"{who} serve: the upstream does not accept it. It is tried again by itself; give it a valid secret.",
             retry_after=-(-wait // SECOND),
         )
 

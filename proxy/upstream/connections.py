@@ -122,7 +122,7 @@ class Upstream:
     def _unreachable(self, error: Exception) -> Unreachable:
         name = self.authority
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            reason = getattr(error.certificate_error, "verify_message", "") or "it cannot be verified"
+            reason = getattr(error.certificate_error, "verify_message", "").rstrip(".") or "it cannot be verified"
             return Unreachable(
                 f"The certificate of {name} is refused: {reason}. Check `upstream.url` and `upstream.ca`.",
                 transient=False,

@@ -12,6 +12,9 @@ from proxy.core.http import Fields
 from proxy.core.translate import VIA, server_timing
 
 _UNAUTHENTICATED = 401
+_METHOD_NOT_ALLOWED = 405
+_FORWARDED = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+"""What `Allow` names: RFC 9110 (section 15.5.6) asks for it. Others are forwarded too, but need no telling."""
 _QUOTED = str.maketrans({"\\": "\\\\", '"': '\\"'})
 
 
@@ -39,6 +42,8 @@ def answer(refusal: Refusal, journal: Journal, fields: Fields, connection: bytes
     if refusal.status == _UNAUTHENTICATED:
         lines.append(b"WWW-Authenticate: Bearer")
     lines += map(b": ".join, rates)
+    if refusal.status == _METHOD_NOT_ALLOWED:
+        lines.append(b"Allow: " + _FORWARDED)
     if connection:
         lines.append(b"Connection: " + connection)
     return b"\r\n".join(lines) + b"\r\n\r\n" + (body if journal.method != "HEAD" else b"")

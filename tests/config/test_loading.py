@@ -36,6 +36,16 @@ def test_a_file_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
         load(tmp_path, KEYS)
 
 
+@pytest.mark.parametrize("text", [b"- a list\n", b"a: [\n", b"\xff\xfe", b"#" * (1 << 20) + b"#"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: bytes) -> None:
+    """What is wrong with a file as a whole is told with its name, since there is no setting to name."""
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    assert [problem.path for problem in caught.value.problems] == [str(path)]
+
+
 def test_an_empty_file_is_defaults(tmp_path: Path) -> None:
     """As is one of comments."""
     assert loaded(tmp_path, "# nothing") == loaded(tmp_path, "")

@@ -98,6 +98,10 @@ def test_a_paused_key_is_an_operators() -> None:
     refusal = health.refusal(NOW)
     assert refusal is not None
     assert refusal.retry_after == LOOK_AGAIN
+    assert refusal.message.startswith("No key of the pool default can serve: paused")
+    insisted = health.refusal(NOW, "k0")
+    assert insisted is not None
+    assert insisted.message.startswith("The key k0 cannot serve: paused")
     health.alive("k0", NOW)
     assert not health.usable("k0")
     assert health.resume("k0", NOW + SECOND)

@@ -174,6 +174,7 @@ async def test_methods_about_the_connection_end_here(method: bytes, target: byte
     async with World().running() as world:
         answer = await world.ask(get(target, method=method, close=False))
         assert answer.startswith(b"HTTP/1.1 405 Method Not Allowed\r\n")
+        assert b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n" in answer
         assert name_of(answer) == "methodNotAllowed"
 
 
