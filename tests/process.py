@@ -398,13 +398,11 @@ class Keyturn:
 
         await until(so_many, f"{number} requests wait")
 
-    async def refuses_connections(self) -> bool:
-        """Whether nobody can connect to the data listener."""
-        try:
-            async with calling(self.data):
-                return False
-        except ConnectionError:
-            return True
+    async def sends_away(self) -> bool:
+        """Whether callers that come now are told to go elsewhere; asked for what is never forwarded."""
+        reply = await self.ask(request("/me", method="TRACE"))
+        assert (reply.status, reply.error) in {(405, "methodNotAllowed"), (503, "shuttingDown")}
+        return reply.status == 503
 
 
 @asynccontextmanager

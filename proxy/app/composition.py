@@ -268,7 +268,7 @@ class App:
         await self.pools.failure()
 
     async def drain(self) -> None:
-        """Accept nothing new, and let what waits or is under way end within `drain`; the rest is refused with 503.
+        """Let what waits or is under way end within `drain`; the rest, and whoever still comes, is refused with 503.
 
         Before that callers are served for `lame_duck`: it is not ready any more, and every answer ends its connection,
         so whoever balances callers has time to notice, and no caller's connection is closed while it is in use.
@@ -280,7 +280,7 @@ class App:
         self._draining = True
         await finish(self._watching)
         self._log.info("draining", seconds=self._config.drain / SECOND, waiting=self.pools.waiting)
-        await self._data.stop_accepting()
+        self._data.retire()
         await self._data.quiet(self._config.drain / SECOND)
         self.pools.refuse_all()
         await self._data.quiet(LAST_WORDS)

@@ -40,7 +40,7 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "_bounds", "_deaf", "_ends", "_head", "_head_timer", "_held", "_left", "_length", "_owner", "_reading", "_seam",
-        "_watched", "_wire", "_write_timer", "peer",
+        "_watched", "_wire", "_write_timer", "late", "peer",
     )  # fmt: skip
 
     def __init__(self, owner: "Connections", bounds: Bounds, loop: asyncio.AbstractEventLoop) -> None:
@@ -92,6 +92,8 @@ class Connection(web.RequestHandler):
         self._watched = -1
         """The file descriptor under which its caller's leaving is watched for, while nothing is read."""
         self.peer: str = ""
+        self.late = False
+        """Whether it came when no connection was to be kept any more."""
 
     @property
     def idle(self) -> bool:

@@ -32,8 +32,10 @@ class Connections(web.Server):
         self.departures = Departures(self._loop)
         self.retired = False
         self.quiet = asyncio.Event()
-        """Set while no connection is open."""
+        """Set while no connection is open, but for those that came after `retire`; `cut` waits for these, too."""
         self.quiet.set()
+        self._awaited = 0
+        self._cutting = False
         self._observer = observer
         self._open: set[Connection] = set()
         self._turned_away: set[Connection] = set()
@@ -62,10 +64,12 @@ class Connections(web.Server):
         super().connection_made(handler, transport)
         assert isinstance(handler, Connection)
         handler.peer = address_of(transport)
+        handler.late = self.retired
         self._open.add(handler)
         self._most = max(self._most, len(self._open))
         self._peers[handler.peer] += 1
-        self.quiet.clear()
+        self._awaited += not handler.late
+        self._tell_quiet()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """A connection is closed."""
@@ -82,7 +86,13 @@ class Connections(web.Server):
         self._peers[handler.peer] -= 1
         if not self._peers[handler.peer]:
             del self._peers[handler.peer]
-        if not self._open:
+        self._awaited -= not handler.late
+        self._tell_quiet()
+
+    def _tell_quiet(self) -> None:
+        if len(self._open) if self._cutting else self._awaited:
+            self.quiet.clear()
+        else:
             self.quiet.set()
 
     def let_linger(self, handler: Connection) -> bool:
@@ -116,7 +126,7 @@ class Connections(web.Server):
             self._observer.observe(ConnectionEnded(why))
 
     def retire(self) -> None:
-        """Close idle connections now and the others behind their answers."""
+        """Close idle connections now and the others behind their answers; nobody waits for those that still come."""
         self.retired = True
         for handler in list(self._open):
             if handler.idle:
@@ -131,6 +141,8 @@ class Connections(web.Server):
 
     async def cut(self) -> None:
         """End every connection, and wait until its handler has ended too."""
+        self._cutting = True
+        self._tell_quiet()
         for handler in (*self._open, *self._turned_away):
             handler.cut()
         await self.quiet.wait()

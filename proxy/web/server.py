@@ -150,19 +150,23 @@ class Listener:
         """How many were open at once since this was asked last."""
         return self._protocols.most() if self._protocols is not None else 0
 
+    def retire(self) -> None:
+        """Close idle connections; requests under way are the last on theirs, and so is the first of who still comes."""
+        if self._protocols is not None:
+            self._protocols.retire()
+
     async def stop_accepting(self) -> None:
-        """Close the listening sockets and idle connections; requests under way are the last on theirs."""
+        """Close the listening sockets, and retire."""
         for server in self._servers:
             server.close()
         for path in self._paths:
             path.unlink(missing_ok=True)
         self._servers.clear()
         self._paths.clear()
-        if self._protocols is not None:
-            self._protocols.retire()
+        self.retire()
 
     async def quiet(self, patience: float) -> None:
-        """Wait until no connection is open, at the longest `patience` seconds."""
+        """Wait until no connection is open that was there when it retired, at the longest `patience` seconds."""
         if self._protocols is None:
             return
         with suppress(TimeoutError):

@@ -323,7 +323,7 @@ async def test_caller_with_a_large_body_that_leaves_the_queue(tmp_path: Path) ->
 
 
 async def test_drain(tmp_path: Path) -> None:
-    """SIGTERM: what waits or is under way is answered, nothing new is accepted, the exit code is 0."""
+    """SIGTERM: what waits or is under way is answered, what is new is sent elsewhere, the exit code is 0."""
     async with house(tmp_path, limits=ONE_AT_A_TIME, keys=KEYS[:1], upstream=PATIENT) as home:
         keyturn = home.keyturn
         async with (
@@ -341,18 +341,25 @@ async def test_drain(tmp_path: Path) -> None:
                 await keyturn.waiting(1)
                 await held(gate)
                 keyturn.process.signal(signal.SIGTERM)
-                await until(keyturn.refuses_connections, "nobody can connect")
+                await until(keyturn.sends_away, "it drains")
                 unready = await keyturn.page("/readyz")
                 assert (unready.status, unready.json()["reasons"]) == (503, ["draining"])
                 assert (await keyturn.page("/healthz")).status == 200
                 assert await idle.ended() == await fresh.ended() == b""
+                async with calling(keyturn.data) as late:
+                    reply = await late.ask(request("/echo/late"))
+                    assert (reply.status, reply.error) == (503, "shuttingDown")
+                    assert (reply.one("Connection"), reply.one("Retry-After")) == ("close", "1")
+                    assert await late.ended() == b""
+                assert home.arrivals("/echo/late") == []
                 gate.open()
                 for caller in (held_up, waiting):
                     reply = await caller.reply()
                     assert (reply.status, reply.one("Connection")) == (200, "close")
                     assert await caller.ended() == b""
-            assert len(await streaming.ended()) == LARGE
-            assert await keyturn.process.ended() == 0
+            async with calling(keyturn.data):
+                assert len(await streaming.ended()) == LARGE
+                assert await keyturn.process.ended() == 0
 
 
 async def test_lame_duck(tmp_path: Path) -> None:

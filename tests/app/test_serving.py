@@ -12,7 +12,7 @@ async def test_second_signal(tmp_path: Path) -> None:
         async with sending(keyturn.data, request("/echo")) as caller:
             await held(gate)
             keyturn.process.signal(signal.SIGTERM)
-            await until(keyturn.refuses_connections, "nobody can connect")
+            await until(keyturn.sends_away, "it drains")
             keyturn.process.signal(signal.SIGINT)
             assert await caller.ended() == b""
             assert await keyturn.process.ended() == 1

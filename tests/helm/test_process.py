@@ -260,7 +260,7 @@ async def _fails(container: kubelet.Container, probe: str) -> bool:
 
 
 async def test_what_is_under_way_is_answered(api: PracticeApi, place: Path) -> None:
-    """Requests whose answers the upstream still owes at SIGTERM get them, while nobody can connect any more."""
+    """Requests whose answers the upstream still owes at SIGTERM get them, while whoever comes is sent elsewhere."""
     rendered = gateway(api, config={"lame_duck": "0s"})
     gate, last = Gate(api), set[asyncio.Task[Any]]()
     async with started(rendered, place) as container:
@@ -270,7 +270,7 @@ async def test_what_is_under_way_is_answered(api: PracticeApi, place: Path) -> N
             await until(lambda: gate.held == CALLERS, "the last requests are under way")
             async with asyncio.timeout(rendered.gateway["terminationGracePeriodSeconds"]):
                 container.keyturn.process.signal(signal.SIGTERM)
-                await until(container.keyturn.refuses_connections, "it takes no more connections")
+                await until(container.keyturn.sends_away, "it drains")
                 gate.open()
                 assert [reply.status for reply in await asyncio.gather(*under_way)] == [200] * CALLERS
                 assert await container.keyturn.process.ended() == 0

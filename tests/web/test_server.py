@@ -153,6 +153,23 @@ async def test_stopping_lets_requests_come_to_their_end() -> None:
         busy_writer.close()
 
 
+async def test_a_listener_that_has_retired_answers_who_still_comes() -> None:
+    """One answer for each connection; whoever connects and says nothing is not waited for, and cut in the end."""
+    async with World().running() as world:
+        world.listener.retire()
+        answer = await world.ask(get(close=False))  # until its end
+        assert answer.endswith(b"\r\n\r\nok")
+        silent, silent_writer = await world.connect()
+        while not world.listener.connections:  # real sockets: a few turns of the loop
+            await asyncio.sleep(0)
+        await world.listener.quiet(60)
+        assert world.listener.connections == 1
+        await world.listener.stop(60)
+        assert world.listener.connections == 0
+        assert await silent.read() == b""
+        silent_writer.close()
+
+
 async def test_an_upload_under_way_is_read_to_its_end_while_stopping() -> None:
     """What a caller still sends of its body is not thrown away."""
     async with World().running() as world:
