@@ -4,6 +4,7 @@ import asyncio
 import json
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.access import issuers
-from tests.process import KEYS, TOKENS, House, Reply, calling, client, house, limit, request
+from tests.process import KEYS, TOKENS, House, Reply, calling, client, house, limit, request, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -366,3 +367,24 @@ async def test_a_client_has_only_so_many_waiting(tmp_path: Path) -> None:
             other.send(request("/me", "Prefer: wait=300"))
             await home.keyturn.waiting(2)
     assert json.loads(reply.body)
+
+
+async def test_who_may_not_wait_is_served_while_there_is_something_to_have(tmp_path: Path) -> None:
+    """However many come at once; `max_waiting` bounds those that have to wait."""
+    clients = [client("ci"), client("reader", max_waiting=0)]
+    async with house(tmp_path, clients=clients, limits=(limit(20, "60s"),), keys=KEYS[:1]) as home:
+        assert (await home.ask(request("/me"))).status == 200
+        await until_settled(home)
+        data = request("/me", token=TOKENS["reader"])
+        replies = await asyncio.gather(*(home.ask(data) for _ in range(30)))
+        assert Counter(reply.status for reply in replies) == {200: 19, 429: 11}
+        assert all(50 <= int(reply.one("Retry-After")) <= 62 for reply in replies if reply.status == 429)
+
+
+async def until_settled(home: House) -> None:
+    """See that the first request of a quota, which goes alone, is over for the store as well."""
+
+    async def settled() -> bool:
+        return await home.keyturn.metric("keyturn_tokens_at_hand") == 19
+
+    await until(settled, "the rest of the tokens is at hand")

@@ -24,6 +24,8 @@ class Waiter:
     """Where it stands; `None` when it waits no longer."""
     asked: bool = False
     """Whether the store has been told that it stands there."""
+    new: bool = True
+    """Whether the store has never been told of it."""
     timer: asyncio.TimerHandle | None = None
 
     def leave(self) -> None:
@@ -123,6 +125,14 @@ class Lanes:
         self._count(queue.lane.client, -1)
         if not queue.waiters:
             del self.busy[queue.lane]
+
+    def introduce(self) -> list[Waiter]:
+        """The store is told of all who wait; returns of whom for the first time."""
+        fresh = [waiter for queue in self.busy.values() for waiter in queue.fresh]
+        newcomers = [waiter for waiter in fresh if waiter.new]
+        for waiter in fresh:
+            waiter.asked, waiter.new = True, False
+        return newcomers
 
     def clear(self, clients: Container[str]) -> list[Waiter]:
         """Let everybody stand up, and forget all lanes and all but these clients; returns who waited."""

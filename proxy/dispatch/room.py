@@ -24,12 +24,12 @@ from proxy.core.model import SECOND, Client, Key, Limit, Micros, Pool, Secret
 from proxy.core.recent import Recent
 from proxy.dispatch.alarm import Alarm
 from proxy.dispatch.deadlines import Deadlines
+from proxy.dispatch.doors import check, surplus
 from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Lanes, Waiter
 from proxy.dispatch.lease import Ending, Lease, surprising
 from proxy.dispatch.looks import general, lane_looks, left, new_turn, next_token
 from proxy.dispatch.promises import pace
-from proxy.dispatch.refusals import queue_full
 from proxy.dispatch.rides import FLUSH, Rides
 from proxy.dispatch.tickets import Displaced, Moved, Ticket
 from proxy.tasks import finish, spawn
@@ -245,7 +245,7 @@ class Dispatch:
         if refusal := self._keys.refusal(ticket, now):
             raise refusal
         if not front:
-            self._check_room(ticket)
+            check(self._lanes, ticket, self._max_waiting)
         order = (not front, ticket.urgency, next(self._arrivals))
         waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future(), now)
         self._lanes.seat(waiter)
@@ -253,15 +253,6 @@ class Dispatch:
         self._rides.came(now)
         self._alarm.ring()
         return waiter
-
-    def _check_room(self, ticket: Ticket) -> None:
-        client = ticket.client
-        waiting = self._lanes.waiting.get(client.name, 0)
-        bound = client.max_waiting if client.max_waiting is not None else self._max_waiting
-        if waiting < bound and self._lanes.total < self._max_waiting:
-            return
-        queue = self._lanes.queue(Lane(client.name, ticket.kind))
-        raise queue_full(client.name, waiting, queue.turns.at(len(queue.waiters)))
 
     def _left(self, waiter: Waiter) -> None:
         """The caller went away: free its place, or give back the lease that it got in the same tick."""
@@ -314,6 +305,7 @@ class Dispatch:
             lease.lost()
         ended, self._ended = self._ended, []
         settlements = tuple([ending.settlement(asked, self.pool) for ending in ended])
+        newcomers = self._lanes.introduce()
         demands, edition, pool = self._demands(), self._edition, self.pool
         try:
             answer = await self._store.exchange(settlements, demands)
@@ -322,9 +314,11 @@ class Dispatch:
             if not isinstance(problem, StoreLost):
                 raise
             self._bear(problem)
+            self._turn_away(newcomers)
             return
         if edition == self._edition:
             self._apply(answer, asked)
+            self._turn_away(newcomers)
         else:
             self._hand_back(answer, pool)
 
@@ -343,10 +337,13 @@ class Dispatch:
                 self._refuse(waiter, lost)
         self._alarm.within(RETRY_LOST)
 
+    def _turn_away(self, newcomers: list[Waiter]) -> None:
+        """Who has to wait, and may not because too many do."""
+        for waiter, refusal in surplus(self._lanes, newcomers, self._max_waiting) if newcomers else ():
+            self._refuse(waiter, refusal)
+            self._alarm.within(FLUSH)
+
     def _demands(self) -> tuple[Demand, ...]:
-        for queue in self._lanes.busy.values():
-            for waiter in queue.fresh:
-                waiter.asked = True
         return tuple(
             Demand(lane, self._lanes.weights[lane.client], len(queue.waiters))
             for lane, queue in self._lanes.busy.items()
