@@ -50,7 +50,7 @@ class Deadlines:
         Positions among those who stay decide; the time told to whoever is refused counts those refused before it,
         for they will come back, too.
         """
-        refused, expected = 0, queue.expected - now
+        refused, crowd = 0, queue.expects(now)
         for waiter in self._to_judge(queue, now):
             position = queue.position(waiter)
             turn = queue.turns.at(position)
@@ -58,9 +58,9 @@ class Deadlines:
                 queue.fresh.pop(waiter, None)
             if turn is not None and now + turn > waiter.ticket.deadline:
                 told = queue.turns.at(position + refused) or turn
-                if expected > 0:
-                    told = spread(told, expected, self._pace(queue.lane), refused)
-                queue.expected = max(queue.expected, now + told)
+                if crowd:  # those who are refused together are in the calendar
+                    told = spread(told, queue.first - now, self._pace(queue.lane), queue.crowd)
+                queue.expect(now + told)
                 self._refuse(waiter, too_late(told))
                 refused += 1
             else:

@@ -2,15 +2,17 @@
 
 Whoever is refused has no place in the queue any more, so the next who comes is foretold the same turn: told as it is, a
 crowd would return as one, and all but the first be refused again. So a lane remembers for when it has told somebody to
-come back, and tells whoever is refused before that a later moment: by as much as the lane's tokens lie apart.
+come back, and tells the crowd that is refused before that later moments: by as much as the lane's tokens lie apart.
 
-Never by more than `MOST` of them: some of those who were told do not come back, or come too early and are told twice.
+The first `FEW` are told their own turn all the same, for they may be one caller that tries again and again. Nobody is
+told a moment more than `MOST` tokens later: some of those who were told do not come back, or come too early.
 """
 
 from collections.abc import Iterable
 
 from proxy.core.model import SECOND, Micros, Pool
 
+FEW = 8
 MOST = 64
 """By how many tokens at the most somebody is told a later moment than its own turn."""
 
@@ -34,15 +36,15 @@ def pace(pool: Pool, limits: Iterable[int], quotas: int, part: tuple[int, int]) 
     return max((window * of_all // (size * max(1, quotas) * own) for window, size in windows), default=0)
 
 
-def spread(turn: Micros, expected: Micros, pace: Micros, before: int = 0) -> Micros:
+def spread(turn: Micros, first: Micros, pace: Micros, crowd: int) -> Micros:
     """After how long to come back; all times are delays.
 
     Args:
         turn: until its own turn.
-        expected: until the last that was told to come back does; below zero when it has.
+        first: until the first of a crowd that was told to come back does; below zero when it has.
         pace: of the lane.
-        before: how many are refused together with it, before it: the calendar has counted them.
+        crowd: how many of it were told.
     """
-    if expected <= 0:
+    if crowd < FEW:
         return turn
-    return max(turn, min(expected + pace * (before + 1), turn + pace * MOST))
+    return max(turn, min(first + pace * crowd, turn + pace * MOST))
