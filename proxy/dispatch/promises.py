@@ -5,7 +5,7 @@ crowd would return as one, and all but the first be refused again. So a lane rem
 come back, and tells the crowd that is refused before that later moments: by as much as the lane's tokens lie apart.
 
 The first `FEW` are told their own turn all the same, for they may be one caller that tries again and again. Nobody is
-told a moment more than `MOST` tokens later: some of those who were told do not come back, or come too early.
+told a moment more than `MOST` tokens or `LATEST` later: some of those who were told do not come back, or come early.
 """
 
 from collections.abc import Iterable
@@ -15,6 +15,9 @@ from proxy.core.model import SECOND, Micros, Pool
 FEW = 8
 MOST = 64
 """By how many tokens at the most somebody is told a later moment than its own turn."""
+
+LATEST: Micros = 60 * SECOND
+"""By how much at the most: as long as Postman's own clients heed a `Retry-After`."""
 
 TRIP: Micros = SECOND // 4
 """From the granting of a token to the head of the answer, at the usual."""
@@ -47,4 +50,4 @@ def spread(turn: Micros, first: Micros, pace: Micros, crowd: int) -> Micros:
     """
     if crowd < FEW:
         return turn
-    return max(turn, min(first + pace * crowd, turn + pace * MOST))
+    return max(turn, min(first + pace * crowd, turn + min(pace * MOST, LATEST)))

@@ -9,7 +9,7 @@ from aiohttp.hdrs import CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD
 
-from proxy.core.errors import BadRequest, Misdirected, TooLarge, TooSlow
+from proxy.core.errors import BadRequest, Misdirected, Refusal, TooLarge, TooSlow
 from proxy.web.malformed import Broken
 
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
@@ -103,12 +103,15 @@ class Content:
 
         Raises:
             TooLarge: its announced length is over `most`.
+            BadRequest, HeadTooLarge: what is here of it is not framed as announced.
         """
         length = incoming.headers.get(CONTENT_LENGTH)
         if length is not None and int(length) > most:
             raise _too_large(most)
         if incoming.content is EMPTY_PAYLOAD:
             return None
+        if (error := incoming.content.exception()) is not None:
+            raise _misframed(error)
         return cls(incoming, int(length) if length is not None else None, most, patience)
 
     def chunks(self) -> AsyncIterator[bytes]:
@@ -132,10 +135,8 @@ class Content:
             self._go_on()
         try:
             data = stream.read_nowait() or await self._more()
-        except Broken as error:
-            raise error.refusal from error
         except web.RequestPayloadError as error:
-            raise BadRequest("The body is not framed as its head announces.") from error
+            raise _misframed(error) from error
         except RuntimeError as error:
             raise ConnectionResetError("the caller broke off") from error
         if not data:
@@ -164,6 +165,11 @@ class Content:
             raise ConnectionResetError("the caller broke off")
         if not self._incoming.content.total_bytes:
             transport.write(_CONTINUE)
+
+
+def _misframed(error: BaseException) -> Refusal:
+    """The answer to a body that stopped being HTTP."""
+    return error.refusal if isinstance(error, Broken) else BadRequest("The body is not framed as its head announces.")
 
 
 def _too_large(most: int) -> TooLarge:

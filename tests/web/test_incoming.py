@@ -173,6 +173,17 @@ async def test_a_body_that_stops_being_http_is_refused() -> None:
         assert error_of(answer) == "badRequest"
 
 
+@pytest.mark.parametrize(
+    ("body", "status"), [(b"no chunk\r\n", 400), (b"0\r\nX: " + b"x" * 70_000, 431)], ids=["chunk", "trailer"]
+)
+async def test_a_body_that_is_known_not_to_be_http_does_not_wait(body: bytes, status: int) -> None:
+    """Nor does it cost a token, and an upstream that answers before it has read everything does not see it."""
+    async with World().running() as world:
+        answer = await world.ask(get(b"/", b"Transfer-Encoding: chunked", method=b"POST", body=body))
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert not world.gateway.requests
+
+
 async def test_a_caller_that_breaks_off_its_body_is_gone() -> None:
     """A body that ends with its connection is no body."""
     seen: list[bytes] = []
