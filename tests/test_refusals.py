@@ -22,6 +22,8 @@ CLIENTS = ("plain", "bound", "rated", "full", "spent", "paused", "dead", "slow",
 
 RATES = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit-Policy", "RateLimit")
 PROXY_STATUS = re.compile(r'keyturn; error=([a-z_]+); details="[^"]+"')
+PROBLEM = "Accept: application/problem+json"
+AROUND = "Via: " + ", ".join(["1.1 keyturn"] * 4)
 INVALID = b'{"error":{"name":"AuthenticationError","message":"Invalid API Key."}}'
 
 
@@ -41,6 +43,7 @@ def settings(url: str, **more: Any) -> dict[str, Any]:
         "listen": "127.0.0.1:0",
         "admin": "127.0.0.1:0",
         "admin_token": ADMIN,
+        "inbound": {"max_head": 8192, "max_target": 1024, "head_timeout": "2s", "body_timeout": "500ms"},
         "upstream": {"url": url, "max_body": 1000, "response_timeout": "1s"},
         "retry": {"attempts": 1},
         "pools": {
@@ -167,16 +170,58 @@ async def test_an_upstream_that_breaks_off(keyturn: Keyturn) -> None:
     check(reply, 502, "upstreamUnreachable", "connection_terminated", wait=None, known=True)
 
 
-@pytest.mark.parametrize("client", ["plain", None])
-async def test_every_one_of_them_is_a_problem_to_who_prefers_that(keyturn: Keyturn, client: str | None) -> None:
+async def test_a_body_that_does_not_come(keyturn: Keyturn) -> None:
+    """408 after `body_timeout`, and the connection ends."""
+    reply = await keyturn.ask(ask("plain", "/x", "Content-Length: 5", method="POST"))
+    check(reply, 408, "requestTimeout", "http_request_error", wait=None, known=True)
+    assert reply.one("Connection") == "close"
+
+
+async def test_a_request_that_goes_round(keyturn: Keyturn, origin: Origin) -> None:
+    """508; nothing is sent."""
+    reply = await keyturn.ask(ask("plain", "/round", AROUND))
+    check(reply, 508, "loopDetected", "proxy_loop_detected", wait=None, known=False)
+    assert origin.arrived(b"/round") == []
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "name"),
+    [
+        (ask("plain", "/" + "x" * 1024, PROBLEM), 414, "targetTooLong"),
+        (ask("plain", "/x", PROBLEM, "X: " + "x" * 8192), 431, "headTooLarge"),
+        (ask("plain", "/x", PROBLEM, *["X: 1"] * 128), 431, "headTooLarge"),
+        (b"GET /x HTTP/1.1\r\n" + PROBLEM.encode(), 408, "requestTimeout"),
+    ],
+    ids=["a long target", "a large head", "many fields", "a slow head"],
+)
+async def test_a_head_that_is_not_read_to_its_end(keyturn: Keyturn, data: bytes, status: int, name: str) -> None:
+    """Its sender is told in JSON, since nothing of such a head counts, `Accept` no more than the rest; then it ends."""
+    async with calling(keyturn.data) as caller:
+        reply = await caller.ask(data)
+        check(reply, status, name, "http_request_error", wait=None, known=False)
+        assert (reply.one("Content-Type"), reply.one("Connection")) == ("application/json", "close")
+        assert await caller.ended() == b""
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "name"),
+    [
+        (ask("plain", "/x", PROBLEM, method="POST", body=b"x" * 1001), 413, "requestTooLarge"),
+        (ask("plain", "/x", PROBLEM, "Content-Length: 5", method="POST"), 408, "requestTimeout"),
+        (ask("plain", "/x", PROBLEM, AROUND), 508, "loopDetected"),
+        (ask(None, "/x", PROBLEM), 401, "AuthenticationError"),
+    ],
+    ids=["too large", "too slow", "around", "nobody"],
+)
+async def test_every_other_is_a_problem_to_who_prefers_that(
+    keyturn: Keyturn, data: bytes, status: int, name: str
+) -> None:
     """`application/problem+json` with the same name, to who accepts that and no JSON."""
-    data = ask(client, "/x", "Accept: application/problem+json", method="POST", body=b"x" * 1001)
     reply = await keyturn.ask(data)
     assert reply.one("Content-Type") == "application/problem+json"
-    status, name = (413, "requestTooLarge") if client else (401, "AuthenticationError")
-    assert reply.status == reply.json()["status"] == status
-    assert reply.json()["name"] == name
-    assert {"type", "title", "detail"} < set(reply.json())
+    problem = reply.json()
+    assert (reply.status, problem["status"], problem["name"]) == (status, status, name)
+    assert {"type", "title", "detail"} < set(problem)
 
 
 async def test_an_upstream_that_is_not_there(tmp_path: Path) -> None:
