@@ -23,6 +23,7 @@ from proxy.app import App
 from proxy.core.model import Secret
 from proxy.telemetry import set_up_logs
 from tests.access import issuers
+from tests.observability.collector import OPENMETRICS, Collector, attributes, collecting
 from tests.process import Keyturn, ask, calling, command, limit, request, serving, write
 from tests.vectors.origin import Answering, Origin
 
@@ -32,7 +33,7 @@ ADMIN_TOKEN = "5ecret-token-of-the-admin"
 PASSWORD = "5ecret-password-of-the-store"
 
 
-def settings(folder: Path, upstream: str) -> dict[str, Any]:
+def settings(folder: Path, upstream: str, **more: Any) -> dict[str, Any]:
     """A configuration that holds a secret wherever there can be one; its store cannot be reached."""
     (folder / "key").write_text(KEYS["in-a-file"] + "\n")
     (folder / "keys.d").mkdir()
@@ -58,6 +59,7 @@ def settings(folder: Path, upstream: str) -> dict[str, Any]:
         ],
         "retry": {"attempts": 1},
         "log": {"level": "debug", "format": "json"},
+        **more,
     }
 
 
@@ -121,6 +123,7 @@ async def out_of_the_admin_listener(keyturn: Keyturn) -> bytes:
     """Every page, and what is told to those who may not, or may, change something."""
     paths = ("/", "/status.json", "/metrics", "/healthz", "/readyz", f"/{ADMIN_TOKEN}?token={ADMIN_TOKEN}")
     said = [await keyturn.page(path) for path in paths]
+    said.append(await ask(keyturn.admin, request("/metrics", OPENMETRICS, token=None)))
     for token in (ADMIN_TOKEN, TOKENS["nobody"], KEYS["inline"]):
         for path in (
             "/keys/default/inline/pause",
@@ -155,8 +158,22 @@ async def origin() -> AsyncIterator[Origin]:
 
 
 async def test_no_way_out_shows_a_secret(tmp_path: Path, origin: Origin) -> None:
-    """Not an answer, a page, a command or the log; upstream goes one key, in its field, and no token."""
-    path = write(tmp_path, settings(tmp_path, origin.url))
+    """Not an answer, a page, a command, the log or a span; upstream goes one key, in its field, and no token."""
+    async with collecting() as (collector, endpoint):
+        path = write(tmp_path, settings(tmp_path, origin.url, traces={"endpoint": endpoint}))
+        told = await everything_told(path)
+    told["spans"] = b"\n".join(collector.received).decode("latin-1")
+    assert {way for way, text in told.items() if "5ecret" in text} == set()
+    assert "the store does not answer" in told["log"]
+    assert not re.search(r"\bey[\w-]{20,}\.", "".join(told.values()))
+    assert "Location: /me?apikey=***&x=1\r\n" in told["answers"]
+    assert ' # {trace_id="' in told["pages"]
+    check_what_was_traced(collector)
+    check_what_went_upstream(origin)
+
+
+async def everything_told(path: Path) -> dict[str, str]:
+    """What a process says from its start to its end, by the way that it goes."""
     async with serving(path) as keyturn:
         told = {
             "answers": (await out_of_the_data_listener(keyturn)).decode("latin-1"),
@@ -166,11 +183,17 @@ async def test_no_way_out_shows_a_secret(tmp_path: Path, origin: Origin) -> None
         keyturn.process.signal(signal.SIGTERM)
         await keyturn.process.ended()
         told["log"] = keyturn.process.stderr
-    assert {way for way, text in told.items() if "5ecret" in text} == set()
-    assert "the store does not answer" in told["log"]
-    assert not re.search(r"\bey[\w-]{20,}\.", "".join(told.values()))
-    assert "Location: /me?apikey=***&x=1\r\n" in told["answers"]
-    check_what_went_upstream(origin)
+    return told
+
+
+def check_what_was_traced(collector: Collector) -> None:
+    """Requests of every kind were among it, with their waits and tries."""
+    seen = [(span.name, attributes(span)) for span in collector.spans]
+    assert {"wait", "GET", "POST"} < {name for name, _ in seen}
+    assert {key for _, told in seen if (key := told.get("keyturn.key"))} == set(KEYS)
+    assert {"", "forbidden", "unauthenticated", "too_large", "upstream"} <= {
+        told.get("keyturn.reason", "") for _, told in seen
+    }
 
 
 def check_what_went_upstream(origin: Origin) -> None:
