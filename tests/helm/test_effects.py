@@ -98,6 +98,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
     "metrics.podMonitor.labels": (MONITOR, {"a": "b"}),
     "metrics.rules.enabled": (NOTHING, True),
     "metrics.rules.labels": (RULES, {"a": "b"}),
+    "metrics.rules.fewUsableKeys": (RULES, 5),
     "metrics.dashboards.enabled": (NOTHING, True),
     "metrics.dashboards.labels": (DASHBOARDS, {"a": "b"}),
     "sidecar.podLabels": (SIDECARS, {"a": "b"}),

@@ -3,9 +3,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helm.charts import CHART, NEWEST, Rendered, render
 from tests.helm.kubernetes import check
+from tests.observability.documents import ALERTS, rules
+from tests.observability.promtool import promtool
 
 ALERT = """\
 groups:
@@ -46,6 +49,27 @@ def test_alerts_are_the_file_s(filled: Path) -> None:
     check(rule, NEWEST)
     assert rule["metadata"]["labels"]["release"] == "p"
     assert rule["spec"]["groups"][0]["rules"][0]["annotations"]["summary"] == "{{ $labels.pool }} was refused"
+
+
+def test_the_chart_s_alerts_are_those_that_are_tested() -> None:
+    """By default the PrometheusRule says word for word what tests/observability tests."""
+    written = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))
+    for values in (ON, {"metrics": {"rules": {"enabled": True, "fewUsableKeys": None}}}):
+        assert render(values).one("PrometheusRule")["spec"] == written
+
+
+def test_how_few_keys_are_few_is_a_value(tmp_path: Path) -> None:
+    """In both comparisons of that rule, and in no other; Prometheus takes it."""
+    values = {"metrics": {"rules": {"enabled": True, "fewUsableKeys": 12}}}
+    told = render(values).one("PrometheusRule")["spec"]
+    expected = rules()
+    (rule,) = [rule for rule in expected if rule["alert"] == "KeyturnFewUsableKeys"]
+    rule["expr"] = rule["expr"].replace(") < 2 ", ") < 12 ").replace(" >= 2 ", " >= 12 ")
+    assert rule["expr"].count("12") == 2
+    assert told == {"groups": [{"name": "keyturn", "rules": expected}]}
+    (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    ended = promtool("check", "rules", "alerts.yaml", folder=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_dashboards_are_the_files(filled: Path) -> None:

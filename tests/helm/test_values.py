@@ -454,6 +454,7 @@ def test_every_sentence_has_a_test() -> None:
         ({"keys": {"a pool": {}}}, "a pool"),
         ({"keys": {"default": {"secret": "a"}}}, "secret"),
         ({"metrics": {"podMonitor": {"interval": "soon"}}}, "interval"),
+        ({"metrics": {"rules": {"fewUsableKeys": 1}}}, "fewUsableKeys"),
         ({"extraEnv": {"A": "b"}}, "extraEnv"),
     ],
 )
