@@ -74,11 +74,14 @@ class Calendar:
             if quota not in self.probing:
                 yield max(instant, now), quota
 
-    def probed(self, now: Micros, trip: Micros) -> Iterator[tuple[Micros, str]]:
-        """When buckets that are being probed are expected to open: after a usual trip; if that has passed, another."""
+    def probed(self, now: Micros, trip: Micros, bound: Micros) -> Iterator[tuple[Micros, str]]:
+        """When buckets that are being probed are expected to open.
+
+        After a usual trip; if that has passed, another; at the latest when the probe is given up.
+        """
         for granted, quota in self.probing:
             expected = granted + trip if granted + trip > now else now + trip
-            yield max(expected, self.parked.score(quota) or 0), quota
+            yield max(min(expected, granted + bound), self.parked.score(quota) or 0), quota
 
     def nth_return(self, position: int, now: Micros, *, hand: int, window: Micros, trip: Micros) -> Micros:
         """When the token for that many-th request from now (from 0) is expected, with so many at hand.

@@ -107,7 +107,7 @@ class Forecaster:
         for more, opens in (
             (calendar.returns(now, self._windows[limit], buckets.trip), False),
             (calendar.openings(now), True),
-            (calendar.probed(now, buckets.trip), True),
+            (calendar.probed(now, buckets.trip, buckets.bound), True),
         ):
             head = next(more, None)
             if head:

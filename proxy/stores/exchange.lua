@@ -1567,7 +1567,7 @@ local function probed_of(limit, now)
   return function()
     local quota, granted = probing()
     if quota then
-      return max(expected(granted, now), bucket_of(limit, quota).parked or 0), quota
+      return max(min(expected(granted, now), granted + state.bound), bucket_of(limit, quota).parked or 0), quota
     end
   end
 end

@@ -3,6 +3,7 @@ from proxy.core.model import SECOND
 
 WINDOW = 60 * SECOND
 TRIP = SECOND
+BOUND = 10 * SECOND
 NOW = 1_000 * SECOND
 
 
@@ -47,7 +48,14 @@ def test_closed_buckets_are_expected_to_open() -> None:
     calendar.probing.put("b", NOW)
     calendar.probing.put("c", NOW - 9 * SECOND)
     assert list(calendar.openings(NOW)) == [(NOW + 5 * SECOND, "a")]
-    assert sorted(calendar.probed(NOW, TRIP)) == [(NOW + TRIP, "c"), (NOW + 9 * SECOND, "b")]
+    assert sorted(calendar.probed(NOW, TRIP, BOUND)) == [(NOW + TRIP, "c"), (NOW + 9 * SECOND, "b")]
+
+
+def test_a_probed_bucket_opens_when_its_probe_is_given_up() -> None:
+    """However long the usual trip is: what is left of the time that a request may take, not a whole trip."""
+    calendar = Calendar()
+    calendar.probing.put("a", NOW + SECOND // 10 - BOUND)
+    assert list(calendar.probed(NOW, TRIP, BOUND)) == [(NOW + SECOND // 10, "a")]
 
 
 def test_a_member_names_its_quota() -> None:

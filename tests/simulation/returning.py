@@ -2,11 +2,13 @@
 
 That holds on a system that is otherwise unchanged: a caller that left has no place, so whoever waits meanwhile takes
 what would have been its own. So it is tried when nobody new comes and all is mended, and judged where nobody waited.
+Nor can anybody be told what nobody knows yet. A try is not judged where, between the telling and its end, an answer
+showed that somebody else has spent tokens, or the proxy itself took one to ask after a key.
 """
 
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.core.http import Request
 from proxy.core.model import MILLISECOND, SECOND, Client, Micros
@@ -20,6 +22,18 @@ IMPATIENT: Micros = 200 * MILLISECOND
 
 PAUSE: Micros = SECOND
 """Between two bursts."""
+
+
+class Refused(NamedTuple):
+    """Who is to come back."""
+
+    client: Client
+    home: int
+    outcome: str
+    after: int
+    """Seconds."""
+    at: Micros
+    """When it was told so; true time."""
 
 
 class Returning:
@@ -50,30 +64,28 @@ class Returning:
             nonlocal refused
             if outcome != "200" and retry_after and not refused:
                 refused = True
-                run.universe.after(
-                    retry_after * SECOND,
-                    lambda: self._come_back(client, home, outcome, retry_after, judged=alone),
-                )
+                refusal = Refused(client, home, outcome, retry_after, run.universe.now)
+                run.universe.after(retry_after * SECOND, lambda: self._come_back(refusal, judged=alone))
 
         for _ in range(run.pool.limits[0].requests * len(run.pool.quotas) + 1):
             self._call(client, home, told)
 
-    def _come_back(self, client: Client, home: int, before: str, after: int, *, judged: bool) -> None:
+    def _come_back(self, refused: Refused, *, judged: bool) -> None:
         run = self._run
         if self.over:
             return
 
         def told(outcome: str, retry_after: int) -> None:
-            if judged:
+            if judged and not self.over and run.watch.disturbed < refused.at:
                 self.judged += 1
                 if outcome != "200" and run.trip != "heavy":
                     run.findings.breaches.append(
-                        f"law 6: who was to come back after {after} s ({before}) was refused then ({outcome}, "
-                        f"to come back after {retry_after} s) at {run.universe.now}"
+                        f"law 6: who was to come back after {refused.after} s ({refused.outcome}) was refused then "
+                        f"({outcome}, to come back after {retry_after} s) at {run.universe.now}"
                     )
             run.universe.after(PAUSE, self.begin)
 
-        self._call(client, home, told)
+        self._call(refused.client, refused.home, told)
 
     def _call(self, client: Client, home: int, told: Told) -> None:
         self._sent += 1

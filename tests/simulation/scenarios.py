@@ -31,9 +31,6 @@ Incident = Literal[
 QUICK: Micros = 50 * MILLISECOND
 """Law 3: a token at hand is granted within this time."""
 
-UNFORETOLD: Micros = 1000 * MILLISECOND
-"""What a 429 closed opens by a probe, whose answer is foretold by the usual trip, and taken up when that is over."""
-
 GONE: Micros = PULSE + GRACE + PULSE + 100 * MILLISECOND
 """A token that falls to a replica which does not come for it idles until its place lapses (told time and grace) and
 another calls, which it does with its pulse at the latest."""
@@ -69,7 +66,8 @@ class Row:
     idle: Micros = QUICK
     """The longest that a token may idle while somebody waits."""
     fair: bool = True
-    """Whether two clients that wait are within one token each at all times."""
+    """Whether replicas stay whole, are heard, and go by the same keys and limits: so what is said of clients and of
+    those who are refused holds to the token."""
     strict: bool = True
     """Whether law 1 holds wherever in its trip the upstream counts a request."""
     quiet: bool = field(init=False, default=False)
@@ -100,7 +98,7 @@ ROWS: tuple[Row, ...] = (
     Row("flush-joining", incidents=("flush", "restart_empty", "join"), every=(1.0, 12.0), idle=AGAIN, fair=False),
     Row("reloads", incidents=("reload",), idle=GONE, fair=False),
     Row("keys-moved", incidents=("move",), idle=GONE, fair=False),
-    *(Row(f"foreign-{rate}-{kind}", kind, foreign=rate, idle=UNFORETOLD) for rate in FOREIGN for kind in KINDS),
+    *(Row(f"foreign-{rate}-{kind}", kind, foreign=rate) for rate in FOREIGN for kind in KINDS),
     Row("keys-dying", incidents=("key_dies",), fair=False),
     Row("busy", incidents=("busy",), every=(10, 120)),
     Row("busy-told", incidents=("busy_told",), every=(10, 120)),

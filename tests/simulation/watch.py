@@ -8,10 +8,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from proxy.core.exchange import Throttled
 from proxy.core.ledger import DEAL, Dealt, Ledger
 from proxy.core.letters import Call, Need, Reply
 from proxy.core.line import Line, Rehearsal
 from proxy.core.model import Micros
+from proxy.dispatch.room import OWN
 from tests.simulation.processes import Universe
 
 Waiting = Callable[[], Mapping[Need, Micros]]
@@ -94,6 +96,9 @@ class Watch:
         self.where = ""
         self.doubled: list[str] = []
         """Leases that were granted twice."""
+        self.disturbed: Micros = 0
+        """When tokens that were foretold last went elsewhere: somebody else turned out to have spent some, or the proxy
+        asked after a key of its own accord; true time."""
         self._last: Micros = universe.now
         """When the last exchange was; true time. What came back since was not at hand before, whatever clocks say."""
         self._waiting = waiting
@@ -149,6 +154,12 @@ class Watch:
                 instants.append(first[0] + buckets.bound)
         return min(instants, default=None)
 
+    def heard(self, call: Call, reply: Reply) -> None:
+        """What was said and answered, if it changes what was foretold to those who left."""
+        refused = any(isinstance(one, Throttled) for one in call.settlements)
+        if refused or reply.foreign or any(grant.lane.client == OWN.name for grant in reply.grants):
+            self.disturbed = self.universe.now
+
     def after(self, ledger: Ledger, dealt: Dealt | None) -> None:
         """An exchange is over."""
         self._last = self.universe.now
@@ -180,6 +191,7 @@ class WatchedLedger(Ledger):
     def exchange(self, time: Micros, run: str, call: Call, *, most: int = DEAL) -> Reply:
         self._dealt = None
         reply = super().exchange(time, run, call, most=most)
+        self.watch.heard(call, reply)
         self.watch.after(self, self._dealt)
         return reply
 
