@@ -50,7 +50,8 @@ class Deadlines:
         Positions among those who stay decide; the time told to whoever is refused counts those refused before it,
         for they will come back, too.
         """
-        refused, crowd = 0, queue.expects(now)
+        refused, crowd = 0, queue.crowd
+        expected = crowd.expected(now)
         for waiter in self._to_judge(queue, now):
             position = queue.position(waiter)
             turn = queue.turns.at(position)
@@ -58,9 +59,11 @@ class Deadlines:
                 queue.fresh.pop(waiter, None)
             if turn is not None and now + turn > waiter.ticket.deadline:
                 told = queue.turns.at(position + refused) or turn
-                if crowd:  # those who are refused together are in the calendar
-                    told = spread(told, queue.first - now, self._pace(queue.lane), queue.crowd)
-                queue.expect(now + told)
+                caller = waiter.ticket.caller
+                place = crowd.place(caller, waiter.arrived)
+                if expected:  # those who are refused together are in the calendar
+                    told = spread(told, crowd.first - now, self._pace(queue.lane), place)
+                crowd.expect(caller, place, now, told)
                 self._refuse(waiter, too_late(told))
                 refused += 1
             else:

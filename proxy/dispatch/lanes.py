@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from proxy.core.exchange import Lane, Turns
 from proxy.core.model import Micros
 from proxy.dispatch.lease import Lease
+from proxy.dispatch.promises import Crowd
 from proxy.dispatch.tickets import Ticket
 
 
@@ -47,12 +48,7 @@ class Queue:
     told: Micros = 0
     """When `turns` were told."""
     reviewed: Micros = 0
-    crowd: int = 0
-    """How many were refused since nobody was expected to come back."""
-    first: Micros = 0
-    """When the first of them comes back, if it does as it was told."""
-    last: Micros = 0
-    """When the last of them does."""
+    crowd: Crowd = field(default_factory=Crowd)
 
     def add(self, waiter: Waiter) -> None:
         """Put it in its place."""
@@ -73,18 +69,6 @@ class Queue:
         del self.waiters[0 if self.waiters[0] is waiter else self.position(waiter)]
         self.fresh.pop(waiter, None)
         waiter.leave()
-
-    def expect(self, instant: Micros) -> None:
-        """Somebody who was refused is told to come back at an instant."""
-        self.first = self.first if self.crowd else instant
-        self.last = max(self.last, instant)
-        self.crowd += 1
-
-    def expects(self, now: Micros) -> int:
-        """How many were told to come back, until the last of them has."""
-        if self.last <= now:
-            self.crowd = 0
-        return self.crowd
 
     def next(self) -> Waiter | None:
         """The first whose caller is still there; one that was cancelled in this tick removes itself."""

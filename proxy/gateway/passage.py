@@ -60,6 +60,7 @@ class Passage:
             request.pinned,
             method=request.method,
             path=request.path,
+            peer=request.peer,
         )
         body = ReplayBody(request.body) if request.body is not None else None
         return cls(request, journal, body, ticket, sending or (lambda: None))

@@ -202,6 +202,7 @@ class Forward:
             wait=self._wait(fields) if _PREFER in present else self._wait(()),
             pinned=_pinned(fields) if _KEY in present else None,
             interim=partial(pass_on, incoming),
+            peer=incoming.remote or "unix",
         )
 
     async def _look_again(self, incoming: web.BaseRequest, journal: Journal, refusal: Unauthenticated) -> Request:

@@ -14,11 +14,16 @@ POOL = pool(2, limit(60), limit(10, 10 * SECOND, "GET /collections"))
 
 
 def passage(
-    method: str = "GET", path: str | None = "/me", *, pinned: str | None = None, body: bytes | None = None
+    method: str = "GET",
+    path: str | None = "/me",
+    *,
+    pinned: str | None = None,
+    body: bytes | None = None,
+    peer: str = "",
 ) -> Passage:
     """A request that came at 1 s and may wait for 5 s."""
     given = Bytes(body) if body is not None else None
-    request = Request("id", Client("a"), method, b"/", path, (), given, 2, 5 * SECOND, pinned)
+    request = Request("id", Client("a"), method, b"/", path, (), given, 2, 5 * SECOND, pinned, peer=peer)
     return Passage.of(request, Journal(), POOL, SECOND)
 
 
@@ -26,6 +31,8 @@ def test_what_a_request_waits_with() -> None:
     """Its deadline, its urgency, the limits that it falls under, the quota of the key that it names."""
     ticket = passage().ticket
     assert (ticket.deadline, ticket.urgency, ticket.kind) == (6 * SECOND, 2, Kind((0,)))
+    assert ticket.caller is None
+    assert passage(peer="192.0.2.1").ticket.caller == ("192.0.2.1", "GET", "/me")
     assert passage(path="/collections").ticket.kind == Kind((0, 1))
     assert passage(pinned="k1").ticket.kind == Kind((0,), "k1")
     with pytest.raises(BadRequest):
