@@ -112,7 +112,10 @@ class Access:
             message, cause = self._refusal(found, given, peer)
             raise Unauthenticated(f"{message} as {self._ways}.") from cause
         if not given and from_another_site(fields):
-            raise Forbidden(f"A web page of another site sent this, and without a token. Send one as {self._ways}.")
+            raise Forbidden(
+                "A web page of another site sent this, as its `Origin` or `Sec-Fetch-Site` says, and it has no token. "
+                f"Send one as {self._ways}, or leave these fields out where no browser writes them."
+            )
         return Admission(client, found.fields, found.target)
 
     async def learn(self, refusal: Unauthenticated) -> bool:
