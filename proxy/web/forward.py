@@ -157,11 +157,9 @@ class Forward:
                 journal.code = answer.status
                 began = self._clock()
                 try:
-                    sent = await relay(incoming, answer, journal, close=self._must_close(incoming))
+                    return await relay(incoming, answer, journal, close=self._must_close(incoming))
                 finally:
                     journal.streamed = self._clock() - began
-            journal.outcome = "forwarded"
-            return sent
         finally:
             self._loops.leave(mark)
             if isinstance(request.body, Content):

@@ -77,7 +77,8 @@ def pass_on(incoming: web.BaseRequest, status: int, fields: Fields) -> None:
 async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, close: bool) -> web.StreamResponse:
     """Write an upstream's answer, its body as it comes; `close` ends the connection afterwards.
 
-    Memory stays flat: nothing more is read from the upstream while the caller's buffer is full.
+    Memory stays flat: nothing more is read from the upstream while the caller's buffer is full. The journal's outcome
+    is `forwarded` as soon as the last byte is written: the caller may leave then, whatever the upstream's end takes.
 
     Raises:
         Broken: the upstream broke its answer off; if `has_begun`, the caller's connection must not end properly.
@@ -89,11 +90,13 @@ async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, 
         write(incoming, framing.head + answer.body.data)
         if incoming.protocol.writing_paused:
             await incoming.writer.drain()
+        journal.outcome = "forwarded"
         return CLOSED if framing.close else KEPT
     outlet = _Outlet(incoming, framing.head)
     try:
         if framing.without_body:
             outlet.write(b"")
+            journal.outcome = "forwarded"
             await answer.body.discard()
         else:
             await _copy(answer, framing, outlet, journal)
@@ -114,9 +117,12 @@ async def _copy(answer: Answer, framing: "_Framing", outlet: "_Outlet", journal:
                 break
         outlet.write(b"%x\r\n%b\r\n" % (len(data), data) if framing.chunked else data)
         await outlet.drain()
+        if left == 0:
+            journal.outcome = "forwarded"
     if left:
         raise Broken("The upstream's answer has not the length that its head announces.")
     outlet.write(b"0\r\n\r\n" if framing.chunked else b"")
+    journal.outcome = "forwarded"
 
 
 class _Framing:

@@ -213,6 +213,17 @@ async def test_a_caller_that_leaves_during_an_answer_is_gone() -> None:
         assert answer.body.aborted
 
 
+async def test_a_caller_that_leaves_with_all_of_an_answer_has_got_it() -> None:
+    """Whether or not the upstream's end of the body has been seen by then."""
+    async with World(gateway=giving(an_answer(b"he", b"yo", asyncio.Event()))).running() as world:
+        reader, writer = await world.connect()
+        writer.write(get())
+        await reader.readuntil(b"heyo")
+        writer.close()
+        journal = await world.journal()
+        assert (journal.outcome, journal.sent) == ("forwarded", 4)
+
+
 async def test_a_large_answer_goes_out_at_the_callers_pace() -> None:
     """Of 64 MB only what fits into the transport's buffer is taken from the upstream ahead of the caller."""
     size, number = 2**16, 1000
