@@ -7,7 +7,6 @@ from proxy.core.errors import TooMany
 from proxy.core.exchange import Lane
 from proxy.core.model import SECOND, Micros
 from proxy.dispatch.lanes import Queue, Waiter
-from proxy.dispatch.promises import spread
 from proxy.dispatch.refusals import no_word, too_late
 
 REVIEW: Micros = SECOND // 4
@@ -51,7 +50,7 @@ class Deadlines:
         for they will come back, too.
         """
         refused, crowd = 0, queue.crowd
-        expected = crowd.expected(now)
+        alone = not crowd.expected(now)
         for waiter in self._to_judge(queue, now):
             position = queue.position(waiter)
             turn = queue.turns.at(position)
@@ -59,11 +58,8 @@ class Deadlines:
                 queue.fresh.pop(waiter, None)
             if turn is not None and now + turn > waiter.ticket.deadline:
                 told = queue.turns.at(position + refused) or turn
-                caller = waiter.ticket.caller
-                place = crowd.place(caller, waiter.arrived)
-                if expected:  # those who are refused together are in the calendar
-                    told = spread(told, crowd.first - now, self._pace(queue.lane), place)
-                crowd.expect(caller, place, now, told)
+                pace = 0 if alone else self._pace(queue.lane)  # those who are refused together are in the calendar
+                told = crowd.tell(waiter.ticket.caller, waiter.arrived, now, told, pace)
                 self._refuse(waiter, too_late(told))
                 refused += 1
             else:

@@ -4,11 +4,12 @@ Whoever is refused has no place in the queue any more, so the next who comes is 
 crowd would return as one, and all but the first be refused again. So a lane remembers for when it has told somebody to
 come back, and tells the crowd that is refused before that later moments: by as much as the lane's tokens lie apart.
 
-Who tries again and again is no crowd: a caller keeps the place that it was told, and pushes nobody back. Callers cannot
-be told apart for sure, so the first `FEW` are told their own turn all the same, and nobody is told a moment more than
-`MOST` tokens or `LATEST` later: some of those who were told do not come back, or come early.
+Who tries again and again is no crowd: a caller is told the time again that it was told, and pushes nobody back. Callers
+cannot be told apart for sure, so the first `FEW` are told their own turn all the same, and nobody is told a moment more
+than `MOST` tokens or `LATEST` later: some of those who were told do not come back, or come early.
 """
 
+from bisect import bisect_right, insort
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ AGAIN: Micros = SECOND // 4
 """Whoever asks the like of what another has asked within this time is somebody else: many begin at the same moment."""
 
 KNOWN = 1000
-"""Callers whose places a lane remembers."""
+"""So many of whom it has told a lane remembers."""
 
 TRIP: Micros = SECOND // 4
 """From the granting of a token to the head of the answer, at the usual."""
@@ -35,35 +36,39 @@ TRIP: Micros = SECOND // 4
 class Crowd:
     """Those of one lane who were refused and are expected to come back."""
 
-    size: int = 0
-    """How many, since nobody was expected."""
-    first: Micros = 0
-    """When the first of them comes back, if it does as it was told."""
-    last: Micros = 0
-    """When the last of them does."""
-    _places: dict[Hashable, tuple[int, Micros]] = field(default_factory=dict)
-    """How many were told before a caller, and when it was told last."""
+    _due: list[Micros] = field(default_factory=list)
+    """When they come back, in order, if they do as they were told."""
+    _known: dict[Hashable, tuple[Micros, Micros]] = field(default_factory=dict)
+    """When a caller comes back, and when it was told so."""
 
-    def expected(self, now: Micros) -> bool:
-        """Whether somebody is, until the last of them has come."""
-        if self.last <= now:
-            self.size = 0
-            self._places.clear()
-        return self.size > 0
+    def expected(self, now: Micros) -> int:
+        """How many are; who should have come by now is not expected any more."""
+        del self._due[: bisect_right(self._due, now)]
+        if not self._due:
+            self._known.clear()
+        return len(self._due)
 
-    def place(self, caller: Hashable | None, came: Micros) -> int:
-        """How many were told before somebody who came at an instant; whoever tries again has the place that it had."""
-        place, told = self._places.get(caller, (self.size, came))
-        return place if came - told >= AGAIN else self.size
+    def tell(self, caller: Hashable | None, came: Micros, now: Micros, turn: Micros, pace: Micros) -> Micros:
+        """After how long somebody who is refused now is to come back; who tries again before its time has that time.
 
-    def expect(self, caller: Hashable | None, place: int, now: Micros, told: Micros) -> None:
-        """Somebody in that place is told to come back after a time."""
-        if not self.size:
-            self.first = now + told
-        self.last = max(self.last, now + told)
-        self.size = max(self.size, place + 1)
-        if caller is not None and (len(self._places) < KNOWN or caller in self._places):
-            self._places[caller] = place, now
+        Args:
+            caller: who it is, if that is known.
+            came: the instant at which it did.
+            now: the instant.
+            turn: the delay until its own turn.
+            pace: of the lane.
+        """
+        due, told = self._known.get(caller, (now, now))
+        again = due > now and came - told >= AGAIN
+        if again:
+            delay = max(turn, due - now)
+        else:
+            delay = spread(turn, self._due[0] - now, pace, len(self._due)) if self._due else turn
+            if len(self._due) < KNOWN:
+                insort(self._due, now + delay)
+        if caller is not None and (again or len(self._known) < KNOWN):
+            self._known[caller] = now + delay, now
+        return delay
 
 
 def pace(pool: Pool, limits: Iterable[int], quotas: int, part: tuple[int, int]) -> Micros:
@@ -87,9 +92,9 @@ def spread(turn: Micros, first: Micros, pace: Micros, crowd: int) -> Micros:
 
     Args:
         turn: until its own turn.
-        first: until the first of a crowd that was told to come back does; below zero when it has.
+        first: until the first of a crowd that was told to come back does.
         pace: of the lane.
-        crowd: how many of it were told.
+        crowd: how many of it are expected.
     """
     if crowd < FEW:
         return turn

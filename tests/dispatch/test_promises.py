@@ -102,24 +102,42 @@ async def test_who_tries_again_and_again_pushes_nobody_back() -> None:
 
 
 def test_a_crowd_that_asks_the_like_at_once_is_one_all_the_same() -> None:
-    """They may come from one machine: who comes within a moment of another has a place of its own."""
+    """They may come from one machine: who comes within a moment of another is expected beside it."""
     crowd = Crowd()
     for number, now in enumerate((0, AGAIN // 2, AGAIN)):
-        assert crowd.place("same", now) == number
-        crowd.expect("same", number, now, SECOND)
-    assert crowd.place("same", 2 * AGAIN) == 2
-    assert crowd.place("other", 2 * AGAIN) == crowd.place(None, 2 * AGAIN) == 3
-    assert crowd.expected(SECOND)
-    assert not crowd.expected(SECOND + AGAIN)
-    assert crowd.place("same", SECOND + AGAIN) == 0
+        assert crowd.expected(now) == number
+        assert crowd.tell("same", now, now, 5 * SECOND, SECOND) == 5 * SECOND
+    assert crowd.tell("same", 2 * AGAIN, 2 * AGAIN, SECOND, SECOND) == 5 * SECOND - AGAIN
+    assert crowd.expected(2 * AGAIN) == 3
+    assert crowd.tell("other", 2 * AGAIN, 2 * AGAIN, SECOND, SECOND) == SECOND
+    assert crowd.tell(None, 2 * AGAIN, 2 * AGAIN, SECOND, SECOND) == SECOND
+    assert crowd.expected(2 * AGAIN) == 5
+
+
+def test_who_tries_again_is_told_its_own_turn_when_that_has_become_later() -> None:
+    """And whoever comes when it was told is one more who is refused."""
+    crowd = Crowd()
+    assert crowd.tell("a", 0, 0, 5 * SECOND, SECOND) == 5 * SECOND
+    assert crowd.tell("a", SECOND, SECOND, 6 * SECOND, SECOND) == 6 * SECOND
+    assert crowd.tell("a", 2 * SECOND, 2 * SECOND, SECOND, SECOND) == 5 * SECOND
+    assert crowd.expected(4 * SECOND) == 1
+    assert crowd.tell("a", 7 * SECOND, 7 * SECOND, SECOND, SECOND) == SECOND
+
+
+def test_nobody_is_expected_any_more_when_its_time_has_come() -> None:
+    """Whether it has come or not: places become free one after another."""
+    crowd = Crowd()
+    for number in range(2 * FEW):
+        crowd.tell(number, 0, 0, 5 * SECOND, SECOND)
+    assert crowd.expected(5 * SECOND - 1) == 2 * FEW
+    assert [crowd.expected((5 + seconds) * SECOND) for seconds in (0, FEW, 2 * FEW)] == [FEW, FEW - 1, 0]
 
 
 def test_so_many_callers_are_remembered() -> None:
-    """Those beyond have new places each time; those that are known keep theirs."""
+    """Those beyond are expected by nobody, and told their time anew each time."""
     crowd = Crowd()
     for number in range(KNOWN + 1):
-        crowd.expect(number, number, 0, SECOND)
-    assert crowd.place(KNOWN - 1, AGAIN) == KNOWN - 1
-    assert crowd.place(KNOWN, AGAIN) == KNOWN + 1
-    crowd.expect(0, 0, AGAIN, SECOND)
-    assert crowd.place(0, 2 * AGAIN) == 0
+        crowd.tell(number, 0, 0, 5 * SECOND, 0)
+    assert crowd.expected(AGAIN) == KNOWN
+    assert crowd.tell(KNOWN - 1, AGAIN, AGAIN, SECOND, 0) == 5 * SECOND - AGAIN
+    assert crowd.tell(KNOWN, AGAIN, AGAIN, SECOND, 0) == SECOND
