@@ -122,6 +122,7 @@ def test_who_tries_again_is_told_its_own_turn_when_that_has_become_later() -> No
     assert crowd.tell("a", 2 * SECOND, 2 * SECOND, SECOND, SECOND) == 5 * SECOND
     assert crowd.expected(4 * SECOND) == 1
     assert crowd.tell("a", 7 * SECOND, 7 * SECOND, SECOND, SECOND) == SECOND
+    assert crowd.expected(7 * SECOND) == 1
 
 
 def test_nobody_is_expected_any_more_when_its_time_has_come() -> None:
