@@ -44,6 +44,7 @@ class Loan(NamedTuple):
 
     quota: str
     need: Need
+    client: str
     replica: str
 
 

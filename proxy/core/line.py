@@ -247,21 +247,26 @@ class Rehearsal:
         first = played.first()
         return (first[0] + played.lift, first[1]) if first else None
 
-    def serve(self, need: Need, client: str) -> str:
-        """Play one request of that client served; returns the replica whose it is."""
+    def waits(self, need: Need, client: str, replica: str) -> bool:
+        """Whether a request of that client still waits in that replica."""
+        group = self._line.groups.get(need)
+        return group is not None and self._played(need).waits(client, replica)
+
+    def serve(self, need: Need, client: str, replica: str | None = None) -> str:
+        """Play one request of that client served, in that replica or in whose turn it is; returns the replica."""
         share, played = self._line.share(client), self._played(need)
         tag = played.tag(client)
         played.lift = max(played.lift, self._now - LAG * share.cost - tag)
         start = tag + played.lift
         self._now = max(self._now, start)
-        replica = played.take(client)
+        owner = played.take(client, replica)
         for each in share.needs:
             other = self._played(each)
             if each != need:
                 self._forgive(other)
             other.move(client, start + share.cost - other.lift)
         self.waiting -= 1
-        return replica
+        return owner
 
     def _played(self, need: Need) -> "_Played":
         played = self._groups.get(need)
@@ -314,15 +319,23 @@ class _Played:
         """Put a client behind; a tag never goes back."""
         self._tags[client] = max(self.tag(client), tag)
 
-    def take(self, client: str) -> str:
-        """One request of a client is served; returns the replica whose it is."""
+    def waits(self, client: str, replica: str) -> bool:
+        """Whether a request of a client still waits in a replica."""
+        rows = self._rows.get(client)
+        if rows is None:
+            return replica in self._group.rows.get(client, ())
+        return any(owner == replica for owner, _ in rows)
+
+    def take(self, client: str, replica: str | None) -> str:
+        """One request of a client is served, in a replica or in the next one; returns which."""
         rows = self._rows.get(client)
         if rows is None:
             rows = self._rows[client] = list(self._group.rows[client].items())
-        replica, waiting = rows.pop(0)
+        at = next(at for at, (owner, _) in enumerate(rows) if replica in (None, owner))
+        owner, waiting = rows.pop(at)
         if waiting > 1:
-            rows.append((replica, waiting - 1))
-        return replica
+            rows.append((owner, waiting - 1))
+        return owner
 
     def _waits(self, client: str) -> bool:
         return client not in self._rows or bool(self._rows[client])
