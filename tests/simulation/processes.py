@@ -162,7 +162,8 @@ class Process(asyncio.AbstractEventLoop):
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        self.universe.schedule(self._true(when), self, handle)
+        passed = self.universe.now + 1  # time passes for whoever waits, however short
+        self.universe.schedule(max(self._true(when), passed), self, handle)
         return handle
 
     def create_future(self) -> "asyncio.Future[Any]":
