@@ -47,11 +47,19 @@ class Authority:
         self.pem = folder / f"{name}.pem"
         own = self._builder(self._name, self._key.public_key())
         own = own.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        usage = dict.fromkeys(
+            ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+             "encipher_only", "decipher_only"), False,
+        )  # fmt: skip
+        own = own.add_extension(x509.KeyUsage(**usage, key_cert_sign=True, crl_sign=True), critical=True)
         self.pem.write_bytes(own.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         builder = x509.CertificateBuilder(self._name, subject, key, x509.random_serial_number())
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         return builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
 
     def issue(

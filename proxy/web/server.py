@@ -13,7 +13,7 @@ from proxy.core.errors import StartError
 from proxy.core.events import Observer
 from proxy.web.bounds import Bounds
 from proxy.web.connections import Connections, Handler
-from proxy.web.sockets import keeping_path, unix_socket, why
+from proxy.web.sockets import KEEPING_PATH, unix_socket, why
 
 _BACKLOG = 1024
 _SOCKET_MODE = 0o660
@@ -121,9 +121,8 @@ class Listener:
 
     async def _at_socket(self, sock: socket.socket, tls: ssl.SSLContext | None) -> asyncio.Server:
         assert self._protocols is not None
-        loop = asyncio.get_running_loop()
-        return await loop.create_unix_server(
-            self._protocols, sock=sock, backlog=_BACKLOG, **self._secured(tls), **keeping_path(loop)
+        return await asyncio.get_running_loop().create_unix_server(
+            self._protocols, sock=sock, backlog=_BACKLOG, **self._secured(tls), **KEEPING_PATH
         )
 
     async def _at_port(self, address: TcpListener) -> asyncio.Server:

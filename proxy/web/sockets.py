@@ -1,6 +1,5 @@
 """Sockets of the file system to listen on, and what keeps a process from listening."""
 
-import asyncio
 import errno
 import os
 import socket
@@ -35,13 +34,9 @@ def unix_socket(path: Path, mode: int) -> socket.socket:
     return sock
 
 
-def keeping_path(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
-    """What `create_unix_server` has to be told so that the end of a server does not remove its socket's path.
-
-    asyncio does so from Python 3.13 on; uvloop neither does it nor knows the argument.
-    """
-    removes = isinstance(loop, asyncio.BaseEventLoop) and sys.version_info >= (3, 13)
-    return {"cleanup_socket": False} if removes else {}
+KEEPING_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+"""What `create_unix_server` has to be told so that the end of a server does not remove its socket's path, as it does
+from Python 3.13 on."""
 
 
 def _make_room(path: Path) -> None:

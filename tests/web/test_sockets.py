@@ -3,12 +3,14 @@ import errno
 import os
 import socket
 import stat
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
-from proxy.web.sockets import keeping_path, unix_socket, why
+from proxy.web.sockets import KEEPING_PATH, unix_socket, why
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
@@ -64,7 +66,16 @@ def test_an_error_says_what_to_do(number: int, text: str) -> None:
     assert text in why(OSError(number, os.strerror(number)))
 
 
-async def test_the_end_of_a_server_leaves_its_path() -> None:
-    """Whoever made the socket removes it; asyncio would do so by itself from Python 3.13 on."""
-    told = keeping_path(asyncio.get_running_loop())
-    assert told == ({"cleanup_socket": False} if sys.version_info >= (3, 13) else {})
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_the_end_of_a_server_leaves_its_path(loop: Callable[[Any], None], tmp_path: Path) -> None:
+    """Whoever made the socket removes it; both loops would do so by themselves from Python 3.13 on."""
+    path = tmp_path / "proxy.sock"
+
+    async def scenario() -> None:
+        make = asyncio.get_running_loop().create_unix_server
+        server = await make(asyncio.Protocol, sock=unix_socket(path, 0o600), **KEEPING_PATH)
+        server.close()
+        await server.wait_closed()
+        assert path.exists()
+
+    loop(scenario())
