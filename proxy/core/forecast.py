@@ -44,7 +44,6 @@ class Loan(NamedTuple):
 
     quota: str
     need: Need
-    client: str
     replica: str
 
 

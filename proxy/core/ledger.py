@@ -6,14 +6,12 @@ what a replica has seen, or whose clock ran ahead, begins an era: who knows anot
 nothing is dealt before all had the time to, for whoever comes first cannot know how many they are. A state that is new
 is taken for lost when somebody turns out to know another one). `core.buckets` keeps 1, 2 and 9.
 
-Tokens that fall to a lane of another replica are left for it: it is woken, and fetches them in its own exchange, even
-if somebody comes meanwhile whose turn is earlier, for others were served behind it already; a replica that does not
-come back within its grace holds no place any longer.
+Tokens that fall to a lane of another replica are left for it: it is woken, and fetches them in its own exchange; a
+replica that does not come back within its grace holds no place any longer.
 
 `stores/exchange.lua` follows this text; a differential test drives both.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 
@@ -90,8 +88,6 @@ class Ledger:
         self._words: SortedSet[str, Micros] = SortedSet()
         self._members: dict[str, Member] = {}
         self._terms: SortedSet[str, Micros] = SortedSet()
-        self._lent: list[Loan] = []
-        """What was left for others by the last dealing, in its order."""
 
     def exchange(self, time: Micros, run: str, call: Call, *, most: int = DEAL) -> Reply:
         """Answer a letter. `time` is the store's clock; `run` names the life of the store's process.
@@ -118,8 +114,6 @@ class Ledger:
         forecast = self._foretell(now, rehearsal, dealt)
         for place in dealt.served:  # only now, for the rehearsal looks at the line as it was
             self.line.serve(call.replica, place)
-        if not dealt.lent:
-            self.line.level()
         told = self._tell(now, call, lanes, dealt, forecast)
         return Reply(
             self.era,
@@ -236,32 +230,22 @@ class Ledger:
         if self._waits_for_words(now):
             dealt.stopped = self._hold
             return dealt
-        for need_, client, quota, promised in self._choices(rehearsal):
+        queue = self._queue(rehearsal)
+        while choice := self._choose(rehearsal, queue):
             if len(dealt.grants) + len(dealt.lent) == most:
                 dealt.stopped = now
                 break
-            owner = rehearsal.serve(need_, client, promised)
+            need_, client, quota = choice
+            owner = rehearsal.serve(need_, client)
             if owner == call.replica:
                 place = Place(client, need_)
                 dealt.grants.append(self._grant(now, call.replica, lanes[place], place, quota))
                 dealt.served.append(place)
             else:
                 self.buckets.lend(quota, need_.limits, now)
-                dealt.lent.append(Loan(quota, need_, client, owner))
-        self._lent = dealt.lent
+                dealt.lent.append(Loan(quota, need_, owner))
         self._members[call.replica].granted = tuple([grant.lease for grant in dealt.grants])
         return dealt
-
-    def _choices(self, rehearsal: Rehearsal) -> Iterator[tuple[Need, str, str, str | None]]:
-        """Who is next, on which quota: first those that tokens were left for, in their replicas; then by tag."""
-        for loan in self._lent:
-            if rehearsal.waits(loan.need, loan.client, loan.replica):
-                quota = self.buckets.best(loan.need)
-                if quota is not None:
-                    yield loan.need, loan.client, quota, loan.replica
-        queue = self._queue(rehearsal)
-        while choice := self._choose(rehearsal, queue):
-            yield *choice, None
 
     def _queue(self, rehearsal: Rehearsal) -> list[Candidate]:
         """Of each need the client whose turn it is, if anything can serve it; a heap, the first of all on top.

@@ -70,8 +70,6 @@ class Line:
         self.groups: dict[Need, Group] = {}
         self.now = 0
         """The pool's virtual time."""
-        self._level = 0
-        """That time when nothing was left for anybody to fetch: whoever is behind it could not be served."""
         self._shares: dict[str, Share] = {}
         self._idle: SortedSet[str, int] = SortedSet()
         """Clients that do not wait, by tag; forgotten when the virtual time has passed it."""
@@ -101,7 +99,7 @@ class Line:
         while (idle := self._idle.first()) and idle[0] <= self.now:
             del self._shares[self._idle.pop_first()[1]]
         if not self.groups and self.now > ROLLOVER:
-            self.now = self._level = 0
+            self.now = 0
             self._shares.clear()
             self._idle = SortedSet()
 
@@ -136,7 +134,7 @@ class Line:
             share.tag = max(share.tag, self.now)
             self._idle.remove(place.client)
         elif place.need not in share.needs:
-            share.tag = max(share.tag, self.lag(share))
+            share.tag = max(share.tag, self.now - LAG * share.cost)
         if share.weight != weight:
             for need in share.needs:
                 self.groups[need].weight += weight - share.weight
@@ -184,7 +182,7 @@ class Line:
         share = self._shares[place.client]
         group = self.groups[place.need]
         tag = group.clients.score(place.client) or 0
-        group.lift = max(group.lift, self.lag(share) - tag)
+        group.lift = max(group.lift, self.now - LAG * share.cost - tag)
         start = tag + group.lift
         self.now = max(self.now, start)
         share.tag = start + share.cost
@@ -213,15 +211,7 @@ class Line:
         first = group.clients.first()
         if first:
             tag, client = first
-            group.lift = max(group.lift, self.lag(self._shares[client]) - tag)
-
-    def lag(self, share: Share) -> int:
-        """The tag of a client that is as far behind as it may be."""
-        return self._level - LAG * share.cost
-
-    def level(self) -> None:
-        """Nothing is left for anybody to fetch: everybody who could be served was."""
-        self._level = self.now
+            group.lift = max(group.lift, self.now - LAG * self._shares[client].cost - tag)
 
     def refund(self, client: str) -> None:
         """A lease came back unsent: its client is charged nothing."""
@@ -244,6 +234,7 @@ class Rehearsal:
 
     def __init__(self, line: Line) -> None:
         self._line = line
+        self._now = line.now
         self._groups: dict[Need, _Played] = {}
         self.needs: list[Need] = sorted(line.groups)
         """The needs that somebody waits with."""
@@ -256,25 +247,21 @@ class Rehearsal:
         first = played.first()
         return (first[0] + played.lift, first[1]) if first else None
 
-    def waits(self, need: Need, client: str, replica: str) -> bool:
-        """Whether a request of that client still waits in that replica."""
-        group = self._line.groups.get(need)
-        return group is not None and self._played(need).waits(client, replica)
-
-    def serve(self, need: Need, client: str, replica: str | None = None) -> str:
-        """Play one request of that client served, in that replica or in whose turn it is; returns the replica."""
+    def serve(self, need: Need, client: str) -> str:
+        """Play one request of that client served; returns the replica whose it is."""
         share, played = self._line.share(client), self._played(need)
         tag = played.tag(client)
-        played.lift = max(played.lift, self._line.lag(share) - tag)
+        played.lift = max(played.lift, self._now - LAG * share.cost - tag)
         start = tag + played.lift
-        owner = played.take(client, replica)
+        self._now = max(self._now, start)
+        replica = played.take(client)
         for each in share.needs:
             other = self._played(each)
             if each != need:
                 self._forgive(other)
             other.move(client, start + share.cost - other.lift)
         self.waiting -= 1
-        return owner
+        return replica
 
     def _played(self, need: Need) -> "_Played":
         played = self._groups.get(need)
@@ -286,7 +273,7 @@ class Rehearsal:
         first = played.first()
         if first:
             tag, client = first
-            played.lift = max(played.lift, self._line.lag(self._line.share(client)) - tag)
+            played.lift = max(played.lift, self._now - LAG * self._line.share(client).cost - tag)
 
 
 class _Played:
@@ -327,23 +314,15 @@ class _Played:
         """Put a client behind; a tag never goes back."""
         self._tags[client] = max(self.tag(client), tag)
 
-    def waits(self, client: str, replica: str) -> bool:
-        """Whether a request of a client still waits in a replica."""
-        rows = self._rows.get(client)
-        if rows is None:
-            return replica in self._group.rows.get(client, ())
-        return any(owner == replica for owner, _ in rows)
-
-    def take(self, client: str, replica: str | None) -> str:
-        """One request of a client is served, in a replica or in the next one; returns which."""
+    def take(self, client: str) -> str:
+        """One request of a client is served; returns the replica whose it is."""
         rows = self._rows.get(client)
         if rows is None:
             rows = self._rows[client] = list(self._group.rows[client].items())
-        at = next(at for at, (owner, _) in enumerate(rows) if replica in (None, owner))
-        owner, waiting = rows.pop(at)
+        replica, waiting = rows.pop(0)
         if waiting > 1:
-            rows.append((owner, waiting - 1))
-        return owner
+            rows.append((replica, waiting - 1))
+        return replica
 
     def _waits(self, client: str) -> bool:
         return client not in self._rows or bool(self._rows[client])

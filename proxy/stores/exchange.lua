@@ -127,24 +127,23 @@ local STATE = key('state')
 local NUMBERS = {
   'tick', 'leases', 'shift', 'now', 'lost', 'hold', 'trip', 'bound', 'uses', 'strangers', 'virtual', 'stamp', 'kept',
   'life',
-  'shared', 'level',
+  'shared',
 }
 local state = {}
 do
-  local stored = redis_call('HMGET', STATE, 'era', 'run', 'lent', unpack(NUMBERS))
+  local stored = redis_call('HMGET', STATE, 'era', 'run', unpack(NUMBERS))
   state.era = stored[1] or ''
   state.run = stored[2] or ''
   for index, name in ipairs(NUMBERS) do
-    state[name] = tonumber(stored[index + 3] or 0)
+    state[name] = tonumber(stored[index + 2] or 0)
   end
-  state.lent = stored[3] or ''
-  if not stored[10] then
+  if not stored[9] then
     state.trip = TRIP_START
   end
 end
 
 local function save()
-  local fields = { 'era', state.era, 'run', state.run, 'lent', state.lent }
+  local fields = { 'era', state.era, 'run', state.run }
   for _, name in ipairs(NUMBERS) do
     fields[#fields + 1] = name
     fields[#fields + 1] = text(state[name])
@@ -1085,14 +1084,9 @@ local function lift_of(need)
   return lifts[need]
 end
 
--- The tag of a client that is as far behind as it may be.
-local function lag(share)
-  return state.level - LAG * cost_of(share)
-end
-
 -- Leave a client with that tag no more than `LAG` requests behind, and everybody in its group as far from it as before.
 local function lift(need, tag, share)
-  local least = lag(share) - tag
+  local least = state.virtual - LAG * cost_of(share) - tag
   if least > lift_of(need) then
     lifts[need] = least
     redis_call('HSET', key('groups'), 'lift ' .. need, text(least))
@@ -1147,7 +1141,7 @@ local function set_place(replica, client, need, weight, waiting)
     share.tag = max(share.tag, state.virtual)
     redis_call('ZREM', key('idle'), client)
   elseif not contains(names, need) then
-    share.tag = max(share.tag, lag(share))
+    share.tag = max(share.tag, state.virtual - LAG * cost_of(share))
   end
   if share.weight ~= weight then
     for _, name in ipairs(names) do
@@ -1291,7 +1285,6 @@ local function expire(now)
   end
   if state.virtual > ROLLOVER and redis_call('EXISTS', key('lines')) == 0 then
     state.virtual = 0
-    state.level = 0
     redis_call('DEL', key('shares'), key('idle'))
     shares = {}
   end
@@ -1461,7 +1454,7 @@ local function first_in(need)
 end
 
 local function lift_played(played, tag, share)
-  played.lift = max(played.lift, lag(share) - tag)
+  played.lift = max(played.lift, rehearsal.virtual - LAG * cost_of(share) - tag)
 end
 
 local function needs_in_play(client)
@@ -1473,38 +1466,21 @@ local function needs_in_play(client)
   return names
 end
 
-local function rows_in_play(need, client)
-  local played = played_of(need)
-  if not played.rows[client] then
-    played.rows[client] = rows_of(need, client)
-    played.rows[client].first = 1
-  end
-  return played.rows[client]
-end
-
--- Where in its rows the next request of a client stands, or that of one replica; nil when none waits there.
-local function row_at(rows, owner)
-  for index = rows.first, #rows do
-    if not owner or rows[index][1] == owner then
-      return index
-    end
-  end
-end
-
--- Play one request of that client served, in that replica or in whose turn it is; returns the replica.
-local function rehearse(need, client, owner)
+-- Play one request of that client served; returns the replica whose it is.
+local function rehearse(need, client)
   local share, played = share_of(client), played_of(need)
   local tag = played.tags[client] or tag_in(need, client)
   lift_played(played, tag, share)
   local start = tag + played.lift
-  local rows = rows_in_play(need, client)
-  local at = row_at(rows, owner)
-  local row = rows[at]
-  if at == rows.first then
-    rows.first = at + 1
-  else
-    table.remove(rows, at)
+  rehearsal.virtual = max(rehearsal.virtual, start)
+  local rows = played.rows[client]
+  if not rows then
+    rows = rows_of(need, client)
+    rows.first = 1
+    played.rows[client] = rows
   end
+  local row = rows[rows.first]
+  rows.first = rows.first + 1
   if row[2] > 1 then
     rows[#rows + 1] = { row[1], row[2] - 1 }
   end
@@ -1971,65 +1947,34 @@ local function choose(heap)
     local quota = best(need)
     local first = quota and first_in(need.name)
     if first and first[1] == tag and first[2] == client then
-      return need, client, quota
+      return number, need, client, quota
     end
     pop(heap, precedes)
     if first then
       push(heap, { first[1], first[2], number, need }, precedes)
       if heap[1][3] == number then
-        return need, first[2], quota
+        return number, need, first[2], quota
       end
     end
   end
 end
 
--- Whom tokens were left for by the last dealing, in its order.
-local function promises()
-  local found = {}
-  for _, field in ipairs(split(state.lent, '\n')) do
-    local owner, client, need = string.match(field, '^([^ ]*) ([^ ]*) ([^ ]*)$')
-    found[#found + 1] = { field = field, owner = owner, client = client, need = need }
-  end
-  return found
-end
-
--- The next of them that still waits and can be served: its need, client, quota and replica.
-local function next_promise(promised)
-  while promised.first <= #promised do
-    local one = promised[promised.first]
-    promised.first = promised.first + 1
-    if waiting_of(one.field) > 0 and row_at(rows_in_play(one.need, one.client), one.owner) then
-      local need = need_of(one.need)
-      local quota = best(need)
-      if quota then
-        return need, one.client, quota, one.owner
-      end
-    end
-  end
-end
-
--- Returns grants {lease, client, need, quota, probe}, loans {quota, need, replica, place}, and until when it was broken
--- off.
+-- Returns grants {lease, client, need, quota, probe}, loans {quota, need, replica}, and until when it was broken off.
 local function deal(now, names)
   local grants, lent = {}, {}
   if waits_for_words(now) then
     return grants, lent, state.hold
   end
-  local promised, heap = promises(), nil
-  promised.first = 1
+  local heap = candidates(names)
   while true do
-    local need, client, quota, owner = next_promise(promised)
-    if not need then
-      heap = heap or candidates(names)
-      need, client, quota = choose(heap)
-    end
-    if not need then
+    local number, need, client, quota = choose(heap)
+    if not number then
       return grants, lent, nil
     end
     if #grants + #lent == DEAL then
       return grants, lent, now
     end
-    owner = rehearse(need.name, client, owner)
+    local owner = rehearse(need.name, client)
     if owner == replica then
       state.leases = state.leases + 1
       local lease = text(state.leases)
@@ -2037,7 +1982,7 @@ local function deal(now, names)
       grants[#grants + 1] = { lease, client, need.name, quota, probe }
     else
       lend(quota, need.limits, now)
-      lent[#lent + 1] = { quota, need, owner, place_field(owner, client, need.name) }
+      lent[#lent + 1] = { quota, need, owner }
     end
   end
 end
@@ -2135,6 +2080,7 @@ local function exchange()
   tidy(view)
   remember(replica, call.demands, view)
 
+  rehearsal.virtual = state.virtual
   local names = redis_call('ZRANGE', key('lines'), 0, -1)
   for _, name in ipairs(names) do
     rehearsal.waiting = rehearsal.waiting + (group_of(name))
@@ -2143,14 +2089,9 @@ local function exchange()
   if not stopped and rehearsal.waiting > 0 then
     foretell(now, names, lent)
   end
-  local left_for = {}
-  for index, loan in ipairs(lent) do
+  for _, loan in ipairs(lent) do
     lend(loan[1], loan[2].limits, nil)
     forecast.first[loan[3]] = now
-    left_for[index] = loan[4]
-  end
-  if not waits_for_words(now) then
-    state.lent = table.concat(left_for, '\n')
   end
   local numbers = {}
   for index, demand in ipairs(call.demands) do
@@ -2164,9 +2105,6 @@ local function exchange()
     granted[index] = { lease, numbers[place_field(replica, client, need)], grant[4], grant[5] and 1 or 0 }
   end
   keep_member(leases)
-  if #lent == 0 then
-    state.level = state.virtual
-  end
 
   local told = {}
   local still = redis_call('ZRANGE', key('lines'), 0, -1)

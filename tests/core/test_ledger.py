@@ -149,20 +149,6 @@ def test_a_probe_is_left_for_whose_turn_it_is() -> None:
     check_conservation(world.ledger)
 
 
-def test_what_is_left_for_a_replica_goes_to_nobody_who_comes_meanwhile() -> None:
-    """Law 4: others were served behind it already, so it does not wait again for a client with more weight."""
-    world = World.of(pool(1, limit(4, SECOND)))
-    world.weights = {"heavy": 10}
-    world.call("far", *world.spend(*world.ask(4, lane("c"), "far").grants))
-    for replica, client in (("far", "c"), ("third", "heavy"), ("near", "b")):
-        again = world.ask(4 if client == "b" else 1, lane(client), replica).again
-    world.pass_(again or 0)
-    assert len(world.call("near").grants) == 2
-    assert not world.ask(3, lane("heavy"), "fourth").grants
-    assert [grant.lane.client for grant in world.call("far").grants] == ["c"]
-    assert [grant.lane.client for grant in world.call("third").grants] == ["heavy"]
-
-
 def test_nothing_is_left_of_a_limit_that_is_gone() -> None:
     """Once nobody's terms name it and its last token is back, however that came back."""
     world = World.of(pool(1, limit(2)))
