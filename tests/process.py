@@ -400,7 +400,10 @@ class Keyturn:
 
     async def sends_away(self) -> bool:
         """Whether callers that come now are told to go elsewhere; asked for what is never forwarded."""
-        reply = await self.ask(request("/me", method="TRACE"))
+        try:
+            reply = await self.ask(request("/me", method="TRACE"))
+        except ConnectionError:  # it connected as the drain began, and was idle yet
+            return False
         assert (reply.status, reply.error) in {(405, "methodNotAllowed"), (503, "shuttingDown")}
         return reply.status == 503
 
