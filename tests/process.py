@@ -402,7 +402,7 @@ class Keyturn:
         """Whether callers that come now are told to go elsewhere; asked for what is never forwarded."""
         try:
             reply = await self.ask(request("/me", method="TRACE"))
-        except ConnectionError:  # it connected as the drain began, and was idle yet
+        except (ConnectionError, EOFError):  # it connected as the drain began, and was idle yet
             return False
         assert (reply.status, reply.error) in {(405, "methodNotAllowed"), (503, "shuttingDown")}
         return reply.status == 503
