@@ -400,10 +400,7 @@ class Keyturn:
 
     async def sends_away(self) -> bool:
         """Whether callers that come now are told to go elsewhere; asked for what is never forwarded."""
-        try:
-            reply = await self.ask(request("/me", method="TRACE"))
-        except (ConnectionError, EOFError):  # it connected as the drain began, and was idle yet
-            return False
+        reply = await self.ask(request("/me", method="TRACE"))
         assert (reply.status, reply.error) in {(405, "methodNotAllowed"), (503, "shuttingDown")}
         return reply.status == 503
 

@@ -24,6 +24,8 @@ _BUFFER = 2**16
 """Bytes of a body that are read ahead, for each request that waits for its turn; at most twice as many."""
 _LINGER = 2.0
 """Seconds for which what a refused caller still sends is thrown away."""
+_FIRST = 1.0
+"""Seconds that a connection has for its first request when we leave: its caller could not know that we would."""
 _END_OF_HEAD = b"\r\n\r\n"
 _NO_LOG: Any = None
 """In place of aiohttp's log of requests, which shows queries."""
@@ -39,8 +41,8 @@ class Connection(web.RequestHandler):
     """
 
     __slots__ = (
-        "_bounds", "_deaf", "_ends", "_head", "_head_timer", "_held", "_left", "_length", "_owner", "_reading", "_seam",
-        "_watched", "_wire", "_write_timer", "late", "peer",
+        "_bounds", "_deaf", "_ends", "_head", "_head_timer", "_held", "_left", "_length", "_made", "_owner", "_reading",
+        "_seam", "_watched", "_wire", "_write_timer", "late", "peer",
     )  # fmt: skip
 
     def __init__(self, owner: "Connections", bounds: Bounds, loop: asyncio.AbstractEventLoop) -> None:
@@ -69,6 +71,7 @@ class Connection(web.RequestHandler):
         self._msg_queue_resume_size = bounds.pipelined // 2
         self._owner = owner
         self._bounds = bounds
+        self._made = loop.time()
         self._wire: asyncio.Transport | None = None
         """The transport until it is closed; `transport` is let go of when it begins to close."""
         self._deaf = False
@@ -99,6 +102,23 @@ class Connection(web.RequestHandler):
     def idle(self) -> bool:
         """Whether it waits for a request, its first or its next."""
         return not self._request_count or (self._waiter is not None and not self._waiter.done())
+
+    def retire(self) -> None:
+        """Close it now if it is idle, else behind its answer; a request on its way to a new connection is awaited."""
+        if self._head or not self.idle:
+            return
+        left = self._made + _FIRST - self._loop.time()
+        if self._request_count or self._ends or left <= 0:
+            self.force_close()
+        elif self._head_timer is None:
+            self._head_timer = self._loop.call_later(left, self._first_is_late)
+
+    def _first_is_late(self) -> None:
+        self._head_timer = None
+        if not self._head:
+            self.force_close()
+        else:
+            self._head_timer = self._loop.call_later(self._bounds.head_time, self._head_is_late)
 
     # From its beginning to its end
 

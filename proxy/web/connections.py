@@ -129,8 +129,7 @@ class Connections(web.Server):
         """Close idle connections now and the others behind their answers; nobody waits for those that still come."""
         self.retired = True
         for handler in list(self._open):
-            if handler.idle:
-                handler.force_close()
+            handler.retire()
         for handler in list(self._turned_away):
             handler.force_close()
 

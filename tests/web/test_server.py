@@ -16,6 +16,7 @@ from proxy.core.errors import StartError
 from proxy.core.http import Answer, Request
 from proxy.tasks import spawn
 from proxy.web.bounds import Bounds
+from proxy.web.connection import _FIRST
 from proxy.web.relay import KEPT, write
 from proxy.web.server import Listener
 from tests.web.callers import Gateway, World, an_answer, get
@@ -129,15 +130,18 @@ async def test_stopping_lets_requests_come_to_their_end() -> None:
     """No new connection is taken, idle ones are closed, and a request under way is the last on its own."""
     go_on, waiting = asyncio.Event(), asyncio.Event()
 
-    async def reply(_: Request) -> Answer:
-        waiting.set()
-        await go_on.wait()
+    async def reply(request: Request) -> Answer:
+        if request.path == "/slow":
+            waiting.set()
+            await go_on.wait()
         return an_answer(b"ok")
 
     async with World(gateway=Gateway(reply)).running() as world:
         idle, idle_writer = await world.connect()
+        idle_writer.write(get(close=False))
+        assert (await idle.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200 ")
         busy, busy_writer = await world.connect()
-        busy_writer.write(get(close=False))
+        busy_writer.write(get(b"/slow", close=False))
         await waiting.wait()
         await world.listener.stop_accepting()
         assert await idle.read() == b""
@@ -168,6 +172,43 @@ async def test_a_listener_that_has_retired_answers_who_still_comes() -> None:
         assert world.listener.connections == 0
         assert await silent.read() == b""
         silent_writer.close()
+
+
+@pytest.mark.parametrize("before", [0, 9], ids=["nothing", "a part of a head"])
+async def test_a_request_on_its_way_to_a_new_connection_is_answered_while_stopping(before: int) -> None:
+    """Its caller connected before it could know; the answer is the last on the connection."""
+    async with World().running() as world:
+        reader, writer = await world.connect()
+        request = get(close=False)
+        writer.write(request[:before])
+        while not world.listener.connections:  # real sockets: a few turns of the loop
+            await asyncio.sleep(0)
+        stopping = spawn(world.listener.stop(60), name="stopping", owner=set())
+        await asyncio.sleep(0)
+        writer.write(request[before:])
+        assert (await reader.read()).endswith(b"\r\n\r\nok")
+        await stopping
+        writer.close()
+
+
+async def test_a_new_connection_on_which_no_request_comes_does_not_hold_stopping_up() -> None:
+    """It is closed a moment after it was made, and one that is older at once."""
+    async with World().running() as world:
+        old, old_writer = await world.connect()
+        while not world.listener.connections:  # real sockets: a few turns of the loop
+            await asyncio.sleep(0)
+        await asyncio.sleep(_FIRST)
+        new, new_writer = await world.connect()
+        while world.listener.connections < 2:
+            await asyncio.sleep(0)
+        await world.listener.stop_accepting()
+        assert await old.read() == b""
+        assert world.listener.connections == 1
+        await world.listener.quiet(60)
+        assert world.listener.connections == 0
+        assert await new.read() == b""
+        old_writer.close()
+        new_writer.close()
 
 
 async def test_an_upload_under_way_is_read_to_its_end_while_stopping() -> None:
