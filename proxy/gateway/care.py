@@ -25,6 +25,9 @@ from proxy.tasks import finish, spawn
 ASK_WITHIN: Micros = 90 * SECOND
 """How long an asking may wait for its token: more than a usual window."""
 
+VERDICT_WITHIN: Micros = 2 * SECOND
+"""How long a request waits for what is found out about its key, if another key may serve it meanwhile."""
+
 ANSWER_WITHIN = 30.0
 """Seconds for the answer."""
 
@@ -68,12 +71,24 @@ class Care:
             desk.dispatch.heed()
             self._ask(desk, name)
         passage.end_lease()
-        await self._wait(desk, name, passage.ticket.deadline)
-        if health.usable(name) or health.suspected(name):
+        elsewhere = self._may_go_elsewhere(desk, passage)
+        deadline = passage.ticket.deadline
+        await self._wait(desk, name, min(deadline, self._means.clock() + VERDICT_WITHIN) if elsewhere else deadline)
+        if health.usable(name) or (health.suspected(name) and not elsewhere):
             return Relay(heard.answer)
+        passage.doubts += health.suspected(name)
         if not passage.replayable:
             raise NoKey("The key of this request turned out dead; nothing was processed. Send it again.", retry_after=1)
         return Again("dead_key")
+
+    def _may_go_elsewhere(self, desk: Desk, passage: Passage) -> bool:
+        """Whether a request may go on with another key before it is known how its own is.
+
+        The asking may have to wait long for a token of that key. But what all keys are refused is about the request:
+        so not more than a few are tried by it.
+        """
+        others = passage.ticket.pinned is None and bool(desk.dispatch.quotas)
+        return others and passage.replayable and passage.doubts + 1 < self._means.retries.attempts
 
     async def _wait(self, desk: Desk, name: str, deadline: Micros) -> None:
         """Wait until a key has been asked after, if that is under way, but not past a deadline."""

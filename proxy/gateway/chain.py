@@ -14,9 +14,10 @@ replayed, and the retry budget allows it.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from random import random
 
-from proxy.core.errors import NoKey, Outage, TooMany, UpstreamError
+from proxy.core.errors import NoKey, Outage, Refusal, TooMany, UpstreamError
 from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.lessons import Lessons
@@ -153,6 +154,8 @@ class Gateway:
                 self._trouble.leave(passage)
                 self._ways.free(passage, counted=passage.journal.tries > tries)
             if isinstance(outcome, Relay):
+                if outcome.turn:
+                    outcome = await self._turn(desk, passage, outcome)
                 return self._dress(desk, passage, outcome)
             passage.end_lease()
             await self._back(desk, passage, outcome)
@@ -221,6 +224,26 @@ class Gateway:
         self._means.observer.observe(Retried(desk.name, again.why))
         if again.pause:
             await asyncio.sleep(again.pause / SECOND)
+
+    async def _turn(self, desk: Desk, passage: Passage, relay: Relay) -> Relay:
+        """A refusal of a request that is not sent again, with the time after which a try of its caller's succeeds.
+
+        It asks for its turn as its caller would, with no time to wait, and gives back what it gets: another key may
+        have tokens at hand, and others may wait for this one's.
+        """
+        passage.end_lease()
+        passage.ticket = replace(passage.ticket, deadline=self._means.clock())
+        try:
+            ticket = await self._ways.choose(desk, passage) if desk.narrows else passage.ticket
+            passage.lease = await desk.dispatch.lease(ticket)
+            passage.lease.unsent()
+        except TooMany as refusal:
+            return replace(relay, retry_after=refusal.retry_after)
+        except (Refusal, Displaced, Moved):
+            return relay
+        finally:
+            self._ways.free(passage, counted=False)
+        return replace(relay, retry_after=1)
 
     def _dress(self, desk: Desk, passage: Passage, relay: Relay) -> Answer:
         journal, answer = passage.journal, relay.answer

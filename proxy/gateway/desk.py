@@ -64,6 +64,8 @@ class Relay:
 
     answer: Answer
     retry_after: int | None = None
+    turn: bool = False
+    """Whether a try would succeed as soon as its turn comes, on this quota or on another: then that is to be told."""
 
 
 @value_object

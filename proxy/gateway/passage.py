@@ -29,6 +29,8 @@ class Passage:
     """Tries that failed by the upstream's fault."""
     plans: int = 0
     """Plans' quotas that it met used up."""
+    doubts: int = 0
+    """Keys that it left before it was known whether they are dead."""
     back: bool = False
     """Whether it has been at the head of its lane already."""
     lease: Lease | None = None

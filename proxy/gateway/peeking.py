@@ -1,10 +1,15 @@
-"""Answers whose bodies are looked at before it is known who gets them."""
+"""Answers whose bodies are looked at before it is known who gets them.
+
+A 429, and an answer that tells of an outage, says by its head what is to be done: it counts though its body breaks off.
+Of a 401 or 403 the body alone tells whether it is about the key, so without one there was no answer.
+"""
 
 import asyncio
 
 from proxy.core.complaints import BODY_LIMIT
 from proxy.core.errors import Broken
 from proxy.core.http import Answer, AnswerBody, Whole
+from proxy.core.signals import OUTAGES, TOO_MANY
 
 SECONDS = 5.0
 """How long a refusal's body may take to arrive."""
@@ -33,14 +38,45 @@ class Begun:
         self._rest.abort()
 
 
+class BrokenOff:
+    """A body that ended early, or did not arrive in time: nobody gets anything of it."""
+
+    __slots__ = ()
+
+    async def read(self) -> bytes:
+        """See `core.http.AnswerBody`.
+
+        Raises:
+            Broken: always.
+        """
+        raise Broken("The upstream broke its answer off.")
+
+    async def discard(self) -> None:
+        """Nothing is left to be done."""
+
+    def abort(self) -> None:
+        """Nothing is left to be done."""
+
+
 async def peek(answer: Answer) -> tuple[Answer, bytes]:
     """Read a refusal's body; returns the answer with it still to be read, and what it says.
 
-    A body that is longer than an error's says nothing, and is passed on as it comes.
+    A body that is longer than an error's says nothing, and is passed on as it comes; nor does one that ended early or
+    did not arrive within `SECONDS`, and it is a `BrokenOff` then.
 
     Raises:
-        Broken: it ended early, or did not arrive within `SECONDS`.
+        Broken: the same of an answer that says by its body only what it is about.
     """
+    try:
+        return await _peek(answer)
+    except Broken:
+        answer.body.abort()
+        if answer.status != TOO_MANY and answer.status not in OUTAGES:
+            raise
+        return Answer(answer.status, answer.reason, answer.fields, BrokenOff()), b""
+
+
+async def _peek(answer: Answer) -> tuple[Answer, bytes]:
     if isinstance(answer.body, Whole):
         return answer, answer.body.data
     parts: list[bytes] = []
@@ -55,6 +91,5 @@ async def peek(answer: Answer) -> tuple[Answer, bytes]:
                 parts.append(part)
                 left -= len(part)
     except TimeoutError:
-        answer.body.abort()
         raise Broken(f"The upstream answered {answer.status}, and did not end its answer.") from None
     return Answer(answer.status, answer.reason, answer.fields, Begun(parts, answer.body)), b""

@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from proxy.core.events import Journal, UpstreamAnswered
-from proxy.core.http import Answer, Body, Fields, Request
+from proxy.core.http import Answer, Body, Fields, Request, Whole
 from proxy.core.model import Secret
 from proxy.core.signals import SPEAKING, Signals, read
 from proxy.core.values import value_object
 from proxy.dispatch import Lease
 from proxy.gateway.desk import Means
-from proxy.gateway.peeking import peek
+from proxy.gateway.peeking import BrokenOff, peek
 
 
 class Wire(Protocol):
@@ -43,6 +43,18 @@ class Heard:
 
     answer: Answer
     signals: Signals
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can be relayed: its body has not broken off while it was looked at."""
+        return not isinstance(self.answer.body, BrokenOff)
+
+    def hold(self) -> Answer | None:
+        """The answer, to be relayed later; none whose body would keep a connection, or is not there."""
+        if isinstance(self.answer.body, Whole):
+            return self.answer
+        self.answer.body.abort()
+        return None
 
 
 class Sender:

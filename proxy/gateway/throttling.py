@@ -15,6 +15,7 @@ from proxy.core.narrows import GUARD, UNTOLD
 from proxy.core.signals import Throttle
 from proxy.core.translate import whole_seconds
 from proxy.dispatch import Lease
+from proxy.dispatch.refusals import too_late
 from proxy.gateway.desk import Again, Desk, Means, Outcome, Relay
 from proxy.gateway.passage import Passage
 from proxy.gateway.sending import Heard
@@ -31,7 +32,11 @@ class Throttling:
         self._causes = Causes()
 
     def refused(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> Outcome:
-        """Settle the lease of a 429; the request goes on unless that cannot help."""
+        """Settle the lease of a 429; the request goes on unless that cannot help.
+
+        Raises:
+            TooMany: it does not, and the upstream's answer broke off.
+        """
         pool = lease.pool
         told = heard.signals.throttle(lease.limits, pool.limits)
         wait = told.wait if told.wait is not None else _window(told, pool)
@@ -39,19 +44,22 @@ class Throttling:
             wait = self._at_least(desk, lease, wait)
         self._tell(passage, lease, told, wait)
         known = wait + max(pool.guard, GUARD) if told.kind != "plan" else told.wait
-        relay = Relay(heard.answer, max(1, whole_seconds(known)) if known is not None else None)
-        goes_on = passage.replayable
         match told.kind:
             case "window":
-                goes_on = goes_on and bool(told.limits)
+                helps = bool(told.limits)
                 self._park(desk, lease, told, wait)
             case "endpoint":
+                helps = True
                 lease.spent()
                 self._hold(desk, passage, lease, heard, wait)
             case "plan":
                 lease.spent()
-                goes_on = goes_on and self._avoid(desk, passage, lease, told)
-        return Again("throttled", held=heard.answer) if goes_on else relay
+                helps = self._avoid(desk, passage, lease, told)
+        if helps and passage.replayable:
+            return Again("throttled", held=heard.hold())
+        if not heard.whole:
+            raise too_late(known or 0)
+        return Relay(heard.answer, max(1, whole_seconds(known)) if known is not None else None, turn=helps)
 
     def _park(self, desk: Desk, lease: Lease, told: Throttle, wait: Micros) -> None:
         """Close what is full, for all replicas."""

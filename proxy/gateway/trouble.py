@@ -109,15 +109,21 @@ class Trouble:
     # Failures
 
     def out_of_order(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> Outcome:
-        """Settle the lease of a 502, 503 or 504; the request is tried again if it may be."""
+        """Settle the lease of a 502, 503 or 504; the request is tried again if it may be.
+
+        Raises:
+            Outage, Broken: it may not, and the upstream's answer broke off: with the time that its head told, or none.
+        """
         lease.spent()
         self._count(desk, passage, f"status {heard.answer.status}", heard)
         wait = heard.signals.wait
         rest = self._pause(passage, wait or 0) if passage.repeatable else None
         if rest is not None:
-            return Again("outage", rest, heard.answer)
+            return Again("outage", rest, heard.hold())
         waits = [told for told in (wait, desk.breaker.wait(self._means.clock())) if told is not None]
-        return Relay(heard.answer, max(1, whole_seconds(max(waits))) if waits else None)
+        if heard.whole:
+            return Relay(heard.answer, max(1, whole_seconds(max(waits))) if waits else None)
+        raise outage(max(waits)) if waits else Broken(f"The upstream broke its answer {heard.answer.status} off.")
 
     def failed(self, desk: Desk, passage: Passage, lease: Lease, error: UpstreamError) -> Outcome:
         """Settle the lease of a try without an answer.

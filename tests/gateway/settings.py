@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from proxy.core.errors import Broken
 from proxy.core.events import Journal
 from proxy.core.health import KeyLook
 from proxy.core.http import Answer, Body, Fields, Request
 from proxy.core.model import SECOND, Client, Limit, Micros, Secret
 from proxy.gateway import Gateway, Retries
+from proxy.gateway.peeking import SECONDS
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros
@@ -35,6 +37,23 @@ class FakeBody:
 
     def abort(self) -> None:
         self.aborted = True
+
+
+class Slow(FakeBody):
+    """A body that does not end."""
+
+    async def read(self) -> bytes:
+        await asyncio.sleep(SECONDS / 2)
+        return b"x"
+
+
+class Breaking(FakeBody):
+    """A body that breaks off behind its parts."""
+
+    async def read(self) -> bytes:
+        if not self.parts:
+            raise Broken("broke off")
+        return self.parts.pop(0)
 
 
 def answer(status: int = 200, body: bytes = b"{}", *fields: tuple[bytes, bytes]) -> Answer:

@@ -209,6 +209,43 @@ def test_an_asking_that_tells_nothing_leaves_the_key_as_it_was(how: Answer | Exc
 
 
 @virtual
+async def test_nobody_waits_long_for_an_asking_while_another_key_may_serve() -> None:
+    """The last token of the key is spent, so that it is asked after a minute later only."""
+    async with setting(quotas=3, requests=1) as it:
+        revoke(it, "s-k0")
+        began = micros()
+        assert (await it.ask(it.request("POST", Bytes(b"{}")))).status == 200
+        assert micros() - began < 3 * SECOND
+        assert (await it.ask(it.request(wait=0))).status == 200
+        assert it.keys == ["s-k0", "s-k1", "s-k2"]
+        assert [event.reason for event in it.happened(Retried)] == ["dead_key"]
+        await asyncio.sleep(70)
+        assert states(it) == ["quarantined", "ready", "ready"]
+
+
+@virtual
+async def test_who_has_no_time_to_wait_goes_on_with_another_key_at_once() -> None:
+    """One of three keys is dead: nobody hears of it."""
+    async with setting(quotas=3, requests=10) as it:
+        revoke(it, "s-k1")
+        for _ in range(6):
+            assert (await it.ask(it.request(wait=0))).status == 200
+            await asyncio.sleep(1)
+        assert states(it) == ["ready", "quarantined", "ready"]
+
+
+@virtual
+async def test_what_every_key_is_refused_is_tried_by_a_few_only() -> None:
+    """Then it is about what was asked for."""
+    async with setting(quotas=6, requests=10) as it:
+        it.upstream.rule = lambda _, request: None if request.target == b"/me" else answer(401, KEY_INVALID)
+        assert (await it.ask(it.request(path="/odd", wait=0))).status == 401
+        assert [target for _, _, target in it.upstream.arrived].count(b"/odd") == 3
+        await asyncio.sleep(1)
+        assert states(it) == ["ready"] * 6
+
+
+@virtual
 async def test_who_cannot_wait_for_the_asking_gets_the_answer_as_it_came() -> None:
     """No request waits past its deadline (law 6)."""
     async with setting(quotas=1, requests=1) as it:

@@ -1,12 +1,12 @@
-import asyncio
+import itertools
 
 import pytest
 
 from proxy.core.complaints import BODY_LIMIT
 from proxy.core.errors import Broken
 from proxy.core.http import Answer, Whole
-from proxy.gateway.peeking import SECONDS, Begun, peek
-from tests.gateway.settings import FakeBody
+from proxy.gateway.peeking import SECONDS, Begun, BrokenOff, peek
+from tests.gateway.settings import Breaking, FakeBody, Slow
 from tests.virtual import micros, virtual
 
 
@@ -47,15 +47,24 @@ async def test_a_long_body_says_nothing_and_is_passed_on() -> None:
 
 @virtual
 async def test_a_body_that_does_not_end_is_broken() -> None:
-    """Nobody waits for it."""
+    """Nobody waits for it, and what the answer is about is not known."""
+    for status in (401, 403):
+        body, began = Slow([]), micros()
+        with pytest.raises(Broken):
+            await peek(Answer(status, b"", (), body))
+        assert body.aborted
+        assert micros() - began == SECONDS * 1_000_000
 
-    class Slow(FakeBody):
-        async def read(self) -> bytes:
-            await asyncio.sleep(SECONDS / 2)
-            return b"x"
 
-    body, began = Slow([]), micros()
-    with pytest.raises(Broken):
-        await peek(Answer(503, b"", (), body))
-    assert body.aborted
-    assert micros() - began == SECONDS * 1_000_000
+@virtual
+async def test_a_head_that_says_enough_counts_without_its_body() -> None:
+    """Whether the body breaks off or does not end; nobody gets the part of it that came."""
+    for status, body in itertools.product((429, 502, 503, 504), (Breaking([b"half"]), Slow([]))):
+        answer, said = await peek(Answer(status, b"", ((b"Retry-After", b"5"),), body))
+        assert (answer.status, answer.fields, said) == (status, ((b"Retry-After", b"5"),), b"")
+        assert isinstance(answer.body, BrokenOff)
+        assert body.aborted
+        with pytest.raises(Broken):
+            await answer.body.read()
+        await answer.body.discard()
+        answer.body.abort()

@@ -3,14 +3,15 @@ import json
 
 import pytest
 
+from proxy.core.complaints import BODY_LIMIT
 from proxy.core.errors import TooMany
 from proxy.core.events import Retried, UpstreamThrottled
 from proxy.core.exchange import Spent, Throttled
 from proxy.core.http import Answer, Request
 from proxy.core.model import SECOND
 from tests.core.worlds import limit
-from tests.gateway.settings import PLAIN_429, PLAN_429, Bytes, answer, setting
-from tests.virtual import micros, virtual
+from tests.gateway.settings import PLAIN_429, PLAN_429, Breaking, Bytes, FakeBody, Slow, answer, setting
+from tests.virtual import micros, task_of, virtual
 
 
 @virtual
@@ -71,6 +72,56 @@ async def test_a_body_beyond_the_spool_is_not_replayed() -> None:
             assert len(it.upstream.sent) == 1
             await asyncio.sleep(seconds)
             assert (await it.ask(it.request(wait=0))).status == 200
+
+
+@virtual
+async def test_a_large_upload_hears_of_its_turn_on_any_key() -> None:
+    """The other key has tokens at hand: whoever comes back with the whole upload need not wait for the closed one."""
+    for refusal in (PLAIN_429, PLAN_429):
+        async with setting(answer(429, refusal, (b"Retry-After", b"3000"))) as it:
+            got = await it.ask(it.request("PUT", Bytes(b"x" * (1 << 20) + b"y"), wait=0))
+            fields = dict(got.fields)
+            assert (got.status, fields[b"Keyturn-Key"], fields[b"Retry-After"]) == (429, b"k0", b"1")
+            assert [key for key, _ in it.upstream.sent] == ["s-k0"]
+            await asyncio.sleep(1)
+            assert (await it.ask(it.request("PUT", Bytes(b"x" * (1 << 20) + b"y"), wait=0))).status == 200
+
+
+@virtual
+async def test_a_429_counts_though_its_body_breaks_off() -> None:
+    """Its head says what is to be done: nothing was processed, so a POST goes out again, too."""
+    for body in (Breaking([b"{"]), Slow([])):
+        async with setting(Answer(429, b"", ((b"Retry-After", b"20"),), body)) as it:
+            assert (await it.ask(it.request("POST", Bytes(b"{}")))).status == 200
+            assert [key for key, _ in it.upstream.sent] == ["s-k0", "s-k1"]
+            assert [(event.kind, event.wait) for event in it.happened(UpstreamThrottled)] == [("window", 20 * SECOND)]
+
+
+@virtual
+async def test_who_cannot_wait_out_a_429_that_broke_off_is_told_by_us() -> None:
+    """There is no answer of the upstream's to be relayed, whether the request could go out again or not."""
+    for body in (Bytes(b"{}"), Bytes(b"x" * (1 << 20) + b"y")):
+        async with setting(Answer(429, b"", ((b"Retry-After", b"20"),), Breaking([])), quotas=1) as it:
+            with pytest.raises(TooMany) as refusal:
+                await it.ask(it.request("POST", body, wait=5 * SECOND))
+            assert refusal.value.retry_after == 21
+
+
+@virtual
+async def test_a_refusal_that_is_waited_out_keeps_no_connection() -> None:
+    """A body that is too long to be read is left at once; should no turn come in time, its caller hears of us."""
+    long = [b"x" * BODY_LIMIT, b"y"]
+    for wait in (300 * SECOND, 5 * SECOND):
+        body = FakeBody(list(long))
+        async with setting(Answer(429, b"", ((b"Retry-After", b"20"),), body), quotas=1) as it:
+            asked = task_of(it.ask(it.request(wait=wait)))
+            await asyncio.sleep(1)
+            assert body.aborted
+            if wait > 20 * SECOND:
+                assert (await asked).status == 200
+            else:
+                with pytest.raises(TooMany):
+                    await asked
 
 
 # Which limit it is

@@ -10,7 +10,7 @@ from proxy.core.exchange import Spent, Unsent
 from proxy.core.http import Answer
 from proxy.core.model import SECOND
 from proxy.gateway import Retries
-from tests.gateway.settings import Bytes, Setting, answer, error, setting
+from tests.gateway.settings import Breaking, Bytes, Setting, answer, error, setting
 from tests.virtual import micros, task_of, virtual
 
 SPIKE = error("serviceUnavailable", "An unexpected spike. We are usually operational within the next 5 minutes.")
@@ -142,6 +142,24 @@ async def test_the_upstreams_time_is_waited_for() -> None:
         it.upstream.script = [answer(503, SPIKE, (b"RetryAfter", b"20"))]
         got = await it.ask(it.request(wait=5 * SECOND))
         assert (got.status, dict(got.fields)[b"Retry-After"]) == (503, b"20")
+
+
+@virtual
+async def test_an_outage_counts_though_its_answer_breaks_off() -> None:
+    """Its head tells when to come again; without that it is an answer that broke off."""
+    for method, status in (("GET", 200), ("POST", 503)):
+        async with setting(Answer(503, b"", ((b"Retry-After", b"20"),), Breaking([b"{"]))) as it:
+            began = micros()
+            if status == 200:
+                assert (await it.ask(it.request(method))).status == 200
+                assert 20 * SECOND <= micros() - began <= 21 * SECOND
+            else:
+                with pytest.raises(Outage) as outage:
+                    await it.ask(it.request(method, Bytes(b"{}")))
+                assert outage.value.retry_after == 20
+    async with setting(Answer(504, b"", (), Breaking([]))) as it:
+        with pytest.raises(Broken):
+            await it.ask(it.request("POST", Bytes(b"{}")))
 
 
 @virtual
