@@ -242,34 +242,45 @@ class ShuttingDown(Refusal):
 
 
 class UpstreamError(Refusal):
-    """The upstream did not do its part. `written` says whether bytes of the request may have reached it (law 10)."""
+    """The upstream did not do its part. `written` says whether bytes of the request may have reached it (law 10).
+
+    `proxy_error` tells what failed, where that is known.
+    """
 
     status = 502
     name = "upstreamUnreachable"
     reason = "upstream"
     written: ClassVar[bool] = True
 
+    def __init__(self, message: str, *, proxy_error: str = "") -> None:
+        super().__init__(message)
+        if proxy_error:
+            self.proxy_error = proxy_error  # type: ignore[misc]  # one class, several types of RFC 9209
+
 
 class Unreachable(UpstreamError):
-    """No connection, or a refused certificate: nothing was sent. `transient` says that a new try makes sense.
-
-    `proxy_error` tells what failed, where that is known.
-    """
+    """No connection, or a refused certificate: nothing was sent. `transient` says that a new try makes sense."""
 
     proxy_error = "destination_unavailable"
     written = False
 
     def __init__(self, message: str, *, transient: bool = True, proxy_error: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message, proxy_error=proxy_error)
         self.transient = transient
-        if proxy_error:
-            self.proxy_error = proxy_error  # type: ignore[misc]  # one class, several types of RFC 9209
 
 
 class Broken(UpstreamError):
-    """The connection broke after bytes may have gone out, or the answer was not HTTP."""
+    """The connection broke after bytes may have gone out, or the answer was not HTTP.
+
+    `stale` says that it was a connection kept from an earlier request, and broke at once: most likely it had been
+    closed for being idle, while the request was on its way.
+    """
 
     proxy_error = "connection_terminated"
+
+    def __init__(self, message: str, *, proxy_error: str = "", stale: bool = False) -> None:
+        super().__init__(message, proxy_error=proxy_error)
+        self.stale = stale
 
 
 class TimedOut(UpstreamError):

@@ -104,7 +104,8 @@ def _ends_with_us(name: bytes) -> bool:
 
 def _ends_on_its_way_back(name: bytes) -> bool:
     if not _NAME.fullmatch(name):
-        raise Broken("The upstream's answer has a field with a malformed name. Check `upstream.url`.")
+        malformed = "The upstream's answer has a field with a malformed name. Check `upstream.url`."
+        raise Broken(malformed, proxy_error="http_protocol_error")
     return name in _NOT_FROM_UPSTREAM
 
 

@@ -183,7 +183,7 @@ class Gateway:
         request, body, journal = passage.request, passage.body, passage.journal
         try:
             self._trouble.enter(desk, passage)
-            heard = await self._sender.send(lease, request, body, journal, passage.sending)
+            heard = await self._sender.send(lease, request, body, journal, passage.sending, fresh=passage.stale)
         except (Outage, OnTrial):
             lease.unsent()
             raise

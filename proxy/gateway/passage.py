@@ -29,6 +29,8 @@ class Passage:
     """Tries that failed by the upstream's fault."""
     plans: int = 0
     """Plans' quotas that it met used up."""
+    stale: bool = False
+    """Whether it met a kept connection that had been closed; the next one is to be new."""
     doubts: int = 0
     """Keys that it left before it was known whether they are dead."""
     back: bool = False

@@ -29,8 +29,8 @@ class Wire(Protocol):
 class Upstream(Protocol):
     """Where requests go."""
 
-    async def connect(self) -> Wire:
-        """A connection, kept alive or new."""
+    async def connect(self, *, fresh: bool = False) -> Wire:
+        """A connection, kept alive or new; if `fresh`, new."""
 
 
 class Late(Exception):
@@ -71,8 +71,12 @@ class Sender:
         body: Body | None,
         journal: Journal,
         sending: Callable[[], None] = lambda: None,
+        *,
+        fresh: bool = False,
     ) -> Heard:
         """Transmit once; `sending` is called just before. The lease is settled here only when nothing was sent.
+
+        `fresh`: over a new connection.
 
         Raises:
             Late: the lease was not fresh any more.
@@ -85,7 +89,7 @@ class Sender:
             request = replace(request, fields=fields)
         try:
             try:
-                wire = await self._upstream.connect()
+                wire = await self._upstream.connect(fresh=fresh)
             except BaseException:
                 lease.unsent()
                 raise

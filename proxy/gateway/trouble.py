@@ -135,6 +135,8 @@ class Trouble:
             lease.lost()
         else:
             lease.unsent()
+        if isinstance(error, Broken) and error.stale and self._at_once(passage):
+            return Again("broken")
         self._count(desk, passage, error.name)
         rest = self._pause(passage, 0) if _may_go_again(passage, error) else None
         if rest is None:
@@ -146,6 +148,18 @@ class Trouble:
                 return Again("timed_out", rest)
             case _:
                 return Again("unreachable", rest)
+
+    def _at_once(self, passage: Passage) -> bool:
+        """Whether a request that met a connection closed for being idle goes out over a new one, without any wait.
+
+        That is no failure of the upstream's. Once for each request.
+        """
+        means = self._means
+        if passage.stale or not passage.repeatable or passage.failures + 1 >= means.retries.attempts:
+            return False
+        passage.stale = means.budget.retry(means.clock())
+        passage.failures += passage.stale
+        return passage.stale
 
     def _pause(self, passage: Passage, least: Micros) -> Micros | None:
         """The pause before one more try; `None` when there is to be none."""

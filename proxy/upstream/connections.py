@@ -98,17 +98,22 @@ class Upstream:
         for connector in (*self._retired, *filter(None, [self._connector])):
             await _close(connector)
 
-    async def connect(self) -> Wire:
+    async def connect(self, *, fresh: bool = False) -> Wire:
         """A kept-alive or a new connection, within `connect_timeout` for all: a free place, DNS, TCP and TLS.
+
+        `fresh`: a new one, since one that was kept turned out dead; the others that are idle are let go, too.
 
         Raises:
             Unreachable: there is none; not `transient` when the upstream's certificate is refused.
         """
         assert self._connector is not None
+        if fresh:
+            self._connector.let_go()
         connection = self._connector.reuse(self._template.connection_key)
+        kept = connection is not None
         while connection is None:
             connection = _fit(await self._connect(self._connector))
-        return Wire(connection, self._head, self._response_timeout, self._uploads)
+        return Wire(connection, self._head, self._response_timeout, self._uploads, kept=kept)
 
     async def _connect(self, connector: "_Connector") -> Connection:
         try:
@@ -185,6 +190,10 @@ class _Connector(aiohttp.TCPConnector):
     def retire(self) -> None:
         """Close idle connections now, and the others when they are given back."""
         self._force_close = True
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close idle connections."""
         for idle in self._conns.values():
             for protocol, _ in idle:
                 protocol.close()

@@ -6,6 +6,7 @@ sides keep it open. In every other case it is closed; nothing of one exchange is
 
 import asyncio
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -26,6 +27,9 @@ from proxy.upstream.upload import Upload
 
 _CONTINUE, _SWITCHING_PROTOCOLS, _FINAL = 100, 101, 200
 _VERSIONS = (HttpVersion11, HttpVersion10)
+_STALE = 1.0
+"""Seconds in which it shows that a kept connection had been closed already: a round trip."""
+_NOT_HTTP = "The upstream's answer is not HTTP/1.1. Check `upstream.url`."
 _MOST_HEADS = 100
 """Heads that are read for one answer, the interim ones before it included."""
 
@@ -33,11 +37,29 @@ _MOST_HEADS = 100
 class Wire:
     """A connection that carries one request, or none (`put_back`)."""
 
-    __slots__ = ("_connection", "_head", "_protocol", "_task", "_timeout", "_upload", "_uploads", "started")
+    __slots__ = (
+        "_began",
+        "_connection",
+        "_head",
+        "_kept",
+        "_protocol",
+        "_task",
+        "_timeout",
+        "_upload",
+        "_uploads",
+        "started",
+    )
 
     def __init__(
-        self, connection: Connection, head: HeadWriter, timeout: float, uploads: set[asyncio.Task[Any]]
+        self,
+        connection: Connection,
+        head: HeadWriter,
+        timeout: float,
+        uploads: set[asyncio.Task[Any]],
+        *,
+        kept: bool = False,
     ) -> None:
+        """`kept`: the connection has carried another request before."""
         protocol = connection.protocol
         assert isinstance(protocol, Protocol)
         self.started: bool = False
@@ -45,6 +67,8 @@ class Wire:
         self._connection = connection
         self._protocol = protocol
         self._head = head
+        self._kept = kept
+        self._began = 0.0
         self._timeout = timeout
         self._uploads = uploads
         self._upload: Upload | None = None
@@ -83,7 +107,7 @@ class Wire:
             await self.close()
             if self._upload is not None and error is self._upload.failure:
                 raise
-            raise _translated(error) from error
+            raise self._translated(error) from error
         except BaseException:
             await self.close()
             raise
@@ -99,6 +123,7 @@ class Wire:
         head = self._head.write(request, key, extra, body)
         protocol.expect(without_body=request.method == "HEAD", timeout=self._timeout)
         self.started = True
+        self._began = monotonic()
         transport.write(head)
 
     async def _final_head(self, request: Request, key: Secret) -> tuple[RawResponseMessage, StreamReader]:
@@ -107,16 +132,17 @@ class Wire:
         for _ in range(_MOST_HEADS):
             message, payload = await protocol.read()
             if message.version not in _VERSIONS:
-                raise Broken("The upstream's answer is not HTTP/1.1. Check `upstream.url`.")
+                raise Broken(_NOT_HTTP, proxy_error="http_protocol_error")
             if message.code >= _FINAL:
                 return message, payload
             if message.code == _SWITCHING_PROTOCOLS or message.code < _CONTINUE:
-                raise Broken(f"The upstream answered with status {message.code}, which nobody asked for.")
+                unasked = f"The upstream answered with status {message.code}, which nobody asked for."
+                raise Broken(unasked, proxy_error="http_protocol_error")
             if message.code != _CONTINUE and request.interim is not None:
                 request.interim(message.code, without(key, from_upstream(message.raw_headers)))
             if not len(protocol):
                 protocol.start_timeout()
-        raise Broken("The upstream gave interim answers only.")
+        raise Broken("The upstream gave interim answers only.", proxy_error="http_protocol_error")
 
     def _answer(self, message: RawResponseMessage, payload: StreamReader, key: Secret) -> Answer:
         if self._upload is not None:
@@ -126,7 +152,8 @@ class Wire:
         if TRANSFER_ENCODING in headers and (
             message.version == HttpVersion10 or _strangely_coded(headers.getall(TRANSFER_ENCODING))
         ):
-            raise Broken("The upstream answered in a transfer coding that this proxy does not know.")
+            unknown = "The upstream answered in a transfer coding that this proxy does not know."
+            raise Broken(unknown, proxy_error="http_response_transfer_coding")
         reason = key.mask(message.reason.encode("utf-8", "surrogateescape"))
         fields = without(key, from_upstream(message.raw_headers))
         return Answer(message.code, reason, fields, self._body(message, payload))
@@ -156,6 +183,15 @@ class Wire:
         self._connection.release()
         return True
 
+    def _translated(self, error: Exception) -> UpstreamError:
+        """Make an error of aiohttp's ours; its text may quote what was received, so it stays behind."""
+        if isinstance(error, aiohttp.ServerTimeoutError):
+            return TimedOut("The upstream did not answer in time. Whether it acted on the request is unknown.")
+        if isinstance(error, HttpProcessingError):
+            return Broken(_NOT_HTTP, proxy_error="http_protocol_error")
+        broke = "The connection to the upstream broke before it answered. Whether it acted is unknown."
+        return Broken(broke, stale=self._kept and monotonic() - self._began < _STALE)
+
     async def close(self) -> None:
         """Close the connection, and see the upload to its end, so that its body may be read by somebody else."""
         self.abort()
@@ -175,12 +211,3 @@ class Wire:
 def _strangely_coded(codings: Iterable[str]) -> bool:
     """Whether a coding other than `chunked` lies on the body: it would be lost, since `Transfer-Encoding` ends here."""
     return any(coding.lower() != "chunked" for coding in codings)
-
-
-def _translated(error: Exception) -> UpstreamError:
-    """Make an error of aiohttp's ours; its text may quote what was received, so it stays behind."""
-    if isinstance(error, aiohttp.ServerTimeoutError):
-        return TimedOut("The upstream did not answer in time. Whether it acted on the request is unknown.")
-    if isinstance(error, HttpProcessingError):
-        return Broken("The upstream's answer is not HTTP/1.1. Check `upstream.url`.")
-    return Broken("The connection to the upstream broke before it answered. Whether it acted is unknown.")

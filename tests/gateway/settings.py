@@ -83,6 +83,8 @@ class FakeUpstream:
     sent: list[tuple[str, bytes]] = field(default_factory=list)
     """Key and body of each request that went out."""
     put_backs: int = 0
+    fresh: int = 0
+    """Connections that had to be new."""
     trip: float = 0.1
     """Seconds from the request to the head of its answer."""
     rule: Callable[[str, Request], Answer | Exception | None] = lambda _key, _request: None
@@ -90,7 +92,8 @@ class FakeUpstream:
     arrived: list[tuple[str, str, bytes]] = field(default_factory=list)
     """Key, method and target of each request that went out."""
 
-    async def connect(self) -> "FakeUpstream":
+    async def connect(self, *, fresh: bool = False) -> "FakeUpstream":
+        self.fresh += fresh
         step = self.connecting.pop(0) if self.connecting else 0.0
         if isinstance(step, Exception):
             raise step

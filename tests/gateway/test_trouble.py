@@ -70,6 +70,33 @@ async def test_a_broken_post_is_never_sent_twice() -> None:
 
 
 @virtual
+async def test_a_kept_connection_that_had_been_closed_costs_no_time() -> None:
+    """The request goes out again over a new one, without any time to wait, and it was no failure of the upstream's."""
+    async with setting(requests=100, retries=Retries(budget=1)) as it:
+        for number in range(2 * FAILURES):
+            it.upstream.script = [Broken("stale", stale=True)]
+            assert (await it.ask(it.request(wait=0))).status == 200
+            assert (len(it.upstream.sent), it.upstream.fresh) == (2 * number + 2, number + 1)
+        assert not it.happened(BreakerMoved)
+
+
+@virtual
+async def test_a_closed_connection_is_no_way_around_other_rules() -> None:
+    """Once only, and neither for a POST nor beyond the attempts and the budget."""
+    stale = [Broken("stale", stale=True) for _ in range(2)]
+    for method, retries, tries in (
+        ("GET", Retries(), 2),
+        ("POST", Retries(), 1),
+        ("GET", Retries(attempts=1), 1),
+        ("GET", Retries(budget=0), 1),
+    ):
+        async with setting(*stale, retries=retries) as it:
+            with pytest.raises(Broken):
+                await it.ask(it.request(method, wait=0))
+            assert len(it.upstream.sent) == tries
+
+
+@virtual
 async def test_retries_are_a_share_of_the_requests() -> None:
     """Beyond the budget failures are passed on: no retry storm."""
     async with setting(requests=100, retries=Retries(attempts=2, budget=0.1)) as it:

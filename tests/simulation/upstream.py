@@ -182,7 +182,7 @@ class Way:
         self._api = api
         self._process = process
 
-    async def connect(self) -> "Way":
+    async def connect(self, *, fresh: bool = False) -> "Way":
         """A connection, which takes a moment when it is new."""
         random = self._api.random
         if random.random() < 0.05:

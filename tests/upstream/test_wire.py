@@ -139,6 +139,26 @@ async def test_what_is_no_answer_is_broken(answer: bytes) -> None:
         assert (idle(upstream), in_use(upstream)) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (b"", "connection_terminated"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", "connection_terminated"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 200 OK\r\nX@Y: 1\r\nContent-Length: 0\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhello", "http_response_transfer_coding"),
+    ],
+)
+async def test_what_broke_is_told_by_its_registered_name(answer: bytes, kind: str) -> None:
+    """As RFC 9209 (section 2.3) calls it: whoever looks for the fault need not look at the network for all."""
+    async with origin(answering(answer, close=True)) as url, opened(url) as upstream:
+        with pytest.raises(Broken) as caught:
+            await sent(upstream)
+        assert caught.value.proxy_error == kind
+
+
 async def test_a_reset_is_broken() -> None:
     """A connection that is reset has broken."""
 
@@ -182,9 +202,24 @@ async def test_a_kept_connection_that_dies_under_a_request_is_broken() -> None:
 
     async with origin(script) as url, opened(url) as upstream:
         assert await whole(await sent(upstream)) == b"ok"
-        with pytest.raises(Broken):
+        with pytest.raises(Broken) as caught:
             await sent(upstream)
+        assert caught.value.stale, "most likely it had been closed for being idle"
         assert requests == 2
+
+
+async def test_a_new_connection_can_be_insisted_on() -> None:
+    """And that one breaks is no sign of its having been idle."""
+    async with origin(answering(OK)) as url, opened(url) as upstream:
+        assert await whole(await sent(upstream)) == b"ok"
+        wire = await upstream.connect(fresh=True)
+        assert (idle(upstream), in_use(upstream)) == (0, 1)
+        answer = await wire.send(a_request(), KEY, (), body=None, on_written=lambda: None)
+        assert await whole(answer) == b"ok"
+    async with origin(answering(b"", close=True)) as url, opened(url) as upstream:
+        with pytest.raises(Broken) as caught:
+            await sent(upstream)
+        assert not caught.value.stale
 
 
 async def test_a_key_that_cannot_be_sent_costs_the_connection_only() -> None:
