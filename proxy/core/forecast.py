@@ -2,14 +2,15 @@
 
 The first `HORIZON` tokens are dealt one by one, each coming back a trip and a window after it is granted, so bursts and
 several limits at once are forecast as they will happen. Beyond, positions are read off the calendar by rank
-(`Buckets.nth_return`), with the client's share of it.
+(`Buckets.nth_return`), with the client's share of it: some of them, most where turns lie far apart, since tokens that
+were spent together return together.
 
 One fact keeps it cheap: after the dealing at the present instant nothing that waits can be served by anything at
 hand, so a token that returns can only serve requests through its own quota.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from proxy.core.buckets import Buckets
 from proxy.core.exchange import Turns
 from proxy.core.letters import Need, Place
 from proxy.core.line import Line, Rehearsal
-from proxy.core.model import Micros
+from proxy.core.model import MILLISECOND, Micros
 
 HORIZON = 64
 """Tokens that are dealt out one by one."""
@@ -25,8 +26,14 @@ HORIZON = 64
 EVENTS = 16 * HORIZON
 """Returns looked at: more than tokens dealt, for a token may return that serves nobody."""
 
-SAMPLES = 16
-"""Positions beyond the horizon that are told."""
+SAMPLES = 256
+"""Positions beyond the horizon that are told in one exchange, at the most, but for `FEWEST` of each lane."""
+
+FEWEST, FINEST = 16, 64
+"""Of one lane, at the most: in many lanes, in few."""
+
+CLOSE: Micros = 200 * MILLISECOND
+"""Between two samples that lie no further apart nothing more needs to be told."""
 
 
 @dataclass(slots=True)
@@ -187,7 +194,9 @@ class Ahead(NamedTuple):
 class Outlook:
     """The turns that one exchange tells: those that were dealt one by one, and samples of those beyond."""
 
-    def __init__(self, forecast: Forecast, line: Line, buckets: Buckets, now: Micros) -> None:
+    def __init__(self, forecast: Forecast, line: Line, buckets: Buckets, now: Micros, lanes: int) -> None:
+        """`lanes`: how many are to be told."""
+        self._samples = max(FEWEST, min(FINEST, SAMPLES // max(1, lanes)))
         self._forecast = forecast
         self._line = line
         self._buckets = buckets
@@ -204,14 +213,19 @@ class Outlook:
             return Turns(soon)
         own = self._line.share(place.client).weight
         ahead = self._ahead(place, waiting - len(soon))
-        latest = soon[-1] if soon else 0
-        later = []
-        for position in _samples(len(soon), waiting):
-            beyond = position - len(soon)
+
+        def turn(position: int) -> Micros:
+            beyond, latest = position - len(soon), 0
             for limit, weight, others in ahead:
                 first = min(others, (beyond + 1) * (weight - own) // own)
                 rank = dealt + beyond + first
                 latest = max(latest, self._buckets.nth_return(need.terms, limit, rank, now) - now)
+            return latest
+
+        latest = soon[-1] if soon else 0
+        later = []
+        for position, delay in _samples(turn, len(soon), waiting - 1, self._samples):
+            latest = max(latest, delay)
             later.append((position, latest))
         return Turns(soon, tuple(later))
 
@@ -236,7 +250,17 @@ class Outlook:
         return crowd
 
 
-def _samples(start: int, end: int) -> list[int]:
-    """Up to `SAMPLES` positions of the range, evenly spread, the last one among them."""
-    step = -(-(end - start) // SAMPLES)
-    return [*range(start, end - 1, step), end - 1]
+def _samples(turn: Callable[[int], Micros], first: int, last: int, most: int) -> list[tuple[int, Micros]]:
+    """Positions of the range and their turns: both ends, and again and again the middle of what lies furthest apart."""
+    found = [(position, turn(position)) for position in sorted({first, last})]
+    while len(found) < most:
+        furthest, after = CLOSE, -1
+        for index in range(len(found) - 1):
+            (low, early), (high, late) = found[index], found[index + 1]
+            if late - early > furthest and high - low > 1:
+                furthest, after = late - early, index
+        if after < 0:
+            break
+        middle = (found[after][0] + found[after + 1][0]) // 2
+        found.insert(after + 1, (middle, turn(middle)))
+    return found

@@ -301,8 +301,9 @@ class Ledger:
         self, now: Micros, call: Call, lanes: dict[Place, Lane], dealt: Dealt, forecast: Forecast
     ) -> dict[Lane, Turns]:
         told: dict[Lane, Turns] = {}
-        outlook = Outlook(forecast, self.line, self.buckets, now)
-        for place in self.line.places(call.replica):
+        places = self.line.places(call.replica)
+        outlook = Outlook(forecast, self.line, self.buckets, now, len(places))
+        for place in places:
             if dealt.stopped is not None:
                 last = self.line.waiting(call.replica, place) - 1
                 told[lanes[place]] = Turns((), ((last, dealt.stopped - now),))

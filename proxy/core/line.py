@@ -113,7 +113,7 @@ class Line:
         """When a replica was told to come back."""
         return self._due.get(replica)
 
-    def places(self, replica: str) -> Iterable[Place]:
+    def places(self, replica: str) -> list[Place]:
         """Where a replica waits."""
         return sorted(self._places.get(replica, set()))
 

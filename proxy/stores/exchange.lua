@@ -31,7 +31,10 @@ local LAG = 64
 local ROLLOVER = 2 ^ 50
 local HORIZON = 64
 local EVENTS = 16 * HORIZON
-local SAMPLES = 16
+local SAMPLES = 256
+local FEWEST = 16
+local FINEST = 64
+local CLOSE = 200 * MILLISECOND
 local ROWS = DEAL + HORIZON -- of one client that are looked at in one call: no more tokens are dealt
 local CHUNK = 64 -- entries of a sorted set read at a time
 local RANKED = 2 ^ 36 -- a ranking's score is (tokens missing) * RANKED + (when it was used last)
@@ -1720,13 +1723,27 @@ local function foretell(now, names, lent)
   end
 end
 
-local function samples(from, till)
-  local positions, step = {}, floor((till - from + SAMPLES - 1) / SAMPLES)
-  for position = from, till - 2, step do
-    positions[#positions + 1] = position
+-- Positions and their turns: both ends, and again and again the middle of what lies furthest apart.
+local function samples(turn, first, last, most)
+  local found = { { first, turn(first) } }
+  if last > first then
+    found[2] = { last, turn(last) }
   end
-  positions[#positions + 1] = till - 1
-  return positions
+  while #found < most do
+    local furthest, after = CLOSE, nil
+    for index = 1, #found - 1 do
+      local low, high = found[index], found[index + 1]
+      if high[2] - low[2] > furthest and high[1] - low[1] > 1 then
+        furthest, after = high[2] - low[2], index
+      end
+    end
+    if not after then
+      break
+    end
+    local middle = floor((found[after][1] + found[after + 1][1]) / 2)
+    table.insert(found, after + 1, { middle, turn(middle) })
+  end
+  return found
 end
 
 local crowds = {}
@@ -1763,7 +1780,7 @@ local function ahead_of(place, need, own_left, names)
 end
 
 -- The turns of one place as delays: the first ones, and {position, delay} of some beyond, flat.
-local function turns_of(place, now, names)
+local function turns_of(place, now, names, most)
   local need, soon, later = need_of(place.need), {}, {}
   for index, instant in ipairs(forecast.turns[place.field] or {}) do
     soon[index] = instant - now
@@ -1774,14 +1791,18 @@ local function turns_of(place, now, names)
   end
   local view, own = view_of(need.terms), share_of(place.client).weight
   local ahead = ahead_of(place, need, waiting - #soon, names)
-  local latest = soon[#soon] or 0
-  for _, position in ipairs(samples(#soon, waiting)) do
-    local beyond = position - #soon
+  local function turn(position)
+    local beyond, latest = position - #soon, 0
     for _, row in ipairs(ahead) do
       local before = min(row[3], floor((beyond + 1) * (row[2] - own) / own))
       latest = max(latest, nth_return(view, row[1], forecast.dealt + beyond + before, now) - now)
     end
-    later[#later + 1] = position
+    return latest
+  end
+  local latest = soon[#soon] or 0
+  for _, sample in ipairs(samples(turn, #soon, waiting - 1, most)) do
+    latest = max(latest, sample[2])
+    later[#later + 1] = sample[1]
     later[#later + 1] = latest
   end
   return soon, later
@@ -2108,12 +2129,14 @@ local function exchange()
 
   local told = {}
   local still = redis_call('ZRANGE', key('lines'), 0, -1)
-  for index, place in ipairs(places_of(replica)) do
+  local places = places_of(replica)
+  local most = max(FEWEST, min(FINEST, floor(SAMPLES / max(1, #places))))
+  for index, place in ipairs(places) do
     local soon, later
     if stopped then
       soon, later = {}, { (waiting_of(place.field)) - 1, stopped - now }
     else
-      soon, later = turns_of(place, now, still)
+      soon, later = turns_of(place, now, still, most)
     end
     told[index] = { numbers[place.field], soon, later }
   end

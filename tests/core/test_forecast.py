@@ -79,3 +79,17 @@ def test_two_kinds_are_dealt_together() -> None:
     narrow = answer.turns[lane("b", both.limits)]
     assert [answer.turns[lane("a", wide.limits)].at(position) for position in range(3)] == [W10] * 3
     assert narrow.at(0) == 20 * SECOND + 110 * MILLISECOND
+
+
+def test_what_waits_beyond_the_horizon_is_told_where_turns_jump() -> None:
+    """Tokens that were spent together return together: nobody is told a time between two bursts."""
+    world = World.of(pool(10, limit(60, 60 * SECOND)))
+    for _ in range(10):  # 60 tokens every 6 s
+        world.call("r", *world.spend(*world.ask(60).grants))
+        world.pass_(6 * SECOND)
+    told = world.ask(500).turns[lane()]
+    first, *_ = told.soon
+    for position in range(500):
+        delay = told.at(position)
+        assert delay is not None
+        assert abs(delay - (first + position // 60 * 6 * SECOND)) < SECOND, (position, delay)

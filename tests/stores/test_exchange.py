@@ -28,8 +28,11 @@ SORTED = {"cooling", "in_use", "parked", "probing", "clients", "limits", "words"
 """What both hold as a set that is sorted by score."""
 
 CONSTANTS = {
+    "CLOSE": forecast.CLOSE,
     "DEAL": ledger.DEAL,
     "EVENTS": forecast.EVENTS,
+    "FEWEST": forecast.FEWEST,
+    "FINEST": forecast.FINEST,
     "GRACE": exchange.GRACE,
     "HOLD": ledger.HOLD,
     "HORIZON": forecast.HORIZON,
