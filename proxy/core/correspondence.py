@@ -11,12 +11,41 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from proxy.core.exchange import Demand, Exchange, Grant, Settlement, Unsent
+from proxy.core.exchange import PULSE, Demand, Exchange, Grant, Settlement, Unsent
 from proxy.core.letters import Call, Held, Reply, Terms
-from proxy.core.model import MILLISECOND, Micros
+from proxy.core.model import MILLISECOND, SECOND, Micros
 
 TOLERANCE: Micros = 20 * MILLISECOND
 """A store's clock that runs ahead by less than this, and 0.05 % of the time between, is not suspected."""
+
+RECALL: Micros = 60 * SECOND
+"""How long it is remembered that more shared the pool."""
+
+
+class Sharers:
+    """How many replicas shared the pool at the most, of late.
+
+    A store that has just been found again has heard of some of them only, and one that is idle says nothing for a
+    while. So only time in which it is spoken with counts.
+    """
+
+    def __init__(self) -> None:
+        self._most = self._before = 1
+        self._age: Micros = 0
+        self._told: Micros | None = None
+
+    def note(self, now: Micros, replicas: int) -> None:
+        """So many do at this instant."""
+        self._age += min(now - self._told, PULSE) if self._told is not None else 0
+        self._told = now
+        if self._age >= RECALL:
+            self._before, self._most, self._age = self._most, 1, 0
+        self._most = max(self._most, replicas)
+
+    @property
+    def most(self) -> int:
+        """Since `RECALL` ago, or twice as long."""
+        return max(self._most, self._before)
 
 
 @dataclass(slots=True)
@@ -89,6 +118,7 @@ class Correspondence:
         self.record = Record()
         self.replicas = 1
         """How many shared the pool when it last heard, this one among them."""
+        self.sharers = Sharers()
         self.era = ""
         self._serial = 0
         self._heard = 0
@@ -136,6 +166,7 @@ class Correspondence:
         self._tick = reply.tick
         self.era, self._instant, self._sent = reply.era, reply.instant, sent
         self.replicas = reply.replicas
+        self.sharers.note(now, reply.replicas)
         self.record.settled(sent, call.settlements)
         self.record.purge(now)
         for grant in reply.grants:

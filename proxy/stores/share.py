@@ -1,7 +1,7 @@
 """A replica's share of the limits while the shared store is lost: its part, less a reserve, evenly paced.
 
-The share is the limit divided by the replicas that were last seen. What this replica has spent itself is counted by a
-ledger of its own. What the others had spent when the store was lost is not: they may go on with their shares, while
+The share is the limit divided by the replicas that were seen of late. What this replica has spent itself is counted by
+a ledger of its own. What the others had spent when the store was lost is not: they may go on with their shares, while
 what they spent beyond them still counts. So for the first window a replica uses what returns to it, and of what was
 at hand its part; the rest of its share is set aside as spent by them. Then all replicas have their shares, together
 less than the limit. What else goes wrong (a replica that nobody had seen, a store that only some have lost) the pace
@@ -112,12 +112,18 @@ def _of_others(
     for limit in terms.limits:
         if limit.id not in hands:
             continue
-        own = Counter(row.quota for row in held if limit.id in dict(row.windows))
+        own = Counter(row.quota for row in held if _is_out(row, limit.id))
         part = int(hands[limit.id] * (1 - RESERVE) / replicas / len(terms.quotas))
         for quota in terms.quotas:
             for number in range(limit.requests - own[quota] - part):
                 lease = f"others-{limit.id}-{number}"
                 yield Held(lease, quota, "", ((limit.id, limit.window),), age, age - terms.bound)
+
+
+def _is_out(row: Held, limit: str) -> bool:
+    """Whether a lease's token of that limit has not returned: of a shorter window's it may have, of another's not."""
+    window = dict(row.windows).get(limit)
+    return window is not None and (row.counted is None or row.counted < window)
 
 
 class _Pace:

@@ -149,7 +149,7 @@ class SharedStore:
         letters = self._store.letters
         held = letters.record.held(self._clock())
         age = self._clock() - self._since
-        return Share(self._store.terms, letters.replica, letters.replicas, held, self._hands, age, self._clock)
+        return Share(self._store.terms, letters.replica, letters.sharers.most, held, self._hands, age, self._clock)
 
     # Losing and finding it
 

@@ -1,5 +1,5 @@
-from proxy.core.correspondence import Correspondence
-from proxy.core.exchange import Demand, Spent, Unsent
+from proxy.core.correspondence import RECALL, Correspondence, Sharers
+from proxy.core.exchange import PULSE, Demand, Spent, Unsent
 from proxy.core.ledger import Ledger
 from proxy.core.letters import terms_of
 from proxy.core.model import SECOND
@@ -48,3 +48,26 @@ def test_an_answer_by_a_clock_that_ran_ahead_is_not_believed() -> None:
     assert letters.hear(2 * SECOND, 2 * SECOND, call, ledger.exchange(32 * SECOND, "", call)) is None
     talk(letters, ledger, 2 * SECOND, ahead=30 * SECOND)
     assert letters.era != era
+
+
+def test_those_who_shared_of_late_are_remembered() -> None:
+    """Others may be silent for a while; who has gone for good counts no longer after a time."""
+    sharers, now = Sharers(), 0
+    sharers.note(now, 7)
+    while now < RECALL // 2:
+        now += PULSE
+        sharers.note(now, 1)
+    assert sharers.most == 7
+    while now < 2 * RECALL + PULSE:
+        now += PULSE
+        sharers.note(now, 2)
+    assert sharers.most == 2
+
+
+def test_a_silence_makes_nobody_forgotten() -> None:
+    """A store that was away for hours has heard of nobody else when it is found again."""
+    sharers = Sharers()
+    sharers.note(0, 7)
+    for hours in range(1, 9):
+        sharers.note(hours * 3600 * SECOND, 1)
+    assert sharers.most == 7

@@ -103,6 +103,19 @@ async def test_its_own_tokens_return_to_it() -> None:
 
 
 @virtual
+async def test_a_token_of_a_short_window_returns_to_all() -> None:
+    """What a lease has brought back under one limit, while it is out under another, is not the replica's own there."""
+    terms = terms_of(pool(1, limit(90, 60 * SECOND), limit(30, 5 * SECOND, "GET /me"), guard=0), USE_BY + BOUND)
+    windows = tuple((one.id, one.window) for one in terms.limits)
+    held = tuple(Held(f"a{number}", "k0", "a", windows, 20 * SECOND, 20 * SECOND) for number in range(10))
+    share = Share(terms, "a", 3, held, {terms.limits[0].id: 90, terms.limits[1].id: 0}, 0, micros)
+    for _ in range(2):
+        answer = await share.exchange((), (Demand(lane("a", (0, 1)), 1, 9),))
+        assert answer.grants == ()
+        await asyncio.sleep(1)
+
+
+@virtual
 async def test_turns_are_told() -> None:
     """Who waits is told when its turn comes by the pace, in proportion to weight."""
     terms = terms_for(1)

@@ -250,6 +250,22 @@ async def test_nobody_is_granted_what_others_have_not_reported(server: Server) -
 
 
 @play
+async def test_a_store_that_comes_and_goes_makes_no_replica_believe_that_it_is_alone(server: Server) -> None:
+    """It was away for so long that it has forgotten who shares; who finds it first hears of nobody else."""
+    first, *_ = await joined(server, "share", "a", "b", "c")
+    server.up = False
+    await first.send_for(200)
+    server.up = True
+    await asyncio.sleep(5)
+    assert (first.lost, first.replicas) == (None, 1)
+    server.up = False
+    await first.send_for(BOUND / SECOND + 60)
+    before = len(first.sent)
+    await first.send_for(60)
+    assert len(first.sent) - before <= 2 * 10 / 3
+
+
+@play
 async def test_the_return_is_told_once_and_wakes_who_waits(server: Server) -> None:
     """With the time that it took, as soon as the store is there again."""
     (replica,) = await joined(server, "wait")
