@@ -216,6 +216,7 @@ class StoreLost(Refusal):
     """The store does not answer, and callers hear of it when `store.on_loss` is `refuse`.
 
     `cause` is one line for the operator: what went wrong and what to do, without secrets. Callers never see it.
+    `broke`: the other side closed the connection, so a new one may do.
     """
 
     status = 503
@@ -223,9 +224,10 @@ class StoreLost(Refusal):
     reason = "store_lost"
     proxy_error = "proxy_internal_error"
 
-    def __init__(self, message: str, *, cause: str = "", retry_after: int | None = None) -> None:
+    def __init__(self, message: str, *, cause: str = "", retry_after: int | None = None, broke: bool = False) -> None:
         super().__init__(message, retry_after=retry_after)
         self.cause = cause or message
+        self.broke = broke
 
 
 class ShuttingDown(Refusal):

@@ -49,7 +49,16 @@ _CERTIFICATE = ("certificate", "unknown ca", "unknown_ca", "bad_certificate")
 def lost(problem: BaseException, where: str) -> StoreLost:
     """The one error of the shared store, made of what went wrong at `where`, a server or the URL without secrets."""
     tls = where.startswith("rediss:") or "ssl=true" in where
-    return StoreLost(_MESSAGE, cause=f"{where}: {_cause(_telling(problem), tls=tls)}")
+    telling = _telling(problem)
+    return StoreLost(_MESSAGE, cause=f"{where}: {_cause(telling, tls=tls)}", broke=_broke(telling))
+
+
+def strange(where: str) -> StoreLost:
+    """An answer came that is none."""
+    return StoreLost(
+        _MESSAGE,
+        cause=f"{where}: what it answers is no answer to Keyturn's script: see what stands between, and what it is",
+    )
 
 
 def _telling(problem: BaseException) -> BaseException:
@@ -90,8 +99,14 @@ def _cause(problem: BaseException, *, tls: bool) -> str:
             return _unreachable(problem, tls=tls)
 
 
+def _broke(problem: BaseException) -> bool:
+    return isinstance(problem, ConnectionResetError | BrokenPipeError) or "closed" in str(problem)
+
+
 def _unreachable(problem: BaseException, *, tls: bool) -> str:
-    if isinstance(problem, ConnectionResetError) or "closed" in str(problem):
+    if "max number of clients" in str(problem):
+        return "it takes no more connections: raise its maxclients, or see who holds so many"
+    if _broke(problem):
         wants = "a certificate of ours (ssl_certfile and ssl_keyfile)" if tls else "TLS (rediss://)"
         return f"not reachable (it closed the connection): see whether it runs, and whether that port wants {wants}"
     return f"not reachable ({_line(problem)}): see whether it runs and store.url is right"

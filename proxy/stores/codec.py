@@ -76,16 +76,20 @@ def _spelled(terms: Terms) -> dict[str, Any]:
 
 
 def decode(answer: Sequence[Any], call: Call) -> Reply:
-    """The script's answer to a call."""
+    """The script's answer to a call.
+
+    Raises:
+        Exception: it is no such answer.
+    """
     era, tick, instant, asks = answer[:4]
     if asks:
-        return Reply(era.decode(), tick, instant, tuple([what.decode() for what in asks]))
+        return Reply(era.decode(), int(tick), int(instant), tuple([what.decode() for what in asks]))
     granted, told, budgets, again, woken, replicas, foreign = answer[4:]
     lanes = [demand.lane for demand in call.demands]
     return Reply(
         era.decode(),
-        tick,
-        instant,
+        int(tick),
+        int(instant),
         (),
         tuple([_grant(row, lanes) for row in granted]),
         {lanes[number]: _turns(soon, later) for number, soon, later in told},

@@ -9,7 +9,7 @@ slot, its issue 4015), and uvloop's RuntimeError (a write to a connection that h
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError
 
 from proxy.core.errors import StartError, StoreLost
 from proxy.core.model import SECOND, Micros
-from proxy.stores.causes import lost
+from proxy.stores.causes import lost, strange
 from proxy.stores.clients import Opened, opener
 from proxy.tasks import finish, spawn
 
@@ -31,6 +31,10 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 """Seconds: what of the timeout is kept for an answer that is there already, how long ended connections have to go away,
 and how long to pause before listening is tried anew."""
+
+_SILENCE = 30.0
+_SLICE = 0.5
+"""Seconds: for how long a connection that listens may be silent unasked, and how often it is seen whether it is."""
 
 Argument = str | bytes | int
 
@@ -48,7 +52,10 @@ class Script:
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-_LOOK = Script.of("return {redis.call('INFO', 'server'), redis.call('INFO', 'memory')}")
+_LOOK = Script.of("""
+local told = redis.pcall('PUBLISH', KEYS[1] .. ':wake:', '')
+return {redis.call('INFO', 'server'), redis.call('INFO', 'memory'), type(told) == 'table' and told.err or ''}
+""")
 
 
 class _Way:
@@ -83,6 +90,8 @@ class Link:
         self.timeout = timeout / SECOND
         """Seconds that a call may take."""
         self._way: _Way | None = None
+        self._doubts = 0
+        """How often a way was left: what is wrong with it may be wrong with those that listen, too."""
         self._listening: set[asyncio.Task[Any]] = set()
         self._leaving: set[asyncio.Task[Any]] = set()
 
@@ -95,15 +104,18 @@ class Link:
         if self._leaving:
             await asyncio.wait(self._leaving)
 
-    async def run(self, script: Script, key: str, *arguments: Argument) -> Any:
-        """Run a script on the server that has `key`; answers what it returns, strings as bytes.
+    async def run(
+        self, script: Script, key: str, *arguments: Argument, read: Callable[[Any], Any] = lambda answer: answer
+    ) -> Any:
+        """Run a script on the server that has `key`; answers what `read` makes of what it returns, strings as bytes.
 
         KEYS[1] is `key`, from which the script may build the names of its keys. KEYS[2] is the name of a key that
         never is: with it a cluster refuses the call (`TRYAGAIN`) while it moves keys of that slot to another node,
         when neither of the two has all.
 
         Raises:
-            StoreLost: no answer, or an error for one. The script has run once or not at all.
+            StoreLost: no answer, an error for one, or one that `read` cannot read. The script has run once or not at
+                all.
         """
 
         async def work(opened: Opened) -> Any:
@@ -114,7 +126,11 @@ class Link:
                 pass  # below, so that what EVAL raises was not raised while handling this
             return await opened.client.eval(script.text, *keys, *arguments)  # runs it, and the server remembers it
 
-        return await self._carry(work)
+        answer = await self._carry(work)
+        try:
+            return read(answer)
+        except Exception:  # noqa: BLE001  # the law
+            raise strange(self._shown) from None
 
     async def check(self, key: str) -> tuple[str, ...]:
         """What is wrong with the server that has `key` although it answers, a line each.
@@ -122,8 +138,9 @@ class Link:
         Raises:
             StoreLost: it does not answer.
         """
-        told = await self.run(_LOOK, key)
-        return tuple(f"{self._shown}: {warning}" for warning in _warnings(_fields(b"\n".join(told))))
+        server, memory, denied = await self.run(_LOOK, key, read=_three)
+        warnings = (*_warnings(_fields(server + b"\n" + memory)), *_mute(key, denied.decode(errors="replace")))
+        return tuple(f"{self._shown}: {warning}" for warning in warnings)
 
     def listen(
         self, channel: str, wake: Callable[[], None], deaf: Callable[[StoreLost], None] = lambda _: None
@@ -152,6 +169,7 @@ class Link:
         """Let the next call find its way anew."""
         if self._way is way:
             self._way = None
+            self._doubts += 1
             spawn(way.close(), name="leave the store", owner=self._leaving)
 
     def _lost(self, problem: BaseException, opened: Opened) -> StoreLost:
@@ -162,7 +180,7 @@ class Link:
     # Listening
 
     async def _listen(self, channel: str, wake: Callable[[], None], deaf: Callable[[StoreLost], None]) -> None:
-        """Listen for ever, with a client for each connection. One that is gone without a word is found by TCP."""
+        """Listen for ever, with a client for each connection."""
         pause = _FIRST_PAUSE
         while True:
             opened = self._open()
@@ -171,7 +189,7 @@ class Link:
                 async with asyncio.timeout(self.timeout):
                     await opened.client.initialize()
                     await subscription.subscribe(channel)
-                async for _ in subscription.listen():  # the first message says that it is subscribed
+                async for _ in self._messages(subscription, channel):
                     pause = _FIRST_PAUSE
                     wake()
             except Exception as problem:  # noqa: BLE001  # the law
@@ -181,6 +199,31 @@ class Link:
                 await _close(opened)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _messages(self, subscription: Any, channel: str) -> AsyncIterator[None]:
+        """Each message, the first of which says that it is subscribed.
+
+        A connection may be gone without a word, and nothing is ever written to it that would find that out. So when a
+        call has failed, and every now and then, it subscribes once more, which a server that is there answers.
+
+        Raises:
+            TimeoutError: it did not.
+        """
+        now = asyncio.get_running_loop().time
+        subscribed, doubts, heard, asked = False, self._doubts, now(), None
+        while True:
+            message = await subscription.get_message(timeout=_SLICE)
+            if message is not None:
+                heard, asked = now(), None
+                if message["type"] == "message" or not subscribed:
+                    subscribed = True
+                    yield
+            elif asked is not None:
+                if now() - asked > self.timeout:
+                    raise TimeoutError
+            elif doubts != self._doubts or now() - heard > _SILENCE:
+                doubts, asked = self._doubts, now()
+                await subscription.subscribe(channel)
 
 
 async def _within(seconds: float, call: "asyncio.Task[Any]") -> Any:
@@ -203,6 +246,19 @@ async def _close(opened: Opened) -> None:
     with suppress(Exception):
         async with asyncio.timeout(_CLOSING):
             await opened.close()
+
+
+def _three(answer: Any) -> tuple[bytes, bytes, bytes]:
+    server, memory, denied = map(bytes, answer)
+    return server, memory, denied
+
+
+def _mute(key: str, denied: str) -> Iterator[str]:
+    if denied:
+        yield (
+            "it does not let this user call other replicas, so turns that come early are taken late: allow it "
+            f"`+publish` and `&{key.partition(':')[0]}:*` ({denied})."
+        )
 
 
 def _fields(info: bytes) -> dict[str, str]:

@@ -23,11 +23,15 @@ async def look_at(link: Link, key: str, terms: Terms) -> tuple[BucketLook, ...]:
     """
     ids = [limit.id for limit in terms.limits]
     rows = [Taken() for _ in ids]
+
+    def read(answer: Sequence[Any]) -> list[Taken]:
+        return [_taken(part) for part, _ in zip(answer, ids, strict=True)]
+
     begin, more = 0, bool(ids)
     while more:
-        told = await link.run(LOOK, key, begin, MOST, *ids)
-        rows = [_joined(row, _taken(part)) for row, part in zip(rows, told, strict=True)]
-        more = any(len(in_use) == MOST or len(cooling) == 2 * MOST for in_use, cooling, _ in told)
+        told = await link.run(LOOK, key, begin, MOST, *ids, read=read)
+        rows = [_joined(row, part) for row, part in zip(rows, told, strict=True)]
+        more = any(len(part.in_use) == MOST or len(part.cooling) == MOST for part in told)
         begin += MOST
     return looks(terms, rows)
 

@@ -1,7 +1,7 @@
 """The store on Redis or Valkey, as one replica of many sees it: letters go out, replies come back, nothing is decided.
 
 One call is one round trip. More are made only when the store asks for something (terms that it does not know, what
-this replica holds) or its clock ran ahead (`core.correspondence`).
+this replica holds), its clock ran ahead (`core.correspondence`), or the connection broke.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,8 @@ waits no longer for its word (`core.ledger.HOLD`).
 """
 
 ROUNDS = 6
-"""Letters to one exchange at the most: terms, what is held, and a clock that ran ahead, with one to spare for each."""
+"""Letters to one exchange at the most: terms, what is held, a clock that ran ahead, and a connection that broke, with
+some to spare."""
 
 EXCHANGE = Script.of(SCRIPT)
 
@@ -72,14 +73,24 @@ class RedisStore:
         return await look_at(self.link, self.key, self.letters.terms)
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
-        """See `core.exchange.Store`."""
+        """See `core.exchange.Store`.
+
+        A connection that breaks is no loss yet: once in an exchange another letter is written over a new one. What the
+        first came to does not matter, for its grants are taken back, and what ended has ended.
+        """
         letters = self.letters
         letters.terms = self.terms
-        era = letters.era
+        era, broke = letters.era, False
         for _ in range(ROUNDS):
             sent = self._clock()
             call = letters.call(sent, settlements, demands)
-            reply = await self.send(call)
+            try:
+                reply = await self.send(call)
+            except StoreLost as lost:
+                if broke or not lost.broke:
+                    raise
+                broke = True
+                continue
             answer = letters.hear(sent, self._clock(), call, reply)
             if answer is not None:
                 if era not in ("", letters.era):
@@ -93,7 +104,8 @@ class RedisStore:
         Raises:
             StoreLost: no answer.
         """
-        return decode(await self.link.run(EXCHANGE, self.key, encode(call)), call)
+        reply: Reply = await self.link.run(EXCHANGE, self.key, encode(call), read=lambda answer: decode(answer, call))
+        return reply
 
     def _pulse(self) -> Micros:
         return pulse(self.letters.terms.bound, PULSE if len(self.letters.record) else IDLE)

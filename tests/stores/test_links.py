@@ -15,6 +15,7 @@ import uvloop
 from proxy.config.urls import parse_store_url
 from proxy.core.errors import StartError, StoreLost
 from proxy.core.model import SECOND, Micros
+from proxy.stores import links
 from proxy.stores.links import Link, Script
 from proxy.tasks import finish, spawn
 from tests.stores.servers import (
@@ -330,8 +331,26 @@ async def test_a_call_whose_connection_breaks_runs_once(one: Server) -> None:
             writer.write(answer)
 
     async with before(one, swallow) as url, linked(url) as link:
-        assert "not reachable" in await cause(link)
+        with pytest.raises(StoreLost, match="does not answer") as caught:
+            await link.run(COUNT, "k")
+        assert "not reachable" in caught.value.cause
+        assert caught.value.broke
     assert one.ask("GET", "k") == "1"
+
+
+async def test_an_answer_that_nobody_can_read_is_a_loss(one: Server) -> None:
+    """Whoever gives it: a proxy in between, another service. The link goes on."""
+
+    def three(answer: Any) -> Any:
+        first, second, third = answer
+        return first + second + third
+
+    async with linked(one.url) as link:
+        for answer in ("'OK'", "7", "false", "{}", "{1, 2, 'x'}"):
+            with pytest.raises(StoreLost) as caught:
+                await link.run(Script.of(f"return {answer}"), "k", read=three)
+            assert caught.value.cause.endswith("see what stands between, and what it is")
+        assert await link.run(Script.of("return {1, 2, 3}"), "k", read=three) == 6
 
 
 def test_a_connection_that_was_reset_while_it_rested(one: Server) -> None:
@@ -433,6 +452,57 @@ async def test_messages_wake(kind: str) -> None:
             assert one.ask("PUBLISH", "wake", "x") == 1
             await until(lambda: len(woken) == 4, "the message comes")
         await until(lambda: one.ask("PUBLISH", "wake", "x") == 0, "nobody listens any more")
+
+
+@pytest.mark.parametrize("finds_out", ["when a call fails", "in time"])
+async def test_a_listener_finds_out_that_nobody_calls_it(
+    one: Server, finds_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection of which nothing comes any more, not even its end, is left for another."""
+    monkeypatch.setattr(links, "_SLICE", 0.02)
+    monkeypatch.setattr(links, "_SILENCE", 0.1 if finds_out == "in time" else 1_000)
+    silent = asyncio.Event()
+
+    async def treat(inner: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await inner.read(2**16):
+            if not silent.is_set():
+                writer.write(data)
+
+    woken: list[int] = []
+    complaints: list[StoreLost] = []
+    async with before(one, treat) as url, linked(url, BRIEF) as link:
+        link.listen("wake", lambda: woken.append(1), complaints.append)
+        await until(lambda: woken, "it listens")
+        one.ask("PUBLISH", "wake", "x")
+        await until(lambda: len(woken) == 2, "it is called")
+        silent.set()
+        if finds_out == "when a call fails":
+            await cause(link)
+        await until(lambda: complaints, "it finds out")
+        silent.clear()
+        await until(lambda: len(woken) == 3, "it listens again")
+        one.ask("PUBLISH", "wake", "x")
+        await until(lambda: len(woken) == 4, "it is called")
+
+
+async def test_a_listener_that_asks_is_not_woken_by_the_answer(one: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is what is usual: it costs nobody an exchange."""
+    monkeypatch.setattr(links, "_SLICE", 0.01)
+    monkeypatch.setattr(links, "_SILENCE", 0.01)
+    woken: list[int] = []
+    complaints: list[StoreLost] = []
+    async with linked(one.url) as link:
+        link.listen("wake", lambda: woken.append(1), complaints.append)
+        one.ask("CONFIG", "RESETSTAT")
+        await until(lambda: _subscribed(one) > 5, "it has asked some times")
+        assert woken == [1]
+        assert not complaints
+
+
+def _subscribed(one: Server) -> int:
+    """How often somebody subscribed."""
+    told = one.ask("INFO", "commandstats").partition("cmdstat_subscribe:calls=")[2]
+    return int(told.partition(",")[0] or 0)
 
 
 # Sentinel

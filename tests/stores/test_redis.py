@@ -240,6 +240,36 @@ async def test_an_answer_that_is_lost_costs_nothing(one: Server) -> None:
         assert (await store.exchange((), (wants(1),))).grants
 
 
+class Cut(RedisStore):
+    """A store whose answers are lost with their connection, the next so many times."""
+
+    cuts = 0
+
+    async def send(self, call: Call) -> Reply:
+        reply = await super().send(call)
+        if self.cuts:
+            self.cuts -= 1
+            raise StoreLost("It closed the connection.", broke=True)
+        return reply
+
+
+async def test_a_connection_that_breaks_is_no_loss(one: Server) -> None:
+    """Another letter takes back what the first was granted; a second time in the same exchange it is one."""
+    link = Link(one.url, shown=one.url, timeout=PATIENCE)
+    only = pool(1, limit(1, 600 * SECOND))
+    store = Cut(link, only, prefix="t", replica="r", settle_bound=BOUND, clock=micros, observer=Recorder())
+    await store.exchange((), ())
+    store.cuts = 1
+    (grant,) = (await store.exchange((), (wants(1),))).grants
+    store.cuts = 1
+    await store.exchange((Unsent(grant.lease),), ())
+    assert (await store.exchange((), (wants(1),))).grants
+    store.cuts = 2
+    with pytest.raises(StoreLost):
+        await store.exchange((), ())
+    await link.close()
+
+
 class Insatiable(RedisStore):
     """A store that asks for the same thing whatever it is told."""
 
