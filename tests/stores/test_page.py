@@ -9,8 +9,9 @@ import pytest
 import redis
 
 from proxy.config import load
-from proxy.core.exchange import Demand, Spent
-from proxy.core.model import SECOND
+from proxy.core.errors import StoreLost
+from proxy.core.exchange import Demand, Spent, Unsent
+from proxy.core.model import SECOND, Pool
 from proxy.stores.clients import Opened
 from proxy.stores.links import Link
 from proxy.stores.redis import RedisStore
@@ -116,9 +117,16 @@ def let_in(one: Server, more: str = "", password: str = "") -> None:
     one.ask(*words, *more.split(), password=password)
 
 
+def new_store(link: Link, replica: str = "r", pool_: Pool = FAST) -> RedisStore:
+    """A replica's."""
+    return RedisStore(
+        link, pool_, prefix="keyturn", replica=replica, settle_bound=BOUND, clock=micros, observer=Recorder()
+    )
+
+
 async def serves(link: Link) -> None:
     """All that a replica does works over this link."""
-    store = RedisStore(link, FAST, prefix="keyturn", replica="r", settle_bound=BOUND, clock=micros, observer=Recorder())
+    store = new_store(link)
     woken: list[int] = []
     store.listen(lambda: woken.append(1))
     await until(lambda: woken, "it listens")
@@ -135,11 +143,50 @@ async def test_the_user_may_do_what_is_needed_and_no_more(one: Server) -> None:
         link = Link(f"redis://keyturn:{PASSWORD}@{one.address}/2", shown="here", timeout=PATIENCE)
         await serves(link)
         await link.close()
-        used = {name.lower() for name in re.findall(r"redis[._]call\('([A-Z]+)'", _scripts())}
+        used = {name.lower() for name in re.findall(r"redis[._]p?call\('([A-Z]+)'", _scripts())}
         asked = {word[1:] for word in USER.split() if word.startswith("+")}
         assert asked == used | {"eval", "evalsha", "subscribe", "select"}
     finally:
         one.ask("ACL", "DELUSER", "keyturn")
+
+
+async def test_a_user_who_may_not_do_all_does_nothing(one: Server) -> None:
+    """A script that is refused something midway would have done half of its work."""
+    let_in(one)
+    link = Link(f"redis://keyturn:{PASSWORD}@{one.address}", shown="here", timeout=PATIENCE)
+    try:
+        for word in USER.split():
+            if word[0] != "+" or word[1:] in ("eval", "evalsha", "subscribe", "publish", "select", "info"):
+                continue
+            store = new_store(link)
+            one.ask("ACL", "SETUSER", "keyturn", f"-{word[1:]}")
+            with pytest.raises(StoreLost) as caught:
+                await store.exchange((), (wants(1),))
+            assert "ACL does not allow" in caught.value.cause
+            assert one.ask("KEYS", "keyturn:*") == [], word
+            one.ask("ACL", "SETUSER", "keyturn", word)
+        assert (await store.exchange((), (wants(1),))).grants
+    finally:
+        one.ask("ACL", "DELUSER", "keyturn")
+        await link.close()
+
+
+async def test_a_user_without_channels_is_served_and_told_of(one: Server) -> None:
+    """As `ACL SETUSER` makes it from Redis 7 on: replicas are not called, but nothing else is missing."""
+    let_in(one)
+    one.ask("ACL", "SETUSER", "keyturn", "resetchannels")
+    link = Link(f"redis://keyturn:{PASSWORD}@{one.address}", shown="here", timeout=PATIENCE)
+    try:
+        near, far = (new_store(link, name, pool(1, limit(1, 10 * SECOND))) for name in ("near", "far"))
+        (grant,) = (await near.exchange((), (wants(1),))).grants
+        assert not (await far.exchange((), (wants(1, "b"),))).grants
+        await near.exchange((Unsent(grant.lease),), ())
+        assert (await far.exchange((), (wants(1, "b"),))).grants
+        (warning,) = await link.check(near.key)
+        assert "`+publish` and `&keyturn:*`" in warning
+    finally:
+        one.ask("ACL", "DELUSER", "keyturn")
+        await link.close()
 
 
 def _scripts() -> str:
