@@ -8,6 +8,7 @@ by a library: one mistake makes the whole field unread.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -28,7 +29,8 @@ _FAMILIES = tuple(
 )
 _POLICY, _COMBINED = b"ratelimit-policy", b"ratelimit"
 _MONTH_LEFT = b"remaining-month"
-CACHES = (b"age", b"x-cache", b"cf-cache-status")
+CACHE_STATUS = b"cache-status"
+CACHES = (b"age", CACHE_STATUS, b"x-cache", b"x-cache-status", b"x-proxy-cache", b"cf-cache-status")
 """Fields by which caches on the way tell of themselves."""
 
 BESIDE = frozenset((b"date", b"content-encoding", *CACHES))
@@ -106,7 +108,7 @@ class Reader:
         told = [family for family in _FAMILIES if not values.keys().isdisjoint(family)]
         found = [one for family in told for one in self._family(family, policies)]
         if _COMBINED in values:
-            found += [allowance for value in values[_COMBINED] for allowance in self._combined(value, policies)]
+            found += [one for value in _lines(values[_COMBINED]) for one in self._combined(value, policies)]
         return tuple([self._plausible(one) for one in found if (one.size, one.left, one.reset) != _NOTHING_TOLD])
 
     def _plausible(self, allowance: Allowance) -> Allowance:
@@ -232,6 +234,16 @@ _Member = tuple[object, dict[str, object]]
 def _list(value: bytes) -> list[_Member]:
     members: Any = http_sf.parse(value, tltype="list")  # what it parses always has this form, its annotation is wider
     return list(members)
+
+
+def _lines(values: Sequence[bytes]) -> Sequence[bytes]:
+    """A field's values; those of a dictionary that stands in several lines as one (RFC 9651, section 3.2)."""
+    if len(values) > 1:
+        whole = b", ".join(values)
+        with suppress(StructuredFieldError):
+            _dictionary(whole)
+            return [whole]
+    return values
 
 
 def _dictionary(value: bytes) -> dict[str, object]:

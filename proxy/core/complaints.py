@@ -8,6 +8,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from proxy.core.model import SECOND, Micros
@@ -29,6 +30,8 @@ _ABOUT_THE_KEY = re.compile(
 )
 _RETRY_AT = re.compile(r"retry at (\d{10,14})\b", re.IGNORECASE)
 _WITHIN = re.compile(r"within (?:the )?(?:next )?(\d{1,3}) (second|minute|hour)s?\b", re.IGNORECASE)
+_GZIP_OR_ZLIB, _BARE = 47, -15
+"""Windows of zlib's; the latter is what some servers take `deflate` for (RFC 9110, section 8.4.1.2)."""
 _UNITS: dict[str, Micros] = {"second": SECOND, "minute": 60 * SECOND, "hour": 3600 * SECOND}
 
 
@@ -101,7 +104,7 @@ def _plain(body: bytes, coding: bytes) -> bytes | None:
         return body
     if coding not in (b"gzip", b"x-gzip", b"deflate"):
         return None
-    try:
-        return zlib.decompressobj(wbits=47).decompress(body, BODY_LIMIT)
-    except zlib.error:
-        return None
+    for form in (_GZIP_OR_ZLIB, _BARE) if coding == b"deflate" else (_GZIP_OR_ZLIB,):
+        with suppress(zlib.error):
+            return zlib.decompressobj(wbits=form).decompress(body, BODY_LIMIT)
+    return None

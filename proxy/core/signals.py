@@ -10,13 +10,14 @@ What counts when several things are said:
 3.  Fields that speak of a month (`X-RateLimit-Remaining-Month`) say nothing about waiting.
 
 Law 9: what is learnt from an answer only takes tokens away. Nothing is learnt from a 401 (its headers were seen to
-speak of another bucket), from an answer that a cache gave (`Age`, `X-Cache`), or from what cannot be told apart.
+speak of another bucket), from an answer that a cache gave (`Age`, `Cache-Status`), or from what cannot be told apart.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from proxy.core.allowances import BESIDE, CACHES, Allowance, Reader, Said, said
+from proxy.core.allowances import BESIDE, CACHE_STATUS, CACHES, Allowance, Reader, Said, said
 from proxy.core.complaints import Complaint, complaint
 from proxy.core.exchange import Seen
 from proxy.core.http import Fields
@@ -177,11 +178,18 @@ def _about(status: int, found: Complaint) -> About:
     return "key" if found.about_key(status) else "nothing"
 
 
+_HIT = re.compile(rb";\s*hit(?:=\?1)?\s*(?:[;,]|\Z)")
+_STORED = (b"hit", b"stale", b"updating", b"revalidated")
+
+
 def _cached(values: Said) -> bool:
-    """Whether a cache on the way gave the answer (RFC 9111, section 5.1, and what caches add to it)."""
+    """Whether a cache on the way gave the answer: RFC 9111 (section 5.1), RFC 9211 (section 2.1), or its own way."""
     if any(value.strip().lstrip(b"0") for value in values.get(b"age", ())):
         return True
-    return any(b"hit" in value.lower() for name in CACHES[1:] for value in values.get(name, ()))
+    if any(_HIT.search(value) for value in values.get(CACHE_STATUS, ())):
+        return True
+    told = [value.lower() for name in CACHES[2:] for value in values.get(name, ())]
+    return any(word in value for value in told for word in _STORED)
 
 
 def _fits(allowance: Allowance, limit: Limit) -> bool:

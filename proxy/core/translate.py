@@ -63,6 +63,11 @@ def to_caller(
     return tuple(kept)
 
 
+def beforehand(fields: Fields) -> Fields:
+    """The fields of an interim answer for the caller: the upstream's in their order, none that is ours to tell."""
+    return tuple([field for field in fields if _stays[field[0]]])
+
+
 def _is_kept(name: bytes) -> bool:
     """Whether the upstream's field of that (lower-case) name goes to the caller."""
     return name not in _OURS and not name.endswith(_OF_ONE_PLAN) and not any(part in name for part in _OF_ONE_KEY)

@@ -14,7 +14,7 @@ from proxy.core.errors import Broken
 from proxy.core.events import Journal
 from proxy.core.headers import ByName
 from proxy.core.http import Answer, Fields, Whole
-from proxy.core.translate import VIA
+from proxy.core.translate import VIA, beforehand
 
 _FRAMING = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"trailer", b"transfer-encoding", b"upgrade",
@@ -70,7 +70,7 @@ def pass_on(incoming: web.BaseRequest, status: int, fields: Fields) -> None:
     transport = incoming.transport
     if transport is None or transport.is_closing() or has_begun(incoming) or incoming.version != HttpVersion11:
         return
-    lines = [b": ".join(field) for field in fields if _role[field[0]] not in ("framing", "length")]
+    lines = [b": ".join(field) for field in beforehand(fields) if _role[field[0]] not in ("framing", "length")]
     transport.write(b"\r\n".join([b"HTTP/1.1 %d" % status + b" ", *lines, b"Via: " + VIA, b"\r\n"]))
 
 

@@ -250,11 +250,12 @@ async def test_a_large_answer_goes_out_at_the_callers_pace() -> None:
 
 @pytest.mark.parametrize(("version", "heads"), [(b"1.1", 2), (b"1.0", 1)])
 async def test_an_interim_answer_goes_out_before_the_answer(version: bytes, heads: int) -> None:
-    """A head that frames nothing, to callers that know of such; an error behind it is told all the same."""
+    """A head that frames nothing and speaks for no key, to callers that know of such; an error behind it is told."""
 
     async def reply(request: Request) -> Answer:
         assert request.interim is not None
-        request.interim(103, ((b"Link", b"</a>"), (b"Content-Length", b"5")))
+        of_one_key = ((b"X-RateLimit-Remaining", b"7"), (b"ratelimit", b'"a";r=1'), (b"Keyturn-Key", b"x"))
+        request.interim(103, ((b"Link", b"</a>"), (b"Content-Length", b"5"), *of_one_key))
         raise Broken("Lost.")
 
     async with World(gateway=Gateway(reply)).running() as world:
