@@ -37,6 +37,8 @@ BESIDE = frozenset((b"date", b"content-encoding", *CACHES))
 """Fields that help to read the others, and say nothing about limits."""
 
 _READ = BESIDE.union(INSTRUCTIONS, (_POLICY, _COMBINED), *_FAMILIES)
+_ABSENT: tuple[bytes, ...] = ()
+_NO_LIMIT: tuple[None, tuple[()]] = None, ()
 _REQUESTS = "requests"
 _DIGITS = 9
 _MOST = 10**_DIGITS
@@ -55,8 +57,10 @@ class Allowance:
     """From the answer until its window is over; at most `moments.ROUNDING` too long."""
     window: Micros | None = None
 
-
-_NOTHING_TOLD = (None, None, None)
+    @property
+    def tells(self) -> bool:
+        """Whether it says anything about requests."""
+        return self.left is not None or self.size is not None or self.reset is not None
 
 
 def _role(name: bytes) -> bytes:
@@ -105,11 +109,10 @@ class Reader:
         """Every limit that is described."""
         values = self._said
         policies = tuple(self._policies()) if _POLICY in values else ()
-        told = [family for family in _FAMILIES if not values.keys().isdisjoint(family)]
-        found = [one for family in told for one in self._family(family, policies)]
+        found = [one for family in _FAMILIES for one in self._family(family, policies)]
         if _COMBINED in values:
             found += [one for value in _lines(values[_COMBINED]) for one in self._combined(value, policies)]
-        return tuple([self._plausible(one) for one in found if (one.size, one.left, one.reset) != _NOTHING_TOLD])
+        return tuple([self._plausible(one) for one in found if one.tells])
 
     def _plausible(self, allowance: Allowance) -> Allowance:
         """Without what cannot be: more requests left than there are, or a limit of none."""
@@ -122,36 +125,45 @@ class Reader:
         self.ignored.append("remaining")
         return Allowance(size, None, allowance.reset, allowance.window)
 
-    def _family(self, family: Sequence[bytes], policies: Sequence["_Policy"]) -> Iterator[Allowance]:
+    def _family(self, family: Sequence[bytes], policies: Sequence["_Policy"]) -> list[Allowance]:
         """One field for each thing; where all stand equally often, each speaks of another limit, in their order."""
-        columns = [self._said.get(name, []) for name in family]
-        times = {len(column) for column in columns if column}
-        if times == {1} or len(times) > 1:
-            yield self._one(family, columns, policies)
-        else:
-            rows = zip(*[[[value] for value in column] or [[]] * max(times) for column in columns], strict=True)
-            yield from [self._one(family, row, policies) for row in rows]
+        columns = [self._said.get(name, _ABSENT) for name in family]
+        most = max(map(len, columns))
+        if most <= 1 or any(0 < len(column) < most for column in columns):
+            return [self._one(family, columns, policies)] if most else []
+        rows = zip(*[[[value] for value in column] or [[]] * most for column in columns], strict=True)
+        return [self._one(family, row, policies) for row in rows]
 
-    def _one(self, family: Sequence[bytes], row: Sequence[list[bytes]], policies: Sequence["_Policy"]) -> Allowance:
+    def _one(self, family: Sequence[bytes], row: Sequence[Sequence[bytes]], policies: Sequence["_Policy"]) -> Allowance:
         """One limit; of several values of a kind the first size counts, the fewest that are left, the latest reset."""
         limit, remaining, reset = family
         sizes, lefts, ends = row
-        size, more = self._limit(limit, sizes)
-        left = [count for value in lefts if (count := self._count(remaining, value)) is not None]
-        resets = [told for value in ends if (told := self._wait(reset, value)) is not None]
+        size, more = self._limit(limit, sizes) if sizes else _NO_LIMIT
+        left = self._fewest(remaining, lefts) if lefts else None
+        until = self._latest(reset, ends) if ends else None
         window = _window((*more, *policies), size) if more or policies else None
-        return Allowance(size, min(left, default=None), max(resets, default=None), window)
+        return Allowance(size, left, until, window)
 
-    def _limit(self, name: bytes, sizes: Sequence[bytes]) -> tuple[int | None, list["_Policy"]]:
+    def _fewest(self, name: bytes, values: Sequence[bytes]) -> int | None:
+        if len(values) == 1:
+            return self._count(name, values[0])
+        return min((count for value in values if (count := self._count(name, value)) is not None), default=None)
+
+    def _latest(self, name: bytes, values: Sequence[bytes]) -> Micros | None:
+        if len(values) == 1:
+            return self._wait(name, values[0])
+        return max((told for value in values if (told := self._wait(name, value)) is not None), default=None)
+
+    def _limit(self, name: bytes, sizes: Sequence[bytes]) -> tuple[int | None, Sequence["_Policy"]]:
         """The number of a limit; draft 5 has quota policies behind it (`60, 60;w=60`)."""
         for value in sizes:
             if value.isdigit():
-                return self._count(name, value), []
+                return self._count(name, value), ()
             members = self._list(name, value)
             if members and isinstance(size := members[0][0], int) and not isinstance(size, bool) and 0 <= size < _MOST:
                 return size, [_Policy("", number, _seconds(told.get("w"))) for number, told in _numbers(members[1:])]
             self._ignore(name)
-        return None, []
+        return _NO_LIMIT
 
     def _policies(self) -> Iterator["_Policy"]:
         """The policies about requests: `300;w=60` up to draft 7, `"name";q=300;w=60` later."""

@@ -26,10 +26,10 @@ ROUNDING: Micros = 2 * SECOND
 _EPOCH_SECONDS = 1_000_000_000
 _EPOCH_MILLISECONDS = 100_000_000_000
 _LONGEST_DATE = 64
-_NUMBER = re.compile(rb"\d{1,14}(?:\.\d{1,20})?")
+_DIGITS = 14
+_DECIMAL = re.compile(rb"\d{1,14}\.\d{1,20}")
 
 
-@lru_cache(maxsize=256)
 def wait(value: bytes, now: Micros) -> Micros | None:
     """The time from the answer, made at `now` (epoch), to what a value names; `None` if that is over.
 
@@ -37,25 +37,33 @@ def wait(value: bytes, now: Micros) -> Micros | None:
         ValueError: it names no moment, or an absurd one.
     """
     text = value.strip()
-    if not _NUMBER.fullmatch(text):
+    if text.isdigit() and len(text) <= _DIGITS:
+        delay = _whole(int(text), now)
+    elif _DECIMAL.fullmatch(text):
+        delay = _decimal(float(text), now)
+    else:
         instant = date(text)
         if instant is None:
             raise ValueError("no moment in any of the known forms")
         delay = instant - now
-    elif (number := float(text)) < _EPOCH_SECONDS:
-        delay = _units(text, SECOND)
-    elif number < _EPOCH_MILLISECONDS:
-        delay = _units(text, SECOND) + (0 if b"." in text else SECOND) - now
-    else:
-        delay = _units(text, MILLISECOND) - now
     if abs(delay) > LONGEST:
         raise ValueError("farther away than anything that an API counts by")
     return delay if delay >= 0 else None
 
 
-def _units(text: bytes, unit: Micros) -> Micros:
-    """A decimal number of units, rounded up."""
-    return int(text) * unit if text.isdigit() else ceil(float(text) * unit)
+def _whole(number: int, now: Micros) -> Micros:
+    if number < _EPOCH_SECONDS:
+        return number * SECOND
+    if number < _EPOCH_MILLISECONDS:
+        return (number + 1) * SECOND - now
+    return number * MILLISECOND - now
+
+
+def _decimal(number: float, now: Micros) -> Micros:
+    """Of fractions nothing was rounded off; what is left of them below a microsecond is rounded up."""
+    if number < _EPOCH_SECONDS:
+        return ceil(number * SECOND)
+    return ceil(number * (SECOND if number < _EPOCH_MILLISECONDS else MILLISECOND)) - now
 
 
 @lru_cache(maxsize=64)
