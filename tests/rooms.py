@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from proxy.core.calendars import Calendar
 from proxy.core.events import Event
-from proxy.core.exchange import Demand, Exchange, Kind, Settlement
+from proxy.core.exchange import Demand, Exchange, Grant, Kind, Lane, Settlement
 from proxy.core.ledger import Ledger
 from proxy.core.model import SECOND, Client, Micros, Pool
 from proxy.dispatch import Dispatch, Ticket
@@ -46,6 +46,11 @@ class WatchedStore(MemoryStore):
     def calendar(self) -> Calendar:
         """Of the first limit."""
         return self.ledger.buckets.calendars[self.terms.limits[0].id]
+
+    def at_once(self, lane: Lane, weight: int) -> Grant | None:
+        grant = super().at_once(lane, weight)
+        self.granted += [grant.lease] if grant else []
+        return grant
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         answer = await super().exchange(settlements, demands)

@@ -163,6 +163,12 @@ class Store(Protocol):
     def adopt(self, pool: Pool) -> None:
         """Go on with other quotas and limits of the pool, from the next exchange on; what was spent stays spent."""
 
+    def at_once(self, lane: Lane, weight: int) -> Grant | None:
+        """What an exchange would grant to one request, where that can be told without a round trip; else `None`.
+
+        Only for who comes while nobody waits in this replica and there is plenty.
+        """
+
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """Settle, report who waits, and receive grants and turns: the one operation.
 

@@ -18,7 +18,7 @@ from heapq import heapify, heappop, heapreplace
 from proxy.core.buckets import Buckets
 from proxy.core.exchange import GRACE, PULSE, Budget, Grant, Lane, Turns, Unsent, pulse
 from proxy.core.forecast import Forecast, Forecaster, Loan, Outlook
-from proxy.core.letters import Call, Need, Place, Reply, need
+from proxy.core.letters import Call, Need, Place, Reply
 from proxy.core.line import Line, Rehearsal
 from proxy.core.model import MILLISECOND, SECOND, Micros
 from proxy.core.sortedset import SortedSet
@@ -128,6 +128,22 @@ class Ledger:
             foreign=tuple(sorted(self.buckets.foreign.items())),
         )
 
+    def at_once(self, time: Micros, replica: str, terms: str, lane: Lane, weight: int) -> Grant | None:
+        """What an exchange would grant to one request, if something is at hand and nobody waits anywhere; else `None`.
+
+        For a replica of the same process, which loses no letters; all else it hears, and tells, in exchanges.
+        """
+        view = self.buckets.views.get(terms)
+        if view is None or self.line.groups or replica not in self._members:
+            return None
+        now = self._now = max(self._now, time + self._shift)
+        need = view.need(lane.kind)
+        quota = self.buckets.best(need)
+        if quota is None or self._waits_for_words(now):
+            return None
+        self.line.pass_by(lane.client, weight)
+        return self._grant(now, replica, lane, Place(lane.client, need), quota)
+
     # Trust
 
     def _clock(self, time: Micros, call: Call) -> Micros:
@@ -212,13 +228,11 @@ class Ledger:
 
     def _remember(self, call: Call) -> dict[Place, Lane]:
         """Note what waits in the replica; returns its lanes by the places in which the buckets know them."""
-        limits = self.buckets.limits(call.terms)
+        view = self.buckets.views[call.terms]
         lanes: dict[Place, Lane] = {}
         rows: list[tuple[Place, int, int]] = []
         for demand in call.demands:
-            kind = demand.lane.kind
-            ids = tuple([limits[index] for index in kind.limits])
-            place = Place(demand.lane.client, need(call.terms, ids, kind.pinned))
+            place = Place(demand.lane.client, view.need(demand.lane.kind))
             lanes[place] = demand.lane
             rows.append((place, demand.weight, demand.waiting))
         self.line.remember(call.replica, rows)

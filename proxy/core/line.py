@@ -177,6 +177,17 @@ class Line:
 
     # Whose turn it is
 
+    def pass_by(self, client: str, weight: int) -> None:
+        """One request got its lease as it came, while nobody waits: it costs its client as much as any other."""
+        share = self._shares.get(client)
+        if share is None:
+            share = self._shares[client] = Share()
+        if share.weight != weight:
+            share.weigh(weight)
+        self.now = max(self.now, share.tag)
+        share.tag = self.now + share.cost
+        self._idle.put(client, share.tag)
+
     def serve(self, replica: str, place: Place) -> None:
         """One request of the place got its lease."""
         share = self._shares[place.client]

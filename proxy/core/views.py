@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from proxy.core.letters import LimitTerms, Terms
+from proxy.core.exchange import Kind
+from proxy.core.letters import LimitTerms, Need, Terms, need
 from proxy.core.model import Micros
 from proxy.core.sortedset import SortedSet
 from proxy.core.values import value_object
@@ -40,6 +41,7 @@ class View:
     owners: Mapping[str, str]
     """The quotas of these keys."""
     rankings: dict[tuple[str, ...], SortedSet[str, tuple[int, int]]] = field(default_factory=dict)
+    _needs: dict[Kind, Need] = field(default_factory=dict)
     _places: dict[tuple[str, tuple[str, ...]], tuple[Place, ...]] = field(default_factory=dict)
 
     @classmethod
@@ -52,6 +54,14 @@ class View:
     def keys(self, quota: str) -> tuple[str, ...]:
         """The names of a quota's keys."""
         return self.shared.get(quota, (quota,))
+
+    def need(self, kind: Kind) -> Need:
+        """What requests of a kind need."""
+        found = self._needs.get(kind)
+        if found is None:
+            limits = tuple([self.terms.limits[index].id for index in kind.limits])
+            found = self._needs[kind] = need(self.terms.name, limits, kind.pinned)
+        return found
 
     def own_places(self, quota: str, limits: tuple[str, ...]) -> tuple[Place, ...]:
         """Where a lease of a quota counts by these terms alone."""

@@ -14,6 +14,11 @@ class Alarm:
         self._at = 0.0
         """When the timer fires; kept here since uvloop's handle of a timer that is due at once cannot tell."""
 
+    @property
+    def is_set(self) -> bool:
+        """Whether it goes off, sooner or later."""
+        return self._timer is not None or self._due.is_set()
+
     def ring(self) -> None:
         """Go off now."""
         self._due.set()

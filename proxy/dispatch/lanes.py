@@ -2,11 +2,11 @@
 
 import asyncio
 from bisect import bisect_left, insort
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 
-from proxy.core.exchange import Lane, Turns
-from proxy.core.model import Micros
+from proxy.core.exchange import Demand, Lane, Turns
+from proxy.core.model import Client, Micros
 from proxy.dispatch.lease import Lease
 from proxy.dispatch.promises import Crowd
 from proxy.dispatch.tickets import Ticket
@@ -104,6 +104,11 @@ class Lanes:
             queue = self._queues[lane] = Queue(lane)
         return queue
 
+    def know(self, client: Client) -> None:
+        """Somebody came who need not wait."""
+        self.waiting.setdefault(client.name, 0)
+        self.weights[client.name] = client.weight
+
     def seat(self, waiter: Waiter) -> None:
         """Put it in its place in the lane that its ticket says."""
         client = waiter.ticket.client
@@ -125,6 +130,16 @@ class Lanes:
         self._count(queue.lane.client, -1)
         if not queue.waiters:
             del self.busy[queue.lane]
+
+    def demands(self, may_be_served: Callable[[Lane], bool]) -> tuple[Demand, ...]:
+        """How many wait in each of those lanes that may be served."""
+        return tuple(
+            [
+                Demand(lane, self.weights[lane.client], len(queue.waiters))
+                for lane, queue in self.busy.items()
+                if may_be_served(lane)
+            ]
+        )
 
     def introduce(self) -> list[Waiter]:
         """The store is told of all who wait; returns of whom for the first time."""

@@ -1,8 +1,9 @@
 """What there is to see of a waiting room: its lanes, and what a new request would wait."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from proxy.core.exchange import Budget
+from proxy.core.events import LaneLevel
+from proxy.core.exchange import Budget, Kind, Lane
 from proxy.core.looks import LaneLook
 from proxy.core.model import Limit, Micros, Pool
 from proxy.dispatch.lanes import Queue
@@ -15,6 +16,23 @@ def lane_looks(queues: Iterable[Queue], now: Micros) -> Iterator[LaneLook]:
         oldest = min((waiter.arrived for waiter in queue.waiters), default=now)
         turn = turn_at(queue, 0, now)
         yield LaneLook(client, kind.limits, kind.pinned, len(queue.waiters), max(0, now - oldest), turn)
+
+
+def lane_levels(
+    pool: Pool, clients: Mapping[str, int], busy: Mapping[Lane, Queue], token: Micros, now: Micros
+) -> Iterator[LaneLevel]:
+    """How many wait, by client, and what one more would wait that falls under no limit with a match.
+
+    Args:
+        pool: whose lanes they are.
+        clients: how many of each wait.
+        busy: the lanes in which anybody does.
+        token: in what time a token is at hand where nobody waits.
+        now: the instant.
+    """
+    kind = Kind(general(pool))
+    for client, waiting in clients.items():
+        yield LaneLevel(pool.name, client, waiting, new_turn(busy.get(Lane(client, kind)), token, now))
 
 
 def turn_at(queue: Queue, position: int, now: Micros) -> Micros | None:

@@ -5,8 +5,9 @@ in the same step), 5 (within a lane by urgency, then by arrival; what comes back
 come before its deadline is refused at once, none waits past it, who leaves is gone at once), 10 (a lease not used
 within `USE_BY` is not fresh).
 
-One exchange with the store is under way at a time; what arrives meanwhile goes with the next. Between reading and
-writing this module's state nothing is awaited.
+One exchange with the store is under way at a time; what arrives meanwhile goes with the next. Who comes while nobody
+waits and there is plenty is served without one, if the store can. Between reading and writing this module's state
+nothing is awaited.
 """
 
 import asyncio
@@ -17,20 +18,21 @@ from typing import Any
 
 from proxy.core.errors import Refusal, ShuttingDown, StoreLost
 from proxy.core.events import Exchanged, ForeignSpent, LaneLevel, Observer
-from proxy.core.exchange import PULSE, USE_BY, Budget, Demand, Exchange, Grant, Kind, Lane, Store
+from proxy.core.exchange import PULSE, USE_BY, Budget, Exchange, Grant, Lane, Store
 from proxy.core.health import Health
 from proxy.core.looks import LaneLook
 from proxy.core.model import SECOND, Client, Key, Limit, Micros, Pool, Secret
-from proxy.core.recent import Recent
 from proxy.dispatch.alarm import Alarm
 from proxy.dispatch.deadlines import Deadlines
 from proxy.dispatch.doors import check, surplus
+from proxy.dispatch.holdings import Holdings
 from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Lanes, Waiter
 from proxy.dispatch.lease import Ending, Lease, surprising
-from proxy.dispatch.looks import general, lane_looks, left, new_turn, next_token
+from proxy.dispatch.looks import lane_levels, lane_looks
 from proxy.dispatch.promises import pace
 from proxy.dispatch.rides import FLUSH, Rides
+from proxy.dispatch.stock import Stock
 from proxy.dispatch.tickets import Displaced, Moved, Ticket
 from proxy.tasks import finish, spawn
 
@@ -64,12 +66,8 @@ class Dispatch:
         """Who is known by now; `None` before anything was adopted."""
         self.clock = clock
         self.settle_bound = settle_bound
-        self.budgets: tuple[Budget, ...] = ()
-        self.granted = Recent()
-        """Leases by client."""
-        self._told: Micros = 0
-        """When `budgets` were told."""
         self._store = store
+        self._stock = Stock()
         self._max_waiting = max_waiting
         self._observer = observer
         self._lanes = Lanes()
@@ -77,9 +75,8 @@ class Dispatch:
         self._rides = Rides(pool)
         self.health = Health(pool, clock())
         self._keys = Keys(pool, self.health)
-        self._out: set[Lease] = set()
-        self._unsettled: set[Lease] = set()
-        self._ended: list[Ending] = []
+        self._holdings = Holdings()
+        self.granted = self._holdings.granted
         self._closed = False
         self._alarm = Alarm()
         self._deadlines = Deadlines(clock, self._refuse, lambda: self._alarm.within(FLUSH), self._pace)
@@ -112,7 +109,7 @@ class Dispatch:
         self.refuse_all()
         await finish(self._tasks)
         self._alarm.stop()
-        if self._ended:
+        if self._holdings.untold:
             await self._exchange()
 
     def wake(self) -> None:
@@ -135,7 +132,8 @@ class Dispatch:
         self._clients = clients
         self._max_waiting = max_waiting
         self._rides.adopt(pool)
-        self.pool, self.budgets = pool, ()
+        self.pool = pool
+        self._stock.forget()
         self.health.adopt(pool, self.clock())
         self._keys.adopt(pool)
         self._store.adopt(self._keys.serving)
@@ -187,7 +185,7 @@ class Dispatch:
     @property
     def in_flight(self) -> int:
         """How many leases are in somebody's hands."""
-        return len(self._out)
+        return len(self._holdings.out)
 
     @property
     def waiting(self) -> int:
@@ -196,13 +194,9 @@ class Dispatch:
 
     def levels(self) -> list[LaneLevel]:
         """How many wait, by client, and what one more would wait; clients that have waited before are told with 0."""
-        kind, now, name = Kind(general(self.pool)), self.clock(), self.pool.name
-        token = next_token(self.pool, self.budgets, now - self._told)
-        return [
-            LaneLevel(name, client, waiting, new_turn(self._lanes.busy.get(Lane(client, kind)), token, now))
-            for client, waiting in self._lanes.waiting.items()
-            if client != OWN.name
-        ]
+        now = self.clock()
+        clients = {name: waiting for name, waiting in self._lanes.waiting.items() if name != OWN.name}
+        return list(lane_levels(self.pool, clients, self._lanes.busy, self._stock.next_token(self.pool, now), now))
 
     def lanes(self) -> list[LaneLook]:
         """Each lane in which somebody waits."""
@@ -211,10 +205,8 @@ class Dispatch:
 
     def standing(self, client: str, method: str, path: str | None) -> list[tuple[Limit, Budget]]:
         """What is left for a client of the limits that a request falls under; nothing before the first exchange."""
-        if not self.budgets:
-            return []
-        age, limits = self.clock() - self._told, self.pool.limits_on(method, path)
-        return left([(self.pool.limits[index], self.budgets[index]) for index in limits], age, self._lanes.part(client))
+        limits, part = self.pool.limits_on(method, path), self._lanes.part(client)
+        return self._stock.standing(self.pool, limits, part, self.clock())
 
     # Waiting
 
@@ -229,21 +221,42 @@ class Dispatch:
             Unauthenticated, BadRequest: its client, or the key that it insists on, is not there any more.
             ShuttingDown: the process drains.
         """
-        waiter = self._enter(ticket, front)
+        now = self.clock()
+        ticket = self._admitted(ticket, now, front=front)
+        if not (front or self._lanes.total) and (lease := self._at_once(ticket, now)):
+            return lease
+        waiter = self._enter(ticket, now, front=front)
         try:
             return await waiter.future
         except asyncio.CancelledError:
             self._left(waiter)
             raise
 
-    def _enter(self, ticket: Ticket, front: bool) -> Waiter:
+    def _admitted(self, ticket: Ticket, now: Micros, *, front: bool) -> Ticket:
+        """The ticket of a request that may wait, by the configuration of now."""
         if self._closed:
             raise ShuttingDown
         if self._clients is not None and (front or self._clients.get(ticket.client.name) is not ticket.client):
             ticket = ticket.renewed(self.pool, self._clients)
-        now = self.clock()
         if refusal := self._keys.refusal(ticket, now):
             raise refusal
+        return ticket
+
+    def _at_once(self, ticket: Ticket, now: Micros) -> Lease | None:
+        """A lease for who need not wait, since nobody does and there is plenty."""
+        client, kind = ticket.client, ticket.kind
+        lane = Lane(client.name, kind)
+        grant = self._store.at_once(lane, client.weight) if self._stock.plenty(kind.limits, now) else None
+        if grant is None:
+            return None
+        self._stock.take(kind.limits)
+        self._lanes.know(client)
+        self._rides.came(now)
+        if not self._alarm.is_set:
+            self._alarm.within(PULSE)
+        return self._lease_of(grant, ticket, now, now + USE_BY)
+
+    def _enter(self, ticket: Ticket, now: Micros, *, front: bool) -> Waiter:
         if not front:
             check(self._lanes, ticket, self._max_waiting)
         order = (not front, ticket.urgency, next(self._arrivals))
@@ -279,10 +292,9 @@ class Dispatch:
 
     def settle(self, ending: Ending) -> None:
         """Take note of how a lease ended; the store is told with the next exchange, at once if somebody may profit."""
-        self._unsettled.discard(ending.lease)
-        self._ended.append(ending)
+        self._holdings.settled(ending)
         counted = ending.counted
-        surprise = counted is not None and surprising(counted, self.budgets, len(self.quotas))
+        surprise = counted is not None and surprising(counted, self._stock.budgets, len(self.quotas))
         if counted and not counted.limits and not ending.lease.probe and not surprise:
             self._alarm.within(self._rides.wait(self.clock(), waiting=self._lanes.total > 0))
         else:
@@ -290,7 +302,7 @@ class Dispatch:
 
     def ended(self, lease: Lease) -> None:
         """The exchange that a lease was for is over."""
-        self._out.discard(lease)
+        self._holdings.out.discard(lease)
 
     # The exchange
 
@@ -301,16 +313,14 @@ class Dispatch:
 
     async def _exchange(self) -> None:
         asked = self.clock()
-        for lease in [lease for lease in self._unsettled if lease.overdue(asked)]:
-            lease.lost()
-        ended, self._ended = self._ended, []
-        settlements = tuple([ending.settlement(asked, self.pool) for ending in ended])
+        self._holdings.give_up(asked)
+        ended = self._holdings.to_tell()
         newcomers = self._lanes.introduce()
-        demands, edition, pool = self._demands(), self._edition, self.pool
+        demands, edition, pool = self._lanes.demands(self._may_be_served), self._edition, self.pool
         try:
-            answer = await self._store.exchange(settlements, demands)
+            answer = await self._store.exchange(tuple([one.settlement(asked, pool) for one in ended]), demands)
         except BaseException as problem:
-            self._ended[:0] = ended
+            self._holdings.not_told(ended)
             if not isinstance(problem, StoreLost):
                 raise
             self._bear(problem)
@@ -343,21 +353,14 @@ class Dispatch:
             self._refuse(waiter, refusal)
             self._alarm.within(FLUSH)
 
-    def _demands(self) -> tuple[Demand, ...]:
-        return tuple(
-            Demand(lane, self._lanes.weights[lane.client], len(queue.waiters))
-            for lane, queue in self._lanes.busy.items()
-            if self._may_be_served(lane)
-        )
-
     def _may_be_served(self, lane: Lane) -> bool:
         """Whether grants to a lane could be used: one that insists on a quota out of use waits without asking."""
         pinned = lane.kind.pinned
         return pinned is None or lane.client == OWN.name or pinned in self._keys.serving.keys_of
 
     def _apply(self, answer: Exchange, asked: Micros) -> None:
-        self.budgets = answer.budgets
-        self._told = now = self.clock()
+        now = self.clock()
+        granted = len(answer.grants) + self._stock.hear(answer.budgets, now)
         self._deadlines.heard(now)
         for grant in answer.grants:
             self._hand_over(grant, now, asked + USE_BY)
@@ -367,28 +370,31 @@ class Dispatch:
             self._deadlines.judge(queue, now)
         if answer.again is not None and self._has_to_say:
             self._alarm.within(answer.again)
-        elif self._unsettled:
+        elif self._holdings.unsettled:
             self._alarm.within(PULSE)
-        self._observer.observe(Exchanged(self.pool.name, (now - asked) / SECOND, len(answer.grants)))
+        self._observer.observe(Exchanged(self.pool.name, (now - asked) / SECOND, granted))
         for quota, tokens in answer.foreign:
             self._observer.observe(ForeignSpent(self.pool.name, quota, tokens))
 
     @property
     def _has_to_say(self) -> bool:
         """Whether the store has to hear of this room again: one without keys, of which nothing is out, is no sharer."""
-        return bool(self.pool.keys or self._unsettled or self._lanes.total)
+        return bool(self.pool.keys or self._holdings.unsettled or self._lanes.total)
 
     def _hand_over(self, grant: Grant, now: Micros, use_by: Micros) -> None:
-        """Give a lease to the head of its lane; when nobody waits there any more, or no key is left, it goes back."""
-        queue = self._lanes.queue(grant.lane)
-        waiter = queue.next()
-        key = self._keys.pick(grant.quota, waiter.ticket) if waiter is not None else None
+        """Give a lease to the head of its lane."""
+        waiter = self._lanes.queue(grant.lane).next()
+        lease = self._lease_of(grant, waiter.ticket if waiter else None, now, use_by)
+        if waiter and lease:
+            self._lanes.remove(waiter)
+            waiter.future.set_result(lease)
+
+    def _lease_of(self, grant: Grant, ticket: Ticket | None, now: Micros, use_by: Micros) -> Lease | None:
+        """A lease for whoever has this ticket; when nobody waits any more, or no key is left, the grant goes back."""
+        key = self._keys.pick(grant.quota, ticket) if ticket is not None else None
         lease = Lease(self, self.pool, grant, key or _NO_KEY, use_by)
-        if waiter is None or key is None:
+        if key is None:
             lease.unsent()
-            return
-        self._lanes.remove(waiter)
-        self._out.add(lease)
-        self.granted.add(grant.lane.client, now)
-        self._unsettled.add(lease)
-        waiter.future.set_result(lease)
+            return None
+        self._holdings.handed(lease, grant.lane.client, now)
+        return lease

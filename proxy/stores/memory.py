@@ -6,7 +6,7 @@ does not know either: each is opened by a probe (law 8).
 
 from collections.abc import Callable
 
-from proxy.core.exchange import USE_BY, Demand, Exchange, Settlement
+from proxy.core.exchange import USE_BY, Demand, Exchange, Grant, Lane, Settlement
 from proxy.core.ledger import Ledger
 from proxy.core.letters import Call, Terms, terms_of
 from proxy.core.looks import BucketLook, look
@@ -72,6 +72,11 @@ class MemoryStore:
     async def look(self) -> tuple[BucketLook, ...]:
         """The tokens of every bucket."""
         return look(self._memory.ledger.buckets, self.terms, self._memory.clock())
+
+    def at_once(self, lane: Lane, weight: int) -> Grant | None:
+        """See `core.exchange.Store`."""
+        memory = self._memory
+        return memory.ledger.at_once(memory.clock(), self._replica, self.terms.name, lane, weight)
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """See `core.exchange.Store`."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from proxy.core.errors import StoreLost
 from proxy.core.events import Observer, StoreChanged, StoreMute
-from proxy.core.exchange import Demand, Exchange, Settlement
+from proxy.core.exchange import Demand, Exchange, Lane, Settlement
 from proxy.core.letters import Terms
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Micros, Pool
@@ -106,6 +106,9 @@ class SharedStore:
             except StoreLost:
                 return ()  # the next exchange says so, too, and what happens then
         return self._share.look() if self._share else ()
+
+    def at_once(self, lane: Lane, weight: int) -> None:
+        """See `core.exchange.Store`: never."""
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """See `core.exchange.Store`.

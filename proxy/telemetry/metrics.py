@@ -145,7 +145,10 @@ class Metrics:
             "exchange_seconds", "A round trip to the store of the limits.", ("pool",), ROUND_TRIPS
         )
         self.grants = self._histogram(
-            "exchange_grants", "Requests that were permitted by one round trip to the store.", ("pool",), GRANTS
+            "exchange_grants",
+            "Requests that were permitted by one round trip to the store, and without one since the one before.",
+            ("pool",),
+            GRANTS,
         )
 
     def _about_the_process(self) -> None:

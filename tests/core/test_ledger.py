@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.exchange import PULSE, USE_BY, Unsent
+from proxy.core.exchange import PULSE, USE_BY, Exchange, Lane, Unsent
 from proxy.core.ledger import HOLD, KEEP, Ledger
 from proxy.core.letters import Call, terms_of
 from proxy.core.model import MILLISECOND, SECOND
@@ -15,6 +15,51 @@ def test_what_is_at_hand_goes_at_once() -> None:
     world = World.of(pool(2, limit(5)))
     assert len(world.ask(12).grants) == 10
     assert world.waiting["r"][lane()] == 2
+
+
+class AtOnce(World):
+    """A world in which whoever comes while nobody waits is served without an exchange."""
+
+    def ask(self, number: int, lane_: Lane | None = None, replica: str = "r") -> Exchange:
+        """One request that is served as it comes, if it can be; else as usual."""
+        chosen = lane_ or lane()
+        weight = self.weights.get(chosen.client, 1)
+        grant = self.ledger.at_once(self.now, replica, self.terms.name, chosen, weight) if number == 1 else None
+        if grant is None:
+            return super().ask(number, lane_, replica)
+        return Exchange(0, (grant,), {}, (), None)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from("rs"), st.integers(1, 3), st.integers(0, 900)), max_size=60
+    )
+)
+def test_who_is_served_at_once_is_served_as_by_an_exchange(steps: list[tuple[str, str, int, int]]) -> None:
+    """The same leases on the same quotas, then and later, for whom an exchange is made and for whom none is."""
+    worlds = [kind.of(pool(2, limit(4, SECOND), limit(9, 3 * SECOND))) for kind in (World, AtOnce)]
+    for client, replica, number, pause in steps:
+        told = []
+        for world in worlds:
+            world.weights = {"a": 3, "b": 1, "c": 2}
+            world.pass_(pause * MILLISECOND)
+            before = world.call(replica).grants
+            grants = world.ask(number, lane(client, (0, 1)), replica).grants
+            world.call(replica, *world.spend(*before, *grants))
+            told.append([(grant.lease, grant.lane, grant.quota, grant.probe) for grant in (*before, *grants)])
+        assert told[0] == told[1]
+    for world in worlds:
+        check_conservation(world.ledger)
+
+
+def test_nobody_is_served_at_once_while_somebody_waits() -> None:
+    """Not before others of another lane, nor of another replica (law 4); nor on terms that nobody has told of."""
+    world = World.of(pool(2, limit(1)))
+    terms = world.terms.name
+    assert world.ledger.at_once(world.now, "r", "others", lane("b"), 1) is None
+    assert world.ledger.at_once(world.now, "stranger", terms, lane("b"), 1) is None
+    world.ask(3, lane("a", (0,), "k0"), "far")
+    assert world.ledger.at_once(world.now, "r", terms, lane("b"), 1) is None
 
 
 def test_an_idle_replica_is_told_nothing() -> None:

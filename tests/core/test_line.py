@@ -141,3 +141,12 @@ def test_an_unsent_lease_is_not_charged() -> None:
                 used[grant.lane.client] += 1
                 world.call("r", *world.spend(grant))
     assert abs(used["a"] - used["b"]) <= 2
+
+
+def test_who_was_served_as_it_came_has_been_served() -> None:
+    """What a client got while nobody waited counts as what it got by waiting."""
+    world = World.of(pool(1, limit(2, 50 * MILLISECOND), guard=0))
+    world.call()
+    assert world.ledger.at_once(world.now, "r", world.terms.name, lane("a"), 1)
+    world.waiting["r"] = {lane("a"): 1, lane("b"): 1}
+    assert [grant.lane.client for grant in world.call().grants] == ["b"]

@@ -57,3 +57,17 @@ def test_timers_of_uvloop() -> None:
             await alarm.heard()
 
     uvloop.run(main())
+
+
+@virtual
+async def test_it_is_set_until_it_has_gone_off() -> None:
+    """Whether it is set at all is told: at once, for later, or not."""
+    alarm = Alarm()
+    told = [alarm.is_set]
+    alarm.within(SECOND)
+    told.append(alarm.is_set)
+    await alarm.heard()
+    told.append(alarm.is_set)
+    alarm.ring()
+    told.append(alarm.is_set)
+    assert told == [False, True, False, True]

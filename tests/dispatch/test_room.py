@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.errors import NoKey, ShuttingDown, StoreLost, TooMany
-from proxy.core.exchange import Spent, Unsent
+from proxy.core.events import Exchanged
+from proxy.core.exchange import PULSE, Spent, Unsent
 from proxy.core.model import MILLISECOND, SECOND, Client, Pool
 from proxy.dispatch import Lease
 from proxy.dispatch.deadlines import FIRST_WORD
+from proxy.dispatch.stock import PLENTY
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, run, task_of, virtual
@@ -422,3 +424,53 @@ def test_any_pattern_of_cancellations_leaves_nothing_behind(callers: list[tuple[
             it.check_empty()
 
     run(scenario())
+
+
+@virtual
+async def test_who_comes_when_there_is_plenty_is_served_without_an_exchange() -> None:
+    """It does not stop even for a turn of the loop; it is counted, told and settled as everybody is."""
+    async with room(pool(2, limit(100))) as it:
+        await use(it, await it.dispatch.lease(it.ticket()))
+        await it.settled()
+        exchanges = len(it.recorder.events)
+        await use(it, await it.dispatch.lease(it.ticket()), 0)
+        served = it.dispatch.lease(it.ticket("b"))
+        with pytest.raises(StopIteration) as ended:
+            served.send(None)
+        lease: Lease = ended.value.value
+        assert it.dispatch.in_flight == 1
+        assert [budget.at_hand for _, budget in it.dispatch.standing("b", "GET", "/")] == [197]
+        assert {level.client: level.waiting for level in it.dispatch.levels()} == {"a": 0, "b": 0}
+        await use(it, lease)
+        await it.settled()
+        told = [event for event in it.recorder.events[exchanges:] if isinstance(event, Exchanged)]
+        assert sum(event.grants for event in told) == 2
+        it.check_empty()
+
+
+@virtual
+async def test_nobody_is_served_by_what_was_told_long_ago() -> None:
+    """Who comes after a while makes an exchange, and so does who comes when little is left."""
+    async with room(pool(2, limit(PLENTY // 2))) as it:
+        for pause in (0.0, 0.0, 1.0):
+            await asyncio.sleep(pause)
+            before = len(it.recorder.events)
+            lease = await it.dispatch.lease(it.ticket())
+            assert len(it.recorder.events) > before
+            await use(it, lease, 0)
+
+
+@virtual
+async def test_who_is_served_at_once_is_spoken_of_until_it_is_settled() -> None:
+    """A replica that holds a lease gives a sign of life (law 2), however it has got it."""
+    async with room(pool(2, limit(100))) as it:
+        await use(it, await it.dispatch.lease(it.ticket()))
+        await it.settled()
+        await use(it, await it.dispatch.lease(it.ticket()), 0)
+        lease = await it.dispatch.lease(it.ticket())
+        with lease:
+            await it.settled()
+            before = len(it.recorder.events)
+            await asyncio.sleep(60)
+            assert len(it.recorder.events) >= before + 60 * SECOND // PULSE - 1
+            lease.spent()

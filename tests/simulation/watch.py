@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from proxy.core.exchange import Throttled
+from proxy.core.exchange import Grant, Lane, Throttled
 from proxy.core.ledger import DEAL, Dealt, Ledger
 from proxy.core.letters import Call, Need, Reply
 from proxy.core.line import Line, Rehearsal
@@ -160,6 +160,16 @@ class Watch:
         if refused or reply.foreign or any(grant.lane.client == OWN.name for grant in reply.grants):
             self.disturbed = self.universe.now
 
+    def served_at_once(self, grant: Grant, weight: int) -> None:
+        """Somebody was served without an exchange."""
+        self.shares.got(grant.lane.client, weight)
+        self._note_granted(grant)
+
+    def _note_granted(self, grant: Grant) -> None:
+        if grant.lease in self._granted:
+            self.doubled.append(grant.lease)
+        self._granted[grant.lease] = self.universe.now
+
     def after(self, ledger: Ledger, dealt: Dealt | None) -> None:
         """An exchange is over."""
         self._last = self.universe.now
@@ -170,9 +180,7 @@ class Watch:
         if dealt is None:
             return
         for grant in dealt.grants:
-            if grant.lease in self._granted:
-                self.doubled.append(grant.lease)
-            self._granted[grant.lease] = self.universe.now
+            self._note_granted(grant)
         self.shares.look(ledger.line, settled=not dealt.lent and dealt.stopped is None)
 
 
@@ -194,6 +202,12 @@ class WatchedLedger(Ledger):
         self.watch.heard(call, reply)
         self.watch.after(self, self._dealt)
         return reply
+
+    def at_once(self, time: Micros, replica: str, terms: str, lane: Lane, weight: int) -> Grant | None:
+        grant = super().at_once(time, replica, terms, lane, weight)
+        if grant:
+            self.watch.served_at_once(grant, weight)
+        return grant
 
     def _clock(self, time: Micros, call: Call) -> Micros:
         now = super()._clock(time, call)
