@@ -139,7 +139,7 @@ class Forecaster:
             self._deal(instant, quota, *choice)
 
     def _choose(self, quota: str, limit: str) -> tuple[Need, str] | None:
-        best: tuple[int, str] | None = None
+        best: tuple[int, str, int] | None = None
         chosen: Need | None = None
         for insists in (None, quota):
             for need in self._needs.get((limit, insists), ()):

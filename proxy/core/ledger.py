@@ -39,8 +39,8 @@ KEEP: Micros = 60 * SECOND
 """Terms that nobody has used for this long are let go when others are in use."""
 
 
-Candidate = tuple[int, str, int]
-"""A client's tag, its name, and the number of a need with which it waits."""
+Candidate = tuple[int, str, int, int]
+"""A client's tag, its name, the stamp of its first row, and the number of the need with which that waits."""
 
 
 @dataclass(slots=True)
@@ -279,16 +279,16 @@ class Ledger:
 
     def _choose(self, rehearsal: Rehearsal, queue: list[Candidate]) -> tuple[Need, str, str] | None:
         while queue:
-            tag, client, number = queue[0]
+            *known, number = queue[0]
             need_ = rehearsal.needs[number]
             quota = self.buckets.best(need_)
             first = rehearsal.first(need_) if quota is not None else None
             if quota is None or first is None:
                 heappop(queue)
                 continue
-            if first != (tag, client):
+            if first != tuple(known):
                 heapreplace(queue, (*first, number))
-                if queue[0][2] != number:
+                if queue[0][-1] != number:
                     continue
             return need_, first[1], quota
         return None

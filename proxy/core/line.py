@@ -9,7 +9,8 @@ lanes and on however many replicas.
 2.  A client that waited but could not be served (its limits were spent, not the others') keeps its place, up to
     `LAG` requests: what it missed is made up for, but never by starving the others for long. What is beyond is
     forgiven to all who wait with the same need alike (`Group.lift`), so that among them nothing changes.
-3.  Among the lanes of one client, replicas take turns.
+3.  The lanes of one client take turns, whatever they need and in whichever replicas they are: of those that a token
+    could serve, the one served longest ago is first.
 
 Costs: O(log clients) for each request served and each need of its client; nothing depends on how many requests wait.
 """
@@ -50,6 +51,14 @@ class Share:
 
 
 @dataclass(slots=True)
+class Row:
+    """A lane of a replica: how many wait in it, and its stamp, which is lower the longer ago it came or was served."""
+
+    waiting: int
+    stamp: int
+
+
+@dataclass(slots=True)
 class Group:
     """Everybody who waits with one need."""
 
@@ -57,8 +66,8 @@ class Group:
     """By their tags here, less `lift`."""
     lift: int = 0
     """By how much all of them were moved on, since more lag than `LAG` allows is forgiven."""
-    rows: dict[str, dict[str, int]] = field(default_factory=dict)
-    """How many wait: by client, then by replica, the one served longest ago first."""
+    rows: dict[str, dict[str, Row]] = field(default_factory=dict)
+    """Who waits: by client, then by replica, the one served longest ago first."""
     waiting: int = 0
     weight: int = 0
 
@@ -70,6 +79,8 @@ class Line:
         self.groups: dict[Need, Group] = {}
         self.now = 0
         """The pool's virtual time."""
+        self.stamp = 0
+        """Of the row that was put last."""
         self._shares: dict[str, Share] = {}
         self._idle: SortedSet[str, int] = SortedSet()
         """Clients that do not wait, by tag; forgotten when the virtual time has passed it."""
@@ -120,7 +131,8 @@ class Line:
     def waiting(self, replica: str, place: Place) -> int:
         """How many of a replica's requests wait in a place."""
         group = self.groups.get(place.need)
-        return group.rows.get(place.client, {}).get(replica, 0) if group else 0
+        row = group.rows.get(place.client, {}).get(replica) if group else None
+        return row.waiting if row else 0
 
     def share(self, client: str) -> Share:
         """A client's place in virtual time."""
@@ -149,14 +161,22 @@ class Line:
             self._forgive(group)
             group.clients.put(place.client, share.tag - group.lift)
             group.weight += weight
-        group.waiting += waiting - rows.get(replica, 0)
-        rows[replica] = waiting
+        if row := rows.get(replica):
+            group.waiting += waiting - row.waiting
+            row.waiting = waiting
+        else:
+            group.waiting += waiting
+            self._put_last(rows, replica, waiting)
         self._places.setdefault(replica, set()).add(place)
+
+    def _put_last(self, rows: dict[str, Row], replica: str, waiting: int) -> None:
+        self.stamp += 1
+        rows[replica] = Row(waiting, self.stamp)
 
     def _drop(self, replica: str, place: Place) -> None:
         group = self.groups[place.need]
         rows = group.rows[place.client]
-        group.waiting -= rows.pop(replica)
+        group.waiting -= rows.pop(replica).waiting
         places = self._places[replica]
         places.discard(place)
         if not places:
@@ -198,10 +218,10 @@ class Line:
         self.now = max(self.now, start)
         share.tag = start + share.cost
         rows = group.rows[place.client]
-        left = rows[replica] - 1
+        left = rows[replica].waiting - 1
         if left:
             del rows[replica]
-            rows[replica] = left
+            self._put_last(rows, replica, left)
             group.waiting -= 1
         else:
             self._drop(replica, place)
@@ -246,17 +266,18 @@ class Rehearsal:
     def __init__(self, line: Line) -> None:
         self._line = line
         self._now = line.now
+        self._stamp = line.stamp
         self._groups: dict[Need, _Played] = {}
         self.needs: list[Need] = sorted(line.groups)
         """The needs that somebody waits with."""
         self.waiting = sum(group.waiting for group in line.groups.values())
         """Requests that have not been served."""
 
-    def first(self, need: Need) -> tuple[int, str] | None:
-        """The tag and name of the client whose turn it is among those of a need."""
+    def first(self, need: Need) -> tuple[int, str, int] | None:
+        """Whose turn it is among those of a need: the client's tag and name, and the stamp of its first row."""
         played = self._played(need)
         first = played.first()
-        return (first[0] + played.lift, first[1]) if first else None
+        return (first[0] + played.lift, first[1], played.stamp(first[1])) if first else None
 
     def serve(self, need: Need, client: str) -> str:
         """Play one request of that client served; returns the replica whose it is."""
@@ -265,7 +286,8 @@ class Rehearsal:
         played.lift = max(played.lift, self._now - LAG * share.cost - tag)
         start = tag + played.lift
         self._now = max(self._now, start)
-        replica = played.take(client)
+        self._stamp += 1
+        replica = played.take(client, self._stamp)
         for each in share.needs:
             other = self._played(each)
             if each != need:
@@ -298,7 +320,7 @@ class _Played:
         self._tags: dict[str, int] = {}
         """Of clients that were moved."""
         self._moved: list[tuple[int, str]] = []
-        self._rows: dict[str, list[tuple[str, int]]] = {}
+        self._rows: dict[str, list[tuple[str, Row]]] = {}
 
     def first(self) -> tuple[int, str] | None:
         """The lowest tag that still waits. Tags only grow, so an outdated entry is found when it comes up."""
@@ -325,14 +347,19 @@ class _Played:
         """Put a client behind; a tag never goes back."""
         self._tags[client] = max(self.tag(client), tag)
 
-    def take(self, client: str) -> str:
-        """One request of a client is served; returns the replica whose it is."""
+    def stamp(self, client: str) -> int:
+        """Of a client's row whose turn it is."""
+        rows = self._rows.get(client)
+        return rows[0][1].stamp if rows else next(iter(self._group.rows[client].values())).stamp
+
+    def take(self, client: str, stamp: int) -> str:
+        """One request of a client is served; its row is put last, with that stamp. Returns the replica whose it is."""
         rows = self._rows.get(client)
         if rows is None:
             rows = self._rows[client] = list(self._group.rows[client].items())
-        replica, waiting = rows.pop(0)
-        if waiting > 1:
-            rows.append((replica, waiting - 1))
+        replica, row = rows.pop(0)
+        if row.waiting > 1:
+            rows.append((replica, Row(row.waiting - 1, stamp)))
         return replica
 
     def _waits(self, client: str) -> bool:

@@ -1386,21 +1386,39 @@ end
 
 local rehearsal = { groups = {}, needs = {}, waiting = 0 }
 
--- Entries are {tag, client}.
+local function rows_of(need, client)
+  local prefix, rows = row_prefix(need, client), {}
+  for index, member in ipairs(beginning(key('rows'), prefix, '!', ROWS)) do
+    local stamp, replica = string.sub(member, #prefix + 1, #prefix + 16), string.sub(member, #prefix + 18)
+    rows[index] = { replica, (waiting_of(place_field(replica, client, need))), tonumber(stamp) }
+  end
+  return rows
+end
+
+-- The stamp of a client's row whose turn it is among those of a need; lower the longer ago it came or was served.
+local function stamp_of(need, client)
+  local played = rehearsal.groups[need]
+  local rows = played.rows[client]
+  if rows then
+    return rows[rows.first][3]
+  end
+  if not played.stamps[client] then
+    local prefix = row_prefix(need, client)
+    local member = beginning(key('rows'), prefix, '!', 1)[1]
+    played.stamps[client] = tonumber(string.sub(member, #prefix + 1, #prefix + 16))
+  end
+  return played.stamps[client]
+end
+
+-- Entries are {tag, client, need}; among those of one need without it.
 local function earlier(one, other)
   if one[1] ~= other[1] then
     return one[1] < other[1]
   end
-  return one[2] < other[2]
-end
-
-local function rows_of(need, client)
-  local prefix, rows = row_prefix(need, client), {}
-  for index, member in ipairs(beginning(key('rows'), prefix, '!', ROWS)) do
-    local replica = string.sub(member, #prefix + 18)
-    rows[index] = { replica, (waiting_of(place_field(replica, client, need))) }
+  if one[2] ~= other[2] then
+    return one[2] < other[2]
   end
-  return rows
+  return one[3] ~= other[3] and stamp_of(one[3], one[2]) < stamp_of(other[3], one[2])
 end
 
 local function still_waits(played, client)
@@ -1416,7 +1434,7 @@ end
 local function played_of(need)
   local played = rehearsal.groups[need]
   if not played then
-    played = { walk = walk(key('clients', need)), lift = lift_of(need), tags = {}, moved = {}, rows = {} }
+    played = { walk = walk(key('clients', need)), lift = lift_of(need), tags = {}, moved = {}, rows = {}, stamps = {} }
     head(played)
     rehearsal.groups[need] = played
   end
@@ -1449,11 +1467,11 @@ local function first_played(played)
   return moved[1]
 end
 
--- {tag, client} of whose turn it is among those of a need, or nil.
+-- {tag, client, need} of whose turn it is among those of a need, or nil.
 local function first_in(need)
   local played = played_of(need)
   local first = first_played(played)
-  return first and { first[1] + played.lift, first[2] }
+  return first and { first[1] + played.lift, first[2], need }
 end
 
 local function lift_played(played, tag, share)
@@ -1484,8 +1502,9 @@ local function rehearse(need, client)
   end
   local row = rows[rows.first]
   rows.first = rows.first + 1
+  rehearsal.stamp = rehearsal.stamp + 1
   if row[2] > 1 then
-    rows[#rows + 1] = { row[1], row[2] - 1 }
+    rows[#rows + 1] = { row[1], row[2] - 1, rehearsal.stamp }
   end
   for _, each in ipairs(needs_in_play(client)) do
     local other = played_of(each)
@@ -1958,44 +1977,34 @@ local function hear(now, member)
   end
 end
 
--- Candidates are {tag, client, number, need}: of each need the client whose turn it is, the first of all on top. Tags
+-- Candidates are {tag, client, name of the need}: of each need the client whose turn it is, the first of all on top. Tags
 -- only grow and tokens only get fewer, so one that is out of date is found when it comes up, and one that nothing can
--- serve is dropped for good.
-local function precedes(one, other)
-  if one[1] == other[1] and one[2] == other[2] then
-    return one[3] < other[3]
-  end
-  return earlier(one, other)
-end
-
-local function add_candidate(heap, number, need)
-  local first = best(need) and first_in(need.name)
-  if first then
-    push(heap, { first[1], first[2], number, need }, precedes)
-  end
-end
-
+-- serve is dropped for good. Until then it has changed nothing of the order: whose stamp is another has another tag, too.
 local function candidates(names)
   local heap = {}
-  for number, name in ipairs(names) do
-    add_candidate(heap, number, need_of(name))
+  for _, name in ipairs(names) do
+    local first = best(need_of(name)) and first_in(name)
+    if first then
+      push(heap, first, earlier)
+    end
   end
   return heap
 end
 
 local function choose(heap)
   while heap[1] do
-    local tag, client, number, need = unpack(heap[1])
+    local tag, client, name = unpack(heap[1])
+    local need = need_of(name)
     local quota = best(need)
-    local first = quota and first_in(need.name)
+    local first = quota and first_in(name)
     if first and first[1] == tag and first[2] == client then
-      return number, need, client, quota
+      return need, client, quota
     end
-    pop(heap, precedes)
+    pop(heap, earlier)
     if first then
-      push(heap, { first[1], first[2], number, need }, precedes)
-      if heap[1][3] == number then
-        return number, need, first[2], quota
+      push(heap, first, earlier)
+      if heap[1][3] == name then
+        return need, first[2], quota
       end
     end
   end
@@ -2009,8 +2018,8 @@ local function deal(now, names)
   end
   local heap = candidates(names)
   while true do
-    local number, need, client, quota = choose(heap)
-    if not number then
+    local need, client, quota = choose(heap)
+    if not need then
       return grants, lent, nil
     end
     if #grants + #lent == DEAL then
@@ -2125,7 +2134,7 @@ local function exchange()
   tidy(view)
   remember(replica, call.demands, view)
 
-  rehearsal.virtual = state.virtual
+  rehearsal.virtual, rehearsal.stamp = state.virtual, state.stamp
   local names = redis_call('ZRANGE', key('lines'), 0, -1)
   for _, name in ipairs(names) do
     rehearsal.waiting = rehearsal.waiting + (group_of(name))

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.exchange import Lane
 from proxy.core.line import LAG
 from proxy.core.model import MILLISECOND, SECOND
 from tests.core.worlds import World, check_conservation, lane, limit, pool, throttled, unsent
@@ -40,6 +41,40 @@ def test_a_client_on_many_replicas_has_one_share() -> None:
     world.waiting["single"] = {lane("narrow"): 100}
     served = serve_one_by_one(world, 80, (*spread, "single"))
     assert abs(served["wide"] - served["narrow"]) <= 2
+
+
+@pytest.mark.parametrize("lanes", [[(0,), (0, 1)], [(0, 1), (0,)], [(0, 1), (0, 2)], [(0,), (0, 1), (0, 1, 2)]])
+def test_lanes_of_one_client_take_turns(lanes: list[tuple[int, ...]]) -> None:
+    """None of them starves behind another that needs other limits, and each is told so."""
+    world = World.of(
+        pool(1, limit(1, 50 * MILLISECOND), limit(1, 60 * MILLISECOND), limit(1, 70 * MILLISECOND), guard=0)
+    )
+    kinds = [lane("a", limits) for limits in lanes]
+    world.waiting["r"] = dict.fromkeys(kinds, 100)
+    served: Counter[Lane] = Counter()
+    while served.total() < 60:
+        world.pass_(100 * MILLISECOND)
+        answer = world.call("r")
+        served.update(grant.lane for grant in answer.grants)
+        assert {min(len(answer.turns[kind].soon), 5) for kind in kinds} == {5}
+        world.call("r", *world.spend(*answer.grants))
+    assert served == dict.fromkeys(kinds, 60 // len(kinds))
+
+
+def test_a_lane_has_its_turn_among_those_of_all_replicas() -> None:
+    """A client's requests of another kind in one replica are a quarter of its lanes, and get as much."""
+    world = World.of(pool(1, limit(1, 50 * MILLISECOND), limit(1, 60 * MILLISECOND), guard=0))
+    for replica in ("r1", "r2", "r3"):
+        world.waiting[replica] = {lane("a"): 100}
+    world.waiting["r4"] = {lane("a", (0, 1)): 100}
+    served: Counter[str] = Counter()
+    while served.total() < 80:
+        world.pass_(100 * MILLISECOND)
+        for replica in tuple(world.waiting):
+            answer = world.call(replica)
+            served[replica] += len(answer.grants)
+            world.call(replica, *world.spend(*answer.grants))
+    assert max(served.values()) - min(served.values()) <= 2
 
 
 def test_who_comes_back_after_idling_gets_no_credit() -> None:
