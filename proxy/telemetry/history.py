@@ -44,11 +44,9 @@ class History:
     def observe(self, event: Event) -> None:
         """Take note of an event."""
         match event:
-            case Journal(pool=pool, outcome="refused", reason=reason):
-                now = self._clock()
-                self._reasons.add(reason, now)
-                if pool:
-                    self._refused.add(pool, now)
+            case Journal():
+                if event.outcome == "refused":
+                    self._refusal(event)
             case UpstreamThrottled(pool):
                 self._throttled.add(pool, self._clock())
             case StoreChanged():
@@ -61,6 +59,12 @@ class History:
                 self._outages.pop(pool, None)
             case Reloaded(ok, reasons):
                 self.reload = LastReload(self._wall(), ok, reasons)
+
+    def _refusal(self, journal: Journal) -> None:
+        now = self._clock()
+        self._reasons.add(journal.reason, now)
+        if journal.pool:
+            self._refused.add(journal.pool, now)
 
     def _store(self, event: StoreChanged) -> None:
         was = self.lost

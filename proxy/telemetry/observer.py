@@ -13,6 +13,9 @@ from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.requests import RequestLog
 
+_COUNTED_ONLY = (UpstreamAnswered, Exchanged)
+"""Events of which there is one for every request, and nothing else to tell."""
+
 
 def _monotonic() -> Micros:
     return time.monotonic_ns() // 1000
@@ -42,8 +45,8 @@ class Telemetry:
     def observe(self, event: Event) -> None:
         """See `core.events.Observer`."""
         self.metrics.observe(event)
-        if isinstance(event, UpstreamAnswered | Exchanged):
-            return  # of which there is one for every request, and nothing else to tell
+        if isinstance(event, _COUNTED_ONLY):
+            return
         self.history.observe(event)
         if isinstance(event, Journal):
             self._requests.write(event)

@@ -86,26 +86,38 @@ def _json_line(journal: Journal, level: str) -> str:
 
     Written out, since `json.dumps` takes as long as all the rest of a line.
     """
-    texts = (
-        ("id", without_credentials(journal.id)),
-        ("client", journal.client),
-        ("pool", journal.pool),
-        ("key", journal.key),
-        ("method", journal.method),
-        ("path", shown_path(journal.path)),
-        ("outcome", journal.outcome),
-        ("reason", journal.reason),
-        ("problem", without_credentials(journal.problem)),
-        ("trace_id", journal.trace),
+    said = (
+        f"{_said('id', without_credentials(journal.id))}"
+        f"{_names(journal.client, journal.pool, journal.key, journal.method)}"
+        f"{_said('path', shown_path(journal.path))}"
+        f"{_end(journal.outcome, journal.reason)}"
     )
-    said = ", ".join([f'"{name}": {encode_basestring(text)}' for name, text in texts if text])
+    if journal.problem:
+        said += _said("problem", without_credentials(journal.problem))
+    if trace := journal.trace:
+        said += _said("trace_id", trace)
     retried = f', "retried": {json.dumps(journal.retried)}' if journal.retried else ""
     return (
-        f'{{{said}, "code": {journal.code}, "received_bytes": {journal.received}, "sent_bytes": {journal.sent}, '
+        f'{{{said}"code": {journal.code}, "received_bytes": {journal.received}, "sent_bytes": {journal.sent}, '
         f'"queue_seconds": {journal.queued / SECOND}, "upstream_seconds": {journal.upstream / SECOND}, '
         f'"total_seconds": {journal.total / SECOND}, "tries": {journal.tries}{retried}, "logger": "{NAME}", '
         f'"event": "request", "level": "{level}", "timestamp": "{_timestamp(time.time_ns() // 1000)}"}}\n'
     )
+
+
+def _said(name: str, text: str) -> str:
+    return f'"{name}": {encode_basestring(text)}, ' if text else ""
+
+
+@lru_cache(maxsize=1024)
+def _names(client: str, pool: str, key: str, method: str) -> str:
+    """What is the same in many lines."""
+    return _said("client", client) + _said("pool", pool) + _said("key", key) + _said("method", method)
+
+
+@lru_cache(maxsize=64)
+def _end(outcome: str, reason: str) -> str:
+    return _said("outcome", outcome) + _said("reason", reason)
 
 
 def _timestamp(wall: Micros) -> str:
