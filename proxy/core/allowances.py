@@ -109,7 +109,8 @@ class Reader:
         """Every limit that is described."""
         values = self._said
         policies = tuple(self._policies()) if _POLICY in values else ()
-        found = [one for family in _FAMILIES for one in self._family(family, policies)]
+        told = [family for family in _FAMILIES if not values.keys().isdisjoint(family)]
+        found = [one for family in told for one in self._family(family, policies)]
         if _COMBINED in values:
             found += [one for value in _lines(values[_COMBINED]) for one in self._combined(value, policies)]
         return tuple([self._plausible(one) for one in found if one.tells])
@@ -129,8 +130,8 @@ class Reader:
         """One field for each thing; where all stand equally often, each speaks of another limit, in their order."""
         columns = [self._said.get(name, _ABSENT) for name in family]
         most = max(map(len, columns))
-        if most <= 1 or any(0 < len(column) < most for column in columns):
-            return [self._one(family, columns, policies)] if most else []
+        if most == 1 or any(0 < len(column) < most for column in columns):
+            return [self._one(family, columns, policies)]
         rows = zip(*[[[value] for value in column] or [[]] * most for column in columns], strict=True)
         return [self._one(family, row, policies) for row in rows]
 

@@ -211,14 +211,13 @@ class Buckets:
     def _put_out(self, lease: str, out: Out) -> None:
         self._out[lease] = out
         self._out_by_replica.setdefault(out.replica, set()).add(lease)
-        for place in out.places:
-            self.calendars[place.limit].use(lease, place.quota, out.granted)
+        for limit, _, quota in out.places:
+            self.calendars[limit].use(lease, quota, out.granted)
         self._rank_places(out)
 
     def _rank_places(self, out: Out) -> None:
         limits = [place.limit for place in out.places]
-        self._rank(out.quota, limits)
-        for quota in {place.quota for place in out.places if place.quota != out.quota}:
+        for quota in {out.quota, *[place.quota for place in out.places]}:
             self._rank(quota, limits)
 
     def lend(self, quota: str, limits: tuple[str, ...], now: Micros | None) -> None:
@@ -239,12 +238,14 @@ class Buckets:
             self._cool(settlement.lease, out, now - settlement.age)
             self._trip(now - settlement.age - out.granted)
         if isinstance(settlement, Throttled):
-            for place in out.refused([limits[index] for index in settlement.limits], limits):
+            closed = out.refused([limits[index] for index in settlement.limits], limits)
+            for place in closed:
                 self.park(place.quota, (place.limit,), now + settlement.park)
-        self._open(out, known=not isinstance(settlement, Unsent))
-        if isinstance(settlement, Throttled):
-            for place in out.refused([limits[index] for index in settlement.limits], limits):
+            self._open(out, known=True)
+            for place in closed:
                 self._doubt(place)
+        elif out.probes:
+            self._open(out, known=not isinstance(settlement, Unsent))
         if isinstance(settlement, Spent):
             for seen in settlement.seen:
                 self._learn(now, out.quota, limits[seen.limit], seen, terms)
