@@ -38,7 +38,10 @@ class Secret:
 
     def is_in(self, data: bytes) -> bool:
         """Whether data shows it, as it is or percent-encoded."""
-        return any(form in data for form in self._forms)
+        for form in self._forms:  # noqa: SIM110  # every answer is looked through, and `any` and `in` take twice as long
+            if data.find(form) >= 0:
+                return True
+        return False
 
     def mask(self, data: bytes) -> bytes:
         """Data with `***` in its place."""

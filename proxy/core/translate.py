@@ -98,21 +98,17 @@ def rates(standing: Standing) -> Fields:
     if not limits:
         return ()
     tightest = limits[0][1] if len(limits) == 1 else min((budget for _, budget in limits), key=_tightness)
-    named = [(_names(limit.name, limit.window, budget.size), budget) for limit, budget in limits]
+    policies, left = [], []
+    for limit, budget in limits:
+        policy, name = _names(limit.name, limit.window, budget.size)
+        policies.append(policy)
+        left.append(b"%s;r=%d;t=%d" % (name, max(0, budget.at_hand), whole_seconds(budget.returns)))
     return (
         (b"X-RateLimit-Limit", b"%d" % tightest.size),
         (b"X-RateLimit-Remaining", b"%d" % max(0, tightest.at_hand)),
         (b"X-RateLimit-Reset", b"%d" % whole_seconds(standing.wall + tightest.returns)),
-        (b"RateLimit-Policy", b", ".join([policy for (policy, _), _ in named])),
-        (
-            b"RateLimit",
-            b", ".join(
-                [
-                    b"%s;r=%d;t=%d" % (name, max(0, budget.at_hand), whole_seconds(budget.returns))
-                    for (_, name), budget in named
-                ]
-            ),
-        ),
+        (b"RateLimit-Policy", b", ".join(policies)),
+        (b"RateLimit", b", ".join(left)),
     )
 
 

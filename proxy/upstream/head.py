@@ -7,6 +7,7 @@ from proxy.core.translate import VIA
 _OURS = frozenset({b"connection", b"content-length", b"host", b"transfer-encoding", b"via", b"x-request-id"})
 _EMPTY = b"Content-Length: 0"
 _CHUNKED = b"Transfer-Encoding: chunked"
+_VIA = b"Via: " + VIA
 _CONTENT_EXPECTED = frozenset({"PATCH", "POST", "PUT"})
 
 
@@ -44,7 +45,7 @@ class HeadWriter:
         lines.extend(map(b": ".join, extra))
         lines += (
             self._key + _bytes(key),
-            b"Via: " + b", ".join((*via, VIA)),
+            b"Via: " + b", ".join((*via, VIA)) if via else _VIA,
             b"X-Request-Id: " + request.id.encode("ascii", "replace"),
             b"\r\n",
         )

@@ -197,7 +197,7 @@ class Forward:
             fields=to_upstream(admission.fields),
             body=body,
             urgency=client.urgency if urgency is None else max(client.urgency, urgency),
-            wait=self._wait(fields) if _PREFER in present else self._wait(()),
+            wait=self._wait(prefer_wait(fields) if _PREFER in present else None),
             pinned=_pinned(fields) if _KEY in present else None,
             interim=partial(pass_on, incoming),
             peer=incoming.remote or "unix",
@@ -224,8 +224,7 @@ class Forward:
         check_framing(incoming)
         return origin_form(incoming, self.settings.hosts)
 
-    def _wait(self, fields: Fields) -> Micros:
-        asked = prefer_wait(fields)
+    def _wait(self, asked: int | None) -> Micros:
         wait = self.settings.max_wait if asked is None else asked * SECOND
         return min(wait, self.settings.max_wait_ceiling)
 

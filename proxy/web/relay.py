@@ -5,6 +5,7 @@ go to the transport, and the server is handed a response that has been sent alre
 """
 
 import asyncio
+from functools import lru_cache
 
 from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
@@ -125,20 +126,29 @@ async def _copy(answer: Answer, framing: "_Framing", outlet: "_Outlet", journal:
     journal.outcome = "forwarded"
 
 
+@lru_cache(maxsize=256)
+def _status_line(status: int, reason: bytes) -> bytes:
+    return b"HTTP/1.1 %d %b" % (status, reason)
+
+
 class _Framing:
     """How the caller learns where the answer ends (RFC 9112, section 6.3), and the head that says so."""
 
     __slots__ = ("chunked", "close", "head", "length", "without_body")
 
     def __init__(self, incoming: web.BaseRequest, answer: Answer, *, close: bool) -> None:
-        fields = answer.fields
-        roles = {role: value for name, value in fields if (role := _role[name])}
-        if "framing" in roles:
-            fields = tuple([field for field in fields if _role[field[0]] != "framing"])
-        lines = [b"HTTP/1.1 %d %b" % (answer.status, answer.reason), *map(b": ".join, fields)]
-        if "date" not in roles:
+        lines, length, dated = [_status_line(answer.status, answer.reason)], None, False
+        for field in answer.fields:
+            if role := _role[field[0]]:
+                if role == "framing":
+                    continue
+                if role == "length":
+                    length = int(field[1])
+                else:
+                    dated = True
+            lines.append(b": ".join(field))
+        if not dated:
             lines.append(b"Date: " + rfc822_formatted_time().encode("ascii"))
-        length = int(roles["length"]) if "length" in roles else None
         self.without_body: bool = answer.status in _WITHOUT_BODY or incoming.method == "HEAD"
         unframed = length is None and not self.without_body
         self.chunked: bool = unframed and incoming.version == HttpVersion11
