@@ -14,11 +14,6 @@ class Alarm:
         self._at = 0.0
         """When the timer fires; kept here since uvloop's handle of a timer that is due at once cannot tell."""
 
-    @property
-    def is_set(self) -> bool:
-        """Whether it goes off, sooner or later."""
-        return self._timer is not None or self._due.is_set()
-
     def ring(self) -> None:
         """Go off now."""
         self._due.set()
@@ -35,6 +30,11 @@ class Alarm:
             self._timer.cancel()
         self._at = when
         self._timer = loop.call_at(when, self._due.set)
+
+    def sooner_or_later(self, delay: Micros) -> None:
+        """Go off after `delay`, unless it does at some time anyway."""
+        if self._timer is None:
+            self.within(delay)
 
     async def heard(self) -> None:
         """Wait until it goes off."""

@@ -5,9 +5,8 @@ in the same step), 5 (within a lane by urgency, then by arrival; what comes back
 come before its deadline is refused at once, none waits past it, who leaves is gone at once), 10 (a lease not used
 within `USE_BY` is not fresh).
 
-One exchange with the store is under way at a time; what arrives meanwhile goes with the next. Who comes while nobody
-waits and there is plenty is served without one, if the store can. Between reading and writing this module's state
-nothing is awaited.
+One exchange with the store is under way at a time; what arrives meanwhile goes with the next, and who comes when there
+is plenty needs none. Between reading and writing this module's state nothing is awaited.
 """
 
 import asyncio
@@ -223,8 +222,6 @@ class Dispatch:
         """
         now = self.clock()
         ticket = self._admitted(ticket, now, front=front)
-        if not (front or self._lanes.total) and (lease := self._at_once(ticket, now)):
-            return lease
         waiter = self._enter(ticket, now, front=front)
         try:
             return await waiter.future
@@ -242,8 +239,12 @@ class Dispatch:
             raise refusal
         return ticket
 
-    def _at_once(self, ticket: Ticket, now: Micros) -> Lease | None:
-        """A lease for who need not wait, since nobody does and there is plenty."""
+    def at_once(self, ticket: Ticket) -> Lease | None:
+        """A lease for who need not wait, since nobody does and there is plenty, or `None`; raises what `lease` does."""
+        if self._lanes.total:
+            return None
+        now = self.clock()
+        ticket = self._admitted(ticket, now, front=False)
         client, kind = ticket.client, ticket.kind
         lane = Lane(client.name, kind)
         grant = self._store.at_once(lane, client.weight) if self._stock.plenty(kind.limits, now) else None
@@ -252,8 +253,7 @@ class Dispatch:
         self._stock.take(kind.limits)
         self._lanes.know(client)
         self._rides.came(now)
-        if not self._alarm.is_set:
-            self._alarm.within(PULSE)
+        self._alarm.sooner_or_later(PULSE)
         return self._lease_of(grant, ticket, now, now + USE_BY)
 
     def _enter(self, ticket: Ticket, now: Micros, *, front: bool) -> Waiter:

@@ -136,7 +136,7 @@ class Gateway:
             try:
                 if not desk.breaker.closed:
                     await self._trouble.check(desk, passage)
-                passage.lease = await self._lease(desk, passage)
+                passage.lease = self._lease_at_once(desk, passage) or await self._lease(desk, passage)
                 outcome = await self._try(desk, passage, passage.lease)
             except (Displaced, OnTrial):
                 passage.end_lease()
@@ -159,6 +159,18 @@ class Gateway:
                 return self._dress(desk, passage, outcome)
             passage.end_lease()
             await self._back(desk, passage, outcome)
+
+    def _lease_at_once(self, desk: Desk, passage: Passage) -> Lease | None:
+        """The lease of a request that need not wait."""
+        if passage.back or desk.narrows:
+            return None
+        lease = desk.dispatch.at_once(passage.ticket)
+        if lease is not None:
+            journal = passage.journal
+            journal.key = lease.key.name
+            journal.recording.waits()
+            journal.recording.waited()
+        return lease
 
     async def _lease(self, desk: Desk, passage: Passage) -> Lease:
         began, recording = self._means.clock(), passage.journal.recording

@@ -29,6 +29,9 @@ class Wire(Protocol):
 class Upstream(Protocol):
     """Where requests go."""
 
+    def at_hand(self) -> Wire | None:
+        """A connection that was kept alive, if there is one."""
+
     async def connect(self, *, fresh: bool = False) -> Wire:
         """A connection, kept alive or new; if `fresh`, new."""
 
@@ -89,7 +92,9 @@ class Sender:
             request = replace(request, fields=fields)
         try:
             try:
-                wire = await self._upstream.connect(fresh=fresh)
+                wire = None if fresh else self._upstream.at_hand()
+                if wire is None:
+                    wire = await self._upstream.connect(fresh=fresh)
             except BaseException:
                 lease.unsent()
                 raise

@@ -98,6 +98,15 @@ class Upstream:
         for connector in (*self._retired, *filter(None, [self._connector])):
             await _close(connector)
 
+    def at_hand(self) -> Wire | None:
+        """A connection that was kept alive and is fit for a request, if there is one."""
+        assert self._connector is not None
+        connection = self._connector.reuse(self._template.connection_key)
+        return None if connection is None else self._wire(connection, kept=True)
+
+    def _wire(self, connection: Connection, *, kept: bool) -> Wire:
+        return Wire(connection, self._head, self._response_timeout, self._uploads, kept=kept)
+
     async def connect(self, *, fresh: bool = False) -> Wire:
         """A kept-alive or a new connection, within `connect_timeout` for all: a free place, DNS, TCP and TLS.
 
@@ -113,7 +122,7 @@ class Upstream:
         kept = connection is not None
         while connection is None:
             connection = _fit(await self._connect(self._connector))
-        return Wire(connection, self._head, self._response_timeout, self._uploads, kept=kept)
+        return self._wire(connection, kept=kept)
 
     async def _connect(self, connector: "_Connector") -> Connection:
         try:

@@ -60,14 +60,14 @@ def test_timers_of_uvloop() -> None:
 
 
 @virtual
-async def test_it_is_set_until_it_has_gone_off() -> None:
-    """Whether it is set at all is told: at once, for later, or not."""
-    alarm = Alarm()
-    told = [alarm.is_set]
-    alarm.within(SECOND)
-    told.append(alarm.is_set)
+async def test_what_is_due_at_some_time_is_left_alone() -> None:
+    """Who only wants it to go off at all neither hastens nor delays it."""
+    alarm, began = Alarm(), micros()
+    alarm.sooner_or_later(3 * SECOND)
+    alarm.sooner_or_later(SECOND)
     await alarm.heard()
-    told.append(alarm.is_set)
+    assert micros() - began == 3 * SECOND
     alarm.ring()
-    told.append(alarm.is_set)
-    assert told == [False, True, False, True]
+    alarm.sooner_or_later(SECOND)
+    await alarm.heard()
+    assert micros() - began == 3 * SECOND

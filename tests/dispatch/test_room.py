@@ -428,16 +428,14 @@ def test_any_pattern_of_cancellations_leaves_nothing_behind(callers: list[tuple[
 
 @virtual
 async def test_who_comes_when_there_is_plenty_is_served_without_an_exchange() -> None:
-    """It does not stop even for a turn of the loop; it is counted, told and settled as everybody is."""
+    """It is counted, told and settled as everybody is."""
     async with room(pool(2, limit(100))) as it:
         await use(it, await it.dispatch.lease(it.ticket()))
         await it.settled()
         exchanges = len(it.recorder.events)
         await use(it, await it.dispatch.lease(it.ticket()), 0)
-        served = it.dispatch.lease(it.ticket("b"))
-        with pytest.raises(StopIteration) as ended:
-            served.send(None)
-        lease: Lease = ended.value.value
+        lease = it.dispatch.at_once(it.ticket("b"))
+        assert lease is not None
         assert it.dispatch.in_flight == 1
         assert [budget.at_hand for _, budget in it.dispatch.standing("b", "GET", "/")] == [197]
         assert {level.client: level.waiting for level in it.dispatch.levels()} == {"a": 0, "b": 0}
@@ -450,14 +448,20 @@ async def test_who_comes_when_there_is_plenty_is_served_without_an_exchange() ->
 
 @virtual
 async def test_nobody_is_served_by_what_was_told_long_ago() -> None:
-    """Who comes after a while makes an exchange, and so does who comes when little is left."""
+    """Who comes after a while has to ask, and so has who comes when little is left, or others wait."""
     async with room(pool(2, limit(PLENTY // 2))) as it:
-        for pause in (0.0, 0.0, 1.0):
-            await asyncio.sleep(pause)
-            before = len(it.recorder.events)
-            lease = await it.dispatch.lease(it.ticket())
-            assert len(it.recorder.events) > before
-            await use(it, lease, 0)
+        await use(it, await it.dispatch.lease(it.ticket()), 0)
+        assert it.dispatch.at_once(it.ticket()) is None
+    async with room(pool(2, limit(100))) as it:
+        await use(it, await it.dispatch.lease(it.ticket()), 0)
+        await it.settled()
+        await asyncio.sleep(1)
+        assert it.dispatch.at_once(it.ticket()) is None
+        await use(it, await it.dispatch.lease(it.ticket()), 0)
+        waiting = task_of(it.dispatch.lease(it.ticket()))
+        await asyncio.sleep(0)
+        assert it.dispatch.at_once(it.ticket()) is None
+        await use(it, await waiting)
 
 
 @virtual
@@ -467,7 +471,8 @@ async def test_who_is_served_at_once_is_spoken_of_until_it_is_settled() -> None:
         await use(it, await it.dispatch.lease(it.ticket()))
         await it.settled()
         await use(it, await it.dispatch.lease(it.ticket()), 0)
-        lease = await it.dispatch.lease(it.ticket())
+        lease = it.dispatch.at_once(it.ticket())
+        assert lease is not None
         with lease:
             await it.settled()
             before = len(it.recorder.events)

@@ -92,6 +92,9 @@ class FakeUpstream:
     arrived: list[tuple[str, str, bytes]] = field(default_factory=list)
     """Key, method and target of each request that went out."""
 
+    def at_hand(self) -> None:
+        """Every connection is asked for."""
+
     async def connect(self, *, fresh: bool = False) -> "FakeUpstream":
         self.fresh += fresh
         step = self.connecting.pop(0) if self.connecting else 0.0

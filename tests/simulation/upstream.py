@@ -182,6 +182,9 @@ class Way:
         self._api = api
         self._process = process
 
+    def at_hand(self) -> None:
+        """Every connection is asked for."""
+
     async def connect(self, *, fresh: bool = False) -> "Way":
         """A connection, which takes a moment when it is new."""
         random = self._api.random
