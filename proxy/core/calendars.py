@@ -4,7 +4,7 @@ Members of a sorted set are strings, `lease@quota`, as they are in Redis. Instan
 clock.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from proxy.core.model import Micros
@@ -82,6 +82,34 @@ class Calendar:
         for granted, quota in self.probing:
             expected = granted + trip if granted + trip > now else now + trip
             yield max(min(expected, granted + bound), self.parked.score(quota) or 0), quota
+
+    def open_ones(
+        self, quotas: Collection[str], requests: int, now: Micros, hand: int, returns: Micros
+    ) -> tuple[int, Micros]:
+        """How many of the tokens at hand can be had, which those of closed buckets cannot, and when the next can.
+
+        Args:
+            quotas: those that serve.
+            requests: the tokens of each.
+            now: the instant.
+            hand: the tokens at hand, over all of them.
+            returns: the delay until the next returns.
+        """
+        first: Micros | None = None
+        closed = shut = 0
+        for instant, quota in self.parked:
+            if quota in quotas:
+                first = instant - now if first is None else first
+                closed += 1
+                shut += max(0, requests - self.taken.get(quota, 0))
+        if first is None:
+            return hand, returns
+        left = max(0, hand - shut)
+        if closed == len(quotas):
+            returns = first if hand else max(returns, first)
+        elif hand and not left:
+            returns = min(returns, first) if self.cooling or self.in_use else first
+        return left, returns
 
     def nth_return(self, position: int, now: Micros, *, hand: int, window: Micros, trip: Micros) -> Micros:
         """When the token for that many-th request from now (from 0) is expected, with so many at hand.

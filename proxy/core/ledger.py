@@ -351,5 +351,9 @@ class Ledger:
         for limit in self.buckets.limits(terms):
             hand = 0 if self._waits_for_words(now) else self.buckets.at_hand(terms, limit)
             returns = self.buckets.nth_return(terms, limit, hand, now) - now
+            if self.buckets.calendars[limit].parked:
+                view = self.buckets.views[terms]
+                tokens = view.limits[limit].requests
+                hand, returns = self.buckets.calendars[limit].open_ones(view.quotas, tokens, now, hand, returns)
             budgets.append(Budget(self.buckets.size(terms, limit), hand, returns))
         return tuple(budgets)

@@ -21,7 +21,7 @@ from proxy.core.allowances import BESIDE, CACHE_STATUS, CACHES, Allowance, Reade
 from proxy.core.complaints import Complaint, complaint
 from proxy.core.exchange import Seen
 from proxy.core.http import Fields
-from proxy.core.model import Limit, Micros
+from proxy.core.model import SECOND, Limit, Micros
 from proxy.core.moments import ROUNDING, date, wait
 from proxy.core.values import value_object
 
@@ -33,6 +33,10 @@ OUTAGES = frozenset((502, 503, 504))
 
 SPEAKING = OUTAGES | {UNAUTHORIZED, FORBIDDEN, TOO_MANY}
 """Statuses of answers whose bodies are read for what they say."""
+
+
+FAR: Micros = 3600 * SECOND
+"""A wait by so much longer than a limit's window is none of that limit's, whatever a penalty adds to it."""
 
 
 class Route(NamedTuple):
@@ -78,6 +82,8 @@ class Signals:
             return Throttle("window", self.wait, named)
         if (self.allowances and not used_up) or any(_is_less(size, limits, of) for size in sizes):
             return Throttle("endpoint", self.wait)
+        if self.wait is not None and self.wait > max(of[index].window for index in limits) + FAR:
+            return Throttle("endpoint", self.wait)
         return Throttle("window", self.wait, tuple(limits))
 
     def seen(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[Seen, ...]:
@@ -109,7 +115,7 @@ class Signals:
 
 @value_object
 class Throttle:
-    """A 429: `window` a limit that is known is full, `endpoint` a narrower one that is not known, `plan` a month's."""
+    """A 429: `window` a limit that is known is full, `endpoint` another one that is not known, `plan` a month's."""
 
     kind: Literal["window", "endpoint", "plan"]
     wait: Micros | None

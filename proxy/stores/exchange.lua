@@ -1033,6 +1033,30 @@ local function nth_return(view, limit, position, now)
   return instant + rounds * (window + state.trip)
 end
 
+-- How many of the tokens at hand can be had, which those of closed buckets cannot, and when the next can.
+local function open_ones(view, limit, now, hand, returns)
+  local parked = redis_call('ZRANGE', key('parked', limit.id), 0, -1, 'WITHSCORES')
+  local first, closed_ones, shut = nil, 0, 0
+  for index = 1, #parked, 2 do
+    if serves(view, parked[index]) then
+      first = first or tonumber(parked[index + 1]) - now
+      closed_ones = closed_ones + 1
+      shut = shut + max(0, limit.requests - bucket_of(limit.id, parked[index]).taken)
+    end
+  end
+  if not first then
+    return hand, returns
+  end
+  local left = max(0, hand - shut)
+  if closed_ones == view.quotas then
+    returns = hand > 0 and first or max(returns, first)
+  elseif hand > 0 and left == 0 then
+    local cooling, in_use = total_of(limit.id)
+    returns = cooling + in_use > 0 and min(returns, first) or first
+  end
+  return left, returns
+end
+
 -- Line -------------------------------------------------------------------------------------------------------------
 
 local shares = {}
@@ -2176,7 +2200,9 @@ local function exchange()
   local budgets = {}
   for index, limit in ipairs(view.limits) do
     local hand = waits_for_words(now) and 0 or at_hand(view, limit.id)
-    budgets[index] = { size_of(view, limit.id), hand, nth_return(view, limit.id, hand, now) - now }
+    local returns = nth_return(view, limit.id, hand, now) - now
+    hand, returns = open_ones(view, limit, now, hand, returns)
+    budgets[index] = { size_of(view, limit.id), hand, returns }
   end
   local again = again_of(now, #told > 0, stopped, left)
   local woken = wake_early()

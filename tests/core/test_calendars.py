@@ -25,6 +25,22 @@ def test_parked_and_probed_buckets_are_closed() -> None:
     assert [calendar.closed(quota) for quota in "abc"] == [True, True, False]
 
 
+def test_tokens_of_closed_buckets_cannot_be_had() -> None:
+    """Of three quotas with five tokens each; the next token is that of the bucket that opens first, or what returns."""
+    calendar, quotas = Calendar(), ("a", "b", "c")
+    assert calendar.open_ones(quotas, 5, NOW, 15, 0) == (15, 0)
+    calendar.parked.put("a", NOW + 5 * SECOND)
+    calendar.parked.put("gone", NOW + SECOND)
+    calendar.take("a", 2)
+    assert calendar.open_ones(quotas, 5, NOW, 13, 7 * SECOND) == (10, 7 * SECOND)
+    assert calendar.open_ones(("a", "b"), 5, NOW, 3, 0) == (0, 5 * SECOND)
+    calendar.cooling.put("1@b", NOW + 3 * SECOND)
+    assert calendar.open_ones(("a", "b"), 5, NOW, 3, 3 * SECOND) == (0, 3 * SECOND)
+    calendar.parked.put("b", NOW + 9 * SECOND)
+    assert calendar.open_ones(("a", "b"), 5, NOW, 3, 3 * SECOND) == (0, 5 * SECOND)
+    assert calendar.open_ones(("a", "b"), 5, NOW, 0, 7 * SECOND) == (0, 7 * SECOND)
+
+
 def test_tokens_are_expected_where_they_cool_and_a_window_after_a_usual_trip() -> None:
     """Nothing is expected in the past: what is overdue returns now, what is late on its way a window from now."""
     calendar = Calendar()

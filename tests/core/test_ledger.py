@@ -168,6 +168,18 @@ def test_the_budget_speaks_for_the_whole_pool() -> None:
     assert budget.returns == 10 * SECOND + 5 * MILLISECOND
 
 
+def test_the_budget_leaves_out_what_the_upstream_has_closed() -> None:
+    """Tokens of a parked quota cannot be had; when none can, the next can when the first opens or a token returns."""
+    world = World.of(pool(2, limit(5, 10 * SECOND), guard=0))
+    first, second = world.ask(2).grants
+    (budget,) = world.call("r", throttled(first, 20 * SECOND)).budgets
+    assert (budget.size, budget.at_hand) == (10, 4)
+    (budget,) = world.call("r", throttled(second, 30 * SECOND)).budgets
+    assert (budget.at_hand, budget.returns) == (0, 20 * SECOND)
+    world.pass_(20 * SECOND)
+    assert world.call().budgets[0].at_hand > 0
+
+
 def test_a_new_era_tells_of_nothing_at_hand_before_all_have_spoken() -> None:
     """Law 8: until those that shared the pool have told what they hold, a replica counts on them, and on no token."""
     terms = terms_of(pool(1, limit(5)), BOUND)
