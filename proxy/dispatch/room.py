@@ -293,11 +293,11 @@ class Dispatch:
     def settle(self, ending: Ending) -> None:
         """Take note of how a lease ended; the store is told with the next exchange, at once if somebody may profit."""
         self._holdings.settled(ending)
-        counted = ending.counted
-        surprise = counted is not None and surprising(counted, self._stock.budgets, len(self.quotas))
-        if counted and not counted.limits and not ending.lease.probe and not surprise:
+        counted, quotas = ending.counted, len(self.quotas)
+        if counted and not (counted.limits or ending.lease.probe or surprising(counted, self._stock.budgets, quotas)):
             self._alarm.within(self._rides.wait(self.clock(), waiting=self._lanes.total > 0))
         else:
+            self._stock.doubt()
             self._alarm.within(0 if self._lanes.total else FLUSH)
 
     def ended(self, lease: Lease) -> None:

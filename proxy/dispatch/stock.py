@@ -21,10 +21,12 @@ class Stock:
         """Empty before the first exchange."""
         self._told: Micros = 0
         self._granted = 0
+        self._doubted = False
+        """Whether something is known since that the store does not know yet."""
 
     def hear(self, budgets: tuple[Budget, ...], now: Micros) -> int:
         """An exchange has told; returns how much was granted without one since the last."""
-        self.budgets, self._told = budgets, now
+        self.budgets, self._told, self._doubted = budgets, now, False
         granted, self._granted = self._granted, 0
         return granted
 
@@ -32,9 +34,13 @@ class Stock:
         """What was told is about other limits."""
         self.budgets = ()
 
+    def doubt(self) -> None:
+        """An answer has told of less than the store knows of: nobody is served before that has been told."""
+        self._doubted = True
+
     def plenty(self, limits: Iterable[int], now: Micros) -> bool:
         """Whether so much is at hand of these limits that whoever comes can be served, in whatever order."""
-        if now - self._told > FRESH or not self.budgets:
+        if self._doubted or now - self._told > FRESH or not self.budgets:
             return False
         return all(self.budgets[index].at_hand >= PLENTY for index in limits)
 

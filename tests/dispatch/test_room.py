@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from proxy.core.errors import NoKey, ShuttingDown, StoreLost, TooMany
 from proxy.core.events import Exchanged
-from proxy.core.exchange import PULSE, Spent, Unsent
+from proxy.core.exchange import PULSE, Seen, Spent, Unsent
 from proxy.core.model import MILLISECOND, SECOND, Client, Pool
 from proxy.dispatch import Lease
 from proxy.dispatch.deadlines import FIRST_WORD
@@ -479,3 +479,20 @@ async def test_who_is_served_at_once_is_spoken_of_until_it_is_settled() -> None:
             await asyncio.sleep(60)
             assert len(it.recorder.events) >= before + 60 * SECOND // PULSE - 1
             lease.spent()
+
+
+@virtual
+async def test_what_an_answer_has_told_counts_for_who_comes_next() -> None:
+    """Plenty is at hand as far as the store knows; but others spend (law 9), or a 429 closed the key."""
+    for told in ("foreign", "refused"):
+        async with room(pool(1, limit(100))) as it:
+            await use(it, await it.dispatch.lease(it.ticket()))
+            await it.settled()
+            await use(it, await it.dispatch.lease(it.ticket()), 0)
+            with await it.dispatch.lease(it.ticket()) as lease:
+                if told == "foreign":
+                    lease.spent((Seen(0, 0, 30 * SECOND),))
+                else:
+                    lease.throttled(30 * SECOND, (0,))
+            with pytest.raises(TooMany):
+                await it.dispatch.lease(it.ticket(wait=0))

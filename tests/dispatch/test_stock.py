@@ -16,6 +16,16 @@ def test_there_is_plenty_while_what_was_told_is_fresh() -> None:
     assert not stock.plenty((0,), SECOND)
 
 
+def test_nobody_is_served_by_what_is_known_to_be_wrong() -> None:
+    """Until the next exchange, which tells of what an answer has told."""
+    stock = Stock()
+    stock.hear((Budget(100, PLENTY, 0),), SECOND)
+    stock.doubt()
+    assert not stock.plenty((0,), SECOND)
+    stock.hear((Budget(100, PLENTY, 0),), SECOND)
+    assert stock.plenty((0,), SECOND)
+
+
 def test_what_is_taken_is_not_at_hand_any_more() -> None:
     """What was granted without an exchange is told as taken, and is counted with the next exchange."""
     stock, pool_ = Stock(), pool(1, limit(100), limit(50))
