@@ -27,6 +27,7 @@ INSTRUCTIONS = (b"retry-after", b"retryafter", b"x-ratelimit-retryafter", b"x-ra
 _FAMILIES = tuple(
     (family + b"limit", family + b"remaining", family + b"reset") for family in (b"x-ratelimit-", b"ratelimit-")
 )
+_PLAIN = tuple((frozenset(family), *family) for family in _FAMILIES)
 _POLICY, _COMBINED = b"ratelimit-policy", b"ratelimit"
 _MONTH_LEFT = b"remaining-month"
 CACHE_STATUS = b"cache-status"
@@ -80,6 +81,32 @@ def said(fields: Fields) -> Said:
         if role := _known[name]:
             found.setdefault(role, []).append(value)
     return found
+
+
+def plain(values: Said, now: Micros) -> Allowance | None:
+    """The limit of an answer that tells of one only, each thing once and as a number; `None` where more is to be read.
+
+    Nearly every answer is like that. A `Reader` finds the same in it, in three times the time.
+    """
+    told = values.keys() - BESIDE
+    for names, limit, remaining, reset in _PLAIN:
+        if told == names:
+            sizes, lefts, ends = values[limit], values[remaining], values[reset]
+            if len(sizes) == len(lefts) == len(ends) == 1:
+                return _plain(sizes[0], lefts[0], ends[0], now)
+    return None
+
+
+def _plain(size: bytes, left: bytes, end: bytes, now: Micros) -> Allowance | None:
+    if not (size.isdigit() and left.isdigit() and len(size) <= _DIGITS and len(left) <= _DIGITS):
+        return None
+    number, rest = int(size), int(left)
+    if not number or rest > number:
+        return None
+    try:
+        return Allowance(number, rest, wait(end, now))
+    except ValueError:
+        return None
 
 
 class Reader:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from proxy.core.allowances import BESIDE, CACHE_STATUS, CACHES, Allowance, Reader, Said, said
+from proxy.core.allowances import BESIDE, CACHE_STATUS, CACHES, Allowance, Reader, Said, plain, said
 from proxy.core.complaints import Complaint, complaint
 from proxy.core.exchange import Seen
 from proxy.core.http import Fields
@@ -132,6 +132,9 @@ def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signal
     if not body and values.keys() <= BESIDE:
         return _REFUSED if status == TOO_MANY else _NOTHING
     now = sent_at(values, wall)
+    own = status != UNAUTHORIZED and (values.keys().isdisjoint(CACHES) or not _cached(values))
+    if not body and status not in SPEAKING and (only := plain(values, now)) is not None:
+        return Signals("nothing", None, (only,), None, None, own)
     reader = Reader(values, now)
     found = complaint(body, values.get(b"content-encoding", [b""])[0]) if body else _SILENCE
     waits = reader.instructions()
@@ -147,7 +150,7 @@ def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signal
         allowances,
         found.over_within if about == "outage" else None,
         reader.month_left(),
-        status != UNAUTHORIZED and (values.keys().isdisjoint(CACHES) or not _cached(values)),
+        own,
         tuple(reader.ignored),
     )
 

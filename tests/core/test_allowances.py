@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.allowances import Allowance, Reader, said
+from proxy.core.allowances import Allowance, Reader, plain, said
 from proxy.core.http import Fields
 from proxy.core.model import SECOND
 
@@ -118,3 +118,32 @@ def test_no_fields_raise(fields: Fields) -> None:
         assert allowance.reset is None or allowance.reset >= 0
     assert all(wait >= 0 for wait in it.instructions())
     assert (it.month_left() or 0) >= 0
+
+
+NUMBERS = st.one_of(
+    st.integers(0, 70).map(str), st.integers(0, 10**16).map(str), st.sampled_from(("", " 5", "-1", "x", "5.5"))
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit-Limit", "Age", "Date")
+            ),
+            NUMBERS,
+        ),
+        max_size=5,
+    ),
+    st.integers(0, 2 * 10**15),
+)
+def test_what_is_plain_is_read_as_all_else(told: list[tuple[str, str]], now: int) -> None:
+    """The short way tells what the long one does, and leaves to it whatever it would have to think about."""
+    plain_ones = [("X-RateLimit-Limit", "60"), ("X-RateLimit-Remaining", "59"), ("X-RateLimit-Reset", "30")]
+    for fields in (told, plain_ones, [*plain_ones[:2], *told], [*plain_ones, *told]):
+        values = said(tuple((name.encode(), value.encode()) for name, value in fields))
+        found, reader = plain(values, now), Reader(values, now)
+        if found is not None:
+            assert reader.allowances() == (found,)
+            assert (reader.instructions(), reader.month_left(), reader.ignored) == ([], None, [])
+    assert plain(said(tuple((name.encode(), value.encode()) for name, value in plain_ones)), now) is not None
