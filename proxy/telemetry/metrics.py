@@ -184,11 +184,15 @@ class Metrics:
 
     def observe(self, event: Event) -> None:
         """Count an event."""
+        if isinstance(event, Journal):
+            self._request(event)
+        elif isinstance(event, UpstreamAnswered):
+            self.answers.add((event.pool, event.key, labels.code(event.code)))
+        else:
+            self._seldom(event)
+
+    def _seldom(self, event: Event) -> None:
         match event:
-            case Journal():
-                self._request(event)
-            case UpstreamAnswered(pool, key, code):
-                self.answers.add((pool, key, labels.code(code)))
             case ForeignSpent(pool, quota, tokens):
                 self.foreign.add((pool, quota), tokens)
             case Exchanged(pool, seconds, grants):
