@@ -195,11 +195,13 @@ class Buckets:
         probes = tuple([limit for limit in need.limits if quota not in self.calendars[limit].warm])
         for limit in probes:
             self.calendars[limit].probing.put(quota, now)
-        if len(self.views) == 1:
-            found = view.own_places(quota, need.limits)
-        else:
-            found = self._places(view, quota, [(limit, view.limits[limit].window) for limit in need.limits])
-        self._put_out(lease, Out(quota, found, now, replica, client, probes))
+        own = len(self.views) == 1
+        found = view.own_places(quota, need.limits) if own else self._places(view, quota, view.windows(need.limits))
+        out = Out(quota, found, now, replica, client, probes)
+        self._put_out(lease, out)
+        self._rank(quota, need.limits)
+        if not own:
+            self._rank_places(out)
         return bool(probes)
 
     def _places(self, view: View, quota: str, windows: Iterable[tuple[str, Micros]]) -> tuple[Place, ...]:
@@ -213,7 +215,6 @@ class Buckets:
         self._out_by_replica.setdefault(out.replica, set()).add(lease)
         for limit, _, quota in out.places:
             self.calendars[limit].use(lease, quota, out.granted)
-        self._rank_places(out)
 
     def _rank_places(self, out: Out) -> None:
         limits = [place.limit for place in out.places]
@@ -345,6 +346,7 @@ class Buckets:
                 self._rank_places(out)
             elif row.lease not in self._out:
                 self._put_out(row.lease, out)
+                self._rank_places(out)
         for lease in sorted(self._out_by_replica.get(replica, set()) - named):
             self.settle(now, Unsent(lease), (), "")
 

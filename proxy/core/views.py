@@ -63,6 +63,10 @@ class View:
             found = self._needs[kind] = need(self.terms.name, limits, kind.pinned)
         return found
 
+    def windows(self, limits: Iterable[str]) -> list[tuple[str, Micros]]:
+        """The stretched windows of these limits."""
+        return [(limit, self.limits[limit].window) for limit in limits]
+
     def own_places(self, quota: str, limits: tuple[str, ...]) -> tuple[Place, ...]:
         """Where a lease of a quota counts by these terms alone."""
         found = self._places.get((quota, limits))
