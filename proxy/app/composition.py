@@ -6,9 +6,9 @@ No room keeps a copy of the configuration: each gets its part here, so that a re
 import asyncio
 import os
 import platform
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from time import monotonic_ns, time_ns
 from typing import Any
 
 import structlog
@@ -50,12 +50,12 @@ LAST_WORDS = 1.0
 
 def monotonic() -> Micros:
     """The process's monotonic clock, in microseconds."""
-    return time.monotonic_ns() // 1000
+    return monotonic_ns() // 1000
 
 
 def wall() -> Micros:
     """Local time in epoch microseconds, for what HTTP writes as a date; never for limits."""
-    return time.time_ns() // 1000
+    return time_ns() // 1000
 
 
 class App:

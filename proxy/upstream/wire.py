@@ -118,7 +118,7 @@ class Wire:
     def _begin(self, request: Request, key: Secret, extra: Fields, body: Body | None) -> None:
         protocol = self._protocol
         transport = protocol.transport
-        if transport is None or transport.is_closing() or protocol.should_close:
+        if transport is None or transport.is_closing():
             raise Unreachable("The connection to the upstream was closed before anything was sent. Try again.")
         head = self._head.write(request, key, extra, body)
         protocol.expect(without_body=request.method == "HEAD", timeout=self._timeout)
