@@ -60,12 +60,14 @@ class Care:
     async def rejected(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> Outcome:
         """Settle the lease of a 401 or 403; if it is about the key, and the key is dead, the request goes on.
 
+        An answer to HEAD has no body that could say what it is about.
+
         Raises:
             NoKey: the key is dead, and the request cannot be sent again.
         """
         name, health = lease.key.name, desk.dispatch.health
         lease.spent()
-        if heard.signals.about != "key":
+        if heard.signals.about != "key" and passage.request.method != "HEAD":
             return Relay(heard.answer)
         if health.suspect(name, self._means.clock()):
             desk.dispatch.heed()

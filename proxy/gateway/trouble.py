@@ -166,7 +166,7 @@ class Trouble:
         means = self._means
         passage.failures += 1
         now = means.clock()
-        rest = max(least, pause(passage.failures, means.chance()))
+        rest = least + pause(passage.failures, means.chance())
         in_time = now + rest < passage.ticket.deadline and passage.failures < means.retries.attempts
         return rest if in_time and means.budget.retry(now) else None
 

@@ -54,6 +54,22 @@ def test_a_dead_key_costs_the_caller_nothing_but_time(status: int, body: bytes) 
     scenario()
 
 
+@virtual
+async def test_a_refusal_of_head_is_asked_about() -> None:
+    """It has no body that could tell; a key that lives is not asked after again at once."""
+    for dead in (True, False):
+        async with setting() as it:
+
+            def rule(key: str, request: Request, dead: bool = dead) -> Answer | None:
+                if request.target == b"/me":
+                    return answer(401, KEY_INVALID) if dead and key == "s-k0" else None
+                return answer(401, b"") if key == "s-k0" or not dead else None
+
+            it.upstream.rule = rule
+            assert (await it.ask(it.request("HEAD", path="/x"))).status == (200 if dead else 401)
+            assert it.keys == (["s-k0", "s-k0", "s-k1"] if dead else ["s-k0", "s-k0"])
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_that_cannot_be_read_is_asked_about(status: int) -> None:
     """Callers ask for codings that are not known here; the key's own `GET /me` is read by us."""
