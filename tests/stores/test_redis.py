@@ -270,6 +270,23 @@ async def test_a_connection_that_breaks_is_no_loss(one: Server) -> None:
     await link.close()
 
 
+async def test_a_replica_that_spent_much_is_soon_heard(one: Server) -> None:
+    """What it tells again costs the server a command for each quota, not for each token, which could take too long."""
+    many = pool(10, limit(100, 60 * SECOND))
+    async with replicas(one, "r", pool_=many) as (store,):
+        grants = (await store.exchange((), (wants(1000),))).grants
+        while len(grants) < 1000:
+            answer = await store.exchange(tuple(Spent(grant.lease, 0) for grant in grants[-10:]), (wants(1000),))
+            grants += answer.grants
+        await store.exchange(tuple(Spent(grant.lease, 0) for grant in grants), ())
+        one.ask("FLUSHALL")
+        one.ask("CONFIG", "RESETSTAT")
+        await store.exchange((), ())
+        assert one.ask("HGETALL", f"t:{{default}}:taken:{store.terms.limits[0].id}")[1::2] == ["100"] * 10
+        lines = one.ask("INFO", "commandstats").splitlines()
+        assert sum(int(line.partition("calls=")[2].partition(",")[0]) for line in lines if "calls=" in line) < 500
+
+
 class Insatiable(RedisStore):
     """A store that asks for the same thing whatever it is told."""
 
