@@ -142,7 +142,7 @@ class Ledger:
         if quota is None or self._waits_for_words(now):
             return None
         self.line.pass_by(lane.client, weight)
-        return self._grant(now, replica, lane, Place(lane.client, need), quota)
+        return self._grant(now, replica, lane, need, quota)
 
     # Trust
 
@@ -253,7 +253,7 @@ class Ledger:
             owner = rehearsal.serve(need_, client)
             if owner == call.replica:
                 place = Place(client, need_)
-                dealt.grants.append(self._grant(now, call.replica, lanes[place], place, quota))
+                dealt.grants.append(self._grant(now, call.replica, lanes[place], need_, quota))
                 dealt.served.append(place)
             else:
                 self.buckets.lend(quota, need_.limits, now)
@@ -293,10 +293,10 @@ class Ledger:
             return need_, first[1], quota
         return None
 
-    def _grant(self, now: Micros, replica: str, lane: Lane, place: Place, quota: str) -> Grant:
+    def _grant(self, now: Micros, replica: str, lane: Lane, need: Need, quota: str) -> Grant:
         self._leases += 1
         lease = f"{self._name}{self._leases}"
-        probe = self.buckets.take(lease, place.need, quota, now=now, replica=replica, client=place.client)
+        probe = self.buckets.take(lease, need, quota, now=now, replica=replica, client=lane.client)
         return Grant(lease, lane, quota, probe)
 
     def _foretell(self, now: Micros, rehearsal: Rehearsal, dealt: Dealt) -> Forecast:

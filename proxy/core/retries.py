@@ -59,10 +59,11 @@ class RetryBudget:
     def _slot(self, now: Micros) -> list[int]:
         """The counts of this second: its number, requests, retries. What has left the window is taken off the sums."""
         second = now // SECOND
+        if self._slots and self._slots[-1][0] == second:
+            return self._slots[-1]
         while self._slots and self._slots[0][0] <= second - WINDOW // SECOND:
             _, requests, retries = self._slots.popleft()
             self._requests -= requests
             self._retries -= retries
-        if not self._slots or self._slots[-1][0] != second:
-            self._slots.append([second, 0, 0])
+        self._slots.append([second, 0, 0])
         return self._slots[-1]

@@ -35,13 +35,15 @@ class SortedSet(Generic[Member, Score]):
                 return
             self._take_out((old, member))
         self.scores[member] = score
-        order = self._order
-        if type(order) is list:
-            insort(order, (score, member))
-            if len(order) > FEW:
-                self._order = SortedList(order)
-        else:
-            order.add((score, member))
+        order, entry = self._order, (score, member)
+        if type(order) is not list:
+            order.add(entry)
+        elif order and entry < order[-1]:
+            insort(order, entry)
+        else:  # most are instants, which come in their order
+            order.append(entry)
+        if len(order) > FEW and type(order) is list:
+            self._order = SortedList(order)
 
     def remove(self, member: Member) -> bool:
         """Take a member out; says whether it was in."""
