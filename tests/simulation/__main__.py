@@ -115,6 +115,8 @@ def main() -> int:
             lines[result.row].results.append(result)
             if sys.stderr.isatty():
                 print(f"\r{done}/{len(chosen)}", end="", file=sys.stderr)
+            for breach in result.breaches:
+                print(f"\r{done}/{len(chosen)} {result.row}/{result.seed}: {breach}", file=sys.stderr)
     failed = [result for line in lines.values() for result in line.results if result.breaches]
     show(lines.values(), failed)
     wasteful = [line.name for line in lines.values() if line.wasteful]
