@@ -186,7 +186,7 @@ class Run:
     def _limits(self) -> tuple[Limit, ...]:
         if self.row.saturated:
             return (limit(60),)
-        size = self.random.choice([5, 20, 60])
+        size = self.row.size or self.random.choice([5, 20, 60])
         limits: tuple[Limit, ...] = (limit(size, self.random.choice([5, 10, 20]) * SECOND),)
         if self.random.random() < 0.5:
             limits += (limit(max(1, size // 4), 5 * SECOND, "GET /collections", "GET /workspaces"),)

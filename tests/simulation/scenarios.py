@@ -63,6 +63,8 @@ class Row:
     on_loss: OnLoss = "wait"
     memory: bool = False
     """One replica with a store of its own."""
+    size: int | None = None
+    """Requests of the widest limit."""
     idle: Micros = QUICK
     """The longest that a token may idle while somebody waits."""
     fair: bool = True
@@ -83,6 +85,7 @@ FOREIGN = (5, 20, 60)
 ROWS: tuple[Row, ...] = (
     *(Row(f"{kind}-{trip}", kind, trip, saturated=True) for kind in KINDS for trip in SHAPES),
     Row("memory", memory=True),
+    Row("plenty", memory=True, size=300),
     Row("mixed"),
     Row("slow-letters", slow=10 * MILLISECOND),
     Row("lost-letters", loss=0.02, slow=40 * MILLISECOND, idle=GONE, fair=False),
