@@ -114,6 +114,8 @@ class Ledger:
         forecast = self._foretell(now, rehearsal, dealt)
         for place in dealt.served:  # only now, for the rehearsal looks at the line as it was
             self.line.serve(call.replica, place)
+        if not dealt.lent:
+            self.line.level()
         told = self._tell(now, call, lanes, dealt, forecast)
         return Reply(
             self.era,

@@ -79,6 +79,8 @@ class Line:
         self.groups: dict[Need, Group] = {}
         self.now = 0
         """The pool's virtual time."""
+        self._level = 0
+        """That time when nothing was left for anybody to fetch: whoever is behind it could not be served."""
         self.stamp = 0
         """Of the row that was put last."""
         self._shares: dict[str, Share] = {}
@@ -110,7 +112,7 @@ class Line:
         while (idle := self._idle.first()) and idle[0] <= self.now:
             del self._shares[self._idle.pop_first()[1]]
         if not self.groups and self.now > ROLLOVER:
-            self.now = 0
+            self.now = self._level = 0
             self._shares.clear()
             self._idle = SortedSet()
 
@@ -146,7 +148,7 @@ class Line:
             share.tag = max(share.tag, self.now)
             self._idle.remove(place.client)
         elif place.need not in share.needs:
-            share.tag = max(share.tag, self.now - LAG * share.cost)
+            share.tag = max(share.tag, self.lag(share))
         if share.weight != weight:
             for need in share.needs:
                 self.groups[need].weight += weight - share.weight
@@ -213,7 +215,7 @@ class Line:
         share = self._shares[place.client]
         group = self.groups[place.need]
         tag = group.clients.score(place.client) or 0
-        group.lift = max(group.lift, self.now - LAG * share.cost - tag)
+        group.lift = max(group.lift, self.lag(share) - tag)
         start = tag + group.lift
         self.now = max(self.now, start)
         share.tag = start + share.cost
@@ -242,7 +244,15 @@ class Line:
         first = group.clients.first()
         if first:
             tag, client = first
-            group.lift = max(group.lift, self.now - LAG * self._shares[client].cost - tag)
+            group.lift = max(group.lift, self.lag(self._shares[client]) - tag)
+
+    def lag(self, share: Share) -> int:
+        """The tag of a client that is as far behind as it may be."""
+        return self._level - LAG * share.cost
+
+    def level(self) -> None:
+        """Nothing is left for anybody to fetch: everybody who could be served was."""
+        self._level = self.now
 
     def refund(self, client: str) -> None:
         """A lease came back unsent: its client is charged nothing."""
@@ -265,7 +275,6 @@ class Rehearsal:
 
     def __init__(self, line: Line) -> None:
         self._line = line
-        self._now = line.now
         self._stamp = line.stamp
         self._groups: dict[Need, _Played] = {}
         self.needs: list[Need] = sorted(line.groups)
@@ -283,9 +292,8 @@ class Rehearsal:
         """Play one request of that client served; returns the replica whose it is."""
         share, played = self._line.share(client), self._played(need)
         tag = played.tag(client)
-        played.lift = max(played.lift, self._now - LAG * share.cost - tag)
+        played.lift = max(played.lift, self._line.lag(share) - tag)
         start = tag + played.lift
-        self._now = max(self._now, start)
         self._stamp += 1
         replica = played.take(client, self._stamp)
         for each in share.needs:
@@ -306,7 +314,7 @@ class Rehearsal:
         first = played.first()
         if first:
             tag, client = first
-            played.lift = max(played.lift, self._now - LAG * self._line.share(client).cost - tag)
+            played.lift = max(played.lift, self._line.lag(self._line.share(client)) - tag)
 
 
 class _Played:

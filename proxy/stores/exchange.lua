@@ -130,7 +130,7 @@ local STATE = key('state')
 local NUMBERS = {
   'tick', 'leases', 'shift', 'now', 'lost', 'hold', 'trip', 'bound', 'uses', 'strangers', 'virtual', 'stamp', 'kept',
   'life',
-  'shared',
+  'shared', 'level',
 }
 local state = {}
 do
@@ -1156,9 +1156,14 @@ local function lift_of(need)
   return lifts[need]
 end
 
+-- The tag of a client that is as far behind as it may be.
+local function lag(share)
+  return state.level - LAG * cost_of(share)
+end
+
 -- Leave a client with that tag no more than `LAG` requests behind, and everybody in its group as far from it as before.
 local function lift(need, tag, share)
-  local least = state.virtual - LAG * cost_of(share) - tag
+  local least = lag(share) - tag
   if least > lift_of(need) then
     lifts[need] = least
     redis_call('HSET', key('groups'), 'lift ' .. need, text(least))
@@ -1213,7 +1218,7 @@ local function set_place(replica, client, need, weight, waiting)
     share.tag = max(share.tag, state.virtual)
     redis_call('ZREM', key('idle'), client)
   elseif not contains(names, need) then
-    share.tag = max(share.tag, state.virtual - LAG * cost_of(share))
+    share.tag = max(share.tag, lag(share))
   end
   if share.weight ~= weight then
     for _, name in ipairs(names) do
@@ -1356,7 +1361,7 @@ local function expire(now)
     shares[client] = nil
   end
   if state.virtual > ROLLOVER and redis_call('EXISTS', key('lines')) == 0 then
-    state.virtual = 0
+    state.virtual, state.level = 0, 0
     redis_call('DEL', key('shares'), key('idle'))
     shares = {}
   end
@@ -1544,7 +1549,7 @@ local function first_in(need)
 end
 
 local function lift_played(played, tag, share)
-  played.lift = max(played.lift, rehearsal.virtual - LAG * cost_of(share) - tag)
+  played.lift = max(played.lift, lag(share) - tag)
 end
 
 local function needs_in_play(client)
@@ -1562,7 +1567,6 @@ local function rehearse(need, client)
   local tag = played.tags[client] or tag_in(need, client)
   lift_played(played, tag, share)
   local start = tag + played.lift
-  rehearsal.virtual = max(rehearsal.virtual, start)
   local rows = played.rows[client]
   if not rows then
     rows = rows_of(need, client)
@@ -2203,7 +2207,7 @@ local function exchange()
   tidy(view)
   remember(replica, call.demands, view)
 
-  rehearsal.virtual, rehearsal.stamp = state.virtual, state.stamp
+  rehearsal.stamp = state.stamp
   local names = redis_call('ZRANGE', key('lines'), 0, -1)
   for _, name in ipairs(names) do
     rehearsal.waiting = rehearsal.waiting + (group_of(name))
@@ -2228,6 +2232,9 @@ local function exchange()
     granted[index] = { lease, numbers[place_field(replica, client, need)], grant[4], grant[5] and 1 or 0 }
   end
   keep_member(leases)
+  if #lent == 0 then
+    state.level = state.virtual
+  end
 
   local told = {}
   local still = redis_call('ZRANGE', key('lines'), 0, -1)

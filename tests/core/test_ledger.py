@@ -229,3 +229,22 @@ def test_many_pinned_lanes_are_dealt_to_like_few() -> None:
     assert {grant.quota for grant in grants} == {f"k{number}" for number in range(40)}
     turns = [grant.lane.client for grant in grants]
     assert all(turns[at : at + 3].count(client) == 1 for at in range(0, 75, 3) for client in ("c0", "c1", "c2"))
+
+
+def test_who_fetches_what_was_left_for_it_does_not_lag() -> None:
+    """Others were served behind it in the same dealing, so nobody is moved on for its sake (law 4)."""
+    world = World.of(pool(1, limit(40, 10 * SECOND)))
+    world.call("r", *world.spend(*world.ask(40).grants))
+    world.weights["b"] = 10
+    world.ask(1, lane("b"), "s")
+    world.ask(60)
+    world.pass_(10 * SECOND)
+    world.call("s")
+    world.pass_(200 * MILLISECOND)
+    served = len(world.call("r").grants)
+    assert served == 39
+    assert len(world.call("s").grants) == 1
+    world.ask(5, lane("c"), "s")
+    line = world.ledger.line
+    assert [group.lift for group in line.groups.values()] == [0]
+    assert line.share("a").tag - line.share("c").tag <= line.share("a").cost

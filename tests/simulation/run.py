@@ -364,11 +364,8 @@ class Run:
 
     @property
     def _most_apart(self) -> int:
-        """How far two clients may be apart, in tokens of each: those that could not be served catch up.
-
-        Nor can those be whose tokens, left for them to fetch, turn out to be spent by somebody else.
-        """
-        return 1 if self.row.fair and len(self.pool.limits) == 1 and not self.row.foreign else LAG + 1
+        """How far two clients may be apart, in tokens of each: those that could not be served catch up."""
+        return 1 if self.row.fair and len(self.pool.limits) == 1 else LAG + 1
 
     def _judge(self, result: Result) -> Iterator[str]:
         row, watch, findings = self.row, self.watch, self.findings
