@@ -4,7 +4,6 @@ import random as global_random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import sqrt
 from random import Random
 from time import process_time
 from typing import TypedDict, get_args
@@ -56,12 +55,7 @@ CLOCK = 0.001
 """What one run may be below that, for its server's clock loses up to 0.05 %, and few rounds are counted."""
 
 GIVEN_UP = 0.05
-"""The part of those refused who could have been served, since others that waited before them hung up: so many in the
-mean, and of few now and then by chance some more."""
-
-MORE = 1.1
-"""Of a limit, what replicas send at the most that go on without a store: what was at hand when each heard last may be
-spent by others in the moment before the loss."""
+"""The part of those refused who could have been served, since others that waited before them hung up."""
 
 MEAN_TRIP = {"constant": 0.2, "jittered": 0.18, "heavy": 0.8}
 
@@ -357,7 +351,7 @@ class Run:
                 continue
             most = most_in(counted, one.window)
             worst = worst_in(books.trips[quota, index], one.window) if row.strict else 0
-            if max(most, worst) > (one.requests if row.strict else int(one.requests * MORE)):
+            if max(most, worst) > one.requests:
                 yield f"law 1: {most} of {one.name} on {quota} in a window, {worst} at the worst"
         if books.throttled and row.strict and not row.foreign:
             yield f"law 1: {len(books.throttled)} requests were throttled"
@@ -378,8 +372,7 @@ class Run:
             yield f"law 4: {watch.shares.where} were {watch.shares.worst:.2f} of a token each apart"
         if row.quiet and findings.longest_hopeless > AT_ONCE:
             yield f"law 6: not refused at once: {findings.longest_hopeless / SECOND:.3f} s"
-        usual = GIVEN_UP * len(findings.refused)
-        if result.wronged > usual + 2 * sqrt(usual) and row.fair:
+        if result.wronged > GIVEN_UP * len(findings.refused) and row.fair:
             yield f"law 6: {result.wronged} requests were refused although they could have been served"
         if result.lost:
             yield f"{result.lost} callers never heard of their request again"
