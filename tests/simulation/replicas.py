@@ -133,7 +133,7 @@ class Room(Dispatch):
     def _check_deadline(self, ticket: Ticket, own: Waiting) -> None:
         waited = self._process.universe.now - own.since
         late = self._process.micros() - ticket.deadline
-        bears = AT_ONCE if late > waited else 0  # it came back too late, after a try that took so long
+        bears = AT_ONCE if late >= waited else 0  # it came back with no time left, after a try that took so long
         if late > TOLERANCE and waited > bears and self._process.thawed <= own.since and not self._process.dead:
             self._findings.breaches.append(f"law 6: waited until {late / SECOND:.3f} s after its deadline")
 

@@ -39,8 +39,8 @@ class Shares:
         self._got[client] = self._got.get(client, 0.0) + 1 / weight
         self._changed.add(client)
 
-    def gave_back(self, client: str) -> None:
-        """What a client was served with came back: it is measured anew from here."""
+    def anew(self, client: str) -> None:
+        """Measure a client anew: what it was served with came back, or it does not wait for a token any more."""
         if client in self._waits:
             self._leave(client)
 
@@ -218,10 +218,14 @@ class WatchedLedger(Ledger):
         self._dealt = dealt = super()._deal(now, call, lanes, rehearsal, most)
         for place in dealt.served:
             self.watch.shares.got(place.client, self.line.share(place.client).weight)
+        for played in rehearsal._groups.values():
+            for client, rows in played._rows.items():
+                if not rows:  # a token is granted or left for each of its requests
+                    self.watch.shares.anew(client)
         return dealt
 
     def _return(self, now: Micros, lease: str) -> None:
         out = self.buckets._out.get(lease)
         super()._return(now, lease)
         if out:
-            self.watch.shares.gave_back(out.client)
+            self.watch.shares.anew(out.client)
