@@ -59,7 +59,7 @@ def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     """Run a test on virtual time."""
 
     @wraps(test)
-    def sync() -> None:
-        run(test())
+    def sync(**given: Any) -> None:
+        run(test(**given))
 
     return sync

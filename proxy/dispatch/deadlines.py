@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from proxy.core.errors import TooMany
 from proxy.core.exchange import Lane
 from proxy.core.model import SECOND, Micros
-from proxy.dispatch.lanes import Queue, Waiter
+from proxy.dispatch.lanes import Lanes, Queue, Waiter
+from proxy.dispatch.promises import Pace
 from proxy.dispatch.refusals import no_word, too_late
 
 REVIEW: Micros = SECOND // 4
@@ -19,18 +20,20 @@ FIRST_WORD: Micros = SECOND // 2
 class Deadlines:
     """The deadlines of those who wait in one room.
 
-    `refuse` takes somebody out of its lane and tells it why; `freed` is called behind that. `pace` is how far the
-    tokens of a lane lie apart.
+    `refuse` takes somebody out of its lane and tells it why; `freed` is called behind that. `pace` tells how many
+    tokens a lane gets.
     """
 
     def __init__(
         self,
         clock: Callable[[], Micros],
+        lanes: Lanes,
         refuse: Callable[[Waiter, TooMany], None],
         freed: Callable[[], None],
-        pace: Callable[[Lane], Micros],
+        pace: Callable[[Lane], Pace],
     ) -> None:
         self._clock = clock
+        self._lanes = lanes
         self._refuse = refuse
         self._freed = freed
         self._pace = pace
@@ -58,8 +61,9 @@ class Deadlines:
                 queue.fresh.pop(waiter, None)
             if turn is not None and now + turn > waiter.ticket.deadline:
                 told = queue.turns.at(position + refused) or turn
-                pace = 0 if alone else self._pace(queue.lane)  # those who are refused together are in the calendar
-                told = crowd.tell(waiter.ticket.caller, waiter.arrived, now, told, pace)
+                pace = self._pace(queue.lane)
+                told = crowd.tell(waiter.ticket.caller, waiter.arrived, now, told, pace, together=alone)
+                self._lanes.expect(waiter.ticket, now + told)
                 self._refuse(waiter, too_late(told))
                 refused += 1
             else:

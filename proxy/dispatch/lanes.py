@@ -4,9 +4,10 @@ import asyncio
 from bisect import bisect_left, insort
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from proxy.core.exchange import Demand, Lane, Turns
-from proxy.core.model import Client, Micros
+from proxy.core.model import Micros
 from proxy.dispatch.lease import Lease
 from proxy.dispatch.promises import Crowd
 from proxy.dispatch.tickets import Ticket
@@ -93,6 +94,12 @@ class Lanes:
         """The weights of the clients that wait; the proxy itself has none."""
         self._weight = 0
         """Their sum."""
+        self._crowds: dict[str, Micros] = {}
+        """Clients of which some were refused, and until when the last of those are to come back."""
+        self._over: list[tuple[Micros, str]] = []
+        """When it is to be seen whether a crowd is over; a heap."""
+        self._absent = 0
+        """The weights of clients that do not wait, and of which some are to come back."""
 
     def __iter__(self) -> Iterator[Waiter]:
         return iter([waiter for queue in self.busy.values() for waiter in queue.waiters])
@@ -104,8 +111,11 @@ class Lanes:
             queue = self._queues[lane] = Queue(lane)
         return queue
 
-    def know(self, client: Client) -> None:
+    def know(self, lane: Lane, ticket: Ticket, now: Micros) -> None:
         """Somebody came who need not wait."""
+        client, queue = ticket.client, self._queues.get(lane)
+        if queue and queue.crowd.awaits:
+            queue.crowd.come(ticket.caller, now)
         self.waiting.setdefault(client.name, 0)
         self.weights[client.name] = client.weight
 
@@ -113,6 +123,8 @@ class Lanes:
         """Put it in its place in the lane that its ticket says."""
         client = waiter.ticket.client
         queue = self.queue(Lane(client.name, waiter.ticket.kind))
+        if queue.crowd.awaits:
+            queue.crowd.come(waiter.ticket.caller, waiter.arrived)
         queue.add(waiter)
         self.busy[queue.lane] = queue
         self.weights[client.name] = client.weight
@@ -120,6 +132,7 @@ class Lanes:
         if not waiter.ticket.own and client.name not in self._heavy:
             self._heavy[client.name] = client.weight
             self._weight += client.weight
+            self._absent -= client.weight if client.name in self._crowds else 0
 
     def remove(self, waiter: Waiter) -> None:
         """Take it out, if it still waits."""
@@ -156,8 +169,10 @@ class Lanes:
             waiter.queue = None
         self.busy, self._queues = {}, {}
         self.waiting = {name: 0 for name in self.waiting if name in clients}
-        self.total = self._weight = 0
+        self.total = self._weight = self._absent = 0
         self._heavy.clear()
+        self._crowds.clear()
+        self._over.clear()
         return waiters
 
     def part(self, client: str) -> tuple[int, int]:
@@ -165,11 +180,36 @@ class Lanes:
         own = self.weights.get(client, 1)
         return own, self._weight + (0 if client in self._heavy else own)
 
+    def expect(self, ticket: Ticket, until: Micros) -> None:
+        """Whoever has this ticket was refused, and is to come back then."""
+        client = ticket.client
+        if ticket.own:
+            return
+        if client.name not in self._crowds:
+            heappush(self._over, (until, client.name))
+            self._absent += 0 if client.name in self._heavy else client.weight
+        self._crowds[client.name] = max(until, self._crowds.get(client.name, 0))
+
+    def contended(self, client: str, now: Micros) -> tuple[int, int]:
+        """A client's weight, and that of all who wait or are to come back, with its own."""
+        while self._over and self._over[0][0] <= now:
+            name = heappop(self._over)[1]
+            if self._crowds[name] > now:
+                heappush(self._over, (self._crowds[name], name))
+            else:
+                del self._crowds[name]
+                self._absent -= 0 if name in self._heavy else self.weights[name]
+        own, of_all = self.part(client)
+        counted = client in self._crowds and client not in self._heavy
+        return own, of_all + self._absent - (own if counted else 0)
+
     def _count(self, client: str, change: int) -> None:
         waiting = self.waiting[client] = self.waiting.get(client, 0) + change
         self.total += change
         if not waiting:
-            self._weight -= self._heavy.pop(client, 0)
+            weight = self._heavy.pop(client, 0)
+            self._weight -= weight
+            self._absent += weight if client in self._crowds else 0
 
 
 def _order(waiter: Waiter) -> tuple[int, int, int]:

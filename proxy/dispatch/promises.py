@@ -2,25 +2,34 @@
 
 Whoever is refused has no place in the queue any more, so the next who comes is foretold the same turn: told as it is, a
 crowd would return as one, and all but the first be refused again. So a lane remembers for when it has told somebody to
-come back, and tells the crowd that is refused before that later moments: by as much as the lane's tokens lie apart.
+come back, and tells the crowd that is refused before that later moments: as far apart as the lane's tokens lie, and no
+more in one window than it gets. What counts are the moments at which they do come back, which are whole seconds from
+when they were told: a token that idles until then returns so much later.
 
-Who tries again and again is no crowd: a caller is told the time again that it was told, and pushes nobody back. Callers
-cannot be told apart for sure, so the first `FEW` are told their own turn all the same, and nobody is told a moment more
-than `MOST` tokens or `LATEST` later: some of those who were told do not come back, or come early.
+Who tries again and again is no crowd: a caller is told the time again that it was told, and pushes nobody back. Nor is
+who does not come back: of those whose time has come a lane counts how many came, and reckons with that part of a crowd.
+Callers cannot be told apart for sure, so the first `FEW` are told their own turn all the same, and nobody is told a
+moment more than `LATEST` later.
 """
 
 from bisect import bisect_right, insort
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import NamedTuple
 
 from proxy.core.model import SECOND, Micros, Pool
 
 FEW = 8
-MOST = 64
-"""By how many tokens at the most somebody is told a later moment than its own turn."""
 
-LATEST: Micros = 60 * SECOND
-"""By how much at the most: as long as Postman's own clients heed a `Retry-After`."""
+LATEST: Micros = 300 * SECOND
+"""By how much at the most somebody is told a later moment than its own turn."""
+
+LATE: Micros = 10 * SECOND
+"""Whoever has not come this long after its time does not come back any more."""
+
+TRUST, MEMORY = 4, 64
+"""So many are taken to have come back before anything is known; of so many at the most it is remembered."""
 
 AGAIN: Micros = SECOND // 4
 """Whoever asks the like of what another has asked within this time is somebody else: many begin at the same moment."""
@@ -32,6 +41,14 @@ TRIP: Micros = SECOND // 4
 """From the granting of a token to the head of the answer, at the usual."""
 
 
+class Pace(NamedTuple):
+    """How many tokens a lane gets in a window, before the first of them is back."""
+
+    tokens: int
+    window: Micros
+    """From the granting of a token until it is at hand again."""
+
+
 @dataclass(slots=True)
 class Crowd:
     """Those of one lane who were refused and are expected to come back."""
@@ -40,15 +57,39 @@ class Crowd:
     """When they come back, in order, if they do as they were told."""
     _known: dict[Hashable, tuple[Micros, Micros]] = field(default_factory=dict)
     """When a caller comes back, and when it was told so."""
+    _awaited: list[tuple[Micros, int, Hashable]] = field(default_factory=list)
+    """Of those who are known, who is to come next; a heap, with some who are to come at another time by now."""
+    _told: int = 0
+    _came: int = TRUST
+    """Of those whose time has come, how many came."""
+    _missed: int = 0
+    """And how many did not."""
+
+    def come(self, caller: Hashable, now: Micros) -> None:
+        """Somebody is there, maybe one that was told to come back by now."""
+        due, _ = self._known.get(caller, (now + 1, now))
+        if due <= now:
+            del self._known[caller]
+            self._note(came=1)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether anybody is to come back who would be known again."""
+        return bool(self._known)
 
     def expected(self, now: Micros) -> int:
         """How many are; who should have come by now is not expected any more."""
         del self._due[: bisect_right(self._due, now)]
-        if not self._due:
-            self._known.clear()
+        while self._awaited and self._awaited[0][0] + LATE <= now:
+            due, _, caller = heappop(self._awaited)
+            if self._known.get(caller, (now, now))[0] == due:
+                del self._known[caller]
+                self._note(missed=1)
         return len(self._due)
 
-    def tell(self, caller: Hashable | None, came: Micros, now: Micros, turn: Micros, pace: Micros) -> Micros:
+    def tell(
+        self, caller: Hashable | None, came: Micros, now: Micros, turn: Micros, pace: Pace, *, together: bool = False
+    ) -> Micros:
         """After how long somebody who is refused now is to come back; who tries again before its time has that time.
 
         Args:
@@ -57,24 +98,40 @@ class Crowd:
             now: the instant.
             turn: the delay until its own turn.
             pace: of the lane.
+            together: whether all that are expected were refused at this instant, and its turn is behind theirs.
         """
         due, told = self._known.get(caller, (now, now))
         again = due > now and came - told >= AGAIN
         if again:
             delay = max(turn, due - now)
         else:
-            delay = spread(turn, self._due[0] - now, pace, len(self._due)) if self._due else turn
+            delay = spread(turn, now, self._due, self._reckoned(pace), together=together)
             if len(self._due) < KNOWN:
-                insort(self._due, now + delay)
+                insort(self._due, now + -(-delay // SECOND) * SECOND)
         if caller is not None and (again or len(self._known) < KNOWN):
-            self._known[caller] = now + delay, now
+            self._know(caller, now + delay, now)
         return delay
 
+    def _know(self, caller: Hashable, due: Micros, now: Micros) -> None:
+        changed = self._known.get(caller, (now, now))[0] != due
+        self._known[caller] = due, now
+        if changed and len(self._awaited) < 2 * KNOWN:
+            self._told += 1
+            heappush(self._awaited, (due, self._told, caller))
 
-def pace(pool: Pool, limits: Iterable[int], quotas: int, part: tuple[int, int]) -> Micros:
-    """How far the tokens lie apart that a lane gets, evenly spread; 0 without limits.
+    def _note(self, *, came: int = 0, missed: int = 0) -> None:
+        self._came += came
+        self._missed += missed
+        if self._came + self._missed > MEMORY:
+            self._came, self._missed = (self._came + 1) // 2, self._missed // 2
 
-    Who comes back does so up to a second late, since it was told whole seconds, and its token returns so much later.
+    def _reckoned(self, pace: Pace) -> Pace:
+        """A pace for whom tokens last longer, since some do not come for theirs."""
+        return Pace(pace.tokens * (self._came + self._missed) // max(1, self._came), pace.window)
+
+
+def pace(pool: Pool, limits: Iterable[int], quotas: int, part: tuple[int, int]) -> Pace:
+    """The tokens that a lane gets, by its slowest limit; without limits as many as anybody wants.
 
     Args:
         pool: whose limits they are.
@@ -83,19 +140,28 @@ def pace(pool: Pool, limits: Iterable[int], quotas: int, part: tuple[int, int]) 
         part: the weight of the lane's client, and that of all who wait, with its own.
     """
     own, of_all = part
-    windows = [(pool.stretched(pool.limits[index]) + TRIP + SECOND, pool.limits[index].requests) for index in limits]
-    return max((window * of_all // (size * max(1, quotas) * own) for window, size in windows), default=0)
+    paces = []
+    for index in limits:
+        window, size = pool.stretched(pool.limits[index]) + TRIP, pool.limits[index].requests * max(1, quotas)
+        tokens = max(1, size * own // of_all)
+        paces.append(Pace(tokens, window * tokens * of_all // (size * own)))
+    return max(paces, key=lambda one: one.window / one.tokens, default=Pace(1, 0))
 
 
-def spread(turn: Micros, first: Micros, pace: Micros, crowd: int) -> Micros:
-    """After how long to come back; all times are delays.
+def spread(turn: Micros, now: Micros, due: Sequence[Micros], pace: Pace, *, together: bool) -> Micros:
+    """After how long to come back.
 
     Args:
-        turn: until its own turn.
-        first: until the first of a crowd that was told to come back does.
+        turn: the delay until its own turn.
+        now: the instant.
+        due: the instants, in order, at which a crowd was told to come back.
         pace: of the lane.
-        crowd: how many of it are expected.
+        together: whether the turn is behind that of all of the crowd.
     """
-    if crowd < FEW:
+    crowd = len(due)
+    if crowd < FEW or not pace.window:
         return turn
-    return max(turn, min(first + pace * crowd, turn + min(pace * MOST, LATEST)))
+    behind = turn if together else due[0] - now + crowd * pace.window // pace.tokens
+    if crowd >= pace.tokens:
+        behind = max(behind, due[-pace.tokens] - now + pace.window)
+    return max(turn, min(behind, turn + LATEST))

@@ -29,7 +29,7 @@ from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Lanes, Waiter
 from proxy.dispatch.lease import Ending, Lease, surprising
 from proxy.dispatch.looks import lane_levels, lane_looks
-from proxy.dispatch.promises import pace
+from proxy.dispatch.promises import Pace, pace
 from proxy.dispatch.rides import FLUSH, Rides
 from proxy.dispatch.stock import Stock
 from proxy.dispatch.tickets import Displaced, Moved, Ticket
@@ -78,7 +78,7 @@ class Dispatch:
         self.granted = self._holdings.granted
         self._closed = False
         self._alarm = Alarm()
-        self._deadlines = Deadlines(clock, self._refuse, lambda: self._alarm.within(FLUSH), self._pace)
+        self._deadlines = Deadlines(clock, self._lanes, self._refuse, lambda: self._alarm.within(FLUSH), self._pace)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Life
@@ -251,7 +251,7 @@ class Dispatch:
         if grant is None:
             return None
         self._stock.take(kind.limits)
-        self._lanes.know(client)
+        self._lanes.know(lane, ticket, now)
         self._rides.came(now)
         self._alarm.sooner_or_later(PULSE)
         return self._lease_of(grant, ticket, now, now + USE_BY)
@@ -283,10 +283,10 @@ class Dispatch:
         if not waiter.future.done():
             waiter.future.set_exception(refusal)
 
-    def _pace(self, lane: Lane) -> Micros:
-        """How far the tokens lie apart that a lane gets."""
+    def _pace(self, lane: Lane) -> Pace:
+        """How many tokens a lane gets."""
         quotas = 1 if lane.kind.pinned is not None else len(self._keys.serving.quotas)
-        return pace(self.pool, lane.kind.limits, quotas, self._lanes.part(lane.client))
+        return pace(self.pool, lane.kind.limits, quotas, self._lanes.contended(lane.client, self.clock()))
 
     # Leases
 

@@ -5,8 +5,8 @@ from proxy.core.errors import TooMany
 from proxy.core.exchange import Kind, Turns
 from proxy.core.model import SECOND, Client, Micros
 from proxy.dispatch.deadlines import REVIEW, Deadlines
-from proxy.dispatch.lanes import Queue, Waiter
-from proxy.dispatch.promises import FEW
+from proxy.dispatch.lanes import Lanes, Queue, Waiter
+from proxy.dispatch.promises import FEW, Pace
 from proxy.dispatch.tickets import Ticket
 from tests.core.worlds import lane
 from tests.virtual import micros, virtual
@@ -20,7 +20,7 @@ class Lane:
         self.refused: list[tuple[int, int | None]] = []
         """The arrival and the `Retry-After` of each."""
         self.freed = 0
-        self.deadlines = Deadlines(micros, self._refuse, self._free, lambda _: 2 * SECOND)
+        self.deadlines = Deadlines(micros, Lanes(), self._refuse, self._free, lambda _: Pace(1, 2 * SECOND))
         self.come(*patience)
 
     def come(self, *patience: Micros) -> None:

@@ -2,45 +2,54 @@ import asyncio
 from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.errors import TooMany
 from proxy.core.model import SECOND, Micros
-from proxy.dispatch.promises import AGAIN, FEW, KNOWN, LATEST, MOST, Crowd, pace, spread
+from proxy.dispatch.promises import AGAIN, FEW, KNOWN, LATE, LATEST, TRIP, TRUST, Crowd, Pace, pace, spread
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
-from tests.virtual import task_of, virtual
+from tests.virtual import micros, task_of, virtual
 
 delays = st.integers(1, 1000 * SECOND)
 
 
-def test_a_pace_is_that_of_the_tightest_limit_shared_with_who_waits() -> None:
-    """Over all quotas that serve; by weight; what has no limit has no pace."""
+PACE = Pace(1, SECOND)
+
+
+def test_a_pace_is_that_of_the_slowest_limit_shared_with_who_waits() -> None:
+    """Over all quotas that serve; by weight, with a longer window where a share is no whole token."""
     of = pool(3, limit(60), limit(2, 10 * SECOND, "GET /x"))
-    slack = of.stretched(of.limits[1]) - 10 * SECOND + SECOND + SECOND // 4
-    assert pace(of, (0,), 1, (1, 1)) * 60 // SECOND == 61
-    assert pace(of, (0, 1), 3, (1, 1)) == (10 * SECOND + slack) // 6
-    assert pace(of, (0, 1), 3, (2, 3)) == (10 * SECOND + slack) * 3 // 12
-    assert pace(of, (0, 1), 0, (1, 1)) == (10 * SECOND + slack) // 2
-    assert pace(of, (), 3, (1, 1)) == 0
+    minute, ten = (of.stretched(one) + TRIP for one in of.limits)
+    assert pace(of, (0,), 1, (1, 1)) == Pace(60, minute)
+    assert pace(of, (0, 1), 3, (1, 1)) == Pace(6, ten)
+    assert pace(of, (0, 1), 3, (2, 3)) == Pace(4, ten)
+    assert pace(of, (0, 1), 0, (1, 1)) == Pace(2, ten)
+    assert pace(of, (1,), 1, (1, 5)) == Pace(1, ten * 5 // 2)
+    assert pace(of, (), 3, (1, 1)).window == 0
 
 
-@given(delays, st.integers(-1000 * SECOND, 100_000 * SECOND), st.integers(0, 10 * SECOND), st.integers(0, 200))
-def test_nobody_is_told_too_early_or_for_ever(turn: Micros, first: Micros, pace: Micros, crowd: int) -> None:
-    """Its own turn at the least, a place behind all of the crowd, never more than `MOST` paces or `LATEST` later."""
-    told, latest = spread(turn, first, pace, crowd), turn + min(MOST * pace, LATEST)
-    assert turn <= told <= latest
-    if crowd < FEW:
+dues = st.lists(st.integers(0, 1000 * SECOND), max_size=200).map(sorted)
+paces = st.builds(Pace, st.integers(1, 100), st.integers(0, 100 * SECOND))
+
+
+@given(delays, dues, paces, st.booleans())
+def test_nobody_is_told_too_early_or_for_ever(turn: Micros, due: list[Micros], pace: Pace, together: bool) -> None:
+    """Its own turn at the least, no more in a window than get a token, never more than `LATEST` later."""
+    told = spread(turn, 0, due, pace, together=together)
+    assert turn <= told <= turn + LATEST
+    if len(due) < FEW or not pace.window:
         assert told == turn
-    else:
-        assert told >= min(first + pace * crowd, latest)
+    elif told < turn + LATEST:
+        assert sum(1 for other in due if other > told - pace.window) < pace.tokens
 
 
-async def ask(it: Room, caller: str = "") -> int | None:
+async def ask(it: Room, caller: str = "", client: str = "crowd") -> int | None:
     """A request that takes no time to wait; after how long it is to come back, if it was not served."""
     try:
-        lease = await it.dispatch.lease(replace(it.ticket("crowd", wait=0), peer=caller, path="/"))
+        lease = await it.dispatch.lease(replace(it.ticket(client, wait=0), peer=caller, path="/"))
     except TooMany as refusal:
         return refusal.retry_after
     with lease:
@@ -49,24 +58,71 @@ async def ask(it: Room, caller: str = "") -> int | None:
     return None
 
 
-async def come_back(it: Room, number: int) -> list[int]:
+async def come_back(it: Room, number: int, after: float, client: str = "crowd") -> list[int]:
     """One of a crowd, which comes back when it was told; what it was told."""
     told: list[int] = []
-    await asyncio.sleep(number / 10)
-    while (seconds := await ask(it)) is not None:
+    await asyncio.sleep(after)
+    while (seconds := await ask(it, f"10.0.0.{number}", client)) is not None:
         told.append(seconds)
         await asyncio.sleep(seconds)
     return told
 
 
+@pytest.mark.parametrize("over", [0, 1, 5], ids="over {} s".format)
+@pytest.mark.parametrize("number", [20, 50, 200])
 @virtual
-async def test_a_crowd_that_comes_back_as_it_was_told_is_served() -> None:
-    """Each is refused once at the most, whenever it came, and the tokens do not lie idle for long meanwhile."""
-    async with room(pool(2, limit(5, 10 * SECOND))) as it:
-        crowd = [task_of(come_back(it, number)) for number in range(40)]
-        told = await asyncio.gather(*crowd)
-        assert [len(one) for one in told] == [0] * 10 + [1] * 30
-        assert max(one[0] for one in told[10:]) <= 45, "thirty tokens lie 10 s apart, less what is allowed for rounding"
+async def test_a_large_crowd_that_comes_back_as_it_was_told_is_served(number: int, over: int) -> None:
+    """Each is refused once at the most, whether they come at once or one after another, and few tokens lie idle.
+
+    When ten come back with each whole second, three seconds and a bit become four. While tokens come back one after
+    another, the first few are told their own turn, so some of them come in vain.
+    """
+    async with room(pool(1, limit(10, 3 * SECOND))) as it:
+        began = micros()
+        told = await asyncio.gather(*(task_of(come_back(it, one, over * one / number)) for one in range(number)))
+        assert sum(1 for one in told if len(one) > 1) <= (FEW if over == 5 else 0)
+        assert micros() - began <= (over + 4 * number / 10) * SECOND
+
+
+@virtual
+async def test_crowds_of_several_clients_share_what_there_is() -> None:
+    """Each lane reckons with the others: nobody comes back as often as it would alone, and all are served in time."""
+    async with room(pool(1, limit(10, 3 * SECOND))) as it:
+        began = micros()
+        tasks = [task_of(come_back(it, one, one / 200, "abc"[one % 3])) for one in range(200)]
+        told = await asyncio.gather(*tasks)
+        assert max(len(one) for one in told) <= 3
+        assert micros() - began <= 90 * SECOND
+
+
+async def pass_by(it: Room, number: int, told: list[int]) -> None:
+    """Who is refused, and does not come back."""
+    told.append(await ask(it, f"10.0.{number}.0") or 0)
+
+
+@virtual
+async def test_who_does_not_come_back_pushes_nobody_back_for_long() -> None:
+    """Thrice as many come as there are tokens, each of them once: after a while they are told their own turn."""
+    async with room(pool(1, limit(10, 10 * SECOND))) as it:
+        told: list[int] = []
+        for number in range(900):
+            task_of(pass_by(it, number, told))
+            await asyncio.sleep(1 / 3)
+        assert max(told[:180]) <= 60
+        assert max(told[270:]) <= 11
+
+
+@pytest.mark.parametrize(("come", "tokens"), [(2 * FEW, 1), (FEW, 1), (0, (TRUST + 2 * FEW) // TRUST)])
+def test_a_lane_reckons_with_those_who_come_back(come: int, tokens: int) -> None:
+    """Of a crowd that was told; who comes a moment late has come back."""
+    crowd, behind = Crowd(), 100 * SECOND
+    for one in range(2 * FEW):
+        crowd.tell(one, 0, 0, SECOND, PACE)
+    for one in range(come):
+        crowd.come(one, behind)
+    assert crowd.expected(behind + LATE) == 0
+    told = [crowd.tell(("new", one), behind, behind, SECOND, PACE) for one in range(FEW + 1)]
+    assert told == [SECOND] * FEW + [SECOND + FEW * SECOND // tokens]
 
 
 async def try_again(it: Room, tries: int) -> list[int | None]:
@@ -106,22 +162,22 @@ def test_a_crowd_that_asks_the_like_at_once_is_one_all_the_same() -> None:
     crowd = Crowd()
     for number, now in enumerate((0, AGAIN // 2, AGAIN)):
         assert crowd.expected(now) == number
-        assert crowd.tell("same", now, now, 5 * SECOND, SECOND) == 5 * SECOND
-    assert crowd.tell("same", 2 * AGAIN, 2 * AGAIN, SECOND, SECOND) == 5 * SECOND - AGAIN
+        assert crowd.tell("same", now, now, 5 * SECOND, PACE) == 5 * SECOND
+    assert crowd.tell("same", 2 * AGAIN, 2 * AGAIN, SECOND, PACE) == 5 * SECOND - AGAIN
     assert crowd.expected(2 * AGAIN) == 3
-    assert crowd.tell("other", 2 * AGAIN, 2 * AGAIN, SECOND, SECOND) == SECOND
-    assert crowd.tell(None, 2 * AGAIN, 2 * AGAIN, SECOND, SECOND) == SECOND
+    assert crowd.tell("other", 2 * AGAIN, 2 * AGAIN, SECOND, PACE) == SECOND
+    assert crowd.tell(None, 2 * AGAIN, 2 * AGAIN, SECOND, PACE) == SECOND
     assert crowd.expected(2 * AGAIN) == 5
 
 
 def test_who_tries_again_is_told_its_own_turn_when_that_has_become_later() -> None:
     """And whoever comes when it was told is one more who is refused."""
     crowd = Crowd()
-    assert crowd.tell("a", 0, 0, 5 * SECOND, SECOND) == 5 * SECOND
-    assert crowd.tell("a", SECOND, SECOND, 6 * SECOND, SECOND) == 6 * SECOND
-    assert crowd.tell("a", 2 * SECOND, 2 * SECOND, SECOND, SECOND) == 5 * SECOND
+    assert crowd.tell("a", 0, 0, 5 * SECOND, PACE) == 5 * SECOND
+    assert crowd.tell("a", SECOND, SECOND, 6 * SECOND, PACE) == 6 * SECOND
+    assert crowd.tell("a", 2 * SECOND, 2 * SECOND, SECOND, PACE) == 5 * SECOND
     assert crowd.expected(4 * SECOND) == 1
-    assert crowd.tell("a", 7 * SECOND, 7 * SECOND, SECOND, SECOND) == SECOND
+    assert crowd.tell("a", 7 * SECOND, 7 * SECOND, SECOND, PACE) == SECOND
     assert crowd.expected(7 * SECOND) == 1
 
 
@@ -129,7 +185,7 @@ def test_nobody_is_expected_any_more_when_its_time_has_come() -> None:
     """Whether it has come or not: places become free one after another."""
     crowd = Crowd()
     for number in range(2 * FEW):
-        crowd.tell(number, 0, 0, 5 * SECOND, SECOND)
+        crowd.tell(number, 0, 0, 5 * SECOND, PACE)
     assert crowd.expected(5 * SECOND - 1) == 2 * FEW
     assert [crowd.expected((5 + seconds) * SECOND) for seconds in (0, FEW, 2 * FEW)] == [FEW, FEW - 1, 0]
 
@@ -138,7 +194,7 @@ def test_so_many_callers_are_remembered() -> None:
     """Those beyond are expected by nobody, and told their time anew each time."""
     crowd = Crowd()
     for number in range(KNOWN + 1):
-        crowd.tell(number, 0, 0, 5 * SECOND, 0)
+        crowd.tell(number, 0, 0, 5 * SECOND, Pace(1, 0))
     assert crowd.expected(AGAIN) == KNOWN
-    assert crowd.tell(KNOWN - 1, AGAIN, AGAIN, SECOND, 0) == 5 * SECOND - AGAIN
-    assert crowd.tell(KNOWN, AGAIN, AGAIN, SECOND, 0) == SECOND
+    assert crowd.tell(KNOWN - 1, AGAIN, AGAIN, SECOND, Pace(1, 0)) == 5 * SECOND - AGAIN
+    assert crowd.tell(KNOWN, AGAIN, AGAIN, SECOND, Pace(1, 0)) == SECOND
