@@ -84,9 +84,11 @@ class Room:
 
 
 @asynccontextmanager
-async def room(pool: Pool, *, max_waiting: int = 10_000) -> AsyncIterator[Room]:
+async def room(
+    pool: Pool, *, max_waiting: int = 10_000, memory: Memory | None = None, replica: str = "r"
+) -> AsyncIterator[Room]:
     """A waiting room that is started and stopped."""
-    store, recorder = WatchedStore(pool), Recorder()
+    store, recorder = WatchedStore(pool, memory, replica), Recorder()
     dispatch = Dispatch(pool, store, settle_bound=BOUND, max_waiting=max_waiting, clock=micros, observer=recorder)
     store.listen(dispatch.wake)
     await dispatch.start()

@@ -160,6 +160,10 @@ class Exchange:
 class Store(Protocol):
     """Where the buckets of one pool live, as one replica sees it."""
 
+    @property
+    def replicas(self) -> int:
+        """How many share the buckets, this one among them."""
+
     def adopt(self, pool: Pool) -> None:
         """Go on with other quotas and limits of the pool, from the next exchange on; what was spent stays spent."""
 

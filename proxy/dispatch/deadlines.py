@@ -62,6 +62,8 @@ class Deadlines:
             if turn is not None and now + turn > waiter.ticket.deadline:
                 told = queue.turns.at(position + refused) or turn
                 pace = self._pace(queue.lane)
+                if waiter.returned:
+                    crowd.again()
                 told = crowd.tell(waiter.ticket.caller, waiter.arrived, now, told, pace, together=alone)
                 self._lanes.expect(waiter.ticket, now + told)
                 self._refuse(waiter, too_late(told))

@@ -28,6 +28,8 @@ class Waiter:
     """Whether the store has been told that it stands there."""
     new: bool = True
     """Whether the store has never been told of it."""
+    returned: bool = False
+    """Whether it was refused before, and has come back when it was told to."""
     timer: asyncio.TimerHandle | None = None
 
     def leave(self) -> None:
@@ -124,7 +126,7 @@ class Lanes:
         client = waiter.ticket.client
         queue = self.queue(Lane(client.name, waiter.ticket.kind))
         if queue.crowd.awaits:
-            queue.crowd.come(waiter.ticket.caller, waiter.arrived)
+            waiter.returned = queue.crowd.come(waiter.ticket.caller, waiter.arrived)
         queue.add(waiter)
         self.busy[queue.lane] = queue
         self.weights[client.name] = client.weight

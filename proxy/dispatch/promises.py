@@ -7,17 +7,18 @@ more in one window than it gets. What counts are the moments at which they do co
 when they were told: a token that idles until then returns so much later.
 
 Who tries again and again is no crowd: a caller is told the time again that it was told, and pushes nobody back. Nor is
-who does not come back: of those whose time has come a lane counts how many came, and reckons with that part of a crowd.
-Callers cannot be told apart for sure, so the first `FEW` are told their own turn all the same, and nobody is told a
-moment more than `LATEST` later.
+who does not come back: of those whose time has come a lane counts how many came, and reckons with that part of a crowd;
+and how many came in vain, for other replicas refuse others, of whom it does not know. Callers cannot be told apart for
+sure, so the first `FEW` are told their own turn all the same, and nobody is told a moment more than `LATEST` later.
 """
 
 from bisect import bisect_right, insort
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from proxy.core.exchange import Kind
 from proxy.core.model import SECOND, Micros, Pool
 
 FEW = 8
@@ -47,6 +48,8 @@ class Pace(NamedTuple):
     tokens: int
     window: Micros
     """From the granting of a token until it is at hand again."""
+    replicas: int = 1
+    """How many may refuse others of the same client."""
 
 
 @dataclass(slots=True)
@@ -64,13 +67,17 @@ class Crowd:
     """Of those whose time has come, how many came."""
     _missed: int = 0
     """And how many did not."""
+    _vain: int = 0
+    """How many of those who came were refused again."""
 
-    def come(self, caller: Hashable, now: Micros) -> None:
-        """Somebody is there, maybe one that was told to come back by now."""
+    def come(self, caller: Hashable, now: Micros) -> bool:
+        """Somebody is there; says whether it was told to come back by now."""
         due, _ = self._known.get(caller, (now + 1, now))
-        if due <= now:
-            del self._known[caller]
-            self._note(came=1)
+        if due > now:
+            return False
+        del self._known[caller]
+        self._note(came=1)
+        return True
 
     @property
     def awaits(self) -> bool:
@@ -86,6 +93,10 @@ class Crowd:
                 del self._known[caller]
                 self._note(missed=1)
         return len(self._due)
+
+    def again(self) -> None:
+        """Somebody who came back as it was told is refused again."""
+        self._note(vain=1)
 
     def tell(
         self, caller: Hashable | None, came: Micros, now: Micros, turn: Micros, pace: Pace, *, together: bool = False
@@ -119,32 +130,42 @@ class Crowd:
             self._told += 1
             heappush(self._awaited, (due, self._told, caller))
 
-    def _note(self, *, came: int = 0, missed: int = 0) -> None:
+    def _note(self, *, came: int = 0, missed: int = 0, vain: int = 0) -> None:
         self._came += came
         self._missed += missed
+        self._vain += vain
         if self._came + self._missed > MEMORY:
-            self._came, self._missed = (self._came + 1) // 2, self._missed // 2
+            self._came, self._missed, self._vain = (self._came + 1) // 2, self._missed // 2, self._vain // 2
 
     def _reckoned(self, pace: Pace) -> Pace:
-        """A pace for whom tokens last longer, since some do not come for theirs."""
-        return Pace(pace.tokens * (self._came + self._missed) // max(1, self._came), pace.window)
+        """The same, by what is known of those who were told.
+
+        Some do not come for their tokens, or come to another replica, where nobody knows them; and some come in vain,
+        for other replicas had told others the same.
+        """
+        part = min(1, pace.replicas * self._came / (self._came + self._missed))
+        crowds = min(pace.replicas, self._came / max(1, self._came - self._vain))
+        tokens = max(1, int(pace.tokens / part / crowds))
+        return Pace(tokens, round(pace.window * tokens * part * crowds / pace.tokens))
 
 
-def pace(pool: Pool, limits: Iterable[int], quotas: int, part: tuple[int, int]) -> Pace:
+def pace(pool: Pool, kind: Kind, quotas: int, part: tuple[int, int], replicas: int) -> Pace:
     """The tokens that a lane gets, by its slowest limit; without limits as many as anybody wants.
 
     Args:
         pool: whose limits they are.
-        limits: those that the lane falls under.
-        quotas: how many serve it.
-        part: the weight of the lane's client, and that of all who wait, with its own.
+        kind: of the lane.
+        quotas: how many serve who insists on none.
+        part: the weight of the lane's client, and that of all who contend with it, with its own.
+        replicas: how many share the pool.
     """
     own, of_all = part
+    serve = 1 if kind.pinned is not None else max(1, quotas)
     paces = []
-    for index in limits:
-        window, size = pool.stretched(pool.limits[index]) + TRIP, pool.limits[index].requests * max(1, quotas)
+    for limit in [pool.limits[index] for index in kind.limits]:
+        window, size = pool.stretched(limit) + TRIP, limit.requests * serve
         tokens = max(1, size * own // of_all)
-        paces.append(Pace(tokens, window * tokens * of_all // (size * own)))
+        paces.append(Pace(tokens, window * tokens * of_all // (size * own), replicas))
     return max(paces, key=lambda one: one.window / one.tokens, default=Pace(1, 0))
 
 

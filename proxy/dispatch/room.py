@@ -285,8 +285,8 @@ class Dispatch:
 
     def _pace(self, lane: Lane) -> Pace:
         """How many tokens a lane gets."""
-        quotas = 1 if lane.kind.pinned is not None else len(self._keys.serving.quotas)
-        return pace(self.pool, lane.kind.limits, quotas, self._lanes.contended(lane.client, self.clock()))
+        part = self._lanes.contended(lane.client, self.clock())
+        return pace(self.pool, lane.kind, len(self._keys.serving.quotas), part, self._store.replicas)
 
     # Leases
 

@@ -1,12 +1,16 @@
 import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.errors import TooMany
+from proxy.core.exchange import Kind
 from proxy.core.model import SECOND, Micros
 from proxy.dispatch.promises import AGAIN, FEW, KNOWN, LATE, LATEST, TRIP, TRUST, Crowd, Pace, pace, spread
 from tests.core.worlds import limit, pool
@@ -23,12 +27,13 @@ def test_a_pace_is_that_of_the_slowest_limit_shared_with_who_waits() -> None:
     """Over all quotas that serve; by weight, with a longer window where a share is no whole token."""
     of = pool(3, limit(60), limit(2, 10 * SECOND, "GET /x"))
     minute, ten = (of.stretched(one) + TRIP for one in of.limits)
-    assert pace(of, (0,), 1, (1, 1)) == Pace(60, minute)
-    assert pace(of, (0, 1), 3, (1, 1)) == Pace(6, ten)
-    assert pace(of, (0, 1), 3, (2, 3)) == Pace(4, ten)
-    assert pace(of, (0, 1), 0, (1, 1)) == Pace(2, ten)
-    assert pace(of, (1,), 1, (1, 5)) == Pace(1, ten * 5 // 2)
-    assert pace(of, (), 3, (1, 1)).window == 0
+    assert pace(of, Kind((0,)), 1, (1, 1), 1) == Pace(60, minute)
+    assert pace(of, Kind((0, 1)), 3, (1, 1), 5) == Pace(6, ten, 5)
+    assert pace(of, Kind((0, 1), "k1"), 3, (1, 1), 1) == Pace(2, ten)
+    assert pace(of, Kind((0, 1)), 3, (2, 3), 1) == Pace(4, ten)
+    assert pace(of, Kind((0, 1)), 0, (1, 1), 1) == Pace(2, ten)
+    assert pace(of, Kind((1,)), 1, (1, 5), 1) == Pace(1, ten * 5 // 2)
+    assert pace(of, Kind(()), 3, (1, 1), 1).window == 0
 
 
 dues = st.lists(st.integers(0, 1000 * SECOND), max_size=200).map(sorted)
@@ -95,6 +100,29 @@ async def test_crowds_of_several_clients_share_what_there_is() -> None:
         assert micros() - began <= 90 * SECOND
 
 
+async def come_back_anywhere(rooms: Sequence[Room], number: int, random: Random) -> int:
+    """One of a crowd, which comes to any replica; how often it was refused."""
+    refusals = 0
+    await asyncio.sleep(number / 200)
+    while (seconds := await ask(random.choice(rooms), f"10.0.0.{number}")) is not None:
+        refusals += 1
+        await asyncio.sleep(seconds)
+    return refusals
+
+
+@virtual
+async def test_a_crowd_that_comes_to_several_replicas_is_not_told_thrice_the_tokens_for_long() -> None:
+    """They do not know of each other's refusals, but learn how many came in vain."""
+    of, random = pool(1, limit(10, 3 * SECOND)), Random(1)
+    async with room(of) as first, AsyncExitStack() as others:
+        memory = first.store.memory
+        rooms = [first, *[await others.enter_async_context(room(of, memory=memory, replica=name)) for name in "st"]]
+        began = micros()
+        refusals = await asyncio.gather(*(task_of(come_back_anywhere(rooms, one, random)) for one in range(200)))
+        assert sum(refusals) <= 2 * 200
+        assert micros() - began <= 100 * SECOND
+
+
 async def pass_by(it: Room, number: int, told: list[int]) -> None:
     """Who is refused, and does not come back."""
     told.append(await ask(it, f"10.0.{number}.0") or 0)
@@ -112,17 +140,34 @@ async def test_who_does_not_come_back_pushes_nobody_back_for_long() -> None:
         assert max(told[270:]) <= 11
 
 
-@pytest.mark.parametrize(("come", "tokens"), [(2 * FEW, 1), (FEW, 1), (0, (TRUST + 2 * FEW) // TRUST)])
-def test_a_lane_reckons_with_those_who_come_back(come: int, tokens: int) -> None:
+TOLD = 2 * FEW
+
+
+@pytest.mark.parametrize(
+    ("replicas", "come", "vain", "apart"),
+    [
+        pytest.param(1, TOLD, 0, 1, id="all come"),
+        pytest.param(1, 0, 0, 1 / ((TRUST + TOLD) // TRUST), id="few come"),
+        pytest.param(5, 0, 0, 1, id="few come, and others may come elsewhere"),
+        pytest.param(1, TOLD, TOLD, 1, id="all come, and in vain, where nobody else refuses"),
+        pytest.param(3, TOLD, TOLD, 3, id="all come, and in vain, for others were refused elsewhere"),
+        pytest.param(3, TOLD, (TRUST + TOLD) // 2, 2, id="half of them in vain"),
+    ],
+)
+def test_a_lane_reckons_with_those_who_come_back_and_are_served(
+    replicas: int, come: int, vain: int, apart: float
+) -> None:
     """Of a crowd that was told; who comes a moment late has come back."""
-    crowd, behind = Crowd(), 100 * SECOND
-    for one in range(2 * FEW):
-        crowd.tell(one, 0, 0, SECOND, PACE)
-    for one in range(come):
-        crowd.come(one, behind)
+    crowd, behind, pace = Crowd(), 100 * SECOND, Pace(1, SECOND, replicas)
+    for one in range(TOLD):
+        crowd.tell(one, 0, 0, SECOND, pace)
+    assert [crowd.come(one, behind) for one in range(come)] == [True] * come
+    assert not crowd.come("somebody", behind)
+    for _ in range(vain):
+        crowd.again()
     assert crowd.expected(behind + LATE) == 0
-    told = [crowd.tell(("new", one), behind, behind, SECOND, PACE) for one in range(FEW + 1)]
-    assert told == [SECOND] * FEW + [SECOND + FEW * SECOND // tokens]
+    told = [crowd.tell(("new", one), behind, behind, SECOND, pace) for one in range(FEW + 1)]
+    assert told == [SECOND] * FEW + [SECOND + FEW * SECOND * apart]
 
 
 async def try_again(it: Room, tries: int) -> list[int | None]:
