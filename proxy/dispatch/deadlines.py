@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from proxy.core.errors import TooMany
-from proxy.core.exchange import Lane
 from proxy.core.model import SECOND, Micros
-from proxy.dispatch.lanes import Lanes, Queue, Waiter
-from proxy.dispatch.promises import Pace
+from proxy.dispatch.lanes import Queue, Waiter
 from proxy.dispatch.refusals import no_word, too_late
+from proxy.dispatch.returns import Returns
 
 REVIEW: Micros = SECOND // 4
 """How often those who wait are measured against the newest turns."""
@@ -20,23 +19,20 @@ FIRST_WORD: Micros = SECOND // 2
 class Deadlines:
     """The deadlines of those who wait in one room.
 
-    `refuse` takes somebody out of its lane and tells it why; `freed` is called behind that. `pace` tells how many
-    tokens a lane gets.
+    `refuse` takes somebody out of its lane and tells it why; `freed` is called behind that.
     """
 
     def __init__(
         self,
         clock: Callable[[], Micros],
-        lanes: Lanes,
+        returns: Returns,
         refuse: Callable[[Waiter, TooMany], None],
         freed: Callable[[], None],
-        pace: Callable[[Lane], Pace],
     ) -> None:
         self._clock = clock
-        self._lanes = lanes
+        self._returns = returns
         self._refuse = refuse
         self._freed = freed
-        self._pace = pace
         self._untold = False
         """Whether the store is lost."""
         self._heard: Micros = 0
@@ -52,8 +48,7 @@ class Deadlines:
         Positions among those who stay decide; the time told to whoever is refused counts those refused before it,
         for they will come back, too.
         """
-        refused, crowd = 0, queue.crowd
-        alone = not crowd.expected(now)
+        refused, alone = 0, not queue.crowd.expected(now)
         for waiter in self._to_judge(queue, now):
             position = queue.position(waiter)
             turn = queue.turns.at(position)
@@ -61,11 +56,7 @@ class Deadlines:
                 queue.fresh.pop(waiter, None)
             if turn is not None and now + turn > waiter.ticket.deadline:
                 told = queue.turns.at(position + refused) or turn
-                pace = self._pace(queue.lane)
-                if waiter.returned:
-                    crowd.again()
-                told = crowd.tell(waiter.ticket.caller, waiter.arrived, now, told, pace, together=alone)
-                self._lanes.expect(waiter.ticket, now + told)
+                told = self._returns.tell(waiter, queue, now, told, together=alone)
                 self._refuse(waiter, too_late(told))
                 refused += 1
             else:

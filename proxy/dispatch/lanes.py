@@ -8,8 +8,8 @@ from heapq import heappop, heappush
 
 from proxy.core.exchange import Demand, Lane, Turns
 from proxy.core.model import Micros
+from proxy.core.promises import Crowd
 from proxy.dispatch.lease import Lease
-from proxy.dispatch.promises import Crowd
 from proxy.dispatch.tickets import Ticket
 
 
@@ -121,12 +121,19 @@ class Lanes:
         self.waiting.setdefault(client.name, 0)
         self.weights[client.name] = client.weight
 
+    def meet(self, waiter: Waiter) -> Queue:
+        """Somebody has come to this lane, maybe as it was told."""
+        client = waiter.ticket.client
+        self.weights[client.name] = client.weight
+        queue = self.queue(Lane(client.name, waiter.ticket.kind))
+        if queue.crowd.awaits:
+            waiter.returned = queue.crowd.come(waiter.ticket.caller, waiter.arrived)
+        return queue
+
     def seat(self, waiter: Waiter) -> None:
         """Put it in its place in the lane that its ticket says."""
         client = waiter.ticket.client
         queue = self.queue(Lane(client.name, waiter.ticket.kind))
-        if queue.crowd.awaits:
-            waiter.returned = queue.crowd.come(waiter.ticket.caller, waiter.arrived)
         queue.add(waiter)
         self.busy[queue.lane] = queue
         self.weights[client.name] = client.weight
@@ -187,6 +194,7 @@ class Lanes:
         client = ticket.client
         if ticket.own:
             return
+        self.weights[client.name] = client.weight
         if client.name not in self._crowds:
             heappush(self._over, (until, client.name))
             self._absent += 0 if client.name in self._heavy else client.weight

@@ -25,12 +25,12 @@ def no_word() -> TooMany:
     )
 
 
-def queue_full(client: str, waiting: int, turn: Micros | None) -> TooMany:
-    """No more requests may wait; the turn of one more would be expected after this time, if it is known."""
+def queue_full(client: str, waiting: int, turn: Micros) -> TooMany:
+    """No more requests may wait; the turn of one more would be expected after this time."""
     return TooMany(
         f"{waiting} requests of {client} wait already. Send fewer at once, or come back later.",
         reason="queue_full",
-        retry_after=whole_seconds(turn if turn is not None else SECOND),
+        retry_after=whole_seconds(turn),
     )
 
 

@@ -29,7 +29,7 @@ from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Lanes, Waiter
 from proxy.dispatch.lease import Ending, Lease, surprising
 from proxy.dispatch.looks import lane_levels, lane_looks
-from proxy.dispatch.promises import Pace, pace
+from proxy.dispatch.returns import Returns
 from proxy.dispatch.rides import FLUSH, Rides
 from proxy.dispatch.stock import Stock
 from proxy.dispatch.tickets import Displaced, Moved, Ticket
@@ -78,7 +78,8 @@ class Dispatch:
         self.granted = self._holdings.granted
         self._closed = False
         self._alarm = Alarm()
-        self._deadlines = Deadlines(clock, self._lanes, self._refuse, lambda: self._alarm.within(FLUSH), self._pace)
+        self._returns = Returns(self._lanes, self._keys, store)
+        self._deadlines = Deadlines(clock, self._returns, self._refuse, lambda: self._alarm.within(FLUSH))
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Life
@@ -257,10 +258,10 @@ class Dispatch:
         return self._lease_of(grant, ticket, now, now + USE_BY)
 
     def _enter(self, ticket: Ticket, now: Micros, *, front: bool) -> Waiter:
-        if not front:
-            check(self._lanes, ticket, self._max_waiting)
         order = (not front, ticket.urgency, next(self._arrivals))
         waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future(), now)
+        if not front:
+            check(self._lanes, waiter, self._max_waiting, self._returns)
         self._lanes.seat(waiter)
         self._deadlines.watch(waiter)
         self._rides.came(now)
@@ -282,11 +283,6 @@ class Dispatch:
         self._lanes.remove(waiter)
         if not waiter.future.done():
             waiter.future.set_exception(refusal)
-
-    def _pace(self, lane: Lane) -> Pace:
-        """How many tokens a lane gets."""
-        part = self._lanes.contended(lane.client, self.clock())
-        return pace(self.pool, lane.kind, len(self._keys.serving.quotas), part, self._store.replicas)
 
     # Leases
 
@@ -349,7 +345,7 @@ class Dispatch:
 
     def _turn_away(self, newcomers: list[Waiter]) -> None:
         """Who has to wait, and may not because too many do."""
-        for waiter, refusal in surplus(self._lanes, newcomers, self._max_waiting) if newcomers else ():
+        for waiter, refusal in surplus(self._lanes, newcomers, self._max_waiting, self._returns, self.clock()):
             self._refuse(waiter, refusal)
             self._alarm.within(FLUSH)
 

@@ -1,15 +1,22 @@
 import asyncio
 from collections.abc import Callable
+from math import ceil
 
 from proxy.core.errors import TooMany
 from proxy.core.exchange import Kind, Turns
+from proxy.core.health import Health
 from proxy.core.model import SECOND, Client, Micros
+from proxy.core.promises import FEW, pace
 from proxy.dispatch.deadlines import REVIEW, Deadlines
+from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Lanes, Queue, Waiter
-from proxy.dispatch.promises import FEW, Pace
+from proxy.dispatch.returns import Returns
 from proxy.dispatch.tickets import Ticket
-from tests.core.worlds import lane
+from tests.core.worlds import lane, limit, pool
+from tests.rooms import WatchedStore
 from tests.virtual import micros, virtual
+
+POOL = pool(1, limit(1, 2 * SECOND))
 
 
 class Lane:
@@ -20,7 +27,9 @@ class Lane:
         self.refused: list[tuple[int, int | None]] = []
         """The arrival and the `Retry-After` of each."""
         self.freed = 0
-        self.deadlines = Deadlines(micros, Lanes(), self._refuse, self._free, lambda _: Pace(1, 2 * SECOND))
+        keys = Keys(POOL, Health(POOL, micros()))
+        returns = Returns(Lanes(), keys, WatchedStore(POOL))
+        self.deadlines = Deadlines(micros, returns, self._refuse, self._free)
         self.come(*patience)
 
     def come(self, *patience: Micros) -> None:
@@ -118,11 +127,13 @@ async def test_who_is_refused_later_is_told_a_later_moment() -> None:
     """A crowd comes back as one otherwise; a few may be one caller, and nothing of it stays when they are due."""
     it = Lane(0)
     it.told(5 * SECOND)
-    for seconds in (*[5] * (FEW - 1), 5 + 2 * FEW, 7 + 2 * FEW):
+    apart = pace(POOL, Kind((0,)), 1, (1, 1), 1).window
+    behind = [5 + ceil(number * apart / SECOND) for number in (FEW, FEW + 1)]
+    for seconds in (*[5] * (FEW - 1), *behind):
         it.come(0)
         it.told(5 * SECOND)
         assert it.refused[-1] == (0, seconds)
-    await asyncio.sleep(8 + 2 * FEW)
+    await asyncio.sleep(behind[-1] + 1)
     it.come(0)
     it.told(5 * SECOND)
     assert it.refused[-1] == (0, 5)

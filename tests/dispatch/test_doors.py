@@ -9,7 +9,7 @@ from proxy.dispatch import Lease, Ticket
 from proxy.dispatch.doors import NEWCOMERS
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
-from tests.virtual import task_of, virtual
+from tests.virtual import micros, task_of, virtual
 
 
 def ticket(it: Room, most: int | None, *, wait: int = 1_000_000 * SECOND, name: str = "small") -> Ticket:
@@ -87,3 +87,32 @@ async def test_all_together_are_bounded() -> None:
         await asyncio.sleep(0.1)
         assert it.dispatch.waiting == 3
         end(tasks)
+
+
+async def come_back(it: Room, number: int, most: int, after: float) -> int:
+    """One of a crowd of which so many may wait; how often it is refused, and comes back as it was told."""
+    await asyncio.sleep(after)
+    refusals = 0
+    while True:
+        try:
+            lease = await it.dispatch.lease(replace(ticket(it, most), peer=f"10.0.0.{number}"))
+        except TooMany as refusal:
+            refusals += 1
+            await asyncio.sleep(refusal.retry_after or 0)
+        else:
+            with lease:
+                await asyncio.sleep(0.05)
+                lease.spent()
+            return refusals
+
+
+@pytest.mark.parametrize("over", [0, 1], ids="over {} s".format)
+@pytest.mark.parametrize("most", [0, 10])
+@virtual
+async def test_a_crowd_that_may_not_wait_comes_back_to_be_served(most: int, over: int) -> None:
+    """Who is refused because too many wait is told when a token is for it, as one that may not wait so long."""
+    async with room(pool(1, limit(10, 3 * SECOND))) as it:
+        began = micros()
+        refusals = await asyncio.gather(*(task_of(come_back(it, one, most, over * one / 200)) for one in range(200)))
+        assert max(refusals) <= 1
+        assert micros() - began <= 90 * SECOND

@@ -14,4 +14,4 @@ def test_what_is_told() -> None:
     full = queue_full("ci", 12, 7 * SECOND)
     assert (full.reason, full.retry_after) == ("queue_full", 7)
     assert "12 requests of ci" in full.message
-    assert queue_full("ci", 12, None).retry_after == 1
+    assert queue_full("ci", 12, 0).retry_after == 1
