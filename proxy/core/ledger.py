@@ -17,10 +17,11 @@ from heapq import heapify, heappop, heapreplace
 
 from proxy.core.buckets import Buckets
 from proxy.core.exchange import GRACE, PULSE, Budget, Grant, Lane, Turns, Unsent, pulse
-from proxy.core.forecast import Forecast, Forecaster, Loan, Outlook
+from proxy.core.forecast import Forecast, Forecaster, Loan
 from proxy.core.letters import Call, Need, Place, Reply
 from proxy.core.line import Line, Rehearsal
 from proxy.core.model import MILLISECOND, SECOND, Micros
+from proxy.core.outlook import Outlook
 from proxy.core.sortedset import SortedSet
 
 WAKE_MARGIN: Micros = 20 * MILLISECOND
@@ -303,7 +304,7 @@ class Ledger:
 
     def _foretell(self, now: Micros, rehearsal: Rehearsal, dealt: Dealt) -> Forecast:
         """Deal on into the future, then give back what was lent."""
-        forecast = Forecast()
+        forecast = Forecast(rehearsal)
         if dealt.stopped is None and rehearsal.waiting:
             forecast = Forecaster(self.buckets, rehearsal, now, dealt.lent).play()
         for loan in dealt.lent:

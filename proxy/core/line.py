@@ -18,6 +18,7 @@ Costs: O(log clients) for each request served and each need of its client; nothi
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
+from itertools import islice
 
 from proxy.core.letters import Need, Place
 from proxy.core.model import Micros
@@ -31,6 +32,9 @@ ROLLOVER = 1 << 50
 
 LAG = 64
 """Requests that a client which could not be served may catch up on."""
+
+ROWS = 320
+"""Of one client and need that are looked at in one exchange: no more tokens are dealt, those foretold among them."""
 
 
 @dataclass(slots=True)
@@ -304,6 +308,14 @@ class Rehearsal:
         self.waiting -= 1
         return replica
 
+    def tag(self, need: Need, client: str) -> int:
+        """Where the next request of a client starts."""
+        return self._played(need).tag(client) + self._played(need).lift
+
+    def rows(self, need: Need, client: str, most: int) -> list[tuple[str, Row]] | None:
+        """What a client has left, by replica, in the order of turns; `None` when that is more than `most` rows."""
+        return self._played(need).rows(client, most)
+
     def _played(self, need: Need) -> "_Played":
         played = self._groups.get(need)
         if played is None:
@@ -329,6 +341,7 @@ class _Played:
         """Of clients that were moved."""
         self._moved: list[tuple[int, str]] = []
         self._rows: dict[str, list[tuple[str, Row]]] = {}
+        self._cut: set[str] = set()  # clients that may have more rows
 
     def first(self) -> tuple[int, str] | None:
         """The lowest tag that still waits. Tags only grow, so an outdated entry is found when it comes up."""
@@ -364,11 +377,19 @@ class _Played:
         """One request of a client is served; its row is put last, with that stamp. Returns the replica whose it is."""
         rows = self._rows.get(client)
         if rows is None:
-            rows = self._rows[client] = list(self._group.rows[client].items())
+            rows = self._rows[client] = list(islice(self._group.rows[client].items(), ROWS))
+            self._cut |= {client} if len(rows) == ROWS else set()
         replica, row = rows.pop(0)
         if row.waiting > 1:
             rows.append((replica, Row(row.waiting - 1, stamp)))
         return replica
+
+    def rows(self, client: str, most: int) -> list[tuple[str, Row]] | None:
+        """A client's rows in their order, if they are known to be no more than that."""
+        rows = self._rows.get(client)
+        if rows is None:
+            rows = list(islice(self._group.rows[client].items(), most + 1))
+        return rows if len(rows) <= most and client not in self._cut else None
 
     def _waits(self, client: str) -> bool:
         return client not in self._rows or bool(self._rows[client])

@@ -1,6 +1,6 @@
 -- The shared state of one pool on Redis: one call settles, remembers who waits, deals, and foretells.
 --
--- This is the text of core/ledger.py, core/buckets.py, core/line.py and core/forecast.py in Lua; the laws, and why each
+-- This is the text of core/ledger.py, core/buckets.py, core/line.py, core/forecast.py and core/outlook.py in Lua; the laws, and why each
 -- step is as it is, are told there. A differential test drives both with the same histories and demands equal answers.
 -- Instants and durations are integers in microseconds, exact in Lua's doubles up to 2^53.
 --
@@ -36,6 +36,11 @@ local FEWEST = 16
 local FINEST = 64
 local CLOSE = 200 * MILLISECOND
 local ROWS = DEAL + HORIZON -- of one client that are looked at in one call: no more tokens are dealt
+local RIVALS = 64
+local CROWDED = 256
+local ALIKE = 32
+local NAMES = 4 * RIVALS
+local STEP = 1000
 local CHUNK = 64 -- entries of a sorted set read at a time
 local RANKED = 2 ^ 36 -- a ranking's score is (tokens missing) * RANKED + (when it was used last)
 local SIZES = 2 ^ 17 -- more than any limit has tokens
@@ -1047,33 +1052,49 @@ local totals = {}
 local function total_of(limit)
   local total = totals[limit]
   if not total then
-    total = { redis_call('ZCARD', key('cooling', limit)), redis_call('ZCARD', key('in_use', limit)) }
+    local cooling, in_use = key('cooling', limit), key('in_use', limit)
+    total = { redis_call('ZCARD', cooling), redis_call('ZCARD', in_use), cooling, in_use }
     totals[limit] = total
   end
-  return total[1], total[2]
+  return total[1], total[2], total[3], total[4]
 end
 
-local function at_hand(view, limit)
+local calendar = { width = 1, scores = {} } -- `width`: how many scores are read at a time
+
+function calendar.at_hand(view, limit)
   local cooling, in_use = total_of(limit)
   return max(0, size_of(view, limit) - cooling - in_use)
 end
 
-local function score_at(of, rank_)
-  return tonumber(redis_call('ZRANGE', of, rank_, rank_, 'WITHSCORES')[2])
+-- The score of that rank, once nothing of the set changes any more in this call.
+function calendar.score_at(of, rank_)
+  local known = calendar.scores[of]
+  if not known then
+    known = {}
+    calendar.scores[of] = known
+  end
+  if not known[rank_] then
+    local from = rank_ - rank_ % calendar.width
+    local entries = redis_call('ZRANGE', of, from, from + calendar.width - 1, 'WITHSCORES')
+    for index = 2, #entries, 2 do
+      known[from + index / 2 - 1] = tonumber(entries[index])
+    end
+  end
+  return known[rank_]
 end
 
-local function nth_return(view, limit, position, now)
+function calendar.nth_return(view, limit, position, now)
   local window = view.by_id[limit].window
-  local hand = at_hand(view, limit)
-  local cooling, in_use = total_of(limit)
+  local cooling, in_use, key_cooling, key_in_use = total_of(limit)
+  local hand = max(0, size_of(view, limit) - cooling - in_use)
   local all = max(1, hand + cooling + in_use)
   local rounds = floor(position / all)
   local place = position - rounds * all
   local instant = now
   if hand <= place and place < hand + cooling then
-    instant = max(now, score_at(key('cooling', limit), place - hand))
+    instant = max(now, calendar.score_at(key_cooling, place - hand))
   elseif hand + cooling <= place and place < hand + cooling + in_use then
-    instant = max(now, score_at(key('in_use', limit), place - hand - cooling) + state.trip) + window
+    instant = max(now, calendar.score_at(key_in_use, place - hand - cooling) + state.trip) + window
   end
   return instant + rounds * (window + state.trip)
 end
@@ -1462,10 +1483,12 @@ local rehearsal = { groups = {}, needs = {}, waiting = 0 }
 
 local function rows_of(need, client)
   local prefix, rows = row_prefix(need, client), {}
+  rows.first = 1
   for index, member in ipairs(beginning(key('rows'), prefix, '!', ROWS)) do
     local stamp, replica = string.sub(member, #prefix + 1, #prefix + 16), string.sub(member, #prefix + 18)
     rows[index] = { replica, (waiting_of(place_field(replica, client, need))), tonumber(stamp) }
   end
+  rows.cut = #rows == ROWS
   return rows
 end
 
@@ -1570,7 +1593,6 @@ local function rehearse(need, client)
   local rows = played.rows[client]
   if not rows then
     rows = rows_of(need, client)
-    rows.first = 1
     played.rows[client] = rows
   end
   local row = rows[rows.first]
@@ -1593,7 +1615,7 @@ end
 
 -- Forecast ---------------------------------------------------------------------------------------------------------
 
-local forecast = { turns = {}, first = {}, dealt = 0 }
+local forecast = { turns = {}, first = {}, dealt = 0, taken = {} }
 local play = { taken = {}, opened = {}, sources = {}, dealt = {}, windows = {}, needs = {} }
 
 local function taken_in_play(quota, limit)
@@ -1602,6 +1624,12 @@ end
 
 local function add_in_play(quota, limit, tokens)
   play.taken[limit][quota] = taken_in_play(quota, limit) + tokens
+end
+
+function forecast.take(need)
+  for _, limit in ipairs(need.limits) do
+    forecast.taken[limit] = (forecast.taken[limit] or 0) + 1
+  end
 end
 
 -- Events are two entries in a queue, the instant and the quota; `first` is the index of the next one.
@@ -1774,6 +1802,7 @@ local function deal_in_play(instant, quota, need, client)
   turns[#turns + 1] = instant
   forecast.first[replica] = forecast.first[replica] or instant
   forecast.dealt = forecast.dealt + 1
+  forecast.take(need)
 end
 
 local function apply(instant, quota, limit, opens)
@@ -1803,6 +1832,7 @@ local function foretell(now, names, lent)
   end
   read_calendars(now)
   for _, loan in ipairs(lent) do
+    forecast.take(loan[2])
     comes_back(now, loan[1], loan[2])
   end
   for _ = 1, EVENTS do
@@ -1815,8 +1845,12 @@ local function foretell(now, names, lent)
   end
 end
 
+-- Outlook ----------------------------------------------------------------------------------------------------------
+
+local outlook = { rows = {}, crowds = {} }
+
 -- Positions and their turns: both ends, and again and again the middle of what lies furthest apart.
-local function samples(turn, first, last, most)
+function outlook.samples(turn, first, last, most)
   local found = { { first, turn(first) } }
   if last > first then
     found[2] = { last, turn(last) }
@@ -1838,41 +1872,277 @@ local function samples(turn, first, last, most)
   return found
 end
 
-local crowds = {}
-
--- The weight of all who wait under a limit and how many requests, once that does not change any more in this call.
-local function crowd_of(limit, names)
-  local crowd = crowds[limit]
-  if not crowd then
-    crowd = { 0, 0 }
-    for _, name in ipairs(names) do
-      if contains(need_of(name).limits, limit) then
-        local waiting, weight = group_of(name)
-        crowd = { crowd[1] + weight, crowd[2] + waiting }
+-- Keep these members of `rows` of a need, but for clients that were played.
+function outlook.load(need, members)
+  local known, played, fields, found = outlook.rows[need] or {}, rehearsal.groups[need], {}, {}
+  outlook.rows[need] = known
+  for _, member in ipairs(members) do
+    local client, stamp, of = string.match(member, '^[^ ]* ([^ ]*) (%d+) (.*)$')
+    if not (played and played.rows[client]) then
+      local rows = known[client]
+      if not rows then
+        rows = { first = 1 }
+        known[client] = rows
       end
+      local row = { of, 0, tonumber(stamp) }
+      rows[#rows + 1] = row
+      found[#found + 1] = row
+      fields[#fields + 1] = place_field(of, client, need)
     end
-    crowds[limit] = crowd
   end
-  return crowd[1], crowd[2]
+  for index, stored in ipairs(#fields > 0 and redis_call('HMGET', key('waiting'), unpack(fields)) or {}) do
+    found[index][2] = stored and tonumber(string.match(stored, '^%d+')) or 0
+  end
 end
 
--- For each limit of a place: {limit, weight of all who wait under it, requests of others that wait}.
-local function ahead_of(place, need, own_left, names)
-  local share, rows = share_of(place.client), 0
-  for _, name in ipairs(needs_of(place.client)) do
-    local prefix = row_prefix(name, place.client)
-    rows = rows + redis_call('ZLEXCOUNT', key('rows'), '[' .. prefix, '(' .. string.sub(prefix, 1, -2) .. '!')
+-- What a client has left, {replica, left, stamp} from `first` on in the order of turns; nil if that is more than `most`.
+function outlook.rows_of(need, client, most)
+  local played, known = rehearsal.groups[need], outlook.rows[need]
+  local rows = played and played.rows[client] or known and known[client]
+  if not rows then
+    local members = beginning(key('rows'), row_prefix(need, client), '!', most + 1)
+    if #members > most then
+      return nil
+    end
+    outlook.load(need, members)
+    rows = outlook.rows[need][client]
   end
-  local found = {}
-  for index, limit in ipairs(need.limits) do
-    local weight, waiting = crowd_of(limit, names)
-    found[index] = { limit, max(weight, share.weight) * rows, max(0, waiting - forecast.dealt - own_left) }
+  if rows.cut or #rows - rows.first + 1 > most then
+    return nil
   end
-  return found
+  return rows
+end
+
+-- Read the shares of these clients of a need, and where its rows are few, also what all have left, at once.
+function outlook.load_few(need, entries)
+  local played, known, new, unread = rehearsal.groups[need], outlook.rows[need] or {}, 0, {}
+  for index = 1, #entries, 2 do
+    local client = entries[index]
+    if not known[client] and not (played and played.rows[client]) then
+      new = new + 1
+    end
+    if not shares[client] then
+      unread[#unread + 1] = { client }
+    end
+  end
+  load_shares(unread)
+  if new > 1 then
+    local all = redis_call('ZLEXCOUNT', key('rows'), '[' .. need .. ' ', '(' .. need .. '!')
+    if all <= CROWDED then
+      outlook.rows[need] = nil
+      outlook.load(need, beginning(key('rows'), need .. ' ', '!'))
+    end
+  end
+end
+
+-- Count what a client has left with one need; with several it starts where the first does.
+function outlook.add_rival(rivals, need, client, score, rows)
+  local rival = rivals[client]
+  local played = rehearsal.groups[need]
+  local tag = (played and played.tags[client] or score) + (played and played.lift or lift_of(need))
+  if not rival then
+    rival = { client = client, tag = tag, cost = cost_of(share_of(client)), left = 0 }
+    rivals[client] = rival
+    rivals[#rivals + 1] = rival
+  end
+  rival.tag = min(rival.tag, tag)
+  for index = rows.first, #rows do
+    rival.left = rival.left + rows[index][2]
+  end
+end
+
+-- A start of a client's, in parts of virtual time that tell it from those of others: of equal ones the lower name is first.
+function outlook.moment(crowd, start, client)
+  local place = crowd.places[client]
+  if not place then
+    place = 0
+    for _, name in ipairs(crowd.names) do
+      place = place + (name < client and 2 or 0)
+    end
+    crowd.places[client] = place
+  end
+  return (start - crowd.base) * NAMES + place
+end
+
+-- The first to end first; `gone[index]` is what so many of them have left together. `order`: by cost, then by start.
+function outlook.order(rivals, mass)
+  local crowd = { mass = mass, ends = {}, gone = { [0] = 0 }, order = {}, windows = {}, names = {}, places = {} }
+  local order = crowd.order
+  for _, rival in ipairs(rivals) do
+    if rival.left > 0 then
+      rival.ends = rival.tag + (rival.left - 1) * rival.cost
+      order[#order + 1] = rival
+      crowd.names[#order] = rival.client
+      crowd.base = min(crowd.base or rival.tag, rival.tag)
+    end
+  end
+  crowd.base = crowd.base or 0
+  table.sort(crowd.names)
+  for index, name in ipairs(crowd.names) do
+    crowd.places[name] = 2 * index - 1
+  end
+  table.sort(order, function(one, other) return one.ends < other.ends end)
+  for index, rival in ipairs(order) do
+    rival.index, rival.cost = index, rival.cost * NAMES
+    rival.moment = outlook.moment(crowd, rival.tag, rival.client)
+    crowd.ends[index] = rival.ends
+    crowd.gone[index] = crowd.gone[index - 1] + rival.left
+  end
+  table.sort(order, function(one, other)
+    return one.cost < other.cost or one.cost == other.cost and one.moment < other.moment
+  end)
+  return crowd
+end
+
+-- Windows of those who have not ended: clients of one cost that first start within one cost of each other. Where each
+-- begins, its cost, the index of its first client in `ways`, and of each client, how far behind the origin it starts.
+function outlook.gather(crowd, ended)
+  local origins, costs, firsts, ways, last = {}, {}, {}, {}, 0
+  for _, rival in ipairs(crowd.order) do
+    if rival.index > ended then
+      if costs[last] ~= rival.cost or rival.moment >= origins[last] + rival.cost then
+        last = last + 1
+        origins[last], costs[last], firsts[last] = rival.moment, rival.cost, #ways + 1
+      end
+      ways[#ways + 1] = rival.moment - origins[last]
+    end
+  end
+  firsts[last + 1] = #ways + 1
+  crowd.windows[ended] = { origins, costs, firsts, ways, last }
+  return crowd.windows[ended]
+end
+
+-- Who waits under a limit, beyond what was dealt: the first clients of each need one by one, and the others together.
+function outlook.look(limit, names)
+  local rows_left, clients_left, rivals = CROWDED, RIVALS, {}
+  local mass = { clients = 0, weight = 0, left = 0 }
+  for _, name in ipairs(names) do
+    if contains(need_of(name).limits, limit) then
+      local waiting, weight = group_of(name)
+      local clients, least = redis_call('ZCARD', key('clients', name)), 0
+      local entries = redis_call('ZRANGE', key('clients', name), 0, max(1, clients_left) - 1, 'WITHSCORES')
+      outlook.load_few(name, entries)
+      for index = 1, #entries, 2 do
+        local client, score = entries[index], tonumber(entries[index + 1])
+        least = score + lift_of(name)
+        local rows = clients_left > 0 and outlook.rows_of(name, client, rows_left)
+        if not rows then
+          break
+        end
+        rows_left = rows_left - (#rows - rows.first + 1)
+        clients_left, clients = clients_left - 1, clients - 1
+        weight = weight - share_of(client).weight
+        outlook.add_rival(rivals, name, client, score, rows)
+      end
+      mass.left = mass.left + waiting
+      if clients > 0 then
+        mass.clients, mass.weight = mass.clients + clients, mass.weight + weight
+        mass.least = min(mass.least or least, least)
+      end
+    end
+  end
+  mass.left = mass.left - (forecast.taken[limit] or 0)
+  for _, rival in ipairs(rivals) do
+    mass.left = mass.left - rival.left
+  end
+  return outlook.order(rivals, mass)
+end
+
+function outlook.crowd_of(limit, names)
+  if not outlook.crowds[limit] then
+    outlook.crowds[limit] = outlook.look(limit, names)
+  end
+  return outlook.crowds[limit]
+end
+
+-- Requests of all who wait under a limit that are served before that start of a client's.
+function outlook.before(crowd, start, client)
+  local ends, ended, high = crowd.ends, 0, #crowd.ends
+  while ended < high do
+    local middle = high - floor((high - ended) / 2)
+    if ends[middle] < start then
+      ended = middle
+    else
+      high = middle - 1
+    end
+  end
+  local total, moment = crowd.gone[ended], outlook.moment(crowd, start, client)
+  local origins, costs, firsts, ways, last = unpack(crowd.windows[ended] or outlook.gather(crowd, ended))
+  for index = 1, last do
+    local way = moment - origins[index]
+    if way > 0 then
+      local cost, first, after = costs[index], firsts[index], firsts[index + 1]
+      local rest = way % cost
+      total = total + (way - rest) / cost * (after - first)
+      local low = first
+      if after == first + 1 then -- most often, where weights differ
+        low, after = rest > 0 and after or first, first
+      end
+      while low < after do
+        local middle = floor((low + after) / 2)
+        if ways[middle] < rest then
+          low = middle + 1
+        else
+          after = middle
+        end
+      end
+      total = total + low - first
+    end
+  end
+  local mass = crowd.mass
+  if not mass.least or start < mass.least then
+    return total
+  end
+  local steps = floor((start - mass.least) / STEP) + 1
+  return total + min(mass.left, mass.clients + floor(mass.weight * steps / (UNIT / STEP - 1)))
+end
+
+-- How many requests of its client are served before those of a lane, as a function of how many of its own precede one:
+-- the lanes of one client take turns.
+function outlook.lead(place)
+  local others, unknown, own = {}, 0, nil
+  for _, name in ipairs(needs_in_play(place.client)) do
+    local rows = outlook.rows_of(name, place.client, ALIKE)
+    if not rows then
+      local prefix = row_prefix(name, place.client)
+      unknown = unknown + redis_call('ZLEXCOUNT', key('rows'), '[' .. prefix, '(' .. string.sub(prefix, 1, -2) .. '!')
+    else
+      for index = rows.first, #rows do
+        if rows[index][1] == call.replica and name == place.need then
+          own = rows[index][3]
+        else
+          others[#others + 1] = { rows[index][2], rows[index][3] } -- what is left, and its stamp
+        end
+      end
+    end
+  end
+  if not own then
+    unknown = unknown - 1
+  end
+  for _, other in ipairs(others) do
+    other[2] = (not own or other[2] < own) and 1 or 0 -- whether its turn is first
+  end
+  table.sort(others, function(one, other) return one[1] > other[1] end)
+  local gone, left = {}, 0
+  for index = #others, 1, -1 do
+    left = left + others[index][1]
+    gone[index] = left
+  end
+  return function(beyond)
+    local count = beyond + (beyond + 1) * unknown
+    for index = 1, #others do
+      local other = others[index]
+      if other[1] <= beyond then
+        return count + gone[index]
+      end
+      count = count + beyond + other[2]
+    end
+    return count
+  end
 end
 
 -- The turns of one place as delays: the first ones, and {position, delay} of some beyond, flat.
-local function turns_of(place, now, names, most)
+function outlook.turns_of(place, now, names, most)
   local need, soon, later = need_of(place.need), {}, {}
   for index, instant in ipairs(forecast.turns[place.field] or {}) do
     soon[index] = instant - now
@@ -1881,18 +2151,22 @@ local function turns_of(place, now, names, most)
   if forecast.dealt == 0 or waiting <= #soon or #need.limits == 0 then
     return soon, later
   end
-  local view, own = view_of(need.terms), share_of(place.client).weight
-  local ahead = ahead_of(place, need, waiting - #soon, names)
+  local view, played, client = view_of(need.terms), rehearsal.groups[place.need], place.client
+  local tag = (played and played.tags[client] or tag_in(place.need, client)) + (played and played.lift or lift_of(place.need))
+  local cost, lead, crowds = cost_of(share_of(client)), outlook.lead(place), {}
+  for index, limit in ipairs(need.limits) do
+    crowds[index] = outlook.crowd_of(limit, names)
+  end
   local function turn(position)
-    local beyond, latest = position - #soon, 0
-    for _, row in ipairs(ahead) do
-      local before = min(row[3], floor((beyond + 1) * (row[2] - own) / own))
-      latest = max(latest, nth_return(view, row[1], forecast.dealt + beyond + before, now) - now)
+    local start, latest = tag + lead(position - #soon) * cost, 0
+    for index, limit in ipairs(need.limits) do
+      local rank_ = (forecast.taken[limit] or 0) + outlook.before(crowds[index], start, client)
+      latest = max(latest, calendar.nth_return(view, limit, rank_, now) - now)
     end
     return latest
   end
   local latest = soon[#soon] or 0
-  for _, sample in ipairs(samples(turn, #soon, waiting - 1, most)) do
+  for _, sample in ipairs(outlook.samples(turn, #soon, waiting - 1, most)) do
     latest = max(latest, sample[2])
     later[#later + 1] = sample[1]
     later[#later + 1] = latest
@@ -2240,19 +2514,22 @@ local function exchange()
   local still = redis_call('ZRANGE', key('lines'), 0, -1)
   local places = places_of(replica)
   local most = max(FEWEST, min(FINEST, floor(SAMPLES / max(1, #places))))
+  if most * #places > rehearsal.waiting / 2 then -- many of them are read
+    calendar.width = 8
+  end
   for index, place in ipairs(places) do
     local soon, later
     if stopped then
       soon, later = {}, { (waiting_of(place.field)) - 1, stopped - now }
     else
-      soon, later = turns_of(place, now, still, most)
+      soon, later = outlook.turns_of(place, now, still, most)
     end
     told[index] = { numbers[place.field], soon, later }
   end
   local budgets = {}
   for index, limit in ipairs(view.limits) do
-    local hand = waits_for_words(now) and 0 or at_hand(view, limit.id)
-    local returns = nth_return(view, limit.id, hand, now) - now
+    local hand = waits_for_words(now) and 0 or calendar.at_hand(view, limit.id)
+    local returns = calendar.nth_return(view, limit.id, hand, now) - now
     hand, returns = open_ones(view, limit, now, hand, returns)
     budgets[index] = { size_of(view, limit.id), hand, returns }
   end

@@ -5,13 +5,14 @@
 
 import copy
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from proxy.core import buckets, exchange, forecast, ledger, line
+from proxy.core import buckets, exchange, forecast, ledger, line, outlook
 from proxy.core.ledger import Ledger
 from proxy.core.letters import Call, Reply
 from proxy.core.model import Micros
@@ -28,11 +29,13 @@ SORTED = {"cooling", "in_use", "parked", "probing", "clients", "limits", "words"
 """What both hold as a set that is sorted by score."""
 
 CONSTANTS = {
-    "CLOSE": forecast.CLOSE,
+    "ALIKE": outlook.ALIKE,
+    "CLOSE": outlook.CLOSE,
+    "CROWDED": outlook.CROWDED,
     "DEAL": ledger.DEAL,
     "EVENTS": forecast.EVENTS,
-    "FEWEST": forecast.FEWEST,
-    "FINEST": forecast.FINEST,
+    "FEWEST": outlook.FEWEST,
+    "FINEST": outlook.FINEST,
     "GRACE": exchange.GRACE,
     "HOLD": ledger.HOLD,
     "HORIZON": forecast.HORIZON,
@@ -40,13 +43,20 @@ CONSTANTS = {
     "LAG": line.LAG,
     "MATURE": buckets.MATURE,
     "PULSE": exchange.PULSE,
+    "NAMES": outlook.NAMES,
+    "RIVALS": outlook.RIVALS,
     "ROLLOVER": line.ROLLOVER,
-    "SAMPLES": forecast.SAMPLES,
+    "ROWS": line.ROWS,
+    "SAMPLES": outlook.SAMPLES,
+    "STEP": outlook.STEP,
     "TRIP_START": buckets.TRIP_START,
     "UNIT": line.UNIT,
     "UNLIMITED": buckets.UNLIMITED,
     "WAKE_MARGIN": ledger.WAKE_MARGIN,
 }
+
+NARROW = {"ALIKE": 2, "CROWDED": 6, "EVENTS": 64, "HORIZON": 4, "NAMES": 12, "RIVALS": 3}
+"""Numbers with which few clients are many."""
 
 State = dict[str, dict[str, Any]]
 """What a store holds, by kind and limit, for comparison."""
@@ -93,9 +103,9 @@ class InMemory:
 class OnServer:
     """The script in the hands of a history."""
 
-    def __init__(self, client: "redis.Redis") -> None:
+    def __init__(self, client: "redis.Redis", script: str = SCRIPT) -> None:
         self._client: Any = client  # whose types are those of any protocol
-        self._run: Any = client.register_script(SCRIPT)
+        self._run: Any = client.register_script(script)
         self._saved: dict[bytes, bytes] | None = None
 
     def exchange(self, now: Micros, run: str, call: Call) -> Reply:
@@ -164,3 +174,21 @@ def test_script_and_ledger_are_alike(running: Server, seed: int) -> None:
         assert script.state() == memory.state()
         check_conservation(memory.ledger)
         assert script.lasting() == []
+
+
+@pytest.mark.parametrize("seed", range(HISTORIES))
+def test_script_and_ledger_are_alike_where_many_wait(
+    running: Server, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turns beyond the horizon are equal also when not every client and row is looked at one by one."""
+    script = SCRIPT
+    for name, number in NARROW.items():
+        monkeypatch.setattr(forecast if hasattr(forecast, name) else outlook, name, number)
+        assert f"local {name} = " in script
+        script = re.sub(f"local {name} = .*", f"local {name} = {number}", script, count=1)
+    with redis.Redis(port=running.port) as client:
+        client.flushall()
+        history = History(seed, [InMemory(), OnServer(client, script)])
+        for _ in range(STEPS):
+            history.step()
+        assert history.grants > 20
