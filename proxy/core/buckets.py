@@ -217,9 +217,8 @@ class Buckets:
             self.calendars[limit].use(lease, quota, out.granted)
 
     def _rank_places(self, out: Out) -> None:
-        limits = [place.limit for place in out.places]
         for quota in {out.quota, *[place.quota for place in out.places]}:
-            self._rank(quota, limits)
+            self._rank(quota, [place.limit for place in out.places if place.quota == quota])
 
     def lend(self, quota: str, limits: tuple[str, ...], now: Micros | None) -> None:
         """Set a token of each limit aside for a replica that has yet to fetch it; `None`: no longer."""
