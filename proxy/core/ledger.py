@@ -112,6 +112,7 @@ class Ledger:
         lanes = self._remember(call)
         rehearsal = Rehearsal(self.line)
         dealt = self._deal(now, call, lanes, rehearsal, most)
+        self.line.provide(rehearsal.provided())
         forecast = self._foretell(now, rehearsal, dealt)
         for place in dealt.served:  # only now, for the rehearsal looks at the line as it was
             self.line.serve(call.replica, place)

@@ -5,7 +5,8 @@ served at start S moves its client's tag to S + 1/weight and the pool's virtual 
 tokens in the ratio of their weights, within one token each, however many requests each has queued, in however many
 lanes and on however many replicas.
 
-1.  A client that comes back after idling starts at the pool's virtual time: no credit for the idle time.
+1.  A client that comes back after idling starts at the pool's virtual time: no credit for the idle time. It idles, too,
+    while a token is left for each of its requests, before their replicas have fetched them.
 2.  A client that waited but could not be served (its limits were spent, not the others') keeps its place, up to
     `LAG` requests: what it missed is made up for, but never by starving the others for long. What is beyond is
     forgiven to all who wait with the same need alike (`Group.lift`), so that among them nothing changes.
@@ -90,6 +91,8 @@ class Line:
         self._shares: dict[str, Share] = {}
         self._idle: SortedSet[str, int] = SortedSet()
         """Clients that do not wait, by tag; forgotten when the virtual time has passed it."""
+        self._provided: set[str] = set()
+        """Clients of which each request had a token, granted or left for its replica, when tokens were dealt last."""
         self._places: dict[str, set[Place]] = {}
         self._due: dict[str, Micros] = {}
         self._expiry: SortedSet[str, Micros] = SortedSet()
@@ -148,6 +151,8 @@ class Line:
         share = self._shares.get(place.client)
         if share is None:
             share = self._shares[place.client] = Share()
+        if place.client in self._provided and share.needs and waiting > self.waiting(replica, place):
+            self._rejoin(place.client, share)
         if not share.needs:
             share.tag = max(share.tag, self.now)
             self._idle.remove(place.client)
@@ -174,6 +179,15 @@ class Line:
             group.waiting += waiting
             self._put_last(rows, replica, waiting)
         self._places.setdefault(replica, set()).add(place)
+
+    def _rejoin(self, client: str, share: Share) -> None:
+        """More requests of a client come that had a token for each: these start now, those that it had before them."""
+        self._provided.discard(client)
+        before = sum([row.waiting for need in share.needs for row in self.groups[need].rows[client].values()])
+        share.tag = max(share.tag, self.now - before * share.cost)
+        for need in share.needs:
+            group = self.groups[need]
+            group.clients.put(client, max(group.clients.score(client) or 0, share.tag - group.lift))
 
     def _put_last(self, rows: dict[str, Row], replica: str, waiting: int) -> None:
         self.stamp += 1
@@ -254,6 +268,10 @@ class Line:
         """The tag of a client that is as far behind as it may be."""
         return self._level - LAG * share.cost
 
+    def provide(self, clients: set[str]) -> None:
+        """Tokens are dealt, and each request of these clients has one."""
+        self._provided = clients
+
     def level(self) -> None:
         """Nothing is left for anybody to fetch: everybody who could be served was."""
         self._level = self.now
@@ -316,6 +334,15 @@ class Rehearsal:
         """What a client has left, by replica, in the order of turns; `None` when that is more than `most` rows."""
         return self._played(need).rows(client, most)
 
+    def provided(self) -> set[str]:
+        """Clients of which every request was played served."""
+        found = {client for played in self._groups.values() for client in played.touched()}
+        return {client for client in found if not self._waits(client)}
+
+    def _waits(self, client: str) -> bool:
+        groups = self._groups
+        return any(need not in groups or groups[need].waits(client) for need in self._line.share(client).needs)
+
     def _played(self, need: Need) -> "_Played":
         played = self._groups.get(need)
         if played is None:
@@ -349,9 +376,9 @@ class _Played:
         while self._head and self._head[1] in tags:
             self._push(self._head[1])
             self._head = next(self._order, None)
-        while self._moved and (self._moved[0][0] != tags[self._moved[0][1]] or not self._waits(self._moved[0][1])):
+        while self._moved and (self._moved[0][0] != tags[self._moved[0][1]] or not self.waits(self._moved[0][1])):
             client = self._moved[0][1]
-            if self._waits(client):
+            if self.waits(client):
                 heapreplace(self._moved, (tags[client], client))
             else:
                 heappop(self._moved)
@@ -391,9 +418,14 @@ class _Played:
             rows = list(islice(self._group.rows[client].items(), most + 1))
         return rows if len(rows) <= most and client not in self._cut else None
 
-    def _waits(self, client: str) -> bool:
+    def touched(self) -> Iterable[str]:
+        """Clients of which some requests were played served."""
+        return self._rows
+
+    def waits(self, client: str) -> bool:
+        """Whether some of a client's requests are left."""
         return client not in self._rows or bool(self._rows[client])
 
     def _push(self, client: str) -> None:
-        if self._waits(client):
+        if self.waits(client):
             heappush(self._moved, (self._tags[client], client))

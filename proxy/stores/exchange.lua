@@ -139,19 +139,20 @@ local NUMBERS = {
 }
 local state = {}
 do
-  local stored = redis_call('HMGET', STATE, 'era', 'run', unpack(NUMBERS))
+  local stored = redis_call('HMGET', STATE, 'era', 'run', 'provided', unpack(NUMBERS))
   state.era = stored[1] or ''
   state.run = stored[2] or ''
+  state.provided = stored[3] or ''
   for index, name in ipairs(NUMBERS) do
-    state[name] = tonumber(stored[index + 2] or 0)
+    state[name] = tonumber(stored[index + 3] or 0)
   end
-  if not stored[9] then
+  if not stored[10] then
     state.trip = TRIP_START
   end
 end
 
 local function save()
-  local fields = { 'era', state.era, 'run', state.run }
+  local fields = { 'era', state.era, 'run', state.run, 'provided', state.provided }
   for _, name in ipairs(NUMBERS) do
     fields[#fields + 1] = name
     fields[#fields + 1] = text(state[name])
@@ -1126,6 +1127,11 @@ end
 -- Line -------------------------------------------------------------------------------------------------------------
 
 local shares = {}
+-- `provided`: clients of which each request had a token, granted or left, when tokens were dealt last.
+local line = { lifts = {}, provided = {} }
+for _, client in ipairs(split(state.provided, ' ')) do
+  line.provided[client] = true
+end
 
 local function read_share(stored)
   local tag, weight = string.match(stored, '^(%-?%d+) (%d+)$')
@@ -1167,14 +1173,12 @@ local function group_add(need, field, number)
   redis_call('HINCRBY', key('groups'), field .. ' ' .. need, number)
 end
 
-local lifts = {}
-
 -- By how much all who wait with a need were moved on.
 local function lift_of(need)
-  if not lifts[need] then
-    lifts[need] = tonumber(redis_call('HGET', key('groups'), 'lift ' .. need) or 0)
+  if not line.lifts[need] then
+    line.lifts[need] = tonumber(redis_call('HGET', key('groups'), 'lift ' .. need) or 0)
   end
-  return lifts[need]
+  return line.lifts[need]
 end
 
 -- The tag of a client that is as far behind as it may be.
@@ -1186,7 +1190,7 @@ end
 local function lift(need, tag, share)
   local least = lag(share) - tag
   if least > lift_of(need) then
-    lifts[need] = least
+    line.lifts[need] = least
     redis_call('HSET', key('groups'), 'lift ' .. need, text(least))
   end
 end
@@ -1201,6 +1205,11 @@ end
 local function group_of(need)
   local found = redis_call('HMGET', key('groups'), 'waiting ' .. need, 'weight ' .. need)
   return tonumber(found[1] or 0), tonumber(found[2] or 0)
+end
+
+-- A client's tag in the order of a need, less the lift.
+local function tag_in(need, client)
+  return tonumber(redis_call('ZSCORE', key('clients', need), client) or 0)
 end
 
 local function row_prefix(need, client)
@@ -1232,9 +1241,30 @@ local function remove_row(replica, client, need, stamp)
   redis_call('ZREM', key('rows'), row_prefix(need, client) .. stamp .. ' ' .. replica)
 end
 
+-- More requests of a client come that had a token for each: these start now, those that it had before them.
+function line.rejoin(client, share, names)
+  line.provided[client] = nil
+  local before = 0
+  for _, name in ipairs(names) do
+    local prefix = row_prefix(name, client)
+    for _, member in ipairs(beginning(key('rows'), prefix, '!')) do
+      before = before + (waiting_of(place_field(string.sub(member, #prefix + 18), client, name)))
+    end
+  end
+  share.tag = max(share.tag, state.virtual - before * cost_of(share))
+  for _, name in ipairs(names) do
+    redis_call('ZADD', key('clients', name), max(tag_in(name, client), share.tag - lift_of(name)), client)
+  end
+end
+
 local function set_place(replica, client, need, weight, waiting)
   local share = share_of(client) or { tag = 0, weight = 1 }
   local names = needs_of(client)
+  local field = place_field(replica, client, need)
+  local before, stamp = waiting_of(field)
+  if line.provided[client] and #names > 0 and waiting > before then
+    line.rejoin(client, share, names)
+  end
   if #names == 0 then
     share.tag = max(share.tag, state.virtual)
     redis_call('ZREM', key('idle'), client)
@@ -1255,8 +1285,6 @@ local function set_place(replica, client, need, weight, waiting)
     redis_call('ZADD', key('clients', need), share.tag - lift_of(need), client)
     group_add(need, 'weight', weight)
   end
-  local field = place_field(replica, client, need)
-  local before, stamp = waiting_of(field)
   group_add(need, 'waiting', waiting - before)
   if stamp then
     redis_call('HSET', key('waiting'), field, text(waiting) .. ' ' .. stamp)
@@ -1274,7 +1302,7 @@ local function leave(client, need)
   if redis_call('EXISTS', key('clients', need)) == 0 then
     redis_call('ZREM', key('lines'), need)
     redis_call('HDEL', key('groups'), 'waiting ' .. need, 'weight ' .. need, 'lift ' .. need)
-    lifts[need] = nil
+    line.lifts[need] = nil
   end
   if #beginning(key('needs'), client .. ' ', '!', 1) == 0 then
     redis_call('ZADD', key('idle'), share.tag, client)
@@ -1386,11 +1414,6 @@ local function expire(now)
     redis_call('DEL', key('shares'), key('idle'))
     shares = {}
   end
-end
-
--- A client's tag in the order of a need, less the lift.
-local function tag_in(need, client)
-  return tonumber(redis_call('ZSCORE', key('clients', need), client) or 0)
 end
 
 -- Put a client that was served with a need behind, wherever it waits; a tag never goes back there.
@@ -1611,6 +1634,27 @@ local function rehearse(need, client)
   end
   rehearsal.waiting = rehearsal.waiting - 1
   return row[1]
+end
+
+-- Note the clients of which every request was played served.
+function line.note_provided()
+  local names, seen = {}, {}
+  for _, played in pairs(rehearsal.groups) do
+    for client in pairs(played.rows) do
+      local waits = seen[client]
+      if not seen[client] then
+        seen[client] = true
+        for _, need in ipairs(needs_in_play(client)) do
+          local other = rehearsal.groups[need]
+          waits = waits or not other or still_waits(other, client)
+        end
+        if not waits then
+          names[#names + 1] = client
+        end
+      end
+    end
+  end
+  state.provided = table.concat(names, ' ')
 end
 
 -- Forecast ---------------------------------------------------------------------------------------------------------
@@ -2487,6 +2531,7 @@ local function exchange()
     rehearsal.waiting = rehearsal.waiting + (group_of(name))
   end
   local grants, lent, stopped = deal(now, names)
+  line.note_provided()
   if not stopped and rehearsal.waiting > 0 then
     foretell(now, names, lent)
   end

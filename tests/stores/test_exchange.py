@@ -96,6 +96,7 @@ class InMemory:
         for need, group in queue.groups.items():
             found[f"clients:{need.name}"] = {client: tag for tag, client in group.clients}
         found["shares"] = {client: f"{share.tag} {share.weight}" for client, share in queue._shares.items()}
+        found["provided"] = dict.fromkeys(queue._provided, 0)
         found["limits"] = dict.fromkeys(self.ledger.buckets.calendars, 0)
         found["words"] = {replica: word for word, replica in self.ledger._words}
         found["terms_used"] = {terms: used for used, terms in self.ledger._terms}
@@ -133,6 +134,9 @@ class OnServer:
             match name.partition(":")[0]:
                 case "taken":
                     found[name] = {quota.decode(): int(tokens) for quota, tokens in self._client.hgetall(key).items()}
+                case "state":
+                    provided = (self._client.hget(key, "provided") or b"").decode().split()
+                    found.update({"provided": dict.fromkeys(provided, 0)} if provided else {})
                 case "shares":
                     found[name] = {client.decode(): tag.decode() for client, tag in self._client.hgetall(key).items()}
                 case "warm":
