@@ -268,18 +268,23 @@ class Buckets:
         return out
 
     def _cool(self, lease: str, out: Out, counted: Micros) -> None:
-        for limit, window, quota in out.places:
-            self._cool_token(limit, f"{lease}@{quota}", quota, counted + window)
+        back = [
+            (limit, quota)
+            for limit, window, quota in out.places
+            if self._cool_token(limit, f"{lease}@{quota}", quota, counted + window)
+        ]
+        for limit, quota in back:  # only now, for a quota ranks by its tokens of all limits
+            self._rank(quota, (limit,))
 
-    def _cool_token(self, limit: str, member: str, quota: str, returns: Micros) -> None:
+    def _cool_token(self, limit: str, member: str, quota: str, returns: Micros) -> bool:
+        """Says whether it cools already, by a replica's word: what was in use besides is back."""
         calendar = self.calendars[limit]
         known = calendar.cooling.score(member)
         if known is None:
             calendar.take(quota, +1)
-        else:  # it cools already, by a replica's word, and what was in use besides is back
-            self._rank(quota, (limit,))
         if known is None or returns > known:
             calendar.cooling.put(member, returns)
+        return known is not None
 
     def _trip(self, sample: Micros) -> None:
         self.trip += (max(0, min(sample, self.bound)) - self.trip) // 8

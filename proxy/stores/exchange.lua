@@ -653,21 +653,27 @@ local function forget(lease)
   return out
 end
 
+-- Says whether it cools already, by a replica's word: what was in use besides is back.
 local function cool_token(limit, member, quota, returns)
   local known = tonumber(redis_call('ZSCORE', key('cooling', limit), member) or nil)
   if not known then
     count_taken(limit, quota, 1)
-  else -- it cools already, by a replica's word, and what was in use besides is back
-    rank(quota, { limit })
   end
   if not known or returns > known then
     redis_call('ZADD', key('cooling', limit), returns, member)
   end
+  return known ~= nil
 end
 
 local function cool(lease, out, counted)
+  local back = {}
   for _, place in ipairs(out.places) do
-    cool_token(place[1], lease .. '@' .. place[3], place[3], counted + place[2])
+    if cool_token(place[1], lease .. '@' .. place[3], place[3], counted + place[2]) then
+      back[#back + 1] = place
+    end
+  end
+  for _, place in ipairs(back) do -- only now, for a quota ranks by its tokens of all limits
+    rank(place[3], { place[1] })
   end
 end
 

@@ -141,7 +141,10 @@ def throttled(grant: Grant, park: Micros, *limits: int) -> Throttled:
 
 
 def check_conservation(ledger: Ledger) -> None:
-    """What every bucket counts as taken is in use or cooling, lease by lease, and every lease that is out is in use."""
+    """What every bucket counts as taken is in use or cooling, lease by lease, and every lease that is out is in use.
+
+    And quotas rank by what they could serve.
+    """
     buckets = ledger.buckets
     for name, calendar in buckets.calendars.items():
         taken: dict[str, int] = defaultdict(int)
@@ -155,3 +158,7 @@ def check_conservation(ledger: Ledger) -> None:
             if place.limit == name
         }
         assert out == {member for _, member in calendar.in_use}
+    for name, view in buckets.views.items():
+        for limits, ranking in view.rankings.items():
+            ranked = {quota: -tokens for (tokens, _), quota in ranking}
+            assert ranked == {quota: buckets.open_for(name, quota, limits) for quota in view.quotas}

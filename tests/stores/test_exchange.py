@@ -31,6 +31,9 @@ KEY = "t:{p}"
 SORTED = {"cooling", "in_use", "parked", "probing", "clients", "limits", "words", "terms_used", "expiry"}
 """What both hold as a set that is sorted by score."""
 
+SIZES, RANKED = 2**17, 2**36
+"""How a ranking's score is made of the tokens at hand and the last use."""
+
 CONSTANTS = {
     "ALIKE": outlook.ALIKE,
     "CLOSE": outlook.CLOSE,
@@ -92,6 +95,11 @@ class InMemory:
             found[f"warm:{name}"] = dict.fromkeys(calendar.warm, 0)
             for part in ("cooling", "in_use", "parked", "probing"):
                 found[f"{part}:{name}"] = {member: score for score, member in getattr(calendar, part)}
+        for terms, view in self.ledger.buckets.views.items():
+            for limits, ranking in view.rankings.items():
+                found[f"ranking:{terms}|{','.join(limits)}"] = {
+                    quota: min(-tokens, SIZES - 1) for (tokens, _), quota in ranking
+                }
         queue = self.ledger.line
         for need, group in queue.groups.items():
             found[f"clients:{need.name}"] = {client: tag for tag, client in group.clients}
@@ -134,6 +142,9 @@ class OnServer:
             match name.partition(":")[0]:
                 case "taken":
                     found[name] = {quota.decode(): int(tokens) for quota, tokens in self._client.hgetall(key).items()}
+                case "ranking":
+                    entries = self._client.zrange(key, 0, -1, withscores=True)
+                    found[name] = {quota.decode(): SIZES - int(score // RANKED) for quota, score in entries}
                 case "state":
                     provided = (self._client.hget(key, "provided") or b"").decode().split()
                     found.update({"provided": dict.fromkeys(provided, 0)} if provided else {})
