@@ -268,13 +268,9 @@ class Buckets:
         return out
 
     def _cool(self, lease: str, out: Out, counted: Micros) -> None:
-        back = [
-            (limit, quota)
-            for limit, window, quota in out.places
-            if self._cool_token(limit, f"{lease}@{quota}", quota, counted + window)
-        ]
-        for limit, quota in back:  # only now, for a quota ranks by its tokens of all limits
-            self._rank(quota, (limit,))
+        back = [p for p in out.places if self._cool_token(p.limit, f"{lease}@{p.quota}", p.quota, counted + p.window)]
+        for place in back:  # only now, for a quota ranks by its tokens of all limits
+            self._rank(place.quota, (place.limit,))
 
     def _cool_token(self, limit: str, member: str, quota: str, returns: Micros) -> bool:
         """Says whether it cools already, by a replica's word: what was in use besides is back."""

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from proxy.core.buckets import Buckets
 from proxy.core.letters import Need, Place
-from proxy.core.line import Rehearsal
 from proxy.core.model import Micros
+from proxy.core.rehearsal import Rehearsal
 
 HORIZON = 64
 """Tokens that are dealt out one by one."""

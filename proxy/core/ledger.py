@@ -19,9 +19,10 @@ from proxy.core.buckets import Buckets
 from proxy.core.exchange import GRACE, PULSE, Budget, Grant, Lane, Turns, Unsent, pulse
 from proxy.core.forecast import Forecast, Forecaster, Loan
 from proxy.core.letters import Call, Need, Place, Reply
-from proxy.core.line import Line, Rehearsal
+from proxy.core.line import Line
 from proxy.core.model import MILLISECOND, SECOND, Micros
 from proxy.core.outlook import Outlook
+from proxy.core.rehearsal import Rehearsal
 from proxy.core.sortedset import SortedSet
 
 WAKE_MARGIN: Micros = 20 * MILLISECOND

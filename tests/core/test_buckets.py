@@ -2,6 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.exchange import USE_BY, Seen, Settlement, Spent
+from proxy.core.ledger import HOLD
+from proxy.core.letters import Held
 from proxy.core.model import MILLISECOND, SECOND
 from tests.core.worlds import BOUND, World, check_conservation, lane, limit, pool, throttled, unsent
 
@@ -200,3 +202,21 @@ def _overfull(trips: list[tuple[int, int]], size: int, window: int) -> bool:
         if sum(1 for begin, end in trips if end >= start and begin < start + window) > size:
             return True
     return False
+
+
+def test_what_cools_under_one_limit_only_is_not_granted_again_under_the_other() -> None:
+    """Its replica had been taken for dead, and tells that the lease is out: counted anew where it had returned."""
+    world = World.of(pool(2, limit(5, 20 * SECOND), limit(1, 5 * SECOND, "GET /x")))
+    both = lane("a", (0, 1))
+    (grant,) = world.ask(1, both, "r").grants
+    world.pass_(world.terms.bound)
+    world.call("s")
+    world.pass_(6 * SECOND)
+    world.call("s")
+    windows = tuple((one.id, one.window) for one in world.terms.limits)
+    held = Held(grant.lease, grant.quota, "a", windows, world.now - world.granted[grant.lease], None)
+    world.send("r", era="another", held=(held,))
+    world.send("r", world.spend(grant))
+    check_conservation(world.ledger)
+    world.pass_(HOLD)
+    assert [one.quota for one in world.ask(2, both, "s").grants] == [{"k0": "k1", "k1": "k0"}[grant.quota]]

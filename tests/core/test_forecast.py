@@ -1,8 +1,8 @@
 from proxy.core.exchange import Kind
 from proxy.core.forecast import EVENTS, HORIZON, Forecaster
 from proxy.core.ledger import DEAL
-from proxy.core.line import Rehearsal
 from proxy.core.model import MILLISECOND, SECOND
+from proxy.core.rehearsal import Rehearsal
 from tests.core.worlds import World, check_conservation, lane, limit, pool, throttled
 
 W10 = 10 * SECOND + 105 * MILLISECOND

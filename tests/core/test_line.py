@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.exchange import Lane
-from proxy.core.letters import Place, need
-from proxy.core.line import LAG, Line, Rehearsal
+from proxy.core.line import LAG
 from proxy.core.model import MILLISECOND, SECOND
 from tests.core.worlds import World, check_conservation, lane, limit, pool, throttled, unsent
 
@@ -86,54 +85,6 @@ def test_who_comes_back_after_idling_gets_no_credit() -> None:
     world.waiting["r"][lane("b")] = 500
     served = serve_one_by_one(world, 40)
     assert abs(served["a"] - served["b"]) <= 2
-
-
-NEED = need("terms", ("limit",), None)
-
-
-def serve_first(line: Line, times: int) -> Counter[str]:
-    """Serve whose turn it is, so often; who that was."""
-    served: Counter[str] = Counter()
-    for _ in range(times):
-        rehearsal = Rehearsal(line)
-        _, client, _ = rehearsal.first(NEED) or (0, "", 0)
-        line.serve(rehearsal.serve(NEED, client), Place(client, NEED))
-        served[client] += 1
-    return served
-
-
-@pytest.mark.parametrize("fetched", [True, False])
-def test_who_had_a_token_for_each_request_has_no_credit_when_more_come(fetched: bool) -> None:
-    """What others get until then is theirs, though one of its replicas has not fetched its token yet."""
-    line, own, other = Line(), Place("a", NEED), Place("b", NEED)
-    line.remember("r", [(own, 1, 1)])
-    line.remember("s", [(own, 1, 1), (other, 1, 100)])
-    rehearsal = Rehearsal(line)
-    for _ in range(20):
-        rehearsal.serve(NEED, (rehearsal.first(NEED) or (0, "", 0))[1])
-    assert rehearsal.provided() == {"a"}
-    line.provide(rehearsal.provided())
-    for place in [own] * fetched + [other] * 18:
-        line.serve("s", place)
-    line.remember("r", [(own, 1, 11)])
-    served, left = serve_first(line, 8), 1 if fetched else 2
-    assert abs(served["a"] - served["b"]) <= left + 2
-
-
-def test_who_has_requests_without_a_token_keeps_its_place() -> None:
-    """It waited all the time, so more requests change nothing: it gets what it missed."""
-    line, own, other = Line(), Place("a", NEED), Place("b", NEED)
-    line.remember("r", [(own, 1, 3)])
-    line.remember("s", [(other, 1, 100)])
-    rehearsal = Rehearsal(line)
-    for _ in range(4):
-        rehearsal.serve(NEED, (rehearsal.first(NEED) or (0, "", 0))[1])
-    assert rehearsal.provided() == set()
-    line.provide(rehearsal.provided())
-    for _ in range(10):
-        line.serve("s", other)
-    line.remember("r", [(own, 1, 11)])
-    assert serve_first(line, 10) == {"a": 10}
 
 
 def test_who_was_held_back_by_a_narrow_limit_catches_up_but_starves_nobody() -> None:

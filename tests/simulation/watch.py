@@ -11,8 +11,9 @@ from typing import Any, Self
 from proxy.core.exchange import Grant, Lane, Throttled
 from proxy.core.ledger import DEAL, Dealt, Ledger
 from proxy.core.letters import Call, Need, Reply
-from proxy.core.line import Line, Rehearsal
+from proxy.core.line import Line
 from proxy.core.model import Micros
+from proxy.core.rehearsal import Rehearsal
 from proxy.dispatch.room import OWN
 from tests.simulation.processes import Universe
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from proxy.core import buckets, exchange, forecast, ledger, line, outlook
+from proxy.core import buckets, exchange, forecast, ledger, line, outlook, rehearsal
 from proxy.core.ledger import Ledger
 from proxy.core.letters import Call, Reply
 from proxy.core.model import Micros
@@ -52,7 +52,7 @@ CONSTANTS = {
     "NAMES": outlook.NAMES,
     "RIVALS": outlook.RIVALS,
     "ROLLOVER": line.ROLLOVER,
-    "ROWS": line.ROWS,
+    "ROWS": rehearsal.ROWS,
     "SAMPLES": outlook.SAMPLES,
     "STEP": outlook.STEP,
     "TRIP_START": buckets.TRIP_START,
