@@ -156,9 +156,10 @@ async def scraped(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scr
 
         async def settled() -> bool:
             numbers = [await keyturn.metric(f"keyturn_{name}") for name in ("reload_refused_total", "connections")]
-            return numbers == [1, 2]
+            told = [await keyturn.metric("keyturn_exchange_grants_sum", pool=pool) for pool in ("main", "busy")]
+            return numbers == [1, 2] and told[0] >= 2 and told[1] >= 4  # what has no exchange is told late
 
-        await until(settled, "the reload is refused, and who was answered has gone")
+        await until(settled, "the reload is refused, who was answered has gone, and all leases are told of")
         yield Scraped.read((await keyturn.page("/metrics")).body.decode())
 
 
