@@ -58,10 +58,10 @@ class Crowd:
 
     _due: list[Micros] = field(default_factory=list)
     """When they come back, in order, if they do as they were told."""
-    _known: dict[Hashable, tuple[Micros, Micros]] = field(default_factory=dict)
-    """When a caller comes back, and when it was told so."""
+    _known: dict[Hashable, tuple[Micros, Micros, int]] = field(default_factory=dict)
+    """When a caller comes back, when it was told so, and the number by which it is awaited."""
     _awaited: list[tuple[Micros, int, Hashable]] = field(default_factory=list)
-    """Of those who are known, who is to come next; a heap, with some who are to come at another time by now."""
+    """Who is to come next of those who are known; a heap, in which some came, and some are to come later by now."""
     _told: int = 0
     _came: int = TRUST
     """Of those whose time has come, how many came."""
@@ -72,7 +72,7 @@ class Crowd:
 
     def come(self, caller: Hashable, now: Micros) -> bool:
         """Somebody is there; says whether it was told to come back by now."""
-        due, _ = self._known.get(caller, (now + 1, now))
+        due, _, _ = self._known.get(caller, (now + 1, now, 0))
         if due > now:
             return False
         del self._known[caller]
@@ -88,8 +88,11 @@ class Crowd:
         """How many are; who should have come by now is not expected any more."""
         del self._due[: bisect_right(self._due, now)]
         while self._awaited and self._awaited[0][0] + LATE <= now:
-            due, _, caller = heappop(self._awaited)
-            if self._known.get(caller, (now, now))[0] == due:
+            _, number, caller = heappop(self._awaited)
+            due, _, awaited = self._known.get(caller, (now, now, 0))
+            if awaited == number and due + LATE > now:
+                heappush(self._awaited, (due, number, caller))
+            elif awaited == number:
                 del self._known[caller]
                 self._note(missed=1)
         return len(self._due)
@@ -111,7 +114,7 @@ class Crowd:
             pace: of the lane.
             together: whether all that are expected were refused at this instant, and its turn is behind theirs.
         """
-        due, told = self._known.get(caller, (now, now))
+        due, told, _ = self._known.get(caller, (now, now, 0))
         again = due > now and came - told >= AGAIN
         if again:
             delay = max(turn, due - now)
@@ -124,11 +127,12 @@ class Crowd:
         return delay
 
     def _know(self, caller: Hashable, due: Micros, now: Micros) -> None:
-        changed = self._known.get(caller, (now, now))[0] != due
-        self._known[caller] = due, now
-        if changed and len(self._awaited) < 2 * KNOWN:
-            self._told += 1
-            heappush(self._awaited, (due, self._told, caller))
+        if caller in self._known:
+            number = self._known[caller][2]
+        else:
+            number = self._told = self._told + 1
+            heappush(self._awaited, (due, number, caller))
+        self._known[caller] = due, now, number
 
     def _note(self, *, came: int = 0, missed: int = 0, vain: int = 0) -> None:
         self._came += came

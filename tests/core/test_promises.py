@@ -112,3 +112,15 @@ def test_so_many_callers_are_remembered() -> None:
     assert crowd.expected(AGAIN) == KNOWN
     assert crowd.tell(KNOWN - 1, AGAIN, AGAIN, SECOND, Pace(1, 0)) == 5 * SECOND - AGAIN
     assert crowd.tell(KNOWN, AGAIN, AGAIN, SECOND, Pace(1, 0)) == SECOND
+
+
+def test_nobody_is_known_for_ever() -> None:
+    """However often callers try again, and each time their turn has become a little later."""
+    crowd, now = Crowd(), 0
+    for number in range(3 * KNOWN):
+        now += AGAIN
+        crowd.tell(number % 7, now, now, 1000 * SECOND + number, PACE)
+    assert crowd.awaits
+    assert len(crowd._awaited) == 7, "one entry for each who is known"
+    crowd.expected(now + 2000 * SECOND)
+    assert not crowd.awaits
