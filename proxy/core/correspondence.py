@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from proxy.core.exchange import PULSE, Demand, Exchange, Grant, Settlement, Unsent
-from proxy.core.letters import Call, Held, Reply, Terms
+from proxy.core.letters import Call, Held, News, Reply, Terms
 from proxy.core.model import MILLISECOND, SECOND, Micros
 
 TOLERANCE: Micros = 20 * MILLISECOND
@@ -119,6 +119,10 @@ class Correspondence:
         self.replicas = 1
         """How many shared the pool when it last heard, this one among them."""
         self.sharers = Sharers()
+        self.rank = 0
+        """How many of them come before this one by name."""
+        self.hands: dict[str, int] = {}
+        """Tokens at hand over all quotas, by limit, as this replica was told last."""
         self.era = ""
         self._serial = 0
         self._heard = 0
@@ -127,6 +131,8 @@ class Correspondence:
         self._sent: Micros = 0
         self._jumped: Micros = 0
         self._asked: tuple[str, ...] = ()
+        self._newest = 0
+        """The tick as of which `hands` were told."""
 
     def forget(self) -> None:
         """Suspect the store of whatever may have happened: report all that is out before anything is asked."""
@@ -160,18 +166,36 @@ class Correspondence:
             return None
         if self._ran_ahead(now, reply):
             return None
+        if reply.era != self.era or reply.tick > self._newest:
+            self._newest = reply.tick
+            hands = zip(self.terms.limits, reply.budgets, strict=False)
+            self.hands = {limit.id: budget.at_hand for limit, budget in hands}
         self._heard = call.serial
         self._asked = ()
         self._jumped = 0
         self._tick = reply.tick
         self.era, self._instant, self._sent = reply.era, reply.instant, sent
         self.replicas = reply.replicas
+        self.rank = reply.rank
         self.sharers.note(now, reply.replicas)
         self.record.settled(sent, call.settlements)
         self.record.purge(now)
         for grant in reply.grants:
             self.record.granted(sent, grant, self.terms)
         return reply.exchange()
+
+    def learn(self, now: Micros, news: News) -> None:
+        """All replicas were told something; what is older than what was told last is passed over."""
+        if news.tick <= self._newest:
+            return
+        self._newest = news.tick
+        self.replicas = news.replicas
+        self.sharers.note(now, news.replicas)
+        self.hands.update((limit, hand) for limit, hand in news.hands if limit in self.hands)
+
+    def store_time(self, now: Micros) -> Micros:
+        """What the store's clock shows now, a round trip more at the most; it was heard of at least once."""
+        return self._instant + now - self._sent
 
     def _ran_ahead(self, now: Micros, reply: Reply) -> bool:
         """Whether more time has passed by the store's clock than can have passed between two calls."""

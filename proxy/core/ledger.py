@@ -18,10 +18,11 @@ from heapq import heapify, heappop, heapreplace
 from proxy.core.buckets import Buckets
 from proxy.core.exchange import GRACE, PULSE, Budget, Grant, Lane, Turns, Unsent, pulse
 from proxy.core.forecast import Forecast, Forecaster, Loan
-from proxy.core.letters import Call, Need, Place, Reply
+from proxy.core.letters import Call, Need, News, Place, Reply
 from proxy.core.line import Line
 from proxy.core.model import MILLISECOND, SECOND, Micros
 from proxy.core.outlook import Outlook
+from proxy.core.parts import Believed
 from proxy.core.rehearsal import Rehearsal
 from proxy.core.sortedset import SortedSet
 
@@ -89,6 +90,8 @@ class Ledger:
         """How many shared the pool when the era began."""
         self._words: SortedSet[str, Micros] = SortedSet()
         self._members: dict[str, Member] = {}
+        self._names: SortedSet[str, int] = SortedSet()
+        self._believed = Believed()
         self._terms: SortedSet[str, Micros] = SortedSet()
 
     def exchange(self, time: Micros, run: str, call: Call, *, most: int = DEAL) -> Reply:
@@ -120,17 +123,21 @@ class Ledger:
         if not dealt.lent:
             self.line.level()
         told = self._tell(now, call, lanes, dealt, forecast)
+        budgets = self._budgets(now, call.terms)
+        replicas = max(len(self._words), self._shared if self._waits_for_words(now) else 0)
         return Reply(
             self.era,
             self._tick,
             now,
             grants=tuple(dealt.grants),
             turns=told,
-            budgets=self._budgets(now, call.terms),
+            budgets=budgets,
             again=self._again(now, call.replica, forecast, dealt, waits=bool(told), left=left),
             wake=self._early(call.replica, forecast),
-            replicas=max(len(self._words), self._shared if self._waits_for_words(now) else 0),
+            replicas=replicas,
             foreign=tuple(sorted(self.buckets.foreign.items())),
+            rank=self._names.rank(call.replica),
+            news=self._news(call, replicas, budgets),
         )
 
     def at_once(self, time: Micros, replica: str, terms: str, lane: Lane, weight: int) -> Grant | None:
@@ -201,12 +208,14 @@ class Ledger:
                 self._return(now, lease)
         self._members[call.replica] = Member(call.serial)
         self._words.put(call.replica, now)
+        self._names.put(call.replica, 0)
         if call.held is not None:
             self.buckets.restore(now, call.replica, call.held, call.terms)
         while (first := self._words.first()) and first[0] + self.buckets.bound <= now:
             word, gone = self._words.pop_first()
             self.buckets.lapse(gone, word)
             self.line.forget(gone)
+            self._names.remove(gone)
             del self._members[gone]
 
     def _use_terms(self, now: Micros, call: Call) -> None:
@@ -362,3 +371,9 @@ class Ledger:
                 hand, returns = self.buckets.calendars[limit].open_ones(view.quotas, tokens, now, hand, returns)
             budgets.append(Budget(self.buckets.size(terms, limit), hand, returns))
         return tuple(budgets)
+
+    def _news(self, call: Call, replicas: int, budgets: tuple[Budget, ...]) -> News | None:
+        """What the others have to hear, for what they believe to be at hand is no longer."""
+        hands = tuple(zip(self.buckets.limits(call.terms), [budget.at_hand for budget in budgets], strict=True))
+        view = self.buckets.views[call.terms]
+        return self._believed.news(self._tick, replicas, len(view.quotas), hands)

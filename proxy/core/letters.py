@@ -110,10 +110,20 @@ class Call:
 
 
 @value_object
+class News:
+    """What all replicas are told, whoever asked: how many they are, and the tokens at hand by limit, as of a tick."""
+
+    tick: int
+    replicas: int
+    hands: tuple[tuple[str, int], ...]
+
+
+@value_object
 class Reply:
     """The answer to a letter; with `asks` nothing else happened, and the call is to be made again with what it asks.
 
-    `wake`: other replicas whose turn has come earlier than they were told.
+    `wake`: other replicas whose turn has come earlier than they were told. `rank`: how many of those that share the
+    pool come before this one by name. `news`: what the others were told besides (`core.parts`).
     """
 
     era: str
@@ -127,6 +137,8 @@ class Reply:
     wake: tuple[str, ...] = ()
     replicas: int = 1
     foreign: tuple[tuple[str, int], ...] = ()
+    rank: int = 0
+    news: News | None = None
 
     def exchange(self) -> Exchange:
         """What the waiting room is told of it."""

@@ -64,6 +64,15 @@ class SortedSet(Generic[Member, Score]):
         """A member's score, or `None` when it is not in."""
         return self.scores.get(member)
 
+    def rank(self, member: Member) -> int:
+        """How many come before a member that is in.
+
+        Raises:
+            KeyError: it is not.
+        """
+        entry = (self.scores[member], member)
+        return bisect_left(self._order, entry) if type(self._order) is list else int(self._order.bisect_left(entry))
+
     def first(self) -> tuple[Score, Member] | None:
         """The lowest score and its member."""
         return self._order[0] if self.scores else None

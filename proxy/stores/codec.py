@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from proxy.core.exchange import Budget, Demand, Grant, Lane, Settlement, Spent, Throttled, Turns, Unsent
-from proxy.core.letters import Call, Held, Reply, Terms
+from proxy.core.letters import Call, Held, News, Reply, Terms
 
 SCRIPT = files("proxy.stores").joinpath("exchange.lua").read_text(encoding="utf-8")
 """The text of the operation."""
@@ -84,7 +84,7 @@ def decode(answer: Sequence[Any], call: Call) -> Reply:
     era, tick, instant, asks = answer[:4]
     if asks:
         return Reply(era.decode(), int(tick), int(instant), tuple([what.decode() for what in asks]))
-    granted, told, budgets, again, woken, replicas, foreign = answer[4:]
+    granted, told, budgets, again, woken, replicas, foreign, rank, news = answer[4:]
     lanes = [demand.lane for demand in call.demands]
     return Reply(
         era.decode(),
@@ -98,7 +98,20 @@ def decode(answer: Sequence[Any], call: Call) -> Reply:
         tuple([name.decode() for name in woken]),
         replicas,
         tuple([(quota.decode(), tokens) for quota, tokens in foreign]),
+        rank,
+        decode_news(news) if news else None,
     )
+
+
+def decode_news(text: bytes) -> News:
+    """What is published to all replicas: `tick replicas limit hand limit hand …`.
+
+    Raises:
+        Exception: it is no such text.
+    """
+    tick, replicas, *hands = text.decode().split(" ")
+    pairs = iter(hands)
+    return News(int(tick), int(replicas), tuple([(limit, int(hand)) for limit, hand in zip(pairs, pairs, strict=True)]))
 
 
 def _grant(row: Sequence[Any], lanes: Sequence[Lane]) -> Grant:

@@ -44,6 +44,7 @@ local STEP = 1000
 local CHUNK = 64 -- entries of a sorted set read at a time
 local RANKED = 2 ^ 36 -- a ranking's score is (tokens missing) * RANKED + (when it was used last)
 local SIZES = 2 ^ 17 -- more than any limit has tokens
+local RESERVE = 10
 local EXPIRE = 86400 -- seconds after which what nobody asked about any more is gone
 local RENEW = 5 * SECOND -- how often that is put off
 
@@ -135,24 +136,25 @@ local STATE = key('state')
 local NUMBERS = {
   'tick', 'leases', 'shift', 'now', 'lost', 'hold', 'trip', 'bound', 'uses', 'strangers', 'virtual', 'stamp', 'kept',
   'life',
-  'shared', 'level',
+  'shared', 'level', 'sharing',
 }
 local state = {}
 do
-  local stored = redis_call('HMGET', STATE, 'era', 'run', 'provided', unpack(NUMBERS))
+  local stored = redis_call('HMGET', STATE, 'era', 'run', 'provided', 'believed', unpack(NUMBERS))
   state.era = stored[1] or ''
   state.run = stored[2] or ''
   state.provided = stored[3] or ''
+  state.believed = stored[4] or ''
   for index, name in ipairs(NUMBERS) do
-    state[name] = tonumber(stored[index + 3] or 0)
+    state[name] = tonumber(stored[index + 4] or 0)
   end
-  if not stored[10] then
+  if not stored[11] then
     state.trip = TRIP_START
   end
 end
 
 local function save()
-  local fields = { 'era', state.era, 'run', state.run, 'provided', state.provided }
+  local fields = { 'era', state.era, 'run', state.run, 'provided', state.provided, 'believed', state.believed }
   for _, name in ipairs(NUMBERS) do
     fields[#fields + 1] = name
     fields[#fields + 1] = text(state[name])
@@ -2359,6 +2361,7 @@ local function hear(now, member)
     end
   end
   redis_call('ZADD', key('words'), now, replica)
+  redis_call('ZADD', key('names'), 0, replica)
   if call.held then
     restore(now, replica, call.held, view_of(call.terms))
   end
@@ -2370,6 +2373,7 @@ local function hear(now, member)
     redis_call('ZREM', key('words'), gone)
     lapse(gone, word)
     forget_replica(gone)
+    redis_call('ZREM', key('names'), gone)
     redis_call('HDEL', key('members'), gone)
   end
 end
@@ -2468,6 +2472,49 @@ local function wake_early()
   return woken
 end
 
+-- What all have to be told, as one text that is published, too (core/parts.py); '' when that is nothing.
+-- `believed` is `limit=hand,…`.
+function line.news(replicas, view, budgets)
+  local grown = replicas > state.sharing
+  state.sharing = replicas
+  if replicas == 1 then
+    state.believed = ''
+    return ''
+  end
+  local shares, hands, believed, stale = replicas * max(1, view.quotas), {}, {}, grown
+  for _, entry in ipairs(split(state.believed, ',')) do
+    local limit, hand = string.match(entry, '^(.*)=(%d+)$')
+    hands[limit] = tonumber(hand)
+    believed[#believed + 1] = limit
+  end
+  for index, limit in ipairs(view.limits) do
+    local part = floor((hands[limit.id] or 0) * (RESERVE - 1) / (RESERVE * shares))
+    stale = stale or part * shares > budgets[index][2]
+  end
+  if stale then
+    hands, believed = {}, {}
+  end
+  local told = { text(state.tick), text(replicas) }
+  for index, limit in ipairs(view.limits) do
+    local hand = budgets[index][2]
+    told[#told + 1], told[#told + 2] = limit.id, text(hand)
+    if not hands[limit.id] then
+      believed[#believed + 1] = limit.id
+    end
+    hands[limit.id] = max(hand, hands[limit.id] or 0)
+  end
+  for index, limit in ipairs(believed) do
+    believed[index] = limit .. '=' .. text(hands[limit])
+  end
+  state.believed = table.concat(believed, ',')
+  if not stale then
+    return ''
+  end
+  told = table.concat(told, ' ')
+  redis.pcall('PUBLISH', base .. ':news', told)
+  return told
+end
+
 -- Put off the day on which what nobody asks about any more is gone. What is written is put off by each call, the rest
 -- every now and then; `life` is longer than any window.
 local function renew(now)
@@ -2476,7 +2523,7 @@ local function renew(now)
   end
   state.kept = now
   local names = {
-    'terms', 'terms_used', 'limits', 'rankings', 'used', 'leases', 'held', 'words', 'members', 'shares', 'needs', 'lines',
+    'terms', 'terms_used', 'limits', 'rankings', 'used', 'leases', 'held', 'words', 'members', 'names', 'shares', 'needs', 'lines',
     'groups', 'rows', 'waiting', 'places', 'idle', 'expiry', 'due',
   }
   local longest = 0
@@ -2591,10 +2638,12 @@ local function exchange()
   for index, quota in ipairs(foreign_order) do
     others[index] = { quota, foreign[quota] }
   end
+  local replicas = max(redis_call('ZCARD', key('words')), waits_for_words(now) and state.shared or 0)
+  local rank = redis_call('ZLEXCOUNT', key('names'), '-', '(' .. replica)
+  local heard = line.news(replicas, view, budgets)
   renew(now)
   save()
-  local replicas = max(redis_call('ZCARD', key('words')), waits_for_words(now) and state.shared or 0)
-  return { state.era, state.tick, now, asks, granted, told, budgets, again or -1, woken, replicas, others }
+  return { state.era, state.tick, now, asks, granted, told, budgets, again or -1, woken, replicas, others, rank, heard }
 end
 
 return exchange()

@@ -11,10 +11,10 @@ from proxy.core.correspondence import Correspondence
 from proxy.core.errors import StoreLost
 from proxy.core.events import EraBegan, Observer
 from proxy.core.exchange import PULSE, USE_BY, Demand, Exchange, Settlement, pulse
-from proxy.core.letters import Call, Reply, terms_of
+from proxy.core.letters import Call, News, Reply, terms_of
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Micros, Pool
-from proxy.stores.codec import SCRIPT, decode, encode
+from proxy.stores.codec import SCRIPT, decode, decode_news, encode
 from proxy.stores.links import Link, Script
 from proxy.stores.looks import look_at
 
@@ -61,8 +61,13 @@ class RedisStore:
         self.terms = terms_of(pool, USE_BY + self._settle_bound)
 
     def listen(self, wake: Callable[[], None], deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
-        """Call `wake` when a turn has come earlier than it was told."""
-        self.link.listen(f"{self.key}:wake:{self.letters.replica}", wake, deaf)
+        """Call `wake` when a turn has come earlier than it was told; hear what all are told besides."""
+        news = {f"{self.key}:news": lambda text: self.learn(decode_news(text))}
+        self.link.listen(f"{self.key}:wake:{self.letters.replica}", wake, deaf, others=news)
+
+    def learn(self, news: News) -> None:
+        """Take note of what all were told."""
+        self.letters.learn(self._clock(), news)
 
     async def look(self) -> tuple[BucketLook, ...]:
         """The tokens of every bucket.

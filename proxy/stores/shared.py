@@ -6,8 +6,9 @@ through that reports what this replica holds; each replica tries by itself, at i
 that comes back is not met by all at once.
 
 A store that only stood still, or was cut off, does not know that anything was spent, and would grant it once more to
-whoever comes back first (law 1). So after `share` a replica that has reported keeps quiet until all others have had
-the time to report, too. A store that began a new era waits for them itself (law 8).
+whoever comes back first, or has not even noticed (law 1). So a replica goes on with its share only when the others
+must have noticed, too, which a loss of a moment is over before; and after `share` one that has reported keeps quiet
+until all others have had the time to report. A store that began a new era waits for them itself (law 8).
 """
 
 import asyncio
@@ -17,12 +18,12 @@ from typing import Any, Literal
 
 from proxy.core.errors import StoreLost
 from proxy.core.events import Observer, StoreChanged, StoreMute
-from proxy.core.exchange import Demand, Exchange, Lane, Settlement
+from proxy.core.exchange import PULSE, Demand, Exchange, Lane, Settlement
 from proxy.core.letters import Terms
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.stores.redis import RedisStore
-from proxy.stores.share import Share
+from proxy.stores.share import Known, Share
 from proxy.tasks import finish, spawn
 
 OnLoss = Literal["share", "wait", "refuse"]
@@ -33,6 +34,13 @@ KNOCK = (0.2, 0.6)
 COME_BACK = 1
 """Seconds after which a refused caller may try again: the store is tried more often than that."""
 
+
+PATIENCE: Micros = PULSE
+"""For so long a loss is waited out also under `share`: by then all that have anything out know of it, too."""
+
+MISSING: Micros = 2 * SECOND
+"""How much longer the return from `share` takes while not all that shared the pool have spoken again: the store may
+have been there for a moment only."""
 
 MUTE = 10
 """Tries to listen in a row that fail while the store answers: some ten seconds, longer than a loss goes unnoticed."""
@@ -53,8 +61,6 @@ class SharedStore:
         self._share: Share | None = None
         self._quiet = False
         """Whether the store knows what was spent here, but perhaps not yet what others spent."""
-        self._hands: dict[str, int] = {}
-        """Tokens at hand by limit, as the store told last."""
         self._wake: Callable[[], None] = lambda: None
         self._missed = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -125,13 +131,11 @@ class SharedStore:
                 if terms is not self._store.terms:
                     raise StoreLost("The limits have changed meanwhile. Come back in a moment.") from None
             else:
-                limits = self._store.letters.terms.limits
-                self._hands = {limit.id: budget.at_hand for limit, budget in zip(limits, answer.budgets, strict=False)}
                 return answer
         return await self._without(settlements, demands)
 
     async def _without(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
-        if self._on_loss != "share" or self._quiet:
+        if self._on_loss != "share" or self._quiet or self._clock() < self._since + PATIENCE:
             raise StoreLost(
                 "The store of the rate limits does not answer. Come back in a moment.",
                 cause=self.lost.cause if self.lost else "",
@@ -149,10 +153,18 @@ class SharedStore:
         return answer
 
     def _new_share(self) -> Share:
-        letters = self._store.letters
-        held = letters.record.held(self._clock())
-        age = self._clock() - self._since
-        return Share(self._store.terms, letters.replica, letters.sharers.most, held, self._hands, age, self._clock)
+        letters, now = self._store.letters, self._clock()
+        known = Known(
+            letters.replica,
+            letters.rank,
+            letters.sharers.most,
+            letters.record.held(now),
+            letters.hands,
+            now - self._since,
+            letters.store_time(now) - now,
+        )
+        letters.hands = dict.fromkeys(letters.hands, 0)  # its part is taken with this, whatever comes of it
+        return Share(self._store.terms, known, self._clock)
 
     # Losing and finding it
 
@@ -183,11 +195,20 @@ class SharedStore:
             if self._on_loss == "share" and era == self._store.letters.era:
                 self._quiet = True
                 await self._report()  # what went out while the first was on its way
-                await asyncio.sleep(KNOCK[1] + self._store.link.timeout)
+                await self._wait_for_others()
         except StoreLost as lost:
             self.lost = lost
             return False
         return True
+
+    async def _wait_for_others(self) -> None:
+        """Give all others the time to report: a try each, and a little more while some of them are missing."""
+        letters = self._store.letters
+        await asyncio.sleep(KNOCK[1] + self._store.link.timeout)
+        until = self._clock() + MISSING
+        while letters.replicas < letters.sharers.most and self._clock() < until:
+            await asyncio.sleep(KNOCK[0])
+            await self._store.exchange((), ())
 
     async def _report(self) -> None:
         self._store.letters.forget()

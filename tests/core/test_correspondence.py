@@ -1,9 +1,9 @@
 from proxy.core.correspondence import RECALL, Correspondence, Sharers
 from proxy.core.exchange import PULSE, Demand, Spent, Unsent
 from proxy.core.ledger import Ledger
-from proxy.core.letters import terms_of
+from proxy.core.letters import News, terms_of
 from proxy.core.model import SECOND
-from tests.core.worlds import lane, limit, pool
+from tests.core.worlds import lane, limit, pool, warm
 
 TERMS = terms_of(pool(1, limit(3, 10 * SECOND)), 11 * SECOND)
 
@@ -48,6 +48,35 @@ def test_an_answer_by_a_clock_that_ran_ahead_is_not_believed() -> None:
     assert letters.hear(2 * SECOND, 2 * SECOND, call, ledger.exchange(32 * SECOND, "", call)) is None
     talk(letters, ledger, 2 * SECOND, ahead=30 * SECOND)
     assert letters.era != era
+
+
+def test_what_is_at_hand_is_known_as_it_was_told_last() -> None:
+    """By a reply or by what all are told, whichever is newer; what is overtaken on its way is passed over."""
+    letters, ledger, name = Correspondence("r", TERMS), Ledger(), TERMS.limits[0].id
+    talk(letters, ledger, SECOND)
+    warm(ledger)
+    call = letters.call(2 * SECOND, (), ())
+    reply = ledger.exchange(2 * SECOND, "", call)
+    letters.learn(2 * SECOND, News(reply.tick + 1, 4, ((name, 1), ("another", 9))))
+    letters.hear(2 * SECOND, 2 * SECOND, call, reply)
+    assert letters.hands == {name: 1}
+    assert letters.sharers.most == 4
+    letters.learn(2 * SECOND, News(reply.tick, 3, ((name, 2),)))
+    assert letters.hands == {name: 1}
+    talk(letters, ledger, 3 * SECOND)
+    talk(letters, ledger, 3 * SECOND)
+    assert letters.hands == {name: 3}
+    letters.learn(3 * SECOND, News(10**12, 3, ((name, 2),)))
+    assert letters.hands == {name: 2}
+    talk(letters, Ledger(), 4 * SECOND)
+    assert letters.hands == {name: 0}, "what another life of the store tells is newer, whatever its ticks"
+
+
+def test_the_clock_of_the_store_is_known() -> None:
+    """As it was heard last, and the time since by one's own (law 7)."""
+    letters, ledger = Correspondence("r", TERMS), Ledger()
+    talk(letters, ledger, 2 * SECOND, ahead=1_000 * SECOND)
+    assert letters.store_time(5 * SECOND) == 1_005 * SECOND
 
 
 def test_those_who_shared_of_late_are_remembered() -> None:

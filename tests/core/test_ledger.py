@@ -1,9 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.exchange import PULSE, USE_BY, Exchange, Lane, Unsent
+from proxy.core.exchange import PULSE, USE_BY, Demand, Exchange, Lane, Unsent
 from proxy.core.ledger import HOLD, KEEP, Ledger
-from proxy.core.letters import Call, terms_of
+from proxy.core.letters import Call, News, terms_of
 from proxy.core.model import MILLISECOND, SECOND
 from tests.core.worlds import BOUND, World, check_conservation, lane, limit, pool, throttled, unsent
 
@@ -248,3 +248,20 @@ def test_who_fetches_what_was_left_for_it_does_not_lag() -> None:
     line = world.ledger.line
     assert [group.lift for group in line.groups.values()] == [0]
     assert line.share("a").tag - line.share("c").tag <= line.share("a").cost
+
+
+def test_all_hear_what_is_at_hand_when_they_are_more_or_it_is_less() -> None:
+    """With the exchange by which that comes about, and as of its tick; who is told has a place by name."""
+    world = World.of(pool(2, limit(20)))
+    alone, second, third = [world.send(replica) for replica in ("q", "p", "r")]
+    (name,) = [one.id for one in world.terms.limits]
+    assert [reply.rank for reply in (alone, second, third)] == [0, 0, 2]
+    assert third.news == News(third.tick, third.replicas, ((name, 40),))
+    few = world.send("p", demands=(Demand(lane(), 1, 3),))
+    assert len(few.grants) == 3
+    assert few.news is None
+    many = world.send("p", demands=(Demand(lane(), 1, 30),))
+    assert many.news == News(many.tick, many.replicas, ((name, 7),))
+    world.pass_(USE_BY + BOUND + 1)
+    left = world.send("q")
+    assert (left.rank, left.replicas, left.news) == (0, 1, None)

@@ -49,6 +49,7 @@ class AgainstAPlainList(RuleBasedStateMachine):
         assert len(self.set) == len(entries)
         assert self.set.first() == (entries[0] if entries else None)
         assert [self.set.at(rank) for rank in range(len(entries))] == entries
+        assert [self.set.rank(member) for _, member in entries] == list(range(len(entries)))
         for member in "abcdefgh":
             assert self.set.score(member) == self.plain.get(member)
             assert (member in self.set) == (member in self.plain)

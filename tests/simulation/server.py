@@ -8,12 +8,13 @@ import asyncio
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import cast
 
 from proxy.core.errors import StoreLost
 from proxy.core.events import Observer
-from proxy.core.letters import Call, Reply
+from proxy.core.letters import Call, News, Reply
 from proxy.core.model import MILLISECOND, Micros, Pool
 from proxy.stores.links import Link
 from proxy.stores.redis import RedisStore
@@ -108,6 +109,10 @@ class Server:
         for name in answer.wake:
             if (sleeper := self.sleepers.get(name)) and not self.network.loses():
                 self.universe.after(self.network.delay(), sleeper.wake)
+        if answer.news:
+            for sleeper in self.sleepers.values():
+                if not self.network.loses():
+                    self.universe.after(self.network.delay(), partial(sleeper.inform, answer.news))
 
 
 class Post(RedisStore):
@@ -153,6 +158,10 @@ class Post(RedisStore):
         """Wait to be woken."""
         self._wake = wake
         self._server.sleepers[self.process.name] = self
+
+    def inform(self, news: News) -> None:
+        """All are told something."""
+        self.process.call_soon(lambda: self.learn(news))
 
     def wake(self) -> None:
         """A turn has come earlier than it was told."""

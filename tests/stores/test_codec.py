@@ -1,7 +1,7 @@
 import json
 
 from proxy.core.exchange import Demand, Spent, Throttled, Turns, Unsent
-from proxy.core.letters import Call
+from proxy.core.letters import Call, News
 from proxy.stores.codec import decode, encode
 from tests.core.worlds import lane
 
@@ -24,7 +24,9 @@ def test_an_answer_speaks_of_the_lanes_of_its_call() -> None:
     """Grants and turns name demands by their number."""
     asked = call(Demand(lane(), 2, 3))
     answer = [b"e", 10, 77, [], [[b"8", 0, b"k0", 1]], [[0, [5], [2, 9]]], [[3, 1, 4]], -1, [], 2, [[b"k0", 6]]]
-    reply = decode(answer, asked)
+    reply = decode([*answer, 1, b"10 2 60-a 1 5-b#2 0"], asked)
+    assert (reply.rank, reply.news) == (1, News(10, 2, (("60-a", 1), ("5-b#2", 0))))
+    assert decode([*answer, 0, b""], asked).news is None
     assert (reply.era, reply.tick, reply.instant, reply.again, reply.replicas) == ("e", 10, 77, None, 2)
     assert [(grant.lease, grant.lane, grant.probe) for grant in reply.grants] == [("8", lane(), True)]
     assert reply.turns == {lane(): Turns((5,), ((2, 9),))}

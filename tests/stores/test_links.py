@@ -454,6 +454,20 @@ async def test_messages_wake(kind: str) -> None:
         await until(lambda: one.ask("PUBLISH", "wake", "x") == 0, "nobody listens any more")
 
 
+async def test_other_channels_are_handed_on(one: Server) -> None:
+    """On the same connection, also after one that cannot be read; they wake nobody."""
+    woken: list[int] = []
+    heard: list[int] = []
+    async with linked(one.url) as link:
+        link.listen("wake", lambda: woken.append(1), others={"news": lambda text: heard.append(int(text))})
+        await until(lambda: woken, "it listens")
+        await until(lambda: one.ask("PUBLISH", "news", "1") == 1, "it listens to that, too")
+        one.ask("PUBLISH", "news", "no number")
+        one.ask("PUBLISH", "news", "2")
+        await until(lambda: len(heard) == 2, "they come")
+        assert (woken, heard) == ([1], [1, 2])
+
+
 @pytest.mark.parametrize("finds_out", ["when a call fails", "in time"])
 async def test_a_listener_finds_out_that_nobody_calls_it(
     one: Server, finds_out: str, monkeypatch: pytest.MonkeyPatch

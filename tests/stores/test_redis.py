@@ -228,6 +228,23 @@ async def test_a_turn_that_comes_early_wakes_its_replica(one: Server) -> None:
         assert (await far.exchange((), (wants(1, "b"),))).grants
 
 
+async def test_all_hear_what_is_left_when_it_shrinks(one: Server) -> None:
+    """Over the server, without asking: what a replica goes by when the store is lost is never much too old."""
+    async with replicas(one, "near", "far", pool_=pool(1, limit(20, 600 * SECOND))) as (near, far):
+        (name,) = [limit_.id for limit_ in near.terms.limits]
+        woken: list[int] = []
+        far.listen(lambda: woken.append(1))
+        await until(lambda: woken, "it listens")
+        (probe,) = (await near.exchange((), (wants(1),))).grants
+        await near.exchange((Spent(probe.lease, 0),), ())
+        await far.exchange((), ())
+        assert far.letters.hands == {name: 19}
+        await near.exchange((), (wants(15),))
+        assert (near.letters.rank, far.letters.rank) == (1, 0)
+        await until(lambda: far.letters.hands == {name: 4}, "it is told")
+        assert woken == [1]
+
+
 async def test_an_answer_that_is_lost_costs_nothing(one: Server) -> None:
     """Its grants are taken back with the next letter, and granted again."""
     async with replicas(one, "r", pool_=pool(1, limit(1, 600 * SECOND))) as (store,):

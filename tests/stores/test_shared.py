@@ -15,7 +15,7 @@ from proxy.core.letters import Call, Reply
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.stores.links import Link
 from proxy.stores.redis import RedisStore
-from proxy.stores.shared import COME_BACK, KNOCK, MUTE, OnLoss, SharedStore
+from proxy.stores.shared import COME_BACK, KNOCK, MUTE, PATIENCE, OnLoss, SharedStore
 from tests.core.worlds import BOUND, lane, limit, pool, warm
 from tests.rooms import Recorder
 from tests.virtual import micros, run
@@ -36,14 +36,21 @@ class Server:
         self.run = "first"
         self.heard: list[tuple[Micros, Call]] = []
         self.tried: list[Micros] = []
+        self.hearers: list[RedisStore] = []
+        self.deaf_to = ""
+        """A replica whose letters are lost although it is up."""
 
     async def answer(self, call: Call) -> Reply:
         self.tried.append(micros())
-        if not self.up:
+        if not self.up or call.replica == self.deaf_to:
             await asyncio.sleep(TIMEOUT if self.silent else 0)
             raise StoreLost("Come back.", cause="silence" if self.silent else "refusal")
         self.heard.append((micros(), call))
-        return self.ledger.exchange(micros(), self.run, call)
+        reply = self.ledger.exchange(micros(), self.run, call)
+        if reply.news:
+            for store in self.hearers:
+                store.learn(reply.news)
+        return reply
 
 
 class Letters(RedisStore):
@@ -68,6 +75,7 @@ class Replica(SharedStore):
             link, pool_, prefix="t", replica=name, settle_bound=BOUND, clock=micros, observer=self.told
         )
         self.letters.server = server
+        server.hearers.append(self.letters)
         self.sent: list[tuple[Micros, Grant]] = []
         self.ended: tuple[Settlement, ...] = ()
         super().__init__(self.letters, on_loss=on_loss, clock=micros, observer=self.told)
@@ -308,6 +316,58 @@ async def test_replicas_do_not_return_all_at_once(server: Server) -> None:
 
 
 @play
+async def test_a_loss_of_a_moment_is_waited_out(server: Server) -> None:
+    """Others may not even notice it, and be granted what returns; then nothing has been spent besides (law 1)."""
+    (replica,) = await joined(server, "share")
+    for moment in (0.2, PATIENCE / SECOND - 0.1):
+        before = len(replica.sent)
+        server.up, server.silent = False, False
+        await replica.send_for(moment)
+        assert len(replica.sent) == before
+        server.up = True
+        await replica.send_for(3)
+        assert replica.lost is None
+    assert len(replica.sent) == 2 * 10
+
+
+@play
+async def test_a_store_that_comes_and_goes_is_not_believed_before_all_are_heard(server: Server) -> None:
+    """Who could not report in the moment in which it was there has spent its share, too (law 1)."""
+    first, last = await joined(server, "share", "a", "b")
+    server.up, server.silent = False, False
+    await asyncio.gather(first.send_for(60), last.send_for(60))
+    server.up, server.deaf_to = True, "b"
+    await asyncio.sleep(3)
+    assert first.lost
+    server.deaf_to = ""
+    await asyncio.sleep(0.9)
+    assert first.lost is None
+    for replica in (first, last):
+        await replica.close()
+
+
+@play
+async def test_what_others_spent_just_before_a_loss_is_known(server: Server) -> None:
+    """Law 1, although those who were idle have not asked since, and the one that was not goes on with what returns."""
+    replicas = await joined(server, "share", "a", "b", "c")
+    for replica in replicas:
+        await replica.exchange((), ())
+    busy = replicas[1]
+    answer = await busy.exchange((), (Demand(lane(), 1, 18),))
+    assert len(answer.grants) == 18
+    busy.sent = [(micros(), grant) for grant in answer.grants]
+    busy.ended = tuple(Spent(grant.lease, 0) for grant in answer.grants)
+    server.up = False
+    await asyncio.gather(*(replica.send_for(300) for replica in replicas))
+    for quota in POOL.quotas:
+        sent = sorted(at for replica in replicas for at, grant in replica.sent if grant.quota == quota)
+        assert all(after - before >= 60 * SECOND for before, after in zip(sent, sent[10:], strict=False))
+        assert len(sent) > 20
+    for replica in replicas:
+        await replica.close()
+
+
+@play
 async def test_a_reload_during_a_loss_counts_for_the_share(server: Server) -> None:
     """The new limits hold from the next exchange on, with what was spent."""
     (replica,) = await joined(server, "share")
@@ -322,15 +382,32 @@ async def test_a_reload_during_a_loss_counts_for_the_share(server: Server) -> No
 
 
 @play
+async def test_its_part_of_what_was_at_hand_is_taken_once(server: Server) -> None:
+    """Also when a reload divides the limits anew."""
+    replica, other = await joined(server, "share", "a", "b")
+    assert len((await other.exchange((), (Demand(lane(), 1, 14),))).grants) == 14
+    await replica.exchange((), ())
+    server.up = False
+    await replica.send_for(25)
+    assert len(replica.sent) == len(POOL.quotas), "one of each key"
+    replica.adopt(pool(2, limit(10, 60 * SECOND)))
+    await replica.send_for(30)
+    assert len(replica.sent) == len(POOL.quotas)
+    await replica.close()
+
+
+@play
 async def test_a_look_at_a_lost_store_shows_its_part_or_nothing(server: Server) -> None:
     """Nobody waits for a page because the store is gone."""
     sharing, waiting = Replica(server, "share", "s"), Replica(server, "wait", "w")
     for replica in (sharing, waiting):
         await replica.exchange((), ())
     server.up = False
+    for replica in (sharing, waiting):
+        with pytest.raises(StoreLost):
+            await replica.exchange((), ())
+    await asyncio.sleep(PATIENCE / SECOND)
     await sharing.exchange((), ())
-    with pytest.raises(StoreLost):
-        await waiting.exchange((), ())
     assert len(await sharing.look()) == len(POOL.quotas)
     assert await waiting.look() == ()
     for replica in (sharing, waiting):
