@@ -14,7 +14,7 @@ from proxy.core.line import LAG
 from proxy.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
 from proxy.stores.memory import Memory, MemoryStore
 from tests.core.worlds import BOUND, limit
-from tests.simulation.incidents import MOST, Incidents
+from tests.simulation.incidents import Incidents
 from tests.simulation.judges import most_in, used, worst_in, wronged
 from tests.simulation.load import HABITS, STEADY, TARGETS, Caller, Habit
 from tests.simulation.processes import Process, Universe
@@ -347,13 +347,11 @@ class Run:
         row, books = self.row, self.api.books
         for (quota, index), counted in sorted(books.counted.items()):
             one = self.pool.limits[index]
-            if not row.strict and one.requests < MOST:  # it cannot be divided by so many replicas (`stores.share`)
-                continue
             most = most_in(counted, one.window)
-            worst = worst_in(books.trips[quota, index], one.window) if row.strict else 0
+            worst = worst_in(books.trips[quota, index], one.window)
             if max(most, worst) > one.requests:
                 yield f"law 1: {most} of {one.name} on {quota} in a window, {worst} at the worst"
-        if books.throttled and row.strict and not row.foreign:
+        if books.throttled and not row.foreign:
             yield f"law 1: {len(books.throttled)} requests were throttled"
 
     @property

@@ -70,8 +70,6 @@ class Row:
     fair: bool = True
     """Whether replicas stay whole, are heard, and go by the same keys and limits: so what is said of clients and of
     those who are refused holds to the token."""
-    strict: bool = True
-    """Whether law 1 holds wherever in its trip the upstream counts a request."""
     quiet: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +91,7 @@ ROWS: tuple[Row, ...] = (
     Row("pauses", incidents=("freeze",), idle=GONE, fair=False),
     Row("trouble-upstream", fails=0.05),
     Row("store-lost-wait", incidents=("lose",), idle=AGAIN, fair=False),
-    Row("store-lost-share", incidents=("lose",), on_loss="share", idle=AGAIN, fair=False, strict=False),
+    Row("store-lost-share", incidents=("lose",), on_loss="share", idle=AGAIN, fair=False),
     Row("failover", incidents=("fail_over",), idle=AGAIN, fair=False),
     Row("flush", incidents=("flush",), idle=AGAIN, fair=False),
     Row("restart", incidents=("restart", "restart_empty"), idle=AGAIN, fair=False),
