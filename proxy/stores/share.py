@@ -64,6 +64,8 @@ class Share:
             for limit, pace in zip(terms.limits, self._paces, strict=True)
         ]
         self._terms = Terms(f"share-of-{terms.name}", terms.quotas, tuple(limits), terms.bound)
+        self._served: Lane | None = None
+        """The lane of the last grant; a client's lane that insists on a quota and one that does not take turns."""
         self._held: tuple[Held, ...] | None = (*known.held, *_of_others(self._terms, known))
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
@@ -90,6 +92,7 @@ class Share:
         if self._slots:  # those in which nothing turned out to be at hand are gone, too
             self._slots.spend([offers[grant.lane] for grant in answer.grants] or offers.values())
         for grant in granted:
+            self._served = grant.lane
             if not self._needs_slot(grant.lane):
                 await self._spend(grant)
         foretold = {offers[lane].demand.lane: turns for lane, turns in answer.turns.items()}
@@ -112,8 +115,9 @@ class Share:
             if slot is None:
                 offers[demand.lane] = _Offer(demand, None)
             elif self._slots and self._slots.is_open(slot, now):
-                kind = Kind(demand.lane.kind.limits, slot.quota)
-                offers.setdefault(Lane(demand.lane.client, kind), _Offer(demand, slot))
+                lane = Lane(demand.lane.client, Kind(demand.lane.kind.limits, slot.quota))
+                if lane not in offers or offers[lane].demand.lane == self._served:
+                    offers[lane] = _Offer(demand, slot)
         return offers
 
     async def _spend(self, grant: Grant) -> None:
