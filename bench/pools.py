@@ -21,4 +21,4 @@ class Nobody:
 def pool_of(keys: int, limit: Limit) -> Pool:
     """A pool of keys, each a quota of its own, under one limit."""
     names = [f"k{number}" for number in range(keys)]
-    return Pool("default", tuple([Key(name, Secret(f"secret of {name}"), name) for name in names]), (limit,), 0)
+    return Pool("default", tuple([Key.alone(name, Secret(f"secret of {name}")) for name in names]), (limit,), 0)

@@ -226,7 +226,7 @@ async def test_serve_with_keys_of_the_environment(tmp_path: Path) -> None:
         data = addresses["data"].split(",")
         assert len(set(data)) == 2
         page = await ask(addresses["admin"], request("/metrics", token=None))
-        for name in ("key-1", "key-2"):
+        for name in [f"key-{sha256(key.encode()).hexdigest()[:8]}" for key in KEYS]:
             assert f'keyturn_tokens_at_hand{{limit="60/60s",pool="default",quota="{name}"}} 60.0' in page.body.decode()
         for address in data:
             async with calling(address) as caller:

@@ -153,6 +153,8 @@ async def test_what_needs_a_restart_says_so(tmp_path: Path) -> None:
 async def test_who_waits_is_served_by_what_holds_now(tmp_path: Path) -> None:
     """A rotated secret from the next request on, a raised limit at once; what is under way keeps its key."""
     async with editing(tmp_path, accepting(*KEYS, NEW_KEY), limits=(limit(1, "60s"),), keys=KEYS[:1]) as files:
+        files.pool["keys"][0]["quota"] = "ann"
+        await files.taken()
         gate = Gate(files.home.api)
         async with calling(files.home.keyturn.data) as first, calling(files.home.keyturn.data) as second:
             first.send(request("/echo/first"))
@@ -333,12 +335,17 @@ LOWERED = 12
 class Crowd:
     """Callers who ask one request after another, each of which has to be answered."""
 
-    def __init__(self, home: House, trust: ssl.SSLContext) -> None:
+    def __init__(self, home: House, trust: ssl.SSLContext | None = None) -> None:
         self.home = home
         self.trust = trust
         self.answers: Counter[int] = Counter()
         self.numbers = count()
         self.over = False
+
+    async def goes_on(self) -> None:
+        """Wait until another window's worth of requests has arrived."""
+        enough = len(self.home.api.arrivals) + LIMIT
+        await until(lambda: len(self.home.api.arrivals) > enough, "the crowd goes on")
 
     async def call(self) -> None:
         """Ask over a connection of a few requests, and over another."""
@@ -400,3 +407,23 @@ async def test_no_request_fails_and_no_window_is_over_its_limit(tmp_path: Path) 
         assert worst(home, 0, ended + 60) <= LIMIT
         assert worst(home, began, ended) <= LOWERED
         assert {arrival.key for arrival in home.api.arrivals} == {home.api.name_of(secret) for secret in secrets}
+
+
+async def test_a_key_that_is_renamed_again_and_again_keeps_its_quota(tmp_path: Path) -> None:
+    """Law 1 under a storm of reloads in which keys change their names and trade them: the secret tells them apart."""
+    practice = PracticeSettings(tls=True, keys=KEYS, limit=LIMIT, window=WINDOW, kind="rolling")
+    async with editing(tmp_path, practice, limits=(limit(LIMIT, "500ms"),)) as files:
+        home, pool = files.home, files.pool
+        crowd = Crowd(home)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(12):
+                tasks.create_task(crowd.call())
+            one, two = pool["keys"]
+            for first, second in (("a", "b"), ("b", "a"), ("c", "a"), ("b", "c"), ("team-1", "team-2"), ("x", "y")):
+                await crowd.goes_on()
+                pool["keys"] = [{**one, "name": first}, {**two, "name": second}]
+                await files.taken()
+            crowd.over = True
+        assert set(crowd.answers) == {200}
+        assert home.api.throttled == 0
+        assert worst(home, 0, home.api._clock()) <= LIMIT

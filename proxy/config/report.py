@@ -66,8 +66,6 @@ def effective(config: Config) -> dict[str, Any]:
         if caller["max_waiting"] is None:
             caller["max_waiting"] = shown["queue"]["max_waiting"]
     for pool in shown["pools"].values():
-        for key in pool["keys"]:
-            key["quota"] = key["quota"] or key["name"]
         for name in filter(_CREDENTIAL.search, pool["headers"]):
             pool["headers"][name] = "…"
     return shown

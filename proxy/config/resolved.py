@@ -90,9 +90,10 @@ class Config(Document):
         for settings in pool.keys:
             secret = self._secret(settings)
             if secret:
-                yield Key(settings.name, secret, settings.quota or settings.name)
+                quota = settings.quota
+                yield Key(settings.name, secret, quota) if quota else Key.alone(settings.name, secret)
         for path in self._files.listed.get(pool.keys_dir, ()) if pool.keys_dir else ():
-            yield Key(path.name, self._files.secrets[path], path.name)
+            yield Key.alone(path.name, self._files.secrets[path])
 
     def _secret(self, key: KeySettings) -> Secret | None:
         if key.secret or not key.secret_file:

@@ -27,8 +27,13 @@ def with_environment_keys(tree: dict[str, Any], environ: Mapping[str, str]) -> t
     if not secrets:
         return {**tree, "pools": pools}, []
     sound = [secret for secret in dict.fromkeys(secrets) if is_visible(secret)]
-    keys = [{"name": f"key-{number}", "secret": secret} for number, secret in enumerate(sound, 1)]
+    keys = [{"name": _name_of(secret), "secret": secret} for secret in sound]
     return {**tree, "pools": {**pools, "default": {**pool, "keys": keys}}}, _check(secrets)
+
+
+def _name_of(secret: str) -> str:
+    """A name that stays the same wherever the key stands in the list: the start of its SHA-256."""
+    return f"key-{Secret(secret).digest()[:8]}"
 
 
 def _check(secrets: list[str]) -> list[Problem]:

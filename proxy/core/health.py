@@ -92,10 +92,18 @@ class Health:
         """Called when a dead key is to be asked after earlier than it was."""
 
     def adopt(self, pool: Pool, now: Micros) -> tuple[str, ...]:
-        """Go on with another configuration; returns the dead keys that are to be asked after at once."""
-        known = self._keys
+        """Go on with another configuration; returns the dead keys that are to be asked after at once.
+
+        A key is known by its secret, whatever it is called; a new secret under a known name is a key that was rotated.
+        """
+        known, stays = self._keys, {key.secret for key in pool.keys}
+        by_secret = {condition.secret: condition for condition in known.values()}
+        rotated = {name: condition for name, condition in known.items() if condition.secret not in stays}
         self._pool = pool
-        self._keys = {key.name: known.get(key.name) or _Condition(key.secret, now) for key in pool.keys}
+        self._keys = {
+            key.name: by_secret.get(key.secret) or rotated.get(key.name) or _Condition(key.secret, now)
+            for key in pool.keys
+        }
         changed = []
         for key in pool.keys:
             condition = self._keys[key.name]
@@ -241,16 +249,16 @@ class Health:
 
     def _look(self, key: Key, condition: _Condition, now: Micros) -> KeyLook:
         month = condition.month_left
-        park = self._parks.get(key.quota)
+        park, quota = self._parks.get(key.quota), key.label or key.quota
         if condition.paused is not None:
-            return KeyLook(key.name, key.quota, "paused", condition.paused, "by an operator", None, month)
+            return KeyLook(key.name, quota, "paused", condition.paused, "by an operator", None, month)
         if condition.deaths:
             until = condition.asked_again
-            return KeyLook(key.name, key.quota, "quarantined", condition.since, condition.reason, until, month)
+            return KeyLook(key.name, quota, "quarantined", condition.since, condition.reason, until, month)
         if park is not None and park.until > now:
-            return KeyLook(key.name, key.quota, "parked", park.since, park.reason, park.until, month)
+            return KeyLook(key.name, quota, "parked", park.since, park.reason, park.until, month)
         since = max(condition.since, park.until) if park is not None else condition.since
-        return KeyLook(key.name, key.quota, "ready", since, "", None, month)
+        return KeyLook(key.name, quota, "ready", since, "", None, month)
 
 
 def _spread(interval: Micros, chance: float) -> Micros:

@@ -67,7 +67,7 @@ class Terms:
     limits: tuple[LimitTerms, ...]
     bound: Micros
     keys: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """The names of the keys of each quota that is not one key's own, which then has its name."""
+    """The identities of the keys of each quota that is not simply one key's own."""
 
 
 @value_object
@@ -150,7 +150,7 @@ def terms_of(pool: Pool, bound: Micros) -> Terms:
     named = zip(_identities(pool), pool.limits, strict=True)
     limits = [LimitTerms(name, limit.requests, pool.stretched(limit)) for name, limit in named]
     quotas = tuple(sorted(pool.quotas))
-    names = {quota: tuple(sorted(key.name for key in keys)) for quota, keys in pool.keys_of.items()}
+    names = {quota: tuple(sorted(key.identity for key in keys)) for quota, keys in pool.keys_of.items()}
     keys = tuple((quota, names[quota]) for quota in quotas if names[quota] != (quota,))
     name = _digest(repr((quotas, limits, bound, keys) if keys else (quotas, limits, bound)))
     return Terms(name, quotas, tuple(limits), bound, keys)

@@ -21,10 +21,11 @@ _SHORTEST = 8
 class Secret:
     """Text that no log, traceback, page or `repr` shows; only the line that writes the header reveals it (law 11)."""
 
-    __slots__ = ("_forms", "_value")
+    __slots__ = ("_forms", "_identity", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
+        self._identity = ""
         self._forms: tuple[bytes, ...] = _forms(value)
         """How it may stand in what others have written, the longest first."""
 
@@ -35,6 +36,13 @@ class Secret:
     def digest(self) -> str:
         """Its SHA-256 in hexadecimal."""
         return sha256(self._value.encode()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """The first 64 bits of its SHA-256 behind `#`, with which no configured name begins; computed once."""
+        if not self._identity:
+            self._identity = f"#{self.digest()[:16]}"
+        return self._identity
 
     def is_in(self, data: bytes) -> bool:
         """Whether data shows it, as it is or percent-encoded."""
@@ -98,11 +106,25 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One upstream API key: a public name, the quota that it counts against, and the secret."""
+    """One upstream API key: a public name, the secret, and the quota that it counts against.
+
+    `quota` is the quota's identity, by which the store counts; `label` is its public name where that is another.
+    """
 
     name: str
     secret: Secret
     quota: str
+    label: str = ""
+
+    @classmethod
+    def alone(cls, name: str, secret: Secret) -> "Key":
+        """A key that is a quota of its own, whatever the key is called and in whichever pool it is."""
+        return cls(name, secret, secret.identity, name)
+
+    @property
+    def identity(self) -> str:
+        """The same for the same secret, whatever the key is called."""
+        return self.secret.identity
 
 
 @dataclass(frozen=True)
@@ -136,6 +158,10 @@ class Pool:
         for key in self.keys:
             found.setdefault(key.quota, []).append(key)
         return {quota: tuple(keys) for quota, keys in found.items()}
+
+    def label(self, quota: str) -> str:
+        """The public name of a quota: the one that the configuration gives it, else that of its key."""
+        return next((key.label for key in self.keys_of.get(quota, ()) if key.label), quota)
 
     def key(self, name: str) -> Key | None:
         """The key of that name."""

@@ -52,7 +52,7 @@ class View:
         return cls(terms, frozenset(terms.quotas), limits, dict(terms.keys), owners)
 
     def keys(self, quota: str) -> tuple[str, ...]:
-        """The names of a quota's keys."""
+        """The identities of a quota's keys."""
         return self.shared.get(quota, (quota,))
 
     def need(self, kind: Kind) -> Need:

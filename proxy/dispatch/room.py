@@ -370,7 +370,7 @@ class Dispatch:
             self._alarm.within(PULSE)
         self._observer.observe(Exchanged(self.pool.name, (now - asked) / SECOND, granted))
         for quota, tokens in answer.foreign:
-            self._observer.observe(ForeignSpent(self.pool.name, quota, tokens))
+            self._observer.observe(ForeignSpent(self.pool.name, self.pool.label(quota), tokens))
 
     @property
     def _has_to_say(self) -> bool:

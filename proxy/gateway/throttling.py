@@ -107,7 +107,7 @@ class Throttling:
         news = self._causes.news((pool.name, lease.quota, told.kind, what), self._means.clock())
         limit = ", ".join(pool.limits[index].name for index in told.limits)
         self._means.observer.observe(
-            UpstreamThrottled(pool.name, lease.key.name, lease.quota, told.kind, wait, limit, news)
+            UpstreamThrottled(pool.name, lease.key.name, pool.label(lease.quota), told.kind, wait, limit, news)
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from proxy.config import load
 from proxy.core.errors import ConfigError
-from proxy.core.model import Secret
+from proxy.core.model import Key, Secret
 from tests.config.samples import KEYS, MARK, loaded, problems, write
 
 
@@ -12,10 +12,8 @@ def test_without_a_file_there_are_defaults() -> None:
     """The keys come from the environment."""
     config = load(None, KEYS)
     (pool,) = config.pools_of_model()
-    assert [(key.name, key.secret, key.quota) for key in pool.keys] == [
-        ("key-1", Secret(f"PMAK-{MARK}-1"), "key-1"),
-        ("key-2", Secret(f"PMAK-{MARK}-2"), "key-2"),
-    ]
+    secrets = [Secret(f"PMAK-{MARK}-{number}") for number in (1, 2)]
+    assert list(pool.keys) == [Key.alone(f"key-{secret.digest()[:8]}", secret) for secret in secrets]
     assert config.has_keys
 
 
@@ -127,7 +125,7 @@ def test_a_file_can_leave_the_keys_to_the_environment(tmp_path: Path) -> None:
     """Its limits hold for them."""
     config = loaded(tmp_path, "pools: {default: {limits: [{requests: 300, window: 60s}]}}")
     (pool,) = config.pools_of_model()
-    assert [key.name for key in pool.keys] == ["key-1", "key-2"]
+    assert [key.secret for key in pool.keys] == [Secret(f"PMAK-{MARK}-{number}") for number in (1, 2)]
     assert pool.limits[0].requests == 300
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import yaml
 
 from proxy.config import Config, effective, load, warnings
+from proxy.core.model import Secret
 from tests.config.samples import KEYS, MARK, loaded, write
 
 SECRETS = f"""
@@ -86,12 +87,8 @@ def test_the_effective_configuration_has_every_default(tmp_path: Path) -> None:
     assert shown["authentication"] == "required"
     assert shown["upstream"]["response_timeout"] == "310s"
     assert shown["pools"]["default"]["limits"] == [{"requests": 60, "window": "1m", "match": []}]
-    assert shown["pools"]["default"]["keys"][0] == {
-        "name": "key-1",
-        "secret": "…",
-        "secret_file": None,
-        "quota": "key-1",
-    }
+    name = f"key-{Secret(f'PMAK-{MARK}-1').digest()[:8]}"
+    assert shown["pools"]["default"]["keys"][0] == {"name": name, "secret": "…", "secret_file": None, "quota": None}
     client = shown["clients"][0]
     assert next(iter(client)) == "name"
     assert client["rate"] == {"requests": 5, "window": "90s"}

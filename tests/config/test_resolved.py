@@ -34,8 +34,8 @@ def test_a_pool_of_the_model_has_keys_limits_and_headers(tmp_path: Path) -> None
     assert pool.name == "team"
     assert pool.keys == (
         Key("a", Secret("aa"), "shared"),
-        Key("b", Secret("bb"), "b"),
-        Key("z", Secret("zz"), "z"),
+        Key.alone("b", Secret("bb")),
+        Key.alone("z", Secret("zz")),
     )
     assert pool.limits == (Limit(300, 60 * SECOND), Limit(10, 10 * SECOND, (Rule.parse("GET /collections"),)))
     assert pool.guard == 50 * MILLISECOND

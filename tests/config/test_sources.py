@@ -28,10 +28,21 @@ def environment(value: str) -> dict[str, str]:
     ],
 )
 def test_the_default_pool_takes_its_keys_from_the_environment(tree: dict[str, Any]) -> None:
-    """When it names none itself; they are numbered, and blanks do not count."""
+    """When it names none itself; their names follow from the secrets, and blanks do not count."""
     made, problems = with_environment_keys(tree, environment(" a , ,b,"))
     assert problems == []
-    assert made["pools"]["default"]["keys"] == [{"name": "key-1", "secret": "a"}, {"name": "key-2", "secret": "b"}]
+    assert made["pools"]["default"]["keys"] == [
+        {"name": "key-ca978112", "secret": "a"},
+        {"name": "key-3e23e816", "secret": "b"},
+    ]
+
+
+def test_a_key_of_the_environment_is_named_alike_wherever_it_stands() -> None:
+    """Taking the first one off the list renames no other: its quota would begin anew."""
+    before, after = (
+        with_environment_keys({}, environment(text))[0]["pools"]["default"]["keys"] for text in ("a,b,c", "c,b")
+    )
+    assert after == [before[2], before[1]]
 
 
 @pytest.mark.parametrize(

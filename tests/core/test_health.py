@@ -218,3 +218,12 @@ class Lives(RuleBasedStateMachine):
 def test_any_life_of_keys() -> None:
     """Whatever happens in whatever order."""
     run_state_machine_as_test(Lives)
+
+
+def test_a_key_is_known_by_its_secret_when_names_change() -> None:
+    """A dead key that is renamed stays dead; a new key under its name of before is not."""
+    before = Pool("default", (Key.alone("a", Secret("x")), Key.alone("b", Secret("y"))), ())
+    health = Health(before)
+    health.dead("a", 0, "refused", 0.0)
+    health.adopt(Pool("default", (Key.alone("b", Secret("x")), Key.alone("a", Secret("z"))), ()), 1)
+    assert [(look.name, look.state) for look in health.looks(2)] == [("b", "quarantined"), ("a", "ready")]

@@ -10,11 +10,16 @@ from proxy.core.model import MILLISECOND, SECOND, Key, Limit, Pool, Secret
 from proxy.core.views import Heirs, Out, Place, View, places, scope, span
 from tests.core.worlds import BOUND, World, check_conservation, limit, pool, throttled, warm
 
+SECRETS = [Secret(f"s-k{number}") for number in range(10)]
+K = [secret.identity for secret in SECRETS]
+"""The identities of keys, and of their quotas if these are their own."""
+
 
 def with_quotas(*quotas: str, limits: tuple[Limit, ...] = (limit(3),)) -> Pool:
-    """A pool of keys `k0`, `k1`, … that count against these quotas."""
-    keys = tuple(Key(f"k{number}", Secret(f"s-k{number}"), quota) for number, quota in enumerate(quotas))
-    return Pool("default", keys, limits)
+    """A pool of keys `k0`, `k1`, … that count against these quotas; `own` makes a key a quota of its own."""
+    keys = [Key(f"k{number}", SECRETS[number], quota) for number, quota in enumerate(quotas)]
+    own = [Key.alone(key.name, key.secret) if key.quota == "own" else key for key in keys]
+    return Pool("default", tuple(own), limits)
 
 
 def terms(of: Pool) -> Terms:
@@ -39,41 +44,48 @@ def test_a_limit_is_known_by_its_scope_and_span() -> None:
 
 
 def test_the_keys_of_quotas_are_known() -> None:
-    """Only what is not as usual is told: a quota of one key has its name."""
-    assert terms(with_quotas("k0", "shared", "shared", "other")).keys == (
-        ("other", ("k3",)),
-        ("shared", ("k1", "k2")),
+    """Only quotas that are more than one key's own are spelled out."""
+    assert terms(with_quotas("own", "shared", "shared", "other")).keys == (
+        ("other", (K[3],)),
+        ("shared", tuple(sorted(K[1:3]))),
     )
-    it = view("k0", "shared", "shared")
-    assert (it.keys("shared"), it.keys("k0")) == (("k1", "k2"), ("k0",))
-    assert [it.owner(key) for key in ("k0", "k1", "k9")] == ["k0", "shared", None]
-    assert it.heirs("shared", ("k0", "k1")) == ["shared", "k0"]
+    it = view("own", "shared", "shared")
+    assert (it.keys("shared"), it.keys(K[0])) == (tuple(sorted(K[1:3])), (K[0],))
+    assert [it.owner(key) for key in (K[0], K[1], K[9])] == [K[0], "shared", None]
+    assert it.heirs("shared", K[:2]) == ["shared", K[0]]
 
 
 def test_what_a_quota_has_spent_is_its_heirs() -> None:
     """Of the quotas to which its keys have gone, by new terms."""
-    heirs = Heirs([view("k0", "shared", "shared")], view("shared", "k1", "shared"))
-    assert heirs.gone == {"k0": ["shared"], "shared": ["k1"]}
-    assert heirs.of("shared", itself=True) == ["shared", "k1"]
-    assert heirs.of("k0", itself=True) == ["shared"], "it is not there any more"
-    assert heirs.of("shared", itself=False) == ["k1"]
+    heirs = Heirs([view("own", "shared", "shared")], view("shared", "own", "shared"))
+    assert heirs.gone == {K[0]: ["shared"], "shared": [K[1]]}
+    assert heirs.of("shared", itself=True) == ["shared", K[1]]
+    assert heirs.of(K[0], itself=True) == ["shared"], "it is not there any more"
+    assert heirs.of("shared", itself=False) == [K[1]]
+
+
+def test_another_name_of_a_key_changes_nothing() -> None:
+    """A key that is renamed keeps its quota, and with it what was spent."""
+    before = Pool("default", (Key.alone("a", SECRETS[0]), Key("b", SECRETS[1], "ann")), (limit(3),))
+    after = Pool("default", (Key.alone("x", SECRETS[0]), Key("y", SECRETS[1], "ann")), (limit(3),))
+    assert terms(before) == terms(after)
 
 
 def test_a_lease_counts_by_everybodys_terms() -> None:
     """Under limits of the same scope, on the quotas of the keys with which it may have been used."""
     longer = (limit(3, 90 * SECOND), NARROW)
-    mine, theirs = view("k0", "k1", limits=(WIDE, NARROW)), view("shared", "shared", limits=longer)
+    mine, theirs = view("own", "own", limits=(WIDE, NARROW)), view("shared", "shared", limits=longer)
     (wide, narrow), (other, _) = mine.terms.limits, theirs.terms.limits
     own = [(wide.id, wide.window)]
-    assert places([mine], "k0", ("k0",), own) == (Place(wide.id, wide.window, "k0"),)
-    assert places([mine, theirs], "k0", ("k0",), own) == (
-        Place(wide.id, wide.window, "k0"),
+    assert places([mine], K[0], (K[0],), own) == (Place(wide.id, wide.window, K[0]),)
+    assert places([mine, theirs], K[0], (K[0],), own) == (
+        Place(wide.id, wide.window, K[0]),
         Place(other.id, other.window, "shared"),
     )
-    both = places([theirs, mine], "k1", ("k1",), [*own, (narrow.id, narrow.window)])
+    both = places([theirs, mine], K[1], (K[1],), [*own, (narrow.id, narrow.window)])
     assert {(place.limit, place.quota) for place in both} == {
-        (wide.id, "k1"),
-        (narrow.id, "k1"),
+        (wide.id, K[1]),
+        (narrow.id, K[1]),
         (other.id, "shared"),
         (narrow.id, "shared"),
     }

@@ -21,7 +21,7 @@ def bucket_levels(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[BucketL
     """The gauges of a pool's buckets."""
     for bucket in buckets:
         limit = pool.limits[bucket.limit]
-        yield BucketLevel(pool.name, bucket.quota, limit.name, bucket.at_hand, limit.requests)
+        yield BucketLevel(pool.name, pool.label(bucket.quota), limit.name, bucket.at_hand, limit.requests)
 
 
 def quotas(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[QuotaStatus]:
@@ -41,7 +41,7 @@ def quotas(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[QuotaStatus]:
             )
         )
     for quota in pool.quotas:
-        yield QuotaStatus(quota, found.get(quota, []))
+        yield QuotaStatus(pool.label(quota), found.get(quota, []))
 
 
 def keys(looks: Iterable[KeyLook], epoch: Micros) -> Iterator[KeyStatus]:
