@@ -24,6 +24,7 @@ from proxy.app.parts import (
     traces,
     upstream_settings,
 )
+from proxy.app.placing import Placing
 from proxy.app.plan import Plan
 from proxy.app.pools import Pools, Stations
 from proxy.app.trimming import trim_behind_crowds
@@ -35,6 +36,7 @@ from proxy.joining import Joining
 from proxy.reload import Reloader
 from proxy.stores.fitness import watch
 from proxy.stores.links import Link
+from proxy.stores.placements import placements_of
 from proxy.tasks import finish, spawn
 from proxy.telemetry import LogLevel, RequestLog, Telemetry
 from proxy.upstream import Upstream
@@ -79,6 +81,7 @@ class App:
         replica = replica_name()
         stations = Stations(config, self._link, replica, clock=monotonic, observer=self.telemetry)
         self.pools = Pools(stations, plan.pools)
+        self._placing = self._keys_placed(config)
         self._gateway = Gateway(
             self.pools.dispatches,
             self._upstream,
@@ -120,6 +123,10 @@ class App:
         self.glance = Glance(self._sources(replica), clock=monotonic, wall=wall)
         self._admin = Listener(self._admin_pages(), [config.admin], bounds=ADMIN_BOUNDS)
         self._reloader = Reloader(plan, self._read_again, self.adopt, self.telemetry)
+
+    def _keys_placed(self, config: Config) -> Placing:
+        placements = placements_of(self._link, config.store.prefix, monotonic)
+        return Placing(placements, self.pools.dispatches, config.upstream.settle_bound, monotonic)
 
     def _admin_pages(self) -> Admin:
         return Admin(
@@ -207,9 +214,11 @@ class App:
         before, config = self._plan, plan.config
         renewal = await self._prepare_tls(plan) if plan.tls_differs(before) else None
         fresh = await self.pools.prepare(plan.pools)
+        resting = await self._placing.prepare(plan.pools)
         # From here on nothing is awaited, so that every request meets one configuration, and nothing can fail.
         self._plan = plan
         self.pools.adopt(plan.pools, plan.everybody, max_waiting=config.queue.max_waiting, fresh=fresh)
+        self._placing.apply(resting)
         self._access.replace(
             plan.clients,
             anonymous=plan.anonymous,
@@ -245,7 +254,9 @@ class App:
         try:
             await self._upstream.open()
             await self._access.start()
+            self._placing.apply(await self._placing.prepare(self._plan.pools))
             await self.pools.start()
+            spawn(self._placing.run(), name="place keys", owner=self._tasks)
             if self._link is not None:
                 spawn(self._watch_store(self._link), name="watch the store", owner=self._tasks)
             await self._admin.start()

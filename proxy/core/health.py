@@ -9,16 +9,18 @@
     long as before, up to `LONGEST`.
 4.  A key that was found alive is not suspected again within `TRUST`: what says so is about what was asked for.
 5.  Pausing is an operator's: it ends by resuming, whatever happens meanwhile, and nothing is asked.
+6.  A key that has changed its pool rests until what was sent with it before counts no longer (`core.placements`).
 
 Instants are in microseconds of one clock that never goes back; chance is an argument.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from proxy.core.errors import NoKey
 from proxy.core.model import SECOND, Key, Micros, Pool, Secret
+from proxy.core.placements import Rest
 from proxy.core.values import value_object
 
 FIRST: Micros = 15 * SECOND
@@ -67,17 +69,25 @@ class _Condition:
     """Until when it is not suspected."""
     paused: Micros | None = None
     """Since when, by an operator."""
+    rest: "_Park | None" = None
+    """Why it must not be used although it is well: requests of another pool still count against it."""
     month_left: int | None = None
 
     @property
     def usable(self) -> bool:
-        return not (self.suspected or self.deaths) and self.paused is None
+        return not (self.suspected or self.deaths or self.rest) and self.paused is None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it may be usable in a moment, so that requests wait for it."""
+        return (self.suspected or (self.rest is not None and not self.deaths)) and self.paused is None
 
 
 @dataclass(frozen=True, slots=True)
 class _Park:
     since: Micros
-    until: Micros
+    until: Micros | None
+    """`None` while that is not known."""
     reason: str
 
 
@@ -139,7 +149,7 @@ class Health:
             return NoKey(lack, retry_after=LOOK_AGAIN)
         named = [pinned] if pinned is not None else list(self._keys)
         conditions = [condition for name in named if (condition := self._keys.get(name))]
-        if any(condition.usable or (condition.suspected and condition.paused is None) for condition in conditions):
+        if any(condition.usable or condition.awaited for condition in conditions):
             return None
         who = f"The key {pinned} cannot" if pinned is not None else f"No key of the pool {self._pool.name} can"
         back = [condition.asked_again for condition in conditions if condition.deaths and condition.paused is None]
@@ -225,13 +235,29 @@ class Health:
             None if condition is None or not condition.deaths or condition.paused is not None else condition.asked_again
         )
 
+    def rest(self, rests: Mapping[str, Rest], now: Micros) -> bool:
+        """Let exactly these keys rest, given by identity; whether that changes which may be used."""
+        changed = False
+        for key in self._pool.keys:
+            condition, rest = self._keys[key.name], rests.get(key.identity)
+            changed |= (condition.rest is None) != (rest is None)
+            if rest is None:
+                condition.since = condition.since if condition.rest is None else now
+                condition.rest = None
+            else:
+                since = now if condition.rest is None else condition.rest.since
+                until = None if rest.left is None else now + rest.left
+                reason = f"its requests in the pool {rest.pool} still count"
+                condition.rest = _Park(since, until, reason)
+        return changed
+
     # What is only looked at
 
     def parked(self, quota: str, now: Micros, until: Micros, reason: str) -> None:
         """A limit of a quota is closed until then; a later time that stands already is kept."""
         known = self._parks.get(quota)
-        if known is None or until > known.until:
-            since = known.since if known and known.until > now else now
+        if known is None or until > (known.until or 0):
+            since = known.since if known and (known.until or 0) > now else now
             self._parks[quota] = _Park(since, until, reason)
 
     def month(self, name: str, left: int) -> bool:
@@ -255,9 +281,11 @@ class Health:
         if condition.deaths:
             until = condition.asked_again
             return KeyLook(key.name, quota, "quarantined", condition.since, condition.reason, until, month)
-        if park is not None and park.until > now:
+        if condition.rest is not None:
+            park = condition.rest
+        if park is not None and (park.until is None or park.until > now):
             return KeyLook(key.name, quota, "parked", park.since, park.reason, park.until, month)
-        since = max(condition.since, park.until) if park is not None else condition.since
+        since = max(condition.since, park.until or 0) if park is not None else condition.since
         return KeyLook(key.name, quota, "ready", since, "", None, month)
 
 

@@ -1,0 +1,96 @@
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from proxy.core.errors import StoreLost
+from proxy.core.model import SECOND
+from proxy.core.placements import SILENT
+from proxy.stores.links import Link
+from proxy.stores.placements import LocalPlacements, Placements, SharedPlacements
+from tests.stores.servers import KINDS, Server, server
+
+HERE, THERE = {"#1": "a", "#2": "a"}, {"#1": "b", "#2": "a"}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def running(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server."""
+    with server(request.param) as one:
+        yield one
+
+
+@pytest.fixture
+async def link(running: Server) -> AsyncIterator[Link]:
+    """The way to it, empty."""
+    running.ask("FLUSHALL")
+    link = Link(running.url, shown="redis://here", timeout=30 * SECOND)
+    yield link
+    await link.close()
+
+
+async def tell_each_other(one: Placements, other: Placements) -> None:
+    """Revisions are ranked by their appearance, and each is told of the other with its placement."""
+    own, others = await one.name(HERE)
+    assert (own.placement, own.rank, own.since, others) == (HERE, 1, 0, [])
+    own, (first,) = await other.name(THERE)
+    assert (own.placement, own.rank, first.placement, first.rank) == (THERE, 2, HERE, 1)
+    own, (second,) = await one.name(HERE)
+    assert (own.rank, second.placement, second.rank) == (1, THERE, 2)
+    assert 0 <= second.heard <= second.since < SILENT
+    assert own.since > second.since, "it appeared before the other"
+    assert (await other.name(HERE))[0].rank == 1, "the same placement is the same revision, whoever names it"
+
+
+async def test_revisions_in_memory_know_each_other() -> None:
+    """The memory of one process passes what the store passes."""
+    ticks = iter(range(0, 100, 10))
+    registry = LocalPlacements(lambda: next(ticks))
+    await tell_each_other(registry, registry)
+
+
+async def test_revisions_in_the_store_know_each_other(link: Link) -> None:
+    """Two replicas with one server."""
+    await tell_each_other(SharedPlacements(link, "p"), SharedPlacements(link, "p"))
+
+
+async def test_what_the_store_forgets_is_told_anew(link: Link, running: Server) -> None:
+    """All of it, or the keys of a revision only."""
+    one, other = SharedPlacements(link, "p"), SharedPlacements(link, "p")
+    await one.name(HERE)
+    running.ask("FLUSHALL")
+    assert (await one.name(HERE))[0].rank == 1
+    (name,) = [key for key in running.ask("KEYS", "*") if key.startswith("p:{~placements}:")]
+    running.ask("DEL", name)
+    await other.name(THERE)
+    (revision,) = (await one.name(HERE))[1]
+    assert revision.placement == THERE
+    assert [revision.placement for revision in (await other.name(THERE))[1]] == [HERE]
+
+
+async def test_a_revision_of_many_keys_is_told_in_parts(link: Link) -> None:
+    """More than one command of a script may carry."""
+    many = {f"#{number}": "a" for number in range(9_500)}
+    await SharedPlacements(link, "p").name(many)
+    _, (told,) = await SharedPlacements(link, "p").name({})
+    assert told.placement == many
+
+
+async def test_a_placement_that_is_not_there_as_a_whole_is_not_believed(link: Link, running: Server) -> None:
+    """It is asked for again."""
+    one, other = SharedPlacements(link, "p"), SharedPlacements(link, "p")
+    await one.name(HERE)
+    (name,) = [key for key in running.ask("KEYS", "*") if key.startswith("p:{~placements}:")]
+    running.ask("HDEL", name, "#1")
+    assert (await other.name(THERE))[1] == []
+    await one.name(HERE)
+    assert [revision.placement for revision in (await other.name(THERE))[1]] == [HERE]
+
+
+async def test_a_store_that_does_not_answer_is_lost() -> None:
+    """Within its timeout."""
+    link = Link("redis://127.0.0.1:1", shown="redis://here", timeout=SECOND // 10)
+    with pytest.raises(StoreLost):
+        async with asyncio.timeout(30):
+            await SharedPlacements(link, "p").name(HERE)
+    await link.close()
