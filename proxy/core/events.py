@@ -220,7 +220,7 @@ class AttemptFailed:
     answered: WhenAnswered
 
 
-WhyEnded = Literal["too_many", "too_many_of_peer", "head_timeout", "write_timeout", "malformed"]
+WhyEnded = Literal["too_many", "too_many_of_peer", "head_timeout", "write_timeout", "fell_behind", "malformed"]
 
 
 @value_object
@@ -228,7 +228,8 @@ class ConnectionEnded:
     """A caller's connection was refused, or ended before its time."""
 
     why: WhyEnded
-    """Too many, in all or from one address; a head or the taking of an answer took too long; it was no HTTP."""
+    """Too many, in all or from one address; a head or the taking of an answer took too long, or longer than others
+    that shared it had to wait for; it was no HTTP."""
 
 
 @value_object

@@ -9,6 +9,7 @@ Laws of this module:
   answer have to be the same.
 - A failure fails its first caller at the most: the others go on, each by itself or with who is left.
 - Whoever leaves leaves alone; the exchange ends when nobody is left.
+- No reader sets the pace for the others: see `fanout`.
 """
 
 import asyncio
@@ -16,15 +17,16 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from proxy.core.errors import Refusal, TooMany, UpstreamError
-from proxy.core.events import Joined, Journal, Observer
+from proxy.core.events import ConnectionEnded, Joined, Journal, Observer
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import Client, Micros
 from proxy.core.policy import Rule
 from proxy.core.translate import retold
-from proxy.joining.fanout import BOUND, Fanout, Reader
+from proxy.joining.fanout import BOUND, Fanout, Kept, Reader
 from proxy.tasks import finish, spawn
 
 _OWN = frozenset({
@@ -115,6 +117,7 @@ class Joining:
         self._gateway = gateway
         self.clock = clock
         self._observer = observer
+        self._kept = Kept()
         self._waiting: dict[Likeness, list[_Flight]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -197,11 +200,17 @@ class Joining:
             for caller in flight.callers[1:]:
                 _tell(caller, Onward.ALONE)
             del flight.callers[1:]
-        fanout = Fanout(answer.body)
+        fanout = Fanout(answer.body, self._kept)
         head = self.clock()
         for number, caller in enumerate(flight.callers):
-            _tell(caller, self._answer(flight, caller, answer, fanout.reader(), head, joined=number > 0))
+            reader = fanout.reader(partial(self._cut, caller))
+            _tell(caller, self._answer(flight, caller, answer, reader, head, joined=number > 0))
         await fanout.pump()
+
+    def _cut(self, caller: Caller) -> None:
+        """Note that a caller gets no more of its answer; its head has gone out, so it cannot begin anew."""
+        caller.journal.problem = "The caller was too slow for the others that share its answer (`queue.join`)."
+        self._observer.observe(ConnectionEnded("fell_behind"))
 
     def _answer(
         self, flight: _Flight, caller: Caller, answer: Answer, body: Reader, head: Micros, *, joined: bool

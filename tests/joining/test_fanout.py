@@ -1,10 +1,14 @@
 import asyncio
+import sys
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from proxy.core.errors import Broken
-from proxy.joining.fanout import Fanout, Reader
+from proxy.joining import fanout as module
+from proxy.joining.fanout import GRACE, PART, Fanout, FellBehind, Kept, Reader
 from tests.virtual import task_of, virtual
 
 
@@ -32,6 +36,16 @@ class Source:
         self.parts.clear()
 
 
+def sharing(source: Source, *, bound: int = 2**20, kept: Kept | None = None) -> Fanout:
+    """The source for several readers; `bound`: bytes of data in parts of ten that one answer keeps."""
+    return Fanout(source, kept or Kept(), bound=costs(bound))
+
+
+def costs(data: int) -> int:
+    """What bytes that came in parts of ten count."""
+    return data + data // 10 * PART
+
+
 async def whole(reader: Reader, pause: float = 0.0) -> bytes:
     """Read to the end, with a pause after each part."""
     data = b""
@@ -44,7 +58,7 @@ async def whole(reader: Reader, pause: float = 0.0) -> bytes:
 @virtual
 async def test_every_reader_gets_every_byte() -> None:
     """In order, whatever its pace."""
-    fanout = Fanout(Source([b"a", b"bc", b"d"]))
+    fanout = sharing(Source([b"a", b"bc", b"d"]))
     readings = [task_of(whole(fanout.reader(), pause)) for pause in (0.0, 1.0, 7.0)]
     await fanout.pump()
     assert await asyncio.gather(*readings) == [b"abcd"] * 3
@@ -53,7 +67,7 @@ async def test_every_reader_gets_every_byte() -> None:
 @virtual
 async def test_a_slow_reader_stops_nobody_below_the_bound() -> None:
     """The others are through while it has not begun."""
-    fanout = Fanout(Source([b"x" * 10] * 5), bound=100)
+    fanout = sharing(Source([b"x" * 10] * 5), bound=50)
     quick, slow = fanout.reader(), fanout.reader()
     pump = task_of(fanout.pump())
     assert await whole(quick) == b"x" * 50
@@ -62,24 +76,119 @@ async def test_a_slow_reader_stops_nobody_below_the_bound() -> None:
 
 
 @virtual
-async def test_beyond_the_bound_the_slowest_sets_the_pace() -> None:
-    """Memory holds no more than the bound and one part."""
-    source = Source([b"x" * 10] * 50)
-    fanout = Fanout(source, bound=100)
-    quick, slow = fanout.reader(), fanout.reader()
+async def test_a_reader_that_stands_still_is_cut_off_and_the_others_read_on() -> None:
+    """They wait for it no longer than the answer had taken without it, and the grace; memory holds a part more."""
+    source, kept, cut = Source([b"x" * 10] * 50), Kept(), []
+    fanout = sharing(source, bound=100, kept=kept)
+    quick, stuck = fanout.reader(), fanout.reader(lambda: cut.append("stuck"))
+    began = asyncio.get_running_loop().time()
     pump, reading = task_of(fanout.pump()), task_of(whole(quick))
-    await asyncio.sleep(60)
-    assert source.reads == 10
-    assert not reading.done()
-    assert await whole(slow) == await reading == b"x" * 500
+    assert len(await stuck.read()) == 10
+    await asyncio.sleep(0.15)
+    assert (source.reads, kept.size, cut) == (12, costs(110), [])
+    assert await reading == b"x" * 500
     await pump
+    assert cut == ["stuck"]
+    assert kept.size == 0
+    waited = asyncio.get_running_loop().time() - began - 51 * 0.01
+    assert waited == pytest.approx(12 * 0.01 + GRACE)
+    with pytest.raises(FellBehind):
+        await stuck.read()
+
+
+@virtual
+async def test_a_reader_half_as_fast_as_the_fastest_is_safe() -> None:
+    """The source gives a part each 10 ms, the slow reader takes one each 20 ms."""
+    fanout = sharing(Source([b"x" * 10] * 500), bound=100)
+    readings = [task_of(whole(fanout.reader(), pause)) for pause in (0.0, 0.02)]
+    await fanout.pump()
+    assert [len(data) for data in await asyncio.gather(*readings)] == [5000, 5000]
+
+
+@virtual
+async def test_slow_readers_one_after_another_hold_nobody_up_for_longer_than_one() -> None:
+    """The time that the others wait is that of the answer, not of each slow reader."""
+    fanout = sharing(Source([b"x" * 10] * 100), bound=100)
+    quick = fanout.reader()
+    stuck = [fanout.reader() for _ in range(20)]
+    for number, reader in enumerate(stuck):
+        task_of(some(reader, number))
+    began = asyncio.get_running_loop().time()
+    reading = task_of(whole(quick))
+    await fanout.pump()
+    assert len(await reading) == 1000
+    without = 101 * 0.01
+    assert asyncio.get_running_loop().time() - began <= 2 * without + GRACE + 0.001
+    for reader in stuck:
+        with pytest.raises(FellBehind):
+            await reader.read()
+
+
+async def some(reader: Reader, parts: int) -> None:
+    """Read so many parts, and no more."""
+    for _ in range(parts):
+        await reader.read()
+
+
+@virtual
+async def test_all_answers_together_have_a_bound() -> None:
+    """Beyond it the answer that keeps most loses its slowest reader at once; others keep theirs."""
+    kept = Kept(costs(300))
+    large, small = (sharing(Source([b"x" * 10] * parts), kept=kept) for parts in (50, 20))
+    readers = [(fanout.reader(), fanout.reader()) for fanout in (large, small)]
+    pumps = [task_of(fanout.pump()) for fanout in (large, small)]
+    readings = [task_of(whole(quick)) for quick, _ in readers]
+    assert [len(data) for data in await asyncio.gather(*readings)] == [500, 200]
+    await asyncio.gather(*pumps)
+    with pytest.raises(FellBehind):
+        await readers[0][1].read()
+    assert kept.size == costs(200)
+    assert len(await whole(readers[1][1])) == 200
+    assert kept.size == 0
+
+
+@virtual
+async def test_readers_that_keep_up_are_never_cut_for_room() -> None:
+    """Of readers of one pace none is behind, however little may be kept."""
+    fanout = sharing(Source([b"x" * 10] * 50), kept=Kept(5), bound=0)
+    readings = [task_of(whole(fanout.reader())) for _ in range(3)]
+    await fanout.pump()
+    assert [len(data) for data in await asyncio.gather(*readings)] == [500] * 3
+
+
+@virtual
+async def test_work_grows_with_the_readers_and_not_with_their_square() -> None:
+    """Each part that a reader takes costs the same, be there one reader or hundreds."""
+    looks = {number: await work(number) for number in (50, 400)}
+    assert looks[400] < 10 * looks[50]
+
+
+async def work(readers: int) -> int:
+    """The lines of the module that were run while so many readers read 20 parts."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace if frame.f_globals is vars(module) else None
+
+    source = sharing(Source([b"x" * 10] * 20))
+    readings = [task_of(whole(source.reader())) for _ in range(readers)]
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        await source.pump()
+        await asyncio.gather(*readings)
+    finally:
+        sys.settrace(before)
+    return lines
 
 
 @virtual
 async def test_nothing_is_read_ahead_of_all_readers() -> None:
     """Somebody has to want it, so readers that all stand still fill no memory."""
     source = Source([b"x"] * 50)
-    fanout = Fanout(source)
+    fanout = sharing(source)
     reader = fanout.reader()
     pump = task_of(fanout.pump())
     await reader.read()
@@ -93,10 +202,11 @@ async def test_nothing_is_read_ahead_of_all_readers() -> None:
 async def test_who_leaves_holds_nobody_back() -> None:
     """What only it had not read is let go; with the last reader the pump ends."""
     source = Source([b"x" * 10] * 50)
-    fanout = Fanout(source, bound=100)
+    fanout = sharing(source, bound=100)
     quick, slow = fanout.reader(), fanout.reader()
     pump, reading = task_of(fanout.pump()), task_of(whole(quick))
-    await asyncio.sleep(60)
+    await asyncio.sleep(0.15)
+    assert source.reads == 11
     await slow.discard()
     assert await reading == b"x" * 500
     await pump
@@ -105,7 +215,7 @@ async def test_who_leaves_holds_nobody_back() -> None:
 @virtual
 async def test_an_early_end_is_seen_by_all() -> None:
     """A truncated answer stays truncated for each of them, behind what did come."""
-    fanout = Fanout(Source([b"a"], breaks=True))
+    fanout = sharing(Source([b"a"], breaks=True))
     readers = [fanout.reader(), fanout.reader()]
     pump = task_of(fanout.pump())
     for reader in readers:
@@ -119,7 +229,7 @@ async def test_an_early_end_is_seen_by_all() -> None:
 @virtual
 async def test_an_ended_pump_leaves_nobody_waiting() -> None:
     """Whoever still reads meets a broken answer."""
-    fanout = Fanout(Source([b"a"] * 9))
+    fanout = sharing(Source([b"a"] * 9))
     reader = fanout.reader()
     pump, reading = task_of(fanout.pump()), task_of(whole(reader))
     await asyncio.sleep(0.025)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from proxy.core.errors import Broken, NoKey, TooMany
-from proxy.core.events import Joined, Journal
+from proxy.core.events import ConnectionEnded, Joined, Journal
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import SECOND, Client, Micros
 from proxy.core.policy import Rule
-from proxy.joining.fanout import BOUND
+from proxy.joining.fanout import BOUND, FellBehind
 from proxy.joining.flights import Joining, likeness
 from tests.rooms import Recorder
 from tests.virtual import micros, task_of, virtual
@@ -353,6 +353,49 @@ async def test_what_is_too_large_to_keep_goes_to_one() -> None:
         it.gateway.turns[1].answer(b"y")
         assert (await second)[1] == b"y"
         assert it.joined == 0
+
+
+@virtual
+async def test_a_first_caller_that_leaves_within_its_answer_takes_nothing_from_the_others() -> None:
+    """The body is read on for those who are left."""
+    async with scene() as it:
+        first, second = await it.come(), await it.come()
+        (turn,) = it.gateway.turns
+        turn.send()
+        turn.answer(*[b"x"] * 50)
+        await asyncio.sleep(0.1)
+        first.cancel()
+        assert (await second)[1] == b"x" * 50
+        assert turn.over
+
+
+@virtual
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_caller_that_falls_behind_is_cut_off_whoever_carried_the_answer(first: bool) -> None:
+    """Its journal says why, and the end of its connection is counted; the others have the whole answer."""
+    async with scene() as it:
+        journal, began = Journal(), asyncio.Event()
+
+        async def stuck() -> None:
+            async with it.joining.handle(it.request(), journal) as answer:
+                await answer.body.read()
+                await began.wait()
+                await answer.body.read()
+
+        if first:
+            slow, quick = task_of(stuck()), await it.come()
+        else:
+            quick, slow = await it.come(), task_of(stuck())
+        await asyncio.sleep(0.001)
+        (turn,) = it.gateway.turns
+        turn.send()
+        turn.answer(*[b"x" * 2**20] * 20)
+        assert len((await quick)[1]) == 20 * 2**20
+        assert [event.why for event in it.recorder.events if isinstance(event, ConnectionEnded)] == ["fell_behind"]
+        began.set()
+        with pytest.raises(FellBehind):
+            await slow
+        assert "too slow for the others" in journal.problem
 
 
 @virtual
