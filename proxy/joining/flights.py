@@ -13,11 +13,13 @@ Laws of this module:
 """
 
 import asyncio
+from bisect import insort
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from proxy.core.errors import Refusal, TooMany, UpstreamError
@@ -86,14 +88,19 @@ class Caller:
     flight: "_Flight | None" = None
 
 
+_deadline = attrgetter("deadline")
+
+
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """One exchange and who waits for it; the first of them leads."""
+    """One exchange and its callers, by their deadlines until it is sent; the first of them leads."""
 
     likeness: Likeness
     leader: Caller
     journal: Journal
     callers: list[Caller] = field(default_factory=list)
+    gone: int = 0
+    """How many of these have left."""
     task: asyncio.Task[Any] | None = None
     sent: Micros | None = None
 
@@ -148,19 +155,19 @@ class Joining:
         flights = self._waiting.setdefault(alike, [])
         flight = next((flight for flight in flights if flight.takes(caller)), None)
         if flight is None:
-            flight = _Flight(alike, caller, Journal(id=journal.id, method=journal.method, path=journal.path))
+            flight = _Flight(alike, caller, _journal(journal))
             flights.append(flight)
             flight.task = spawn(self._fly(flight), name=f"joined {journal.id}", owner=self._tasks)
-        flight.callers.append(caller)
+        insort(flight.callers, caller, key=_deadline)
         caller.flight = flight
         return caller
 
     def leave(self, caller: Caller) -> None:
         """A caller gave up before it was told anything: nobody else is touched, unless it was the last."""
         flight = caller.flight
-        if flight and caller in flight.callers:
-            flight.callers.remove(caller)
-            if not flight.callers and flight.task:
+        if flight and caller.told.cancelled():
+            flight.gone += 1
+            if flight.gone == len(flight.callers) and flight.task:
                 flight.task.cancel()
         if caller.told.done() and not caller.told.cancelled() and not caller.told.exception():
             answer = caller.told.result()  # it came in the same tick
@@ -170,14 +177,48 @@ class Joining:
     # The shared exchange
 
     async def _fly(self, flight: _Flight) -> None:
-        request = flight.leader.request
         try:
-            async with self._gateway.handle(request, flight.journal, sending=lambda: self._sending(flight)) as answer:
-                await self._share(flight, answer)
+            while not await self._exchange(flight):
+                pass
         except Exception as problem:  # noqa: BLE001  # it is told to those who wait for it
             self._fail(flight, problem)
         finally:
             self._forget(flight)
+
+    async def _exchange(self, flight: _Flight) -> bool:
+        """One exchange; returns whether it was, and false when its leader was refused and another one leads."""
+        request = flight.leader.request
+        try:
+            async with self._gateway.handle(request, flight.journal, sending=lambda: self._sending(flight)) as answer:
+                await self._share(flight, answer)
+        except TooMany as refusal:
+            if flight.sent is not None:
+                raise
+            await asyncio.sleep(0)  # many that are refused at once must not keep everybody else waiting
+            return not self._hand_over(flight, refusal)
+        return True
+
+    def _hand_over(self, flight: _Flight, refusal: TooMany) -> bool:
+        """Refuse the leader and have the next one lead, with the time that it has left; returns whether there is one.
+
+        The others hear nothing of it, so many that are refused one after another cost no more than each alone.
+        """
+        now, callers = self.clock(), flight.callers
+        leader = callers.pop(0)
+        leader.journal.queued += now - leader.came
+        if not leader.told.done():
+            leader.told.set_exception(refusal)
+        else:
+            flight.gone -= 1
+        while callers and callers[0].told.done():
+            callers.pop(0)
+            flight.gone -= 1
+        if not callers:
+            return False
+        flight.leader = leader = callers[0]
+        flight.journal = _journal(leader.journal)
+        leader.request = replace(leader.request, wait=max(0, leader.deadline - now))
+        return True
 
     def _sending(self, flight: _Flight) -> None:
         """It goes out now: nobody joins any more, and who waits elsewhere for the same answer comes along."""
@@ -189,12 +230,14 @@ class Joining:
                 for caller in other.callers:
                     caller.flight = flight
                 flight.callers += other.callers
-                other.callers = []
+                flight.gone += other.gone
+                other.callers, other.gone = [], 0
                 if other.task:
                     other.task.cancel()
 
     async def _share(self, flight: _Flight, answer: Answer) -> None:
         flight.callers = [caller for caller in flight.callers if not caller.told.done()]
+        flight.gone = 0
         length = answer.header(b"content-length")
         if length is not None and length.isdigit() and int(length) > BOUND:
             for caller in flight.callers[1:]:
@@ -249,6 +292,11 @@ class Joining:
                 del self._waiting[flight.likeness]
         for caller in flight.callers:  # if nobody told them anything, the exchange was ended from outside
             _tell(caller, Onward.ALONE)
+
+
+def _journal(journal: Journal) -> Journal:
+    """The journal of an exchange, under the name of the request that leads it."""
+    return Journal(id=journal.id, method=journal.method, path=journal.path)
 
 
 def _tell(caller: Caller, what: Answer | Onward) -> None:

@@ -1,14 +1,12 @@
 import asyncio
-import sys
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
 
 import pytest
 
 from proxy.core.errors import Broken
-from proxy.joining import fanout as module
+from proxy.joining import fanout
 from proxy.joining.fanout import GRACE, PART, Fanout, FellBehind, Kept, Reader
+from tests.joining.steps import counting
 from tests.virtual import task_of, virtual
 
 
@@ -58,18 +56,18 @@ async def whole(reader: Reader, pause: float = 0.0) -> bytes:
 @virtual
 async def test_every_reader_gets_every_byte() -> None:
     """In order, whatever its pace."""
-    fanout = sharing(Source([b"a", b"bc", b"d"]))
-    readings = [task_of(whole(fanout.reader(), pause)) for pause in (0.0, 1.0, 7.0)]
-    await fanout.pump()
+    shared = sharing(Source([b"a", b"bc", b"d"]))
+    readings = [task_of(whole(shared.reader(), pause)) for pause in (0.0, 1.0, 7.0)]
+    await shared.pump()
     assert await asyncio.gather(*readings) == [b"abcd"] * 3
 
 
 @virtual
 async def test_a_slow_reader_stops_nobody_below_the_bound() -> None:
     """The others are through while it has not begun."""
-    fanout = sharing(Source([b"x" * 10] * 5), bound=50)
-    quick, slow = fanout.reader(), fanout.reader()
-    pump = task_of(fanout.pump())
+    shared = sharing(Source([b"x" * 10] * 5), bound=50)
+    quick, slow = shared.reader(), shared.reader()
+    pump = task_of(shared.pump())
     assert await whole(quick) == b"x" * 50
     await pump
     assert await whole(slow) == b"x" * 50
@@ -79,10 +77,10 @@ async def test_a_slow_reader_stops_nobody_below_the_bound() -> None:
 async def test_a_reader_that_stands_still_is_cut_off_and_the_others_read_on() -> None:
     """They wait for it no longer than the answer had taken without it, and the grace; memory holds a part more."""
     source, kept, cut = Source([b"x" * 10] * 50), Kept(), []
-    fanout = sharing(source, bound=100, kept=kept)
-    quick, stuck = fanout.reader(), fanout.reader(lambda: cut.append("stuck"))
+    shared = sharing(source, bound=100, kept=kept)
+    quick, stuck = shared.reader(), shared.reader(lambda: cut.append("stuck"))
     began = asyncio.get_running_loop().time()
-    pump, reading = task_of(fanout.pump()), task_of(whole(quick))
+    pump, reading = task_of(shared.pump()), task_of(whole(quick))
     assert len(await stuck.read()) == 10
     await asyncio.sleep(0.15)
     assert (source.reads, kept.size, cut) == (12, costs(110), [])
@@ -99,23 +97,23 @@ async def test_a_reader_that_stands_still_is_cut_off_and_the_others_read_on() ->
 @virtual
 async def test_a_reader_half_as_fast_as_the_fastest_is_safe() -> None:
     """The source gives a part each 10 ms, the slow reader takes one each 20 ms."""
-    fanout = sharing(Source([b"x" * 10] * 500), bound=100)
-    readings = [task_of(whole(fanout.reader(), pause)) for pause in (0.0, 0.02)]
-    await fanout.pump()
+    shared = sharing(Source([b"x" * 10] * 500), bound=100)
+    readings = [task_of(whole(shared.reader(), pause)) for pause in (0.0, 0.02)]
+    await shared.pump()
     assert [len(data) for data in await asyncio.gather(*readings)] == [5000, 5000]
 
 
 @virtual
 async def test_slow_readers_one_after_another_hold_nobody_up_for_longer_than_one() -> None:
     """The time that the others wait is that of the answer, not of each slow reader."""
-    fanout = sharing(Source([b"x" * 10] * 100), bound=100)
-    quick = fanout.reader()
-    stuck = [fanout.reader() for _ in range(20)]
+    shared = sharing(Source([b"x" * 10] * 100), bound=100)
+    quick = shared.reader()
+    stuck = [shared.reader() for _ in range(20)]
     for number, reader in enumerate(stuck):
         task_of(some(reader, number))
     began = asyncio.get_running_loop().time()
     reading = task_of(whole(quick))
-    await fanout.pump()
+    await shared.pump()
     assert len(await reading) == 1000
     without = 101 * 0.01
     assert asyncio.get_running_loop().time() - began <= 2 * without + GRACE + 0.001
@@ -150,47 +148,36 @@ async def test_all_answers_together_have_a_bound() -> None:
 @virtual
 async def test_readers_that_keep_up_are_never_cut_for_room() -> None:
     """Of readers of one pace none is behind, however little may be kept."""
-    fanout = sharing(Source([b"x" * 10] * 50), kept=Kept(5), bound=0)
-    readings = [task_of(whole(fanout.reader())) for _ in range(3)]
-    await fanout.pump()
+    shared = sharing(Source([b"x" * 10] * 50), kept=Kept(5), bound=0)
+    readings = [task_of(whole(shared.reader())) for _ in range(3)]
+    await shared.pump()
     assert [len(data) for data in await asyncio.gather(*readings)] == [500] * 3
 
 
 @virtual
 async def test_work_grows_with_the_readers_and_not_with_their_square() -> None:
     """Each part that a reader takes costs the same, be there one reader or hundreds."""
-    looks = {number: await work(number) for number in (50, 400)}
-    assert looks[400] < 10 * looks[50]
+    steps = {number: await work(number) for number in (50, 400)}
+    assert 50 < steps[50] < steps[400] < 10 * steps[50]
 
 
 async def work(readers: int) -> int:
-    """The lines of the module that were run while so many readers read 20 parts."""
-    lines = 0
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal lines
-        lines += event == "line"
-        return trace if frame.f_globals is vars(module) else None
-
+    """The steps in which so many readers read 20 parts."""
     source = sharing(Source([b"x" * 10] * 20))
     readings = [task_of(whole(source.reader())) for _ in range(readers)]
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with counting(fanout) as steps:
         await source.pump()
         await asyncio.gather(*readings)
-    finally:
-        sys.settrace(before)
-    return lines
+    return steps.number
 
 
 @virtual
 async def test_nothing_is_read_ahead_of_all_readers() -> None:
     """Somebody has to want it, so readers that all stand still fill no memory."""
     source = Source([b"x"] * 50)
-    fanout = sharing(source)
-    reader = fanout.reader()
-    pump = task_of(fanout.pump())
+    shared = sharing(source)
+    reader = shared.reader()
+    pump = task_of(shared.pump())
     await reader.read()
     await asyncio.sleep(60)
     assert source.reads == 1
@@ -202,9 +189,9 @@ async def test_nothing_is_read_ahead_of_all_readers() -> None:
 async def test_who_leaves_holds_nobody_back() -> None:
     """What only it had not read is let go; with the last reader the pump ends."""
     source = Source([b"x" * 10] * 50)
-    fanout = sharing(source, bound=100)
-    quick, slow = fanout.reader(), fanout.reader()
-    pump, reading = task_of(fanout.pump()), task_of(whole(quick))
+    shared = sharing(source, bound=100)
+    quick, slow = shared.reader(), shared.reader()
+    pump, reading = task_of(shared.pump()), task_of(whole(quick))
     await asyncio.sleep(0.15)
     assert source.reads == 11
     await slow.discard()
@@ -215,9 +202,9 @@ async def test_who_leaves_holds_nobody_back() -> None:
 @virtual
 async def test_an_early_end_is_seen_by_all() -> None:
     """A truncated answer stays truncated for each of them, behind what did come."""
-    fanout = sharing(Source([b"a"], breaks=True))
-    readers = [fanout.reader(), fanout.reader()]
-    pump = task_of(fanout.pump())
+    shared = sharing(Source([b"a"], breaks=True))
+    readers = [shared.reader(), shared.reader()]
+    pump = task_of(shared.pump())
     for reader in readers:
         assert await reader.read() == b"a"
     for reader in readers:
@@ -229,9 +216,9 @@ async def test_an_early_end_is_seen_by_all() -> None:
 @virtual
 async def test_an_ended_pump_leaves_nobody_waiting() -> None:
     """Whoever still reads meets a broken answer."""
-    fanout = sharing(Source([b"a"] * 9))
-    reader = fanout.reader()
-    pump, reading = task_of(fanout.pump()), task_of(whole(reader))
+    shared = sharing(Source([b"a"] * 9))
+    reader = shared.reader()
+    pump, reading = task_of(shared.pump()), task_of(whole(reader))
     await asyncio.sleep(0.025)
     pump.cancel()
     with pytest.raises(Broken):

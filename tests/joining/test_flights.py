@@ -10,8 +10,10 @@ from proxy.core.events import ConnectionEnded, Joined, Journal
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import SECOND, Client, Micros
 from proxy.core.policy import Rule
+from proxy.joining import flights
 from proxy.joining.fanout import BOUND, FellBehind
 from proxy.joining.flights import Joining, likeness
+from tests.joining.steps import counting
 from tests.rooms import Recorder
 from tests.virtual import micros, task_of, virtual
 
@@ -327,6 +329,60 @@ async def test_a_refusal_for_a_deadline_is_the_leaders_own() -> None:
         again.send()
         again.answer(b"x")
         assert [data for _, data, _ in await asyncio.gather(*others)] == [b"x", b"x"]
+
+
+@virtual
+async def test_a_refusal_for_a_deadline_of_somebody_who_left_is_nobodys() -> None:
+    """The others wait on, each until its own deadline."""
+    async with scene() as it:
+        first = await it.come(it.request(wait=SECOND))
+        second = await it.come(it.request(wait=9 * SECOND))
+        first.cancel()
+        await asyncio.sleep(1)
+        it.gateway.turns[0].turn.set_exception(TooMany("Too late.", reason="deadline", retry_after=9))
+        await asyncio.sleep(0.01)
+        (again,) = it.gateway.turns[1:]
+        assert 7.9 * SECOND < again.request.wait < 8 * SECOND
+        again.send()
+        again.answer(b"x")
+        assert (await second)[1] == b"x"
+
+
+@virtual
+async def test_the_nearest_deadline_leads() -> None:
+    """Whoever leads next waits no longer than any other would, in whatever order they came."""
+    async with scene() as it:
+        first = await it.come(it.request(wait=SECOND))
+        others = [await it.come(it.request(wait=seconds * SECOND)) for seconds in (30, 20, 10)]
+        it.gateway.turns[0].turn.set_exception(TooMany("Too late.", reason="deadline", retry_after=9))
+        with pytest.raises(TooMany):
+            await first
+        await asyncio.sleep(0.01)
+        (again,) = it.gateway.turns[1:]
+        assert again.request.id == "id-4"
+        again.send()
+        again.answer(b"x")
+        assert [data for _, data, _ in await asyncio.gather(*others)] == [b"x"] * 3
+
+
+@virtual
+async def test_many_that_are_refused_one_after_another_cost_no_more_than_each_alone() -> None:
+    """Work grows with the callers and not with their square: only the one that is refused hears of it."""
+    steps = {number: await refused(number) for number in (20, 160)}
+    assert 20 < steps[20] < steps[160] < 10 * steps[20]
+
+
+async def refused(number: int) -> int:
+    """The steps in which so many callers are refused, each at a deadline of its own."""
+    async with scene() as it:
+        callers = [await it.come(it.request(wait=SECOND + late)) for late in range(number)]
+        with counting(flights) as steps:
+            for turn in range(number):
+                it.gateway.turns[turn].turn.set_exception(TooMany("Too late.", reason="deadline", retry_after=9))
+                await asyncio.sleep(0.001)
+        told = await asyncio.gather(*callers, return_exceptions=True)
+        assert [type(refusal) for refusal in told] == [TooMany] * number
+    return steps.number
 
 
 @virtual
