@@ -1,8 +1,14 @@
-"""Background tasks with an owner and an end: the one place that creates them."""
+"""Background tasks with an owner and an end, which are created here only, and long work done in steps."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from itertools import islice
+from typing import Any, TypeVar
+
+Entry = TypeVar("Entry")
+
+STEP = 200
+"""Entries between two turns of the event loop."""
 
 
 def spawn(work: Coroutine[Any, Any, Any], *, name: str, owner: set[asyncio.Task[Any]]) -> asyncio.Task[Any]:
@@ -23,3 +29,21 @@ async def finish(owner: set[asyncio.Task[Any]]) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         owner -= tasks
+
+
+async def steps(entries: Iterable[Entry]) -> AsyncIterator[list[Entry]]:
+    """Have an iterator work out `STEP` entries at a time; the event loop turns after each of them."""
+    rest = iter(entries)
+    while step := list(islice(rest, STEP)):
+        yield step
+        await asyncio.sleep(0)
+
+
+async def in_steps(entries: Iterable[Entry]) -> list[Entry]:
+    """Collect entries, in steps."""
+    return [entry async for step in steps(entries) for entry in step]
+
+
+async def encoded_in_steps(pieces: Iterable[str]) -> bytes:
+    """Join and encode pieces of a text, in steps."""
+    return b"".join(["".join(step).encode() async for step in steps(pieces)])

@@ -1,10 +1,11 @@
 import asyncio
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from proxy.tasks import finish, spawn
+from proxy.tasks import STEP, encoded_in_steps, finish, in_steps, spawn
 
 Owner = set[asyncio.Task[Any]]
 
@@ -141,3 +142,30 @@ async def test_a_task_that_breaks_is_not_forgotten(caplog: pytest.LogCaptureFixt
             await asyncio.sleep(0)
         assert owner == set()
     assert "unseen" in caplog.text
+
+
+async def test_long_work_leaves_the_loop_its_turns() -> None:
+    """No more than some entries are worked out between two of them, however many there are."""
+    most = worked = 0
+
+    def entries() -> Iterator[str]:
+        nonlocal worked, most
+        for number in range(10 * STEP + 1):
+            worked += 1
+            most = max(most, worked)
+            yield str(number)
+
+    loop = asyncio.get_running_loop()
+    handle = loop.call_soon(int)
+
+    def turn() -> None:
+        nonlocal worked, handle
+        worked = 0
+        handle = loop.call_soon(turn)
+
+    turn()
+    expected = [str(number) for number in range(10 * STEP + 1)]
+    assert await in_steps(entries()) == expected
+    assert await encoded_in_steps(entries()) == "".join(expected).encode()
+    handle.cancel()
+    assert most <= STEP

@@ -148,6 +148,7 @@ class App:
             self._clients,
             lambda: replace(process, draining=self._leaving, unready=self.unready()),
             lambda: self._data.connections,
+            lambda: 0,
             self.telemetry.history,
             "memory" if self._link is None else "redis",
             "" if self._link is None else self._config.store.on_loss,

@@ -326,3 +326,5 @@ class Levels:
     store_up: bool = True
     degraded: float = 0.0
     """Seconds without the store, so far."""
+    log_lines_dropped: int = 0
+    """Lines of the log that were not written, so far."""

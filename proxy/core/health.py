@@ -269,9 +269,9 @@ class Health:
         return True
 
     def looks(self, now: Micros) -> Iterator[KeyLook]:
-        """Every key as it stands."""
-        for key in self._pool.keys:
-            yield self._look(key, self._keys[key.name], now)
+        """Every key as it stands, one after another; those of the moment at which the first is asked for."""
+        for key, condition in [(key, self._keys[key.name]) for key in self._pool.keys]:
+            yield self._look(key, condition, now)
 
     def _look(self, key: Key, condition: _Condition, now: Micros) -> KeyLook:
         month = condition.month_left

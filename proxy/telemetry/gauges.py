@@ -3,47 +3,27 @@
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
-
 from proxy.core.events import Levels
 from proxy.core.health import State
 from proxy.core.model import SECOND
-from proxy.telemetry.series import Labels
+from proxy.telemetry.series import Gauge, Labels
 
 STATES = get_args(State)
 
-Family = GaugeMetricFamily | CounterMetricFamily
-Samples = Iterable[tuple[Labels, float]]
 
-
-class Gauges(Collector):
-    """The gauges of the moment at which `levels` was set; none before."""
-
-    def __init__(self) -> None:
-        self.levels: Levels | None = None
-
-    def describe(self) -> Iterable[Family]:
-        """What `collect` tells, without its numbers."""
-        return list(_families(Levels((), (), ())))
-
-    def collect(self) -> Iterable[Family]:
-        """See `prometheus_client.registry.Collector`."""
-        return () if self.levels is None else _families(self.levels)
-
-
-def _families(levels: Levels) -> Iterator[Family]:
+def gauges(levels: Levels) -> Iterator[Gauge]:
+    """The gauges of one moment; their samples are worked out while they are written."""
     yield _gauge(
         "waiting",
         "Requests that wait for their turn in this replica.",
         ("pool", "client"),
-        [((lane.pool, lane.client), lane.waiting) for lane in levels.lanes],
+        (((lane.pool, lane.client), lane.waiting) for lane in levels.lanes),
     )
     yield _gauge(
         "turn_seconds",
         "What a new request of this client would wait for its turn now.",
         ("pool", "client"),
-        [((lane.pool, lane.client), lane.turn / SECOND) for lane in levels.lanes if lane.turn is not None],
+        (((lane.pool, lane.client), lane.turn / SECOND) for lane in levels.lanes if lane.turn is not None),
     )
     yield _gauge(
         "in_flight",
@@ -56,44 +36,50 @@ def _families(levels: Levels) -> Iterator[Family]:
         "tokens_at_hand",
         "Requests that may be sent now under a limit of a quota. Replicas that share a store tell the same number.",
         bucket,
-        [((one.pool, one.quota, one.limit), one.at_hand) for one in levels.buckets],
+        (((one.pool, one.quota, one.limit), one.at_hand) for one in levels.buckets),
     )
     yield _gauge(
         "tokens_limit",
         "Requests that a limit permits in its window on each quota.",
         bucket,
-        [((one.pool, one.quota, one.limit), one.size) for one in levels.buckets],
+        (((one.pool, one.quota, one.limit), one.size) for one in levels.buckets),
     )
     yield from _keys(levels)
     yield _gauge("connections", "Callers' connections that are open.", (), [((), levels.connections)])
     yield _gauge(
         "store_up", "1 while the store of the shared limits answers, else 0.", (), [((), int(levels.store_up))]
     )
-    degraded = CounterMetricFamily(
-        "keyturn_degraded_seconds", "Seconds that this replica has spent without the store of the shared limits."
+    yield _counter(
+        "degraded_seconds",
+        "Seconds that this replica has spent without the store of the shared limits.",
+        levels.degraded,
     )
-    degraded.add_metric((), levels.degraded)
-    yield degraded
+    yield _counter(
+        "log_lines_dropped",
+        "Lines of the log that were dropped because nobody read them in time, or because they could not be written.",
+        levels.log_lines_dropped,
+    )
 
 
-def _keys(levels: Levels) -> Iterator[Family]:
+def _keys(levels: Levels) -> Iterator[Gauge]:
     yield _gauge(
         "key_state",
         "1 for the state that a key is in, 0 for the others: ready, parked until the upstream's own time, quarantined "
         "because the upstream does not accept it, or paused by an operator.",
         ("pool", "key", "state"),
-        [((key.pool, key.look.name, state), int(key.look.state == state)) for key in levels.keys for state in STATES],
+        (((key.pool, key.look.name, state), int(key.look.state == state)) for key in levels.keys for state in STATES),
     )
     yield _gauge(
         "month_remaining",
         "Requests that the month's plan behind a key still holds, by the upstream's last word.",
         ("pool", "key"),
-        [((key.pool, key.look.name), key.look.month_left) for key in levels.keys if key.look.month_left is not None],
+        (((key.pool, key.look.name), key.look.month_left) for key in levels.keys if key.look.month_left is not None),
     )
 
 
-def _gauge(name: str, text: str, names: Labels, samples: Samples) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"keyturn_{name}", text, labels=names)
-    for labels, value in samples:
-        family.add_metric(labels, value)
-    return family
+def _gauge(name: str, text: str, names: Labels, samples: Iterable[tuple[Labels, float]]) -> Gauge:
+    return Gauge(f"keyturn_{name}", text, names, samples)
+
+
+def _counter(name: str, text: str, value: float) -> Gauge:
+    return Gauge(f"keyturn_{name}", text, (), [((), value)], "counter")

@@ -1,11 +1,9 @@
 """The metrics of one process: the table of docs/observability.md."""
 
 import platform
+from collections.abc import Iterator
 from itertools import product
 from typing import get_args
-
-from prometheus_client import CollectorRegistry, Gauge
-from prometheus_client.exposition import choose_encoder
 
 from proxy import __version__
 from proxy.core.events import (
@@ -30,9 +28,10 @@ from proxy.core.events import (
 )
 from proxy.core.model import SECOND
 from proxy.telemetry import labels
-from proxy.telemetry.gauges import Gauges
+from proxy.telemetry.exposition import OPENMETRICS_END, Form
+from proxy.telemetry.gauges import gauges
 from proxy.telemetry.labels import NOBODY
-from proxy.telemetry.series import Counter, Histogram, Labels
+from proxy.telemetry.series import Counter, Gauge, Histogram, Labels, Metric
 
 WAITS = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 """Seconds: a wait may last up to `queue.max_wait_ceiling`."""
@@ -52,10 +51,11 @@ IGNORED = ("limit", "remaining", "body")
 
 
 class Metrics:
-    """The metrics of one process, in a registry of their own."""
+    """The metrics of one process."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self._metrics: list[Metric] = []
+        self._reload_succeeded = True
         self._about_requests()
         self._about_the_upstream()
         self._about_the_store()
@@ -152,34 +152,33 @@ class Metrics:
         )
 
     def _about_the_process(self) -> None:
-        self.gauges = Gauges()
-        self.registry.register(self.gauges)
         self.reloads_refused = self._counter(
             "reload_refused", "Reloads that were refused because the new configuration has problems.", ()
         )
         self.reloads_refused.add((), 0)
-        self.reloaded = Gauge(
+
+    def _gauges_of_the_process(self) -> Iterator[Gauge]:
+        yield Gauge(
             "keyturn_reload_success",
             "1 when the last reload of the configuration was taken or none has been tried, 0 when it was refused.",
-            registry=self.registry,
+            (),
+            [((), int(self._reload_succeeded))],
         )
-        self.reloaded.set(1)
-        build = Gauge(
+        yield Gauge(
             "keyturn_build_info",
             "Always 1: the version of Keyturn that runs, and Python's.",
             ("version", "python"),
-            registry=self.registry,
+            [((__version__, platform.python_version()), 1)],
         )
-        build.labels(__version__, platform.python_version()).set(1)
 
     def _counter(self, name: str, text: str, names: Labels) -> Counter:
         counter = Counter(f"keyturn_{name}", text, names)
-        self.registry.register(counter)
+        self._metrics.append(counter)
         return counter
 
     def _histogram(self, name: str, text: str, names: Labels, bounds: tuple[float, ...]) -> Histogram:
         histogram = Histogram(f"keyturn_{name}", text, names, bounds)
-        self.registry.register(histogram)
+        self._metrics.append(histogram)
         return histogram
 
     def observe(self, event: Event) -> None:
@@ -217,7 +216,7 @@ class Metrics:
             case ConnectionEnded(why):
                 self.ended.add((why,))
             case Reloaded(ok):
-                self.reloaded.set(int(ok))
+                self._reload_succeeded = ok
                 self.reloads_refused.add((), int(not ok))
 
     def _request(self, journal: Journal) -> None:
@@ -233,24 +232,34 @@ class Metrics:
             self.upstream.add((pool,), journal.upstream / SECOND, trace)
             self.overhead.add((pool,), max(0, own) / SECOND, trace)
 
-    def exposition(self, accept: str, levels: Levels | None = None) -> tuple[bytes, str]:
-        """The metrics in the form that a scraper accepts, and its content type; `levels` are the gauges of now."""
-        self.gauges.levels = levels
-        if levels is not None:
-            self._expect(levels)
-        encoder, content_type = choose_encoder(accept)
-        return encoder(self.registry), content_type
+    def exposition(self, form: Form, levels: Levels | None = None) -> Iterator[str]:
+        """The metrics, piece by piece, each of at most some lines; `levels` are the gauges of now.
 
-    def _expect(self, levels: Levels) -> None:
-        """Tell of what should not happen from 0 on, for every key, pool and client that there is."""
+        With 2,000 keys there are some 30,000 lines: the event loop should turn while they are made (`tasks.in_steps`).
+        """
+        if levels is not None:
+            for _ in self._expect(levels):
+                yield ""
+            for gauge in gauges(levels):
+                yield from gauge.lines(form)
+        for metric in (*self._gauges_of_the_process(), *self._metrics):
+            yield from metric.lines(form)
+        if form is Form.OPENMETRICS:
+            yield OPENMETRICS_END
+
+    def _expect(self, levels: Levels) -> Iterator[None]:
+        """Expose what should not happen from 0 on, for every key, pool and client that there is, one after another."""
         for key in levels.keys:
             self.foreign.expect((key.pool, key.look.quota))
             for kind in get_args(ThrottleKind):
                 self.throttled.expect((key.pool, key.look.name, kind))
+            yield
         for pool, _ in levels.in_flight:
             for reason in get_args(WhyRetried):
                 self.retries.expect((pool, reason))
             for field in IGNORED:
                 self.ignored.expect((pool, field))
+            yield
         for lane in levels.lanes:
             self.joined.expect((lane.pool, lane.client))
+            yield

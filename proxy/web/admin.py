@@ -4,18 +4,22 @@ Whoever reaches it may look; never is there a secret to see. Only the bearer of 
 the loopback browsers know it by no name that somebody may own, or the web pages of that name could look, too.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
+from itertools import chain
 from typing import Protocol
 
 from aiohttp import web
-from aiohttp.hdrs import ACCEPT_LANGUAGE, AUTHORIZATION, HOST
+from aiohttp.hdrs import ACCEPT, ACCEPT_LANGUAGE, AUTHORIZATION, HOST
 
 from proxy.core.events import Levels
 from proxy.core.model import Secret
+from proxy.tasks import encoded_in_steps
 from proxy.telemetry import Metrics
+from proxy.telemetry.exposition import ProcessMetrics, chosen
 from proxy.web.status.model import Snapshot
 from proxy.web.status.page import PAGE_PATHS, Asset, asset, status_json
 
@@ -64,6 +68,7 @@ class Admin:
         token: Callable[[], Secret | None],
     ) -> None:
         self._metrics = metrics
+        self._process = ProcessMetrics()
         self._unready = unready
         self._glance = glance
         self._controls = controls
@@ -103,12 +108,14 @@ class Admin:
 
     async def _show_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         # Several fields of one name are one list (RFC 9110, section 5.3).
-        accept = ",".join(request.headers.getall("Accept", ()))
-        body, content_type = self._metrics.exposition(accept, await self._glance.levels())
-        return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+        form = chosen(",".join(request.headers.getall(ACCEPT, ())))
+        process = await asyncio.to_thread(self._process.exposition, form)
+        pieces = self._metrics.exposition(form, await self._glance.levels())
+        body = await encoded_in_steps(chain([process], pieces))
+        return web.Response(body=body, headers={"Content-Type": form.value, "Cache-Control": "no-store"})
 
     async def _status(self, _: web.BaseRequest) -> web.StreamResponse:
-        return _file(status_json(await self._glance.snapshot()))
+        return _file(await status_json(await self._glance.snapshot()))
 
     async def _file(self, request: web.BaseRequest) -> web.StreamResponse:
         found = asset(request.path)

@@ -1,13 +1,17 @@
 """A made-up replica for tests of whatever shows a status: snapshots, and a small server that answers as it would."""
 
+import asyncio
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from proxy.core.health import State
 from proxy.core.model import SECOND, Micros
 from proxy.core.recent import Count
+from proxy.web.status import document as documents
 from proxy.web.status.model import (
     BucketStatus,
     ClientStatus,
@@ -28,6 +32,12 @@ from proxy.web.status.page import Asset, asset, status_json
 MINUTE: Micros = 60 * SECOND
 AT: Micros = 1_790_000_000 * SECOND
 """2026-09-21T14:13:20Z."""
+
+
+def document(snapshot: Snapshot) -> dict[str, Any]:
+    """The document of a snapshot, as its reader has it."""
+    read: dict[str, Any] = json.loads("".join(documents.document(snapshot)))
+    return read
 
 
 def bucket(
@@ -162,7 +172,8 @@ def _found(replica: Replica, path: str) -> Asset | None:
         return asset(path)
     if replica.failing:
         return None
-    return status_json(replica.snapshots.pop(0) if len(replica.snapshots) > 1 else replica.snapshots[0])
+    snapshot = replica.snapshots.pop(0) if len(replica.snapshots) > 1 else replica.snapshots[0]
+    return asyncio.run(status_json(snapshot))
 
 
 def _handler(replica: Replica) -> type[BaseHTTPRequestHandler]:

@@ -1,8 +1,9 @@
-from prometheus_client.metrics_core import Metric as Family
+from prometheus_client import Metric as Family
 
 from proxy.core.errors import Refusal, UpstreamError
 from proxy.telemetry import Metrics
 from tests.observability.documents import metrics
+from tests.telemetry.samples import families
 
 
 def name_of(family: Family) -> str:
@@ -12,9 +13,7 @@ def name_of(family: Family) -> str:
 
 def test_every_metric_that_is_told_is_in_the_table() -> None:
     """With its name and type."""
-    told = {
-        name_of(family): family.type for family in Metrics().registry.collect() if family.name.startswith("keyturn_")
-    }
+    told = {name_of(family): family.type for family in families(Metrics()) if family.name.startswith("keyturn_")}
     documented = {name: metric.type for name, metric in metrics().items()}
     assert told
     assert told.items() <= documented.items()

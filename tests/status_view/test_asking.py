@@ -8,8 +8,7 @@ from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
 from proxy.status_view.asking import NoStatus, asker
-from proxy.web.status.document import document
-from tests.observability.samples import Replica, busy, serving
+from tests.observability.samples import Replica, busy, document, serving
 
 
 async def told(url: str) -> str:

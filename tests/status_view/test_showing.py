@@ -7,9 +7,8 @@ from rich.console import Console
 
 from proxy.status_view import showing
 from proxy.status_view.asking import NoStatus
-from proxy.web.status.document import document
 from tests.observability.extremes import crowd
-from tests.observability.samples import Replica, busy, quiet, serving
+from tests.observability.samples import Replica, busy, document, quiet, serving
 
 
 class Screen:

@@ -6,9 +6,8 @@ import pytest
 from rich.console import Console
 
 from proxy.status_view.tables import UnknownVersion, render
-from proxy.web.status.document import document
 from tests.observability.extremes import crowd, empty, long_names
-from tests.observability.samples import busy, quiet
+from tests.observability.samples import busy, document, quiet
 
 
 def printed(content: dict[str, Any], width: int = 140) -> str:

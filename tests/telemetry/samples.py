@@ -1,5 +1,8 @@
 """A request, events of every kind, and metrics that have seen them."""
 
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
 from proxy.core.events import (
     AttemptFailed,
     BucketLevel,
@@ -20,6 +23,7 @@ from proxy.core.events import (
 from proxy.core.health import KeyLook
 from proxy.core.model import SECOND
 from proxy.telemetry import Metrics
+from proxy.telemetry.exposition import Form
 
 LEVELS = Levels(
     buckets=(BucketLevel("default", "k0", "60/60s", 17, 60), BucketLevel("default", "k1", "60/60s", 60, 60)),
@@ -63,14 +67,26 @@ EVENTS: tuple[Event, ...] = (
 
 
 def full() -> Metrics:
-    """Metrics with a series of every kind."""
+    """Metrics with a series of every kind but gauges."""
     metrics = Metrics()
-    metrics.gauges.levels = LEVELS
     for event in EVENTS:
         metrics.observe(event)
     return metrics
 
 
-def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+def text(metrics: Metrics, levels: Levels | None = None, form: Form = Form.TEXT) -> str:
+    """What a scraper is answered."""
+    return "".join(metrics.exposition(form, levels))
+
+
+def families(metrics: Metrics, levels: Levels | None = None) -> list[Metric]:
+    """What a scraper reads."""
+    return list(text_string_to_metric_families(text(metrics, levels)))
+
+
+def value(metrics: Metrics, name: str, levels: Levels | None = None, **labels: str) -> float | None:
     """What a series shows."""
-    return metrics.registry.get_sample_value(f"keyturn_{name}", labels)
+    samples = (sample for family in families(metrics, levels) for sample in family.samples)
+    found = [sample.value for sample in samples if (sample.name, sample.labels) == (f"keyturn_{name}", labels)]
+    assert len(found) <= 1
+    return found[0] if found else None

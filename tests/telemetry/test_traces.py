@@ -11,8 +11,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from proxy.core.http import Fields
 from proxy.core.recording import UNRECORDED
 from proxy.telemetry import Metrics
+from proxy.telemetry.exposition import Form
 from proxy.telemetry.traces import SELDOM, Recorded, Seldom, Traces
-from tests.telemetry.samples import journal
+from tests.telemetry.samples import journal, text
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE}-{PARENT}-01".encode()
@@ -170,10 +171,10 @@ def test_times_of_a_recorded_request_lead_to_its_trace() -> None:
     collector, metrics = Collector(), Metrics()
     recording = collector.traces.begin("GET", ((b"traceparent", SAMPLED),))
     metrics.observe(journal(recording=recording))
-    body, _ = metrics.exposition("application/openmetrics-text; version=1.0.0")
+    body = text(metrics, form=Form.OPENMETRICS)
     for name in ("request_seconds", "queue_wait_seconds", "upstream_seconds", "overhead_seconds"):
-        assert re.search(rf'^keyturn_{name}_bucket.* # {{trace_id="{TRACE}"}} ', body.decode(), re.MULTILINE)
-    assert TRACE not in metrics.exposition("")[0].decode()
+        assert re.search(rf'^keyturn_{name}_bucket.* # {{trace_id="{TRACE}"}} ', body, re.MULTILINE)
+    assert TRACE not in text(metrics)
 
 
 def test_a_collector_that_is_away_is_complained_about_seldom() -> None:

@@ -1,5 +1,8 @@
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -7,26 +10,46 @@ from aiohttp.test_utils import RawTestServer, TestClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from proxy.core.events import LaneLevel, Levels, Retried
+from proxy.core.events import BucketLevel, KeyLevel, LaneLevel, Levels, Retried
+from proxy.core.health import KeyLook
 from proxy.core.model import Secret
+from proxy.tasks import STEP
 from proxy.telemetry import Metrics
 from proxy.web.admin import Admin
-from proxy.web.status.document import document
-from proxy.web.status.model import Snapshot
+from proxy.web.status import page
+from proxy.web.status.model import BucketStatus, KeyStatus, PoolStatus, QuotaStatus, Snapshot
 from proxy.web.status.page import GUARD, PAGE_PATHS
-from tests.observability.samples import busy
+from tests.observability.samples import busy, document
 
+TYPE = "application/openmetrics-text"
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.9, text/plain;version=0.0.4;q=0.5, */*;q=0.1"
 
 
 class Standing:
     """How things stand, made up."""
 
+    def __init__(self) -> None:
+        self._keys: list[KeyLook] = []
+
+    def crowd(self, number: int) -> None:
+        """Have so many keys."""
+        self._keys = [KeyLook(f"k{index}", f"k{index}", "ready", 0) for index in range(number)]
+
     async def levels(self) -> Levels:
-        return Levels((), (LaneLevel("default", "ci", 3),), ())
+        return Levels(
+            [BucketLevel("default", key.quota, "60/60s", 60, 60) for key in self._keys],
+            (LaneLevel("default", "ci", 3),),
+            (),
+            keys=[KeyLevel("default", key) for key in self._keys],
+        )
 
     async def snapshot(self) -> Snapshot:
-        return busy()
+        if not self._keys:
+            return busy()
+        shown = [KeyStatus(key.name, key.quota, key.state, 0) for key in self._keys]
+        buckets = [BucketStatus("60/60s", 60, 60, 60, 0)]
+        quotas = [QuotaStatus(key.quota, buckets) for key in self._keys]
+        return replace(busy(), pools=[PoolStatus("default", shown, quotas, ())])
 
 
 class Switches:
@@ -57,7 +80,8 @@ class Served:
         self.reasons: tuple[str, ...] = ()
         self.switches = Switches()
         self.token: Secret | None = Secret("right")
-        admin = Admin(self.metrics, lambda: self.reasons, Standing(), self.switches, lambda: self.token)
+        self.standing = Standing()
+        admin = Admin(self.metrics, lambda: self.reasons, self.standing, self.switches, lambda: self.token)
         self.server = RawTestServer(admin)
         self.http: TestClient[web.BaseRequest, None] = TestClient(self.server)
 
@@ -107,6 +131,66 @@ async def test_metrics_are_shown_in_the_form_that_is_accepted(served: Served) ->
         assert status == 200
         assert fields["Content-Type"].startswith(media_type)
         assert {"keyturn_retries", "keyturn_waiting"} <= {family.name for family in parse(body)}
+
+
+@pytest.mark.parametrize("accept", [f'{TYPE}; version="1.0.0"', f"{TYPE}; version=abc", "abc", ";;=", "a/b;q=x"])
+async def test_no_accept_is_an_error(served: Served, accept: str) -> None:
+    """What is malformed or not known gets the text format."""
+    assert (await served.ask("/metrics", Accept=accept))[0] == 200
+    _, fields, _ = await served.ask("/metrics", Accept=f"{TYPE};q=0")
+    assert fields["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def test_the_process_tells_of_itself(served: Served) -> None:
+    """Beside our own metrics, in one document that ends once."""
+    _, _, body = await served.ask("/metrics", Accept=OPENMETRICS)
+    assert {"keyturn_build_info", "python_info"} <= {family.name for family in parse_openmetrics(body)}
+    assert body.count("# EOF\n") == 1
+
+
+class Paced:
+    """Counts the pieces that are made between two turns of the event loop."""
+
+    def __init__(self) -> None:
+        self.made = self.most = self._since = 0
+        self._turn()
+
+    def _turn(self) -> None:
+        self._since = 0
+        self._handle = asyncio.get_running_loop().call_soon(self._turn)
+
+    def of(self, made: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
+        """The same pieces, counted."""
+
+        def pieces(*args: Any) -> Iterator[str]:
+            for piece in made(*args):
+                self.made += 1
+                self._since += 1
+                self.most = max(self.most, self._since)
+                yield piece
+
+        return pieces
+
+    def stop(self) -> None:
+        """Count no longer."""
+        self._handle.cancel()
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/status.json"])
+async def test_thousands_of_keys_leave_the_loop_its_turns(
+    served: Served, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the answer is, only some of its pieces are made between two of them, and each is short."""
+    served.standing.crowd(2_000)
+    paced = Paced()
+    monkeypatch.setattr(served.metrics, "exposition", paced.of(served.metrics.exposition))
+    monkeypatch.setattr(page, "document", paced.of(page.document))
+    status, _, body = await served.ask(path)
+    paced.stop()
+    assert status == 200
+    assert paced.made > 4_000
+    assert paced.most <= STEP
+    assert len(body) / paced.made < 1_000
 
 
 async def test_head_is_answered_like_get_without_the_body(served: Served) -> None:

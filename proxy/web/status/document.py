@@ -1,5 +1,7 @@
 """A snapshot as the JSON document of `docs/status.md`: durations in seconds, instants in UTC by ISO 8601."""
 
+import json
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +15,7 @@ from proxy.web.status.model import (
     OutageStatus,
     PoolStatus,
     ProcessStatus,
+    QuotaStatus,
     ReloadStatus,
     Snapshot,
     StoreStatus,
@@ -24,17 +27,36 @@ VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def document(snapshot: Snapshot) -> dict[str, Any]:
-    """The content of `status.json`: text, numbers, booleans and null, by the names of `docs/status.md`."""
-    return {
-        "version": VERSION,
-        "at": _instant(snapshot.at),
-        "process": _process(snapshot.process),
-        "store": _store(snapshot.store),
-        "reload": _reload(snapshot.reload),
-        "refused": {reason: _count(count) for reason, count in sorted(snapshot.refused.items())},
-        "pools": [_pool(pool) for pool in snapshot.pools],
-    }
+def document(snapshot: Snapshot) -> Iterator[str]:
+    """The text of `status.json`, by the names of `docs/status.md`, in pieces of one entry of a pool at the most."""
+    yield from _object(
+        {
+            "version": VERSION,
+            "at": _instant(snapshot.at),
+            "process": _process(snapshot.process),
+            "store": _store(snapshot.store),
+            "reload": _reload(snapshot.reload),
+            "refused": {reason: _counted(count) for reason, count in sorted(snapshot.refused.items())},
+        },
+        {"pools": map(_pool, snapshot.pools)},
+    )
+    yield "\n"
+
+
+def _object(fields: dict[str, Any], lists: dict[str, Iterable[Iterable[str]]]) -> Iterator[str]:
+    """An object of some fields, and of some lists whose entries come as text."""
+    yield _text(fields).removesuffix("}")
+    for name, entries in lists.items():
+        yield f',"{name}":['
+        for number, entry in enumerate(entries):
+            yield "," if number else ""
+            yield from entry
+        yield "]"
+    yield "}"
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _process(process: ProcessStatus) -> dict[str, Any]:
@@ -63,19 +85,23 @@ def _reload(reload: ReloadStatus | None) -> dict[str, Any] | None:
     return None if reload is None else {"at": _instant(reload.at), "ok": reload.ok, "reason": reload.reason}
 
 
-def _pool(pool: PoolStatus) -> dict[str, Any]:
+def _pool(pool: PoolStatus) -> Iterator[str]:
     granted = sum(client.granted for client in pool.clients)
     weights = sum(client.weight for client in pool.clients if client.active)
-    return {
-        "name": pool.name,
-        "in_flight": pool.in_flight,
-        "refused": _count(pool.refused),
-        "throttled": _count(pool.throttled),
-        "outage": None if pool.outage is None else _outage(pool.outage),
-        "keys": [_key(key) for key in pool.keys],
-        "quotas": [{"name": quota.name, "limits": [_bucket(b) for b in quota.buckets]} for quota in pool.quotas],
-        "clients": [_client(client, granted, weights) for client in pool.clients],
-    }
+    return _object(
+        {
+            "name": pool.name,
+            "in_flight": pool.in_flight,
+            "refused": _counted(pool.refused),
+            "throttled": _counted(pool.throttled),
+            "outage": None if pool.outage is None else _outage(pool.outage),
+        },
+        {
+            "keys": ([_text(_key(key))] for key in pool.keys),
+            "quotas": ([_text(_quota(quota))] for quota in pool.quotas),
+            "clients": ([_text(_client(client, granted, weights))] for client in pool.clients),
+        },
+    )
 
 
 def _outage(outage: OutageStatus) -> dict[str, Any]:
@@ -92,6 +118,10 @@ def _key(key: KeyStatus) -> dict[str, Any]:
         "until": None if key.until is None else _instant(key.until),
         "month_remaining": key.month_remaining,
     }
+
+
+def _quota(quota: QuotaStatus) -> dict[str, Any]:
+    return {"name": quota.name, "limits": [_bucket(bucket) for bucket in quota.buckets]}
 
 
 def _bucket(bucket: BucketStatus) -> dict[str, Any]:
@@ -131,7 +161,7 @@ def _lane(lane: LaneStatus) -> dict[str, Any]:
     }
 
 
-def _count(count: Count) -> dict[str, int]:
+def _counted(count: Count) -> dict[str, int]:
     return {"total": count.total, "minute": count.minute}
 
 

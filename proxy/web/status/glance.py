@@ -7,6 +7,7 @@ has heard. A store is asked at most twice a second, however many watch.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 from proxy.core.events import KeyLevel, Levels
@@ -14,6 +15,7 @@ from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Client, Micros, Pool
 from proxy.core.recent import NEVER
 from proxy.dispatch import Dispatch
+from proxy.tasks import in_steps
 from proxy.telemetry.history import History
 from proxy.web.status.model import OutageStatus, PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
 from proxy.web.status.pools import bucket_levels, clients, keys, quotas
@@ -63,6 +65,7 @@ class Sources:
     process: Callable[[], ProcessStatus]
     connections: Callable[[], int]
     """Open on the data listeners."""
+    log_lines_dropped: Callable[[], int]
     history: History
     kind: str
     on_loss: str
@@ -86,18 +89,21 @@ class Glance:
         stations, seen = await self._look()
         now = self._clock()
         rooms = [station.dispatch for station in stations]
+        buckets = [bucket_levels(room.pool, seen.get(room.pool.name, ())) for room in rooms]
+        keys = [(room.pool.name, room.health.looks(now)) for room in rooms]
         return Levels(
-            buckets=[level for room in rooms for level in bucket_levels(room.pool, seen.get(room.pool.name, ()))],
             lanes=[level for room in rooms for level in room.levels()],
             in_flight=[(room.pool.name, room.in_flight) for room in rooms],
             connections=self._sources.connections(),
-            keys=[KeyLevel(room.pool.name, look) for room in rooms for look in room.health.looks(now)],
             store_up=not self._sources.history.lost,
             degraded=max((station.store.degraded for station in stations), default=0.0),
+            log_lines_dropped=self._sources.log_lines_dropped(),
+            buckets=await in_steps(chain.from_iterable(buckets)),
+            keys=await in_steps(KeyLevel(pool, look) for pool, looks in keys for look in looks),
         )
 
     async def snapshot(self) -> Snapshot:
-        """Everything that the status shows."""
+        """Everything that the status shows; of a few milliseconds where there are thousands of keys."""
         stations, seen = await self._look()
         now, wall = self._clock(), self._wall()
         history = self._sources.history
@@ -105,7 +111,7 @@ class Glance:
             wall,
             self._sources.process(),
             self._store(stations),
-            [self._pool(station.dispatch, seen, now, wall - now) for station in stations],
+            [await self._pool(station.dispatch, seen, now, wall - now) for station in stations],
             None if (last := history.reload) is None else ReloadStatus(last.at, last.ok, "; ".join(last.reasons)),
             history.reasons(),
         )
@@ -131,14 +137,15 @@ class Glance:
             on_loss=self._sources.on_loss,
         )
 
-    def _pool(self, room: Dispatch, seen: Looks, now: Micros, epoch: Micros) -> PoolStatus:
+    async def _pool(self, room: Dispatch, seen: Looks, now: Micros, epoch: Micros) -> PoolStatus:
         pool, history = room.pool, self._sources.history
         known = [client for client in self._sources.clients() if client.pool == pool.name]
+        shown_clients = clients(pool, known, room.lanes(), room.granted.counts(now))
         return PoolStatus(
             pool.name,
-            list(keys(room.health.looks(now), epoch)),
-            list(quotas(pool, seen.get(pool.name, ()))),
-            list(clients(pool, known, room.lanes(), room.granted.counts(now))),
+            await in_steps(keys(room.health.looks(now), epoch)),
+            await in_steps(quotas(pool, seen.get(pool.name, ()))),
+            await in_steps(shown_clients),
             room.in_flight,
             history.refused().get(pool.name, NEVER),
             history.throttled().get(pool.name, NEVER),

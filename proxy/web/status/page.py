@@ -1,12 +1,12 @@
 """What a browser is answered: the files of the status page, and the document that they draw."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
 
+from proxy.tasks import encoded_in_steps
 from proxy.web.status.document import document
 from proxy.web.status.model import Snapshot
 
@@ -60,7 +60,7 @@ def asset(path: str) -> Asset | None:
     return Asset(body, {"Content-Type": content_type, "Cache-Control": "no-cache", **GUARD})
 
 
-def status_json(snapshot: Snapshot) -> Asset:
-    """The document as it is answered."""
-    body = json.dumps(document(snapshot), separators=(",", ":")).encode() + b"\n"
+async def status_json(snapshot: Snapshot) -> Asset:
+    """The document as it is answered; the event loop turns while it is written."""
+    body = await encoded_in_steps(document(snapshot))
     return Asset(body, {"Content-Type": "application/json", "Cache-Control": "no-store", **GUARD})

@@ -26,22 +26,18 @@ def bucket_levels(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[BucketL
 
 def quotas(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[QuotaStatus]:
     """The quotas in the order of the configuration; those that no key in use counts against have no tokens to show."""
-    found: dict[str, list[BucketStatus]] = {}
+    found: dict[str, list[BucketLook]] = {}
     for bucket in buckets:
-        limit = pool.limits[bucket.limit]
-        window = pool.stretched(limit)
-        found.setdefault(bucket.quota, []).append(
-            BucketStatus(
-                limit.name,
-                limit.requests,
-                window,
-                bucket.at_hand,
-                bucket.in_use,
-                calendar(bucket.cooling, window),
-            )
-        )
+        found.setdefault(bucket.quota, []).append(bucket)
     for quota in pool.quotas:
-        yield QuotaStatus(pool.label(quota), found.get(quota, []))
+        yield QuotaStatus(pool.label(quota), [_bucket(pool, bucket) for bucket in found.get(quota, ())])
+
+
+def _bucket(pool: Pool, bucket: BucketLook) -> BucketStatus:
+    limit = pool.limits[bucket.limit]
+    window = pool.stretched(limit)
+    cooling = calendar(bucket.cooling, window)
+    return BucketStatus(limit.name, limit.requests, window, bucket.at_hand, bucket.in_use, cooling)
 
 
 def keys(looks: Iterable[KeyLook], epoch: Micros) -> Iterator[KeyStatus]:
@@ -55,8 +51,11 @@ def clients(
     pool: Pool, known: Iterable[Client], lanes: Sequence[LaneLook], granted: Mapping[str, Count]
 ) -> Iterator[ClientStatus]:
     """The clients of the configuration, each with what it got and its lanes."""
+    by_client: dict[str, list[LaneLook]] = {}
+    for lane in lanes:
+        by_client.setdefault(lane.client, []).append(lane)
     for client in known:
-        own = [_lane(pool, lane) for lane in lanes if lane.client == client.name]
+        own = [_lane(pool, lane) for lane in by_client.get(client.name, ())]
         yield ClientStatus(client.name, client.weight, granted.get(client.name, NEVER).minute, own)
 
 

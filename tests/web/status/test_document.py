@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from proxy.core.model import SECOND
-from proxy.web.status.document import document
 from proxy.web.status.model import ClientStatus
-from tests.observability.samples import AT, busy, quiet
+from tests.observability.samples import AT, busy, document, quiet
 
 DOCS = Path(__file__).parent.parent.parent.parent / "docs" / "status.md"
 

@@ -51,7 +51,9 @@ class Place:
     def __post_init__(self) -> None:
         clients = (Client("a", weight=2), Client("b"), Client("elsewhere", pool="other"))
         process = ProcessStatus("r-1", "0.1.0", "3.11.9", EPOCH)
-        sources = Sources(lambda: [self], lambda: clients, lambda: process, lambda: 7, self.history, "redis", "share")
+        sources = Sources(
+            lambda: [self], lambda: clients, lambda: process, lambda: 7, lambda: 5, self.history, "redis", "share"
+        )
         self.glance = Glance(sources, clock=micros, wall=wall)
 
 
@@ -106,6 +108,7 @@ async def test_what_the_telemetry_has_heard_is_shown() -> None:
         assert (seen.store.up, seen.store.cause) == (False, "no answer")
         levels = await it.glance.levels()
         assert (levels.store_up, levels.degraded, levels.connections) == (False, 1.5, 7)
+        assert levels.log_lines_dropped == 5
 
 
 @virtual

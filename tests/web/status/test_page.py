@@ -3,9 +3,8 @@ import re
 
 import pytest
 
-from proxy.web.status.document import document
 from proxy.web.status.page import PAGE_PATHS, asset, status_json
-from tests.observability.samples import busy
+from tests.observability.samples import busy, document
 
 
 def text_of(path: str) -> str:
@@ -15,9 +14,9 @@ def text_of(path: str) -> str:
     return found.body.decode()
 
 
-def test_the_document_is_json_that_nobody_keeps() -> None:
+async def test_the_document_is_json_that_nobody_keeps() -> None:
     """Numbers as numbers, and no cache."""
-    answer = status_json(busy())
+    answer = await status_json(busy())
     assert json.loads(answer.body) == document(busy())
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers["Cache-Control"] == "no-store"
