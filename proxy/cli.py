@@ -7,9 +7,11 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
+import structlog
 import typer
 import uvloop
 import yaml
@@ -17,13 +19,13 @@ from rich.console import Console
 
 from proxy import __version__, config, demo
 from proxy.app import App, Plan, link_to_store, serve_until_told, until_told
-from proxy.config import Config
+from proxy.config import Config, LogSettings
 from proxy.config.fields import is_name
 from proxy.core.errors import ConfigError, KeyturnError
 from proxy.core.model import Secret
 from proxy.practice import PracticeApi, PracticeSettings, WindowKind
 from proxy.status_view import output, show
-from proxy.telemetry import set_up_logs
+from proxy.telemetry import LogWriter, set_up_logs, strays_logged
 
 CONFIG_FILE = Path("config.yaml")
 BAD_CONFIGURATION = 2
@@ -50,25 +52,38 @@ ConfigOption = Annotated[
 
 def main() -> NoReturn:
     """Run a command; every error is one line on stderr."""
+    if sys.stderr is None:  # closed by whoever started this
+        sys.stderr = _nowhere()
     try:
         code = commands(standalone_mode=False)
-    except ConfigError as error:
-        for problem in error.problems:
-            _complain(str(problem))
-        code = BAD_CONFIGURATION
-    except KeyturnError as error:
-        _complain(str(error))
-        code = 1
-    except typer.TyperException as error:
-        if message := error.format_message():  # empty when the help has been shown already
-            _complain(message)
-        code = error.exit_code
-    except OSError as error:
-        _complain(f"{error.filename or 'this machine'}: {error.strerror or type(error).__name__}")
-        code = 1
-    except (KeyboardInterrupt, typer.Abort):
-        code = 1
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        told = _complaints(error)
+        if told is None:
+            raise
+        lines, code = told
+        for line in lines:
+            _complain(line)
     sys.exit(code or 0)
+
+
+def _complaints(error: BaseException) -> tuple[list[str], int] | None:
+    """The lines in which an error is told, and its exit code; `None` for one that nobody expects."""
+    match error:
+        case ConfigError():
+            return [str(problem) for problem in error.problems], BAD_CONFIGURATION
+        case KeyturnError():
+            return [str(error)], 1
+        case typer.TyperException():
+            message = error.format_message()  # empty when the help has been shown already
+            return [message] if message else [], error.exit_code
+        case OSError():
+            return [f"{error.filename or 'this machine'}: {error.strerror or type(error).__name__}"], 1
+        case KeyboardInterrupt() | typer.Abort():
+            return [], 1
+        case _:
+            return None
 
 
 def _show_version(asked: bool) -> None:
@@ -89,9 +104,10 @@ def _root(
 @commands.command()
 def serve(path: ConfigOption = None) -> int:
     """Run the proxy until SIGTERM or SIGINT; then requests that wait or are under way are still answered."""
-    settings = _load(path)
-    set_up_logs(settings.log.level, settings.log.format)
-    return uvloop.run(serve_until_told(App(settings), _say))
+    chosen = _chosen(path)
+    settings = config.load(chosen, os.environ)
+    warnings = config.warnings(chosen, settings)
+    return _serve(settings.log, warnings, lambda log: serve_until_told(App(settings, log=log), log.say))
 
 
 @commands.command()
@@ -160,6 +176,7 @@ def practice(
     settings = PracticeSettings(
         host=host, port=port, limit=limit, window=seconds, kind=kind, tls=tls, keys=tuple(key) if key else None
     )
+    _check_stderr()
     uvloop.run(_practice(PracticeApi(settings), ca))
 
 
@@ -196,12 +213,46 @@ def run_demo(
     admin: Annotated[str, typer.Option(help="Where its health and metrics are.")] = demo.ADMIN,
 ) -> int:
     """See it work: a practice API over TLS, the proxy in front of it, and a trickle of three clients."""
-    set_up_logs("warning", None)
-    return uvloop.run(demo.run(_say, listen=listen, admin=admin))
+    return _serve(LogSettings(level="warning"), (), lambda log: demo.run(log, listen=listen, admin=admin))
+
+
+def _serve(
+    settings: LogSettings, warnings: Iterable[object], work: Callable[[LogWriter], Coroutine[Any, Any, int]]
+) -> int:
+    """Run a server to its end and return its exit code; all that it has to say is written by a thread of its own."""
+    _check_stderr()
+    with LogWriter(sys.stderr) as log, strays_logged():
+        set_up_logs(settings.level, settings.format, log)
+        for warning in warnings:
+            structlog.get_logger("keyturn").warning(str(warning))
+        try:
+            return uvloop.run(work(log))
+        except Exception as error:
+            lines, code = _complaints(error) or ([], 1)
+            for line in lines:
+                log.write(f"keyturn: {line}\n")
+            if not lines:
+                structlog.get_logger("keyturn").exception("unexpected error: this process ends")
+            return code
+
+
+def _check_stderr() -> None:
+    """See that there is a stderr, on which a server says when it is ready, and what goes wrong.
+
+    Raises:
+        Exit: it was closed by whoever started this; stdout is told, if that is there.
+    """
+    if sys.__stderr__ is None:
+        print("keyturn: stderr is closed, and nothing could be said on it: leave it open, or redirect it")
+        raise typer.Exit(1)
+
+
+def _chosen(path: Path | None) -> Path | None:
+    return path if path is not None else CONFIG_FILE if CONFIG_FILE.is_file() else None
 
 
 def _load(path: Path | None) -> Config:
-    chosen = path if path is not None else CONFIG_FILE if CONFIG_FILE.is_file() else None
+    chosen = _chosen(path)
     settings = config.load(chosen, os.environ)
     for warning in config.warnings(chosen, settings):
         _complain(f"warning: {warning}")
@@ -210,14 +261,22 @@ def _load(path: Path | None) -> Config:
 
 def _check_any_key(path: Path | None) -> int:
     try:
-        settings = config.load(path or (CONFIG_FILE if CONFIG_FILE.is_file() else None), os.environ)
+        settings = config.load(_chosen(path), os.environ)
     except ConfigError as error:
         return NO_KEY if all("POSTMAN_API_KEYS" in problem.message for problem in error.problems) else BAD_CONFIGURATION
     return 0 if settings.has_keys else NO_KEY
 
 
 def _complain(line: str) -> None:
-    print(f"keyturn: {line}", file=sys.stderr)
+    try:
+        print(f"keyturn: {line}", file=sys.stderr, flush=True)
+    except OSError:  # the exit code has to do
+        sys.stderr = _nowhere()
+
+
+def _nowhere() -> TextIO:
+    """Take what nobody can be told."""
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _say(line: str) -> None:

@@ -16,6 +16,7 @@ from proxy.config import Config, load
 from proxy.core.model import Secret
 from proxy.practice import PracticeApi, PracticeSettings
 from proxy.tasks import finish, spawn
+from proxy.telemetry import LogWriter
 
 LISTEN, ADMIN = "127.0.0.1:8080", "127.0.0.1:9090"
 
@@ -46,7 +47,7 @@ ADMIN_TOKEN = "demo-admin"  # noqa: S105  # the whole demo stays on the loopback
 PATHS = ("/me", "/workspaces", "/collections", "/environments")
 
 
-async def run(say: Callable[[str], None], *, listen: str = LISTEN, admin: str = ADMIN) -> int:
+async def run(log: LogWriter, *, listen: str = LISTEN, admin: str = ADMIN) -> int:
     """Run the demo until SIGTERM or SIGINT; returns the exit code."""
     keys = tuple(KEYS.values())
     settings = PracticeSettings(limit=LIMIT, window=float(WINDOW), tls=True, keys=keys, plan=PLAN)
@@ -54,11 +55,12 @@ async def run(say: Callable[[str], None], *, listen: str = LISTEN, admin: str = 
     with tempfile.TemporaryDirectory(prefix="keyturn-demo-") as folder:
         async with PracticeApi(settings) as api:
             api.write_ca(Path(folder, "ca.pem"))
-            app = App(_configured(Path(folder), configuration(api.url, Path(folder, "ca.pem"), listen, admin)))
+            settings_of_proxy = configuration(api.url, Path(folder, "ca.pem"), listen, admin)
+            app = App(_configured(Path(folder), settings_of_proxy), log=log)
 
             def announce(line: str) -> None:
-                say(line)
-                explain(app, say)
+                log.say(line)
+                explain(app, log.say)
                 for name, habit in CLIENTS.items():
                     spawn(call(app.data_addresses[0], name, habit), name=name, owner=tasks)
                 spawn(lose_a_key(api), name="lose a key", owner=tasks)

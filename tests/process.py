@@ -257,8 +257,16 @@ class Ended:
         return self.err.splitlines()
 
 
-async def start(*arguments: str, folder: Path, environ: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
-    """Start a command in a folder, with an environment that holds no settings but the given ones."""
+async def start(
+    *arguments: str,
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    stderr: int = asyncio.subprocess.PIPE,
+) -> asyncio.subprocess.Process:
+    """Start a command in a folder, with an environment that holds no settings but the given ones.
+
+    `stderr`: a descriptor of its own to write to.
+    """
     inherited = {
         name: value for name, value in os.environ.items() if name != "POSTMAN_API_KEYS" and "_proxy" not in name.lower()
     }
@@ -268,7 +276,7 @@ async def start(*arguments: str, folder: Path, environ: Mapping[str, str] | None
         env={**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **(environ or {})},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=stderr,
     )
 
 

@@ -38,7 +38,7 @@ from proxy.stores.fitness import watch
 from proxy.stores.links import Link
 from proxy.stores.placements import placements_of
 from proxy.tasks import finish, spawn
-from proxy.telemetry import LogLevel, RequestLog, Telemetry
+from proxy.telemetry import LogLevel, LogWriter, RequestLog, Telemetry
 from proxy.upstream import Upstream
 from proxy.web.admin import Admin
 from proxy.web.forward import POSTMAN_HOSTS, Forward, ForwardSettings
@@ -63,9 +63,13 @@ def wall() -> Micros:
 class App:
     """A Keyturn process: built from a configuration, started, drained, stopped."""
 
-    def __init__(self, config: Config, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, config: Config, environ: Mapping[str, str] = os.environ, *, log: LogWriter | None = None
+    ) -> None:
+        """`log`: where lines of requests go, else to stderr."""
         self._plan = plan = Plan.of(config)
         self._environ = environ
+        self._log_writer = log
         self._log = structlog.get_logger("keyturn")
         self._leaving = False
         """Whether it has been told to end; it still serves for `lame_duck`, until it drains."""
@@ -74,7 +78,7 @@ class App:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watching: set[asyncio.Task[Any]] = set()
         self.log_level = LogLevel(config.log.level)
-        self._request_log = RequestLog(config.log.format, config.log.sample)
+        self._request_log = RequestLog(config.log.format, config.log.sample, stream=log)
         self.telemetry = Telemetry(monotonic, wall, self._request_log)
         self._upstream = Upstream(upstream_settings(config), plan.trust)
         self._link = link_to_store(config)
@@ -148,11 +152,14 @@ class App:
             self._clients,
             lambda: replace(process, draining=self._leaving, unready=self.unready()),
             lambda: self._data.connections,
-            lambda: 0,
+            self._lines_dropped,
             self.telemetry.history,
             "memory" if self._link is None else "redis",
             "" if self._link is None else self._config.store.on_loss,
         )
+
+    def _lines_dropped(self) -> int:
+        return 0 if self._log_writer is None else self._log_writer.dropped
 
     def _clients(self) -> Iterable[Client]:
         return self._plan.everybody.values()

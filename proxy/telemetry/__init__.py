@@ -8,5 +8,7 @@ from proxy.telemetry.logs import LogLevel, set_up_logs
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.observer import Telemetry
 from proxy.telemetry.requests import RequestLog
+from proxy.telemetry.strays import strays_logged
+from proxy.telemetry.writer import LogWriter
 
-__all__ = ["LogLevel", "Metrics", "RequestLog", "Telemetry", "set_up_logs"]
+__all__ = ["LogLevel", "LogWriter", "Metrics", "RequestLog", "Telemetry", "set_up_logs", "strays_logged"]

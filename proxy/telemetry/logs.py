@@ -1,4 +1,4 @@
-"""Where log lines go and what they look like: structlog's own, and what libraries log through `logging`."""
+"""What log lines look like: structlog's own, and what libraries log through `logging`."""
 
 import logging
 import re
@@ -10,15 +10,17 @@ import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 from structlog.typing import Processor
 
+from proxy.telemetry.writer import LogWriter
+
 LEVELS = ("debug", "info", "warning", "error")
 
 
-def set_up_logs(level: str, form: Literal["text", "json"] | None) -> None:
-    """Log to stderr: text on a terminal, JSON elsewhere, unless the form is given; also what libraries log.
+def set_up_logs(level: str, form: Literal["text", "json"] | None, out: TextIO | LogWriter | None = None) -> None:
+    """Log to stderr or `out`: text on a terminal, JSON elsewhere, unless the form is given; also what libraries log.
 
     Tracebacks come without the values of local variables. Access logs of aiohttp stay off: they show queries.
     """
-    as_text = is_text(form, sys.stderr)
+    stream = out or sys.stderr
     shared: list[Processor] = [
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
@@ -28,7 +30,7 @@ def set_up_logs(level: str, form: Literal["text", "json"] | None) -> None:
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -37,7 +39,7 @@ def set_up_logs(level: str, form: Literal["text", "json"] | None) -> None:
                 _without_what_was_sent,
                 structlog.processors.format_exc_info,
                 _without_credentials,
-                _renderer(as_text=as_text),
+                console(stream) if is_text(form, stream) else structlog.processors.JSONRenderer(),
             ],
         )
     )
@@ -46,14 +48,32 @@ def set_up_logs(level: str, form: Literal["text", "json"] | None) -> None:
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.CRITICAL)
+    if isinstance(out, LogWriter):
+        out.gap = handler.gap
 
 
-def is_text(form: Literal["text", "json"] | None, stream: TextIO) -> bool:
+class _Handler(logging.StreamHandler[TextIO | LogWriter]):
+    """Writes to a stream; a record that cannot be formatted is a line of its own, not a traceback beside the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the base class's name
+        """See `logging.Handler`."""
+        self.stream.write(self._line(record.name, logging.ERROR, "a line of the log could not be formatted"))
+
+    def gap(self, number: int) -> str:
+        """The line that stands where so many are missing."""
+        text = f"{number} lines of the log were dropped here: it was not read in time, or could not be written"
+        return self._line("keyturn", logging.WARNING, text)
+
+    def _line(self, name: str, level: int, text: str) -> str:
+        return self.format(logging.LogRecord(name, level, "", 0, text, (), None)) + self.terminator
+
+
+def is_text(form: Literal["text", "json"] | None, stream: TextIO | LogWriter) -> bool:
     """Whether lines are for people: by the configuration, else if somebody looks."""
     return stream.isatty() if form is None else form == "text"
 
 
-def console(stream: TextIO) -> Processor:
+def console(stream: TextIO | LogWriter) -> Processor:
     """Lines for people, in colours on a terminal.
 
     Its default shows local variables where rich is installed, and so whatever a request carried.
@@ -61,10 +81,6 @@ def console(stream: TextIO) -> Processor:
     return structlog.dev.ConsoleRenderer(
         colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback, sort_keys=False
     )
-
-
-def _renderer(*, as_text: bool) -> Processor:
-    return console(sys.stderr) if as_text else structlog.processors.JSONRenderer()
 
 
 class LogLevel:

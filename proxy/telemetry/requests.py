@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from json.encoder import encode_basestring
 from random import random
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from structlog.typing import Processor
@@ -21,6 +21,7 @@ from structlog.typing import Processor
 from proxy.core.events import Journal
 from proxy.core.model import SECOND, Micros
 from proxy.telemetry.logs import console, is_text, without_credentials
+from proxy.telemetry.writer import LogWriter
 
 NAME = "keyturn.requests"
 
@@ -44,7 +45,7 @@ class RequestLog:
         form: Literal["text", "json"] | None = None,
         sample: float = 1.0,
         *,
-        stream: TextIO | None = None,
+        stream: TextIO | LogWriter | None = None,
         chance: Callable[[], float] = random,
     ) -> None:
         self.sample = sample
@@ -71,14 +72,16 @@ class RequestLog:
         return self._chance() < self.sample
 
 
-def _text_log(out: TextIO) -> Any:
+def _text_log(out: TextIO | LogWriter) -> Any:
     processors: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         console(out),
     ]
     level = structlog.make_filtering_bound_logger(logging.DEBUG)
-    return structlog.wrap_logger(structlog.WriteLogger(out), processors=processors, wrapper_class=level).bind()
+    return structlog.wrap_logger(
+        structlog.WriteLogger(cast("TextIO", out)), processors=processors, wrapper_class=level
+    ).bind()
 
 
 def _json_line(journal: Journal, level: str) -> str:
