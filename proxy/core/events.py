@@ -24,6 +24,10 @@ class Journal:
     method: str = ""
     path: str = ""
     """Without its query."""
+    address: str = ""
+    """Where its caller's connection comes from; `unix` for a socket."""
+    agent: str = ""
+    """What its caller calls itself (`User-Agent`)."""
     client: str = ""
     pool: str = ""
     key: str = ""
@@ -40,7 +44,10 @@ class Journal:
     streamed: Micros = 0
     """From the head of the answer to its end."""
     total: Micros = 0
+    attempts: int = 0
+    """How often it was to be sent with a key, whether a connection was found or not."""
     tries: int = 0
+    """How often it was sent."""
     received: int = 0
     """Bytes of the request's body."""
     sent: int = 0

@@ -9,6 +9,26 @@ from typing import Protocol
 from proxy.core.http import Fields
 
 
+class Arrived(Protocol):
+    """A request as it has arrived."""
+
+    @property
+    def method(self) -> str:
+        """Its method."""
+
+    @property
+    def raw_headers(self) -> Fields:
+        """Its fields."""
+
+    @property
+    def scheme(self) -> str:
+        """`http` or `https`, by the listener."""
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The version of HTTP, such as (1, 1)."""
+
+
 class Recording(Protocol):
     """One request's trace; what begins ends before the next begins."""
 
@@ -22,8 +42,8 @@ class Recording(Protocol):
     def waited(self) -> None:
         """Its turn has come, or it will not come."""
 
-    def tries(self, key: str, fields: Fields) -> Fields:
-        """It is about to be sent with a key; returns the fields to send, the trace's context among them."""
+    def tries(self, key: str, path: str, fields: Fields) -> Fields:
+        """It is about to be sent with a key, for a path without its query; returns the fields to send, the trace's context among them."""
 
     def tried(self, code: int) -> None:
         """The head of an answer is there; 0: there is none."""
@@ -35,8 +55,8 @@ class Recording(Protocol):
 class Recorder(Protocol):
     """Whoever records requests."""
 
-    def begin(self, method: str, fields: Fields) -> Recording:
-        """A request has arrived, with these fields."""
+    def begin(self, arrived: Arrived) -> Recording:
+        """A request has arrived."""
 
 
 class Unrecorded:
@@ -50,7 +70,7 @@ class Unrecorded:
     def waited(self) -> None:
         """Nothing is done."""
 
-    def tries(self, key: str, fields: Fields) -> Fields:  # noqa: ARG002  # see `Recording`
+    def tries(self, key: str, path: str, fields: Fields) -> Fields:  # noqa: ARG002  # see `Recording`
         """The fields as they came."""
         return fields
 
@@ -67,6 +87,6 @@ UNRECORDED = Unrecorded()
 class NoRecorder:
     """Records nothing."""
 
-    def begin(self, method: str, fields: Fields) -> Recording:  # noqa: ARG002  # see `Recorder`
+    def begin(self, arrived: Arrived) -> Recording:  # noqa: ARG002  # see `Recorder`
         """Not recorded."""
         return UNRECORDED

@@ -87,7 +87,8 @@ class Sender:
         """
         means, code = self._means, 0
         began = means.clock()
-        fields = journal.recording.tries(lease.key.name, request.fields)
+        journal.attempts += 1
+        fields = journal.recording.tries(lease.key.name, journal.path, request.fields)
         if fields is not request.fields:
             request = replace(request, fields=fields)
         try:

@@ -206,6 +206,7 @@ class Joining:
         now, callers = self.clock(), flight.callers
         leader = callers.pop(0)
         leader.journal.queued += now - leader.came
+        _tell_tries(leader.journal, flight.journal, joined=False)
         if not leader.told.done():
             leader.told.set_exception(refusal)
         else:
@@ -261,10 +262,9 @@ class Joining:
         """The answer as one caller gets it, with its own story."""
         sent = flight.sent if flight.sent is not None else head
         journal = caller.journal
-        journal.key = flight.journal.key
         journal.queued += max(0, sent - caller.came)
         journal.upstream += head - sent
-        journal.tries = 0 if joined else flight.journal.tries
+        _tell_tries(journal, flight.journal, joined=joined)
         if joined:
             self._observer.observe(Joined(caller.request.client.pool, caller.request.client.name))
         request = caller.request
@@ -277,6 +277,7 @@ class Joining:
         now = self.clock()
         for number, caller in enumerate(flight.callers):
             caller.journal.queued += now - caller.came
+            _tell_tries(caller.journal, flight.journal, joined=number > 0)
             if number and isinstance(problem, TooMany):
                 _tell(caller, Onward.TOGETHER)
             elif number and (isinstance(problem, UpstreamError) or not isinstance(problem, Refusal)):
@@ -297,6 +298,15 @@ class Joining:
 def _journal(journal: Journal) -> Journal:
     """The journal of an exchange, under the name of the request that leads it."""
     return Journal(id=journal.id, method=journal.method, path=journal.path)
+
+
+def _tell_tries(journal: Journal, flight: Journal, *, joined: bool) -> None:
+    """Write into a caller's journal what the exchange came to; the tries are the first caller's."""
+    journal.key = flight.key
+    if not joined:
+        journal.attempts += flight.attempts
+        journal.tries += flight.tries
+        journal.retried += flight.retried
 
 
 def _tell(caller: Caller, what: Answer | Onward) -> None:

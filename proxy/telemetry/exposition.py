@@ -31,7 +31,7 @@ def chosen(accept: str) -> Form:
     OpenMetrics 1.0.0 where it is named and not less welcome than text, else the text format 0.0.4: also for versions
     that are not known here, and for what is malformed.
     """
-    openmetrics, text = 0.0, {name: 0.0 for name in _RANGES_OF_TEXT}
+    openmetrics, text = 0.0, dict.fromkeys(_RANGES_OF_TEXT, 0.0)
     for name, version, quality in _ranges(accept):
         if name == "application/openmetrics-text" and version in ("", "1.0.0"):
             openmetrics = max(openmetrics, quality)

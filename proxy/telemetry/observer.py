@@ -52,4 +52,5 @@ class Telemetry:
             self._requests.write(event)
             event.recording.ended(event)
         elif line := told(event):
-            self._log.log(getattr(logging, line.level.upper()), line.text, **line.values)
+            values = {name: value for name, value in line.values.items() if value not in ("", None)}
+            self._log.log(getattr(logging, line.level.upper()), line.text, **values)

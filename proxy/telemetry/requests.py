@@ -1,8 +1,8 @@
 """One line of the log for each request, at its end: who asked for what, how it ended, and where the time went.
 
 It is written for every request, so it takes a shorter way than other lines: without `logging` but for the level, and
-for machines without structlog's chain, whose fields and whose order it has. What may be long or strange in it is the
-caller's path: it is cut, and what cannot be printed is escaped.
+for machines without structlog's chain, whose fields and whose order it has. What may be long or strange in it
+comes from the caller, its path and its name for itself: they are cut, and what cannot be printed is escaped.
 """
 
 import json
@@ -25,8 +25,8 @@ from proxy.telemetry.writer import LogWriter
 
 NAME = "keyturn.requests"
 
-LONGEST_PATH = 512
-"""Characters of a path; what is longer ends in `…`."""
+LONGEST_PATH, LONGEST_AGENT = 512, 256
+"""Characters of a path, and of what a caller calls itself; what is longer ends in `…`."""
 
 UNITS = ("B", "kB", "MB", "GB")
 
@@ -93,6 +93,7 @@ def _json_line(journal: Journal, level: str) -> str:
         f"{_said('id', without_credentials(journal.id))}"
         f"{_names(journal.client, journal.pool, journal.key, journal.method)}"
         f"{_said('path', shown_path(journal.path))}"
+        f"{_caller(journal.address, journal.agent[: LONGEST_AGENT + 1])}"
         f"{_end(journal.outcome, journal.reason)}"
     )
     if journal.problem:
@@ -103,7 +104,7 @@ def _json_line(journal: Journal, level: str) -> str:
     return (
         f'{{{said}"code": {journal.code}, "received_bytes": {journal.received}, "sent_bytes": {journal.sent}, '
         f'"queue_seconds": {journal.queued / SECOND}, "upstream_seconds": {journal.upstream / SECOND}, '
-        f'"total_seconds": {journal.total / SECOND}, "tries": {journal.tries}{retried}, "logger": "{NAME}", '
+        f'"total_seconds": {journal.total / SECOND}, "tries": {journal.attempts}{retried}, "logger": "{NAME}", '
         f'"event": "request", "level": "{level}", "timestamp": "{_timestamp(time.time_ns() // 1000)}"}}\n'
     )
 
@@ -116,6 +117,11 @@ def _said(name: str, text: str) -> str:
 def _names(client: str, pool: str, key: str, method: str) -> str:
     """What is the same in many lines."""
     return _said("client", client) + _said("pool", pool) + _said("key", key) + _said("method", method)
+
+
+@lru_cache(maxsize=1024)
+def _caller(address: str, agent: str) -> str:
+    return _said("client_address", address) + _said("user_agent", shown_agent(agent))
 
 
 @lru_cache(maxsize=64)
@@ -147,8 +153,10 @@ def _words(journal: Journal) -> tuple[str, dict[str, Any]]:
         "why": without_credentials(journal.problem)
         or journal.reason
         or (journal.outcome if journal.outcome != "forwarded" else ""),
-        "tries": str(journal.tries) if journal.retried else "",
+        "tries": str(journal.attempts) if journal.attempts > 1 else "",
         "retried": ",".join(journal.retried),
+        "from": journal.address,
+        "agent": shown_agent(journal.agent),
         "id": without_credentials(journal.id),
         "trace": journal.trace,
     }
@@ -158,7 +166,16 @@ def _words(journal: Journal) -> tuple[str, dict[str, Any]]:
 
 def shown_path(path: str) -> str:
     """A path as it is shown: cut, on one line, without what looks like a credential."""
-    shown = without_credentials(path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…")
+    return _shown(path, LONGEST_PATH)
+
+
+def shown_agent(agent: str) -> str:
+    """What a caller calls itself, shown in the same way."""
+    return _shown(agent, LONGEST_AGENT)
+
+
+def _shown(text: str, most: int) -> str:
+    shown = without_credentials(text if len(text) <= most else f"{text[:most]}…")
     return shown if shown.isprintable() else shown.encode("unicode_escape").decode("ascii")
 
 

@@ -4,22 +4,26 @@ They are in the caller's trace if it has one. This module is imported when trace
 comes with the extra `keyturn[otel]`.
 
 Spans go in batches to a collector (OTLP over HTTP), from a thread of their own; what a collector does not take is lost
-and holds nothing up.
+and holds nothing up, and the log says so once a minute.
+
+Names, attributes and errors follow OpenTelemetry's stable semantic conventions for HTTP; queries, which may hold
+credentials, are left out of all of them.
 """
 
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -28,11 +32,15 @@ from proxy import __version__
 from proxy.core.events import Journal
 from proxy.core.headers import values
 from proxy.core.http import Fields
-from proxy.core.recording import UNRECORDED, Recording
+from proxy.core.recording import UNRECORDED, Arrived, Recording
 from proxy.telemetry.labels import OTHER
 from proxy.telemetry.labels import method as known_method
 from proxy.telemetry.logs import without_credentials
-from proxy.telemetry.requests import shown_path
+from proxy.telemetry.requests import shown_agent, shown_path
+
+_ORIGINAL = "http.request.method_original"
+_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?")
 
 PARENT, STATE = b"traceparent", b"tracestate"
 SERVICE = "keyturn"
@@ -40,28 +48,71 @@ FAILURES, ERRORS = 500, 400
 LAST_WORDS = 2.0
 """Seconds in which a collector that is away may come back before the last spans are given up."""
 
-COMPLAINING = (
-    "opentelemetry.sdk._shared_internal",
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.exporter.otlp.common.http",
-)
-"""Loggers that would say of every batch that it was lost."""
-
 SELDOM = 60.0
-"""Seconds between two complaints of one kind about a collector."""
+"""Seconds between two lines about a collector that takes nothing."""
 
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+"""The logger that says of every batch, and of every try, that it was lost."""
+_SYSTEM_SAYS = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
+_LONGEST_CAUSE = 200
+_LONGEST_METHOD = 32
+
+_log = logging.getLogger("keyturn")
 _propagator = TraceContextTextMapPropagator()
+
+
+class Exporter(OTLPSpanExporter):
+    """Sends batches to a collector; those that it does not take are told of with its address and the cause."""
+
+    def __init__(self, endpoint: str, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(endpoint)
+        parts = urlsplit(endpoint)
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._clock = clock
+        self._told: float | None = None
+        self._remarks = Remarks()
+        logger = logging.getLogger(_EXPORTER)
+        logger.setLevel(logging.WARNING)
+        logger.addFilter(self._remarks)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """See `SpanExporter`."""
+        self._remarks.cause = ""
+        result = super().export(spans)
+        now = self._clock()
+        if result is not SpanExportResult.SUCCESS and (self._told is None or now - self._told >= SELDOM):
+            self._told = now
+            cause = self._remarks.cause or "unknown"
+            _log.warning("traces are lost: the collector at %s does not take them: %s", self._shown, cause)
+        return result
+
+
+class Remarks(logging.Filter):
+    """Takes what the exporter logs off the log, and keeps the cause that it names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cause = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`: never."""
+        said = record.getMessage()
+        if found := _SYSTEM_SAYS.search(said):
+            self.cause = found[1].lower()
+        elif "timed out" in said:
+            self.cause = "no answer in time"
+        elif not self.cause:
+            self.cause = said[:_LONGEST_CAUSE]
+        return False
 
 
 class Exporting(BatchSpanProcessor):
     """Sends spans to a collector's `/v1/traces`, from a thread; at the end for `LAST_WORDS` at the most."""
 
     def __init__(self, endpoint: str) -> None:
-        self._exporter = OTLPSpanExporter(endpoint)
-        super().__init__(self._exporter)
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)
-        for name in COMPLAINING:
-            logging.getLogger(name).addFilter(Seldom(time.monotonic))
+        self._exporter = Exporter(endpoint)
+        super().__init__(self._exporter)
 
     def shutdown(self) -> None:
         """Send what is left."""
@@ -86,27 +137,27 @@ class Traces:
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer(SERVICE, __version__)
         parts = urlsplit(upstream)
-        self._server = {
-            "server.address": parts.hostname or "",
-            "server.port": parts.port or (443 if parts.scheme == "https" else 80),
-        }
+        self._upstream = Server(
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",
+            parts.hostname or "",
+            parts.port or _PORTS[parts.scheme],
+        )
 
-    def begin(self, method: str, fields: Fields) -> Recording:
+    def begin(self, arrived: Arrived) -> Recording:
         """See `core.recording.Recorder`."""
+        fields = arrived.raw_headers
         carrier = {
             name.decode(): b",".join(found).decode("ascii", "replace")
             for name in (PARENT, STATE)
             if (found := values(fields, name))
         }
-        known = known_method(method)
-        name = known if known != OTHER else "HTTP"
-        span = self._tracer.start_span(
-            name,
-            _propagator.extract(carrier, Context()),
-            SpanKind.SERVER,
-            {"http.request.method": known if known != OTHER else "_OTHER"},
-        )
-        return Recorded(self._tracer, span, name, self._server) if span.is_recording() else UNRECORDED
+        method = _method(arrived.method)
+        name = "HTTP" if _ORIGINAL in method else arrived.method
+        span = self._tracer.start_span(name, _propagator.extract(carrier, Context()), SpanKind.SERVER, method)
+        if not span.is_recording():
+            return UNRECORDED
+        span.set_attributes({**_listener(arrived), "network.protocol.version": "{}.{}".format(*arrived.version)})
+        return Recorded(self._tracer, span, name, method, self._upstream)
 
     def stop(self) -> None:
         """Send what is left; this may take some seconds, so not in the event loop."""
@@ -116,12 +167,15 @@ class Traces:
 class Recorded:
     """A request that is recorded; see `core.recording.Recording`."""
 
-    def __init__(self, tracer: trace.Tracer, span: Span, name: str, server: dict[str, Any]) -> None:
+    def __init__(
+        self, tracer: trace.Tracer, span: Span, name: str, method: Mapping[str, str], upstream: "Server"
+    ) -> None:
         self._tracer = tracer
         self._span = span
         self._name = name
+        self._method = method
         self._context = trace.set_span_in_context(span, Context())
-        self._server = server
+        self._upstream = upstream
         self._step: Span | None = None
         self._tries = 0
         self.trace = trace.format_trace_id(span.get_span_context().trace_id)
@@ -134,9 +188,17 @@ class Recorded:
         """See `core.recording.Recording`."""
         self._end_step()
 
-    def tries(self, key: str, fields: Fields) -> Fields:
+    def tries(self, key: str, path: str, fields: Fields) -> Fields:
         """A span of its own, which the upstream's spans are children of."""
-        attributes = {"keyturn.key": key, "http.request.resend_count": self._tries, **self._server}
+        attributes = {
+            **self._method,
+            "keyturn.key": key,
+            "server.address": self._upstream.address,
+            "server.port": self._upstream.port,
+            "url.full": self._upstream.origin + shown_path(path),
+        }
+        if self._tries:
+            attributes["http.request.resend_count"] = self._tries
         self._tries += 1
         self._step = self._tracer.start_span(self._name, self._context, SpanKind.CLIENT, attributes)
         carrier: dict[str, str] = {}
@@ -149,7 +211,7 @@ class Recorded:
         if self._step is None:
             return
         if code:
-            self._step.set_attribute("http.response.status_code", code)
+            self._step.set_attributes({"http.response.status_code": code, "network.protocol.version": "1.1"})
         if not code or code >= ERRORS:
             self._step.set_status(Status(StatusCode.ERROR))
             self._step.set_attribute("error.type", str(code) if code else "no_answer")
@@ -173,9 +235,36 @@ class Recorded:
             step.end()
 
 
+class Server(NamedTuple):
+    """The upstream, as spans name it."""
+
+    origin: str
+    address: str
+    port: int
+
+
+def _method(name: str) -> dict[str, str]:
+    """A known method; the name of another stands beside."""
+    if known_method(name) != OTHER:
+        return {"http.request.method": name}
+    return {"http.request.method": "_OTHER", _ORIGINAL: shown_path(name[:_LONGEST_METHOD])}
+
+
+def _listener(arrived: Arrived) -> dict[str, str | int]:
+    """Where the caller believes to be: by its `Host`, if that is one."""
+    host = values(arrived.raw_headers, b"host")
+    found = _HOST.fullmatch(host[0].decode("ascii", "replace")) if host else None
+    if found is None:
+        return {"url.scheme": arrived.scheme}
+    port = int(found[2]) if found[2] else _PORTS[arrived.scheme]
+    return {"url.scheme": arrived.scheme, "server.address": found[1].strip("[]"), "server.port": port}
+
+
 def _attributes(story: Journal) -> Sequence[tuple[str, Any]]:
     return (
-        ("url.path", shown_path(story.path)),
+        ("url.path", shown_path(story.path) or "/"),
+        ("client.address", story.address),
+        ("user_agent.original", shown_agent(story.agent)),
         ("http.response.status_code", story.code or None),
         ("http.request.body.size", story.received or None),
         ("http.response.body.size", story.sent or None),
@@ -185,22 +274,5 @@ def _attributes(story: Journal) -> Sequence[tuple[str, Any]]:
         ("keyturn.key", story.key),
         ("keyturn.outcome", story.outcome),
         ("keyturn.reason", story.reason),
-        ("keyturn.tries", story.tries),
+        ("keyturn.tries", story.attempts),
     )
-
-
-class Seldom(logging.Filter):
-    """Lets one record of a kind through a minute: a collector that is away is complained about for every batch."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__()
-        self._clock = clock
-        self._said: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is written."""
-        now, kind = self._clock(), str(record.msg)
-        seldom = now - self._said.get(kind, -SELDOM) >= SELDOM
-        if seldom:
-            self._said[kind] = now
-        return seldom

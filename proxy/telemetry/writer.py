@@ -125,7 +125,7 @@ class LogWriter:
                 self._closing.wait(PAUSE)
 
     def _next(self) -> tuple[list[bytes], bytes | None]:
-        """The lines that are queued, at most some of them, and the last entry that was taken: one of them, or a mark."""
+        """Take some of the queued lines, and tell the last entry that was taken: one of them, `_GAP`, or `None`."""
         found: list[bytes] = []
         size = 0
         while (entry := self._lines.get()) is not None and entry is not _GAP:

@@ -1,7 +1,9 @@
 """Connections to the upstream, kept alive in a pool: who opens, lends out and closes them."""
 
 import asyncio
+import os
 import re
+import socket
 import ssl
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,6 +28,7 @@ from proxy.upstream.wire import Wire
 
 _KEPT_ALIVE = 15.0
 """Seconds for which an idle connection is kept: fewer than servers wait, which so seldom close it under a request."""
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
 _AIOHTTP = ((3, 14, 5), (3, 15))
 """The versions of aiohttp whose insides this room knows: from, and below."""
 
@@ -145,8 +148,17 @@ class Upstream:
         if isinstance(error, TimeoutError):
             late = f"No connection to {name} within {self._timeout.connect:g} s. Try again later."
             return Unreachable(late, proxy_error="connection_timeout")
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        return Unreachable(f"No connection to {name}: {reason}. Try again later.", proxy_error=_kind(error))
+        return Unreachable(f"No connection to {name}: {_reason(error)}. Try again later.", proxy_error=_kind(error))
+
+
+def _reason(error: Exception) -> str:
+    """What the system says; the library's own words may be those of its source code."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if not isinstance(cause, OSError) or isinstance(cause, socket.gaierror | ssl.SSLError):
+        return getattr(error, "strerror", None) or type(error).__name__
+    numbers = [cause.errno] if cause.errno else [*map(int, _ERRNO.findall(str(cause)))]
+    said = dict.fromkeys(os.strerror(number).lower() for number in numbers)  # each address of a name may fail otherwise
+    return ", ".join(said) or cause.strerror or type(cause).__name__
 
 
 def _kind(error: Exception) -> str:

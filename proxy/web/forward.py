@@ -10,7 +10,7 @@ from random import getrandbits
 from typing import Protocol
 
 from aiohttp import web
-from aiohttp.hdrs import TRANSFER_ENCODING, UPGRADE, VIA
+from aiohttp.hdrs import TRANSFER_ENCODING, UPGRADE, USER_AGENT, VIA
 from multidict import istr
 
 from proxy.core.errors import (
@@ -130,8 +130,9 @@ class Forward:
     async def __call__(self, incoming: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; its journal is handed to the observer at its end, whatever that is."""
         began = self._clock()
-        recording = self.recorder.begin(incoming.method, incoming.raw_headers)
-        journal = Journal(method=incoming.method, recording=recording)
+        recording = self.recorder.begin(incoming)
+        agent = incoming.headers.get(USER_AGENT, "")
+        journal = Journal(method=incoming.method, address=incoming.remote or "unix", agent=agent, recording=recording)
         try:
             return await self._forward(incoming, journal)
         except ConnectionError:

@@ -7,12 +7,12 @@ from typing import Any
 
 from proxy.telemetry import RequestLog
 from tests.observability.documents import OBSERVABILITY
-from tests.telemetry.samples import journal
+from tests.telemetry.samples import Arrived, journal
 from tests.telemetry.test_traces import Collector, attributes
 
 FULL: dict[str, Any] = {
     "retried": ("throttled",), "reason": "broken", "outcome": "failed", "problem": "Lost.", "code": 502,
-    "tries": 2, "received": 4, "sent": 9,
+    "tries": 2, "attempts": 3, "received": 4, "sent": 9,
 }  # fmt: skip
 """A story in which every field has something to say."""
 
@@ -33,7 +33,7 @@ def names(cell: str) -> set[str]:
 def test_every_field_of_a_request_s_line_is_documented() -> None:
     """And every documented field is written."""
     out = StringIO()
-    recording = Collector().traces.begin("GET", ())
+    recording = Collector().traces.begin(Arrived())
     RequestLog("json", stream=out).write(journal(recording=recording, **FULL))
     documented = set().union(*(names(cells[0]) for cells in rows("A line for each request")))
     assert set(json.loads(out.getvalue())) == documented

@@ -1,5 +1,6 @@
 import json
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,23 @@ async def test_a_request_s_line_tells_what_really_happened(tmp_path: Path) -> No
         assert [line["id"] for line in waited] == [answer.one("X-Request-Id") for answer in answers[2:]]
         assert all(line["queue_seconds"] < line["total_seconds"] for line in waited)
         assert [line["level"] for line in lines(home.keyturn)] == ["info"] * len(answers)
+
+
+async def test_tries_without_a_connection_are_tries(tmp_path: Path) -> None:
+    """As many as were retried, and one; what failed is told in words, not in those of a library's source."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    log, upstream = {"format": "json"}, {"url": f"http://127.0.0.1:{port}"}
+    for join in (False, True):
+        async with house(tmp_path, log=log, upstream=upstream, queue={"join": join}) as home:
+            await home.ask(request("/me", "User-Agent: newman/6", "Prefer: wait=60"))
+            await until(lambda: lines(home.keyturn), "its line")
+            (line,) = lines(home.keyturn)
+            assert (line["code"], line["outcome"]) == (502, "failed")
+            assert line["tries"] == len(line["retried"]) + 1 > 1
+            assert line["problem"] == f"No connection to 127.0.0.1:{port}: connection refused. Try again later."
+            assert (line["client_address"], line["user_agent"]) == ("127.0.0.1", "newman/6")
+            assert line["key"] in {"team-1", "team-2"}
 
 
 async def test_nothing_that_is_logged_holds_a_secret(tmp_path: Path) -> None:

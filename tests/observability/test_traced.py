@@ -46,12 +46,16 @@ async def test_a_real_request_is_found_in_its_caller_s_trace(tmp_path: Path) -> 
 
 
 async def test_a_collector_that_is_away_holds_nothing_up(tmp_path: Path) -> None:
-    """Requests are answered, and the process ends; it complains once."""
-    async with house(tmp_path, traces={"endpoint": "http://127.0.0.1:9/v1/traces"}) as home:
+    """Requests are answered, and the process ends; it complains once, and says who is away and why."""
+    endpoint = "http://127.0.0.1:9/v1/traces"
+    async with house(tmp_path, traces={"endpoint": endpoint}, log={"format": "json"}) as home:
         for _ in range(3):
             assert (await home.ask(request("/me"))).status == 200
         home.keyturn.process.signal(signal.SIGTERM)
         assert await home.keyturn.process.ended() == 0
+        entries = [json.loads(line) for line in home.keyturn.process.lines if not line.startswith("ready ")]
+    complaints = [entry["event"] for entry in entries if entry["level"] != "info"]
+    assert complaints == [f"traces are lost: the collector at {endpoint} does not take them: connection refused"]
 
 
 async def test_without_traces_the_caller_s_context_passes(tmp_path: Path) -> None:

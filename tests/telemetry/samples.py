@@ -1,5 +1,7 @@
 """A request, events of every kind, and metrics that have seen them."""
 
+from dataclasses import dataclass
+
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -21,6 +23,7 @@ from proxy.core.events import (
     UpstreamThrottled,
 )
 from proxy.core.health import KeyLook
+from proxy.core.http import Fields
 from proxy.core.model import SECOND
 from proxy.telemetry import Metrics
 from proxy.telemetry.exposition import Form
@@ -40,11 +43,22 @@ LEVELS = Levels(
 )
 
 
+@dataclass(frozen=True)
+class Arrived:
+    """A request as it has arrived; see `core.recording`."""
+
+    method: str = "GET"
+    raw_headers: Fields = ()
+    scheme: str = "http"
+    version: tuple[int, int] = (1, 1)
+
+
 def journal(**story: object) -> Journal:
     """A request that was forwarded, but for what is told otherwise."""
     made = Journal(
         id="r-1", method="GET", path="/collections", client="ci", pool="default", key="k0", code=200,
         outcome="forwarded", queued=SECOND, upstream=2 * SECOND, streamed=3 * SECOND, total=6 * SECOND + 400, tries=1,
+        attempts=1, address="192.0.2.7", agent="curl/8.9",
     )  # fmt: skip
     for name, value in story.items():
         setattr(made, name, value)

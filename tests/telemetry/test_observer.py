@@ -23,6 +23,14 @@ def test_an_event_is_counted_remembered_and_told(stderr: Stderr) -> None:
     assert telemetry.history.lost
 
 
+def test_what_there_is_not_is_left_out(stderr: Stderr) -> None:
+    """A 429 whose limit nobody knows names none."""
+    set_up_logs("info", "text")
+    Telemetry().observe(UpstreamThrottled("default", "k0", "k0", "window", SECOND))
+    assert "limit=" not in stderr.getvalue()
+    assert "kind=window" in stderr.getvalue()
+
+
 def test_a_request_gets_a_line_of_its_own(stderr: Stderr) -> None:
     """At its end, beside being counted; a refused one is remembered."""
     set_up_logs("info", "json")

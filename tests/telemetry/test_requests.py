@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proxy.core.events import Journal
 from proxy.core.model import MILLISECOND
 from proxy.core.recording import Unrecorded
-from proxy.telemetry.requests import LONGEST_PATH, NAME, RequestLog
+from proxy.telemetry.requests import LONGEST_AGENT, LONGEST_PATH, NAME, RequestLog
 from tests.telemetry.samples import journal
 
 
@@ -48,7 +48,7 @@ class InTrace(Unrecorded):
 
 STORY = journal(
     queued=1_200 * MILLISECOND, upstream=300 * MILLISECOND, total=1_600 * MILLISECOND, received=3, sent=12_345,
-    tries=2, retried=("throttled",), recording=InTrace(),
+    tries=2, attempts=2, retried=("throttled",), recording=InTrace(),
 )  # fmt: skip
 
 
@@ -66,6 +66,8 @@ def test_a_line_has_the_whole_story() -> None:
         "key": "k0",
         "method": "GET",
         "path": "/collections",
+        "client_address": "192.0.2.7",
+        "user_agent": "curl/8.9",
         "code": 200,
         "outcome": "forwarded",
         "received_bytes": 3,
@@ -98,17 +100,18 @@ def test_text_is_read_at_a_glance() -> None:
     (line,) = lines(STORY, form="text")
     for part in (
         "[info     ] 200 GET /collections", "client=ci", "key=k0", "time=1.600s", "waited=1.200s", "upstream=0.300s",
-        "sent=12.3kB", "received=3B", "tries=2", "retried=throttled", "id=r-1",
+        "sent=12.3kB", "received=3B", "tries=2", "retried=throttled", "from=192.0.2.7", "agent=curl/8.9", "id=r-1",
     ):  # fmt: skip
         assert part in line
     (line,) = lines(journal(queued=0, tries=1), form="text")
     line = line.partition(" 200 ")[2]
     assert not any(name in line for name in ("waited=", "tries=", "why=", "received="))
     failed = journal(
-        outcome="failed", code=502, reason="upstream", problem="No connection to x.", tries=0, retried=("broken",) * 2
-    )
+        outcome="failed", code=502, reason="upstream", problem="No connection to x.", tries=0, attempts=3,
+        retried=("unreachable",) * 2,
+    )  # fmt: skip
     (line,) = lines(failed, form="text")
-    assert "why='No connection to x.' tries=0 retried=broken,broken" in line
+    assert "why='No connection to x.' tries=3 retried=unreachable,unreachable" in line
     (line,) = lines(journal(outcome="gone", code=0, client=""), form="text")
     assert "--- GET /collections" in line
     assert "why=gone" in line
@@ -190,10 +193,18 @@ def test_what_looks_like_a_credential_in_a_path_is_not_written() -> None:
 
 
 @given(st.text(max_size=40))
-def test_a_path_forges_no_line(path: str) -> None:
+def test_nothing_of_a_caller_forges_a_line(text: str) -> None:
     """Whatever is in it: no second line, no sequence that moves a terminal's cursor."""
     logging.getLogger(NAME).setLevel(logging.INFO)
     for form in ("json", "text"):
-        written = lines(journal(path=path), form=form)
-        assert len(written) == 1
-        assert written[0].isprintable()
+        for story in (journal(path=text), journal(agent=text)):
+            written = lines(story, form=form)
+            assert len(written) == 1
+            assert written[0].isprintable()
+
+
+def test_what_a_caller_calls_itself_is_cut() -> None:
+    """And holds no credential; bytes that are no text are shown as such."""
+    assert len(entry(journal(agent="x" * 60_000))["user_agent"]) == LONGEST_AGENT + 1
+    assert entry(journal(agent="a PMAK-0123 b"))["user_agent"] == "a … b"
+    assert entry(journal(agent="\udcff"))["user_agent"] == "\\udcff"

@@ -12,8 +12,8 @@ from proxy.core.http import Fields
 from proxy.core.recording import UNRECORDED
 from proxy.telemetry import Metrics
 from proxy.telemetry.exposition import Form
-from proxy.telemetry.traces import SELDOM, Recorded, Seldom, Traces
-from tests.telemetry.samples import journal, text
+from proxy.telemetry.traces import SELDOM, Exporter, Recorded, Traces
+from tests.telemetry.samples import Arrived, journal, text
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE}-{PARENT}-01".encode()
@@ -36,12 +36,12 @@ class Collector:
 
     def go(self, *codes: int, fields: Fields = (), **story: object) -> Fields:
         """A request with so many tries; returns what went out with the last."""
-        recording = self.traces.begin("GET", fields)
+        recording = self.traces.begin(Arrived("GET", fields))
         sent = fields
         for code in codes:
             recording.waits()
             recording.waited()
-            sent = recording.tries("k0", fields)
+            sent = recording.tries("k0", "/collections", fields)
             recording.tried(code)
         recording.ended(journal(**story))
         return sent
@@ -95,7 +95,7 @@ def test_a_caller_that_is_not_recorded_is_not_recorded_here() -> None:
     """Its decision holds, and its context passes as it came."""
     collector = Collector(sample=1)
     fields = ((b"traceparent", UNSAMPLED), (b"tracestate", b"a=1"))
-    assert collector.traces.begin("GET", fields) is UNRECORDED
+    assert collector.traces.begin(Arrived("GET", fields)) is UNRECORDED
     assert collector.go(200, fields=fields) is fields
     assert collector.spans == {}
 
@@ -115,7 +115,7 @@ def test_a_broken_context_begins_a_new_trace(broken: bytes) -> None:
 def test_a_part_of_the_requests_is_recorded() -> None:
     """Of those whose callers have not decided."""
     collector = Collector(sample=0.5)
-    recorded = sum(isinstance(collector.traces.begin("GET", ()), Recorded) for _ in range(400))
+    recorded = sum(isinstance(collector.traces.begin(Arrived("GET", ())), Recorded) for _ in range(400))
     assert 100 < recorded < 300
 
 
@@ -126,7 +126,7 @@ def test_each_try_is_a_span_and_tells_how_it_went() -> None:
     tries = [span for span in collector._spans.get_finished_spans() if span.kind is SpanKind.CLIENT]
     assert [span.status.status_code for span in tries] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.UNSET]
     assert [attributes(span).get("error.type") for span in tries] == ["no_answer", "429", None]
-    assert [attributes(span)["http.request.resend_count"] for span in tries] == [0, 1, 2]
+    assert [attributes(span).get("http.request.resend_count") for span in tries] == [None, 1, 2]
     assert collector.spans["request"].status.status_code is StatusCode.UNSET
 
 
@@ -142,7 +142,7 @@ def test_each_try_is_a_span_and_tells_how_it_went() -> None:
 def test_a_server_s_error_is_one_from_500_on(story: dict[str, object], error: str | None) -> None:
     """What a caller does wrong is none."""
     collector = Collector()
-    collector.traces.begin("GET", ()).ended(journal(**story))
+    collector.traces.begin(Arrived("GET", ())).ended(journal(**story))
     whole = collector.spans["request"]
     assert (whole.status.status_code is StatusCode.ERROR) == (error is not None)
     assert attributes(whole).get("error.type") == error
@@ -151,7 +151,7 @@ def test_a_server_s_error_is_one_from_500_on(story: dict[str, object], error: st
 def test_who_leaves_while_it_waits_leaves_no_span_open() -> None:
     """Its wait ends with the request."""
     collector = Collector()
-    recording = collector.traces.begin("GET", ())
+    recording = collector.traces.begin(Arrived("GET", ()))
     recording.waits()
     recording.ended(journal(outcome="gone", code=0))
     assert set(collector.spans) == {"request", "wait"}
@@ -161,7 +161,7 @@ def test_who_leaves_while_it_waits_leaves_no_span_open() -> None:
 def test_methods_are_folded() -> None:
     """A span's name is one of few."""
     collector = Collector()
-    collector.traces.begin("BREW", ()).ended(journal())
+    collector.traces.begin(Arrived("BREW", ())).ended(journal())
     whole = collector.spans["request"]
     assert (whole.name, attributes(whole)["http.request.method"]) == ("HTTP", "_OTHER")
 
@@ -169,7 +169,7 @@ def test_methods_are_folded() -> None:
 def test_times_of_a_recorded_request_lead_to_its_trace() -> None:
     """As exemplars, in OpenMetrics."""
     collector, metrics = Collector(), Metrics()
-    recording = collector.traces.begin("GET", ((b"traceparent", SAMPLED),))
+    recording = collector.traces.begin(Arrived("GET", ((b"traceparent", SAMPLED),)))
     metrics.observe(journal(recording=recording))
     body = text(metrics, form=Form.OPENMETRICS)
     for name in ("request_seconds", "queue_wait_seconds", "upstream_seconds", "overhead_seconds"):
@@ -177,17 +177,121 @@ def test_times_of_a_recorded_request_lead_to_its_trace() -> None:
     assert TRACE not in text(metrics)
 
 
-def test_a_collector_that_is_away_is_complained_about_seldom() -> None:
-    """Once a minute for each kind of complaint."""
+SERVER = {
+    "http.request.method": "GET",
+    "http.response.status_code": 200,
+    "url.path": "/collections",
+    "url.scheme": "https",
+    "server.address": "proxy.example",
+    "server.port": 8080,
+    "client.address": "192.0.2.7",
+    "user_agent.original": "curl/8.9",
+    "network.protocol.version": "1.1",
+}
+"""What the conventions require of a server's span, and recommend, but for the query."""
+
+CLIENT = {
+    "http.request.method": "GET",
+    "http.response.status_code": 200,
+    "url.full": "https://api.example:8443/collections",
+    "server.address": "api.example",
+    "server.port": 8443,
+    "network.protocol.version": "1.1",
+}
+"""Of a client's span."""
+
+
+def test_spans_have_what_the_conventions_ask_for() -> None:
+    """The stable semantic conventions for HTTP, version 1.23 and later; `error.type` stands on errors only."""
+    collector = Collector()
+    arrived = Arrived("GET", ((b"Host", b"proxy.example:8080"),), "https")
+    recording = collector.traces.begin(arrived)
+    recording.tries("k0", "/collections", ())
+    recording.tried(200)
+    recording.ended(journal())
+    assert SERVER.items() <= attributes(collector.spans["request"]).items()
+    assert CLIENT.items() <= attributes(collector.spans["try"]).items()
+    for span in collector.spans.values():
+        assert "error.type" not in attributes(span)
+        assert "url.query" not in attributes(span)
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme", "shown"),
+    [
+        (b"proxy.example", "http", ("proxy.example", 80)),
+        (b"proxy.example", "https", ("proxy.example", 443)),
+        (b"[2001:db8::1]:81", "http", ("2001:db8::1", 81)),
+        (b"x" * 300, "http", None),
+        (b"a@b:1", "http", None),
+        (b"\xff", "http", None),
+        (None, "http", None),
+    ],
+)
+def test_the_listener_is_named_as_its_caller_does(
+    host: bytes | None, scheme: str, shown: tuple[str, int] | None
+) -> None:
+    """By a `Host` that is one; else it is not named."""
+    collector = Collector()
+    fields = () if host is None else ((b"Host", host),)
+    collector.traces.begin(Arrived("GET", fields, scheme)).ended(journal())
+    told = attributes(collector.spans["request"])
+    assert (told.get("server.address"), told.get("server.port")) == (shown or (None, None))
+
+
+def test_an_odd_method_stands_beside_the_folded_one() -> None:
+    """Cut, on both spans."""
+    collector = Collector()
+    recording = collector.traces.begin(Arrived("BREW" * 100))
+    recording.tries("k0", "/", ())
+    recording.ended(journal())
+    for name in ("request", "try"):
+        told = attributes(collector.spans[name])
+        assert (told["http.request.method"], told["http.request.method_original"]) == ("_OTHER", "BREW" * 8)
+
+
+class Unreached:
+    """A collector that is away, in the exporter's own words."""
+
+    def __init__(self, *remarks: str) -> None:
+        self.remarks = remarks
+        self.success = not remarks
+        self.error = self.status_code = None
+
+    def export(self, _: bytes) -> "Unreached":
+        logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        for remark in self.remarks:
+            logger.warning("%s", remark)
+        return self
+
+
+REFUSED = "Transient error (… [Errno 111] Connection refused')) encountered while exporting spans batch, retrying."
+LAST = "Failed to export spans batch due to timeout, max retries or shutdown."
+
+
+@pytest.mark.parametrize(
+    ("remarks", "cause"),
+    [
+        ((REFUSED, LAST), "connection refused"),
+        (("Transient error Read timed out. (read timeout=10) encountered", LAST), "no answer in time"),
+        (("Failed to export spans batch code: 404, reason: Not Found",), "code: 404, reason: Not Found"),
+        ((), None),
+    ],
+)
+def test_what_is_lost_is_told_with_the_collector_and_the_cause(
+    caplog: pytest.LogCaptureFixture, remarks: tuple[str, ...], cause: str | None
+) -> None:
+    """In one line a minute, and nothing of what the exporter says of every batch."""
     moments = [0.0]
-    seldom = Seldom(lambda: moments[0])
-
-    def passes(message: str) -> bool:
-        return seldom.filter(logging.LogRecord("o", logging.ERROR, "", 0, message, ("x",), None))
-
-    assert [passes("away"), passes("away"), passes("full")] == [True, False, True]
-    moments[0] = SELDOM
-    assert passes("away")
+    exporter = Exporter("http://user:secret@collector.example:4318/v1/traces", lambda: moments[0])
+    exporter._client = Unreached(*remarks)  # type: ignore[assignment]
+    for moment in (0.0, 1.0, SELDOM, SELDOM + 1):
+        moments[0] = moment
+        exporter.export([])
+    expected = [] if cause is None else ["traces are lost: the collector at http://collector.example:4318/v1/traces "] * 2
+    assert [message[: len(expected[0])] for message in caplog.messages] == expected
+    assert all(cause and message.endswith(cause) for message in caplog.messages)
+    logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").removeFilter(exporter._remarks)
 
 
 def test_the_last_spans_are_sent_at_the_end() -> None:
