@@ -227,7 +227,7 @@ def _serve(
             structlog.get_logger("keyturn").warning(str(warning))
         try:
             return uvloop.run(work(log))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever ends a server is told in its log
             lines, code = _complaints(error) or ([], 1)
             for line in lines:
                 log.write(f"keyturn: {line}\n")

@@ -453,5 +453,5 @@ async def test_status_without_a_proxy(tmp_path: Path) -> None:
     """One line that says what to do, and exit code 1."""
     ended = await command("status", "--url", f"unix:{tmp_path}/nobody", folder=tmp_path)
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith(f"keyturn: unix:{tmp_path}/nobody: No such file or directory.")
+    assert ended.err.startswith(f"keyturn: unix:{tmp_path}/nobody: no such file or directory.")
     assert ended.err.count("\n") == 1

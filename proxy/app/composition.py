@@ -63,13 +63,10 @@ def wall() -> Micros:
 class App:
     """A Keyturn process: built from a configuration, started, drained, stopped."""
 
-    def __init__(
-        self, config: Config, environ: Mapping[str, str] = os.environ, *, log: LogWriter | None = None
-    ) -> None:
+    def __init__(self, config: Config, environ: Mapping[str, str] = os.environ, log: LogWriter | None = None) -> None:
         """`log`: where lines of requests go, else to stderr."""
         self._plan = plan = Plan.of(config)
         self._environ = environ
-        self._log_writer = log
         self._log = structlog.get_logger("keyturn")
         self._leaving = False
         """Whether it has been told to end; it still serves for `lame_duck`, until it drains."""
@@ -124,7 +121,7 @@ class App:
             bounds=inbound_bounds(config),
             observer=self.telemetry,
         )
-        self.glance = Glance(self._sources(replica), clock=monotonic, wall=wall)
+        self.glance = Glance(self._sources(replica, log), clock=monotonic, wall=wall)
         self._admin = Listener(self._admin_pages(), [config.admin], bounds=ADMIN_BOUNDS)
         self._reloader = Reloader(plan, self._read_again, self.adopt, self.telemetry)
 
@@ -145,21 +142,18 @@ class App:
     def _config(self) -> Config:
         return self._plan.config
 
-    def _sources(self, replica: str) -> Sources:
+    def _sources(self, replica: str, log: LogWriter | None) -> Sources:
         process = ProcessStatus(replica, __version__, platform.python_version(), wall())
         return Sources(
             self.pools.stations,
             self._clients,
             lambda: replace(process, draining=self._leaving, unready=self.unready()),
             lambda: self._data.connections,
-            self._lines_dropped,
+            lambda: 0 if log is None else log.dropped,
             self.telemetry.history,
             "memory" if self._link is None else "redis",
             "" if self._link is None else self._config.store.on_loss,
         )
-
-    def _lines_dropped(self) -> int:
-        return 0 if self._log_writer is None else self._log_writer.dropped
 
     def _clients(self) -> Iterable[Client]:
         return self._plan.everybody.values()

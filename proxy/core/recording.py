@@ -43,7 +43,10 @@ class Recording(Protocol):
         """Its turn has come, or it will not come."""
 
     def tries(self, key: str, path: str, fields: Fields) -> Fields:
-        """It is about to be sent with a key, for a path without its query; returns the fields to send, the trace's context among them."""
+        """It is about to be sent with a key; returns the fields to send, the trace's context among them.
+
+        `path`: what is asked for, without its query.
+        """
 
     def tried(self, code: int) -> None:
         """The head of an answer is there; 0: there is none."""

@@ -1,6 +1,5 @@
 """Asking a running proxy for its status document."""
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import aiohttp
 
 from proxy.core.errors import KeyturnError
+from proxy.oserrors import words
 
 PATIENCE = aiohttp.ClientTimeout(total=5)
 
@@ -62,7 +62,7 @@ def _why(problem: Exception) -> str:
     match problem:
         case aiohttp.ContentTypeError() | ValueError():
             return "what is there is no proxy"
-        case aiohttp.ClientConnectorError(os_error=error) if error.errno is not None and error.errno > 0:
-            return os.strerror(error.errno)
+        case aiohttp.ClientConnectorError(os_error=error):
+            return words(error)
         case _:
             return str(problem) or type(problem).__name__

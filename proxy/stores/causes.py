@@ -9,6 +9,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, ClusterError
 from redis.exceptions import TimeoutError as NoAnswer
 
 from proxy.core.errors import StoreLost
+from proxy.oserrors import words
 
 _ADVICE = {
     "WRONGPASS": "it refuses the user name or the password of store.url",
@@ -109,7 +110,8 @@ def _unreachable(problem: BaseException, *, tls: bool) -> str:
     if _broke(problem):
         wants = "a certificate of ours (ssl_certfile and ssl_keyfile)" if tls else "TLS (rediss://)"
         return f"not reachable (it closed the connection): see whether it runs, and whether that port wants {wants}"
-    return f"not reachable ({_line(problem)}): see whether it runs and store.url is right"
+    why = words(problem) if isinstance(problem, OSError) else _line(problem)
+    return f"not reachable ({why}): see whether it runs and store.url is right"
 
 
 def _refusal(problem: RedisError) -> str:

@@ -1,6 +1,6 @@
 """The two forms in which metrics are exposed, the choice between them by `Accept`, and what Python itself exposes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 
 from aiohttp.helpers import parse_mimetype
@@ -11,7 +11,9 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics import exposition as openmetrics
+
+_generate_openmetrics: Callable[[CollectorRegistry], bytes] = openmetrics.generate_latest
 
 OPENMETRICS_END = "# EOF\n"
 
@@ -68,4 +70,4 @@ class ProcessMetrics:
         """Read and write them; this opens files, so it belongs into a thread."""
         if form is Form.TEXT:
             return generate_latest(self._registry).decode()
-        return generate_openmetrics(self._registry).decode().removesuffix(OPENMETRICS_END)
+        return _generate_openmetrics(self._registry).decode().removesuffix(OPENMETRICS_END)

@@ -18,6 +18,9 @@ Labels = tuple[str, ...]
 
 NANOSECONDS = 10**9
 
+number: Callable[[float], str] = floatToGoString
+"""A number as the formats of exposition write it."""
+
 
 class Metric:
     """What all kinds have in common: name, type, help text and the names of labels."""
@@ -41,7 +44,7 @@ class Metric:
 
     def sample(self, labels: Labels, value: float) -> str:
         """The line of one number."""
-        return f"{self._sample}{_braced(self.pairs(labels))} {floatToGoString(value)}\n"
+        return f"{self._sample}{_braced(self.pairs(labels))} {number(value)}\n"
 
     def lines(self, form: Form) -> Iterator[str]:
         """Its head and its samples. What is added meanwhile may show or not; each sample line is whole."""
@@ -76,9 +79,9 @@ class Counter(Metric):
         super().__init__("counter", name, text, labels)
         self._counts: dict[Labels, int] = {}
 
-    def add(self, labels: Labels, number: int = 1) -> None:
+    def add(self, labels: Labels, times: int = 1) -> None:
         """Count so many."""
-        self._counts[labels] = self._counts.get(labels, 0) + number
+        self._counts[labels] = self._counts.get(labels, 0) + times
 
     def expect(self, labels: Labels) -> None:
         """Expose a count of 0, too: a scraper sees a growth only from a number that it has seen before."""
@@ -102,7 +105,7 @@ class _Exemplar(NamedTuple):
     at: float
 
     def __str__(self) -> str:
-        return f' # {{trace_id="{self.trace}"}} {floatToGoString(self.value)} {self.at}'
+        return f' # {{trace_id="{self.trace}"}} {number(self.value)} {self.at}'
 
 
 class Histogram(Metric):
@@ -117,7 +120,7 @@ class Histogram(Metric):
     ) -> None:
         super().__init__("histogram", name, text, labels)
         self._bounds = bounds
-        self._shown_bounds = [*map(floatToGoString, bounds), "+Inf"]
+        self._shown_bounds = [*map(number, bounds), "+Inf"]
         self._wall = wall
         self._rows: dict[Labels, list[float]] = {}
         """The count of each bucket, then the sum."""
@@ -147,11 +150,11 @@ class Histogram(Metric):
         others, braced = pairs and f",{pairs}", _braced(pairs)
         exemplars = self._exemplars.get(labels, {}) if form is Form.OPENMETRICS else {}
         lines = [
-            f'{self.name}_bucket{{le="{bound}"{others}}} {floatToGoString(count)}{exemplars.get(index, "")}\n'
+            f'{self.name}_bucket{{le="{bound}"{others}}} {number(count)}{exemplars.get(index, "")}\n'
             for index, (bound, count) in enumerate(zip(self._shown_bounds, accumulate(counts), strict=True))
         ]
-        lines.append(f"{self.name}_count{braced} {floatToGoString(sum(counts))}\n")
-        lines.append(f"{self.name}_sum{braced} {floatToGoString(total)}\n")
+        lines.append(f"{self.name}_count{braced} {number(sum(counts))}\n")
+        lines.append(f"{self.name}_sum{braced} {number(total)}\n")
         return lines
 
     def __len__(self) -> int:

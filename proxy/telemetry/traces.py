@@ -190,7 +190,7 @@ class Recorded:
 
     def tries(self, key: str, path: str, fields: Fields) -> Fields:
         """A span of its own, which the upstream's spans are children of."""
-        attributes = {
+        attributes: dict[str, str | int] = {
             **self._method,
             "keyturn.key": key,
             "server.address": self._upstream.address,

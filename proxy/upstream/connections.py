@@ -1,9 +1,7 @@
 """Connections to the upstream, kept alive in a pool: who opens, lends out and closes them."""
 
 import asyncio
-import os
 import re
-import socket
 import ssl
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,6 +19,7 @@ from yarl import URL
 
 from proxy.core.errors import StartError, Unreachable
 from proxy.core.model import SECOND, Micros
+from proxy.oserrors import words
 from proxy.tasks import finish, spawn
 from proxy.upstream.head import HeadWriter
 from proxy.upstream.protocol import Protocol
@@ -28,7 +27,6 @@ from proxy.upstream.wire import Wire
 
 _KEPT_ALIVE = 15.0
 """Seconds for which an idle connection is kept: fewer than servers wait, which so seldom close it under a request."""
-_ERRNO = re.compile(r"\[Errno (\d+)\]")
 _AIOHTTP = ((3, 14, 5), (3, 15))
 """The versions of aiohttp whose insides this room knows: from, and below."""
 
@@ -152,13 +150,8 @@ class Upstream:
 
 
 def _reason(error: Exception) -> str:
-    """What the system says; the library's own words may be those of its source code."""
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if not isinstance(cause, OSError) or isinstance(cause, socket.gaierror | ssl.SSLError):
-        return getattr(error, "strerror", None) or type(error).__name__
-    numbers = [cause.errno] if cause.errno else [*map(int, _ERRNO.findall(str(cause)))]
-    said = dict.fromkeys(os.strerror(number).lower() for number in numbers)  # each address of a name may fail otherwise
-    return ", ".join(said) or cause.strerror or type(cause).__name__
+    return words(cause) if isinstance(cause, OSError) else type(error).__name__
 
 
 def _kind(error: Exception) -> str:

@@ -81,10 +81,12 @@ class Scraped:
 
     @classmethod
     def read(cls, text: str) -> "Scraped":
-        """A scrape in the text format."""
+        """A scrape in the text format, without what every program in Python tells."""
         types: dict[str, str] = {}
         samples: dict[str, dict[frozenset[tuple[str, str]], float]] = {}
         for family in text_string_to_metric_families(text):
+            if not family.name.startswith("keyturn_"):
+                continue
             types[f"{family.name}_total" if family.type == "counter" else family.name] = family.type
             for name, labels, value, *_ in family.samples:
                 samples.setdefault(name, {})[frozenset(labels.items())] = value
@@ -238,6 +240,7 @@ ROWS: list[tuple[str, dict[str, str], float | Between]] = [
     ("exchange_grants_sum", {"pool": "busy"}, 4),
     ("store_up", {}, 1),
     ("degraded_seconds_total", {}, 0),
+    ("log_lines_dropped_total", {}, 0),
     ("month_remaining", {"pool": "main", "key": "key-main"}, 41),
     ("reload_success", {}, 0),
     ("reload_refused_total", {}, 1),

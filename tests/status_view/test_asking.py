@@ -58,8 +58,8 @@ async def test_nobody_listens_there() -> None:
     """The system's own words, and what to do."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    assert await told(url) == (f"{url}: Connection refused. Name the admin listener of a running proxy with --url.")
-    assert "No such file or directory" in await told("unix:/nowhere")
+    assert await told(url) == (f"{url}: connection refused. Name the admin listener of a running proxy with --url.")
+    assert "no such file or directory" in await told("unix:/nowhere")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1", "ftp://127.0.0.1/", "http://", "http://a:b/"])

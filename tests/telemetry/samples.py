@@ -98,7 +98,7 @@ def families(metrics: Metrics, levels: Levels | None = None) -> list[Metric]:
     return list(text_string_to_metric_families(text(metrics, levels)))
 
 
-def value(metrics: Metrics, name: str, levels: Levels | None = None, **labels: str) -> float | None:
+def value(metrics: Metrics, name: str, levels: Levels | None = None, /, **labels: str) -> float | None:
     """What a series shows."""
     samples = (sample for family in families(metrics, levels) for sample in family.samples)
     found = [sample.value for sample in samples if (sample.name, sample.labels) == (f"keyturn_{name}", labels)]

@@ -1,12 +1,16 @@
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from proxy.telemetry.exposition import OPENMETRICS_END, Form, ProcessMetrics, chosen
+
+parse_openmetrics: Callable[[str], Iterator[Metric]] = text_string_to_metric_families
 
 OPENMETRICS = "application/openmetrics-text"
 

@@ -16,8 +16,8 @@ def test_what_is_printed_becomes_lines_of_the_log(stderr: Stderr) -> None:
     """Whole ones, of the form of all others; a line that does not end is cut."""
     set_up_logs("info", "json")
     with strays_logged():
-        print("from a ", end="", file=sys.stderr)
-        print("library\n\nand more", file=sys.stderr)
+        sys.stderr.write("from a ")
+        sys.stderr.write("library\n\nand more\n")
         sys.stderr.write("x" * (LONGEST + 1))
         assert not sys.stderr.isatty()
     first, second, cut = entries(stderr)

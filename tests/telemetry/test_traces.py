@@ -288,7 +288,9 @@ def test_what_is_lost_is_told_with_the_collector_and_the_cause(
     for moment in (0.0, 1.0, SELDOM, SELDOM + 1):
         moments[0] = moment
         exporter.export([])
-    expected = [] if cause is None else ["traces are lost: the collector at http://collector.example:4318/v1/traces "] * 2
+    expected = (
+        [] if cause is None else ["traces are lost: the collector at http://collector.example:4318/v1/traces "] * 2
+    )
     assert [message[: len(expected[0])] for message in caplog.messages] == expected
     assert all(cause and message.endswith(cause) for message in caplog.messages)
     logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").removeFilter(exporter._remarks)

@@ -157,7 +157,12 @@ def test_a_stream_without_a_descriptor_is_written_to() -> None:
 def test_many_threads_may_log(pipe: Pipe) -> None:
     """Their lines stay whole."""
     with LogWriter(pipe.stream) as log:
-        threads = [threading.Thread(target=lambda: [log.write("whole\n") for _ in range(500)]) for _ in range(4)]
+
+        def write_whole() -> None:
+            for _ in range(500):
+                log.write("whole\n")
+
+        threads = [threading.Thread(target=write_whole) for _ in range(4)]
         for thread in threads:
             thread.start()
         assert pipe.read(lambda found: found.count(b"\n") == 2000) == b"whole\n" * 2000

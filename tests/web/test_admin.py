@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer, TestClient
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from proxy.core.events import BucketLevel, KeyLevel, LaneLevel, Levels, Retried
@@ -17,9 +18,12 @@ from proxy.tasks import STEP
 from proxy.telemetry import Metrics
 from proxy.web.admin import Admin
 from proxy.web.status import page
+from proxy.web.status.document import document as document_of
 from proxy.web.status.model import BucketStatus, KeyStatus, PoolStatus, QuotaStatus, Snapshot
 from proxy.web.status.page import GUARD, PAGE_PATHS
 from tests.observability.samples import busy, document
+
+parse_openmetrics: Callable[[str], Iterator[Metric]] = text_string_to_metric_families
 
 TYPE = "application/openmetrics-text"
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.9, text/plain;version=0.0.4;q=0.5, */*;q=0.1"
@@ -184,7 +188,7 @@ async def test_thousands_of_keys_leave_the_loop_its_turns(
     served.standing.crowd(2_000)
     paced = Paced()
     monkeypatch.setattr(served.metrics, "exposition", paced.of(served.metrics.exposition))
-    monkeypatch.setattr(page, "document", paced.of(page.document))
+    monkeypatch.setattr(page, "document", paced.of(document_of))
     status, _, body = await served.ask(path)
     paced.stop()
     assert status == 200

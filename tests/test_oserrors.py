@@ -1,0 +1,25 @@
+import socket
+import ssl
+
+import pytest
+
+from proxy.oserrors import words
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 18443)"), "connection refused"),
+        (
+            OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 9), [Errno 101] Connect call failed"),
+            "connection refused, network is unreachable",
+        ),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (ssl.SSLError(1, "wrong version number"), "wrong version number"),
+        (OSError("in words"), "in words"),
+        (ConnectionResetError(), "ConnectionResetError"),
+    ],
+)
+def test_a_cause_is_told_in_the_system_s_words(error: OSError, said: str) -> None:
+    """Once for each, however many addresses failed with it."""
+    assert words(error) == said
