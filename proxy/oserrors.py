@@ -1,4 +1,4 @@
-"""What the system says went wrong, for people: the words of a library may be a piece of its source code."""
+"""Causes of system errors in words for people; the message of a library may be a piece of its source code."""
 
 import os
 import re

@@ -57,7 +57,7 @@ class Log:
 
     @property
     def lines(self) -> list[str]:
-        """What has come so far, without a line that has no end yet."""
+        """The lines that have come so far, without one that has no end yet."""
         with suppress(BlockingIOError):
             while piece := os.read(self.reading, 2**16):
                 self._text += piece

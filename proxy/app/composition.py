@@ -61,10 +61,12 @@ def wall() -> Micros:
 
 
 class App:
-    """A Keyturn process: built from a configuration, started, drained, stopped."""
+    """A Keyturn process: built from a configuration, started, drained, stopped.
+
+    `log` is where the lines of its requests go, else to stderr.
+    """
 
     def __init__(self, config: Config, environ: Mapping[str, str] = os.environ, log: LogWriter | None = None) -> None:
-        """`log`: where lines of requests go, else to stderr."""
         self._plan = plan = Plan.of(config)
         self._environ = environ
         self._log = structlog.get_logger("keyturn")

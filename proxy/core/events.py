@@ -27,7 +27,7 @@ class Journal:
     address: str = ""
     """Where its caller's connection comes from; `unix` for a socket."""
     agent: str = ""
-    """What its caller calls itself (`User-Agent`)."""
+    """The `User-Agent` of its caller."""
     client: str = ""
     pool: str = ""
     key: str = ""

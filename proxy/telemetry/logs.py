@@ -1,4 +1,4 @@
-"""What log lines look like: structlog's own, and what libraries log through `logging`."""
+"""The form of log lines: structlog's own, and those that libraries log through `logging`."""
 
 import logging
 import re

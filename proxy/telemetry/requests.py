@@ -1,8 +1,8 @@
 """One line of the log for each request, at its end: who asked for what, how it ended, and where the time went.
 
 It is written for every request, so it takes a shorter way than other lines: without `logging` but for the level, and
-for machines without structlog's chain, whose fields and whose order it has. What may be long or strange in it
-comes from the caller, its path and its name for itself: they are cut, and what cannot be printed is escaped.
+for machines without structlog's chain, whose fields and whose order it has. The long and strange parts
+come from the caller, its path and its `User-Agent`: they are cut, and escaped where they cannot be printed.
 """
 
 import json
@@ -170,7 +170,7 @@ def shown_path(path: str) -> str:
 
 
 def shown_agent(agent: str) -> str:
-    """What a caller calls itself, shown in the same way."""
+    """A `User-Agent` as it is shown: in the same way."""
     return _shown(agent, LONGEST_AGENT)
 
 

@@ -23,7 +23,7 @@ number: Callable[[float], str] = floatToGoString
 
 
 class Metric:
-    """What all kinds have in common: name, type, help text and the names of labels."""
+    """Base of all kinds: name, type, help text and the names of labels."""
 
     def __init__(self, kind: Literal["counter", "gauge", "histogram"], name: str, text: str, labels: Labels) -> None:
         self.kind = kind
@@ -47,7 +47,7 @@ class Metric:
         return f"{self._sample}{_braced(self.pairs(labels))} {number(value)}\n"
 
     def lines(self, form: Form) -> Iterator[str]:
-        """Its head and its samples. What is added meanwhile may show or not; each sample line is whole."""
+        """Its head and its samples. Samples that are added meanwhile may show or not; each line is whole."""
         raise NotImplementedError
 
 

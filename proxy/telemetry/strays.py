@@ -1,6 +1,6 @@
-"""What would be written to stderr past the log: it becomes lines of the log, so that it neither blocks nor looks odd.
+"""Turn text that would bypass the log into lines of the log, so that it neither blocks nor breaks the log's form.
 
-Warnings, uncaught exceptions of threads and of finalizers, and whatever a library prints.
+Covers warnings, uncaught exceptions of threads and of finalizers, and output that a library prints to stderr.
 """
 
 import io

@@ -2,10 +2,10 @@
 
 Laws of this module:
 
-- Who logs never waits: not for whoever reads the other end of a pipe, nor for a disk. What finds the queue full is
-  dropped and counted.
-- A gap is told where it is, as soon as lines are taken again.
-- The process ends in bounded time: the thread holds nothing up, though it may stand in a write that never ends.
+- Logging never waits, neither for the reader of a pipe nor for a disk. A line that finds the queue full is dropped and
+  counted.
+- A gap is reported in its place, as soon as lines are taken again.
+- The process ends in bounded time, even while the thread is stuck in a write that never returns.
 """
 
 import os
@@ -36,8 +36,8 @@ LAST_WORDS = 1.0
 class LogWriter:
     """Writes lines to the file descriptor of a stream; looks like a text file to those who write to it.
 
-    It writes past the stream itself, whose lock a thread that stands in a write would keep for ever. A stream without a
-    descriptor is written to as it is.
+    It bypasses the stream's own buffer, whose lock a thread that is stuck in a write would keep for ever. A stream
+    without a descriptor is written to as it is.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -76,14 +76,14 @@ class LogWriter:
             self._lines.put(data)
 
     def flush(self) -> None:
-        """Nothing is held back on purpose."""
+        """Do nothing: lines are written as soon as possible."""
 
     def isatty(self) -> bool:
         """Whether a person reads it."""
         return self._stream.isatty()
 
     def say(self, line: str) -> None:
-        """Write a line that somebody waits for: at once where that does not block, else queued.
+        """Write a line that its reader waits for: at once where that does not block, else queue it.
 
         Raises:
             OSError: it cannot be written.

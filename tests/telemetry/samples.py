@@ -89,12 +89,12 @@ def full() -> Metrics:
 
 
 def text(metrics: Metrics, levels: Levels | None = None, form: Form = Form.TEXT) -> str:
-    """What a scraper is answered."""
+    """The answer to a scrape."""
     return "".join(metrics.exposition(form, levels))
 
 
 def families(metrics: Metrics, levels: Levels | None = None) -> list[Metric]:
-    """What a scraper reads."""
+    """The families that a scraper reads."""
     return list(text_string_to_metric_families(text(metrics, levels)))
 
 

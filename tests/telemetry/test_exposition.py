@@ -54,7 +54,7 @@ def test_the_form_is_the_one_that_is_most_welcome(accept: str, form: Form) -> No
 
 @given(st.text(alphabet='application/openmetrics-text;version="1.0q=,* \\é\udc80', max_size=80) | st.text())
 def test_no_field_is_an_error(accept: str) -> None:
-    """Whatever stands in it."""
+    """For any text at all."""
     assert chosen(accept) in Form
 
 

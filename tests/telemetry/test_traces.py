@@ -188,7 +188,7 @@ SERVER = {
     "user_agent.original": "curl/8.9",
     "network.protocol.version": "1.1",
 }
-"""What the conventions require of a server's span, and recommend, but for the query."""
+"""Attributes of a server's span that the conventions require or recommend, but for the query."""
 
 CLIENT = {
     "http.request.method": "GET",

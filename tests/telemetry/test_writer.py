@@ -32,7 +32,7 @@ class Pipe:
         return held
 
     def read(self, until: Callable[[bytes], bool]) -> bytes:
-        """What comes, up to a moment that it shows itself."""
+        """The bytes that come until a condition on them holds."""
         found = b""
         while not until(found):
             found += os.read(self.reading, 2**16)
@@ -59,7 +59,7 @@ def lines(number: int) -> bytes:
 
 
 def test_lines_arrive_in_order_and_whole(pipe: Pipe) -> None:
-    """Whatever was queued when it is closed, too."""
+    """Also those that are queued when it is closed."""
     with LogWriter(pipe.stream) as log:
         for index in range(1000):
             log.write(f"line {index}\n")
@@ -67,8 +67,8 @@ def test_lines_arrive_in_order_and_whole(pipe: Pipe) -> None:
     assert log.dropped == 0
 
 
-def test_who_logs_never_waits_and_a_gap_is_told(pipe: Pipe) -> None:
-    """What finds the queue full is dropped and counted; no line is missing without being told of."""
+def test_logging_never_waits_and_a_gap_is_reported(pipe: Pipe) -> None:
+    """A line that finds the queue full is dropped and counted; no line is missing without a report."""
     held, number = pipe.fill(), 3 * CAPACITY // len(LINE)
     with LogWriter(pipe.stream) as log:
         log.gap = "{} are missing\n".format

@@ -139,7 +139,7 @@ async def test_metrics_are_shown_in_the_form_that_is_accepted(served: Served) ->
 
 @pytest.mark.parametrize("accept", [f'{TYPE}; version="1.0.0"', f"{TYPE}; version=abc", "abc", ";;=", "a/b;q=x"])
 async def test_no_accept_is_an_error(served: Served, accept: str) -> None:
-    """What is malformed or not known gets the text format."""
+    """A malformed or unknown one gets the text format."""
     assert (await served.ask("/metrics", Accept=accept))[0] == 200
     _, fields, _ = await served.ask("/metrics", Accept=f"{TYPE};q=0")
     assert fields["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
