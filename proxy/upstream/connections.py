@@ -19,6 +19,7 @@ from yarl import URL
 
 from proxy.core.errors import StartError, Unreachable
 from proxy.core.model import SECOND, Micros
+from proxy.core.references import OwnReferences
 from proxy.oserrors import words
 from proxy.tasks import finish, spawn
 from proxy.upstream.head import HeadWriter
@@ -54,6 +55,7 @@ class Upstream:
         self._trust = trust
         self._origin = url.origin()
         self._head = HeadWriter(self.authority, settings.key_header)
+        self._references = OwnReferences(settings.url)
         self._take_times(settings)
         self._uploads: set[asyncio.Task[Any]] = set()
         self._connector: _Connector | None = None
@@ -106,7 +108,7 @@ class Upstream:
         return None if connection is None else self._wire(connection, kept=True)
 
     def _wire(self, connection: Connection, *, kept: bool) -> Wire:
-        return Wire(connection, self._head, self._response_timeout, self._uploads, kept=kept)
+        return Wire(connection, self._head, self._references, self._response_timeout, self._uploads, kept=kept)
 
     async def connect(self, *, fresh: bool = False) -> Wire:
         """A kept-alive or a new connection, within `connect_timeout` for all: a free place, DNS, TCP and TLS.

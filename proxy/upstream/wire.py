@@ -19,6 +19,7 @@ from proxy.core.errors import Broken, TimedOut, Unreachable, UpstreamError
 from proxy.core.headers import from_upstream, without
 from proxy.core.http import Answer, AnswerBody, Body, Fields, Request, Whole
 from proxy.core.model import Secret
+from proxy.core.references import OwnReferences
 from proxy.tasks import spawn
 from proxy.upstream.answers import LOST, Stream
 from proxy.upstream.head import HeadWriter
@@ -43,6 +44,7 @@ class Wire:
         "_head",
         "_kept",
         "_protocol",
+        "_references",
         "_task",
         "_timeout",
         "_upload",
@@ -54,6 +56,7 @@ class Wire:
         self,
         connection: Connection,
         head: HeadWriter,
+        references: OwnReferences,
         timeout: float,
         uploads: set[asyncio.Task[Any]],
         *,
@@ -67,6 +70,7 @@ class Wire:
         self._connection = connection
         self._protocol = protocol
         self._head = head
+        self._references = references
         self._kept = kept
         self._began = 0.0
         self._timeout = timeout
@@ -139,7 +143,7 @@ class Wire:
                 unasked = f"The upstream answered with status {message.code}, which nobody asked for."
                 raise Broken(unasked, proxy_error="http_protocol_error")
             if message.code != _CONTINUE and request.interim is not None:
-                request.interim(message.code, without(key, from_upstream(message.raw_headers)))
+                request.interim(message.code, self._fields(message, key))
             if not len(protocol):
                 protocol.start_timeout()
         raise Broken("The upstream gave interim answers only.", proxy_error="http_protocol_error")
@@ -155,8 +159,11 @@ class Wire:
             unknown = "The upstream answered in a transfer coding that this proxy does not know."
             raise Broken(unknown, proxy_error="http_response_transfer_coding")
         reason = key.mask(message.reason.encode("utf-8", "surrogateescape"))
-        fields = without(key, from_upstream(message.raw_headers))
-        return Answer(message.code, reason, fields, self._body(message, payload))
+        return Answer(message.code, reason, self._fields(message, key), self._body(message, payload))
+
+    def _fields(self, message: RawResponseMessage, key: Secret) -> Fields:
+        """A head's fields as they go on: none that end here, none that shows the key or leads past this proxy."""
+        return self._references.relative(without(key, from_upstream(message.raw_headers)))
 
     def _body(self, message: RawResponseMessage, payload: StreamReader) -> AnswerBody:
         """The body; a `Whole` one, when all of it is here already, needs the connection no more."""
