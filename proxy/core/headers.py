@@ -15,6 +15,21 @@ from proxy.core.model import Secret
 
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
 _NOT_TO_UPSTREAM = _HOP_BY_HOP | {b"expect", b"host", b"keyturn-key"}
+# What intermediaries tell of a caller (its address, what it asked them for, who it is to them) is for the network in
+# which they stand. `Via` (RFC 9110, section 7.6.3) passes.
+_OF_INTERMEDIARIES = frozenset({
+    b"forwarded", b"forwarded-for", b"x-forwarded", b"x-forwarder-for",
+    b"x-real-ip", b"x-real-port", b"x-client-ip", b"client-ip", b"x-client-port", b"x-cluster-client-ip",
+    b"true-client-ip", b"fastly-client-ip", b"fly-client-ip", b"x-remote-ip", b"x-remote-addr", b"remote-addr",
+    b"x-originating-ip", b"x-proxyuser-ip", b"wl-proxy-client-ip", b"x-appengine-user-ip", b"x-nf-client-connection-ip",
+    b"x-host", b"x-rewrite-url", b"x-url-scheme", b"x-scheme", b"front-end-https",
+    b"cf-ew-via", b"cf-ipcountry", b"cf-ray", b"cf-visitor", b"cf-worker",
+})  # fmt: skip
+_OF_INTERMEDIARIES_PREFIXES = (
+    b"x-forwarded-", b"x-original-", b"x-envoy-", b"x-istio-", b"l5d-", b"cf-connecting-", b"cf-pseudo-", b"x-azure-",
+    b"x-arr-", b"x-ssl-client-", b"ssl-client-", b"x-auth-request-", b"x-amzn-mtls-", b"x-amzn-oidc-", b"x-goog-iap-",
+    b"x-goog-authenticated-user-", b"x-ms-client-principal",
+)  # fmt: skip
 # A challenge of a proxy is for the next client only (RFC 9110, section 11.7.1), which is us; the caller could not meet
 # it, since its Proxy-Authorization ends here too. Proxy-Status passes: it is for whoever reads the answer (RFC 9209).
 _NOT_FROM_UPSTREAM = _HOP_BY_HOP | {b"proxy-connection", b"proxy-authenticate", b"proxy-authentication-info"}
@@ -56,8 +71,9 @@ _MOST_URGENT, _LEAST_URGENT = 0, 7
 def to_upstream(fields: Fields) -> Fields:
     """A request's fields without those that end here, in order and byte for byte.
 
-    Off go the hop-by-hop fields, what `Connection` lists, `Proxy-*`, `Expect`, `Host` and `Keyturn-Key`; also what
-    servers that make no difference between `_` and `-` would take for one of these or for `Content-Length`.
+    Off go the hop-by-hop fields, what `Connection` lists, `Proxy-*`, `Expect`, `Host` and `Keyturn-Key`, and what other
+    intermediaries tell of the caller (`X-Forwarded-*`, `Forwarded`, `X-Real-IP` and the like); also what servers that
+    make no difference between `_` and `-` would take for one of these or for `Content-Length`.
     """
     return _without_listed([field for field in fields if not _ends_before_upstream[field[0]]], fields)
 
@@ -100,7 +116,9 @@ class ByName(dict[bytes, Known]):
 
 def _ends_with_us(name: bytes) -> bool:
     read = name.replace(b"_", b"-")
-    return read in _NOT_TO_UPSTREAM or read.startswith(b"proxy-") or (read != name and read == b"content-length")
+    if read in _NOT_TO_UPSTREAM or read in _OF_INTERMEDIARIES or read.startswith(_OF_INTERMEDIARIES_PREFIXES):
+        return True
+    return read.startswith(b"proxy-") or (read != name and read == b"content-length")
 
 
 def _ends_on_its_way_back(name: bytes) -> bool:

@@ -119,10 +119,8 @@ hops.add(
         sees=(
             b"Authorization: Basic eDp5",
             b"Cookie: a=b",
-            b"Forwarded: for=x",
             b"Accept-Encoding: gzip",
             b"Range: bytes=0-1",
-            b"X-Forwarded-For: 192.0.2.1",
         ),
         text="pass as they are",
     ),
@@ -130,10 +128,24 @@ hops.add(
     request(
         b"Authorization: Basic eDp5",
         b"Cookie: a=b",
-        b"Forwarded: for=x",
         b"Accept-Encoding: gzip",
         b"Range: bytes=0-1",
-        b"X-Forwarded-For: 192.0.2.1",
+    ),
+)
+hops.add(
+    "What intermediaries tell of a caller",
+    Passes(sees=(b"X-Stay: 1",), hides=(b"forwarded", b"192.0.2.1", b"x-real"), text="passes without it"),
+    "RFC 7239, 8.3",
+    *each(
+        request(b"@V", b"X-Stay: 1"),
+        [
+            b"Forwarded: for=192.0.2.1",
+            b"X-Forwarded-For: 192.0.2.1",
+            b"x-forwarded-HOST: 192.0.2.1",
+            b"X_Forwarded_For: 192.0.2.1",
+            b"X-Real-IP: 192.0.2.1",
+            b"X-Envoy-External-Address: 192.0.2.1",
+        ],
     ),
 )
 
