@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from proxy.config import load
+from tests.config.samples import with_digests
 from tests.process import ROOT, until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -110,8 +111,17 @@ def test_the_configuration_in_brief_is_valid(tmp_path: Path) -> None:
     """What the README shows loads, and means what it says."""
     (block,) = [block for language, block in BLOCKS if language == "yaml"]
     path = tmp_path / "config.yaml"
-    path.write_text(block, encoding="utf-8")
+    path.write_text(with_digests(block), encoding="utf-8")
     config = load(path, {"POSTMAN_KEY_A": "a", "POSTMAN_KEY_B": "b", "PORTAL_TOKEN": "t"})
     assert [key.name for key in config.pools_of_model()[0].keys] == ["team-a", "team-b"]
     assert config.authentication_required
     assert yaml.safe_load(block)["clients"][0]["weight"] == 2
+
+
+def test_a_configuration_that_is_only_copied_lets_nobody_in(tmp_path: Path) -> None:
+    """The digest that is to be filled in is refused, and `check` says what makes one."""
+    (block,) = [block for language, block in BLOCKS if language == "yaml"]
+    (tmp_path / "config.yaml").write_text(block, encoding="utf-8")
+    ended = keyturn("check", folder=tmp_path)
+    assert ended.returncode == 2
+    assert re.search(r"clients\[0\]\.token_sha256: .*`keyturn token", ended.stderr)

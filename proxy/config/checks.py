@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.config.fields import is_name, is_visible
+from proxy.config.guessable import is_guessable, is_guessable_digest
 from proxy.config.issuers import check_issuers
 from proxy.config.problems import did_you_mean, path_of
 from proxy.config.sources import VARIABLE, KeyFiles, unreadable, why_unreadable
@@ -180,6 +181,19 @@ def _tokens_differ(subject: Subject) -> Iterator[Problem]:
                 yield node.problem(f"the same token as clients[{first}]: give each client its own")
 
 
+def _tokens_are_no_words(subject: Subject) -> Iterator[Problem]:
+    """Whoever guesses a token is let in, whether it is written itself or its digest."""
+    remedy = "anybody guesses it: write what `keyturn token NAME` makes"
+    for client in subject.root["clients"].items():
+        if client["token"].text and is_guessable(client["token"].text):
+            yield client["token"].problem(remedy)
+        if client["token_sha256"].text and is_guessable_digest(client["token_sha256"].text.lower()):
+            yield client["token_sha256"].problem(f"the SHA-256 of a word or a placeholder, and {remedy}")
+    admin = subject.root["admin_token"]
+    if admin.text and is_guessable(admin.text):
+        yield admin.problem(remedy)
+
+
 def _digests(client: Node) -> Iterator[tuple[Node, str]]:
     token, digest = client["token"], client["token_sha256"]
     if token.text and is_visible(token.text):
@@ -253,6 +267,7 @@ _CHECKS: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _callers_differ,
     _clients_have_credentials,
     _tokens_differ,
+    _tokens_are_no_words,
     _certificates_differ,
     _issuers_agree,
     _callers_have_pools,

@@ -1,6 +1,8 @@
 """Configurations to try, and a way to load them."""
 
+import re
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from textwrap import dedent
 
@@ -40,3 +42,11 @@ def problems(folder: Path, text: str, environ: Mapping[str, str] = KEYS) -> dict
     for problem in caught.value.problems:
         found[problem.path] = f"{found[problem.path]} | {problem.message}" if problem.path in found else problem.message
     return found
+
+
+_PLACEHOLDER = re.compile(r"<printed by keyturn token [\w-]+>")
+
+
+def with_digests(text: str) -> str:
+    """An example with the digest of a token of its own in place of each placeholder, as a user fills them in."""
+    return _PLACEHOLDER.sub(lambda found: sha256(f"5ecret for {found[0]}".encode()).hexdigest(), text)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from proxy.config import Config, effective, load
 from proxy.config.models import Document
-from tests.config.samples import KEYS, problems
+from tests.config.samples import KEYS, problems, with_digests
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "config.yaml"
@@ -46,7 +46,7 @@ def written(value: Any, path: str = "") -> set[str]:
 
 def uncommented() -> str:
     """The example with every setting in effect."""
-    return COMMENTED.sub("", EXAMPLE.read_text(encoding="utf-8"))
+    return with_digests(COMMENTED.sub("", EXAMPLE.read_text(encoding="utf-8")))
 
 
 def files_for(folder: Path, text: str) -> None:
@@ -100,7 +100,7 @@ def test_the_guide_names_every_setting() -> None:
 @pytest.mark.parametrize("number", [0, 1], ids=["gateway", "sidecar"])
 def test_the_examples_of_the_guide_work(tmp_path: Path, number: int) -> None:
     """With the files that they name."""
-    guide = GUIDE.read_text(encoding="utf-8").partition("## Examples")[2]
+    guide = with_digests(GUIDE.read_text(encoding="utf-8")).partition("## Examples")[2]
     text = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)[number].replace("/run/", "run/")
     files_for(tmp_path, text)
     (tmp_path / "run" / "keys" / "a").write_text("x")

@@ -8,7 +8,7 @@ from proxy.config import Config, load
 from tests.helm.charts import CHART, CI, Rendered, render
 from tests.helm.kubelet import lay_out
 
-DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+DIGEST = "2f916238cbb91954e900ed5923872a587e00b20ef5c65cfeed39cd5285a74ae5"
 ENVIRONMENT = {
     "KEYTURN_STORE_URL": "redis://redis:6379/0",
     "CRAWLER_TOKEN": "token-of-the-crawler",

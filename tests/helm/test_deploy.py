@@ -30,7 +30,7 @@ def test_compose_s_configuration_is_valid(tmp_path: Path) -> None:
     (volume,) = COMPOSE["services"]["keyturn"]["volumes"]
     source, target, mode = volume.split(":")
     assert (target, mode) == ("/etc/keyturn/config.yaml", "ro")
-    config = load(ROOT / source, {"POSTMAN_API_KEYS": "one,two", "KEYTURN_TOKEN": "token"})
+    config = load(ROOT / source, {"POSTMAN_API_KEYS": "one,two", "KEYTURN_TOKEN": "5ecret"})
     assert config.authentication_required
     assert str(config.store.url) == "redis://redis:6379/0"
     assert "redis" in COMPOSE["services"]

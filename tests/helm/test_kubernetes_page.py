@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.config.samples import with_digests
 from tests.helm.charts import CHART, EXAMPLE, NEWEST, OLDEST, helm, render
 from tests.helm.kubernetes import check
 from tests.helm.tools import tool
 from tests.process import ROOT
 
-PAGE = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+PAGE = with_digests((ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8"))
 README = (CHART / "README.md").read_text(encoding="utf-8")
 SNIPPETS = dict(re.findall(r"```yaml\n# ([^\n]+)\n(.*?)```", PAGE, re.DOTALL))
 VALUES = [name for name in SNIPPETS if name.startswith("values: ") and name != "values: sidecar"]
