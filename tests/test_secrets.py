@@ -1,5 +1,6 @@
 """What never gets out (law 11): marked secrets of every kind in place, and every way out looked at."""
 
+import asyncio
 import copy
 import dataclasses
 import gc
@@ -9,6 +10,7 @@ import logging
 import pickle
 import re
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import redirect_stderr
@@ -24,6 +26,7 @@ from proxy.core.model import Secret
 from proxy.telemetry import set_up_logs
 from tests.access import issuers
 from tests.observability.collector import OPENMETRICS, Collector, attributes, collecting
+from tests.placements import KNOWN, UNKNOWN, UPSTREAMS, holds, placements
 from tests.process import Keyturn, ask, calling, command, limit, request, serving, write
 from tests.vectors.origin import Answering, Origin
 
@@ -205,6 +208,189 @@ def check_what_went_upstream(origin: Origin) -> None:
         rest = arrival.head.replace(b"X-Api-Key: " + key, b"") + arrival.body
         assert b"5ecret" not in rest
         assert b"Bearer ey" not in rest
+
+
+# What a caller repeats
+
+
+def placing(upstream: str, **more: Any) -> dict[str, Any]:
+    """A configuration with one client, which is known by its digest only."""
+    return {
+        "listen": "127.0.0.1:0",
+        "admin": "127.0.0.1:0",
+        "upstream": {"url": upstream, "key_header": "X-Key"},
+        "pools": {"default": {"limits": [limit(10_000, "60s")], "keys": [{"name": "one", "secret": "pooled-key"}]}},
+        "clients": [{"name": "ci", "token_sha256": sha256(KNOWN.encode()).hexdigest()}],
+        "log": {"level": "debug", "format": "json"},
+        **more,
+    }
+
+
+async def test_a_caller_s_token_goes_nowhere_from_any_place(tmp_path: Path) -> None:
+    """Neither upstream, nor into a line of the log, a span, an answer or a page; what can pass passes without it."""
+    table = placements()
+    assert len(table) > 140
+    origin = Origin()
+    async with origin.open(), collecting() as (collector, endpoint):
+        path = write(tmp_path, placing(origin.url, traces={"endpoint": endpoint}))
+        async with serving(path) as keyturn:
+            answers = [await answered(keyturn, placement.data) for placement in table]
+            pages = [(await keyturn.page(name)).body for name in ("/metrics", "/status.json", "/")]
+            pages.append((await ask(keyturn.admin, request("/metrics", OPENMETRICS, token=None))).body)
+            keyturn.process.signal(signal.SIGTERM)
+            await keyturn.process.ended()
+            log = keyturn.process.stderr.encode()
+    told = [(placement, answer.split(b" ", 2)[1]) for placement, answer in zip(table, answers, strict=True)]
+    assert [(placement.name, status) for placement, status in told if int(status) != placement.status] == []
+    arrived = [int(arrival.target.split(b"/")[2].partition(b"?")[0]) for arrival in origin.arrivals]
+    assert arrived == [number for number, placement in enumerate(table) if placement.status == 200]
+    heads = {table[number].name: arrival.head for number, arrival in zip(arrived, origin.arrivals, strict=True)}
+    shown = {placement.name: answer for placement, answer in zip(table, answers, strict=True)}
+    assert [name for name, data in heads.items() if shows(data)] == []
+    assert [name for name, data in shown.items() if shows(data)] == []
+    assert [line for line in log.splitlines() if shows(line)] == []
+    assert [data for data in (*pages, *collector.received) if shows(data)] == []
+    assert len([line for line in log.splitlines() if b'"event": "request"' in line]) == len(table)
+
+
+async def answered(keyturn: Keyturn, data: bytes) -> bytes:
+    """The whole answer to a request that ends its connection."""
+    async with calling(keyturn.data) as caller:
+        caller.send(data)
+        return await caller.ended()
+
+
+def shows(data: bytes) -> bool:
+    """Whether there is a caller's token in it."""
+    return holds(data, KNOWN) or holds(data, UNKNOWN)
+
+
+async def test_what_is_not_the_token_stays(tmp_path: Path) -> None:
+    """Byte for byte: the other parameters, the other pairs, and an `Authorization` of the upstream's."""
+    origin = Origin()
+    async with origin.open(), serving(write(tmp_path, placing(origin.url))) as keyturn:
+        key = f"X-Api-Key: {KNOWN}"
+        cookie, referer = f"Cookie: a=1; t={KNOWN}; b=%2F", f"Referer: http://p/x?a=%2F&t={KNOWN}&b"
+        scim = f"Authorization: Bearer {UPSTREAMS}"
+        await keyturn.ask(request(f"/a?x=%2F&t={KNOWN};y=%2f", key, cookie, referer, scim, "X-Any: 1", token=None))
+        reply = await keyturn.ask(request(f"/{UPSTREAMS}", key, scim, f"X-Request-Id: {UPSTREAMS}", token=None))
+        assert reply.status == 200
+    first, second = origin.arrivals
+    assert first.target == b"/a?x=%2F;y=%2f"
+    assert first.values(b"cookie") == [b"a=1; b=%2F"]
+    assert first.values(b"referer") == [b"http://p/x?a=%2F&b"]
+    assert first.values(b"x-any") == [b"1"]
+    assert first.values(b"authorization") == second.values(b"authorization") == [f"Bearer {UPSTREAMS}".encode()]
+    assert second.target == f"/{UPSTREAMS}".encode()
+    assert not holds(keyturn.process.stderr.encode(), UPSTREAMS)
+
+
+async def test_an_unknown_token_is_told_and_counted_as_one(tmp_path: Path) -> None:
+    """It is no missing credential, wherever it stands."""
+    async with serving(write(tmp_path, placing("http://127.0.0.1:1"))) as keyturn:
+        for field, place in (
+            (f"Authorization: Bearer {UNKNOWN}", "`Authorization`"),
+            (f"Proxy-Authorization: Basic {UNKNOWN}", "`Proxy-Authorization`"),
+            (f"X-Api-Key: {UNKNOWN}", "key header"),
+        ):
+            reply = await keyturn.ask(request("/me", field, token=None))
+            assert reply.status == 401
+            assert f"{place} is not known" in reply.json()["error"]["message"]
+        assert await keyturn.metric("keyturn_failed_attempts_total", why="token") == 3
+        assert await keyturn.metric("keyturn_failed_attempts_total", why="missing") == 0
+    assert keyturn.process.stderr.count("no entry for a token that is not known") == 3
+
+
+async def test_a_redirect_leads_back_to_the_proxy(tmp_path: Path) -> None:
+    """Of the upstream's own authority only the path is told, in final answers and in interim ones."""
+    origin = Origin()
+    async with origin.open(), serving(write(tmp_path, placing(origin.url))) as keyturn:
+        other = origin.url.replace("http:", "https:")
+        origin.answers[b"/from"] = Answering(
+            (
+                f"HTTP/1.1 103 Early Hints\r\nLink: <{origin.url}/a>; rel=preload\r\n\r\n"
+                f"HTTP/1.1 302 Found\r\nLocation: {origin.url}/to?x=1\r\nContent-Location: {other}/c\r\n"
+                f"Link: <{origin.url}/b>; rel=next, <https://other.example/>; rel=a\r\n"
+                f"Refresh: 0; url={origin.url.upper()}/d\r\nContent-Length: 0\r\n\r\n".encode(),
+            )
+        )
+        answer = await answered(keyturn, request("/from", "Connection: close", f"X-Api-Key: {KNOWN}", token=None))
+        lines = answer.split(b"\r\n")
+        assert b"Location: /to?x=1" in lines
+        assert b"Content-Location: /c" in lines
+        assert b"Refresh: 0; url=/d" in lines
+        assert [line for line in lines if line.startswith(b"Link: ")] == [
+            b"Link: </a>; rel=preload",
+            b"Link: </b>; rel=next, <https://other.example/>; rel=a",
+        ]
+        assert origin.url.partition("://")[2].encode() not in answer
+        found = f"HTTP/1.1 307 Found\r\nLocation: {origin.url}/to\r\nContent-Length: 0\r\n\r\n"
+        origin.answers[b"/found"] = Answering((found.encode(),))
+        client = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", FOLLOWING, f"{keyturn.data}/found", KNOWN), stdout=asyncio.subprocess.PIPE
+        )
+        assert (await client.communicate())[0] == b"ok"
+    assert [arrival.target for arrival in origin.arrivals] == [b"/from", b"/found", b"/to"]
+    assert not any(holds(arrival.head, KNOWN) for arrival in origin.arrivals)
+
+
+FOLLOWING = """
+import sys, urllib.request
+asked = urllib.request.Request(sys.argv[1], headers={"X-Api-Key": sys.argv[2]})
+print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked).read().decode(), end="")
+"""
+"""A client that follows redirects, and takes its fields along."""
+
+
+async def test_what_intermediaries_say_of_a_caller_stays_here(tmp_path: Path) -> None:
+    """Addresses and names of the inner network; `Via` and the trace pass."""
+    origin = Origin()
+    told = ["Forwarded: for=10.1.2.3", *(f"{name}: 10.1.2.3" for name in OF_INTERMEDIARIES)]
+    async with origin.open(), serving(write(tmp_path, placing(origin.url))) as keyturn:
+        kept = ["Via: 1.0 inner", "X-Any: 1", f"traceparent: 00-{'a' * 32}-{'b' * 16}-01"]
+        await keyturn.ask(request("/a", *told, *kept, f"X-Api-Key: {KNOWN}", token=None))
+    (arrival,) = origin.arrivals
+    assert b"10.1.2.3" not in arrival.head
+    assert arrival.values(b"via") == [b"1.0 inner, 1.1 keyturn"]
+    assert arrival.values(b"x-any") == [b"1"]
+    assert len(arrival.values(b"traceparent")) == 1
+
+
+OF_INTERMEDIARIES = [
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Port",
+    "X-Forwarded-Server",
+    "X-Forwarded-Prefix",
+    "X-Forwarded",
+    "X-Forwarded-Client-Cert",
+    "X_Forwarded_For",
+    "x-forwarded-for",
+    "Forwarded-For",
+    "X-Real-IP",
+    "X-Client-IP",
+    "True-Client-IP",
+    "Client-IP",
+    "CF-Connecting-IP",
+    "CF-Connecting-IPv6",
+    "X-Cluster-Client-IP",
+    "Fastly-Client-IP",
+    "Fly-Client-IP",
+    "X-Original-Forwarded-For",
+    "X-Original-Host",
+    "X-Original-URL",
+    "X-Original-URI",
+    "X-Rewrite-URL",
+    "X-Envoy-External-Address",
+    "X-Envoy-Internal",
+    "X-Envoy-Original-Path",
+    "X-Envoy-Peer-Metadata",
+    "L5d-Client-Id",
+    "X-Remote-Addr",
+    "X-Azure-ClientIP",
+    "X-Appengine-User-IP",
+]
 
 
 # Within it

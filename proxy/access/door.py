@@ -4,10 +4,11 @@ Law 11: a credential is never kept, shown or compared as such; a request leaves 
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import field
 from hashlib import sha256
 from hmac import compare_digest
+from itertools import chain
 
 from proxy.access.certificates import by_name, holder
 from proxy.access.claims import Rejected
@@ -15,12 +16,13 @@ from proxy.access.failures import Failures, Peer
 from proxy.access.jwts import Jwts
 from proxy.access.rates import Rates
 from proxy.access.refusals import NotKnown, NotYetKnown
-from proxy.core.credentials import Found, Places, take_off
-from proxy.core.errors import Forbidden, Unauthenticated
+from proxy.core.credentials import Found, Places, take_off, without, words
+from proxy.core.errors import BadRequest, Forbidden, Unauthenticated
 from proxy.core.events import Observer
 from proxy.core.headers import from_another_site
 from proxy.core.http import Fields
 from proxy.core.model import Client, Micros
+from proxy.core.redaction import Redactor
 from proxy.core.values import value_object
 
 
@@ -31,6 +33,8 @@ class Admission:
     client: Client
     fields: Fields = field(repr=False)
     target: bytes = field(repr=False)
+    hidden: Redactor | None = field(default=None, compare=False)
+    """What no log may show of this request; `None` when its path and its id cannot hold any of it."""
 
 
 def _monotonic() -> Micros:
@@ -90,33 +94,69 @@ class Access:
         await self._jwts.stop()
 
     def admit(self, fields: Fields, target: bytes, peer: Peer | None = None) -> Admission:
-        """Say whose a request is, and take the caller's credential off it.
+        """Say whose a request is, and take the caller's credential off it, wherever it is repeated.
 
-        The first that is a client's decides: a bearer token, the key header or, when that is not there, the query,
-        the certificate of the connection (`peer`). An `Authorization` that is nobody's belongs to the upstream and
-        passes, unless a known issuer has made it.
+        The first that is a client's decides: a token in `Authorization` or in `Proxy-Authorization`, the key header or,
+        when that is not there, the query, the certificate of the connection (`peer`). An `Authorization` that is
+        nobody's belongs to the upstream and passes, unless a known issuer has made it.
 
-        Whoever is known by its place alone is not the web page of another site that a browser in that place shows.
+        A caller that is known by its place alone, or by Basic credentials, which browsers keep, is not the web page of
+        another site that a browser in that place shows.
 
         Raises:
             Unauthenticated: no credential, or an unknown one, and one is required; hand it to `learn` and `slow`.
             Forbidden: such a page sent it.
+            BadRequest: the path holds a credential.
         """
         try:
             found: Found[Client | Rejected] = take_off(fields, target, self._places, self._owner)
-            given = found.bearer or self._owner(found.header or found.query)
+            given = found.authorized or self._owner(found.header or found.query)
         except NotYetKnown as unlearned:
             raise Unauthenticated(f"The JSON Web Token cannot be verified. Send one as {self._ways}.") from unlearned
         client = given or (self._certified(peer) if self._by_name else None) or self._anonymous
         if client is None:
             message, cause = self._refusal(found, given, peer)
             raise Unauthenticated(f"{message} as {self._ways}.") from cause
-        if not given and from_another_site(fields):
+        if (not given or found.basic) and from_another_site(fields):
             raise Forbidden(
-                "A web page of another site sent this, as its `Origin` or `Sec-Fetch-Site` says, and it has no token. "
-                f"Send one as {self._ways}, or leave these fields out where no browser writes them."
+                "A web page of another site sent this, as its `Origin` or `Sec-Fetch-Site` says, without a token "
+                f"of its own. Send one as {self._ways}, or leave these fields out where no browser writes them."
             )
-        return Admission(client, found.fields, found.target)
+        return self._cleaned(client, found, known=bool(given))
+
+    def _cleaned(self, client: Client, found: Found[Client | Rejected], *, known: bool) -> Admission:
+        """The request without what repeats a credential; `known` says whether its token is known.
+
+        Raises:
+            BadRequest: its path repeats one.
+        """
+        fields, target = found.fields, found.target
+        strays = () if known else self._strays(fields, target)
+        hidden = Redactor((*found.ours, *found.proxied, *strays))
+        repeated = bool(hidden) and hidden.is_in(b"\n".join((target, *chain.from_iterable(fields))))
+        if repeated:
+            if hidden.is_in(target.partition(b"?")[0]):
+                raise BadRequest(
+                    "The path holds the caller's token, and a path goes to the upstream. Send the token only as "
+                    f"{self._ways}, and replace it: others may have logged it."
+                )
+            fields, target = without(fields, target, hidden)
+        if repeated or found.others:
+            hidden = Redactor((*found.ours, *found.proxied, *strays, *found.others))
+            return Admission(client, fields, target, hidden)
+        return Admission(client, fields, target)
+
+    def hidden(self, fields: Fields, target: bytes) -> Redactor:
+        """What a log or an answer may not show of a request that was not admitted: all that looks like a credential."""
+        found: Found[Client] = take_off(fields, target, self._places, _nobody)
+        return Redactor((*found.ours, *found.proxied, *found.others, *self._strays(fields, target)))
+
+    def _strays(self, fields: Fields, target: bytes) -> Iterator[bytes]:
+        """Clients' tokens that stand in no place for them."""
+        if self._by_digest:
+            for word in words(fields, target):
+                if sha256(word).hexdigest() in self._by_digest:
+                    yield word
 
     async def learn(self, refusal: Unauthenticated) -> bool:
         """Whether a refused request is worth a second look: its token's issuer was asked for its keys meanwhile."""
@@ -148,14 +188,28 @@ class Access:
         self, found: Found[Client | Rejected], given: Client | Rejected | None, peer: Peer | None
     ) -> tuple[str, NotKnown]:
         """What to answer, up to where a credential goes, and why."""
-        rejected = next((one for one in (given, found.bearer) if isinstance(one, Rejected)), None)
+        rejected = next((one for one in (given, found.authorized) if isinstance(one, Rejected)), None)
         if rejected is not None:
             cause = NotKnown("jwt", f"a JSON Web Token that {rejected.why}")
             return f"The JSON Web Token {rejected.why}. Send a valid one", cause
-        if found.header or found.query:
-            place = "key header" if found.header else "query"
-            return f"The token in the {place} is not known to this proxy. Send a valid one", NotKnown("token")
+        if place := _place(found):
+            return f"The token in {place} is not known to this proxy. Send a valid one", NotKnown("token")
         if self._by_name and peer is not None and peer.get_extra_info("peercert"):
             message = "No name in the certificate is known to this proxy, and there is no token. Send it"
             return message, NotKnown("certificate")
         return "This proxy needs a token. Send it", NotKnown("missing")
+
+
+def _place(found: Found[Client | Rejected]) -> str:
+    """Where a token stands that is not known, in words; empty when there is none."""
+    if found.header:
+        return "the key header"
+    if found.query:
+        return "the query"
+    if found.proxied:
+        return "`Proxy-Authorization`"
+    return "`Authorization`" if found.others else ""
+
+
+def _nobody(_: bytes) -> None:
+    """The owner of every token, where it does not matter whose it is."""

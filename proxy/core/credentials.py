@@ -1,27 +1,51 @@
-"""A caller's credential: where it may stand in a request, and the request without it.
+"""A caller's credential: where it may stand in a request, and the request without it (law 11).
 
-Three places, in this order: `Authorization: Bearer`, the key headers, the query parameter. The key headers and the
-parameter are taken off always and wherever they stand (law 11); an `Authorization` only when its token is one of ours,
-else it belongs to the upstream. What is not taken off stays byte for byte.
+Four places, in the order in which they are asked: `Authorization`, `Proxy-Authorization`, the key headers, the query
+parameter. The first two hold a token in any scheme (`Bearer`, `Token`, `ApiKey`, the user or the password of `Basic`)
+or in none. The key headers and the parameter are taken off always, `Proxy-Authorization` ends here like all of
+`Proxy-*`, and an `Authorization` is taken off when it holds a token of ours: otherwise it belongs to the upstream.
+
+What was found in these places is then looked for in all the rest (`without`): a field or a parameter that repeats a
+credential goes without it. What is not taken off stays byte for byte.
 """
 
-from collections.abc import Callable
+import re
+from binascii import Error, a2b_base64
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from proxy.core.http import Fields
+from proxy.core.redaction import Redactor
 from proxy.core.values import value_object
 
 Owner = TypeVar("Owner")
 
-_AUTHORIZATION = b"authorization"
+_AUTHORIZATION, _PROXY_AUTHORIZATION, _REFERER = b"authorization", b"proxy-authorization", b"referer"
+_CONNECTION, _COOKIE = b"connection", b"cookie"
 _KEY_HEADER = b"x-api-key"
+_BASIC = b"basic"
+_SCHEMES = frozenset({b"", b"bearer", _BASIC, b"token", b"apikey"})
+"""What holds no token when it stands alone."""
+
+MAX_CANDIDATES = 16
+"""Words of one `Authorization` that are looked at: `Digest` and its like have about ten."""
+MAX_WORDS = 256
+"""Words of a head that are looked at where no place holds a token of ours, within its first `MAX_LOOKED_AT` bytes."""
+MAX_LOOKED_AT = 16_384
+
+_WORD = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
+"""What RFC 9110, section 11.2, calls `token68`."""
+_STRAY_WORD = re.compile(rb"[A-Za-z0-9._~+-]+")
+"""The same where a slash may stand between words."""
+_SEPARATOR = re.compile(rb"([&;])")
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a credential may stand: lower-case names of headers, and the decoded name of the query parameter."""
+    """Where a credential may stand: lower-case names of headers, and of the query parameter, decoded."""
 
     headers: frozenset[bytes]
     query: bytes
@@ -32,80 +56,210 @@ class Places:
     def named(cls, key_header: str, key_query: str) -> "Places":
         """The places for a configured key header, beside `X-Api-Key`, and a query parameter."""
         headers = frozenset({_KEY_HEADER, key_header.lower().encode("ascii")})
-        return cls(headers, key_query.encode("ascii"), frozenset(map(len, headers | {_AUTHORIZATION})))
+        others = (_AUTHORIZATION, _PROXY_AUTHORIZATION, _REFERER)
+        return cls(headers, key_query.lower().encode("ascii"), frozenset(map(len, (*headers, *others))))
 
 
 @value_object
 class Found(Generic[Owner]):
     """What a request held, and the request without it. Its `repr` shows none of it."""
 
-    bearer: Owner | None
-    """The owner of the first bearer token that has one."""
+    authorized: Owner | None
+    """The owner of the first token in an `Authorization`, else of the first in a `Proxy-Authorization`."""
+    basic: bool
+    """Whether `authorized` was told by Basic credentials only, which browsers send by themselves."""
     header: bytes | None = field(repr=False)
     """The first key header's value, `None` when there is none or all are empty."""
     query: bytes | None = field(repr=False)
     """The first query parameter's value, decoded; `None` when there is none or all are empty."""
+    ours: tuple[bytes, ...] = field(repr=False)
+    """All that stood in a place that is ours to read, known or not: it goes nowhere."""
+    proxied: tuple[bytes, ...] = field(repr=False)
+    """What a `Proxy-Authorization` held that is nobody's: it goes nowhere either."""
+    others: tuple[bytes, ...] = field(repr=False)
+    """What an `Authorization` held that is nobody's: it goes to the upstream, and stands in no log."""
     fields: Fields = field(repr=False)
     target: bytes = field(repr=False)
 
 
 def take_off(fields: Fields, target: bytes, places: Places, owner_of: Callable[[bytes], Owner | None]) -> Found[Owner]:
-    """Find a request's credentials and take them off; `owner_of` says whose a bearer token is.
+    """Find a request's credentials and take them off; `owner_of` says whose a token of an `Authorization` is.
 
     An owner that is false stands for a token of ours that lets nobody in: it is taken off too, and the next counts.
     """
-    bearer: Owner | None = None
+    owners: dict[bytes, Owner | None] = {}
     header: bytes | None = None
-    taken: list[int] = []
+    basic = True
+    taken: dict[int, bytes | None] = {}
+    ours: list[bytes] = []
+    unknown: dict[bytes, list[bytes]] = {_AUTHORIZATION: [], _PROXY_AUTHORIZATION: []}
     headers, lengths = places.headers, places.lengths
     for index, (name, value) in enumerate(fields):
         if len(name) not in lengths:
             continue
         lower = name.lower()
         if lower in headers:
-            taken.append(index)
+            taken[index] = None
             header = header or value.strip() or None
+            ours.append(value.strip())
+        elif lower in unknown:
+            token, owner = _owner(value, owner_of, unknown[lower])
+            if owner is not None:
+                taken[index] = None
+                ours.append(token)
+                owners[lower] = owners.get(lower) or owner
+                basic = basic and value.lstrip()[: len(_BASIC)].lower() == _BASIC
+        elif lower == _REFERER:
+            values, rest = take_off_target(value, places.query)
+            if rest is not value:
+                taken[index] = rest
+                ours += values
         elif b"_" in lower and lower.replace(b"_", b"-") in headers:
-            taken.append(index)  # no credential here, but one to a server that makes no difference
-        elif lower == _AUTHORIZATION and (owner := _bearer_owner(value, owner_of)) is not None:
-            taken.append(index)
-            bearer = bearer or owner
-    query, target = take_off_target(target, places.query)
-    return Found(bearer, header, query, _without(fields, taken), target)
+            taken[index] = None  # no credential here, but one to a server that makes no difference
+            ours.append(value.strip())
+    values, target = take_off_target(target, places.query)
+    return Found(
+        owners.get(_AUTHORIZATION) or owners.get(_PROXY_AUTHORIZATION) or next(iter(owners.values()), None),
+        basic and bool(owners),
+        header,
+        values[0] if values else None,
+        (*ours, *values),
+        tuple(unknown[_PROXY_AUTHORIZATION]),
+        tuple(unknown[_AUTHORIZATION]),
+        _replaced(fields, taken),
+        target,
+    )
 
 
-def take_off_target(target: bytes, name: bytes) -> tuple[bytes | None, bytes]:
-    """The parameter's first value in a target's query, and the target without any of them.
+def take_off_target(target: bytes, name: bytes) -> tuple[list[bytes], bytes]:
+    """The parameter's values in a target's query that are not empty, decoded, and the target without any of them.
 
-    A name counts however its characters are percent-encoded. A query that becomes empty goes with its `?`.
+    The (lower-case) name counts in any letters, however its characters are percent-encoded, and with what frameworks
+    take for an index of it (`name[]`); `;` separates parameters as `&` does. A query that becomes empty goes with its
+    `?`.
     """
     path, mark, query = target.partition(b"?")
-    if not mark or (query.find(name) < 0 and query.find(b"%") < 0):  # `in` is slow: it asks for an integer first
-        return None, target
-    pieces = query.split(b"&")
-    kept = [piece for piece in pieces if not _is_named(piece, name)]
-    if len(kept) == len(pieces):
-        return None, target
-    values = (unquote_to_bytes(piece.partition(b"=")[2]) for piece in pieces if _is_named(piece, name))
-    rest = b"&".join(kept)
-    return next(filter(None, values), None), path + mark + rest if rest else path
+    if not mark or (query.find(b"%") < 0 and query.lower().find(name) < 0):  # `in` is slower
+        return [], target
+    rest = _without_pieces(query, lambda piece: _is_named(piece, name))
+    if rest == query:
+        return [], target
+    pieces = filter(lambda piece: _is_named(piece, name), _SEPARATOR.split(query)[::2])
+    values = [value for piece in pieces if (value := unquote_to_bytes(piece.partition(b"=")[2]))]
+    return values, path + mark + rest if rest else path
+
+
+def without(fields: Fields, target: bytes, hidden: Redactor) -> tuple[Fields, bytes]:
+    """Fields and target without what repeats a credential; the path of the target stays as it is.
+
+    Of the query the parameter goes, of a `Cookie` the pair, of a `Referer` the parameter; any other field goes as a
+    whole. `Connection` stays: it ends here, and has to be read before.
+    """
+    changed: dict[int, bytes | None] = {}
+    for index, (name, value) in enumerate(fields):
+        if hidden.is_in(name):
+            changed[index] = None
+        elif hidden.is_in(value) and (lower := name.lower()) != _CONNECTION:
+            changed[index] = _value_without(lower, value, hidden)
+    path, mark, query = target.partition(b"?")
+    if hidden.is_in(query):
+        query = _query_without(query, hidden)
+        target = path + mark + query if query else path
+    return _replaced(fields, changed), target
+
+
+def _value_without(name: bytes, value: bytes, hidden: Redactor) -> bytes | None:
+    """What is left of a field's value, `None` when nothing is worth keeping."""
+    if name == _COOKIE:
+        pairs = [pair for pair in value.split(b";") if not hidden.is_in(pair)]
+        rest = b";".join(pairs).strip()
+    elif name == _REFERER:
+        address, mark, query = value.partition(b"?")
+        rest = address + mark + _query_without(query, hidden)
+    else:
+        return None
+    return rest if rest and not hidden.is_in(rest) else None
+
+
+def _query_without(query: bytes, hidden: Redactor) -> bytes:
+    rest = _without_pieces(query, hidden.is_in)
+    return b"" if hidden.is_in(rest) else rest
+
+
+def words(fields: Fields, target: bytes) -> Iterator[bytes]:
+    """The words of a head that could be a token, percent-encoding undone."""
+    head = unquote_to_bytes(b"\n".join((target, *chain.from_iterable(fields)))[:MAX_LOOKED_AT])
+    return (found[0] for found in islice(_STRAY_WORD.finditer(head), MAX_WORDS))
 
 
 def _is_named(piece: bytes, name: bytes) -> bool:
     given = piece.partition(b"=")[0]
-    return given == name or (b"%" in given and unquote_to_bytes(given) == name)
+    if b"%" in given:
+        given = unquote_to_bytes(given)
+    if given == name:
+        return True
+    if len(given) < len(name):
+        return False
+    return given.lower().lstrip(b" +\t\0[").partition(b"[")[0].rstrip(b" +\t\0]") == name
 
 
-def _bearer_owner(value: bytes, owner_of: Callable[[bytes], Owner | None]) -> Owner | None:
-    scheme, _, token = value.strip().partition(b" ")
+def _without_pieces(query: bytes, goes: Callable[[bytes], bool]) -> bytes:
+    """A query without some of its parameters, each with the separator before it."""
+    pieces = _SEPARATOR.split(query)
+    kept: list[bytes] = []
+    for index in range(0, len(pieces), 2):
+        if not goes(pieces[index]):
+            kept += pieces[index - 1 : index + 1] if index and kept else pieces[index : index + 1]
+    return b"".join(kept)
+
+
+def _owner(value: bytes, owner_of: Callable[[bytes], Owner | None], unknown: list[bytes]) -> tuple[bytes, Owner | None]:
+    """The token in the value of an `Authorization`, and its owner; a token that is nobody's joins `unknown`.
+
+    It is all behind the scheme, Basic's password or user, or any other word, in quotes for example.
+    """
+    scheme, _, token = value.replace(b"\t", b" ").strip().partition(b" ")
     token = token.strip()
-    return owner_of(token) if token and scheme.lower() == b"bearer" else None
+    if not token:
+        if scheme.lower() in _SCHEMES:
+            return b"", None
+        scheme, token = b"", scheme
+    if (owner := owner_of(token)) is not None:
+        return token, owner
+    parts = _basic(token) if scheme.lower() == _BASIC else ()
+    for candidate in parts or _words(token):
+        if (owner := owner_of(candidate)) is not None:
+            return candidate, owner
+    unknown += (token, *parts[:1])
+    return b"", None
 
 
-def _without(fields: Fields, taken: list[int]) -> Fields:
-    if not taken:
+def _basic(token: bytes) -> tuple[bytes, ...]:
+    """Password and user of Basic credentials (RFC 7617, section 2)."""
+    try:
+        user, _, password = a2b_base64(token + b"==").partition(b":")
+    except Error:
+        return ()
+    return tuple(filter(None, (password, user)))
+
+
+def _words(token: bytes) -> Iterator[bytes]:
+    """The words of what has more than one."""
+    found = (match[0] for match in islice(_WORD.finditer(token), MAX_CANDIDATES))
+    return (word for word in found if word != token)
+
+
+def _replaced(fields: Fields, changed: dict[int, bytes | None]) -> Fields:
+    """Fields with other values, and without those for which there is `None`."""
+    if not changed:
         return fields
-    if len(taken) == 1:
-        return fields[: taken[0]] + fields[taken[0] + 1 :]
-    gone = set(taken)
-    return tuple(field for index, field in enumerate(fields) if index not in gone)
+    if len(changed) == 1:
+        ((index, value),) = changed.items()
+        middle = () if value is None else ((fields[index][0], value),)
+        return fields[:index] + middle + fields[index + 1 :]
+    kept = [
+        field if value is None else (field[0], value)
+        for index, field in enumerate(fields)
+        if (value := changed.get(index)) is not None or index not in changed
+    ]
+    return tuple(kept)

@@ -15,7 +15,8 @@ from proxy.core.policy import Rule
 Micros = int
 SECOND: Micros = 1_000_000
 MILLISECOND: Micros = 1_000
-_SHORTEST = 8
+SHORTEST_SECRET = 8
+"""Characters: what is shorter guards nothing, and may well stand somewhere by chance."""
 
 
 class Secret:
@@ -73,8 +74,8 @@ class Secret:
 
 
 def _forms(value: str) -> tuple[bytes, ...]:
-    """What is shorter than this guards nothing, and may well stand somewhere by chance."""
-    if len(value) < _SHORTEST:
+    """How a secret may be written in a field, the longest form first; none for one that is too short to be sought."""
+    if len(value) < SHORTEST_SECRET:
         return ()
     written = {value, quote(value, safe=""), quote_plus(value)}
     return tuple(sorted((form.encode() for form in written), key=len, reverse=True))

@@ -7,12 +7,13 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from random import getrandbits
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from aiohttp import web
 from aiohttp.hdrs import TRANSFER_ENCODING, UPGRADE, USER_AGENT, VIA
 from multidict import istr
 
+from proxy.core.credentials import without
 from proxy.core.errors import (
     Forbidden,
     MethodNotAllowed,
@@ -26,9 +27,10 @@ from proxy.core.headers import passed, prefer_wait, priority_urgency, sane_reque
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import SECOND, Client, Micros
 from proxy.core.policy import normalise
-from proxy.core.recording import NoRecorder, Recorder
+from proxy.core.recording import Arrived, NoRecorder, Recorder
+from proxy.core.redaction import Redactor
 from proxy.web import errors
-from proxy.web.incoming import Content, check_framing, origin_form
+from proxy.web.incoming import Content, check_framing, origin_form, raw_target
 from proxy.web.loops import Loops
 from proxy.web.relay import CLOSED, KEPT, connection, has_begun, pass_on, relay, write
 
@@ -57,6 +59,10 @@ class Admission(Protocol):
     def target(self) -> bytes:
         """Its path and query."""
 
+    @property
+    def hidden(self) -> Redactor | None:
+        """What no log may show of it, if that may stand in its path or its id."""
+
 
 class Access(Protocol):
     """Who may come in."""
@@ -66,7 +72,11 @@ class Access(Protocol):
 
         Raises:
             Unauthenticated: no credential, or an unknown one.
+            BadRequest: a credential stands in the path.
         """
+
+    def hidden(self, fields: Fields, target: bytes) -> Redactor:
+        """What neither a log nor an answer may show of a request that was not admitted."""
 
     async def learn(self, refusal: Unauthenticated) -> bool:
         """Whether a refused request is worth a second look, once more is known of what it carries."""
@@ -103,6 +113,15 @@ class ForwardSettings:
     hosts: frozenset[bytes] = POSTMAN_HOSTS
 
 
+class _Arrived(NamedTuple):
+    """See `core.recording.Arrived`."""
+
+    method: str
+    raw_headers: Fields
+    scheme: str
+    version: tuple[int, int]
+
+
 class Forward:
     """The handler of the data listener; `settings` and the `recorder` of traces may be exchanged at any time."""
 
@@ -130,7 +149,7 @@ class Forward:
     async def __call__(self, incoming: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; its journal is handed to the observer at its end, whatever that is."""
         began = self._clock()
-        recording = self.recorder.begin(incoming)
+        recording = self.recorder.begin(self._arrived(incoming))
         agent = incoming.headers.get(USER_AGENT, "")
         journal = Journal(method=incoming.method, address=incoming.remote or "unix", agent=agent, recording=recording)
         try:
@@ -166,12 +185,31 @@ class Forward:
             if isinstance(request.body, Content):
                 journal.received = request.body.received
 
+    def _arrived(self, incoming: web.BaseRequest) -> Arrived:
+        """The request as a recorder may see it: without fields that hold a credential."""
+        if isinstance(self.recorder, NoRecorder):
+            return incoming
+        fields = incoming.raw_headers
+        shown = without(fields, b"", self._access.hidden(fields, b""))[0]
+        return _Arrived(incoming.method, shown, incoming.scheme, incoming.version)
+
     def _read(self, incoming: web.BaseRequest, journal: Journal) -> Request:
         """The request as it goes on.
 
         Raises:
-            Refusal: it does not go on.
+            Refusal: it does not go on; nothing of it or of the journal shows a credential.
         """
+        try:
+            return self._admitted(incoming, journal)
+        except Exception as error:
+            if not journal.client:
+                hidden = self._access.hidden(incoming.raw_headers, raw_target(incoming))
+                _hide(journal, hidden)
+                if isinstance(error, Refusal):
+                    error.message = hidden.mask(error.message.encode()).decode()
+            raise
+
+    def _admitted(self, incoming: web.BaseRequest, journal: Journal) -> Request:
         fields = incoming.raw_headers
         present = incoming.headers
         journal.id = _request_id(fields) if _REQUEST_ID in present else _new_id()
@@ -182,6 +220,8 @@ class Forward:
         if VIA in present:
             self._loops.check(journal.id, incoming.method, target, passed(fields, _PROXY))
         admission = self._access.admit(fields, target, incoming.transport)
+        if admission.hidden is not None:
+            _hide(journal, admission.hidden)
         client = admission.client
         journal.client = client.name
         journal.pool = client.pool
@@ -257,6 +297,15 @@ class Forward:
         except ConnectionError:
             journal.outcome = "gone"
         return CLOSED if close else KEPT
+
+
+def _hide(journal: Journal, hidden: Redactor) -> None:
+    """Keep credentials out of what is written of a request (law 11)."""
+    if hidden.is_in(journal.id.encode()):
+        journal.id = _new_id()
+    journal.path = hidden.mask(journal.path.encode()).decode()
+    agent = journal.agent.encode("utf-8", "surrogateescape")
+    journal.agent = hidden.mask(agent).decode("utf-8", "surrogateescape")
 
 
 def _judge(client: Client, method: str, path: str | None, *, pins: bool) -> None:

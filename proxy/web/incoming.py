@@ -44,6 +44,11 @@ def check_framing(incoming: web.BaseRequest) -> None:
         raise BadRequest("A request target has no fragment: encode # as %23, or leave it out.")
 
 
+def raw_target(incoming: web.BaseRequest) -> bytes:
+    """The request target as it came."""
+    return incoming.raw_path.encode("utf-8", "surrogateescape")
+
+
 def origin_form(incoming: web.BaseRequest, hosts: Collection[bytes]) -> bytes:
     """Path and query, byte for byte (RFC 9112, section 3.2); `*` as it is.
 
@@ -52,7 +57,7 @@ def origin_form(incoming: web.BaseRequest, hosts: Collection[bytes]) -> bytes:
     Raises:
         Misdirected: it names another.
     """
-    target = incoming.raw_path.encode("utf-8", "surrogateescape")
+    target = raw_target(incoming)
     if target.startswith(b"/") or target == b"*":
         return target
     found = _ABSOLUTE.fullmatch(target)

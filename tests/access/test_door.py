@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.access import Access, Admission
 from proxy.access.refusals import NotKnown
-from proxy.core.errors import Forbidden, Unauthenticated
+from proxy.core.errors import BadRequest, Forbidden, Unauthenticated
 from proxy.core.model import SECOND, Client, Secret
 from tests.access.issuers import NOW, RSA, jwk, jwks, token
 from tests.access.issuers import client as issued
@@ -69,12 +69,15 @@ def test_a_known_token_says_who_calls(fields: list[tuple[bytes, bytes]], target:
     ("fields", "target", "message"),
     [
         ([], b"/", "needs a token"),
-        ([bearer("5ecret-unknown")], b"/", "needs a token"),
+        ([bearer("5ecret-unknown")], b"/", "`Authorization` is not known"),
+        ([bearer("")], b"/", "needs a token"),
         ([key("5ecret-unknown")], b"/", "key header is not known"),
         ([key("5ecret-unknown")], b"/?apikey=5ecret-ci", "key header is not known"),
         ([key("5ecret-unknown"), key("5ecret-ci")], b"/", "key header is not known"),
         ([], b"/?apikey=5ecret-unknown", "query is not known"),
-        ([(b"Authorization", b"Basic 5ecret")], b"/?apikey", "needs a token"),
+        ([(b"Authorization", b"Basic 5ecret")], b"/?apikey", "`Authorization` is not known"),
+        ([(b"Proxy-Authorization", b"Basic 5ecret")], b"/?apikey", "`Proxy-Authorization` is not known"),
+        ([bearer("5ecret-unknown"), key("5ecret-unknown")], b"/", "key header is not known"),
     ],
 )
 def test_nobody_else_gets_in(fields: list[tuple[bytes, bytes]], target: bytes, message: str) -> None:
@@ -312,6 +315,10 @@ def test_a_web_page_is_not_known_by_its_browsers_place(fields: list[tuple[bytes,
     with pytest.raises(Forbidden, match=r"`Origin` .* `X-Api-Key: <token>` .* leave these fields out"):
         door.admit(tuple(fields), b"/")
     assert door.admit((*fields, key("5ecret-ci")), b"/").client == CI
+    assert door.admit((*fields, bearer("5ecret-ci")), b"/").client == CI
+    for name in (b"Authorization", b"Proxy-Authorization"):
+        with pytest.raises(Forbidden):  # a browser keeps such credentials, and sends them for any page
+            door.admit((*fields, (name, b"Basic eDo1ZWNyZXQtY2k=")), b"/")
     holder = Client("holder", san="spiffe://a/b")
     with pytest.raises(Forbidden, match="token"):
         access(holder).admit(tuple(fields), b"/", Certified())
@@ -330,6 +337,7 @@ def test_a_web_page_is_not_known_by_its_browsers_place(fields: list[tuple[bytes,
 def test_a_web_page_of_this_machine_is_let_in(fields: list[tuple[bytes, bytes]]) -> None:
     """Somebody works on it, and an address that is typed is nobody's page."""
     assert access(anonymous=ANYBODY).admit(tuple(fields), b"/").client == ANYBODY
+    assert access().admit((*fields, (b"Authorization", b"Basic eDo1ZWNyZXQtY2k=")), b"/").client == CI
 
 
 class Certified:
@@ -338,3 +346,53 @@ class Certified:
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Its certificate."""
         return {"subjectAltName": (("URI", "spiffe://a/b"),)} if name == "peercert" else default
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ([(b"X-Any", b"5ecret-web")], []),
+        ([(b"Cookie", b"a=1; t=5ecret%2Dweb")], [(b"Cookie", b"a=1")]),
+        ([(b"X-Any", b"5ecret-nobody")], [(b"X-Any", b"5ecret-nobody")]),
+    ],
+)
+def test_a_client_s_token_in_a_place_of_its_own_goes_nowhere(
+    fields: list[tuple[bytes, bytes]], kept: list[tuple[bytes, bytes]]
+) -> None:
+    """It says nothing about who calls, where nobody has to say that; it is known by its digest."""
+    admission = access(anonymous=ANYBODY).admit(tuple(fields), b"/?x=5ecret-web&y=1")
+    assert (admission.client, admission.fields) == (ANYBODY, tuple(kept))
+    assert admission.target == b"/?y=1"
+
+
+@pytest.mark.parametrize("path", [b"/x/5ecret-web", b"/x;k=5ecret%2Dweb/y", b"/5ecret-web?apikey=5ecret-web"])
+def test_a_path_with_a_token_is_refused(path: bytes) -> None:
+    """It cannot go on without it. Whoever is anonymous may show a client's token there, too."""
+    for fields in ((), (key("5ecret-web"),)):
+        with pytest.raises(BadRequest, match=r"path holds the caller's token.*`X-Api-Key: <token>`") as caught:
+            access(anonymous=ANYBODY).admit(fields, path)
+        assert MARK not in caught.value.message
+
+
+def test_what_is_not_admitted_is_hidden_as_well() -> None:
+    """All that stands in a place of a credential, known or not, and clients' tokens anywhere."""
+    fields = (
+        bearer("5ecret-one"),
+        (b"Proxy-Authorization", b"Token 5ecret-two"),
+        key("5ecret-three"),
+        (b"A", b"5ecret-ci"),
+    )
+    hidden = access().hidden(fields, b"/5ecret-web/x?apikey=5ecret-four")
+    for text in (b"5ecret-one", b"5ecret-two", b"5ecret-three", b"5ecret-four", b"5ecret-ci", b"5ecret-web"):
+        assert hidden.mask(b"/a/" + text) == b"/a/***"
+    assert hidden.mask(b"/a/5ecret-other") == b"/a/5ecret-other"
+
+
+def test_a_token_of_the_upstream_s_passes_and_is_hidden() -> None:
+    """It stays where it is; only the log goes without it."""
+    fields = (key("5ecret-ci"), bearer("5ecret-scim"), (b"X-Any", b"5ecret-scim"))
+    admission = access().admit(fields, b"/5ecret-scim")
+    assert (admission.fields, admission.target) == (fields[1:], b"/5ecret-scim")
+    assert admission.hidden is not None
+    assert admission.hidden.is_in(b"/5ecret-scim")
+    assert access().admit((key("5ecret-ci"),), b"/5ecret-scim").hidden is None

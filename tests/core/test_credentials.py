@@ -1,16 +1,31 @@
+from base64 import b64encode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.credentials import Found, Places, take_off, take_off_target
+from proxy.core.credentials import MAX_WORDS, Found, Places, take_off, take_off_target, without, words
 from proxy.core.http import Fields
+from proxy.core.redaction import Redactor
 
 MARK = b"5ecret"
 OURS = {b"5ecret-ci": "ci", b"5ecret-web": "web"}
 PLACES = Places.named("X-Api-Key", "apikey")
 
 NAME = st.sampled_from(
-    [b"apikey", b"api%6Bey", b"%61%70%69%6b%65%79", b"apikeys", b"Apikey", b"a", b"", b"%", b"api%6", b"api+key"]
+    [
+        b"apikey",
+        b"api%6Bey",
+        b"%61%70%69%6b%65%79",
+        b"apikeys",
+        b"Apikey",
+        b"apikey[]",
+        b"a",
+        b"",
+        b"%",
+        b"api%6",
+        b"api+key",
+    ]
 )
 VALUE = st.sampled_from([b"", b"=", b"=5ecret-ci", b"=x%20y", b"=a=b", b"=%"])
 PIECE = st.builds(bytes.__add__, NAME, VALUE)
@@ -24,7 +39,7 @@ def found(target: bytes = b"/", *fields: tuple[bytes, bytes], places: Places = P
 
 def is_ours(piece: bytes) -> bool:
     """Whether a piece of a query is the parameter `apikey`, in plain letters or escaped ones."""
-    return piece.partition(b"=")[0] in (b"apikey", b"api%6Bey", b"%61%70%69%6b%65%79")
+    return piece.partition(b"=")[0] in (b"apikey", b"Apikey", b"apikey[]", b"api%6Bey", b"%61%70%69%6b%65%79")
 
 
 @given(PATH, st.lists(PIECE, max_size=5))
@@ -42,15 +57,15 @@ def test_all_but_the_parameter_survives(path: bytes, pieces: list[bytes]) -> Non
 @given(st.binary(max_size=30))
 def test_a_target_without_the_parameter_stays(noise: bytes) -> None:
     """Whatever it looks like."""
-    target = noise.replace(b"k", b"_").replace(b"%", b"_")
-    assert take_off_target(target, b"apikey") == (None, target)
+    target = noise.replace(b"k", b"_").replace(b"K", b"_").replace(b"%", b"_")
+    assert take_off_target(target, b"apikey") == ([], target)
 
 
 @given(st.binary(max_size=30), st.binary(max_size=10))
 def test_taking_off_leaves_nothing_to_take_off(path: bytes, value: bytes) -> None:
     """Once is enough."""
     _, rest = take_off_target(path + b"?apikey=" + value, b"apikey")
-    assert take_off_target(rest, b"apikey") == (None, rest)
+    assert take_off_target(rest, b"apikey") == ([], rest)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +93,19 @@ def test_other_targets_stay_as_they_are(target: bytes) -> None:
         (b"/a?x?apikey=1&apikey=t", b"t", b"/a?x?apikey=1"),
         (b"http://api.getpostman.com/a%2Fb?apikey=t&b=1", b"t", b"http://api.getpostman.com/a%2Fb?b=1"),
         (b"?apikey=t", b"t", b""),
+        (b"/a?ApiKey=t&b=1", b"t", b"/a?b=1"),
+        (b"/a?b=1;apikey=t;c=2", b"t", b"/a?b=1;c=2"),
+        (b"/a?b=1;APIKEY=t&c=2", b"t", b"/a?b=1&c=2"),
+        (b"/a?b=1&amp;apikey=t", b"t", b"/a?b=1&amp"),
+        (b"/a?apikey[]=t&apikey[0]=u", b"t", b"/a"),
+        (b"/a?apikey%5B%5D=t&[apikey]=u&apikey%20=v&+apikey=w", b"t", b"/a"),
+        (b"/a?b=1&;c;;apikey=t;;d", b"t", b"/a?b=1&;c;;;d"),
     ],
 )
 def test_the_parameter_is_taken_off(target: bytes, value: bytes | None, rest: bytes) -> None:
-    """Its first value that is not empty is the credential, decoded."""
-    assert take_off_target(target, b"apikey") == (value, rest)
+    """Its first value that is not empty is the credential, decoded; every way in which servers read the name counts."""
+    values, left = take_off_target(target, b"apikey")
+    assert (next(iter(values), None), left) == (value, rest)
 
 
 def test_nothing_is_made_anew_when_nothing_is_taken_off() -> None:
@@ -90,27 +113,88 @@ def test_nothing_is_made_anew_when_nothing_is_taken_off() -> None:
     fields: Fields = ((b"Accept", b"*/*"), (b"Authorization", b"Basic abc"))
     request = take_off(fields, b"/a?b=1", PLACES, OURS.get)
     assert request.fields is fields
-    assert (request.bearer, request.header, request.query) == (None, None, None)
+    assert (request.authorized, request.header, request.query) == (None, None, None)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [b"Bearer 5ecret-ci", b"bearer 5ecret-ci", b"BEARER   5ecret-ci", b" Bearer 5ecret-ci ", b"Bearer 5ecret-ci\t"],
-)
-def test_a_bearer_token_of_ours_is_taken_off(value: bytes) -> None:
-    """Its scheme in any letters (RFC 9110, section 11.1)."""
-    request = found(b"/", (b"aUTHORIZATION", value), (b"A", b"b"))
-    assert request.bearer == "ci"
+def basic(text: bytes) -> bytes:
+    """Basic credentials."""
+    return b"Basic " + b64encode(text)
+
+
+IN_A_SCHEME = [
+    b"Bearer 5ecret-ci",
+    b"bearer 5ecret-ci",
+    b"BEARER   5ecret-ci",
+    b" Bearer 5ecret-ci ",
+    b"Bearer 5ecret-ci\t",
+    b"Bearer\t5ecret-ci",
+    b"\tBearer \t 5ecret-ci",
+    b"Bearer\xa05ecret-ci",
+    b"5ecret-ci",
+    b"Token 5ecret-ci",
+    b"ApiKey 5ecret-ci",
+    b"Anything 5ecret-ci",
+    b"Basic 5ecret-ci",
+    b'Token token="5ecret-ci"',
+    b"Bearer <5ecret-ci>",
+    b"Bearer: 5ecret-ci",
+    b"Bearer token=5ecret-ci, x=y",
+    b"Bearer5ecret-ci,5ecret-ci",
+    basic(b"x:5ecret-ci"),
+    basic(b":5ecret-ci"),
+    basic(b"5ecret-ci:"),
+    basic(b"5ecret-ci:x"),
+    basic(b"5ecret-ci"),
+    basic(b"5ecret-ci:").rstrip(b"="),
+    b"bAsIc\t" + b64encode(b"x:5ecret-ci"),
+]
+
+
+@pytest.mark.parametrize("name", [b"aUTHORIZATION", b"Proxy-Authorization"])
+@pytest.mark.parametrize("value", IN_A_SCHEME)
+def test_a_token_of_ours_is_taken_off_in_every_scheme(name: bytes, value: bytes) -> None:
+    """The scheme in any letters (RFC 9110, section 11.1), or none; any blank of section 5.6.3 behind it."""
+    request = found(b"/", (name, value), (b"A", b"b"))
+    assert request.authorized == "ci"
     assert request.fields == ((b"A", b"b"),)
+    assert request.ours == (b"5ecret-ci",)
+    assert (request.others, request.proxied) == ((), ())
 
 
 @pytest.mark.parametrize(
-    "value", [b"Bearer other", b"Bearer", b"Bearer ", b"", b"Basic 5ecret-ci", b"5ecret-ci", b"Bearer5ecret-ci"]
+    ("value", "held"),
+    [
+        (b"Bearer other", (b"other",)),
+        (b"Bearer", ()),
+        (b"Bearer ", ()),
+        (b"", ()),
+        (b"Bearer5ecret-ci", (b"Bearer5ecret-ci",)),
+        (basic(b"user:other"), (b64encode(b"user:other"), b"other")),
+        (basic(b"other:"), (b64encode(b"other:"), b"other")),
+        (b'Digest username="other", uri="/me"', (b'username="other", uri="/me"',)),
+    ],
 )
-def test_another_authorization_belongs_to_the_upstream(value: bytes) -> None:
-    """It passes."""
+def test_another_authorization_belongs_to_the_upstream(value: bytes, held: tuple[bytes, ...]) -> None:
+    """It passes, and is remembered so that no log shows it; `Proxy-Authorization` never does."""
     fields = ((b"Authorization", value),)
-    assert found(b"/", *fields).fields == fields
+    request = found(b"/", *fields)
+    assert (request.fields, request.others, request.proxied, request.ours) == (fields, held, (), ())
+    request = found(b"/", (b"Proxy-Authorization", value))
+    assert (request.others, request.proxied) == ((), held)
+
+
+def test_authorization_comes_before_its_like_for_proxies() -> None:
+    """Wherever they stand."""
+    proxied, own = (b"Proxy-Authorization", basic(b"x:5ecret-web")), (b"Authorization", b"Bearer 5ecret-ci")
+    assert found(b"/", proxied, own).authorized == found(b"/", own, proxied).authorized == "ci"
+    assert found(b"/", proxied, (b"Authorization", b"Bearer scim")).authorized == "web"
+
+
+def test_a_referer_goes_without_the_parameter() -> None:
+    """Clients that follow redirects send it; its value is a credential, known or not."""
+    request = found(b"/", (b"rEFERER", b"http://proxy/me?apikey=other&x=1"), (b"Referer", b"http://proxy/?x=1"))
+    assert request.fields == ((b"rEFERER", b"http://proxy/me?x=1"), (b"Referer", b"http://proxy/?x=1"))
+    assert (request.ours, request.query) == ((b"other",), None)
 
 
 def test_each_authorization_is_judged_alone() -> None:
@@ -119,7 +203,7 @@ def test_each_authorization_is_judged_alone() -> None:
     request = found(
         b"/", others[0], (b"Authorization", b"Bearer 5ecret-web"), others[1], (b"Authorization", b"Bearer 5ecret-ci")
     )
-    assert request.bearer == "web"
+    assert request.authorized == "web"
     assert request.fields == others
 
 
@@ -150,7 +234,7 @@ def test_all_places_are_cleared_at_once() -> None:
     request = found(
         b"/?apikey=5ecret-web", (b"X-Api-Key", b"5ecret-x"), (b"Host", b"h"), (b"Authorization", b"Bearer 5ecret-ci")
     )
-    assert (request.bearer, request.header, request.query) == ("ci", b"5ecret-x", b"5ecret-web")
+    assert (request.authorized, request.header, request.query) == ("ci", b"5ecret-x", b"5ecret-web")
     assert MARK not in b"".join(name + value for name, value in request.fields) + request.target
 
 
@@ -176,6 +260,66 @@ def test_a_token_of_ours_that_lets_nobody_in_is_taken_off() -> None:
     owners = {b"5ecret-late": "", b"5ecret-ci": "ci"}
     late, known, foreign = ((b"Authorization", b"Bearer " + token) for token in (b"5ecret-late", b"5ecret-ci", b"scim"))
     refused = take_off((late, foreign), b"/", PLACES, owners.get)
-    assert (refused.bearer, refused.fields) == ("", (foreign,))
+    assert (refused.authorized, refused.fields) == ("", (foreign,))
     for fields in ((late, known), (known, late)):
-        assert take_off(fields, b"/", PLACES, owners.get).bearer == "ci"
+        assert take_off(fields, b"/", PLACES, owners.get).authorized == "ci"
+
+
+HIDDEN = Redactor([b"5ecret-ci"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rest"),
+    [
+        (b"X-Any", b"a 5ecret-ci b", None),
+        (b"X-Any", b64encode(b"xx5ecret-ci"), None),
+        (b"X-5ecret-ci", b"1", None),
+        (b"Cookie", b"a=1; session=5ecret-ci; b=2", b"a=1; b=2"),
+        (b"cookie", b"session=5%65cret-ci; b=2", b"b=2"),
+        (b"Cookie", b"session=5ecret-ci", None),
+        (b"Referer", b"http://a/b?c=1&token=5ecret-ci&d=2", b"http://a/b?c=1&d=2"),
+        (b"Referer", b"http://5ecret-ci@a/b?c=1", None),
+        (b"Referer", b"http://a/5ecret-ci?c=1", None),
+        (b"Connection", b"close, 5ecret-ci", b"close, 5ecret-ci"),
+        (b"X-Any", b"5ecret-c", b"5ecret-c"),
+    ],
+)
+def test_a_field_that_repeats_a_credential_goes_without_it(name: bytes, value: bytes, rest: bytes | None) -> None:
+    """All others stay, in order; `Connection` ends here, and what it names has to be known."""
+    fields = ((b"A", b"1"), (name, value), (b"B", b"2"))
+    kept = () if rest is None else ((name, rest),)
+    assert without(fields, b"/", HIDDEN) == ((fields[0], *kept, fields[2]), b"/")
+
+
+@pytest.mark.parametrize(
+    ("target", "rest"),
+    [
+        (b"/a?x=1&any=5ecret-ci;y=2", b"/a?x=1;y=2"),
+        (b"/a?5ecret-ci", b"/a"),
+        (b"/a?x=5%65cret%2Dci&y=2", b"/a?y=2"),
+        (b"/a?x=5%2565cret-ci&y=2", b"/a?y=2"),
+        (b"/a?x=" + b64encode(b"a:5ecret-ci"), b"/a"),
+        (b"/5ecret-ci/a?x=1", b"/5ecret-ci/a?x=1"),
+    ],
+)
+def test_a_parameter_that_repeats_a_credential_goes(target: bytes, rest: bytes) -> None:
+    """Whatever its name; a path cannot do without, and is refused elsewhere."""
+    assert without((), target, HIDDEN) == ((), rest)
+
+
+def test_a_credential_that_spans_parameters_takes_the_query_with_it() -> None:
+    """Nothing of it stays."""
+    assert without((), b"/a?x=5ecret&ci=1&y=2", Redactor([b"5ecret&ci"])) == ((), b"/a")
+
+
+def test_nothing_is_made_anew_when_nothing_repeats_it() -> None:
+    """The very same fields."""
+    fields: Fields = ((b"Accept", b"*/*"), (b"X", b"y"))
+    assert without(fields, b"/a?b", HIDDEN)[0] is fields
+
+
+def test_the_words_of_a_head_are_bounded() -> None:
+    """Percent-encoding is undone first."""
+    assert b"5ecret-ci" in words(((b"A", b'x="5ecret-ci"'),), b"/")
+    assert b"5ecret-ci" in words((), b"/a;k=5%65cret-ci/b")
+    assert len(list(words(((b"A", b"x " * 60_000),), b"/"))) == MAX_WORDS

@@ -10,6 +10,7 @@ from proxy.core.errors import Unauthenticated
 from proxy.core.events import ConnectionEnded, Event, Journal
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import MILLISECOND, SECOND, Client
+from proxy.core.redaction import Redactor
 from proxy.web.bounds import Bounds
 from proxy.web.forward import Forward, ForwardSettings
 from proxy.web.server import Listener
@@ -50,6 +51,7 @@ class Admission:
     client: Client
     fields: Fields
     target: bytes
+    hidden: Redactor | None = None
 
 
 @dataclass
@@ -72,6 +74,10 @@ class Access:
         if self.required and rest == fields:
             raise Unauthenticated("No credential. Send a token.")
         return Admission(self.client, rest, target.replace(b"apikey=token&", b""))
+
+    def hidden(self, fields: Fields, target: bytes) -> Redactor:
+        """Nothing: whoever is refused has shown nothing."""
+        return Redactor(())
 
     async def learn(self, refusal: Unauthenticated) -> bool:
         """Learn that everybody is known, if the test says so."""
