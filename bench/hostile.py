@@ -224,7 +224,7 @@ def report(results: list[Result]) -> None:
         print(
             f"{result.row.kind:12}{result.row.number:12}{first:>14}{second:>8}{result.share:8.0%}"
             f"{quick:>11}{slow:>9}{result.slower:8.1f}{result.memory:6.0f}"
-            f"{f'{result.more:.0f}' if result.row.more else '':>13}  {'met' if result.met else 'missed'}"
+            f"{f'{result.more:.0f}' if result.more else '':>13}  {'met' if result.met else 'missed'}"
         )
     print(
         f"targets: share >= {SHARE:.0%}, p99 <= {SLOWER:g} times that alone; "
