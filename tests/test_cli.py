@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from proxy import __version__, cli
+from tests.config.samples import with_digests
 from tests.process import (
     ADMIN_TOKEN,
     KEYS,
@@ -364,7 +365,7 @@ def test_schema(shell: Shell) -> None:
     assert (ended.code, ended.err) == (0, "")
     schema = json.loads(ended.out)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    text = with_digests((ROOT / "config.yaml").read_text(encoding="utf-8"))
     for document in (text, re.sub(r"^#(?=\S|  )", "", text, flags=re.MULTILINE)):
         settings = yaml.safe_load(document)
         assert settings["listen"]
