@@ -40,15 +40,17 @@ _WORD = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
 """What RFC 9110, section 11.2, calls `token68`."""
 _STRAY_WORD = re.compile(rb"[A-Za-z0-9._~+-]+")
 """The same where a slash may stand between words."""
-_SEPARATOR = re.compile(rb"([&;])")
+_BEFORE_PARAMETER, _BEFORE_PAIR = re.compile(rb"(?=[&;])"), re.compile(rb"(?=;)")
+_BLANK, _OPEN, _CLOSE = rb"[ +\t\0]|%(?:20|09|00)", rb"\[|%5b", rb"\]|%5d"
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a credential may stand: lower-case names of headers, and of the query parameter, decoded."""
+    """Where a credential may stand: lower-case names of headers, and a parameter of the query."""
 
     headers: frozenset[bytes]
-    query: bytes
+    query: re.Pattern[bytes]
+    """The parameter; see `parameter`."""
     lengths: frozenset[int]
     """Of the names of all headers that are looked at: most others are told apart by theirs alone."""
 
@@ -57,7 +59,7 @@ class Places:
         """The places for a configured key header, beside `X-Api-Key`, and a query parameter."""
         headers = frozenset({_KEY_HEADER, key_header.lower().encode("ascii")})
         others = (_AUTHORIZATION, _PROXY_AUTHORIZATION, _REFERER)
-        return cls(headers, key_query.lower().encode("ascii"), frozenset(map(len, (*headers, *others))))
+        return cls(headers, parameter(key_query), frozenset(map(len, (*headers, *others))))
 
 
 @value_object
@@ -131,21 +133,34 @@ def take_off(fields: Fields, target: bytes, places: Places, owner_of: Callable[[
     )
 
 
-def take_off_target(target: bytes, name: bytes) -> tuple[list[bytes], bytes]:
-    """The parameter's values in a target's query that are not empty, decoded, and the target without any of them.
+def parameter(name: str) -> re.Pattern[bytes]:
+    """A parameter of that name in a query, with the separator before it; its value is the group.
 
-    The (lower-case) name counts in any letters, however its characters are percent-encoded, and with what frameworks
-    take for an index of it (`name[]`); `;` separates parameters as `&` does. A query that becomes empty goes with its
-    `?`.
+    The name counts in any letters, however its characters are percent-encoded, and with the blanks and the index
+    (`name[]`) that frameworks take off it; `;` separates parameters as `&` does.
+    """
+    letters = [
+        b"(?:%b|%%%02x|%%%02x)" % (re.escape(letter.encode()), ord(letter.lower()), ord(letter.upper()))
+        for letter in name
+    ]
+    before, behind = b"(?:%b|%b)*+" % (_BLANK, _OPEN), b"(?:%b|%b)*+" % (_BLANK, _CLOSE)
+    index = rb"(?:(?:%b)[^&;=]*+)?+" % _OPEN
+    named = before + b"".join(letters) + behind + index
+    return re.compile(rb"(?:\A|[&;])" + named + rb"(?:=([^&;]*+))?+(?=[&;]|\Z)", re.IGNORECASE)
+
+
+def take_off_target(target: bytes, taken: re.Pattern[bytes]) -> tuple[list[bytes], bytes]:
+    """The values of a parameter in a target's query, decoded, but for empty ones, and the target without any of them.
+
+    A query that becomes empty goes with its `?`.
     """
     path, mark, query = target.partition(b"?")
-    if not mark or (query.find(b"%") < 0 and query.lower().find(name) < 0):  # `in` is slower
+    if not mark or taken.search(query) is None:
         return [], target
-    rest = _without_pieces(query, lambda piece: _is_named(piece, name))
-    if rest == query:
-        return [], target
-    pieces = filter(lambda piece: _is_named(piece, name), _SEPARATOR.split(query)[::2])
-    values = [value for piece in pieces if (value := unquote_to_bytes(piece.partition(b"=")[2]))]
+    values = [unquote_to_bytes(found[1]) for found in taken.finditer(query) if found[1]]
+    rest = taken.sub(b"", query)
+    if taken.match(query):
+        rest = rest[1:]
     return values, path + mark + rest if rest else path
 
 
@@ -163,7 +178,7 @@ def without(fields: Fields, target: bytes, hidden: Redactor) -> tuple[Fields, by
             changed[index] = _value_without(lower, value, hidden)
     path, mark, query = target.partition(b"?")
     if hidden.is_in(query):
-        query = _query_without(query, hidden)
+        query = _kept(query, _BEFORE_PARAMETER, hidden)
         target = path + mark + query if query else path
     return _replaced(fields, changed), target
 
@@ -171,46 +186,37 @@ def without(fields: Fields, target: bytes, hidden: Redactor) -> tuple[Fields, by
 def _value_without(name: bytes, value: bytes, hidden: Redactor) -> bytes | None:
     """What is left of a field's value, `None` when nothing is worth keeping."""
     if name == _COOKIE:
-        pairs = [pair for pair in value.split(b";") if not hidden.is_in(pair)]
-        rest = b";".join(pairs).strip()
+        rest = _kept(value, _BEFORE_PAIR, hidden).strip()
     elif name == _REFERER:
         address, mark, query = value.partition(b"?")
-        rest = address + mark + _query_without(query, hidden)
+        rest = address + mark + _kept(query, _BEFORE_PARAMETER, hidden)
     else:
         return None
     return rest if rest and not hidden.is_in(rest) else None
 
 
-def _query_without(query: bytes, hidden: Redactor) -> bytes:
-    rest = _without_pieces(query, hidden.is_in)
+def _kept(text: bytes, boundary: re.Pattern[bytes], hidden: Redactor) -> bytes:
+    """What is left of a text without the parts that repeat a credential; nothing when one spans several."""
+    first, *others = boundary.split(text)
+    rest = b"".join(_clean(others, hidden))
+    rest = rest[1:] if hidden.is_in(first) else first + rest
     return b"" if hidden.is_in(rest) else rest
+
+
+def _clean(parts: list[bytes], hidden: Redactor) -> list[bytes]:
+    """The parts that repeat no credential: halves are looked at as a whole first, since most repeat none."""
+    if not hidden.is_in(b"".join(parts)):
+        return parts
+    if len(parts) == 1:
+        return []
+    half = len(parts) // 2
+    return _clean(parts[:half], hidden) + _clean(parts[half:], hidden)
 
 
 def words(fields: Fields, target: bytes) -> Iterator[bytes]:
     """The words of a head that could be a token, percent-encoding undone."""
     head = unquote_to_bytes(b"\n".join((target, *chain.from_iterable(fields)))[:MAX_LOOKED_AT])
     return (found[0] for found in islice(_STRAY_WORD.finditer(head), MAX_WORDS))
-
-
-def _is_named(piece: bytes, name: bytes) -> bool:
-    given = piece.partition(b"=")[0]
-    if b"%" in given:
-        given = unquote_to_bytes(given)
-    if given == name:
-        return True
-    if len(given) < len(name):
-        return False
-    return given.lower().lstrip(b" +\t\0[").partition(b"[")[0].rstrip(b" +\t\0]") == name
-
-
-def _without_pieces(query: bytes, goes: Callable[[bytes], bool]) -> bytes:
-    """A query without some of its parameters, each with the separator before it."""
-    pieces = _SEPARATOR.split(query)
-    kept: list[bytes] = []
-    for index in range(0, len(pieces), 2):
-        if not goes(pieces[index]):
-            kept += pieces[index - 1 : index + 1] if index and kept else pieces[index : index + 1]
-    return b"".join(kept)
 
 
 def _owner(value: bytes, owner_of: Callable[[bytes], Owner | None], unknown: list[bytes]) -> tuple[bytes, Owner | None]:
