@@ -20,7 +20,7 @@ MAX_NODES = 100_000
 
 _MERGE = "<<"
 _TAG = "tag:yaml.org,2002:"
-_QUOTED = re.compile(r"""(['"])(.*?)\1""")
+_QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
 
 
 class _Loader(yaml.SafeLoader):
@@ -179,4 +179,5 @@ def _describe(error: yaml.YAMLError) -> str:
 
 def _named(quoted: re.Match[str]) -> str:
     """Keep the name of a kind of token, `'<block end>'`, and a single character."""
-    return quoted[0] if len(quoted[2]) == 1 or quoted[2].startswith("<") else "…"
+    name = quoted[0][1:-1]
+    return quoted[0] if len(name) == 1 or name.startswith("<") else "…"

@@ -8,7 +8,7 @@ from typing import Any
 from proxy.config.problems import Loc, path_of
 from proxy.core.errors import Problem
 
-_REFERENCE = re.compile(r"\$\$\{|\$\{(?P<body>[^}]*)\}|(?P<open>\$\{)")
+_REFERENCE = re.compile(r"\$\$\{|\$\{(?P<body>[^}]*+)(?P<end>\}?)")
 _BODY = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-(?:(?!\$\{).)*)?", re.DOTALL)
 
 _HINT = "write `${NAME}` or `${NAME:-default}`, and `$${` where `${` itself is meant"
@@ -38,7 +38,7 @@ class Interpolation:
     def _resolve(self, found: re.Match[str], loc: Loc) -> str:
         if found[0] == "$${":
             return "${"
-        body = _BODY.fullmatch(found["body"]) if found["body"] is not None else None
+        body = _BODY.fullmatch(found["body"]) if found["end"] else None
         if body is None:
             return self._fail(loc, _HINT)
         name, default = body["name"], body["default"]

@@ -15,7 +15,7 @@ _NODES = re.compile(rf"{_NODE}(?:,{_NODE})*")
 _ONE_NODE = re.compile(_NODE)
 _DATABASE = re.compile(r"/?[0-9]{0,5}")
 _SERVICE = re.compile(r"/[A-Za-z0-9._-]+(?:/[0-9]{0,5})?")
-_PASSWORD = re.compile(r"(?<=[?&])([^=&#]*pass[^=&#]*=)[^&#]*", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?<=[?&])((?:(?!pass)[^=&#?])*+pass[^=&#?]*+=)[^&#]*", re.IGNORECASE)
 
 _STORE_FORMS = {
     "memory": "`memory://`",

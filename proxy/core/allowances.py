@@ -7,7 +7,7 @@ remaining=12, reset=34` (draft 7) and `RateLimit: "name";r=50;t=30` (draft 8 and
 by a library: one mistake makes the whole field unread.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
@@ -136,10 +136,12 @@ class Reader:
         """Every limit that is described."""
         values = self._said
         policies = tuple(self._policies()) if _POLICY in values else ()
+        windows = _windows(policies)
         told = [family for family in _FAMILIES if not values.keys().isdisjoint(family)]
-        found = [one for family in told for one in self._family(family, policies)]
+        found = [one for family in told for one in self._family(family, windows)]
         if _COMBINED in values:
-            found += [one for value in _lines(values[_COMBINED]) for one in self._combined(value, policies)]
+            named = {policy.name: policy for policy in policies if policy.name}
+            found += [one for value in _lines(values[_COMBINED]) for one in self._combined(value, named, windows)]
         return tuple([self._plausible(one) for one in found if one.tells])
 
     def _plausible(self, allowance: Allowance) -> Allowance:
@@ -153,23 +155,23 @@ class Reader:
         self.ignored.append("remaining")
         return Allowance(size, None, allowance.reset, allowance.window)
 
-    def _family(self, family: Sequence[bytes], policies: Sequence["_Policy"]) -> list[Allowance]:
+    def _family(self, family: Sequence[bytes], windows: "_Windows") -> list[Allowance]:
         """One field for each thing; where all stand equally often, each speaks of another limit, in their order."""
         columns = [self._said.get(name, _ABSENT) for name in family]
         most = max(map(len, columns))
         if most == 1 or any(0 < len(column) < most for column in columns):
-            return [self._one(family, columns, policies)]
+            return [self._one(family, columns, windows)]
         rows = zip(*[[[value] for value in column] or [[]] * most for column in columns], strict=True)
-        return [self._one(family, row, policies) for row in rows]
+        return [self._one(family, row, windows) for row in rows]
 
-    def _one(self, family: Sequence[bytes], row: Sequence[Sequence[bytes]], policies: Sequence["_Policy"]) -> Allowance:
+    def _one(self, family: Sequence[bytes], row: Sequence[Sequence[bytes]], windows: "_Windows") -> Allowance:
         """One limit; of several values of a kind the first size counts, the fewest that are left, the latest reset."""
         limit, remaining, reset = family
         sizes, lefts, ends = row
         size, more = self._limit(limit, sizes) if sizes else _NO_LIMIT
         left = self._fewest(remaining, lefts) if lefts else None
         until = self._latest(reset, ends) if ends else None
-        window = _window((*more, *policies), size) if more or policies else None
+        window = _window(size, windows, _windows(more)) if more or windows else None
         return Allowance(size, left, until, window)
 
     def _fewest(self, name: bytes, values: Sequence[bytes]) -> int | None:
@@ -205,13 +207,12 @@ class Reader:
                 else:
                     yield _Policy(str(name), None, window, other_unit=True)
 
-    def _combined(self, value: bytes, policies: Sequence["_Policy"]) -> Iterator[Allowance]:
+    def _combined(self, value: bytes, named: Mapping[str, "_Policy"], windows: "_Windows") -> Iterator[Allowance]:
         """One field for everything."""
-        named = {policy.name: policy for policy in policies if policy.name}
         try:
             members = _list(value)
         except StructuredFieldError:
-            yield from self._pairs(value, policies)
+            yield from self._pairs(value, windows)
             return
         for name, told in members:
             policy = named.get(str(name), _Policy(str(name), None, None))
@@ -219,14 +220,14 @@ class Reader:
                 left, reset = _whole(told.get("r")), self._moment(told.get("t"))
                 yield Allowance(policy.size, left, reset, policy.window)
 
-    def _pairs(self, value: bytes, policies: Sequence["_Policy"]) -> Iterator[Allowance]:
+    def _pairs(self, value: bytes, windows: "_Windows") -> Iterator[Allowance]:
         try:
             told = _dictionary(value)
         except StructuredFieldError:
             self._ignore(_COMBINED)
             return
         size, left, reset = (told.get(name) for name in ("limit", "remaining", "reset"))
-        yield Allowance(_whole(size), _whole(left), self._moment(reset), _window(policies, _whole(size)))
+        yield Allowance(_whole(size), _whole(left), self._moment(reset), _window(_whole(size), windows))
 
     def _list(self, name: bytes, value: bytes) -> list["_Member"]:
         try:
@@ -267,6 +268,9 @@ class _Policy:
     """Whether it counts bytes or the like instead of requests."""
 
 
+_Windows = dict[int, set[Micros | None]]
+"""The windows of policies by their size: of several, two."""
+
 _Member = tuple[object, dict[str, object]]
 """A member of a structured list: its value and its parameters (RFC 9651, section 3.1)."""
 
@@ -298,11 +302,20 @@ def _numbers(members: Sequence[_Member]) -> Iterator[tuple[int, dict[str, object
             yield value, told
 
 
-def _window(policies: Sequence[_Policy], size: int | None) -> Micros | None:
-    """The window of the only policy of that size."""
-    if size is None or not policies:
-        return None
-    windows = {policy.window for policy in policies if policy.size == size}
+def _windows(policies: Iterable[_Policy]) -> _Windows:
+    """The windows of policies; looked up once for each limit, whatever the number of both."""
+    found: _Windows = {}
+    for policy in policies:
+        if policy.size is not None:
+            windows = found.setdefault(policy.size, set())
+            if len(windows) < 2:  # noqa: PLR2004  # two are as ambiguous as more
+                windows.add(policy.window)
+    return found
+
+
+def _window(size: int | None, *told: _Windows) -> Micros | None:
+    """The only window that policies of that size have."""
+    windows = {window for one in told for window in one.get(size, ())} if size is not None else set()
     return windows.pop() if len(windows) == 1 else None
 
 

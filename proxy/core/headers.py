@@ -43,8 +43,9 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _NAME = re.compile(_TOKEN)
 _QUOTED = rb'"(?:[^"\\]|\\.)*+"'
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,128}")
-_MEMBER = re.compile(rb'(?:[^",]|' + _QUOTED + rb'|")+')
-_PREFERENCE = re.compile(rb"\s*(" + _TOKEN + rb")\s*(?:=\s*(" + _QUOTED + rb"|[^\s;]*)\s*)?(?:;|\Z)")
+_SEPARATOR = re.compile(rb',|"(?:[^"\\]|\\.)*+("?)')
+"""A comma, or a quoted string, which hides its commas; the group is empty where the string is never closed."""
+_PREFERENCE = re.compile(rb"\s*+(" + _TOKEN + rb")\s*+(?:=\s*+(" + _QUOTED + rb"|[^\s;]*+)\s*+)?(?:;|\Z)")
 _QUALITY = re.compile(rb";\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*(?:;|\Z)", re.IGNORECASE)
 _VIA = re.compile(rb"\s*" + _TOKEN + rb"(?:/" + _TOKEN + rb")?\s+([^\s(]+)")
 
@@ -253,5 +254,20 @@ def passed(fields: Fields, proxy: bytes) -> int:
 
 
 def _members(value: bytes) -> list[bytes]:
-    """The members of a list, a comma within quotes being none of its commas (RFC 9110, section 5.6.1)."""
-    return _MEMBER.findall(value) if b'"' in value else value.split(b",")
+    """The members of a list, a comma within quotes being none of its commas (RFC 9110, section 5.6.1).
+
+    A quote that is never closed is an ordinary character. So is every quote behind it, which would only be escaped
+    within the same string: the end of the value is looked for once.
+    """
+    if b'"' not in value:
+        return value.split(b",")
+    members = []
+    begin = 0
+    for found in _SEPARATOR.finditer(value):
+        if found[0] == b",":
+            members.append(value[begin : found.start()])
+            begin = found.end()
+        elif not found[1]:
+            first, *others = value[found.start() :].split(b",")
+            return [*members, value[begin : found.start()] + first, *others]
+    return [*members, value[begin:]]

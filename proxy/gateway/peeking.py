@@ -5,6 +5,8 @@ Of a 401 or 403 the body alone tells whether it is about the key, so without one
 """
 
 import asyncio
+from collections import deque
+from collections.abc import Iterable
 
 from proxy.core.complaints import BODY_LIMIT
 from proxy.core.errors import Broken
@@ -20,13 +22,13 @@ class Begun:
 
     __slots__ = ("_parts", "_rest")
 
-    def __init__(self, parts: list[bytes], rest: AnswerBody) -> None:
-        self._parts = parts
+    def __init__(self, parts: Iterable[bytes], rest: AnswerBody) -> None:
+        self._parts = deque(parts)
         self._rest = rest
 
     async def read(self) -> bytes:
         """The next bytes; see `core.http.AnswerBody`."""
-        return self._parts.pop(0) if self._parts else await self._rest.read()
+        return self._parts.popleft() if self._parts else await self._rest.read()
 
     async def discard(self) -> None:
         """Be done with it early."""

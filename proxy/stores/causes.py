@@ -40,7 +40,10 @@ _PHRASES = {
 }
 """What to do, by some words of an answer that begins with ERR."""
 
-_SENTINEL = re.compile(r"<redis\.asyncio\.client\.Redis\(.*?host=([^,]*),port=(\d+).*?\)>\)>\)> - \w+:(\w+)")
+_SENTINEL = re.compile(
+    r"<redis\.asyncio\.client\.Redis\((?:(?!host=|client\.Redis).)*+host=([^,<]*+),port=(\d++)"
+    r"(?:(?!\)>|client\.Redis).)*+\)>\)>\)> - \w++:(\w+)"
+)
 """How redis-py shows a sentinel that did not answer, and why."""
 
 _MESSAGE = "The store of the rate limits does not answer. Try again soon; the operator finds the cause in the log."

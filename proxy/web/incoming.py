@@ -12,7 +12,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from proxy.core.errors import BadRequest, Misdirected, Refusal, TooLarge, TooSlow
 from proxy.web.malformed import Broken
 
-_ABSOLUTE = re.compile(rb"(https?)://([^/?]*)(.*)", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"(https?)://([^/?]*+)(.*)", re.IGNORECASE)
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.v]+\])(?::\d{0,5})?")
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 _SLOWEST = 1024

@@ -28,8 +28,8 @@ class Loops:
         Raises:
             LoopDetected: it has been here before.
         """
-        back = any((request_id, method, target, times) in self._under_way for times in range(1, passed + 1))
-        if back or passed >= MOST_TIMES:
+        times = range(1, passed + 1)
+        if passed >= MOST_TIMES or any((request_id, method, target, time) in self._under_way for time in times):
             raise LoopDetected("This request has come back to this proxy: `upstream.url` leads here.")
 
     def enter(self, request: Request, passed: int) -> Mark:
