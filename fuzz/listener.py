@@ -147,19 +147,19 @@ class _Observer:
         """Take note of nothing."""
 
 
-def check(pieces: list[bytes]) -> None:
+def check(pieces: list[bytes], bounds: Bounds = BOUNDS) -> None:
     """Play a connection, and see that every promise is kept."""
     complaints = _Complaints()
     logger = logging.getLogger("keyturn")
     logger.addHandler(complaints)
     try:
-        asyncio.run(_play(pieces))
+        asyncio.run(_play(pieces, bounds))
     finally:
         logger.removeHandler(complaints)
     assert not complaints.records, [record.getMessage() for record in complaints.records]
 
 
-async def _play(pieces: list[bytes]) -> None:
+async def _play(pieces: list[bytes], bounds: Bounds) -> None:
     gateway = _Gateway()
     client = Client("ci", digests=(Secret(TOKEN.decode()).digest(),))
     access = Access([client], anonymous=None, key_header="X-Api-Key", key_query="apikey")
@@ -172,7 +172,7 @@ async def _play(pieces: list[bytes]) -> None:
         draining=lambda: False,
         leaving=lambda: False,
     )
-    connections = Connections(forward, BOUNDS, None)
+    connections = Connections(forward, bounds, None)
     connection, transport = connections(), _Transport()
     connection.connection_made(transport)
     for piece in pieces:
