@@ -22,7 +22,7 @@ from proxy.core.events import Observer
 from proxy.core.headers import from_another_site
 from proxy.core.http import Fields
 from proxy.core.model import Client, Micros
-from proxy.core.redaction import Redactor
+from proxy.core.redaction import MAX_VALUES, Redactor
 from proxy.core.values import value_object
 
 
@@ -128,11 +128,13 @@ class Access:
         """The request without what repeats a credential; `known` says whether its token is known.
 
         Raises:
-            BadRequest: its path repeats one.
+            BadRequest: its path repeats one, or there are too many to look for.
         """
         fields, target = found.fields, found.target
         strays = () if known else self._strays(fields, target)
         hidden = Redactor((*found.ours, *found.proxied, *strays))
+        if hidden.too_many:
+            raise BadRequest(f"The request holds more than {MAX_VALUES} tokens. Send one.")
         repeated = bool(hidden) and hidden.is_in(b"\n".join((target, *chain.from_iterable(fields))))
         if repeated:
             if hidden.is_in(target.partition(b"?")[0]):

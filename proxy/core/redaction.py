@@ -4,12 +4,14 @@ A value is found as it is, percent-encoded (in whole or in part, up to three tim
 and 5), alone or as a part of something longer, such as the `user:password` of Basic credentials (RFC 7617).
 """
 
-import re
 from binascii import b2a_base64
 from collections.abc import Iterable, Iterator
 from urllib.parse import unquote_to_bytes
 
 from proxy.core.model import SHORTEST_SECRET
+
+MAX_VALUES = 16
+"""Different values that are looked for. Each costs a pass over the text, and callers choose how many there are."""
 
 _MASK = b"***"
 _DECODINGS = 3
@@ -19,16 +21,16 @@ _to_urlsafe = bytes.maketrans(b"+/", b"-_")
 class Redactor:
     """Values to be found and masked; one with fewer than `SHORTEST_SECRET` bytes may stand somewhere by chance.
 
-    False when there is nothing to look for. Its `repr` shows no value.
+    With more than `MAX_VALUES` of them (`too_many`), every text is taken for one that holds a value. False when there
+    is nothing to look for. Its `repr` shows no value.
     """
 
-    __slots__ = ("_forms",)
+    __slots__ = ("_forms", "too_many")
 
     def __init__(self, values: Iterable[bytes]) -> None:
-        self._forms: list[bytes] = []
-        for value in values:
-            if len(value) >= SHORTEST_SECRET and value not in self._forms:
-                self._forms += _forms(value)
+        sought = list(dict.fromkeys(value for value in values if len(value) >= SHORTEST_SECRET))
+        self.too_many: bool = len(sought) > MAX_VALUES
+        self._forms: list[bytes] = [form for value in sought[:MAX_VALUES] for form in _forms(value)]
 
     def __bool__(self) -> bool:
         return bool(self._forms)
@@ -38,6 +40,8 @@ class Redactor:
 
     def is_in(self, data: bytes) -> bool:
         """Whether data holds one of the values in any form."""
+        if self.too_many:
+            return True
         for form in self._forms:  # every request is looked through, and `any` and `in` take twice as long
             if data.find(form) >= 0:
                 return True
@@ -45,9 +49,20 @@ class Redactor:
 
     def mask(self, data: bytes) -> bytes:
         """Data with `***` in place of each value, in any letters; `***` alone where it is encoded."""
-        for form in self._forms:
-            data = re.sub(re.escape(form), _MASK, data, flags=re.IGNORECASE)
+        for form in self._forms if not self.too_many else ():
+            data = _masked(data, form)
         return _MASK if self.is_in(data) else data
+
+
+def _masked(data: bytes, form: bytes) -> bytes:
+    """Data with `***` in place of a form; `re` would take the product of both lengths for it."""
+    pieces = data.lower().split(form.lower())
+    begin = 0
+    for index, piece in enumerate(pieces):
+        end = begin + len(piece)
+        pieces[index] = data[begin:end]
+        begin = end + len(form)
+    return _MASK.join(pieces)
 
 
 def _forms(value: bytes) -> list[bytes]:

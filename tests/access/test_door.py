@@ -396,3 +396,11 @@ def test_a_token_of_the_upstream_s_passes_and_is_hidden() -> None:
     assert admission.hidden is not None
     assert admission.hidden.is_in(b"/5ecret-scim")
     assert access().admit((key("5ecret-ci"),), b"/5ecret-scim").hidden is None
+
+
+def test_more_tokens_than_are_looked_for_are_refused() -> None:
+    """Any of them could stand somewhere else, and to look for all of them would take too long."""
+    query = b"&".join(b"apikey=5ecret-%d" % number for number in range(20))
+    with pytest.raises(BadRequest, match="more than 16 tokens"):
+        access().admit((key("5ecret-ci"),), b"/?" + query)
+    assert access().admit((key("5ecret-ci"),), b"/?" + b"apikey=5ecret-1&" * 20).target == b"/"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.model import SHORTEST_SECRET
-from proxy.core.redaction import Redactor
+from proxy.core.redaction import MAX_VALUES, Redactor
 
 VALUE = st.binary(min_size=SHORTEST_SECRET, max_size=80)
 
@@ -63,3 +63,13 @@ def test_a_long_text_is_read_in_a_few_passes(worst: bytes) -> None:
     for times in range(5):
         encoded = encoded.replace("%", "%25") if times else "5%65cret-a"
         assert hidden.is_in(encoded.encode()) is (times < 3)
+
+
+def test_too_many_values_are_in_every_text() -> None:
+    """Each takes a pass over the text, and whoever sends them chooses how many: the work stays bounded."""
+    values = [b"5ecret-%d" % number for number in range(MAX_VALUES + 1)]
+    assert not Redactor(values[1:] * 2).is_in(b"/x")
+    hidden = Redactor(values)
+    assert hidden.too_many
+    assert hidden.is_in(b"/x")
+    assert hidden.mask(b"/x") == b"***"
