@@ -152,6 +152,7 @@ class App:
             lambda: replace(process, draining=self._leaving, unready=self.unready()),
             lambda: self._data.connections,
             lambda: 0 if log is None else log.dropped,
+            self._gateway.outages,
             self.telemetry.history,
             "memory" if self._link is None else "redis",
             "" if self._link is None else self._config.store.on_loss,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from proxy.core.breaker import Scope
 from proxy.core.health import KeyLook
 from proxy.core.model import Micros
 from proxy.core.recording import UNRECORDED, Recording
@@ -181,9 +182,12 @@ class BreakerMoved:
     """The upstream is left alone because of failures in a row (`wait`: until the next trial), or used again."""
 
     pool: str
+    scope: Scope
     opened: bool
     wait: Micros = 0
     cause: str = ""
+    news: bool = True
+    """Whether the same has not happened of late; the others are counted only."""
 
 
 @value_object
@@ -320,6 +324,15 @@ class KeyLevel:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakerLevel:
+    """How many breakers of a scope (`pool`, `client`, `route`) are open: a gauge."""
+
+    pool: str
+    scope: str
+    open: int
+
+
+@dataclass(frozen=True, slots=True)
 class Levels:
     """The gauges of one moment."""
 
@@ -330,6 +343,7 @@ class Levels:
     connections: int = 0
     """Open on the data listeners."""
     keys: Sequence[KeyLevel] = ()
+    breakers: Sequence[BreakerLevel] = ()
     store_up: bool = True
     degraded: float = 0.0
     """Seconds without the store, so far."""

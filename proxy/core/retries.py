@@ -26,44 +26,65 @@ def pause(tries: int, chance: float) -> Micros:
 
 
 class RetryBudget:
-    """At most `ratio` retries per request over the last ten seconds, and never fewer than `FLOOR`; with 0, none.
+    """At most `ratio` retries per request of a client over the last ten seconds, and at least `FLOOR`; with 0, none.
 
-    Counted in ten slots of a second; the cost of a call does not depend on the traffic. Instants are in microseconds
+    Each client has its own, so that one whose requests fail takes no retry from another. Counted in ten slots of a
+    second; the cost of a call depends neither on the traffic nor on the number of clients. Instants are in microseconds
     of one clock that never goes back.
     """
 
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
-        self._slots: deque[list[int]] = deque()
-        self._requests = 0
-        self._retries = 0
+        self._clients: dict[str, _Recent] = {}
+        """The one that asked longest ago first."""
 
-    def request(self, now: Micros) -> None:
+    def request(self, client: str, now: Micros) -> None:
         """A request came."""
-        self._slot(now)[1] += 1
-        self._requests += 1
+        recent = self._clients.pop(client) if client in self._clients else _Recent()
+        self._clients[client] = recent
+        recent.slot(now)[1] += 1
+        recent.requests += 1
+        oldest = next(iter(self._clients))
+        if self._clients[oldest].over(now):
+            del self._clients[oldest]
 
-    def retry(self, now: Micros) -> bool:
+    def retry(self, client: str, now: Micros) -> bool:
         """Whether one more try may be made now; if so it is counted."""
-        slot = self._slot(now)
-        if self._retries >= self._allowed():
+        recent = self._clients.setdefault(client, _Recent())
+        slot = recent.slot(now)
+        if recent.retries >= self._allowed(recent.requests):
             return False
         slot[2] += 1
-        self._retries += 1
+        recent.retries += 1
         return True
 
-    def _allowed(self) -> int:
+    def _allowed(self, requests: int) -> int:
         """Whole retries in the window, by the requests that came in it."""
-        return max(FLOOR, int(self.ratio * self._requests + _ROUNDING)) if self.ratio else 0
+        return max(FLOOR, int(self.ratio * requests + _ROUNDING)) if self.ratio else 0
 
-    def _slot(self, now: Micros) -> list[int]:
+
+class _Recent:
+    """The requests and retries of one client in the last ten seconds."""
+
+    __slots__ = ("requests", "retries", "slots")
+
+    def __init__(self) -> None:
+        self.slots: deque[list[int]] = deque()
+        self.requests = 0
+        self.retries = 0
+
+    def over(self, now: Micros) -> bool:
+        """Whether nothing of it is in the window any more."""
+        return not self.slots or self.slots[-1][0] <= now // SECOND - WINDOW // SECOND
+
+    def slot(self, now: Micros) -> list[int]:
         """The counts of this second: its number, requests, retries. What has left the window is taken off the sums."""
         second = now // SECOND
-        if self._slots and self._slots[-1][0] == second:
-            return self._slots[-1]
-        while self._slots and self._slots[0][0] <= second - WINDOW // SECOND:
-            _, requests, retries = self._slots.popleft()
-            self._requests -= requests
-            self._retries -= retries
-        self._slots.append([second, 0, 0])
-        return self._slots[-1]
+        if self.slots and self.slots[-1][0] == second:
+            return self.slots[-1]
+        while self.slots and self.slots[0][0] <= second - WINDOW // SECOND:
+            _, requests, retries = self.slots.popleft()
+            self.requests -= requests
+            self.retries -= retries
+        self.slots.append([second, 0, 0])
+        return self.slots[-1]

@@ -39,6 +39,13 @@ FAR: Micros = 3600 * SECOND
 """A wait by so much longer than a limit's window is none of that limit's, whatever a penalty adds to it."""
 
 
+MAX_FIRST_SEGMENT = 64
+"""Characters of a path's first segment that tell routes apart: routes are remembered, and callers choose paths."""
+
+MAX_TEMPLATE = 8
+"""Segments of a route's path that are written out where it is named."""
+
+
 class Route(NamedTuple):
     """What requests have in common that an upstream would limit together: the method, and the path by its shape."""
 
@@ -50,7 +57,17 @@ class Route(NamedTuple):
     def of(cls, method: str, path: str | None) -> "Route":
         """The route of a request by its normalised path; HEAD falls under what GET falls under."""
         segments = (path or "").strip("/").split("/")
-        return cls("GET" if method == "HEAD" else method, segments[0], len(segments))
+        return cls("GET" if method == "HEAD" else method, segments[0][:MAX_FIRST_SEGMENT], len(segments))
+
+    def __str__(self) -> str:
+        """Its template, `GET /collections/{}`; a first segment that looks like an id is left out, too."""
+        segments = [self.first if _RESOURCE.fullmatch(self.first) else "{}", *["{}"] * (self.segments - 1)]
+        if len(segments) > MAX_TEMPLATE:
+            segments[MAX_TEMPLATE:] = ["..."]
+        return f"{self.method} /{'/'.join(segments)}"
+
+
+_RESOURCE = re.compile(r"[A-Za-z_-]{0,32}")
 
 
 @value_object

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import random
 
+from proxy.core.breaker import BreakerView
 from proxy.core.errors import NoKey, Outage, Refusal, TooMany, UpstreamError
 from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered
 from proxy.core.http import Answer, Fields, Request
@@ -107,6 +108,11 @@ class Gateway:
             self._care.attend(desk)
         return desk
 
+    def outages(self, pool: str) -> list[BreakerView]:
+        """The breakers of a pool that are open, its own first."""
+        desk = self._desks.get(pool)
+        return desk.breakers.views(self._means.clock()) if desk is not None else []
+
     # A request's way
 
     def handle(self, request: Request, journal: Journal, *, sending: Callable[[], None] | None = None) -> Handled:
@@ -121,7 +127,7 @@ class Gateway:
             raise NoKey("The pool of this request was taken out just now. Send it again.", retry_after=1)
         desk = self._desk(request.client.pool)
         now = self._means.clock()
-        self._means.budget.request(now)
+        self._means.budget.request(request.client.name, now)
         return Handled(self, desk, Passage.of(request, journal, desk.dispatch.pool, now, sending))
 
     def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
@@ -134,7 +140,7 @@ class Gateway:
         while True:
             tries = passage.journal.tries
             try:
-                if not desk.breaker.closed:
+                if not desk.breakers.idle:
                     await self._trouble.check(desk, passage)
                 passage.lease = self._lease_at_once(desk, passage) or await self._lease(desk, passage)
                 outcome = await self._try(desk, passage, passage.lease)

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from proxy.core.breaker import Breaker
+from proxy.core.breaker import Scope
+from proxy.core.breakers import Breakers
 from proxy.core.events import Observer
 from proxy.core.http import Answer
 from proxy.core.lessons import Lessons
 from proxy.core.model import Micros
 from proxy.core.narrows import Narrows
 from proxy.core.retries import RetryBudget
-from proxy.core.signals import Route
 from proxy.core.values import value_object
 from proxy.dispatch import Dispatch
 
@@ -42,15 +42,13 @@ class Desk:
     """One pool: its waiting room, and what its answers have told."""
 
     dispatch: Dispatch
-    breaker: Breaker = field(default_factory=Breaker)
-    outcome: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the breaker's trial has ended, whatever it told."""
+    breakers: Breakers = field(default_factory=Breakers)
+    outcomes: dict[Scope, asyncio.Event] = field(default_factory=dict)
+    """Of each trial that is in flight: set when it has ended, whatever it told."""
     narrows: Narrows = field(default_factory=Narrows)
     lessons: Lessons = field(default_factory=Lessons)
     refusals: dict[str, tuple[int, Micros]] = field(default_factory=dict)
     """By quota: how often in a row it was refused after it had been closed, and until when it is closed now."""
-    erred: Route | None = None
-    """The route of the last error of the API's own, if nothing was answered since."""
 
     @property
     def name(self) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from proxy.bodies import ReplayBody
+from proxy.core.breaker import Trial
+from proxy.core.breakers import Source
 from proxy.core.events import Journal
 from proxy.core.exchange import Kind
 from proxy.core.http import Answer, Request
@@ -39,8 +41,8 @@ class Passage:
     """The lease in hand; it is ended exactly once."""
     narrow: tuple[Narrows, str] | None = None
     """The quota on which it takes one of the places of a narrower limit."""
-    trial: Desk | None = None
-    """Where a breaker waits for its outcome."""
+    trials: tuple[Desk, tuple[Trial, ...]] | None = None
+    """Where breakers wait for its outcome."""
     held: Answer | None = None
     """An upstream's refusal that it met: its answer, should no turn come in time."""
 
@@ -91,6 +93,11 @@ class Passage:
     def route(self) -> Route:
         """What it has in common with requests that an upstream would limit together."""
         return Route.of(self.request.method, self.request.path)
+
+    @property
+    def source(self) -> Source:
+        """What its failures are counted by."""
+        return Source(self.ticket.client.name, self.route)
 
     @property
     def replayable(self) -> bool:

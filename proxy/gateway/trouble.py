@@ -4,12 +4,17 @@ What certainly was not processed (no connection) is tried again whatever its met
 that broke, no head in time, 502, 503, 504) only if its method is idempotent. Each further try takes from the retry
 budget, waits a pause drawn by chance, at least as long as the upstream asked for, and has to begin before the deadline.
 
-Failures in a row open the pool's breaker: then nothing is sent but a trial now and then.
+Failures in a row open breakers, of a client's route, of a client or of the pool: then nothing of that scope is sent but
+a trial now and then.
 """
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
+from proxy.core.breaker import Failure, Scope
+from proxy.core.breakers import Shut
+from proxy.core.causes import Causes
 from proxy.core.errors import Broken, Outage, TimedOut, Unreachable, UpstreamError
 from proxy.core.events import BreakerMoved
 from proxy.core.model import SECOND, Micros
@@ -33,24 +38,26 @@ class Trouble:
 
     def __init__(self, means: Means) -> None:
         self._means = means
+        self._causes = Causes()
 
-    # The breaker
+    # The breakers
 
     async def check(self, desk: Desk, passage: Passage) -> None:
-        """See that requests may go out though the breaker is open; a trial's outcome is waited for, for a moment.
+        """See that the request may go out although breakers are open; a trial's outcome is waited for, for a moment.
 
         Raises:
-            Outage: they may not; with the time of the next trial.
+            Outage: it may not; with the time of the next trial.
         """
-        began = now = self._means.clock()
-        last = min(passage.ticket.deadline, began + TRIAL)
+        source, began = passage.source, self._means.clock()
+        now, last = began, min(passage.ticket.deadline, began + TRIAL)
         try:
-            while (wait := desk.breaker.wait(now)) is not None:
-                if not desk.breaker.trying or now >= last:
-                    raise outage(wait)
+            while (shut := desk.breakers.shut(source, now)) is not None:
+                outcome = desk.outcomes.get(shut.scope)
+                if not shut.trying or outcome is None or now >= last:
+                    raise outage(shut)
                 with suppress(TimeoutError):
                     async with asyncio.timeout((last - now) / SECOND):
-                        await desk.outcome.wait()
+                        await outcome.wait()
                 now = self._means.clock()
         finally:
             passage.journal.queued += self._means.clock() - began
@@ -62,49 +69,66 @@ class Trouble:
             OnTrial: another has just gone out as the trial.
             Outage: as `check`.
         """
-        if desk.breaker.closed:
+        if desk.breakers.idle:
             return
-        now = self._means.clock()
-        entry = desk.breaker.enter(now)
-        if entry == "trial":
-            passage.trial = desk
-            desk.outcome.clear()
-        elif entry == "shut":
-            raise OnTrial if desk.breaker.trying else outage(desk.breaker.wait(now) or SECOND)
+        source, now = passage.source, self._means.clock()
+        shut = desk.breakers.shut(source, now)
+        if shut is not None:
+            raise OnTrial if shut.trying else outage(shut)
+        trials = desk.breakers.enter(source, now)
+        if trials:
+            passage.trials = (desk, trials)
+            for trial in trials:
+                desk.outcomes.setdefault(trial.breaker.scope, asyncio.Event())
 
     def leave(self, passage: Passage) -> None:
         """The request is over, whether its outcome was told or not."""
-        if passage.trial is not None:
-            passage.trial.breaker.leave()
-            passage.trial.outcome.set()
-            passage.trial = None
+        if passage.trials is not None:
+            desk, trials = passage.trials
+            for trial in trials:
+                trial.breaker.leave(trial)
+            self._told(desk, passage, [])
 
     def answered(self, desk: Desk, passage: Passage) -> None:
         """The upstream is alive."""
-        passage.trial = None
-        desk.erred = None
-        if desk.breaker.succeeded():
-            desk.outcome.set()
-            self._means.observer.observe(BreakerMoved(desk.name, opened=False))
+        if desk.breakers.idle:
+            return
+        closed = desk.breakers.succeeded(passage.source, self._means.clock())
+        self._told(desk, passage, closed)
+        for scope in closed:
+            self._moved(BreakerMoved(desk.name, scope, opened=False))
 
-    def _count(self, desk: Desk, passage: Passage, cause: str, heard: Heard | None = None) -> None:
-        passage.trial = None
-        desk.outcome.set()
-        wait = heard.signals.wait if heard else None
-        within = heard.signals.over_within if heard else None
+    def _told(self, desk: Desk, passage: Passage, closed: list[Scope]) -> None:
+        """Let those go on who wait for what this request tells."""
+        trials = passage.trials[1] if passage.trials is not None else ()
+        passage.trials = None
+        for scope in (*closed, *[trial.breaker.scope for trial in trials if not trial.breaker.trying]):
+            outcome = desk.outcomes.pop(scope, None)
+            if outcome is not None:
+                outcome.set()
+
+    def _count(self, desk: Desk, passage: Passage, failure: Failure) -> None:
+        trials = passage.trials[1] if passage.trials is not None else ()
         now, chance = self._means.clock(), self._means.chance()
-        if desk.breaker.failed(now, chance, wait=wait, over_within=within):
-            left = desk.breaker.wait(now) or 0
-            self._means.observer.observe(BreakerMoved(desk.name, opened=True, wait=left, cause=cause))
+        opened = desk.breakers.failed(passage.source, now, chance, failure, trials)
+        self._told(desk, passage, [])
+        for view in opened:
+            wait = view.until - now
+            self._moved(BreakerMoved(desk.name, view.scope, opened=True, wait=wait, cause=view.cause))
+
+    def _moved(self, event: BreakerMoved) -> None:
+        """Tell it; of a client, which may make its breakers open and close, once only."""
+        if event.scope.client:
+            what = (event.pool, event.scope, event.opened)
+            event = replace(event, news=self._causes.news(what, self._means.clock()))
+        self._means.observer.observe(event)
 
     def erred(self, desk: Desk, passage: Passage) -> None:
         """A 500 or the like: one request that the API cannot cope with, told from an outage by other routes that err.
 
         Else whoever repeats such a request would shut everybody out.
         """
-        if passage.trial or desk.erred != passage.route:
-            self._count(desk, passage, "errors of the API")
-        desk.erred = passage.route
+        self._count(desk, passage, Failure("errors of the API", "request"))
 
     # Failures
 
@@ -115,15 +139,20 @@ class Trouble:
             Outage, Broken: it may not, and the upstream's answer broke off: with the time that its head told, or none.
         """
         lease.spent()
-        self._count(desk, passage, f"status {heard.answer.status}", heard)
-        wait = heard.signals.wait
+        wait, over_within = heard.signals.wait, heard.signals.over_within
+        self._count(desk, passage, Failure(f"status {heard.answer.status}", wait=wait, over_within=over_within))
         rest = self._pause(passage, wait or 0) if passage.repeatable else None
         if rest is not None:
             return Again("outage", rest, heard.hold())
-        waits = [told for told in (wait, desk.breaker.wait(self._means.clock())) if told is not None]
+        shut = desk.breakers.shut(passage.source, self._means.clock())
+        waits = [told for told in (wait, shut and shut.wait) if told is not None]
         if heard.whole:
             return Relay(heard.answer, max(1, whole_seconds(max(waits))) if waits else None)
-        raise outage(max(waits)) if waits else Broken(f"The upstream broke its answer {heard.answer.status} off.")
+        raise (
+            outage(Shut(shut.scope if shut else Scope(), max(waits), False))
+            if waits
+            else Broken(f"The upstream broke its answer {heard.answer.status} off.")
+        )
 
     def failed(self, desk: Desk, passage: Passage, lease: Lease, error: UpstreamError) -> Outcome:
         """Settle the lease of a try without an answer.
@@ -137,7 +166,7 @@ class Trouble:
             lease.unsent()
         if isinstance(error, Broken) and error.stale and self._at_once(passage):
             return Again("broken")
-        self._count(desk, passage, error.name)
+        self._count(desk, passage, Failure(error.name, "route" if error.written else "way"))
         rest = self._pause(passage, 0) if _may_go_again(passage, error) else None
         if rest is None:
             raise error
@@ -157,7 +186,7 @@ class Trouble:
         means = self._means
         if passage.stale or not passage.repeatable or passage.failures + 1 >= means.retries.attempts:
             return False
-        passage.stale = means.budget.retry(means.clock())
+        passage.stale = means.budget.retry(passage.ticket.client.name, means.clock())
         passage.failures += passage.stale
         return passage.stale
 
@@ -168,7 +197,7 @@ class Trouble:
         now = means.clock()
         rest = least + pause(passage.failures, means.chance())
         in_time = now + rest < passage.ticket.deadline and passage.failures < means.retries.attempts
-        return rest if in_time and means.budget.retry(now) else None
+        return rest if in_time and means.budget.retry(passage.ticket.client.name, now) else None
 
 
 def _may_go_again(passage: Passage, error: UpstreamError) -> bool:
@@ -177,10 +206,15 @@ def _may_go_again(passage: Passage, error: UpstreamError) -> bool:
     return passage.repeatable
 
 
-def outage(wait: Micros) -> Outage:
-    """The refusal of a request while the breaker is open; `wait` until the next trial."""
-    seconds = max(1, whole_seconds(wait))
-    return Outage(
-        f"The upstream is out of order and is tried again in {seconds} s. Come back then.",
-        retry_after=seconds,
-    )
+def outage(shut: Shut) -> Outage:
+    """The refusal of a request while a breaker is open, with the time of the next trial."""
+    seconds = max(1, whole_seconds(shut.wait))
+    match shut.scope.kind:
+        case "pool":
+            whose = ""
+        case "client":
+            whose = " for this client"
+        case "route":
+            whose = f" for {shut.scope.route} of this client"
+    text = f"The upstream is out of order{whose} and is tried again in {seconds} s. Come back then."
+    return Outage(text, retry_after=seconds)

@@ -86,13 +86,26 @@ def _upstream(event: Event) -> Line | None:
             text = "the upstream's limit is lower than configured, and taken so: change the setting"
             values = {"setting": f"pools.{pool}.limits", "limit": limit}
             return Line("warning", text, {**values, "configured": configured, "told": lower})
-        case BreakerMoved(pool, opened=True, wait=wait, cause=cause):
-            text = "the upstream is out of order: requests are refused with 503 until it answers"
-            return Line("error", text, {"pool": pool, "cause": cause, "next_trial_seconds": wait / SECOND})
-        case BreakerMoved(pool):
-            return Line("warning", "the upstream answers again", {"pool": pool})
+        case BreakerMoved():
+            return _breaker(event)
         case _:
             return _detail(event)
+
+
+def _breaker(event: BreakerMoved) -> Line:
+    values: dict[str, Any] = {"pool": event.pool}
+    if event.scope.client:
+        values["client"] = event.scope.client
+    if event.scope.route is not None:
+        values["route"] = str(event.scope.route)
+    if event.opened:
+        values |= {"cause": event.cause, "next_trial_seconds": event.wait / SECOND}
+    text = _OUT_OF_ORDER[event.scope.kind] if event.opened else _IN_ORDER[event.scope.kind]
+    if not event.news:
+        return Line("debug", text, values)
+    if event.scope.client:
+        return Line("warning" if event.opened else "info", text, values)
+    return Line("error" if event.opened else "warning", text, values)
 
 
 def _detail(event: Event) -> Line | None:
@@ -114,6 +127,18 @@ _LOST = {
     "share": "the store does not answer: going on with this replica's share of the limits; bring it back",
     "wait": "the store does not answer: requests wait for it; bring it back",
     "refuse": "the store does not answer: requests are refused with 503; bring it back",
+}
+
+_OUT_OF_ORDER = {
+    "pool": "the upstream is out of order: requests are refused with 503 until it answers",
+    "client": "the upstream is out of order for one client: its requests are refused with 503 until one is answered",
+    "route": "the upstream is out of order for one route of one client: it is refused with 503 until it is answered",
+}
+
+_IN_ORDER = {
+    "pool": "the upstream answers again",
+    "client": "the upstream answers a client again",
+    "route": "the upstream answers a route of a client again",
 }
 
 _THROTTLED = {

@@ -45,6 +45,12 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
         (((one.pool, one.quota, one.limit), one.size) for one in levels.buckets),
     )
     yield from _keys(levels)
+    yield _gauge(
+        "breakers_open",
+        "Breakers that are open because the upstream fails: of the whole pool, of clients, of routes of clients.",
+        ("pool", "scope"),
+        [((one.pool, one.scope), one.open) for one in levels.breakers],
+    )
     yield _gauge("connections", "Callers' connections that are open.", (), [((), levels.connections)])
     yield _gauge(
         "store_up", "1 while the store of the shared limits answers, else 0.", (), [((), int(levels.store_up))]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from proxy.core.events import BreakerMoved, Event, Journal, Reloaded, StoreChanged, UpstreamThrottled
+from proxy.core.events import Event, Journal, Reloaded, StoreChanged, UpstreamThrottled
 from proxy.core.model import Micros
 from proxy.core.recent import Count, Recent
 
@@ -15,15 +15,6 @@ class LastReload:
     at: Micros
     ok: bool
     reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Outage:
-    """An upstream that is left alone: since when, why, and until when it is (epoch)."""
-
-    since: Micros
-    cause: str
-    until: Micros
 
 
 class History:
@@ -39,7 +30,6 @@ class History:
         self.store_since: Micros = wall()
         """Since when (epoch) the store has answered, or has not."""
         self.reload: LastReload | None = None
-        self._outages: dict[str, Outage] = {}
 
     def observe(self, event: Event) -> None:
         """Take note of an event."""
@@ -51,12 +41,6 @@ class History:
                 self._throttled.add(pool, self._clock())
             case StoreChanged():
                 self._store(event)
-            case BreakerMoved(pool, opened=True, wait=wait, cause=cause):
-                now = self._wall()
-                since = self._outages[pool].since if pool in self._outages else now
-                self._outages[pool] = Outage(since, cause, now + wait)
-            case BreakerMoved(pool):
-                self._outages.pop(pool, None)
             case Reloaded(ok, reasons):
                 self.reload = LastReload(self._wall(), ok, reasons)
 
@@ -84,10 +68,6 @@ class History:
     def cause(self) -> str:
         """Why it does not."""
         return next(iter(self._lost.values()), "")
-
-    def outage(self, pool: str) -> Outage | None:
-        """Why nothing is sent for a pool, while that is so."""
-        return self._outages.get(pool)
 
     def refused(self) -> Mapping[str, Count]:
         """Refusals by pool."""

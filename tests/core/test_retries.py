@@ -17,13 +17,13 @@ def test_retries_stay_within_their_share_of_the_last_seconds(ratio: float, steps
     for span, retry in steps:
         now += span
         if not retry:
-            budget.request(now)
+            budget.request("a", now)
             requests.append(now)
             continue
         begin = (now // SECOND - WINDOW // SECOND + 1) * SECOND
         came = sum(instant >= begin for instant in requests)
         went = sum(instant >= begin for instant in retries)
-        allowed = budget.retry(now)
+        allowed = budget.retry("a", now)
         assert allowed == (went + 1 <= max(FLOOR, ratio * came + 1e-9))
         if allowed:
             retries.append(now)
@@ -32,8 +32,8 @@ def test_retries_stay_within_their_share_of_the_last_seconds(ratio: float, steps
 def test_few_requests_have_a_floor() -> None:
     """One request alone may be tried again, and not for ever."""
     budget = RetryBudget(0.2)
-    budget.request(0)
-    assert [budget.retry(0) for _ in range(FLOOR + 1)] == [True] * FLOOR + [False]
+    budget.request("a", 0)
+    assert [budget.retry("a", 0) for _ in range(FLOOR + 1)] == [True] * FLOOR + [False]
 
 
 def test_the_share_is_whole() -> None:
@@ -41,33 +41,47 @@ def test_the_share_is_whole() -> None:
     for requests, retries in ((24, 4), (25, 5)):
         budget = RetryBudget(0.2)
         for _ in range(requests):
-            budget.request(0)
-        assert sum(budget.retry(0) for _ in range(100)) == retries
+            budget.request("a", 0)
+        assert sum(budget.retry("a", 0) for _ in range(100)) == retries
 
 
 def test_what_has_left_the_window_counts_no_more() -> None:
     """Old requests allow nothing, and old retries use up nothing."""
     budget = RetryBudget(0.5)
     for _ in range(20):
-        budget.request(0)
-    assert sum(budget.retry(9 * SECOND) for _ in range(100)) == 10
-    assert sum(budget.retry(10 * SECOND) for _ in range(100)) == 0
-    assert sum(budget.retry(19 * SECOND) for _ in range(100)) == FLOOR
+        budget.request("a", 0)
+    assert sum(budget.retry("a", 9 * SECOND) for _ in range(100)) == 10
+    assert sum(budget.retry("a", 10 * SECOND) for _ in range(100)) == 0
+    assert sum(budget.retry("a", 19 * SECOND) for _ in range(100)) == FLOOR
 
 
 def test_zero_allows_none() -> None:
     """Whoever sets the budget to 0 wants no retry at all."""
     budget = RetryBudget(0)
-    budget.request(0)
-    assert not budget.retry(0)
+    budget.request("a", 0)
+    assert not budget.retry("a", 0)
 
 
 def test_the_cost_does_not_depend_on_the_traffic() -> None:
     """Ten slots are all that is kept."""
     budget = RetryBudget(0.1)
     for now in range(0, 100 * SECOND, SECOND // 50):
-        budget.request(now)
-    assert len(budget._slots) == WINDOW // SECOND
+        budget.request("a", now)
+    assert len(budget._clients["a"].slots) == WINDOW // SECOND
+
+
+def test_a_client_s_retries_are_its_own() -> None:
+    """One whose requests all fail takes none from another; who is quiet for long is forgotten."""
+    budget = RetryBudget(0.2)
+    for number in range(1_000):
+        budget.request("a", number)
+        budget.retry("a", number)
+    budget.request("b", 1_000)
+    assert not budget.retry("a", 1_000)
+    assert sum(budget.retry("b", 1_000) for _ in range(100)) == FLOOR
+    for number in range(1_000):
+        budget.request(f"c{number}", SECOND * number)
+    assert len(budget._clients) <= 2 * WINDOW // SECOND
 
 
 @given(st.integers(1, 100), st.floats(0, 1))

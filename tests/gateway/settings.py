@@ -160,8 +160,9 @@ class Setting:
         path: str = "/me",
         wait: Micros = 300 * SECOND,
         pinned: str | None = None,
+        client: str = "a",
     ) -> Request:
-        return Request("id-1", Client("a", pin=True), method, path.encode(), path, (), body, 3, wait, pinned)
+        return Request("id-1", Client(client, pin=True), method, path.encode(), path, (), body, 3, wait, pinned)
 
     async def ask(self, request: Request | None = None) -> Answer:
         async with self.gateway.handle(request or self.request(), self.journal) as got:

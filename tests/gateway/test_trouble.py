@@ -3,11 +3,11 @@ from contextlib import suppress
 
 import pytest
 
-from proxy.core.breaker import FAILURES, FAILURES_TOLD
+from proxy.core.breaker import FAILURES, FAILURES_TOLD, Scope
 from proxy.core.errors import Broken, Outage, TimedOut, Unreachable
 from proxy.core.events import BreakerMoved, Retried
 from proxy.core.exchange import Spent, Unsent
-from proxy.core.http import Answer
+from proxy.core.http import Answer, Request
 from proxy.core.model import SECOND
 from proxy.gateway import Retries
 from tests.gateway.settings import Breaking, Bytes, Setting, answer, error, setting
@@ -209,12 +209,17 @@ async def test_a_body_that_was_dropped_is_not_sent_again() -> None:
 # The breaker
 
 
-async def fail(it: Setting, number: int, *, path: str = "/me") -> None:
+async def fail(it: Setting, number: int, *, path: str = "/me", client: str = "a") -> None:
     """Requests that fail one after another, half a second apart, without being tried again."""
     for count in range(number):
         await asyncio.sleep(0.5)
         with suppress(Broken, Unreachable, TimedOut):
-            await it.ask(it.request("POST", path=path.format(count)))
+            await it.ask(it.request("POST", path=path.format(count), client=client))
+
+
+def same(it: Setting) -> Request:
+    """One more request like those."""
+    return it.request("POST")
 
 
 def outage(it: Setting, broken: Answer | Exception) -> None:
@@ -235,19 +240,22 @@ def test_failures_in_a_row_open_the_breaker(how: Answer | Exception) -> None:
             await fail(it, FAILURES)
             (opened,) = it.happened(BreakerMoved)
             assert opened.opened
+            assert [view.scope.kind for view in it.gateway.outages("default")] == ["route"]
             for _ in range(5):
                 with pytest.raises(Outage) as refusal:
-                    await it.ask()
+                    await it.ask(same(it))
                 assert refusal.value.retry_after == 2
+                assert "POST /me" in refusal.value.message
             assert len(it.upstream.arrived) == FAILURES
             it.upstream.rule = lambda *_: None
             await asyncio.sleep(2)
-            trial = task_of(it.ask())
+            trial = task_of(it.ask(same(it)))
             await asyncio.sleep(0.05)
             with pytest.raises(Outage):
-                await it.ask(it.request(wait=0))
+                await it.ask(it.request("POST", wait=0))
             assert (await trial).status == 200
-            assert (await it.ask()).status == 200
+            assert (await it.ask(same(it))).status == 200
+            assert it.gateway.outages("default") == []
             assert [event.opened for event in it.happened(BreakerMoved)] == [True, False]
 
     scenario()
@@ -272,7 +280,7 @@ async def test_the_upstreams_own_words_open_it_sooner() -> None:
         outage(it, answer(503))
         await fail(it, FAILURES_TOLD)
         with pytest.raises(Outage) as refusal:
-            await it.ask()
+            await it.ask(same(it))
         assert refusal.value.retry_after == 17
         await asyncio.sleep(17)
         got = await it.ask(it.request("POST"))
@@ -287,7 +295,7 @@ async def test_no_trial_before_the_upstreams_time() -> None:
         outage(it, answer(503, b"", (b"Retry-After", b"77")))
         await fail(it, FAILURES_TOLD)
         with pytest.raises(Outage) as refusal:
-            await it.ask()
+            await it.ask(same(it))
         assert refusal.value.retry_after == 77
 
 
@@ -327,11 +335,11 @@ async def test_a_trial_whose_caller_leaves_makes_room_for_another() -> None:
         await fail(it, FAILURES)
         it.upstream.rule = lambda *_: None
         await asyncio.sleep(2)
-        trial = task_of(it.ask())
+        trial = task_of(it.ask(same(it)))
         await asyncio.sleep(0.05)
         trial.cancel()
         await asyncio.sleep(0)
-        assert (await it.ask()).status == 200
+        assert (await it.ask(same(it))).status == 200
 
 
 @virtual
@@ -342,7 +350,7 @@ async def test_one_request_that_the_api_cannot_cope_with_shuts_nobody_out() -> N
         await fail(it, 5 * FAILURES)
         assert it.happened(BreakerMoved) == []
         await fail(it, FAILURES - 1, path="/r{}")
-        assert [event.opened for event in it.happened(BreakerMoved)] == [True]
+        assert [(event.scope, event.opened) for event in it.happened(BreakerMoved)] == [(Scope("a"), True)]
 
 
 @virtual
@@ -350,6 +358,73 @@ async def test_a_held_answer_is_relayed_when_the_breaker_opens() -> None:
     """A request that was to be tried again gets the upstream's own answer, with the time of the next trial."""
     async with setting(requests=100) as it:
         outage(it, answer(503))
-        await fail(it, FAILURES_TOLD - 1)
-        got = await it.ask()
+        for _ in range(FAILURES_TOLD - 1):
+            await it.ask(it.request("PUT", Bytes(b"x" * (1 << 20) + b"y")))
+            await asyncio.sleep(0.5)
+        got = await it.ask(it.request("PUT", Bytes(b"{}")))
         assert (got.status, dict(got.fields)[b"Retry-After"]) == (503, b"17")
+
+
+# Whose failures they are
+
+
+@virtual
+async def test_one_client_s_failures_keep_nobody_else_back() -> None:
+    """Neither on the same route nor on others, however many it asks for; each is told what is left alone."""
+    for path, scope in (("/me", "route"), ("/r{}", "client")):
+        async with setting(requests=1_000) as it:
+            it.upstream.rule = lambda _, request: answer(504) if request.client.name == "a" else None
+            with pytest.raises(Outage) as refusal:
+                await fail(it, 10 * FAILURES, path=path)
+            assert 1 <= (refusal.value.retry_after or 0) <= 3
+            assert [view.scope.kind for view in it.gateway.outages("default")] == [scope]
+            for client_path in ("/me", "/other", "/r1"):
+                got = await it.ask(it.request("POST", path=client_path, client="b", wait=0))
+                assert got.status == 200
+
+
+@virtual
+async def test_an_upstream_that_is_down_is_tried_by_one_client_after_another() -> None:
+    """Each has its turn; the answer to one lets all go on."""
+    async with setting(requests=1_000) as it:
+        it.upstream.rule = lambda *_: answer(504)
+        for _ in range(FAILURES // 2):
+            await fail(it, 1, path="/x", client="a")
+            await fail(it, 1, path="/y", client="b")
+        assert [event.scope for event in it.happened(BreakerMoved)] == [Scope()]
+        for path, client in (("/x", "a"), ("/y", "b")):
+            await asyncio.sleep(5)
+            assert (await it.ask(it.request("POST", path=path, client=client))).status == 504
+        it.upstream.rule = lambda *_: None
+        assert (await it.ask(it.request("POST", path="/x", client="c"))).status == 200, "which has not failed"
+        found = [
+            await it.ask(it.request("POST", path=path, client=client)) for path, client in (("/x", "a"), ("/y", "b"))
+        ]
+        assert [one.status for one in found] == [200, 200]
+
+
+@virtual
+async def test_what_is_told_of_one_client_is_told_once() -> None:
+    """It may fail and be answered for ever; each of that is an event, the first of a kind is news."""
+    async with setting(requests=1_000) as it:
+        for _ in range(3):
+            it.upstream.rule = lambda *_: answer(504)
+            await fail(it, FAILURES)
+            it.upstream.rule = lambda *_: None
+            await asyncio.sleep(2)
+            assert (await it.ask(same(it))).status == 200
+        moved = [(event.opened, event.news) for event in it.happened(BreakerMoved)]
+        assert moved == [(True, True), (False, True), (True, False), (False, False), (True, False), (False, False)]
+
+
+@virtual
+async def test_one_client_s_retries_take_none_from_another() -> None:
+    """The budget is each client's own."""
+    async with setting(requests=1_000, retries=Retries(attempts=2, budget=0.1)) as it:
+        it.upstream.trip = 0.01
+        it.upstream.rule = lambda _, request: answer(504) if request.client.name == "a" else None
+        for _ in range(FAILURES - 1):
+            assert (await it.ask(it.request(client="a"))).status == 504
+        assert len(it.happened(Retried)) == 3
+        it.upstream.script = [answer(504)]
+        assert (await it.ask(it.request(client="b"))).status == 200

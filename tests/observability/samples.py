@@ -90,6 +90,12 @@ def busy(step: int = 0, *, lost: bool = False, quarantined: bool = True, out: bo
         refused=Count(412, 9),
         throttled=Count(3, 1),
         outage=OutageStatus(at - 20 * SECOND, "503 three times in a row", at + 40 * SECOND) if out else None,
+        failing=(
+            OutageStatus(at - 9 * SECOND, "status 504", at + 2 * SECOND, "reports", "POST /monitors/{}/run"),
+            OutageStatus(at - 5 * SECOND, "timed out", at + 3 * SECOND, "nightly"),
+        )
+        if out
+        else (),
     )
     return Snapshot(
         at,

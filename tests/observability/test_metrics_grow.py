@@ -228,6 +228,7 @@ ROWS: list[tuple[str, dict[str, str], float | Between]] = [
     ("refused_total", {**WHO["dead"], "reason": "no_key"}, 1),
     ("refused_total", {**NOBODY, "reason": "unauthenticated"}, 1),
     ("failed_attempts_total", {"why": "missing", "answered": "at_once"}, 1),
+    ("breakers_open", {"pool": "main", "scope": "pool"}, 0),
     ("connections", {}, 2),
     ("connections_ended_total", {"why": "malformed"}, 1),
     ("connections_ended_total", {"why": "too_many"}, 0),

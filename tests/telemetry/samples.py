@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.core.events import (
     AttemptFailed,
+    BreakerLevel,
     BucketLevel,
     ConnectionEnded,
     Event,
@@ -40,6 +41,7 @@ LEVELS = Levels(
         KeyLevel("default", KeyLook("k0", "k0", "ready", 0, month_left=812)),
         KeyLevel("default", KeyLook("k1", "k1", "quarantined", 0, "401", 9)),
     ),
+    breakers=(BreakerLevel("default", "pool", 0), BreakerLevel("default", "route", 2)),
 )
 
 

@@ -3,6 +3,7 @@ from typing import get_args
 
 import pytest
 
+from proxy.core.breaker import Scope
 from proxy.core.events import (
     AttemptFailed,
     BreakerMoved,
@@ -27,7 +28,10 @@ from proxy.core.events import (
     UpstreamThrottled,
 )
 from proxy.core.model import SECOND
+from proxy.core.signals import Route
 from proxy.telemetry.changes import Line, told
+
+ROUTE = Route.of("POST", "/collections/1")
 
 CHANGES: list[tuple[Event, str, str]] = [
     (StoreChanged("p", up=False, cause="refused", on_loss="share"), "error", "this replica's share"),
@@ -46,8 +50,17 @@ CHANGES: list[tuple[Event, str, str]] = [
     (UpstreamThrottled("p", "k", "q", "endpoint", SECOND), "warning", "add it to `limits`"),
     (UpstreamThrottled("p", "k", "q", "plan", SECOND), "warning", "no waiting cures"),
     (LimitLowered("p", "60/60s", 60, 50), "warning", "change the setting"),
-    (BreakerMoved("p", opened=True, wait=SECOND, cause="503"), "error", "out of order"),
-    (BreakerMoved("p", opened=False), "warning", "answers again"),
+    (BreakerMoved("p", Scope(), opened=True, wait=SECOND, cause="503"), "error", "out of order"),
+    (BreakerMoved("p", Scope(), opened=False), "warning", "answers again"),
+    (BreakerMoved("p", Scope("c"), opened=True, wait=SECOND, cause="503"), "warning", "for one client"),
+    (BreakerMoved("p", Scope("c"), opened=False), "info", "answers a client again"),
+    (BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND), "warning", "for one route of one client"),
+    (BreakerMoved("p", Scope("c", ROUTE), opened=False), "info", "answers a route"),
+    (
+        BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND, news=False),
+        "debug",
+        "for one route of one client",
+    ),
 ]
 
 DETAILS: list[Event] = [Retried("p", "late"), ForeignSpent("p", "q", 2), SignalsIgnored("p", ("RateLimit",))]
@@ -102,6 +115,10 @@ def test_values_are_what_a_program_can_read() -> None:
         "the upstream answered 429: somebody else uses this key, or its limit is lower than configured",
         {"pool": "p", "key": "k", "quota": "q", "kind": "window", "limit": "60/60s", "wait_seconds": 1.5},
     )
+    moved = told(BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND, cause="504"))
+    values = {"pool": "p", "client": "c", "route": "POST /collections/{}", "cause": "504", "next_trial_seconds": 1.0}
+    assert moved is not None
+    assert moved.values == values
     assert (told(StoreChanged("p", up=True, seconds=3.14159)) or Line("debug", "", {})).values["lost_seconds"] == 3.1
 
 

@@ -1,7 +1,7 @@
-from proxy.core.events import BreakerMoved, Event, Journal, Reloaded, StoreChanged, UpstreamThrottled
+from proxy.core.events import Event, Journal, Reloaded, StoreChanged, UpstreamThrottled
 from proxy.core.model import SECOND
 from proxy.core.recent import Count
-from proxy.telemetry.history import History, LastReload, Outage
+from proxy.telemetry.history import History, LastReload
 
 
 class Clocks:
@@ -60,15 +60,3 @@ def test_the_last_reload_is_kept() -> None:
     assert clocks.history.reload is None
     clocks.hear(Reloaded(ok=True), Reloaded(ok=False, reasons=("a: b",)), later=3)
     assert clocks.history.reload == LastReload(1_003 * SECOND, ok=False, reasons=("a: b",))
-
-
-def test_an_outage_lasts_from_the_first_failure_to_the_answer() -> None:
-    """A trial that fails puts the next one off, and changes nothing of when it began."""
-    clocks = Clocks()
-    assert clocks.history.outage("default") is None
-    clocks.hear(BreakerMoved("default", opened=True, wait=5 * SECOND, cause="503"))
-    clocks.hear(BreakerMoved("default", opened=True, wait=10 * SECOND, cause="no answer"), later=6)
-    assert clocks.history.outage("default") == Outage(1_000 * SECOND, "no answer", 1_016 * SECOND)
-    assert clocks.history.outage("other") is None
-    clocks.hear(BreakerMoved("default", opened=False))
-    assert clocks.history.outage("default") is None

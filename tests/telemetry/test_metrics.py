@@ -21,6 +21,7 @@ INTERFACE = {
     "keyturn_queue_wait_seconds": ("histogram", {"pool", "client"}),
     "keyturn_upstream_seconds": ("histogram", {"pool"}),
     "keyturn_overhead_seconds": ("histogram", {"pool"}),
+    "keyturn_breakers_open": ("gauge", {"pool", "scope"}),
     "keyturn_waiting": ("gauge", {"pool", "client"}),
     "keyturn_in_flight": ("gauge", {"pool"}),
     "keyturn_turn_seconds": ("gauge", {"pool", "client"}),

@@ -95,6 +95,7 @@ def _pool(pool: PoolStatus) -> Iterator[str]:
             "refused": _counted(pool.refused),
             "throttled": _counted(pool.throttled),
             "outage": None if pool.outage is None else _outage(pool.outage),
+            "failing": [{"client": one.client, "route": one.route or None, **_outage(one)} for one in pool.failing],
         },
         {
             "keys": ([_text(_key(key))] for key in pool.keys),

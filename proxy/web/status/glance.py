@@ -5,20 +5,22 @@ has heard. A store is asked at most twice a second, however many watch.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, get_args
 
-from proxy.core.events import KeyLevel, Levels
+from proxy.core.breaker import BreakerView, ScopeKind
+from proxy.core.events import BreakerLevel, KeyLevel, Levels
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Client, Micros, Pool
 from proxy.core.recent import NEVER
 from proxy.dispatch import Dispatch
 from proxy.tasks import in_steps
 from proxy.telemetry.history import History
-from proxy.web.status.model import OutageStatus, PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
-from proxy.web.status.pools import bucket_levels, clients, keys, quotas
+from proxy.web.status.model import PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
+from proxy.web.status.pools import bucket_levels, clients, keys, outages, quotas
 
 FRESH: Micros = SECOND // 2
 """What was seen of the stores is told again within this time."""
@@ -66,6 +68,8 @@ class Sources:
     connections: Callable[[], int]
     """Open on the data listeners."""
     log_lines_dropped: Callable[[], int]
+    breakers: Callable[[str], Sequence[BreakerView]]
+    """Those that are open, by the name of the pool; the pool's own first."""
     history: History
     kind: str
     on_loss: str
@@ -95,12 +99,17 @@ class Glance:
             lanes=[level for room in rooms for level in room.levels()],
             in_flight=[(room.pool.name, room.in_flight) for room in rooms],
             connections=self._sources.connections(),
+            breakers=[level for room in rooms for level in self._breakers(room.pool.name)],
             store_up=not self._sources.history.lost,
             degraded=max((station.store.degraded for station in stations), default=0.0),
             log_lines_dropped=self._sources.log_lines_dropped(),
             buckets=await in_steps(chain.from_iterable(buckets)),
             keys=await in_steps(KeyLevel(pool, look) for pool, looks in keys for look in looks),
         )
+
+    def _breakers(self, pool: str) -> list[BreakerLevel]:
+        number = Counter(view.scope.kind for view in self._sources.breakers(pool))
+        return [BreakerLevel(pool, kind, number[kind]) for kind in get_args(ScopeKind)]
 
     async def snapshot(self) -> Snapshot:
         """Everything that the status shows; of a few milliseconds where there are thousands of keys."""
@@ -149,5 +158,5 @@ class Glance:
             room.in_flight,
             history.refused().get(pool.name, NEVER),
             history.throttled().get(pool.name, NEVER),
-            None if (out := history.outage(pool.name)) is None else OutageStatus(out.since, out.cause, out.until),
+            *outages(self._sources.breakers(pool.name), now, epoch),
         )

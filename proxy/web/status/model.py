@@ -88,11 +88,16 @@ class ClientStatus:
 
 @dataclass(frozen=True, slots=True)
 class OutageStatus:
-    """An upstream that is left alone because it is out of order: since when, why, and when it is tried again."""
+    """An upstream that is left alone because it is out of order: since when, why, and when it is tried again.
+
+    For the whole pool, for one client, or for one route of it.
+    """
 
     since: Micros
     cause: str
     until: Micros
+    client: str = ""
+    route: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,8 @@ class PoolStatus:
     throttled: Count = NEVER
     """Answers 429 of the upstream."""
     outage: OutageStatus | None = None
+    failing: Sequence[OutageStatus] = ()
+    """Clients, and routes of clients, that are left alone while the others go on; those that failed last."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from proxy.core.breaker import BreakerView
 from proxy.core.events import BucketLevel
 from proxy.core.health import KeyLook
 from proxy.core.looks import BucketLook, LaneLook
@@ -12,9 +13,13 @@ from proxy.web.status.model import (
     ClientStatus,
     KeyStatus,
     LaneStatus,
+    OutageStatus,
     QuotaStatus,
     calendar,
 )
+
+MAX_FAILING = 20
+"""Clients and routes that are shown as failing; the metric has their number."""
 
 
 def bucket_levels(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[BucketLevel]:
@@ -45,6 +50,20 @@ def keys(looks: Iterable[KeyLook], epoch: Micros) -> Iterator[KeyStatus]:
     for key in looks:
         until = None if key.until is None else epoch + key.until
         yield KeyStatus(key.name, key.quota, key.state, epoch + key.since, key.reason, until, key.month_left)
+
+
+def outages(views: Iterable[BreakerView], now: Micros, epoch: Micros) -> tuple[OutageStatus | None, list[OutageStatus]]:
+    """The pool's own outage, and those of clients and their routes; a time that has passed is now."""
+    pool: OutageStatus | None = None
+    failing = []
+    for scope, since, cause, until in views:
+        route = "" if scope.route is None else str(scope.route)
+        status = OutageStatus(epoch + since, cause, epoch + max(now, until), scope.client, route)
+        if scope.client:
+            failing.append(status)
+        else:
+            pool = status
+    return pool, failing[-MAX_FAILING:]
 
 
 def clients(

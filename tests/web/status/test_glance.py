@@ -3,11 +3,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from proxy.core.events import BreakerMoved, Journal, Reloaded, StoreChanged, UpstreamThrottled
+from proxy.core.breaker import BreakerView, Scope
+from proxy.core.events import BreakerLevel, Journal, Reloaded, StoreChanged, UpstreamThrottled
 from proxy.core.exchange import Kind
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Client
 from proxy.core.recent import Count
+from proxy.core.signals import Route
 from proxy.dispatch import Dispatch, Ticket
 from proxy.telemetry.history import History
 from proxy.web.status.glance import Glance, Sources
@@ -45,6 +47,7 @@ class Place:
 
     dispatch: Dispatch
     store: Watched
+    breakers: list[BreakerView] = field(default_factory=list)
     history: History = field(default_factory=lambda: History(micros, wall))
     glance: Glance = field(init=False)
 
@@ -52,7 +55,15 @@ class Place:
         clients = (Client("a", weight=2), Client("b"), Client("elsewhere", pool="other"))
         process = ProcessStatus("r-1", "0.1.0", "3.11.9", EPOCH)
         sources = Sources(
-            lambda: [self], lambda: clients, lambda: process, lambda: 7, lambda: 5, self.history, "redis", "share"
+            lambda: [self],
+            lambda: clients,
+            lambda: process,
+            lambda: 7,
+            lambda: 5,
+            lambda _: self.breakers,
+            self.history,
+            "redis",
+            "share",
         )
         self.glance = Glance(sources, clock=micros, wall=wall)
 
@@ -97,18 +108,38 @@ async def test_what_the_telemetry_has_heard_is_shown() -> None:
             UpstreamThrottled("default", "k0", "k0", "window", SECOND),
             Reloaded(ok=False, reasons=("clients[2].weight: y", "pools: x")),
             StoreChanged("default", up=False, cause="no answer", on_loss="share"),
-            BreakerMoved("default", opened=True, wait=SECOND, cause="503"),
         ):
             it.history.observe(event)
         seen = await it.glance.snapshot()
         assert (seen.pools[0].refused, seen.pools[0].throttled) == (Count(1, 1), Count(1, 1))
         assert seen.refused == {"deadline": Count(1, 1)}
         assert seen.reload == ReloadStatus(wall(), ok=False, reason="clients[2].weight: y; pools: x")
-        assert seen.pools[0].outage == OutageStatus(wall(), "503", wall() + SECOND)
         assert (seen.store.up, seen.store.cause) == (False, "no answer")
         levels = await it.glance.levels()
         assert (levels.store_up, levels.degraded, levels.connections) == (False, 1.5, 7)
         assert levels.log_lines_dropped == 5
+
+
+@virtual
+async def test_breakers_are_shown_by_their_scope() -> None:
+    """What keeps all back, and what keeps one client back; a trial that was due is due now."""
+    async with place() as it:
+        await asyncio.sleep(9)
+        route = Route.of("POST", "/x/1")
+        it.breakers = [
+            BreakerView(Scope(), micros() - SECOND, "503", micros() + SECOND),
+            BreakerView(Scope("a"), micros() - SECOND, "504", micros() + 2 * SECOND),
+            BreakerView(Scope("a", route), micros() - 2 * SECOND, "504", micros() - SECOND),
+        ]
+        (shown,) = (await it.glance.snapshot()).pools
+        assert shown.outage == OutageStatus(wall() - SECOND, "503", wall() + SECOND)
+        assert shown.failing == [
+            OutageStatus(wall() - SECOND, "504", wall() + 2 * SECOND, "a"),
+            OutageStatus(wall() - 2 * SECOND, "504", wall(), "a", "POST /x/{}"),
+        ]
+        it.breakers = it.breakers[:2]
+        levels = (await it.glance.levels()).breakers
+        assert levels == [BreakerLevel("default", *one) for one in (("pool", 1), ("client", 1), ("route", 0))]
 
 
 @virtual

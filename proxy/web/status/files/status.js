@@ -280,8 +280,10 @@ const drawPools = (data) => {
     mark(element, "aria-labelledby", id);
     set(note, `${atHand(pool)}${number(pool.in_flight)} under way; refused ${number(pool.refused.minute)} and upstream 429s ${number(pool.throttled.minute)} in the last minute`);
     const outage = element.children[1];
-    outage.hidden = !pool.outage;
-    set(outage, pool.outage ? `The upstream is out of order for ${since(pool.outage.since, data.at)}: ${pool.outage.cause}. It is tried again in ${since(data.at, pool.outage.until)}.` : "");
+    outage.hidden = !pool.outage && !pool.failing.length;
+    const out = pool.outage ? `The upstream is out of order for ${since(pool.outage.since, data.at)}: ${pool.outage.cause}. It is tried again in ${since(data.at, pool.outage.until)}.` : "";
+    const failing = pool.failing.map((one) => `${one.client} ${one.route || "(all routes)"}`).join(", ");
+    set(outage, `${out}${out && failing ? " " : ""}${failing ? `The upstream fails ${failing}; the others go on.` : ""}`);
     const small = pool.quotas.length > MANY_QUOTAS;
     element.quotas.className = small ? "quotas small" : "quotas";
     element.quotas.parentElement.hidden = !pool.quotas.length;
