@@ -21,9 +21,13 @@ REFUSED = "keyturn_refused_total"
 
 
 class Marked(PracticeApi):
-    """Fails the requests that say so themselves."""
+    """Fails the requests that say so themselves, or refuses all of an address that it has had enough of."""
+
+    refusing = False
 
     async def _answer(self, request: web.BaseRequest, case: Any) -> web.StreamResponse:
+        if self.refusing:
+            return web.Response(status=429, headers={"Retry-After": "1"})
         how = request.headers.get(FAILS)
         if how == "reset":
             assert request.transport is not None
@@ -33,10 +37,12 @@ class Marked(PracticeApi):
 
 
 @asynccontextmanager
-async def marked(folder: Path) -> AsyncIterator[House]:
+async def marked(folder: Path, more_keys: int = 0) -> AsyncIterator[House]:
     """A process with two clients in front of an upstream that fails what is marked."""
-    async with Marked(PracticeSettings(tls=True, keys=KEYS, limit=10_000)) as api:
+    more = [f"secret-of-key-{number}" for number in range(more_keys)]
+    async with Marked(PracticeSettings(tls=True, keys=(*KEYS, *more), limit=10_000)) as api:
         settings = document(api, folder, clients=[client("ci"), client("reader")])
+        settings["pools"]["default"]["keys"] += [{"name": f"k{n}", "secret": secret} for n, secret in enumerate(more)]
         async with serving(write(folder, settings)) as keyturn:
             yield House(api, keyturn)
 
@@ -141,3 +147,22 @@ async def test_an_upstream_that_is_down_is_left_alone_until_a_trial_is_answered(
         await until(back, "a trial is answered")
         assert await house.keyturn.metric("keyturn_breakers_open", scope="pool") == 0
         assert [(await house.ask(call)).status for call in calls] == [200, 200]
+
+
+async def test_an_address_that_is_refused_is_one_cause(tmp_path: Path) -> None:
+    """Ten keys are not tried one by one: the log and the page say what it looks like, and trials reopen the pool."""
+    async with marked(tmp_path, more_keys=8) as house:
+        assert isinstance(house.api, Marked)
+        assert (await house.ask(request("/me"))).status == 200
+        house.api.refusing = True
+        before = len(house.api.arrivals)
+        waiting = [spawn(house.ask(request("/me", "Prefer: wait=60")), name="waits", owner=set()) for _ in range(5)]
+        words = "the upstream answers 429 to several keys at once"
+        await until(lambda: any(words in line for line in house.keyturn.process.lines), words)
+        crowd = len(house.api.arrivals) - before
+        assert crowd <= 3 + len(waiting), "what was in flight together"
+        assert "keys at once" in (await house.keyturn.page("/status.json")).json()["pools"][0]["outage"]["cause"]
+        await until(lambda: len(house.api.arrivals) - before >= crowd + 2, "two trials")
+        house.api.refusing = False
+        assert [(await one).status for one in waiting] == [200] * 5
+        assert sum(words in line for line in house.keyturn.process.lines) == 1

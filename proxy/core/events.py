@@ -94,6 +94,15 @@ class UpstreamThrottled:
     """Whether this cause has not been met of late; the others are counted only."""
 
 
+@value_object
+class ThrottledTogether:
+    """So many quotas were refused at once: nothing is sent but trials (`wait`: until the next). 0: that is over."""
+
+    pool: str
+    quotas: int
+    wait: Micros
+
+
 WhyRetried = Literal["throttled", "unreachable", "broken", "timed_out", "outage", "dead_key", "late"]
 
 
@@ -267,6 +276,7 @@ Event = (
     Journal
     | UpstreamAnswered
     | UpstreamThrottled
+    | ThrottledTogether
     | Retried
     | Joined
     | Exchanged

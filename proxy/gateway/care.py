@@ -136,7 +136,7 @@ class Care:
     async def _verdict(self, desk: Desk, key: Key) -> tuple[Verdict, str]:
         """Ask the upstream; the reason why a key is dead holds nothing but a status and a name."""
         dispatch = desk.dispatch
-        if not desk.breakers.pool.closed:
+        if not desk.breakers.pool.closed or desk.throttles.closed:
             return "unknown", ""
         kind = Kind(dispatch.pool.limits_on("GET", _PATH), key.quota)
         deadline = self._means.clock() + ASK_WITHIN

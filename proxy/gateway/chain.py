@@ -109,9 +109,12 @@ class Gateway:
         return desk
 
     def outages(self, pool: str) -> list[BreakerView]:
-        """The breakers of a pool that are open, its own first."""
+        """The breakers of a pool that are open, its own first; a pool that 429s have closed is shown as one."""
         desk = self._desks.get(pool)
-        return desk.breakers.views(self._means.clock()) if desk is not None else []
+        if desk is None:
+            return []
+        throttled = desk.throttles.view() if desk.breakers.pool.closed else None
+        return [*([throttled] if throttled else []), *desk.breakers.views(self._means.clock())]
 
     # A request's way
 
@@ -142,6 +145,8 @@ class Gateway:
             try:
                 if not desk.breakers.idle:
                     await self._trouble.check(desk, passage)
+                if desk.throttles.closed:
+                    await self._throttling.check(desk, passage)
                 passage.lease = self._lease_at_once(desk, passage) or await self._lease(desk, passage)
                 outcome = await self._try(desk, passage, passage.lease)
             except (Displaced, OnTrial):
@@ -158,6 +163,7 @@ class Gateway:
                 outcome = Relay(passage.held, refusal.retry_after)
             finally:
                 self._trouble.leave(passage)
+                self._throttling.leave(passage)
                 self._ways.free(passage, counted=passage.journal.tries > tries)
             if isinstance(outcome, Relay):
                 if outcome.turn:
@@ -200,6 +206,8 @@ class Gateway:
         """
         request, body, journal = passage.request, passage.body, passage.journal
         try:
+            if desk.throttles.closed and not self._throttling.enter(desk, passage):
+                raise OnTrial  # noqa: TRY301  # settled below, as what `trouble` raises
             self._trouble.enter(desk, passage)
             heard = await self._sender.send(lease, request, body, journal, passage.sending, fresh=passage.stale)
         except (Outage, OnTrial):
@@ -212,6 +220,8 @@ class Gateway:
             return self._trouble.failed(desk, passage, lease, error)
         status = heard.answer.status
         if status in (UNAUTHORIZED, FORBIDDEN):
+            if not desk.throttles.idle:
+                self._throttling.answered(desk, passage, lease)
             self._trouble.answered(desk, passage)
             self._learning.seen(desk, passage, lease, heard)
             return await self._care.rejected(desk, passage, lease, heard)
@@ -228,8 +238,8 @@ class Gateway:
         seen = self._learning.seen(desk, passage, lease, heard)
         if status == TOO_MANY:
             return self._throttling.refused(desk, passage, lease, heard)
-        if desk.refusals:
-            desk.refusals.pop(lease.quota, None)
+        if not desk.throttles.idle:
+            self._throttling.answered(desk, passage, lease)
         lease.spent(seen)
         return Relay(heard.answer)
 

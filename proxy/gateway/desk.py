@@ -13,6 +13,7 @@ from proxy.core.lessons import Lessons
 from proxy.core.model import Micros
 from proxy.core.narrows import Narrows
 from proxy.core.retries import RetryBudget
+from proxy.core.throttles import Throttles
 from proxy.core.values import value_object
 from proxy.dispatch import Dispatch
 
@@ -47,8 +48,9 @@ class Desk:
     """Of each trial that is in flight: set when it has ended, whatever it told."""
     narrows: Narrows = field(default_factory=Narrows)
     lessons: Lessons = field(default_factory=Lessons)
-    refusals: dict[str, tuple[int, Micros]] = field(default_factory=dict)
-    """By quota: how often in a row it was refused after it had been closed, and until when it is closed now."""
+    throttles: Throttles = field(default_factory=Throttles)
+    reopening: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the trial of a pool that 429s have closed has ended, whatever it told; then another takes its place."""
 
     @property
     def name(self) -> str:

@@ -43,6 +43,8 @@ class Passage:
     """The quota on which it takes one of the places of a narrower limit."""
     trials: tuple[Desk, tuple[Trial, ...]] | None = None
     """Where breakers wait for its outcome."""
+    reopens: Desk | None = None
+    """The pool, closed by 429s, whose trial it is."""
     held: Answer | None = None
     """An upstream's refusal that it met: its answer, should no turn come in time."""
 

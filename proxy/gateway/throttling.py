@@ -6,22 +6,26 @@
     plan      no waiting cures it: another plan's quota is tried, else the caller hears the upstream itself
 
 A 429 was not processed, so any request whose body can be sent again is.
+
+Several quotas that are refused at once are one cause (`core.throttles`): the pool is closed, its requests wait, and one
+at a time is sent as a trial.
 """
 
+import asyncio
+from contextlib import suppress
+
 from proxy.core.causes import Causes
-from proxy.core.events import UpstreamThrottled
+from proxy.core.events import ThrottledTogether, UpstreamThrottled
 from proxy.core.model import SECOND, Micros, Pool
 from proxy.core.narrows import GUARD, UNTOLD
 from proxy.core.signals import Throttle
+from proxy.core.throttles import PATIENCE
 from proxy.core.translate import whole_seconds
 from proxy.dispatch import Lease
 from proxy.dispatch.refusals import too_late
 from proxy.gateway.desk import Again, Desk, Means, Outcome, Relay
 from proxy.gateway.passage import Passage
 from proxy.gateway.sending import Heard
-
-DOUBLINGS = 5
-"""How often the least wait of a quota that is refused again and again is doubled: 0, 1, 3, 7, 15, 31 s."""
 
 
 class Throttling:
@@ -41,8 +45,9 @@ class Throttling:
         told = heard.signals.throttle(lease.limits, pool.limits)
         wait = told.wait if told.wait is not None else _window(told, pool)
         if told.kind != "plan":
-            wait = self._at_least(desk, lease, wait)
-        self._tell(passage, lease, told, wait)
+            wait = desk.throttles.at_least(lease.quota, self._means.clock(), wait)
+            self._together(desk, passage, lease, named=any(not each.left for each in heard.signals.allowances))
+        self._tell(desk, passage, lease, told, wait)
         known = wait + max(pool.guard, GUARD) if told.kind != "plan" else told.wait
         match told.kind:
             case "window":
@@ -80,17 +85,63 @@ class Throttling:
         size, window = (tightest.size, tightest.window) if tightest else (None, None)
         desk.narrows.refused(passage.route, lease.quota, self._means.clock(), wait, size, window)
 
-    def _at_least(self, desk: Desk, lease: Lease, wait: Micros) -> Micros:
-        """What a quota is closed for: longer than it was told to be, if that has not helped time and again.
+    # Several quotas at once
 
-        Requests that were under way together are refused together, and count once.
+    def _together(self, desk: Desk, passage: Passage, lease: Lease, *, named: bool) -> None:
+        """Close the pool if this is not about one key."""
+        now, quotas, trial = self._means.clock(), len(desk.dispatch.quotas), passage.reopens is desk
+        if desk.throttles.refused(lease.quota, quotas, passage.route, now, named=named, trial=trial):
+            wait = desk.throttles.wait(now, passage.route) or 0
+            self._means.observer.observe(ThrottledTogether(desk.name, desk.throttles.together, wait))
+        self.leave(passage)
+
+    async def check(self, desk: Desk, passage: Passage) -> None:
+        """Wait until the pool is not closed, or may be tried.
+
+        Raises:
+            TooMany: not before the deadline.
         """
+        began = now = self._means.clock()
+        deadline = passage.ticket.deadline
+        try:
+            while (wait := desk.throttles.wait(now, passage.route)) is not None:
+                if now + wait >= deadline:
+                    raise too_late(wait)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout((wait or min(PATIENCE, deadline - now)) / SECOND):
+                        await desk.reopening.wait()
+                now = self._means.clock()
+        finally:
+            passage.journal.queued += self._means.clock() - began
+
+    def enter(self, desk: Desk, passage: Passage) -> bool:
+        """Whether the request may be sent: the pool is not closed, or it is the trial."""
         now = self._means.clock()
-        row, until = desk.refusals.get(lease.quota, (-1, now))
-        row += now >= until
-        wait = max(wait, ((1 << min(row, DOUBLINGS)) - 1) * SECOND)
-        desk.refusals[lease.quota] = (row, max(until, now + wait + GUARD))
-        return wait
+        if desk.throttles.wait(now, passage.route) is not None:
+            return False
+        if desk.throttles.enter(now):
+            passage.reopens = desk
+        return True
+
+    def leave(self, passage: Passage) -> None:
+        """The request is over, or has been told of: others need not wait for it."""
+        desk, passage.reopens = passage.reopens, None
+        if desk is not None:
+            desk.throttles.leave()
+            self._told(desk)
+
+    def answered(self, desk: Desk, passage: Passage, lease: Lease) -> None:
+        """The upstream did not refuse a request."""
+        if desk.throttles.answered(lease.quota, self._means.clock()):
+            self._means.observer.observe(ThrottledTogether(lease.pool.name, 0, 0))
+            self._told(desk)
+        self.leave(passage)
+
+    @staticmethod
+    def _told(desk: Desk) -> None:
+        """Let those look again who wait for a trial's outcome."""
+        desk.reopening.set()
+        desk.reopening = asyncio.Event()
 
     def _avoid(self, desk: Desk, passage: Passage, lease: Lease, told: Throttle) -> bool:
         """Leave out the quota of this plan; whether there may be one of another plan."""
@@ -101,10 +152,11 @@ class Throttling:
             return False
         return desk.narrows.way(passage.route, desk.dispatch.quotas, now).quota is not None
 
-    def _tell(self, passage: Passage, lease: Lease, told: Throttle, wait: Micros) -> None:
+    def _tell(self, desk: Desk, passage: Passage, lease: Lease, told: Throttle, wait: Micros) -> None:
         pool = lease.pool
         what = told.limits if told.kind == "window" else passage.route if told.kind == "endpoint" else ()
         news = self._causes.news((pool.name, lease.quota, told.kind, what), self._means.clock())
+        news = news and (told.kind == "plan" or not desk.throttles.closed)
         limit = ", ".join(pool.limits[index].name for index in told.limits)
         self._means.observer.observe(
             UpstreamThrottled(pool.name, lease.key.name, pool.label(lease.quota), told.kind, wait, limit, news)

@@ -19,6 +19,7 @@ from proxy.core.events import (
     SignalsIgnored,
     StoreChanged,
     StoreMute,
+    ThrottledTogether,
     UpstreamThrottled,
 )
 from proxy.core.model import SECOND
@@ -86,6 +87,13 @@ def _upstream(event: Event) -> Line | None:
             text = "the upstream's limit is lower than configured, and taken so: change the setting"
             values = {"setting": f"pools.{pool}.limits", "limit": limit}
             return Line("warning", text, {**values, "configured": configured, "told": lower})
+        case ThrottledTogether(pool, quotas=0):
+            return Line("warning", "the upstream does not answer 429 to everything any more", {"pool": pool})
+        case ThrottledTogether(pool, quotas, wait):
+            text = (
+                "the upstream answers 429 to several keys at once: a limit of this address, or of an account they share"
+            )
+            return Line("error", text, {"pool": pool, "quotas": quotas, "next_trial_seconds": wait / SECOND})
         case BreakerMoved():
             return _breaker(event)
         case _:

@@ -5,7 +5,7 @@ import pytest
 
 from proxy.core.complaints import BODY_LIMIT
 from proxy.core.errors import TooMany
-from proxy.core.events import Retried, UpstreamThrottled
+from proxy.core.events import Retried, ThrottledTogether, UpstreamThrottled
 from proxy.core.exchange import Spent, Throttled
 from proxy.core.http import Answer, Request
 from proxy.core.model import SECOND
@@ -261,3 +261,45 @@ async def test_a_time_that_does_not_hold_is_not_believed_for_ever() -> None:
         began = micros()
         assert (await it.ask()).status == 200
         assert micros() - began <= SECOND
+
+
+# Several quotas at once
+
+
+@virtual
+async def test_keys_that_are_refused_together_are_one_cause() -> None:
+    """An address that the upstream refuses: a few trials in a minute, whatever the number of keys, and one line."""
+    async with setting(quotas=10, requests=60) as it:
+        it.upstream.rule = lambda *_: answer(429, PLAIN_429, (b"Retry-After", b"1"))
+        asked = [task_of(it.ask(it.request(wait=300 * SECOND))) for _ in range(30)]
+        await asyncio.sleep(0.5)
+        crowd = len(it.upstream.arrived)
+        await asyncio.sleep(60)
+        assert len(it.upstream.arrived) - crowd <= 6
+        (together,) = it.happened(ThrottledTogether)
+        assert together.quotas >= 3
+        (view,) = it.gateway.outages("default")
+        assert "keys at once" in view.cause
+        it.upstream.rule = lambda *_: None
+        assert [got.status for got in await asyncio.gather(*asked)] == [200] * 30
+        assert [event.quotas > 0 for event in it.happened(ThrottledTogether)] == [True, False]
+        assert it.gateway.outages("default") == []
+
+
+@virtual
+async def test_who_cannot_wait_for_the_trial_is_told_when_it_is() -> None:
+    """With a 429 of the proxy's; a trial whose caller leaves makes room for another."""
+    async with setting(quotas=10, requests=60) as it:
+        it.upstream.rule = lambda *_: answer(429, PLAIN_429, (b"Retry-After", b"1"))
+        waiting = task_of(it.ask())
+        await asyncio.sleep(0.5)
+        assert len(it.upstream.arrived) == 3
+        with pytest.raises(TooMany) as refusal:
+            await it.ask(it.request(wait=0))
+        assert refusal.value.retry_after == 1
+        await asyncio.sleep(0.85)
+        assert len(it.upstream.arrived) == 4
+        waiting.cancel()
+        await asyncio.sleep(0)
+        it.upstream.rule = lambda *_: None
+        assert (await it.ask(it.request(wait=5 * SECOND))).status == 200

@@ -24,6 +24,7 @@ from proxy.core.events import (
     SignalsIgnored,
     StoreChanged,
     StoreMute,
+    ThrottledTogether,
     UpstreamAnswered,
     UpstreamThrottled,
 )
@@ -49,6 +50,8 @@ CHANGES: list[tuple[Event, str, str]] = [
     (UpstreamThrottled("p", "k", "q", "window", SECOND, "60/60s"), "warning", "lower than configured"),
     (UpstreamThrottled("p", "k", "q", "endpoint", SECOND), "warning", "add it to `limits`"),
     (UpstreamThrottled("p", "k", "q", "plan", SECOND), "warning", "no waiting cures"),
+    (ThrottledTogether("p", 3, SECOND), "error", "several keys at once"),
+    (ThrottledTogether("p", 0, 0), "warning", "any more"),
     (LimitLowered("p", "60/60s", 60, 50), "warning", "change the setting"),
     (BreakerMoved("p", Scope(), opened=True, wait=SECOND, cause="503"), "error", "out of order"),
     (BreakerMoved("p", Scope(), opened=False), "warning", "answers again"),
