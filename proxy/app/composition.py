@@ -18,6 +18,7 @@ from proxy.access import Access
 from proxy.app.controls import Controls
 from proxy.app.parts import (
     ADMIN_BOUNDS,
+    body_settings,
     inbound_bounds,
     link_to_store,
     replica_name,
@@ -28,6 +29,7 @@ from proxy.app.placing import Placing
 from proxy.app.plan import Plan
 from proxy.app.pools import Pools, Stations
 from proxy.app.trimming import trim_behind_crowds
+from proxy.bodies import Bodies, Spool
 from proxy.config import Config, load
 from proxy.core.errors import ConfigError, Problem, StartError
 from proxy.core.model import SECOND, Client, Micros
@@ -85,6 +87,7 @@ class App:
         stations = Stations(config, self._link, replica, clock=monotonic, observer=self.telemetry)
         self.pools = Pools(stations, plan.pools)
         self._placing = self._keys_placed(config)
+        self._bodies = Bodies(body_settings(config), self.telemetry, Spool())
         self._gateway = Gateway(
             self.pools.dispatches,
             self._upstream,
@@ -92,6 +95,7 @@ class App:
             observer=self.telemetry,
             clock=monotonic,
             wall=wall,
+            bodies=self._bodies,
         )
         self._access = Access(
             plan.clients,
@@ -153,6 +157,7 @@ class App:
             lambda: self._data.connections,
             lambda: 0 if log is None else log.dropped,
             self._gateway.outages,
+            lambda: self._bodies.taken,
             self.telemetry.history,
             "memory" if self._link is None else "redis",
             "" if self._link is None else self._config.store.on_loss,
@@ -231,6 +236,7 @@ class App:
             key_query=config.upstream.key_query,
         )
         self._gateway.adopt(Retries(config.retry.attempts, config.retry.budget))
+        self._bodies.adopt(body_settings(config))
         self._joining.enabled = config.queue.join
         self._upstream.adopt(upstream_settings(config), plan.trust if plan.trust_differs(before) else None)
         self._forward.settings = self._forward_settings(plan, self._data.addresses)
@@ -260,6 +266,7 @@ class App:
             await self._upstream.open()
             await self._access.start()
             self._placing.apply(await self._placing.prepare(self._plan.pools))
+            await self._bodies.open()
             await self.pools.start()
             spawn(self._placing.run(), name="place keys", owner=self._tasks)
             if self._link is not None:
@@ -309,6 +316,7 @@ class App:
         await self._joining.stop()
         await self._gateway.stop()
         await self.pools.stop()
+        self._bodies.close()
         await finish(self._tasks)
         if self._link is not None:
             await self._link.close()

@@ -5,6 +5,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING
 
+from proxy.bodies import BodySettings
 from proxy.config import Config
 from proxy.core.errors import ConfigError, Problem, StartError
 from proxy.core.model import SECOND
@@ -78,6 +79,12 @@ def inbound_bounds(config: Config) -> Bounds:
         write_time=given.write_timeout / SECOND,
         keep_alive=given.keep_alive / SECOND,
     )
+
+
+def body_settings(config: Config) -> BodySettings:
+    """How much of requests' bodies is read before their turn, and where it is kept."""
+    given = config.inbound
+    return BodySettings(given.spool_memory, given.max_spooled, given.spool_size, given.upload_timeout)
 
 
 def inbound_tls(config: Config) -> ssl.SSLContext | None:

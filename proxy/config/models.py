@@ -105,6 +105,14 @@ class InboundSettings(Settings):
     """From the first byte of a head to its last (408), and for the handshake of TLS."""
     body_timeout: Timeout = written("30s")
     """For all the waiting for a body's bytes (408), and a second more for each KiB of it."""
+    upload_timeout: Timeout = written("120s")
+    """From a request's turn on, for the rest of a body that is too large to be read before (408)."""
+    spool_memory: Annotated[int, Field(ge=0, le=1 << 24), Number] = 262_144
+    """Bytes of one body that are kept in memory until its request ends; a larger one goes to a temporary file."""
+    max_spooled: Annotated[int, Field(ge=16_384, le=1 << 40), Number] = 16_777_216
+    """Bytes of one body that are read before its request waits; the rest of a larger one streams under its lease."""
+    spool_size: Annotated[int, Field(ge=0, le=1 << 50), Number] = 1_073_741_824
+    """Bytes of all bodies in temporary files, a quarter of them for one client at most; 0: no files."""
     write_timeout: Timeout = written("60s")
     """Without a caller's taking anything of its answer; then the connection is cut."""
     keep_alive: Timeout = written("75s")

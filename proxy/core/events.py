@@ -42,6 +42,8 @@ class Journal:
     """Spent waiting for leases."""
     upstream: Micros = 0
     """From the first byte sent to the head of the answer, over all tries."""
+    reading: Micros = 0
+    """Spent reading the request's body before its turn; what streams later is not in it."""
     streamed: Micros = 0
     """From the head of the answer to its end."""
     total: Micros = 0
@@ -272,6 +274,14 @@ class Reloaded:
     reasons: tuple[str, ...] = ()
 
 
+@value_object
+class SpoolFailed:
+    """A request's body could not be written to a temporary file; `news`: the one before could."""
+
+    cause: str
+    news: bool
+
+
 Event = (
     Journal
     | UpstreamAnswered
@@ -294,6 +304,7 @@ Event = (
     | ConnectionEnded
     | IssuerAsked
     | Reloaded
+    | SpoolFailed
 )
 
 
@@ -352,6 +363,8 @@ class Levels:
     """Pool and requests that hold a lease."""
     connections: int = 0
     """Open on the data listeners."""
+    bodies: Sequence[tuple[str, int]] = ()
+    """Where bodies of requests are kept (`memory`, `file`), and the bytes that they take there."""
     keys: Sequence[KeyLevel] = ()
     breakers: Sequence[BreakerLevel] = ()
     store_up: bool = True

@@ -4,6 +4,7 @@ A request that a token is at hand for does not wait, however many come at once: 
 waits gets one exchange with the store, and only what is left over of the newcomers then is measured against the bounds.
 """
 
+from asyncio import get_running_loop
 from collections import Counter
 from collections.abc import Iterable
 
@@ -26,11 +27,25 @@ def check(lanes: Lanes, waiter: Waiter, most: int, returns: Returns) -> None:
         TooMany: others wait before it, and no more may.
     """
     queue = lanes.meet(waiter)
-    newcomers = len(queue.fresh)
-    if _over(lanes, waiter.ticket, most, 1, 1) and (len(queue.waiters) > newcomers or newcomers >= NEWCOMERS):
+    if _no_place(lanes, queue, waiter.ticket, most):
         queue.crowd.expected(waiter.arrived)
         told = returns.tell(waiter, queue, waiter.arrived, queue.turns.at(len(queue.waiters)) or SECOND)
         raise _full(lanes, waiter.ticket, told)
+
+
+def check_early(lanes: Lanes, ticket: Ticket, now: Micros, most: int, returns: Returns) -> None:
+    """See that a request may come once its body has been read; one that may is not noted yet.
+
+    Raises:
+        TooMany: it would be refused at once.
+    """
+    if _no_place(lanes, lanes.queue(Lane(ticket.client.name, ticket.kind)), ticket, most):
+        check(lanes, Waiter((1, ticket.urgency, 0), ticket, get_running_loop().create_future(), now), most, returns)
+
+
+def _no_place(lanes: Lanes, queue: Queue, ticket: Ticket, most: int) -> bool:
+    newcomers = len(queue.fresh)
+    return _over(lanes, ticket, most, 1, 1) and (len(queue.waiters) > newcomers or newcomers >= NEWCOMERS)
 
 
 def surplus(

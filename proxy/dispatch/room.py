@@ -23,7 +23,7 @@ from proxy.core.looks import LaneLook
 from proxy.core.model import SECOND, Client, Key, Limit, Micros, Pool, Secret
 from proxy.dispatch.alarm import Alarm
 from proxy.dispatch.deadlines import Deadlines
-from proxy.dispatch.doors import check, surplus
+from proxy.dispatch.doors import check, check_early, surplus
 from proxy.dispatch.holdings import Holdings
 from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Lanes, Waiter
@@ -222,8 +222,7 @@ class Dispatch:
             ShuttingDown: the process drains.
         """
         now = self.clock()
-        ticket = self._admitted(ticket, now, front=front)
-        waiter = self._enter(ticket, now, front=front)
+        waiter = self._enter(self._admitted(ticket, now, front=front), now, front=front)
         try:
             return await waiter.future
         except asyncio.CancelledError:
@@ -239,6 +238,11 @@ class Dispatch:
         if refusal := self._keys.refusal(ticket, now):
             raise refusal
         return ticket
+
+    def admit(self, ticket: Ticket) -> None:
+        """See that a request may wait, before its body is read; raises what `lease` would raise at once."""
+        now = self.clock()
+        check_early(self._lanes, self._admitted(ticket, now, front=False), now, self._max_waiting, self._returns)
 
     def at_once(self, ticket: Ticket) -> Lease | None:
         """A lease for who need not wait, since nobody does and there is plenty, or `None`; raises what `lease` does."""

@@ -1,5 +1,6 @@
 """The one chain of a request, from its caller's place in the queue to the upstream's answer.
 
+    read     its body, to its end or as far as may be, before it waits (`bodies`)
     lease    waits for its turn (`dispatch`), where no breaker and no narrower limit stands in the way
     send     goes out with the lease's key (`sending`), if the lease is still fresh (law 10)
     judge    a 429 (`throttling`), a key that is not accepted (`care`), an outage (`trouble`), or an answer
@@ -14,13 +15,15 @@ replayed, and the retry budget allows it.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from random import random
 
+from proxy.bodies import Bodies, BodySettings
 from proxy.core.breaker import BreakerView
 from proxy.core.errors import NoKey, Outage, Refusal, TooMany, UpstreamError
 from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered
-from proxy.core.http import Answer, Fields, Request
+from proxy.core.http import Answer, Body, Fields, Request
 from proxy.core.lessons import Lessons
 from proxy.core.model import SECOND, Micros
 from proxy.core.retries import RetryBudget
@@ -53,6 +56,8 @@ class Handled:
 
     async def __aenter__(self) -> Answer:
         try:
+            if (body := self._passage.request.body) is not None:
+                await self._gateway.read_ahead(self._desk, self._passage, body)
             self._answer = await self._gateway.answer(self._desk, self._passage)
         except BaseException:
             self._passage.end()
@@ -78,9 +83,12 @@ class Gateway:
         clock: Callable[[], Micros],
         wall: Callable[[], Micros],
         chance: Callable[[], float] = random,
+        bodies: Bodies | None = None,
     ) -> None:
+        """Without `bodies`, they are kept in memory only."""
         self._means = means = Means(clock, wall, chance, retries, RetryBudget(retries.budget), observer)
         self._dispatches = dispatches
+        self._bodies = bodies or Bodies(BodySettings(), observer)
         self._desks: dict[str, Desk] = {}
         self._sender = Sender(upstream, means)
         self._throttling = Throttling(means)
@@ -137,6 +145,19 @@ class Gateway:
         """What is left of the limits that a request falls under, for an answer that is not the upstream's."""
         dispatch = self._dispatches.get(pool)
         return rates(Standing(dispatch.standing(client, method, path), self._means.wall())) if dispatch else ()
+
+    async def read_ahead(self, desk: Desk, passage: Passage, body: Body) -> None:
+        """Read a request's body, unless the request would be refused at once behind it.
+
+        Raises:
+            Refusal: it would be, or the body is not as it has to be.
+            ConnectionError: its caller broke off.
+        """
+        if not desk.breakers.idle:
+            await self._trouble.check(desk, passage)
+        with suppress(Displaced, Moved):
+            desk.dispatch.admit(passage.ticket)
+        await passage.read_ahead(body, self._bodies, self._means.clock)
 
     async def answer(self, desk: Desk, passage: Passage) -> Answer:
         """Try under one lease after another until there is an answer; the passage holds the lease it came under."""

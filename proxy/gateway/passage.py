@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from proxy.bodies import ReplayBody
+from proxy.bodies import Bodies, ReplayBody
 from proxy.core.breaker import Trial
 from proxy.core.breakers import Source
 from proxy.core.events import Journal
 from proxy.core.exchange import Kind
-from proxy.core.http import Answer, Request
+from proxy.core.http import Answer, Body, Request
 from proxy.core.model import Client, Micros, Pool
 from proxy.core.narrows import Narrows
 from proxy.core.retries import IDEMPOTENT
@@ -24,6 +24,7 @@ class Passage:
     request: Request
     journal: Journal
     body: ReplayBody | None
+    """What of its body can be sent; none before that is read."""
     ticket: Ticket
     sending: Callable[[], None] = lambda: None
     """Called each time just before it goes out."""
@@ -52,7 +53,7 @@ class Passage:
     def of(
         cls, request: Request, journal: Journal, pool: Pool, now: Micros, sending: Callable[[], None] | None = None
     ) -> "Passage":
-        """A request as it begins to wait.
+        """A request as it comes.
 
         Raises:
             BadRequest: it names a key that the pool does not have.
@@ -70,8 +71,24 @@ class Passage:
             path=request.path,
             peer=request.peer,
         )
-        body = ReplayBody(request.body) if request.body is not None else None
-        return cls(request, journal, body, ticket, sending or (lambda: None))
+        return cls(request, journal, None, ticket, sending or (lambda: None))
+
+    async def read_ahead(self, body: Body, bodies: Bodies, clock: Callable[[], Micros]) -> None:
+        """Read its body, so that it needs no lease for that; then its time to wait begins.
+
+        Raises:
+            TooMany: there is no room for the body.
+            TooLarge, TooSlow, BadRequest, ConnectionError: from the body itself.
+        """
+        began = clock()
+        self.body = kept = ReplayBody(body, self.request.client.name, bodies, clock)
+        try:
+            await kept.read_ahead(self.request.wait)
+        finally:
+            now = clock()
+            self.journal.queued += kept.waited
+            self.journal.reading += now - began - kept.waited
+        self.ticket = replace(self.ticket, deadline=now + self.request.wait - kept.waited)
 
     def move(self, client: Client) -> None:
         """Its client uses another pool now: it goes there, with the deadline that it has."""
@@ -83,7 +100,7 @@ class Passage:
         """It is over: let go of its lease, and of what is kept of its body."""
         self.end_lease()
         if self.body is not None:
-            self.body.forget()
+            self.body.close()
 
     def end_lease(self) -> None:
         """Settle what is not settled, and let the lease go."""

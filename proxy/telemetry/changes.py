@@ -17,6 +17,7 @@ from proxy.core.events import (
     Reloaded,
     Retried,
     SignalsIgnored,
+    SpoolFailed,
     StoreChanged,
     StoreMute,
     ThrottledTogether,
@@ -40,6 +41,12 @@ def told(event: Event) -> Line | None:
             return _store(event)
         case KeyChanged() | KeySwitched():
             return _key(event)
+        case SpoolFailed(cause, news=True):
+            text = (
+                "bodies of requests cannot be written to temporary files, so larger ones stream under a lease: give "
+                "the folder of temporary files (TMPDIR) room and permissions, or set `inbound.spool_size` to 0"
+            )
+            return Line("warning", text, {"cause": cause})
         case Reloaded(ok=True):
             return Line("info", "the configuration was reloaded", {})
         case Reloaded(reasons=reasons):

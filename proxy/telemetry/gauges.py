@@ -53,6 +53,12 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
     )
     yield _gauge("connections", "Callers' connections that are open.", (), [((), levels.connections)])
     yield _gauge(
+        "body_bytes",
+        "Bytes that bodies of requests take until their requests end, in memory and in temporary files.",
+        ("where",),
+        [((where,), number) for where, number in levels.bodies],
+    )
+    yield _gauge(
         "store_up", "1 while the store of the shared limits answers, else 0.", (), [((), int(levels.store_up))]
     )
     yield _counter(

@@ -18,6 +18,7 @@ from proxy.core.events import (
     Reloaded,
     Retried,
     SignalsIgnored,
+    SpoolFailed,
     ThrottleKind,
     UpstreamAnswered,
     UpstreamThrottled,
@@ -107,7 +108,7 @@ class Metrics:
         )
         self.overhead = self._histogram(
             "overhead_seconds",
-            "What the proxy itself costs: a request's time less its waiting and the upstream's.",
+            "What the proxy itself costs: a request's time less its body's, its waiting and the upstream's.",
             ("pool",),
             OVERHEADS,
         )
@@ -152,6 +153,10 @@ class Metrics:
         )
 
     def _about_the_process(self) -> None:
+        self.spool_failures = self._counter(
+            "spool_failures", "Bodies of requests that could not be written to a temporary file.", ()
+        )
+        self.spool_failures.add((), 0)
         self.reloads_refused = self._counter(
             "reload_refused", "Reloads that were refused because the new configuration has problems.", ()
         )
@@ -215,6 +220,8 @@ class Metrics:
                 self.failed.add((why, answered))
             case ConnectionEnded(why):
                 self.ended.add((why,))
+            case SpoolFailed():
+                self.spool_failures.add((), 1)
             case Reloaded(ok):
                 self._reload_succeeded = ok
                 self.reloads_refused.add((), int(not ok))
@@ -228,7 +235,7 @@ class Metrics:
         if journal.tries or journal.queued:
             self.waited.add((pool, client), journal.queued / SECOND, trace)
         if journal.tries:
-            own = journal.total - journal.queued - journal.upstream - journal.streamed
+            own = journal.total - journal.reading - journal.queued - journal.upstream - journal.streamed
             self.upstream.add((pool,), journal.upstream / SECOND, trace)
             self.overhead.add((pool,), max(0, own) / SECOND, trace)
 

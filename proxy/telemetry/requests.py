@@ -100,10 +100,11 @@ def _json_line(journal: Journal, level: str) -> str:
         said += _said("problem", without_credentials(journal.problem))
     if trace := journal.trace:
         said += _said("trace_id", trace)
+    reading = f'"body_seconds": {journal.reading / SECOND}, ' if journal.reading else ""
     retried = f', "retried": {json.dumps(journal.retried)}' if journal.retried else ""
     return (
         f'{{{said}"code": {journal.code}, "received_bytes": {journal.received}, "sent_bytes": {journal.sent}, '
-        f'"queue_seconds": {journal.queued / SECOND}, "upstream_seconds": {journal.upstream / SECOND}, '
+        f'{reading}"queue_seconds": {journal.queued / SECOND}, "upstream_seconds": {journal.upstream / SECOND}, '
         f'"total_seconds": {journal.total / SECOND}, "tries": {journal.attempts}{retried}, "logger": "{NAME}", '
         f'"event": "request", "level": "{level}", "timestamp": "{_timestamp(time.time_ns() // 1000)}"}}\n'
     )
@@ -146,6 +147,7 @@ def _words(journal: Journal) -> tuple[str, dict[str, Any]]:
         "client": journal.client or "unknown",
         "key": journal.key,
         "time": _span(journal.total),
+        "body": _span(journal.reading) if journal.reading >= SECOND // 100 else "",
         "waited": _span(journal.queued) if journal.queued >= SECOND // 100 else "",
         "upstream": _span(journal.upstream) if journal.tries else "",
         "sent": _size(journal.sent),

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.core.errors import TooMany
+from proxy.core.errors import ShuttingDown, TooMany
 from proxy.core.model import SECOND, Client
 from proxy.dispatch import Lease, Ticket
 from proxy.dispatch.doors import NEWCOMERS
@@ -116,3 +116,22 @@ async def test_a_crowd_that_may_not_wait_comes_back_to_be_served(most: int, over
         refusals = await asyncio.gather(*(task_of(come_back(it, one, most, over * one / 200)) for one in range(200)))
         assert max(refusals) <= 1
         assert micros() - began <= 90 * SECOND
+
+
+@virtual
+async def test_a_full_queue_is_noticed_before_a_body_is_read() -> None:
+    """As `lease` would, and without a trace of a request that may come."""
+    async with room(pool(1, limit(1), limit(1, 60 * SECOND, "GET /narrow"))) as it:
+        it.dispatch.admit(ticket(it, 0))
+        tasks = await come(it, 2, 2)
+        it.dispatch.admit(ticket(it, 2))
+        tasks += await come(it, 1, 2)
+        with pytest.raises(TooMany) as refusal:
+            it.dispatch.admit(ticket(it, 2))
+        assert (refusal.value.reason, it.dispatch.waiting) == ("queue_full", 2)
+        it.dispatch.admit(ticket(it, 2, name="another"))
+        it.dispatch.refuse_all()
+        with pytest.raises(ShuttingDown):
+            it.dispatch.admit(ticket(it, None))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        end([task for task in tasks if not task.exception()])

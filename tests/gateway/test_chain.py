@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -7,7 +8,8 @@ from proxy.core.events import UpstreamAnswered
 from proxy.core.exchange import Spent, Unsent
 from proxy.core.health import LOOK_AGAIN
 from proxy.core.http import Answer
-from tests.gateway.settings import FakeBody, answer, setting
+from proxy.core.model import SECOND
+from tests.gateway.settings import Bytes, FakeBody, answer, setting
 from tests.virtual import task_of, virtual
 
 
@@ -105,3 +107,45 @@ async def test_with_every_key_paused_callers_are_refused_at_once() -> None:
             assert refusal.value.retry_after == LOOK_AGAIN
         it.resume("k0")
         assert (await it.ask()).status == 200
+
+
+@virtual
+async def test_a_body_is_read_before_a_token_is_taken() -> None:
+    """However long that takes; then the request has all its time to wait, and the whole body goes out."""
+    arrived = asyncio.Event()
+
+    class Slow(Bytes):
+        async def chunks(self) -> AsyncIterator[bytes]:
+            yield self.data[:1]
+            await arrived.wait()
+            yield self.data[1:]
+
+    async with setting(answer(), answer(), quotas=1, requests=1) as it:
+        slow = task_of(it.ask(it.request("PUT", Slow(b"body"), wait=70 * SECOND)))
+        await asyncio.sleep(100)
+        assert it.room.dispatch.in_flight == 0
+        assert (await it.ask(it.request(wait=0))).status == 200
+        arrived.set()
+        assert (await slow).status == 200
+        assert [body for _, body in it.upstream.sent] == [b"", b"body"]
+        assert 100 * SECOND <= it.journal.reading < 101 * SECOND
+        assert 55 * SECOND < it.journal.queued < 65 * SECOND
+
+
+@virtual
+async def test_a_body_is_not_read_for_a_request_that_would_be_refused() -> None:
+    """Because too many wait already."""
+
+    class Unread(Bytes):
+        def chunks(self) -> AsyncIterator[bytes]:
+            raise AssertionError("it is read")
+
+    async with setting(answer(), quotas=1, requests=1) as it:
+        it.room.dispatch._max_waiting = 1
+        await it.ask()
+        waits = task_of(it.ask())
+        await asyncio.sleep(1)
+        with pytest.raises(TooMany):
+            await it.ask(it.request("PUT", Unread(b"body")))
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)

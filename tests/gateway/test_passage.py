@@ -1,5 +1,10 @@
+import asyncio
+from collections.abc import AsyncIterator
+
 import pytest
 
+from proxy.bodies import Bodies, BodySettings
+from proxy.bodies.replay import MEMORY
 from proxy.core.errors import BadRequest
 from proxy.core.events import Journal
 from proxy.core.exchange import Kind
@@ -9,6 +14,8 @@ from proxy.core.signals import Route
 from proxy.gateway.passage import Passage
 from tests.core.worlds import limit, pool
 from tests.gateway.settings import Bytes
+from tests.rooms import Recorder
+from tests.virtual import micros, task_of, virtual
 
 POOL = pool(2, limit(60), limit(10, 10 * SECOND, "GET /collections"))
 
@@ -18,12 +25,10 @@ def passage(
     path: str | None = "/me",
     *,
     pinned: str | None = None,
-    body: bytes | None = None,
     peer: str = "",
 ) -> Passage:
     """A request that came at 1 s and may wait for 5 s."""
-    given = Bytes(body) if body is not None else None
-    request = Request("id", Client("a"), method, b"/", path, (), given, 2, 5 * SECOND, pinned, peer=peer)
+    request = Request("id", Client("a"), method, b"/", path, (), None, 2, 5 * SECOND, pinned, peer=peer)
     return Passage.of(request, Journal(), POOL, SECOND)
 
 
@@ -51,13 +56,48 @@ def test_what_a_request_waits_with() -> None:
         ("PATCH", False),
     ],
 )
-def test_what_may_be_sent_twice(method: str, repeatable: bool) -> None:
+async def test_what_may_be_sent_twice(method: str, repeatable: bool) -> None:
     """Idempotent methods, as long as their body can be read again."""
-    one = passage(method, body=b"{}")
+    one = passage(method)
+    await one.read_ahead(Bytes(b"{}"), Bodies(BodySettings(), Recorder()), lambda: 0)
     assert (one.repeatable, one.replayable) == (repeatable, True)
     assert one.body is not None
     one.body.replayable = False
     assert (one.repeatable, one.replayable) == (False, False)
+
+
+@virtual
+async def test_the_time_to_wait_begins_behind_the_body() -> None:
+    """What its caller takes to send it is told apart, and so is what it waits for room, which counts as waiting."""
+    bodies = Bodies(BodySettings(memory=MEMORY // 4), Recorder())
+    before, one = passage(), passage()
+    await before.read_ahead(Slow(MEMORY // 4), bodies, micros)
+    began = micros()
+    leaving = task_of(ending(before))
+    await one.read_ahead(Slow(9), bodies, micros)
+    await leaving
+    assert micros() - began == 3 * SECOND
+    assert (one.journal.reading, one.journal.queued) == (SECOND, 2 * SECOND)
+    assert one.ticket.deadline == micros() + (5 - 2) * SECOND
+    one.end()
+    assert bodies.memory.used == 0
+
+
+class Slow(Bytes):
+    """A body of so many bytes that takes a second."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(bytes(length))
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        await asyncio.sleep(1)
+        yield self.data
+
+
+async def ending(one: Passage) -> None:
+    """It is over in two seconds."""
+    await asyncio.sleep(2)
+    one.end()
 
 
 def test_its_route() -> None:

@@ -37,6 +37,7 @@ LEVELS = Levels(
         LaneLevel("default", "new", 1),
     ),
     in_flight=(("default", 7),),
+    bodies=(("memory", 10), ("file", 20)),
     keys=(
         KeyLevel("default", KeyLook("k0", "k0", "ready", 0, month_left=812)),
         KeyLevel("default", KeyLook("k1", "k1", "quarantined", 0, "401", 9)),

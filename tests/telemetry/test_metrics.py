@@ -41,6 +41,8 @@ INTERFACE = {
     "keyturn_failed_attempts": ("counter", {"why", "answered"}),
     "keyturn_connections_ended": ("counter", {"why"}),
     "keyturn_connections": ("gauge", set()),
+    "keyturn_body_bytes": ("gauge", {"where"}),
+    "keyturn_spool_failures": ("counter", set()),
     "keyturn_store_up": ("gauge", set()),
     "keyturn_degraded_seconds": ("counter", set()),
     "keyturn_log_lines_dropped": ("counter", set()),

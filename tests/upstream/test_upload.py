@@ -3,9 +3,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from proxy.bodies import ReplayBody
+from proxy.bodies import Bodies, BodySettings, ReplayBody
 from proxy.core.errors import Broken, TimedOut, TooLarge
 from proxy.core.model import MILLISECOND
+from tests.rooms import Recorder
 from tests.upstream.origin import (
     KEY,
     OK,
@@ -179,9 +180,9 @@ async def test_an_upstream_that_breaks_off_during_an_upload_is_broken() -> None:
 
 async def test_a_refused_body_can_be_sent_again() -> None:
     """After an early refusal the body is free to be read from its beginning for the next try."""
-    go_on = asyncio.Event()
     requests = 0
     received = bytearray()
+    data = bytes(range(256)) * 2**16
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal requests
@@ -189,21 +190,24 @@ async def test_a_refused_body_can_be_sent_again() -> None:
         await reader.readuntil(b"\r\n\r\n")
         if requests == 1:
             writer.write(b"HTTP/1.1 429 Slow Down\r\nContent-Length: 1\r\n\r\nx")
-            await reader.read()
+            await asyncio.Event().wait()
         else:
-            received.extend(await reader.readexactly(8))
+            received.extend(await reader.readexactly(len(data)))
             writer.write(OK)
             await reader.read()
 
-    body = ReplayBody(Chunks(b"abcd", b"efgh", length=8, wait=(1, go_on)))
+    bodies = Bodies(BodySettings(memory=len(data)), Recorder())
+    pieces = [data[start : start + 2**20] for start in range(0, len(data), 2**20)]  # more than the sockets take
+    body = ReplayBody(Chunks(*pieces, length=len(data)), "a", bodies, lambda: 0)
+    await body.read_ahead(0)
     async with origin(script) as url, opened(url) as upstream:
         refused = await sent(upstream, POST, body)
         assert refused.status == 429
         await refused.body.discard()
         assert body.replayable
-        go_on.set()
         assert await whole(await sent(upstream, POST, body)) == b"ok"
-        assert received == b"abcdefgh"
+        assert received == data
+    body.close()
 
 
 async def test_only_a_standstill_times_out_an_upload() -> None:

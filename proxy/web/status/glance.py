@@ -70,6 +70,8 @@ class Sources:
     log_lines_dropped: Callable[[], int]
     breakers: Callable[[str], Sequence[BreakerView]]
     """Those that are open, by the name of the pool; the pool's own first."""
+    bodies: Callable[[], Sequence[tuple[str, int]]]
+    """Where bodies of requests are kept, and the bytes that they take there."""
     history: History
     kind: str
     on_loss: str
@@ -100,6 +102,7 @@ class Glance:
             in_flight=[(room.pool.name, room.in_flight) for room in rooms],
             connections=self._sources.connections(),
             breakers=[level for room in rooms for level in self._breakers(room.pool.name)],
+            bodies=self._sources.bodies(),
             store_up=not self._sources.history.lost,
             degraded=max((station.store.degraded for station in stations), default=0.0),
             log_lines_dropped=self._sources.log_lines_dropped(),

@@ -61,6 +61,7 @@ class Place:
             lambda: 7,
             lambda: 5,
             lambda _: self.breakers,
+            lambda: [("file", 9)],
             self.history,
             "redis",
             "share",

@@ -1,0 +1,103 @@
+"""Anonymous temporary files for request bodies, written and read by one thread beside the event loop.
+
+Writing to the page cache takes microseconds until the kernel makes writers wait for the disk, which may take seconds:
+so no file is touched on the event loop. One thread does everything in the order in which it was asked for. So a
+cancelled write is over before its file is closed, its number cannot be another's meanwhile, and a disk that stands
+still holds up nothing but this thread.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, TypeVar
+
+PIECE = 2**17
+"""Bytes that are read from a file at once."""
+
+Result = TypeVar("Result")
+
+
+class Spool:
+    """Makes files in `folder`; by default in $TMPDIR, or where the system keeps temporary files."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+
+    async def check(self) -> None:
+        """See that files can be made.
+
+        Raises:
+            OSError: they cannot; nothing is made then.
+        """
+        await self.run(lambda: self.make().close())
+
+    def make(self) -> IO[bytes]:
+        """A file without a name, which only this process sees and which is gone when it is closed. Blocks."""
+        if self._folder is None:
+            self._folder = os.environ.get("TMPDIR") or tempfile.gettempdir()
+        return tempfile.TemporaryFile(buffering=0, dir=self._folder)
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Do this in the thread, behind what was asked for earlier."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def later(self, work: Callable[[], None]) -> None:
+        """The same, without waiting for it."""
+        self._thread.submit(work)
+
+    def close(self) -> None:
+        """End the thread when it has done what it was asked for."""
+        self._thread.shutdown(wait=False)
+
+
+class SpoolFile:
+    """One file; it is made with the first bytes."""
+
+    __slots__ = ("_file", "_spool", "size")
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._file: IO[bytes] | None = None
+        self.size = 0
+        """Bytes that have been written."""
+
+    async def append(self, data: bytes) -> None:
+        """Write bytes behind those that are there.
+
+        Raises:
+            OSError: the disk is full or broken; then none of these bytes counts.
+        """
+        await self._spool.run(lambda: self._write(data, self.size))
+        self.size += len(data)
+
+    async def read(self, position: int) -> bytes:
+        """The next bytes from there on, empty at the end.
+
+        Raises:
+            OSError: the disk is broken.
+        """
+        return await self._spool.run(lambda: self._read(position))
+
+    def close(self) -> None:
+        """Let the file go, behind what is still being done with it."""
+        self._spool.later(self._close)
+
+    def _write(self, data: bytes, position: int) -> None:
+        if self._file is None:
+            self._file = self._spool.make()
+        left = memoryview(data)
+        while left:
+            written = os.pwrite(self._file.fileno(), left, position)
+            position += written
+            left = left[written:]
+
+    def _read(self, position: int) -> bytes:
+        assert self._file is not None
+        return os.pread(self._file.fileno(), min(PIECE, self.size - position), position)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
