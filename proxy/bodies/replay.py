@@ -149,14 +149,18 @@ class ReplayBody:
         """
         self._patience = patience
         bound = await self._make_room()
-        while self._size < bound or (bound := await self._outgrow()):
+        while not self._complete:
+            if self._size >= bound:
+                bound = await self._outgrow()
+                if self._size >= bound:
+                    break
             chunk = await anext(self._live, None)
             if chunk is None:
                 self._complete = True
                 break
             self._size += len(chunk)
             self._complete = self._size == self.length
-            if not await self._keep(chunk) or self._complete:
+            if not await self._keep(chunk):
                 break
         self._settle_room()
 
@@ -187,7 +191,7 @@ class ReplayBody:
 
     async def _outgrow(self) -> int:
         """Move a body whose length nobody knew from memory to a file; 0 when it has to stay as it is."""
-        if self._file is not None or self.length is not None or not self._bodies.in_file:
+        if self._file is not None or self.length is not None or self._size >= self._bodies.in_file:
             return 0
         bound = await self._reserve()
         kept, self._kept = self._kept, []

@@ -7,6 +7,7 @@ ports are the system's choice. Nothing else is changed.
 import asyncio
 import base64
 import os
+import re
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -81,8 +82,12 @@ def lay_out(
     layout = Layout(root, mounts, contained)
     group = pod.get("securityContext", {}).get("fsGroup", os.getgid())
     for mount in container["volumeMounts"]:
-        assert mount["readOnly"], mount
         root.mkdir(mode=0o755, exist_ok=True)
+        if "emptyDir" in volumes[mount["name"]]:
+            mounts[mount["mountPath"]].mkdir(parents=True)
+            mounts[mount["mountPath"]].chmod(0o777)
+            continue
+        assert mount["readOnly"], mount
         files = _contents(volumes[mount["name"]], objects, secrets)
         mounts[mount["mountPath"]].mkdir(parents=True, exist_ok=True)
         texts = {name: _ported(layout.text(text), ports or {}) for name, text in files.items()}
@@ -91,9 +96,8 @@ def lay_out(
 
 
 def _placed(text: str, root: Path, mounts: Mapping[str, Path]) -> str:
-    for mount in sorted(mounts, key=len, reverse=True):
-        text = text.replace(mount, str(root) + mount)
-    return text
+    longest_first = "|".join(re.escape(mount) for mount in sorted(mounts, key=len, reverse=True))
+    return re.sub(longest_first, lambda mount: str(root) + mount[0], text)
 
 
 def _mode(volume: Any) -> int:

@@ -14,6 +14,7 @@ ENVIRONMENT = {
     "CRAWLER_TOKEN": "token-of-the-crawler",
     "ADMIN_TOKEN": "token-of-the-admin",
     "B_TOKEN": "token-of-b",
+    "SPOOL": "1000",
 }
 
 
@@ -201,3 +202,22 @@ def test_embedded_redis() -> None:
 def test_no_embedded_redis_unless_asked_for() -> None:
     """`redis.embedded` is off."""
     assert len(render().all("Deployment")) == 1
+
+
+@pytest.mark.parametrize(
+    ("inbound", "volume"),
+    [
+        ({}, {"sizeLimit": "1296Mi"}),
+        ({"spool_size": 400 * 2**20}, {"sizeLimit": "516Mi"}),
+        ({"spool_size": 0}, {"sizeLimit": "16Mi"}),
+        ({"spool_size": "${SPOOL}"}, {}),
+    ],
+)
+def test_bodies_have_a_folder(inbound: dict[str, Any], volume: dict[str, str], tmp_path: Path) -> None:
+    """A pod that fills its volume is evicted, so it is larger than what the application takes."""
+    rendered = render({"config": {"inbound": inbound}})
+    (mount,) = [one for one in rendered.container["volumeMounts"] if one["mountPath"] == "/tmp"]
+    assert not mount.get("readOnly")
+    assert {"name": mount["name"], "emptyDir": volume} in rendered.gateway["volumes"]
+    config = loaded(rendered, tmp_path)
+    assert not volume or config.inbound.spool_size < int(volume["sizeLimit"].removesuffix("Mi")) * 2**20

@@ -27,7 +27,8 @@ def seconds(text: str) -> int:
 
 def test_compose_s_configuration_is_valid(tmp_path: Path) -> None:
     """The file that it mounts loads with the variables that it asks for, and its replicas share the service `redis`."""
-    (volume,) = COMPOSE["services"]["keyturn"]["volumes"]
+    volume, writable = COMPOSE["services"]["keyturn"]["volumes"]
+    assert writable == "/tmp"
     source, target, mode = volume.split(":")
     assert (target, mode) == ("/etc/keyturn/config.yaml", "ro")
     config = load(ROOT / source, {"POSTMAN_API_KEYS": "one,two", "KEYTURN_TOKEN": "5ecret"})

@@ -139,7 +139,7 @@ def test_files_are_readable_without_a_file_group(example: Path) -> None:
     """The pod's file group is the application's business, so the container's user reads the files without it."""
     for volume in render(chart=example).gateway["volumes"]:
         (source,) = [value for name, value in volume.items() if name != "name"]
-        assert source["defaultMode"] == 0o444
+        assert volume["name"] == "keyturn-tmp" or source["defaultMode"] == 0o444
 
 
 def test_sidecar_mode_makes_no_gateway() -> None:
@@ -218,6 +218,8 @@ def test_component_is_the_chart_s_sidecar(kustomized: Rendered, example: Path) -
     assert [entry["name"] for entry in theirs["env"]] == [entry["name"] for entry in ours["env"]]
     assert kustomized.config == {key: value for key, value in render(chart=example).config.items() if key != "clients"}
     assert kustomized.gateway["terminationGracePeriodSeconds"] == 50
+    (spool,) = [volume for volume in kustomized.gateway["volumes"] if volume["name"] == "keyturn-tmp"]
+    assert spool in render(chart=example).gateway["volumes"]
 
 
 def changed(folder: Path, orders: str, more: str = "") -> Rendered:
@@ -244,7 +246,9 @@ def test_component_comes_before_the_application_s_own(tmp_path: Path) -> None:
     own = "      initContainers: [{name: migrate, image: m}]\n      volumes: [{name: mine, emptyDir: {}}]\n"
     pod = changed(tmp_path, ORDERS.replace("      containers:\n", f"{own}      containers:\n")).gateway
     assert [one["name"] for one in pod["initContainers"]] == ["keyturn", "migrate"]
-    assert {"mine", "keyturn-config", "keyturn-keys-default"} == {volume["name"] for volume in pod["volumes"]}
+    assert {"mine", "keyturn-config", "keyturn-tmp", "keyturn-keys-default"} == {
+        volume["name"] for volume in pod["volumes"]
+    }
 
 
 def test_component_s_time_to_end_can_be_raised(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Requests by their framing: where one body ends and the next request begins (the classes of request smuggling)."""
 
-from tests.vectors.table import Abandoned, Passes, Refused, Section, Truncated, each, post, request
+from tests.vectors.table import Abandoned, Passes, Refused, Section, Truncated, Unheard, each, post, request
 
 R9110, R9112 = "RFC 9110, {}".format, "RFC 9112, {}".format
 CHUNKED = b"Transfer-Encoding: chunked"
+LARGE = b"x" * 20_000
+"""More than is read before a request waits."""
 HELLO = b"5\r\nhello\r\n0\r\n\r\n"
 
 lengths = Section("Content-Length")
@@ -92,7 +94,13 @@ lengths.add(
     R9110("7.6.1"),
     post(b"Content-Length: 5", b"Connection: content-length", body=b"hello"),
 )
-lengths.add("A body that breaks off", Truncated(b"hel"), R9112("8"), post(b"Content-Length: 5", body=b"hel"))
+lengths.add("A body that breaks off", Unheard(), R9112("8"), post(b"Content-Length: 5", body=b"hel"))
+lengths.add(
+    "A body that breaks off beyond `inbound.max_spooled`",
+    Truncated(LARGE),
+    R9112("8"),
+    post(b"Content-Length: 50000", body=LARGE),
+)
 lengths.add(
     "HTTP/1.0 with a body, and another request",
     Passes(b"hello", answers=2),
@@ -310,19 +318,34 @@ chunks.add(
 )
 chunks.add(
     "Chunks that go wrong behind good ones",
-    Truncated(b"hello", 400),
+    Refused(),
     R9112("7.1"),
-    *each(post(CHUNKED, body=b"5\r\nhello\r\n@W@V"), [b"zz\r\n", b"-1\r\n", b"5\n", b"5\r\nhello!\r\n"]),
+    *each(post(CHUNKED, body=b"5\r\nhello\r\n@V"), [b"zz\r\n", b"-1\r\n", b"5\n", b"5\r\nhello!\r\n"]),
+)
+chunks.add(
+    "Chunks that go wrong beyond `inbound.max_spooled`",
+    Truncated(LARGE, 400),
+    R9112("7.1"),
+    *each(
+        post(CHUNKED, body=b"4e20\r\n" + LARGE + b"\r\n@W@V"),
+        [b"zz\r\n", b"-1\r\n", b"5\n", b"5\r\nhello!\r\n"],
+    ),
 )
 chunks.add(
     "Chunks that break off",
-    Truncated(b"hello"),
+    Unheard(),
     R9112("8"),
     *each(post(CHUNKED, body=b"5\r\nhello@V"), [b"", b"\r\n", b"\r\n0\r\n", b"\r\n5\r\n"]),
 )
 chunks.add(
+    "Chunks that break off beyond `inbound.max_spooled`",
+    Truncated(LARGE),
+    R9112("8"),
+    *each(post(CHUNKED, body=b"4e20\r\n" + LARGE + b"@V"), [b"", b"\r\n", b"\r\n0\r\n", b"\r\n5\r\n"]),
+)
+chunks.add(
     "The largest chunk of all, which does not come",
-    Truncated(b"hello"),
+    Unheard(),
     R9112("7.1"),
     post(CHUNKED, body=b"ffffffffffffffff\r\nhello"),
 )
@@ -463,10 +486,17 @@ leaving.add(
 )
 leaving.add(
     "The caller leaves within its body",
-    Abandoned(b"hel"),
+    Unheard(),
     R9112("9.5"),
     post(b"Content-Length: 5", body=b"hel"),
     post(CHUNKED, body=b"3\r\nhel\r\n"),
+)
+leaving.add(
+    "The caller leaves within its body, beyond `inbound.max_spooled`",
+    Abandoned(LARGE),
+    R9112("9.5"),
+    post(b"Content-Length: 50000", body=LARGE),
+    post(CHUNKED, body=b"4e20\r\n" + LARGE + b"\r\n"),
 )
 
 SECTIONS = [lengths, codings, chunks, trailers, pipelining, expectations, leaving]

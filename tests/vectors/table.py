@@ -51,6 +51,14 @@ class Passes:
 
 
 @dataclass(frozen=True)
+class Unheard:
+    """The caller leaves before the whole request is here; nothing arrives at the upstream."""
+
+    def __str__(self) -> str:
+        return "the connection ends; the upstream sees nothing"
+
+
+@dataclass(frozen=True)
 class Truncated:
     """The upstream sees that it is not whole; the caller is told with `status`, if it gets an answer."""
 
@@ -103,7 +111,7 @@ class Abandoned:
         return "the upstream's connection is closed too"
 
 
-Must = Refused | Passes | Truncated | Relayed | BadGateway | Abandoned
+Must = Refused | Passes | Unheard | Truncated | Relayed | BadGateway | Abandoned
 
 
 @dataclass(frozen=True)

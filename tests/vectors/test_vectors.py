@@ -21,6 +21,7 @@ from tests.vectors.table import (
     Refused,
     Relayed,
     Truncated,
+    Unheard,
     Vector,
     every,
     filled,
@@ -56,6 +57,7 @@ async def street(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stre
         settings = {
             "listen": "127.0.0.1:0",
             "admin": "127.0.0.1:0",
+            "inbound": {"spool_memory": 16_384, "max_spooled": 16_384},
             "upstream": {"url": origin.url},
             "pools": {"default": {"limits": [limit(100_000, "60s")], "keys": [{"name": "team-1", "secret": KEYS[0]}]}},
             "clients": [client("ci")],
@@ -214,6 +216,17 @@ async def _(must: Passes, street: Street, vector: Vector) -> None:
     if b"apikey" not in line:
         assert arrival.line.rpartition(b" ")[0] == line.rpartition(b" ")[0]
     assert arrival.values(b"x-api-key") == [KEYS[0].encode()]
+
+
+@play.register
+async def _(_must: Unheard, street: Street, vector: Vector) -> None:
+    async with calling(street) as caller:
+        caller.writer.write(filled(vector, TOKEN))
+        await caller.writer.drain()
+        await check_no_answer_is_left_over(street)
+        caller.writer.transport.abort()
+    await check_no_answer_is_left_over(street)
+    assert street.arrived(vector) == []
 
 
 @play.register

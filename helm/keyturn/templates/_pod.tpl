@@ -85,6 +85,7 @@ seccompProfile: {type: RuntimeDefault}
 {{/* Whole folders, never single files: a changed ConfigMap or Secret reaches only those. */}}
 {{- define "keyturn.mounts" -}}
 - {name: keyturn-config, mountPath: /etc/keyturn, readOnly: true}
+- {name: keyturn-tmp, mountPath: /tmp}
 {{- range include "keyturn.mountedPools" . | fromJsonArray }}
 - {name: keyturn-keys-{{ include "keyturn.part" . }}, mountPath: /run/keyturn/keys/{{ . }}, readOnly: true}
 {{- end }}
@@ -102,6 +103,10 @@ seccompProfile: {type: RuntimeDefault}
 {{- $mode := ternary 292 288 (eq .Values.mode "sidecar") -}}
 - name: keyturn-config
   configMap: {name: {{ include "keyturn.name" . | quote }}, defaultMode: {{ $mode }}}
+{{- /* For bodies of requests. A pod that fills it is evicted, so it has a quarter more than they take. */}}
+{{- $spool := dig "inbound" "spool_size" 1073741824 .Values.config }}
+- name: keyturn-tmp
+  emptyDir: {{ if kindIs "string" $spool }}{}{{ else }}{sizeLimit: {{ add 16 (div (mul 5 (int64 $spool)) 4194304) }}Mi}{{ end }}
 {{- range include "keyturn.mountedPools" . | fromJsonArray }}
 - name: keyturn-keys-{{ include "keyturn.part" . }}
   secret:
