@@ -1,5 +1,6 @@
 """What slow callers cost in memory: 1,000 that take nothing of a large answer, 1,000 that send a large body by drops.
 
+A body by drops is read before its request goes out, as far as its client has room; the others wait for that.
 Run by `make bench`. One real process on the loopback with as many connections to the upstream as there are callers,
 which is the worst case; by default there are 256. Every size is of memory that is resident.
 """
@@ -23,7 +24,9 @@ KEY = "secret-of-the-slow"
 ANSWER, BODY = 8 * 2**20, 8 * 2**20
 SENT = 2**20
 """Bytes that a slow writer sends at once, before it begins to drip."""
-LEFT = 2 * EVERY + 1
+WAIT = 20
+"""Seconds that a body waits for room: one that has not left its caller's machine keeps it so long."""
+LEFT = WAIT + 2 * EVERY + 1
 """Seconds after which the process has given back what it does not need."""
 SETTLED = 20
 """Looks, a tenth of a second apart, after which memory is said to grow no more."""
@@ -81,7 +84,7 @@ class Kind:
 
 async def measure(kind: Kind, number: int, address: str, pid: int, upstream: Upstream) -> None:
     """So many of a kind, and what they cost while they are there and when they have gone."""
-    before, goal = resident(pid), upstream.requests + number
+    before, goal = resident(pid), upstream.requests + (0 if kind.drips else number)
     host, _, port = address.rpartition(":")
     writers = [await kind.call(host, int(port)) for _ in range(number)]
     sizes: list[float] = []
@@ -108,6 +111,7 @@ def configuration(upstream: int, number: int) -> dict[str, Any]:
         "upstream": {"url": f"http://127.0.0.1:{upstream}", "max_connections": number + 10},
         "pools": {"default": {"limits": limits, "keys": [{"name": "a", "secret": KEY}]}},
         "inbound": {"body_timeout": "10m", "write_timeout": "10m", "max_connections_per_peer": 10_000},
+        "queue": {"max_wait": f"{WAIT}s"},
         "log": {"level": "error", "sample": 0},
     }
 
