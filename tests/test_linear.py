@@ -20,6 +20,7 @@ from fuzz.steps import steps_of
 from proxy.access.claims import subject_pattern
 from proxy.config.document import _Loader
 from proxy.core import headers
+from proxy.core.credentials import parameter
 from proxy.core.policy import Rule
 from proxy.core.references import OwnReferences
 from proxy.web.bounds import Bounds
@@ -43,6 +44,7 @@ MADE: dict[tuple[str, str], tuple[str, list["re.Pattern[Any]"]]] = {
         "match",
         [pattern for resolvers in _Loader.yaml_implicit_resolvers.values() for _, pattern in resolvers],
     ),
+    ("proxy.core.credentials", "parameter"): ("sub", [parameter(name) for name in ("apikey", "k", "a.b")]),
     ("proxy.core.policy", "_compile"): (
         "fullmatch",
         [
@@ -54,8 +56,8 @@ MADE: dict[tuple[str, str], tuple[str, list["re.Pattern[Any]"]]] = {
 }
 """Functions that make patterns of something else: how these are asked, and samples; by module and function."""
 
-HANDED_ON = {"proxy.config.fields": "fullmatch"}
-"""What becomes of the patterns of a module that are handed to a function: `_matching` there."""
+HANDED_ON = {"proxy.config.fields": "fullmatch", "proxy.core.credentials": "split"}
+"""What becomes of the patterns of a module that are handed to a function: `_matching` and `_kept`."""
 
 
 class Use(NamedTuple):
@@ -78,10 +80,10 @@ def uses() -> list[Use]:
 
 def _uses_of(module: str, tree: ast.Module) -> Iterator[Use]:
     names = {
-        id(statement.value): target.id
+        id(value): target.id
         for statement in tree.body
         if isinstance(statement, ast.Assign)
-        for target in statement.targets
+        for target, value in zip(_members(statement.targets[0]), _members(statement.value), strict=False)
         if isinstance(target, ast.Name)
     }
     for call, function in _calls(tree):
@@ -92,11 +94,17 @@ def _uses_of(module: str, tree: ast.Module) -> Iterator[Use]:
             asked = _asked(tree, name) or {HANDED_ON[module]}
             patterns = [getattr(import_module(module), name)]
         elif asked == {"compile"}:
+            assert (module, function) in MADE, f"list samples of the pattern made at {where} in MADE"
             method, patterns = MADE[module, function]
             asked = {method}
         else:
             patterns = [re.compile(ast.literal_eval(call.args[0]))]
         yield from (Use(where, pattern, bool(asked & SEARCHING)) for pattern in patterns)
+
+
+def _members(of: ast.expr) -> list[ast.expr]:
+    """What is assigned together in one statement."""
+    return of.elts if isinstance(of, ast.Tuple) else [of]
 
 
 def _calls(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.Call, str]]:
