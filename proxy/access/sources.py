@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 
 from proxy.config.issuers import discovery_url, fetchable
 from proxy.core.model import Issuer
+from proxy.keepalive import tcp_socket
 
 LARGEST = 2**18
 """Bytes of a set of keys or a discovery document."""
@@ -116,6 +117,7 @@ class UrlSource:
 def open_session() -> ClientSession:
     """An HTTP client that remembers nothing and takes nothing from the environment."""
     return ClientSession(
+        connector=TCPConnector(socket_factory=tcp_socket),
         cookie_jar=DummyCookieJar(),
         trust_env=False,
         auto_decompress=False,

@@ -29,6 +29,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from proxy.core.model import SECOND, Micros
+from proxy.keepalive import OPTIONS
 
 _DEFAULT_PORT = 6379
 _SENTINEL_PORT = 26379
@@ -41,6 +42,9 @@ _COMMON: Settings = {
     "driver_info": None,  # no CLIENT SETINFO: an ACL may forbid it and then logs each try
     "max_connections": 1000,  # far above one call and one subscription for each pool
 }
+
+_KEPT: Settings = {"socket_keepalive": True, "socket_keepalive_options": OPTIONS}
+"""Of connections over TCP: a subscription may wait for hours."""
 
 
 def _once() -> Retry:
@@ -89,20 +93,21 @@ def opener(text: str, timeout: Micros) -> Callable[[], Opened]:
         case "redis+sentinel":
             nodes = _nodes(url, _SENTINEL_PORT)
             service, _, database = url.path.strip("/").partition("/")
-            master = _login(url, given, database) | tls | {"socket_timeout": None, "socket_connect_timeout": whole}
+            unbounded: Settings = {"socket_timeout": None, "socket_connect_timeout": whole}
+            master = _login(url, given, database) | tls | _KEPT | unbounded
             each = whole / (len(nodes) + 1)  # so that a silent one leaves time for the others and the master
-            asked = _sentinel_login(given) | tls | {"socket_timeout": each, "socket_connect_timeout": each}
+            asked = _sentinel_login(given) | tls | _KEPT | {"socket_timeout": each, "socket_connect_timeout": each}
             return lambda: _sentinels(nodes, service, master, asked)
         case "redis+cluster":
             nodes = _nodes(url, _DEFAULT_PORT)
-            node = _login(url, given, "") | tls | {"socket_timeout": None, "socket_connect_timeout": whole / 2}
+            node = _login(url, given, "") | tls | _KEPT | {"socket_timeout": None, "socket_connect_timeout": whole / 2}
             return lambda: _cluster(nodes, node)
         case "unix":
             place: Settings = {"unix_socket_path": parse_url(f"unix://{url.path}")["path"]}
             server = _login(url, given, "") | place
         case _:
             ((host, port),) = _nodes(url, _DEFAULT_PORT)
-            server = _login(url, given, url.path[1:]) | tls | {"host": host, "port": port}
+            server = _login(url, given, url.path[1:]) | tls | _KEPT | {"host": host, "port": port}
     server |= {"socket_timeout": None, "socket_connect_timeout": whole}
     return lambda: Opened(Redis(**_COMMON, **server, retry=_once()))
 

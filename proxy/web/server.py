@@ -11,6 +11,7 @@ from typing import Any
 from proxy.config.units import TcpListener, UnixListener, parse_listener
 from proxy.core.errors import StartError
 from proxy.core.events import Observer
+from proxy.keepalive import keep_alive
 from proxy.web.bounds import Bounds
 from proxy.web.connections import Connections, Handler
 from proxy.web.sockets import KEEPING_PATH, unix_socket, why
@@ -127,9 +128,12 @@ class Listener:
 
     async def _at_port(self, address: TcpListener) -> asyncio.Server:
         assert self._protocols is not None
-        return await asyncio.get_running_loop().create_server(
+        server = await asyncio.get_running_loop().create_server(
             self._protocols, address.host, address.port, backlog=_BACKLOG, **self._secured(self._tls)
         )
+        for listening in server.sockets:
+            keep_alive(listening)
+        return server
 
     def _secured(self, tls: ssl.SSLContext | None) -> dict[str, Any]:
         if tls is None:

@@ -1,0 +1,36 @@
+"""TCP keep-alive: what lies between two machines must not forget a connection that waits, and its loss is noticed.
+
+Clouds and firewalls forget a connection after some 240 to 350 s without a packet, and tell neither side. The kernel
+asks after two hours by default.
+"""
+
+import socket
+import sys
+from typing import Any
+
+IDLE = 45
+"""Seconds without a packet, then the other side is asked whether it is there."""
+INTERVAL = 15
+TIMES = 4
+"""Unanswered questions, then the connection is lost."""
+
+_IDLE_OPTION: int = socket.TCP_KEEPALIVE if sys.platform == "darwin" else socket.TCP_KEEPIDLE
+OPTIONS: dict[int, int] = {_IDLE_OPTION: IDLE, socket.TCP_KEEPINTVL: INTERVAL, socket.TCP_KEEPCNT: TIMES}
+"""Of the level `IPPROTO_TCP`."""
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Turn it on for a socket, or for all that are accepted from it; without effect on other sockets than TCP's."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in OPTIONS.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def tcp_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A new socket for an entry of `getaddrinfo`, with keep-alive: a `socket_factory` of aiohttp's."""
+    family, kind, protocol, *_ = address
+    sock = socket.socket(family, kind, protocol)
+    keep_alive(sock)
+    return sock
