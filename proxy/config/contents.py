@@ -3,16 +3,23 @@
 Loading notes the digest of what it read itself, so whoever looks later sees whether that still stands there.
 """
 
+import errno
+import os
 import stat
 from collections.abc import Iterable
 from hashlib import file_digest, sha256
 from pathlib import Path
+
+from proxy.core.errors import StartError
 
 NOTHING = b""
 """There is no such file, or it cannot be read."""
 
 NO_FILE = b"no file"
 """A pipe, a device and the like: reading it takes something out of it, or waits for ever."""
+
+_SHORT = (errno.EMFILE, errno.ENFILE)
+_RAISE_IT = "this machine has no file descriptor left: raise its limit of open files (`LimitNOFILE`, `ulimit -n`)"
 
 
 def digest(data: bytes) -> bytes:
@@ -37,7 +44,11 @@ def key_files(folder: Path) -> list[Path]:
 
 
 def content_of(path: Path) -> bytes:
-    """The digest of what stands at a path now, wherever its links lead."""
+    """The digest of what stands at a path now, wherever its links lead.
+
+    Raises:
+        StartError: this machine has no file descriptor left to look.
+    """
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -46,5 +57,20 @@ def content_of(path: Path) -> bytes:
             return NO_FILE
         with path.open("rb") as file:
             return file_digest(file, "sha256").digest()
-    except OSError:
+    except OSError as error:
+        if error.errno in _SHORT:
+            raise StartError(_RAISE_IT) from error
         return NOTHING
+
+
+def check_descriptors() -> None:
+    """See that files can be opened at all: by that, reading what is there fails in many ways.
+
+    Raises:
+        StartError: this machine has no file descriptor left.
+    """
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        if error.errno in _SHORT:
+            raise StartError(_RAISE_IT) from error

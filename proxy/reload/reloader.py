@@ -5,6 +5,7 @@
     it (SIGHUP) is heard at once.
 3.  What has problems is refused as a whole, and told once: it, and what is told of it, changes nothing. As long as it
     stands there it is tried again every now and then, for it may name files that are still to come.
+4.  What cannot be read for want of file descriptors is no other configuration: it is looked at again later.
 """
 
 import asyncio
@@ -14,8 +15,8 @@ from typing import Generic, Protocol, TypeVar
 
 import structlog
 
-from proxy.config.contents import NO_FILE
-from proxy.core.errors import ConfigError, Problem
+from proxy.config.contents import NO_FILE, check_descriptors
+from proxy.core.errors import ConfigError, Problem, StartError
 from proxy.core.events import Observer, Reloaded
 from proxy.reload.watch import Contents, Watch
 
@@ -73,6 +74,10 @@ class Reloader(Generic[Made]):
         """Why that was refused, if it was."""
         self._looks = 0
         """Since it was refused."""
+        self._hindered = False
+        """Whether this machine did not let us look or read; told once."""
+        self._owed = False
+        """Whether somebody asked for a reload meanwhile."""
 
     def ask(self) -> None:
         """Read the configuration now, whether anything has changed or not."""
@@ -90,11 +95,21 @@ class Reloader(Generic[Made]):
                 structlog.get_logger("keyturn").exception("unexpected error while the configuration was reloaded")
 
     async def _turn(self) -> None:
-        asked = self._asked.is_set()
+        asked = self._asked.is_set() or self._owed
         self._asked.clear()
-        seen = await asyncio.to_thread(self._watch.look, self._judged)
-        if asked or self._is_due(seen):
-            await self._reload(seen, asked=asked)
+        try:
+            seen = await asyncio.to_thread(self._watch.look, self._judged)
+            if asked or self._is_due(seen):
+                await self._reload(seen, asked=asked)
+        except StartError as problem:
+            self._put_off(problem, asked=asked)
+        else:
+            self._hindered = self._owed = False
+
+    def _put_off(self, problem: StartError, *, asked: bool) -> None:
+        if not self._hindered:
+            structlog.get_logger("keyturn").error("the configuration cannot be read now", problem=str(problem))
+        self._hindered, self._owed = True, asked
 
     def _is_due(self, looked: Contents) -> bool:
         seen = {path: self._judged[path] if content == NO_FILE else content for path, content in looked.items()}
@@ -110,6 +125,7 @@ class Reloader(Generic[Made]):
             try:
                 made = await asyncio.to_thread(self._read_regular, seen)
             except ConfigError as error:
+                await asyncio.to_thread(check_descriptors)
                 now = await asyncio.to_thread(self._watch.look, seen)
                 if now == seen:
                     self._refuse(seen, error.problems, asked=asked)
