@@ -21,8 +21,8 @@ _QUOTED = str.maketrans({"\\": "\\\\", '"': '\\"'})
 def answer(refusal: Refusal, journal: Journal, fields: Fields, connection: bytes = b"", rates: Fields = ()) -> bytes:
     """The whole answer: head and body, without the body to HEAD.
 
-    `fields` are the caller's, asked what it accepts; `connection` is the value of `Connection`, if any; `rates` say
-    what is left of the caller's limits, if it is known who it is.
+    `fields` are the caller's, asked what it accepts; `connection` are the fields about the connection, if any; `rates`
+    say what is left of the caller's limits, if it is known who it is.
     """
     media_type, body = _content(refusal, fields)
     lines = [
@@ -45,7 +45,7 @@ def answer(refusal: Refusal, journal: Journal, fields: Fields, connection: bytes
     if refusal.status == _METHOD_NOT_ALLOWED:
         lines.append(b"Allow: " + _FORWARDED)
     if connection:
-        lines.append(b"Connection: " + connection)
+        lines.append(connection)
     return b"\r\n".join(lines) + b"\r\n\r\n" + (body if journal.method != "HEAD" else b"")
 
 

@@ -25,7 +25,7 @@ class Broken(web.RequestPayloadError):
 
 def plain(refusal: Refusal, method: str = "") -> bytes:
     """An answer to somebody of whom nothing is known."""
-    return errors.answer(refusal, Journal(id=uuid4().hex, method=method), (), b"close")
+    return errors.answer(refusal, Journal(id=uuid4().hex, method=method), (), b"Connection: close")
 
 
 def head_too_large(most: int) -> HeadTooLarge:

@@ -39,10 +39,16 @@ CLOSED = Sent(keep_alive=False)
 
 
 def connection(incoming: web.BaseRequest, *, close: bool) -> bytes:
-    """The value of `Connection` to answer with (RFC 9112, section 9.3), empty where none is needed."""
+    """The fields that say what becomes of the connection (RFC 9112, section 9.3), without the end of the last line."""
     if close:
-        return b"close"
-    return b"" if incoming.version == HttpVersion11 else b"keep-alive"
+        return b"Connection: close"
+    return _kept_for(int(incoming.protocol.keepalive_timeout))
+
+
+@lru_cache(maxsize=16)
+def _kept_for(seconds: int) -> bytes:
+    """The caller is told for how long its connection may be idle, so that it does not use it while we close it."""
+    return b"Connection: keep-alive\r\nKeep-Alive: timeout=%d" % seconds if seconds else b"Connection: keep-alive"
 
 
 def has_begun(incoming: web.BaseRequest) -> bool:
@@ -156,9 +162,7 @@ class _Framing:
         self.length: int | None = length
         if self.chunked:
             lines.append(b"Transfer-Encoding: chunked")
-        if keeping := connection(incoming, close=self.close):
-            lines.append(b"Connection: " + keeping)
-        lines.append(b"\r\n")
+        lines += (connection(incoming, close=self.close), b"\r\n")
         self.head: bytes = b"\r\n".join(lines)
 
 

@@ -252,7 +252,7 @@ heads.answers(
     "Fields about the connection",
     Relayed(
         sees=(b"X-Stay: 1",),
-        hides=(b"x-hop", b"keep-alive", b"proxy-", b"\r\nte:", b"upgrade", b"connection"),
+        hides=(b"x-hop", b"timeout=5", b"proxy-", b"\r\nte:", b"upgrade", b"connection: close"),
         text="passes without them",
     ),
     R9110("7.6.1"),

@@ -68,7 +68,7 @@ def test_head_has_no_body() -> None:
 def test_details_are_a_structured_string() -> None:
     """Quotes and backslashes are escaped, what is not ASCII is replaced (RFC 8941); no message can add a field."""
     refusal = TooMany('Say "please", \\ or…\r\nX: y', reason="turn", retry_after=1)
-    _, fields, body = split(answer(refusal, JOURNAL, (), b"close"))
+    _, fields, body = split(answer(refusal, JOURNAL, (), b"Connection: close"))
     assert dict(fields)[b"Proxy-Status"].endswith(b'; details="Say \\"please\\", \\\\ or???X: y"')
     assert dict(fields)[b"Connection"] == b"close"
     assert json.loads(body)["error"]["message"] == refusal.message

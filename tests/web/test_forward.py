@@ -228,7 +228,7 @@ async def test_the_gateways_refusals_are_answers(error: Exception, status: int, 
             writer.write(get(close=False))
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 %d " % status)
-            assert b"Connection" not in head
+            assert b"\r\nConnection: keep-alive\r\nKeep-Alive: timeout=75\r\n" in head
             assert b"\r\nRateLimit: team ci GET /me\r\n" in head
             length = int(dict(split(head)[1])[b"Content-Length"])
             assert name_of(head + await reader.readexactly(length)) == name
