@@ -414,9 +414,9 @@ class Keyturn:
 
 
 @asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[Keyturn]:
+async def serving(path: Path, environ: Mapping[str, str] | None = None) -> AsyncIterator[Keyturn]:
     """A `keyturn serve` with that configuration."""
-    async with running("serve", "-c", str(path), folder=path.parent) as process:
+    async with running("serve", "-c", str(path), folder=path.parent, environ=environ) as process:
         addresses = await process.ready()
         yield Keyturn(process, addresses["data"], addresses["admin"])
 

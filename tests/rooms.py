@@ -10,7 +10,7 @@ from proxy.core.events import Event
 from proxy.core.exchange import Demand, Exchange, Grant, Kind, Lane, Settlement
 from proxy.core.ledger import Ledger
 from proxy.core.model import SECOND, Client, Micros, Pool
-from proxy.dispatch import Dispatch, Ticket
+from proxy.dispatch import Capacity, Dispatch, Ticket
 from proxy.dispatch.rides import RIDE
 from proxy.stores.memory import Memory, MemoryStore
 from tests.core.worlds import BOUND, check_conservation, known
@@ -67,8 +67,17 @@ class Room:
     store: WatchedStore
     recorder: Recorder
 
-    def ticket(self, client: str = "a", *, wait: Micros = 300 * SECOND, urgency: int = 3, weight: int = 1) -> Ticket:
-        return Ticket(Client(client, weight=weight), Kind((0,)), micros() + wait, urgency)
+    def ticket(
+        self,
+        client: str = "a",
+        *,
+        wait: Micros = 300 * SECOND,
+        urgency: int = 3,
+        weight: int = 1,
+        max_in_flight: int | None = None,
+    ) -> Ticket:
+        caller = Client(client, weight=weight, max_in_flight=max_in_flight)
+        return Ticket(caller, Kind((0,)), micros() + wait, urgency)
 
     async def settled(self) -> None:
         """Let everything that is due now happen, settlements included."""
@@ -85,11 +94,24 @@ class Room:
 
 @asynccontextmanager
 async def room(
-    pool: Pool, *, max_waiting: int = 10_000, memory: Memory | None = None, replica: str = "r"
+    pool: Pool,
+    *,
+    max_waiting: int = 10_000,
+    memory: Memory | None = None,
+    replica: str = "r",
+    capacity: Capacity | None = None,
 ) -> AsyncIterator[Room]:
     """A waiting room that is started and stopped."""
     store, recorder = WatchedStore(pool, memory, replica), Recorder()
-    dispatch = Dispatch(pool, store, settle_bound=BOUND, max_waiting=max_waiting, clock=micros, observer=recorder)
+    dispatch = Dispatch(
+        pool,
+        store,
+        settle_bound=BOUND,
+        max_waiting=max_waiting,
+        clock=micros,
+        observer=recorder,
+        capacity=capacity,
+    )
     store.listen(dispatch.wake)
     await dispatch.start()
     try:

@@ -155,6 +155,7 @@ class App:
             self._clients,
             lambda: replace(process, draining=self._leaving, unready=self.unready()),
             lambda: self._data.connections,
+            lambda: (self._upstream.in_use, self._upstream.limit),
             lambda: 0 if log is None else log.dropped,
             self._gateway.outages,
             lambda: self._bodies.taken,

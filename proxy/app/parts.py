@@ -29,6 +29,7 @@ def upstream_settings(config: Config) -> UpstreamSettings:
         connect_timeout=given.connect_timeout,
         response_timeout=given.response_timeout,
         max_connections=given.max_connections,
+        max_connection_age=given.max_connection_age,
         key_header=given.key_header,
     )
 

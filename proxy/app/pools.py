@@ -8,7 +8,7 @@ from typing import Any
 from proxy.config import Config
 from proxy.core.events import Observer
 from proxy.core.model import Client, Micros, Pool
-from proxy.dispatch import Dispatch
+from proxy.dispatch import Capacity, Dispatch
 from proxy.stores.links import Link
 from proxy.stores.memory import Memory, MemoryStore
 from proxy.stores.redis import RedisStore
@@ -47,6 +47,7 @@ class Stations:
         self._replica = replica
         self._clock = clock
         self._observer = observer
+        self._capacity = Capacity(config.upstream.max_connections)
 
     def make(self, pool: Pool) -> Station:
         """A new one, not started yet."""
@@ -58,6 +59,7 @@ class Stations:
             max_waiting=self._config.queue.max_waiting,
             clock=self._clock,
             observer=self._observer,
+            capacity=self._capacity,
         )
         return Station(store, dispatch)
 

@@ -137,7 +137,9 @@ class UpstreamSettings(Settings):
     response_timeout: Timeout = written("310s")
     """From the request written to the head of the answer."""
     max_connections: Annotated[int, Field(ge=1, le=65_536), Number] = 256
-    """Connections to the upstream at once."""
+    """Connections to the upstream at once; when all are in use requests wait for one."""
+    max_connection_age: Timeout = written("5m")
+    """A connection of this age is not used for another request, so that a name that leads elsewhere is followed."""
     settle_bound: Timeout = written("10s")
     """A slow answer's request counts as received by the upstream this long after it was written."""
     max_body: Annotated[int, Field(ge=0, le=1 << 40), Number] = 104_857_600
@@ -272,6 +274,8 @@ class CallerSettings(Settings):
     """The urgency of its requests among each other, 0 first; a request's `Priority: u=` may only raise the number."""
     max_waiting: Annotated[int, Field(ge=0, le=10_000_000), Number] | None = None
     """Requests of it that wait in this replica; the queue's by default."""
+    max_in_flight: Annotated[int, Field(ge=1, le=65_536), Number] | None = None
+    """Requests of it at the upstream at once, of this replica; half of `upstream.max_connections` by default."""
     rate: RateSettings | None = None
     """Requests that are accepted from it; beyond that 429 at once."""
     allow: tuple[RuleText, ...] | None = None

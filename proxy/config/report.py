@@ -65,6 +65,8 @@ def effective(config: Config) -> dict[str, Any]:
     for caller in (shown["anonymous"], *shown["clients"]):
         if caller["max_waiting"] is None:
             caller["max_waiting"] = shown["queue"]["max_waiting"]
+        if caller["max_in_flight"] is None:
+            caller["max_in_flight"] = config.usual_in_flight
     for pool in shown["pools"].values():
         for name in filter(_CREDENTIAL.search, pool["headers"]):
             pool["headers"][name] = "…"

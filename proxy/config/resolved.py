@@ -55,7 +55,8 @@ class Config(Document):
         """The clients, each with the digests of its tokens."""
         issuers = self._issuers()
         return tuple(
-            replace(_client(settings, _digests(settings)), **_proofs(settings, issuers)) for settings in self.clients
+            replace(self._client(settings, _digests(settings)), **_proofs(settings, issuers))
+            for settings in self.clients
         )
 
     def _issuers(self) -> Mapping[str, Issuer]:
@@ -66,7 +67,26 @@ class Config(Document):
 
     def anonymous_client(self) -> Client | None:
         """Who callers without a credential are; `None` when authentication is required."""
-        return None if self.authentication_required else _client(self.anonymous, ())
+        return None if self.authentication_required else self._client(self.anonymous, ())
+
+    @property
+    def usual_in_flight(self) -> int:
+        """A client's `max_in_flight` where it says none: no single client takes all connections from the others."""
+        return max(1, self.upstream.max_connections // 2)
+
+    def _client(self, caller: CallerSettings, digests: tuple[str, ...]) -> Client:
+        return Client(
+            name=caller.name,
+            pool=caller.pool,
+            weight=caller.weight,
+            urgency=caller.urgency,
+            max_waiting=caller.max_waiting,
+            max_in_flight=caller.max_in_flight or self.usual_in_flight,
+            rate=_rate(caller.rate),
+            allow=caller.allow,
+            pin=caller.pin,
+            digests=digests,
+        )
 
     def watched_files(self) -> tuple[Path, ...]:
         """Files and folders whose change may change the configuration, each once."""
@@ -109,20 +129,6 @@ def _limits(pool: PoolSettings) -> tuple[Limit, ...]:
         same = sum(1 for other in limits if other.name.partition("-")[0] == limit.name)
         limits.append(replace(limit, name=f"{limit.name}-{same + 1}") if same else limit)
     return tuple(limits)
-
-
-def _client(caller: CallerSettings, digests: tuple[str, ...]) -> Client:
-    return Client(
-        name=caller.name,
-        pool=caller.pool,
-        weight=caller.weight,
-        urgency=caller.urgency,
-        max_waiting=caller.max_waiting,
-        rate=_rate(caller.rate),
-        allow=caller.allow,
-        pin=caller.pin,
-        digests=digests,
-    )
 
 
 def _issuer(name: str, settings: Mapping[str, Any]) -> Issuer:

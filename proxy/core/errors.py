@@ -22,12 +22,16 @@ KeyturnError
     ├── ShuttingDown         503 shuttingDown
     └── UpstreamError        the other side's fault
         ├── Unreachable      502 upstreamUnreachable: no connection, nothing was sent
+        │   └── LocalTrouble 503 localTrouble: this machine's fault, not the other side's
         ├── Broken           502 upstreamUnreachable: broke off after bytes may have gone out
         └── TimedOut         504 upstreamTimeout: written, and no head in time
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+LocalCause = Literal["descriptors", "ports", "memory", "forbidden", "network", "resolver", "threads"]
+"""What this machine lacks: a label of `local_troubles_total`."""
 
 
 class KeyturnError(Exception):
@@ -246,7 +250,7 @@ class ShuttingDown(Refusal):
 class UpstreamError(Refusal):
     """The upstream did not do its part. `written` says whether bytes of the request may have reached it (law 10).
 
-    `proxy_error` tells what failed, where that is known.
+    `proxy_error` tells what failed, where that is known. `cause` names a trouble of this machine, if it is one.
     """
 
     status = 502
@@ -254,10 +258,16 @@ class UpstreamError(Refusal):
     reason = "upstream"
     written: ClassVar[bool] = True
 
-    def __init__(self, message: str, *, proxy_error: str = "") -> None:
+    def __init__(self, message: str, *, proxy_error: str = "", cause: LocalCause | None = None) -> None:
         super().__init__(message)
+        self.cause = cause
         if proxy_error:
             self.proxy_error = proxy_error  # type: ignore[misc]  # one class, several types of RFC 9209
+
+    @property
+    def local(self) -> bool:
+        """Whether the trouble is this machine's, and says nothing about the upstream."""
+        return self.cause is not None
 
 
 class Unreachable(UpstreamError):
@@ -266,9 +276,20 @@ class Unreachable(UpstreamError):
     proxy_error = "destination_unavailable"
     written = False
 
-    def __init__(self, message: str, *, transient: bool = True, proxy_error: str = "") -> None:
-        super().__init__(message, proxy_error=proxy_error)
+    def __init__(
+        self, message: str, *, transient: bool = True, proxy_error: str = "", cause: LocalCause | None = None
+    ) -> None:
+        super().__init__(message, proxy_error=proxy_error, cause=cause)
         self.transient = transient
+
+
+class LocalTrouble(Unreachable):
+    """This machine could not make a connection, whatever the upstream may be like."""
+
+    status = 503
+    name = "localTrouble"
+    reason = "local"
+    proxy_error = "proxy_internal_error"
 
 
 class Broken(UpstreamError):
@@ -280,8 +301,10 @@ class Broken(UpstreamError):
 
     proxy_error = "connection_terminated"
 
-    def __init__(self, message: str, *, proxy_error: str = "", stale: bool = False) -> None:
-        super().__init__(message, proxy_error=proxy_error)
+    def __init__(
+        self, message: str, *, proxy_error: str = "", stale: bool = False, cause: LocalCause | None = None
+    ) -> None:
+        super().__init__(message, proxy_error=proxy_error, cause=cause)
         self.stale = stale
 
 

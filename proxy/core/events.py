@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from proxy.core.breaker import Scope
+from proxy.core.errors import LocalCause
 from proxy.core.health import KeyLook
 from proxy.core.model import Micros
 from proxy.core.recording import UNRECORDED, Recording
@@ -72,6 +73,16 @@ class UpstreamAnswered:
     pool: str
     key: str
     code: int
+
+
+@value_object
+class LocalTroubleMet:
+    """A try failed by a trouble of this machine, which is told in one sentence."""
+
+    cause: LocalCause
+    message: str
+    news: bool = True
+    """Whether this cause has not been met of late; the others are counted only."""
 
 
 ThrottleKind = Literal["window", "endpoint", "plan"]
@@ -285,6 +296,7 @@ class SpoolFailed:
 Event = (
     Journal
     | UpstreamAnswered
+    | LocalTroubleMet
     | UpstreamThrottled
     | ThrottledTogether
     | Retried
@@ -365,6 +377,9 @@ class Levels:
     """Open on the data listeners."""
     bodies: Sequence[tuple[str, int]] = ()
     """Where bodies of requests are kept (`memory`, `file`), and the bytes that they take there."""
+    upstream_connections: int = 0
+    """To the upstream that are in use, or being made."""
+    upstream_connections_limit: int = 0
     keys: Sequence[KeyLevel] = ()
     breakers: Sequence[BreakerLevel] = ()
     store_up: bool = True

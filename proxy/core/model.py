@@ -4,7 +4,7 @@ Durations and instants are integers in microseconds throughout (`Micros`), so th
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from hmac import compare_digest
@@ -168,6 +168,12 @@ class Pool:
         """The key of that name."""
         return next((key for key in self.keys if key.name == name), None)
 
+    def lowered(self, limit: int, requests: int) -> "Pool":
+        """The pool with another size of one limit."""
+        limits = [*self.limits]
+        limits[limit] = replace(limits[limit], requests=requests)
+        return replace(self, limits=tuple(limits))
+
     def limits_on(self, method: str, path: str | None) -> tuple[int, ...]:
         """Which limits a request falls under, as indices into `limits`.
 
@@ -227,6 +233,8 @@ class Client:
     weight: int = 1
     urgency: int = 3
     max_waiting: int | None = None
+    max_in_flight: int | None = None
+    """Its requests at the upstream at once; `None`: as many as there are connections."""
     rate: tuple[int, Micros] | None = None
     allow: tuple[Rule, ...] | None = None
     pin: bool = False

@@ -19,7 +19,8 @@ FIRST_WORD: Micros = SECOND // 2
 class Deadlines:
     """The deadlines of those who wait in one room.
 
-    `refuse` takes somebody out of its lane and tells it why; `freed` is called behind that.
+    `refuse` takes somebody out of its lane and tells it why; `freed` is called behind that. `for_a_place` says why
+    somebody has waited for a place in flight, if it has, and not for a token.
     """
 
     def __init__(
@@ -28,11 +29,13 @@ class Deadlines:
         returns: Returns,
         refuse: Callable[[Waiter, TooMany], None],
         freed: Callable[[], None],
+        for_a_place: Callable[[Waiter], TooMany | None] = lambda _: None,
     ) -> None:
         self._clock = clock
         self._returns = returns
         self._refuse = refuse
         self._freed = freed
+        self._for_a_place = for_a_place
         self._untold = False
         """Whether the store is lost."""
         self._heard: Micros = 0
@@ -52,9 +55,10 @@ class Deadlines:
         for waiter in self._to_judge(queue, now):
             position = queue.position(waiter)
             turn = queue.turns.at(position)
-            if turn != 0:  # told that it is now, it was to be served: there were more than are dealt at a time
+            told_now = turn == 0 and position < queue.asked
+            if not told_now:  # else it was to be served: there were more than are dealt at a time
                 queue.fresh.pop(waiter, None)
-            if turn is not None and now + turn > waiter.ticket.deadline:
+            if turn is not None and now + turn > waiter.ticket.deadline and position < queue.asked:
                 told = queue.turns.at(position + refused) or turn
                 told = self._returns.tell(waiter, queue, now, told, together=alone)
                 self._refuse(waiter, too_late(told))
@@ -63,6 +67,13 @@ class Deadlines:
                 self._hold(waiter, now)
         if refused:
             self._freed()
+
+    def pass_over(self, queues: Iterable[Queue], now: Micros) -> None:
+        """Nothing was asked for in these: who waits there waits for a place, until its deadline."""
+        for queue in queues:
+            for waiter in [one for one in queue.fresh if one.asked and not one.future.done()]:
+                del queue.fresh[waiter]
+                self._hold(waiter, now)
 
     def heard(self, now: Micros) -> None:
         """The store has answered."""
@@ -102,5 +113,6 @@ class Deadlines:
         turn = queue.turns.at(queue.position(waiter))
         left = max(0, (turn if turn is not None else SECOND) - (self._clock() - queue.told))
         silent = self._untold or self._heard < waiter.arrived
-        self._refuse(waiter, no_word() if silent else too_late(left))
+        refusal = self._for_a_place(waiter) or (no_word() if silent else too_late(left))
+        self._refuse(waiter, refusal)
         self._freed()

@@ -4,15 +4,17 @@ from collections.abc import Iterable
 
 from proxy.core.model import Micros
 from proxy.core.recent import Recent
+from proxy.dispatch.capacity import Portions
 from proxy.dispatch.lease import Ending, Lease
 
 
 class Holdings:
-    """What a room has handed out."""
+    """What a room has handed out; each lease takes a place in flight."""
 
-    def __init__(self) -> None:
-        self.out: set[Lease] = set()
-        """In somebody's hands."""
+    def __init__(self, places: Portions) -> None:
+        self.out: dict[Lease, tuple[str, Micros]] = {}
+        """In somebody's hands: the client, and when it got it."""
+        self._places = places
         self.unsettled: set[Lease] = set()
         """Of which is not known how they end."""
         self.granted = Recent()
@@ -21,9 +23,15 @@ class Holdings:
 
     def handed(self, lease: Lease, client: str, now: Micros) -> None:
         """Somebody has got a lease."""
-        self.out.add(lease)
+        self.out[lease] = client, now
+        self._places.handed(client, now)
         self.unsettled.add(lease)
         self.granted.add(client, now)
+
+    def ended(self, lease: Lease, now: Micros) -> None:
+        """The exchange that a lease was for is over."""
+        if (handed := self.out.pop(lease, None)) is not None:
+            self._places.ended(*handed, now)
 
     def settled(self, ending: Ending) -> None:
         """It is known how a lease ended."""

@@ -1,12 +1,13 @@
 """One lane's requests in order: by urgency, then by arrival; what comes back stands first (law 5)."""
 
 import asyncio
+import sys
 from bisect import bisect_left, insort
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from proxy.core.exchange import Demand, Lane, Turns
+from proxy.core.exchange import Lane, Turns
 from proxy.core.model import Micros
 from proxy.core.promises import Crowd
 from proxy.dispatch.lease import Lease
@@ -51,6 +52,10 @@ class Queue:
     told: Micros = 0
     """When `turns` were told."""
     reviewed: Micros = 0
+    asked: int = sys.maxsize
+    """For how many of them the store was asked last."""
+    starved: bool = False
+    """Whether it granted fewer."""
     crowd: Crowd = field(default_factory=Crowd)
 
     def add(self, waiter: Waiter) -> None:
@@ -152,16 +157,6 @@ class Lanes:
         self._count(queue.lane.client, -1)
         if not queue.waiters:
             del self.busy[queue.lane]
-
-    def demands(self, may_be_served: Callable[[Lane], bool]) -> tuple[Demand, ...]:
-        """How many wait in each of those lanes that may be served."""
-        return tuple(
-            [
-                Demand(lane, self.weights[lane.client], len(queue.waiters))
-                for lane, queue in self.busy.items()
-                if may_be_served(lane)
-            ]
-        )
 
     def introduce(self) -> list[Waiter]:
         """The store is told of all who wait; returns of whom for the first time."""

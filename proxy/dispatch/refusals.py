@@ -34,6 +34,26 @@ def queue_full(client: str, waiting: int, turn: Micros) -> TooMany:
     )
 
 
+def too_many_in_flight(client: str, most: int, wait: Micros) -> TooMany:
+    """The client had as many requests in flight as it may until the deadline; one of them is expected to end then."""
+    return TooMany(
+        f"{most} requests of {client} are in flight, as many as its `max_in_flight` allows, and none ended before this "
+        "one's deadline. Read their answers to the end, send fewer at once, or come back later.",
+        reason="max_in_flight",
+        retry_after=whole_seconds(wait),
+    )
+
+
+def no_connection(most: int, wait: Micros) -> TooMany:
+    """All connections to the upstream were in use until the deadline; one is expected to be free then."""
+    return TooMany(
+        f"All {most} connections of this proxy to the upstream (`upstream.max_connections`) are in use, and none was "
+        "free for this request before its deadline. Come back later.",
+        reason="max_connections",
+        retry_after=whole_seconds(wait),
+    )
+
+
 def whole_seconds(delay: Micros) -> int:
     """Seconds for `Retry-After`: whole, rounded up, at least one (RFC 9110, section 10.2.3)."""
     return max(1, -(-delay // SECOND))

@@ -11,7 +11,7 @@ is plenty needs none. Between reading and writing this module's state nothing is
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -22,6 +22,7 @@ from proxy.core.health import Health
 from proxy.core.looks import LaneLook
 from proxy.core.model import SECOND, Client, Key, Limit, Micros, Pool, Secret
 from proxy.dispatch.alarm import Alarm
+from proxy.dispatch.capacity import Capacity, Portions
 from proxy.dispatch.deadlines import Deadlines
 from proxy.dispatch.doors import check, check_early, surplus
 from proxy.dispatch.holdings import Holdings
@@ -46,7 +47,7 @@ RETRY_LOST: Micros = SECOND // 2
 
 
 class Dispatch:
-    """The waiting room of one pool in this replica."""
+    """The waiting room of one pool in this replica; all rooms of a process share one `capacity`."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Dispatch:
         max_waiting: int,
         clock: Callable[[], Micros],
         observer: Observer,
+        capacity: Capacity | None = None,
     ) -> None:
         self.pool = pool
         self._edition = 0
@@ -74,12 +76,14 @@ class Dispatch:
         self._rides = Rides(pool)
         self.health = Health(pool, clock())
         self._keys = Keys(pool, self.health)
-        self._holdings = Holdings()
+        self._alarm = Alarm()
+        self._portions = Portions(capacity or Capacity(), self._lanes, self._alarm.ring, clock)
+        self._holdings = Holdings(self._portions)
         self.granted = self._holdings.granted
         self._closed = False
-        self._alarm = Alarm()
         self._returns = Returns(self._lanes, self._keys, store)
-        self._deadlines = Deadlines(clock, self._returns, self._refuse, lambda: self._alarm.within(FLUSH))
+        flush = partial(self._alarm.within, FLUSH)
+        self._deadlines = Deadlines(clock, self._returns, self._refuse, flush, self._portions.refusal)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Life
@@ -168,10 +172,8 @@ class Dispatch:
 
     def lower(self, limit: int, requests: int) -> None:
         """Take a limit for smaller than it is configured; never for larger (law 9)."""
-        limits = list(self.pool.limits)
-        if requests < limits[limit].requests:
-            limits[limit] = replace(limits[limit], requests=requests)
-            self.pool = replace(self.pool, limits=tuple(limits))
+        if requests < self.pool.limits[limit].requests:
+            self.pool = self.pool.lowered(limit, requests)
             self._keys.adopt(self.pool)
             self._store.adopt(self._keys.serving)
 
@@ -246,7 +248,7 @@ class Dispatch:
 
     def at_once(self, ticket: Ticket) -> Lease | None:
         """A lease for who need not wait, since nobody does and there is plenty, or `None`; raises what `lease` does."""
-        if self._lanes.total:
+        if self._lanes.total or not self._portions.admits(ticket.client):
             return None
         now = self.clock()
         ticket = self._admitted(ticket, now, front=False)
@@ -276,9 +278,8 @@ class Dispatch:
         """The caller went away: free its place, or give back the lease that it got in the same tick."""
         if waiter.future.done() and not waiter.future.cancelled():
             if not waiter.future.exception():
-                lease = waiter.future.result()
-                lease.unsent()
-                self.ended(lease)
+                with waiter.future.result() as lease:
+                    lease.unsent()
             return
         self._lanes.remove(waiter)
         self._alarm.within(FLUSH)
@@ -302,7 +303,7 @@ class Dispatch:
 
     def ended(self, lease: Lease) -> None:
         """The exchange that a lease was for is over."""
-        self._holdings.out.discard(lease)
+        self._holdings.ended(lease, self.clock())
 
     # The exchange
 
@@ -316,10 +317,12 @@ class Dispatch:
         self._holdings.give_up(asked)
         ended = self._holdings.to_tell()
         newcomers = self._lanes.introduce()
-        demands, edition, pool = self._lanes.demands(self._may_be_served), self._edition, self.pool
+        demands, edition, pool = self._portions.demands(self._may_be_served), self._edition, self.pool
         try:
             answer = await self._store.exchange(tuple([one.settlement(asked, pool) for one in ended]), demands)
+            self._portions.told(answer.grants)
         except BaseException as problem:
+            self._portions.told(())
             self._holdings.not_told(ended)
             if not isinstance(problem, StoreLost):
                 raise
@@ -329,6 +332,7 @@ class Dispatch:
         if edition == self._edition:
             self._apply(answer, asked)
             self._turn_away(newcomers)
+            self._portions.go_on()
         else:
             self._hand_back(answer, pool)
 
@@ -368,6 +372,7 @@ class Dispatch:
             queue = self._lanes.queue(lane)
             queue.turns, queue.told = turns, now
             self._deadlines.judge(queue, now)
+        self._deadlines.pass_over(self._portions.left_out(), now)
         if answer.again is not None and self._has_to_say:
             self._alarm.within(answer.again)
         elif self._holdings.unsettled:

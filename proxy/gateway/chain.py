@@ -23,7 +23,7 @@ from proxy.bodies import Bodies, BodySettings
 from proxy.core.breaker import BreakerView
 from proxy.core.errors import NoKey, Outage, Refusal, TooMany, UpstreamError
 from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered
-from proxy.core.http import Answer, Body, Fields, Request
+from proxy.core.http import Answer, Body, Fields, Request, Whole
 from proxy.core.lessons import Lessons
 from proxy.core.model import SECOND, Micros
 from proxy.core.retries import RetryBudget
@@ -189,6 +189,8 @@ class Gateway:
             if isinstance(outcome, Relay):
                 if outcome.turn:
                     outcome = await self._turn(desk, passage, outcome)
+                if isinstance(outcome.answer.body, Whole):
+                    passage.end_lease()  # nothing of it is at the upstream any more, however slowly its caller reads
                 return self._dress(desk, passage, outcome)
             passage.end_lease()
             await self._back(desk, passage, outcome)
@@ -230,7 +232,9 @@ class Gateway:
             if desk.throttles.closed and not self._throttling.enter(desk, passage):
                 raise OnTrial  # noqa: TRY301  # settled below, as what `trouble` raises
             self._trouble.enter(desk, passage)
-            heard = await self._sender.send(lease, request, body, journal, passage.sending, fresh=passage.stale)
+            heard = await self._sender.send(
+                lease, request, body, journal, passage.sending, fresh=passage.stale, deadline=passage.ticket.deadline
+            )
         except (Outage, OnTrial):
             lease.unsent()
             raise

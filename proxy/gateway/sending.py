@@ -1,12 +1,19 @@
-"""One transmission under one lease (law 10), and what its answer says."""
+"""One transmission under one lease (law 10), and what its answer says.
 
+More leases than there are free connections are out now and then (several rooms, the proxy's own requests): then a
+request waits for one while its lease is fresh, and goes back to its lane behind that. That is waiting, no failure.
+"""
+
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from proxy.core.events import Journal, UpstreamAnswered
+from proxy.core.causes import Causes
+from proxy.core.errors import UpstreamError
+from proxy.core.events import Journal, LocalTroubleMet, UpstreamAnswered
 from proxy.core.http import Answer, Body, Fields, Request, Whole
-from proxy.core.model import Secret
+from proxy.core.model import SECOND, Micros, Secret
 from proxy.core.signals import SPEAKING, Signals, read
 from proxy.core.values import value_object
 from proxy.dispatch import Lease
@@ -34,6 +41,13 @@ class Upstream(Protocol):
 
     async def connect(self, *, fresh: bool = False) -> Wire:
         """A connection, kept alive or new; if `fresh`, new."""
+
+    @property
+    def full(self) -> bool:
+        """Whether `free` has to be awaited before a connection is taken."""
+
+    async def free(self) -> None:
+        """Wait until a connection may be taken; that has to be done before anything else is awaited."""
 
 
 class Late(Exception):
@@ -66,6 +80,7 @@ class Sender:
     def __init__(self, upstream: Upstream, means: Means) -> None:
         self._upstream = upstream
         self._means = means
+        self._causes = Causes()
 
     async def send(
         self,
@@ -76,15 +91,18 @@ class Sender:
         sending: Callable[[], None] = lambda: None,
         *,
         fresh: bool = False,
+        deadline: Micros | None = None,
     ) -> Heard:
         """Transmit once; `sending` is called just before. The lease is settled here only when nothing was sent.
 
-        `fresh`: over a new connection.
+        `fresh`: over a new connection. `deadline`: how long a free connection is waited for, if its lease lasts.
 
         Raises:
             Late: the lease was not fresh any more.
             UpstreamError: there is no answer, or only a part of one.
         """
+        if self._upstream.full:
+            await self._wait(lease, journal, deadline)
         means, code = self._means, 0
         began = means.clock()
         journal.attempts += 1
@@ -107,6 +125,9 @@ class Sender:
             sending()
             answer = await wire.send(request, lease.key.secret, lease.pool.fields, body=body, on_written=lease.written)
             code = answer.status
+        except UpstreamError as error:
+            self._tell(error)
+            raise
         finally:
             journal.upstream += means.clock() - began
             journal.recording.tried(code)
@@ -115,3 +136,28 @@ class Sender:
             answer, said = await peek(answer)
         means.observer.observe(UpstreamAnswered(lease.pool.name, lease.key.name, answer.status))
         return Heard(answer, read(answer.status, answer.fields, wall, said))
+
+    async def _wait(self, lease: Lease, journal: Journal, deadline: Micros | None) -> None:
+        """Wait for a free connection.
+
+        Raises:
+            Late: there was none while the lease was fresh, and before the deadline.
+        """
+        began = self._means.clock()
+        last = lease.use_by if deadline is None else min(lease.use_by, deadline)
+        try:
+            async with asyncio.timeout(max(0, last - began) / SECOND):
+                await self._upstream.free()
+        except BaseException as error:
+            lease.unsent()
+            if isinstance(error, TimeoutError):
+                raise Late from None
+            raise
+        finally:
+            journal.queued += self._means.clock() - began
+
+    def _tell(self, error: UpstreamError) -> None:
+        """Count a trouble of this machine, and have each told once."""
+        if error.cause is not None:
+            news = self._causes.news(("local", error.cause), self._means.clock())
+            self._means.observer.observe(LocalTroubleMet(error.cause, error.message, news))

@@ -166,7 +166,8 @@ class Trouble:
             lease.unsent()
         if isinstance(error, Broken) and error.stale and self._at_once(passage):
             return Again("broken")
-        self._count(desk, passage, Failure(error.name, "route" if error.written else "way"))
+        if not error.local:
+            self._count(desk, passage, Failure(error.name, "route" if error.written else "way"))
         rest = self._pause(passage, 0) if _may_go_again(passage, error) else None
         if rest is None:
             raise error

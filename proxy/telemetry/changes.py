@@ -14,6 +14,7 @@ from proxy.core.events import (
     KeyChanged,
     KeySwitched,
     LimitLowered,
+    LocalTroubleMet,
     Reloaded,
     Retried,
     SignalsIgnored,
@@ -90,6 +91,9 @@ def _upstream(event: Event) -> Line | None:
         case UpstreamThrottled(pool, key, quota, kind, wait, limit, news=True):
             values = {"pool": pool, "key": key, "quota": quota, "kind": kind, "limit": limit}
             return Line("warning", _THROTTLED[kind], {**values, "wait_seconds": wait / SECOND})
+        case LocalTroubleMet(cause, message, news=True):
+            text = "this machine could not make a connection, which says nothing about the upstream"
+            return Line("error", text, {"cause": cause, "problem": message})
         case LimitLowered(pool, limit, configured, lower):
             text = "the upstream's limit is lower than configured, and taken so: change the setting"
             values = {"setting": f"pools.{pool}.limits", "limit": limit}

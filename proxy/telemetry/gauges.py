@@ -59,6 +59,18 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
         [((where,), number) for where, number in levels.bodies],
     )
     yield _gauge(
+        "upstream_connections",
+        "Connections to the upstream that are in use, or being made.",
+        (),
+        [((), levels.upstream_connections)],
+    )
+    yield _gauge(
+        "upstream_connections_limit",
+        "Connections to the upstream that may be in use at once: then requests wait for one.",
+        (),
+        [((), levels.upstream_connections_limit)],
+    )
+    yield _gauge(
         "store_up", "1 while the store of the shared limits answers, else 0.", (), [((), int(levels.store_up))]
     )
     yield _counter(

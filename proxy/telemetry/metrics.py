@@ -6,6 +6,7 @@ from itertools import product
 from typing import get_args
 
 from proxy import __version__
+from proxy.core.errors import LocalCause
 from proxy.core.events import (
     AttemptFailed,
     ConnectionEnded,
@@ -15,6 +16,7 @@ from proxy.core.events import (
     Joined,
     Journal,
     Levels,
+    LocalTroubleMet,
     Reloaded,
     Retried,
     SignalsIgnored,
@@ -76,8 +78,9 @@ class Metrics:
         )
         self.refused = self._counter(
             "refused",
-            "Requests that the proxy answered itself, and why: deadline (the turn would come too late), queue_full, "
-            "client_rate, no_key, store_lost, draining, unauthenticated, forbidden and others.",
+            "Requests that the proxy answered itself, and why: deadline (the turn would come too late), max_in_flight, "
+            "max_connections (no place in flight before the deadline), queue_full, client_rate, no_key, store_lost, "
+            "draining, unauthenticated, forbidden and others.",
             ("pool", "client", "reason"),
         )
         self.retries = self._counter(
@@ -135,6 +138,14 @@ class Metrics:
             ("pool", "quota"),
         )
 
+        self.local = self._counter(
+            "local_troubles",
+            "Tries that failed by a trouble of this machine, which says nothing about the upstream: no descriptors, "
+            "ports, memory or threads left, a connection that is forbidden, no network, a resolver that fails.",
+            ("cause",),
+        )
+        for cause in get_args(LocalCause):
+            self.local.expect((cause,))
         self.ignored = self._counter(
             "upstream_ignored",
             "Values in the upstream's answers that say something about limits, malformed or absurd, by their header.",
@@ -211,6 +222,8 @@ class Metrics:
                 self.joined.add((pool, client))
             case Retried(pool, reason):
                 self.retries.add((pool, reason))
+            case LocalTroubleMet(cause):
+                self.local.add((cause,))
             case _:
                 self._door_or_process(event)
 

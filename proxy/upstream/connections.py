@@ -1,8 +1,13 @@
-"""Connections to the upstream, kept alive in a pool: who opens, lends out and closes them."""
+"""Connections to the upstream, kept alive in a pool: who opens, lends out and closes them.
+
+So many of them may be in use at once. Waiting for one is waiting, and no failure of the upstream's; nor is a trouble of
+this machine. A connection is not used any more when it is old, so that a name that leads elsewhere by now is followed.
+"""
 
 import asyncio
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import metadata
@@ -17,17 +22,18 @@ from aiohttp.connector import Connection
 from aiohttp.http import HttpRequestParser, HttpResponseParser
 from yarl import URL
 
-from proxy.core.errors import StartError, Unreachable
+from proxy.core.errors import LocalTrouble, StartError, Unreachable
 from proxy.core.model import SECOND, Micros
 from proxy.core.references import OwnReferences
+from proxy.keepalive import tcp_socket
 from proxy.oserrors import words
 from proxy.tasks import finish, spawn
 from proxy.upstream.head import HeadWriter
-from proxy.upstream.protocol import Protocol
+from proxy.upstream.local import WHAT, local_cause
+from proxy.upstream.protocol import KEPT_ALIVE, Protocol
+from proxy.upstream.slots import Slots
 from proxy.upstream.wire import Wire
 
-_KEPT_ALIVE = 15.0
-"""Seconds for which an idle connection is kept: fewer than servers wait, which so seldom close it under a request."""
 _AIOHTTP = ((3, 14, 5), (3, 15))
 """The versions of aiohttp whose insides this room knows: from, and below."""
 
@@ -41,6 +47,7 @@ class UpstreamSettings:
     connect_timeout: Micros = 5 * SECOND
     response_timeout: Micros = 310 * SECOND
     max_connections: int = 256
+    max_connection_age: Micros = 300 * SECOND
     key_header: str = "X-Api-Key"
 
 
@@ -56,6 +63,7 @@ class Upstream:
         self._origin = url.origin()
         self._head = HeadWriter(self.authority, settings.key_header)
         self._references = OwnReferences(settings.url)
+        self._slots = Slots(settings.max_connections, lambda: self.in_use)
         self._take_times(settings)
         self._uploads: set[asyncio.Task[Any]] = set()
         self._connector: _Connector | None = None
@@ -68,6 +76,7 @@ class Upstream:
             connect=settings.connect_timeout / SECOND, ceil_threshold=settings.connect_timeout / SECOND + 1
         )
         self._response_timeout = settings.response_timeout / SECOND
+        self._max_age = settings.max_connection_age / SECOND
 
     def adopt(self, settings: UpstreamSettings, trust: ssl.SSLContext | None) -> None:
         """Take other times from the next connection on, and other certificates if `trust` is given.
@@ -75,14 +84,17 @@ class Upstream:
         Then no connection that was made by the old ones is used for another request; what is under way on it goes on.
         """
         self._take_times(settings)
-        if trust is None or self._connector is None:
+        if self._connector is None:
+            return
+        self._connector.max_age = self._max_age
+        if trust is None:
             return
         self._connector.retire()
         retired = [*self._retired, self._connector]
-        self._connector = _Connector(trust, self._settings.max_connections)
-        self._retired = [connector for connector in retired if connector.busy]
+        self._connector = self._made(trust)
+        self._retired = [connector for connector in retired if connector.in_use]
         for connector in retired:
-            if not connector.busy:
+            if not connector.in_use:
                 spawn(_close(connector), name="close connections", owner=self._uploads)
 
     async def open(self) -> None:
@@ -92,14 +104,37 @@ class Upstream:
             StartError: the certificates cannot be read, or aiohttp is not the one that this room was written for.
         """
         check_aiohttp()
-        self._connector = _Connector(self._trust or trust_of(self._settings.ca), self._settings.max_connections)
+        self._connector = self._made(self._trust or trust_of(self._settings.ca))
         self._template = _Template("GET", self._origin, loop=asyncio.get_running_loop())
+
+    def _made(self, trust: ssl.SSLContext) -> "_Connector":
+        return _Connector(trust, self._max_age, self._slots.freed)
 
     async def close(self) -> None:
         """Close every connection, also those in use, and wait until they are closed."""
         await finish(self._uploads)
         for connector in (*self._retired, *filter(None, [self._connector])):
             await _close(connector)
+        self._slots.freed()
+
+    @property
+    def limit(self) -> int:
+        """Connections that may be in use at once."""
+        return self._slots.most
+
+    @property
+    def in_use(self) -> int:
+        """Connections that are in use, or being made."""
+        return sum([connector.in_use for connector in (*self._retired, *filter(None, [self._connector]))])
+
+    @property
+    def full(self) -> bool:
+        """Whether `free` has to be awaited before a connection is taken."""
+        return self._slots.full
+
+    async def free(self) -> None:
+        """Wait until a connection may be taken; that has to be done before anything else is awaited."""
+        await self._slots.wait()
 
     def at_hand(self) -> Wire | None:
         """A connection that was kept alive and is fit for a request, if there is one."""
@@ -111,11 +146,12 @@ class Upstream:
         return Wire(connection, self._head, self._references, self._response_timeout, self._uploads, kept=kept)
 
     async def connect(self, *, fresh: bool = False) -> Wire:
-        """A kept-alive or a new connection, within `connect_timeout` for all: a free place, DNS, TCP and TLS.
+        """A kept-alive or a new connection, within `connect_timeout` for DNS, TCP and TLS; not while it is `full`.
 
         `fresh`: a new one, since one that was kept turned out dead; the others that are idle are let go, too.
 
         Raises:
+            LocalTrouble: this machine cannot make one.
             Unreachable: there is none; not `transient` when the upstream's certificate is refused.
         """
         assert self._connector is not None
@@ -130,14 +166,17 @@ class Upstream:
     async def _connect(self, connector: "_Connector") -> Connection:
         try:
             return await connector.connect(self._template, [], self._timeout)
-        except BaseException as error:
-            connector.wake_next()
-            if isinstance(error, aiohttp.ClientError | OSError):
-                raise self._unreachable(error) from error
-            raise
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise self._unreachable(error, looking_up=connector.looking_up) from error
 
-    def _unreachable(self, error: Exception) -> Unreachable:
+    def _unreachable(self, error: Exception, *, looking_up: bool) -> Unreachable:
         name = self.authority
+        late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientConnectorError)
+        cause = "resolver" if late and looking_up else local_cause(error)
+        if cause is not None:
+            lookup = "dns_timeout" if late else "dns_error"
+            kind = lookup if cause == "resolver" else ""
+            return LocalTrouble(f"This machine {WHAT[cause].format(name=name)}.", cause=cause, proxy_error=kind)
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             reason = getattr(error.certificate_error, "verify_message", "").rstrip(".") or "it cannot be verified"
             return Unreachable(
@@ -146,8 +185,8 @@ class Upstream:
                 proxy_error="tls_certificate_error",
             )
         if isinstance(error, TimeoutError):
-            late = f"No connection to {name} within {self._timeout.connect:g} s. Try again later."
-            return Unreachable(late, proxy_error="connection_timeout")
+            message = f"No connection to {name} within {self._timeout.connect:g} s. Try again later."
+            return Unreachable(message, proxy_error="connection_timeout")
         return Unreachable(f"No connection to {name}: {_reason(error)}. Try again later.", proxy_error=_kind(error))
 
 
@@ -176,20 +215,23 @@ class _Template(ClientRequest):
 
 
 class _Connector(aiohttp.TCPConnector):
-    """aiohttp's pool, with our protocol in it."""
+    """aiohttp's pool, with our protocol in it; `freed` is called when a connection is not in use any more."""
 
-    def __init__(self, context: ssl.SSLContext, limit: int) -> None:
-        super().__init__(limit=limit, ssl=context, keepalive_timeout=_KEPT_ALIVE)
+    def __init__(self, context: ssl.SSLContext, max_age: float, freed: Callable[[], None]) -> None:
+        super().__init__(limit=0, ssl=context, keepalive_timeout=KEPT_ALIVE, socket_factory=tcp_socket)
+        self.max_age = max_age
+        self._freed = freed
         self._factory = cast("partial[ResponseHandler]", partial(Protocol, loop=self._loop))
 
     def reuse(self, key: ConnectionKey) -> Connection | None:
         """A kept-alive connection, if there is one: what `connect` begins with, without its coroutines."""
         idle = self._conns.get(key)
-        oldest = monotonic() - _KEPT_ALIVE
+        now = monotonic()
         connection = None
         while idle and connection is None:
             protocol, since = idle.popleft()
-            if since >= oldest and protocol.is_connected():
+            assert isinstance(protocol, Protocol)
+            if protocol.is_connected() and protocol.lasts(now, since, self.max_age):
                 self._acquired.add(protocol)
                 connection = _fit(Connection(self, key, protocol, self._loop))
             else:
@@ -199,9 +241,18 @@ class _Connector(aiohttp.TCPConnector):
         return connection
 
     @property
-    def busy(self) -> bool:
-        """Whether anybody uses a connection of it, or waits for one."""
-        return bool(self._acquired or self._waiters)
+    def in_use(self) -> int:
+        """Connections that are lent out, or being made."""
+        return len(self._acquired)
+
+    @property
+    def looking_up(self) -> bool:
+        """Whether a look-up of the upstream's name has begun and not ended."""
+        return bool(self._throttle_dns_futures)
+
+    def _release_acquired(self, key: ConnectionKey, proto: ResponseHandler) -> None:
+        super()._release_acquired(key, proto)
+        self._freed()
 
     def retire(self) -> None:
         """Close idle connections now, and the others when they are given back."""
@@ -214,14 +265,6 @@ class _Connector(aiohttp.TCPConnector):
             for protocol, _ in idle:
                 protocol.close()
         self._conns.clear()
-
-    def wake_next(self) -> None:
-        """Tell somebody who waits for a place that there may be one.
-
-        The connector tells one waiter about each free place; when that one is cancelled in the same moment, its news
-        would be lost and the others would wait for the next.
-        """
-        self._release_waiter()
 
 
 def _fit(connection: Connection) -> Connection | None:

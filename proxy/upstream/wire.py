@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.connector import Connection
-from aiohttp.hdrs import CONTENT_LENGTH, TRANSFER_ENCODING
+from aiohttp.hdrs import CONTENT_LENGTH, KEEP_ALIVE, TRANSFER_ENCODING
 from aiohttp.http import HttpProcessingError, HttpVersion10, HttpVersion11, RawResponseMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
@@ -23,6 +23,7 @@ from proxy.core.references import OwnReferences
 from proxy.tasks import spawn
 from proxy.upstream.answers import LOST, Stream
 from proxy.upstream.head import HeadWriter
+from proxy.upstream.local import local_cause
 from proxy.upstream.protocol import Protocol
 from proxy.upstream.upload import Upload
 
@@ -153,6 +154,8 @@ class Wire:
             self._upload.answered = True
         headers = message.headers
         self._protocol.chunked = message.chunked
+        if KEEP_ALIVE in headers:
+            self._protocol.keep(headers[KEEP_ALIVE])
         if TRANSFER_ENCODING in headers and (
             message.version == HttpVersion10 or _strangely_coded(headers.getall(TRANSFER_ENCODING))
         ):
@@ -197,7 +200,8 @@ class Wire:
         if isinstance(error, HttpProcessingError):
             return Broken(_NOT_HTTP, proxy_error="http_protocol_error")
         broke = "The connection to the upstream broke before it answered. Whether it acted is unknown."
-        return Broken(broke, stale=self._kept and monotonic() - self._began < _STALE)
+        stale = self._kept and monotonic() - self._began < _STALE
+        return Broken(broke, stale=stale, cause=local_cause(error))
 
     async def close(self) -> None:
         """Close the connection, and see the upload to its end, so that its body may be read by somebody else."""

@@ -69,7 +69,7 @@ def test_the_example_shows_every_setting(tmp_path: Path) -> None:
     """Commented out with its default; put into effect it is a configuration."""
     text = uncommented()
     shown = written(yaml.safe_load(text))
-    caller = {f"anonymous.{name}" for name in ("pool", "urgency", "max_waiting", "allow", "pin")}
+    caller = {f"anonymous.{name}" for name in ("pool", "urgency", "max_waiting", "max_in_flight", "allow", "pin")}
     rate = {"anonymous.rate.requests", "anonymous.rate.window"}
     assert settings(Document) - shown == caller | rate
     assert shown <= settings(Document)

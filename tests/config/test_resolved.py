@@ -56,6 +56,7 @@ def test_a_client_of_the_model_has_what_it_may_do(tmp_path: Path) -> None:
             weight: 5
             urgency: 1
             max_waiting: 7
+            max_in_flight: 9
             rate: {requests: 600, window: 1m}
             allow: ["GET /**"]
             pin: true
@@ -68,12 +69,13 @@ def test_a_client_of_the_model_has_what_it_may_do(tmp_path: Path) -> None:
         weight=5,
         urgency=1,
         max_waiting=7,
+        max_in_flight=9,
         rate=(600, 60 * SECOND),
         allow=(Rule.parse("GET /**"),),
         pin=True,
         digests=(Secret("t").digest(), "ab" * 32),
     )
-    assert short == Client("short", digests=(Secret("s").digest(),))
+    assert short == Client("short", max_in_flight=128, digests=(Secret("s").digest(),))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_anonymous_callers_have_a_name_and_rights(tmp_path: Path) -> None:
         'anonymous: {name: "${SERVICE}", weight: 3, rate: {requests: 1, window: 1s}}',
         KEYS | {"SERVICE": "shop"},
     )
-    assert config.anonymous_client() == Client("shop", weight=3, rate=(1, SECOND))
+    assert config.anonymous_client() == Client("shop", weight=3, rate=(1, SECOND), max_in_flight=128)
 
 
 def test_a_client_of_the_model_has_what_proves_it(tmp_path: Path) -> None:

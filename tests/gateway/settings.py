@@ -91,9 +91,15 @@ class FakeUpstream:
     """What is answered to a key and a request when the script is at its end; `None`: 200."""
     arrived: list[tuple[str, str, bytes]] = field(default_factory=list)
     """Key, method and target of each request that went out."""
+    full: bool = False
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a connection is free again."""
 
     def at_hand(self) -> None:
         """Every connection is asked for."""
+
+    async def free(self) -> None:
+        await self.freed.wait()
 
     async def connect(self, *, fresh: bool = False) -> "FakeUpstream":
         self.fresh += fresh

@@ -185,6 +185,11 @@ class Way:
     def at_hand(self) -> None:
         """Every connection is asked for."""
 
+    full = False
+
+    async def free(self) -> None:
+        """There is always a free connection."""
+
     async def connect(self, *, fresh: bool = False) -> "Way":
         """A connection, which takes a moment when it is new."""
         random = self._api.random

@@ -18,6 +18,7 @@ from proxy.core.events import (
     KeyChanged,
     KeySwitched,
     LimitLowered,
+    LocalTroubleMet,
     MonthTold,
     Reloaded,
     Retried,
@@ -55,6 +56,7 @@ CHANGES: list[tuple[Event, str, str]] = [
     (ThrottledTogether("p", 3, SECOND), "error", "several keys at once"),
     (ThrottledTogether("p", 0, 0), "warning", "any more"),
     (LimitLowered("p", "60/60s", 60, 50), "warning", "change the setting"),
+    (LocalTroubleMet("ports", "This machine has no port left."), "error", "nothing about the upstream"),
     (BreakerMoved("p", Scope(), opened=True, wait=SECOND, cause="503"), "error", "out of order"),
     (BreakerMoved("p", Scope(), opened=False), "warning", "answers again"),
     (BreakerMoved("p", Scope("c"), opened=True, wait=SECOND, cause="503"), "warning", "for one client"),
@@ -73,6 +75,7 @@ DETAILS: list[Event] = [Retried("p", "late"), ForeignSpent("p", "q", 2), Signals
 COUNTED: list[Event] = [
     Journal(),
     UpstreamAnswered("p", "k", 200),
+    LocalTroubleMet("ports", "This machine has no port left.", news=False),
     UpstreamThrottled("p", "k", "q", "window", SECOND, news=False),
     Joined("p", "c"),
     Exchanged("p", 0.1, 1),

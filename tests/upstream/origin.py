@@ -78,6 +78,13 @@ def idle(upstream: Upstream) -> int:
     return sum(map(len, upstream._connector._conns.values()))
 
 
+def only_idle(upstream: Upstream) -> object:
+    """The one connection that is kept."""
+    assert upstream._connector is not None
+    ((protocol, _),) = [one for kept in upstream._connector._conns.values() for one in kept]
+    return protocol
+
+
 async def closed_by_peer(upstream: Upstream) -> None:
     """Wait until the connections that are kept have been closed by the other side."""
     assert upstream._connector is not None

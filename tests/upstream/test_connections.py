@@ -1,12 +1,15 @@
 import asyncio
+import errno
+import socket
 import ssl
 from pathlib import Path
 
 import pytest
 import trustme
 
-from proxy.core.errors import Broken, StartError, TimedOut, Unreachable
+from proxy.core.errors import Broken, LocalCause, LocalTrouble, StartError, TimedOut, Unreachable
 from proxy.core.model import MILLISECOND
+from proxy.keepalive import OPTIONS
 from proxy.tasks import spawn
 from proxy.upstream import Upstream, UpstreamSettings, trust_of
 from proxy.upstream.connections import check_aiohttp
@@ -18,6 +21,7 @@ from tests.upstream.origin import (
     closed_by_peer,
     idle,
     in_use,
+    only_idle,
     opened,
     origin,
     sent,
@@ -117,30 +121,116 @@ async def test_a_name_that_nobody_has() -> None:
 
 
 async def test_connecting_takes_no_longer_than_allowed() -> None:
-    """Waiting for a free connection counts as connecting."""
+    """A handshake that does not come to its end is given up."""
+
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
     async with (
-        origin(answering(OK)) as url,
-        opened(url, max_connections=1, connect_timeout=500 * MILLISECOND) as upstream,
+        origin(silent) as url,
+        opened(url.replace("http:", "https:"), connect_timeout=50 * MILLISECOND) as upstream,
     ):
-        wire = await upstream.connect()
-        with pytest.raises(Unreachable, match=r"within 0.5 s") as caught:
+        with pytest.raises(Unreachable, match=r"within 0.05 s") as caught:
             await upstream.connect()
         assert caught.value.transient
-        wire.put_back()
+        assert not caught.value.local
 
 
-async def test_places_are_passed_on() -> None:
-    """When a connection is free again the next in line gets it, also when the one before it left that very moment."""
+async def test_a_free_connection_is_waited_for() -> None:
+    """For as long as it takes: `connect_timeout` is for making one. The next in line gets it, whoever leaves."""
     async with origin(answering(OK, OK)) as url, opened(url, max_connections=1) as upstream:
+
+        async def patient() -> bytes:
+            await upstream.free()
+            return await whole(await sent(upstream))
+
+        assert (upstream.limit, upstream.full) == (1, False)
         wire = await upstream.connect()
+        assert (upstream.in_use, upstream.full) == (1, True)
         async with asyncio.TaskGroup() as group:
-            leaving = group.create_task(upstream.connect())
-            staying = group.create_task(sent(upstream))
-            await asyncio.sleep(0)
+            leaving, staying = group.create_task(patient()), group.create_task(patient())
             await asyncio.sleep(0)
             wire.put_back()
             leaving.cancel()
-            assert await whole(await staying) == b"ok"
+            assert await staying == b"ok"
+        assert not upstream.full
+
+
+async def test_an_old_connection_is_not_used_again() -> None:
+    """Also when other settings make it so; a name that leads elsewhere by now is followed."""
+    async with origin(answering(OK, OK)) as url, opened(url) as upstream:
+        for _ in range(2):
+            assert await whole(await sent(upstream)) == b"ok"
+        first = only_idle(upstream)
+        upstream.adopt(UpstreamSettings("", max_connection_age=0), None)
+        assert await whole(await sent(upstream)) == b"ok"
+        assert only_idle(upstream) is not first
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"), [(b"timeout=60", True), (b"max=9, Timeout = 1", False), (b"timeout=x, max", True)]
+)
+async def test_the_upstreams_keep_alive_is_honoured(told: bytes, kept: bool) -> None:
+    """A connection that the upstream is about to close is not used again."""
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nKeep-Alive: " + told + b"\r\n\r\nok"
+    async with origin(answering(answer, answer)) as url, opened(url) as upstream:
+        assert await whole(await sent(upstream)) == b"ok"
+        first = only_idle(upstream)
+        assert await whole(await sent(upstream)) == b"ok"
+        assert (only_idle(upstream) is first) == kept
+
+
+async def test_the_other_side_is_asked_whether_it_is_there() -> None:
+    """TCP keep-alive is on."""
+    async with origin(answering(OK)) as url, opened(url) as upstream:
+        wire = await upstream.connect()
+        assert wire._protocol.transport is not None
+        sock = wire._protocol.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert {option: sock.getsockopt(socket.IPPROTO_TCP, option) for option in OPTIONS} == OPTIONS
+        wire.put_back()
+
+
+TROUBLES = [
+    (OSError(errno.EMFILE, "Too many open files"), "descriptors"),
+    (OSError(errno.ENFILE, "Too many open files in system"), "descriptors"),
+    (OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"), "ports"),
+    (OSError(errno.ENOBUFS, "No buffer space available"), "memory"),
+    (PermissionError(errno.EPERM, "Operation not permitted"), "forbidden"),
+    (OSError(errno.ENETUNREACH, "Network is unreachable"), "network"),
+    (RuntimeError("can't start new thread"), "threads"),
+]
+
+
+@pytest.mark.parametrize(("problem", "cause"), TROUBLES, ids=[cause for _, cause in TROUBLES])
+async def test_a_trouble_of_this_machine_is_named(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception, cause: LocalCause
+) -> None:
+    """It is told with what to do, and marked as none of the upstream's."""
+
+    def fails(_: object) -> socket.socket:
+        raise problem
+
+    async with origin(answering(OK)) as url, opened(url) as upstream:
+        assert upstream._connector is not None
+        monkeypatch.setattr(upstream._connector, "_socket_factory", fails)
+        with pytest.raises(LocalTrouble, match=r"^This machine .* 127\.0\.0\.1:\d+.*: .*\.$") as caught:
+            await upstream.connect()
+        assert (caught.value.cause, caught.value.local, caught.value.written) == (cause, True, False)
+
+
+async def test_a_look_up_that_does_not_end_is_this_machines_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upstream has not been asked for anything yet."""
+
+    async def hangs(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    async with opened("http://somewhere.example", connect_timeout=50 * MILLISECOND) as upstream:
+        assert upstream._connector is not None
+        monkeypatch.setattr(upstream._connector._resolver, "resolve", hangs)
+        with pytest.raises(LocalTrouble, match=r"cannot look up the name of somewhere\.example") as caught:
+            await upstream.connect()
+        assert (caught.value.cause, caught.value.proxy_error) == ("resolver", "dns_timeout")
 
 
 async def test_a_caller_that_leaves_while_connecting_leaves_nothing() -> None:

@@ -67,6 +67,8 @@ class Sources:
     process: Callable[[], ProcessStatus]
     connections: Callable[[], int]
     """Open on the data listeners."""
+    upstream: Callable[[], tuple[int, int]]
+    """Connections to the upstream in use, and as many as there may be."""
     log_lines_dropped: Callable[[], int]
     breakers: Callable[[str], Sequence[BreakerView]]
     """Those that are open, by the name of the pool; the pool's own first."""
@@ -95,6 +97,7 @@ class Glance:
         stations, seen = await self._look()
         now = self._clock()
         rooms = [station.dispatch for station in stations]
+        in_use, limit = self._sources.upstream()
         buckets = [bucket_levels(room.pool, seen.get(room.pool.name, ())) for room in rooms]
         keys = [(room.pool.name, room.health.looks(now)) for room in rooms]
         return Levels(
@@ -103,6 +106,8 @@ class Glance:
             connections=self._sources.connections(),
             breakers=[level for room in rooms for level in self._breakers(room.pool.name)],
             bodies=self._sources.bodies(),
+            upstream_connections=in_use,
+            upstream_connections_limit=limit,
             store_up=not self._sources.history.lost,
             degraded=max((station.store.degraded for station in stations), default=0.0),
             log_lines_dropped=self._sources.log_lines_dropped(),

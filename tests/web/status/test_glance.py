@@ -59,6 +59,7 @@ class Place:
             lambda: clients,
             lambda: process,
             lambda: 7,
+            lambda: (3, 256),
             lambda: 5,
             lambda _: self.breakers,
             lambda: [("file", 9)],
