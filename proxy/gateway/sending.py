@@ -17,6 +17,7 @@ from proxy.core.model import SECOND, Micros, Secret
 from proxy.core.signals import SPEAKING, Signals, read
 from proxy.core.values import value_object
 from proxy.dispatch import Lease
+from proxy.dispatch.refusals import no_connection
 from proxy.gateway.desk import Means
 from proxy.gateway.peeking import BrokenOff, peek
 
@@ -41,6 +42,10 @@ class Upstream(Protocol):
 
     async def connect(self, *, fresh: bool = False) -> Wire:
         """A connection, kept alive or new; if `fresh`, new."""
+
+    @property
+    def limit(self) -> int:
+        """Connections that may be in use at once."""
 
     @property
     def full(self) -> bool:
@@ -99,6 +104,7 @@ class Sender:
 
         Raises:
             Late: the lease was not fresh any more.
+            TooMany: no connection was free before the deadline.
             UpstreamError: there is no answer, or only a part of one.
         """
         if self._upstream.full:
@@ -141,7 +147,8 @@ class Sender:
         """Wait for a free connection.
 
         Raises:
-            Late: there was none while the lease was fresh, and before the deadline.
+            Late: there was none while the lease was fresh.
+            TooMany: nor before the deadline.
         """
         began = self._means.clock()
         last = lease.use_by if deadline is None else min(lease.use_by, deadline)
@@ -150,9 +157,11 @@ class Sender:
                 await self._upstream.free()
         except BaseException as error:
             lease.unsent()
-            if isinstance(error, TimeoutError):
-                raise Late from None
-            raise
+            if not isinstance(error, TimeoutError):
+                raise
+            if deadline is not None and self._means.clock() >= deadline:
+                raise no_connection(self._upstream.limit, SECOND) from None
+            raise Late from None
         finally:
             journal.queued += self._means.clock() - began
 

@@ -1,8 +1,13 @@
 import os
+import resource
+from functools import partial
 from pathlib import Path
 
+import pytest
+
 from proxy import config
-from proxy.config.contents import NO_FILE, NOTHING, content_of, digest, key_files
+from proxy.config.contents import NO_FILE, NOTHING, check_descriptors, content_of, digest, key_files
+from proxy.core.errors import StartError
 from tests.process import KEYS, write
 
 
@@ -49,3 +54,18 @@ def test_loading_notes_what_it_read(tmp_path: Path) -> None:
     assert set(loaded.files.contents) == {path, keys, keys / "a", tmp_path / "b"} == set(loaded.watched_files())
     assert loaded.files.contents == {path: content_of(path) for path in loaded.watched_files()}
     assert "contents" not in repr(loaded.files)
+
+
+def test_without_descriptors_nobody_knows_what_stands_there(tmp_path: Path) -> None:
+    """That is not the same as nothing."""
+    (tmp_path / "a").write_text("x")
+    check_descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+    try:
+        for look in (partial(content_of, tmp_path / "a"), check_descriptors):
+            with pytest.raises(StartError, match="LimitNOFILE"):
+                look()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert content_of(tmp_path / "a") == digest(b"x")

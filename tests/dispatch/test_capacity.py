@@ -173,9 +173,7 @@ async def test_nobody_is_refused_at_once_for_want_of_a_place() -> None:
         await use(it, await holding)
 
 
-events = st.lists(
-    st.tuples(st.sampled_from("abc"), st.integers(0, 200), st.integers(0, 400)), min_size=1, max_size=60
-)
+events = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 200), st.integers(0, 400)), min_size=1, max_size=60)
 
 
 @settings(max_examples=50)

@@ -91,6 +91,7 @@ class FakeUpstream:
     """What is answered to a key and a request when the script is at its end; `None`: 200."""
     arrived: list[tuple[str, str, bytes]] = field(default_factory=list)
     """Key, method and target of each request that went out."""
+    limit: int = 1
     full: bool = False
     freed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a connection is free again."""

@@ -1,11 +1,14 @@
+import asyncio
+
 import pytest
 
-from proxy.core.errors import Broken
-from proxy.core.events import Retried, UpstreamAnswered
+from proxy.core.errors import Broken, LocalTrouble, TooMany
+from proxy.core.events import LocalTroubleMet, Retried, UpstreamAnswered
 from proxy.core.exchange import Spent, Unsent
-from proxy.core.http import Answer
+from proxy.core.http import Answer, Whole
+from proxy.core.model import SECOND
 from tests.gateway.settings import FakeBody, setting
-from tests.virtual import virtual
+from tests.virtual import micros, task_of, virtual
 
 
 @virtual
@@ -46,3 +49,60 @@ def test_other_bodies_are_not_looked_at(status: int) -> None:
             assert body.parts == [b"x", b"y"]
 
     scenario()
+
+
+@virtual
+async def test_a_free_connection_is_waited_for_and_no_failure() -> None:
+    """While the lease is fresh; it goes back behind that, and the time counts as waiting."""
+    async with setting(quotas=1) as it:
+        it.upstream.full = True
+        asking = task_of(it.ask())
+        await asyncio.sleep(2.5)
+        assert [event.reason for event in it.happened(Retried)] == ["late", "late"]
+        it.upstream.full = False
+        it.upstream.freed.set()
+        assert (await asking).status == 200
+        assert (it.journal.queued, it.journal.upstream) == (2.5 * SECOND, SECOND // 10)
+        assert it.happened(UpstreamAnswered) == [UpstreamAnswered("default", "k0", 200)]
+        await it.room.settled()
+        assert [type(one) for one in it.room.store.settled] == [Unsent, Unsent, Spent]
+
+
+@virtual
+async def test_a_free_connection_is_not_waited_for_beyond_the_deadline() -> None:
+    """Nor by a caller that leaves. The token goes back."""
+    async with setting(quotas=1, requests=1) as it:
+        it.upstream.full = True
+        leaving = task_of(it.ask())
+        await asyncio.sleep(0.5)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        began = micros()
+        with pytest.raises(TooMany, match="upstream.max_connections") as caught:
+            await it.ask(it.request(wait=SECOND * 3 // 2))
+        assert micros() - began == SECOND * 3 // 2
+        assert (caught.value.reason, caught.value.retry_after) == ("max_connections", 1)
+        await it.room.settled()
+        assert {type(one) for one in it.room.store.settled} == {Unsent}
+
+
+@virtual
+async def test_each_trouble_of_this_machine_is_counted_and_told_once() -> None:
+    """By what it lacks."""
+    async with setting(requests=100) as it:
+        it.upstream.connecting = [LocalTrouble("No port.", cause="ports") for _ in range(3)]
+        with pytest.raises(LocalTrouble):
+            await it.ask()
+        met = it.happened(LocalTroubleMet)
+        assert [event.cause for event in met] == ["ports"] * 3
+        assert [event.news for event in met] == [True, False, False]
+
+
+@virtual
+async def test_an_answer_that_is_all_here_takes_no_place() -> None:
+    """However slowly its caller reads it; one that is still coming in does, to its end."""
+    async with setting(Answer(200, b"", (), Whole(b"{}")), Answer(200, b"", (), FakeBody([b"x"]))) as it:
+        for in_flight in (0, 1):
+            async with it.gateway.handle(it.request(), it.journal):
+                assert it.room.dispatch.in_flight == in_flight
+        assert it.room.dispatch.in_flight == 0

@@ -4,7 +4,7 @@ from contextlib import suppress
 import pytest
 
 from proxy.core.breaker import FAILURES, FAILURES_TOLD, Scope
-from proxy.core.errors import Broken, Outage, TimedOut, Unreachable
+from proxy.core.errors import Broken, LocalTrouble, Outage, TimedOut, Unreachable
 from proxy.core.events import BreakerMoved, Retried
 from proxy.core.exchange import Spent, Unsent
 from proxy.core.http import Answer, Request
@@ -428,3 +428,19 @@ async def test_one_client_s_retries_take_none_from_another() -> None:
         assert len(it.happened(Retried)) == 3
         it.upstream.script = [answer(504)]
         assert (await it.ask(it.request(client="b"))).status == 200
+
+
+@virtual
+async def test_troubles_of_this_machine_never_open_the_breaker() -> None:
+    """Neither one without a connection nor one that broke; requests are tried again as ever."""
+    async with setting(requests=1000, retries=Retries(attempts=1)) as it:
+        for number in range(4 * FAILURES):
+            if number % 2:
+                it.upstream.connecting = [LocalTrouble("No descriptor.", cause="descriptors")]
+            else:
+                it.upstream.script = [Broken("No memory.", cause="memory")]
+            with pytest.raises((LocalTrouble, Broken)):
+                await it.ask()
+            await asyncio.sleep(1)
+        assert (await it.ask()).status == 200
+        assert it.happened(BreakerMoved) == []

@@ -1,14 +1,16 @@
 import asyncio
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from proxy.config.contents import content_of
-from proxy.core.errors import ConfigError, Problem
+from proxy.core.errors import ConfigError, Problem, StartError
 from proxy.core.events import Event, Reloaded
-from proxy.reload import Reloader
+from proxy.reload import Reloader, reloader
 from proxy.reload.reloader import AGAIN
 from proxy.reload.watch import Contents
 from tests.rooms import Recorder
@@ -216,3 +218,46 @@ async def test_it_looks_until_it_is_ended(office: Office) -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_without_descriptors_nothing_is_taken_for_a_change(office: Office) -> None:
+    """It is told once, whoever asked is heard later, and what stands there is looked at again."""
+    await office.turn()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+    try:
+        with capture_logs() as logs:
+            await office.turn(3)
+            await office.turn(asked=True)
+            await office.turn(3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [line["event"] for line in logs] == ["the configuration cannot be read now"]
+    assert office.told() == []
+    assert office.taken == []
+    await office.turn(3)
+    assert (office.taken, office.told()) == (["one"], [Reloaded(ok=True)])
+    office.file.write_text("two")
+    await office.turn(2)
+    assert office.taken == ["one", "two"]
+
+
+async def test_a_reading_that_fails_for_want_of_descriptors_is_repeated(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its problems are not those of the configuration."""
+    short = [True]
+
+    def check() -> None:
+        if short:
+            raise StartError("no descriptor left")
+
+    monkeypatch.setattr(reloader, "check_descriptors", check)
+    office.file.write_text("bad")
+    with capture_logs() as logs:
+        await office.turn(5)
+    assert len(logs) == 1
+    assert office.told() == []
+    short.clear()
+    await office.turn()
+    assert office.told() == [REFUSED]

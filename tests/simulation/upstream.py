@@ -185,7 +185,7 @@ class Way:
     def at_hand(self) -> None:
         """Every connection is asked for."""
 
-    full = False
+    limit, full = 256, False
 
     async def free(self) -> None:
         """There is always a free connection."""

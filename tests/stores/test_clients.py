@@ -5,6 +5,7 @@ import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from proxy.core.model import SECOND
+from proxy.keepalive import OPTIONS
 from proxy.stores.clients import Opened, opener
 from tests.stores.servers import Certificates
 
@@ -125,3 +126,11 @@ def test_files_that_cannot_be_used_are_named() -> None:
     with pytest.raises(ValueError, match="cannot use /no/such/ca for TLS: No such file") as caught:
         opener(f"rediss://:{QUOTED}@h?ssl_ca_certs=/no/such/ca", SECOND)
     assert PASSWORD not in str(caught.value)
+
+
+def test_connections_are_asked_whether_they_are_there() -> None:
+    """A subscription may wait for longer than clouds remember it; a Unix socket has nothing in between."""
+    for url in ("redis://h", "redis+sentinel://h/service", "redis+cluster://h"):
+        made = settings(url)
+        assert (made["socket_keepalive"], made["socket_keepalive_options"]) == (True, OPTIONS)
+    assert "socket_keepalive_options" not in settings("unix:///tmp/x")
