@@ -14,7 +14,7 @@ INTERVAL = 15
 TIMES = 4
 """Unanswered questions, then the connection is lost."""
 
-_IDLE_OPTION: int = socket.TCP_KEEPALIVE if sys.platform == "darwin" else socket.TCP_KEEPIDLE
+_IDLE_OPTION: int = getattr(socket, "TCP_KEEPALIVE" if sys.platform == "darwin" else "TCP_KEEPIDLE")
 OPTIONS: dict[int, int] = {_IDLE_OPTION: IDLE, socket.TCP_KEEPINTVL: INTERVAL, socket.TCP_KEEPCNT: TIMES}
 """Of the level `IPPROTO_TCP`."""
 

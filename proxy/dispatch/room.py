@@ -1,9 +1,8 @@
 """The waiting room: requests wait in lanes for a lease, and leases end here.
 
 Laws kept here: 2 (a lease is settled exactly once: it is a context manager), 3 (what the store grants is handed over
-in the same step), 5 (within a lane by urgency, then by arrival; what comes back goes to the head), 6 (whose turn cannot
-come before its deadline is refused at once, none waits past it, who leaves is gone at once), 10 (a lease not used
-within `USE_BY` is not fresh).
+at once), 5 (in a lane by urgency, then by arrival; what comes back goes to the head), 6 (whose turn cannot come before
+its deadline is refused at once, none waits past it, who leaves is gone at once), 10 (a lease is fresh for `USE_BY`).
 
 One exchange with the store is under way at a time; what arrives meanwhile goes with the next, and who comes when there
 is plenty needs none. Between reading and writing this module's state nothing is awaited.

@@ -181,7 +181,7 @@ events = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 200), st.inte
 def test_places_are_never_more_than_there_are_and_none_idles(
     arrivals: list[tuple[str, int, int]], most: int, cap: int
 ) -> None:
-    """Whoever comes when, and however long it takes: everybody is served, nobody later than needed, no lease returns."""
+    """Whoever comes when, and however long it takes: all are served, none later than needed, no lease returns."""
 
     async def scenario() -> None:
         in_flight: Counter[str] = Counter()

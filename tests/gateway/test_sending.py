@@ -78,7 +78,7 @@ async def test_a_free_connection_is_not_waited_for_beyond_the_deadline() -> None
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
         began = micros()
-        with pytest.raises(TooMany, match="upstream.max_connections") as caught:
+        with pytest.raises(TooMany, match=r"`upstream\.max_connections`") as caught:
             await it.ask(it.request(wait=SECOND * 3 // 2))
         assert micros() - began == SECOND * 3 // 2
         assert (caught.value.reason, caught.value.retry_after) == ("max_connections", 1)
