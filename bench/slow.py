@@ -112,6 +112,7 @@ def configuration(upstream: int, number: int) -> dict[str, Any]:
         "pools": {"default": {"limits": limits, "keys": [{"name": "a", "secret": KEY}]}},
         "inbound": {"body_timeout": "10m", "write_timeout": "10m", "max_connections_per_peer": 10_000},
         "queue": {"max_wait": f"{WAIT}s"},
+        "anonymous": {"max_in_flight": number + 10},
         "log": {"level": "error", "sample": 0},
     }
 

@@ -6,8 +6,11 @@ from itertools import cycle
 
 from proxy.core.errors import NoKey
 from proxy.core.health import Health
-from proxy.core.model import Key, Micros, Pool
+from proxy.core.model import Key, Micros, Pool, Secret
 from proxy.dispatch.tickets import Ticket
+
+NO_KEY = Key("", Secret(""), "")
+"""Of a lease that goes back as it comes."""
 
 
 class Keys:

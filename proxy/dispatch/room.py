@@ -19,13 +19,13 @@ from proxy.core.events import Exchanged, ForeignSpent, LaneLevel, Observer
 from proxy.core.exchange import PULSE, USE_BY, Budget, Exchange, Grant, Lane, Store
 from proxy.core.health import Health
 from proxy.core.looks import LaneLook
-from proxy.core.model import SECOND, Client, Key, Limit, Micros, Pool, Secret
+from proxy.core.model import SECOND, Client, Limit, Micros, Pool
 from proxy.dispatch.alarm import Alarm
 from proxy.dispatch.capacity import Capacity, Portions
 from proxy.dispatch.deadlines import Deadlines
 from proxy.dispatch.doors import check, check_early, surplus
 from proxy.dispatch.holdings import Holdings
-from proxy.dispatch.keys import Keys
+from proxy.dispatch.keys import NO_KEY, Keys
 from proxy.dispatch.lanes import Lanes, Waiter
 from proxy.dispatch.lease import Ending, Lease, surprising
 from proxy.dispatch.looks import lane_levels, lane_looks
@@ -37,9 +37,6 @@ from proxy.tasks import finish, spawn
 
 OWN = Client("(keyturn)")
 """The client of the proxy's own requests, which no client of the configuration can be named as."""
-
-_NO_KEY = Key("", Secret(""), "")
-"""Of a lease that goes back as it comes."""
 
 RETRY_LOST: Micros = SECOND // 2
 """How long after a lost exchange the next is tried."""
@@ -251,12 +248,11 @@ class Dispatch:
             return None
         now = self.clock()
         ticket = self._admitted(ticket, now, front=False)
-        client, kind = ticket.client, ticket.kind
-        lane = Lane(client.name, kind)
-        grant = self._store.at_once(lane, client.weight) if self._stock.plenty(kind.limits, now) else None
+        lane, limits = Lane(ticket.client.name, ticket.kind), ticket.kind.limits
+        grant = self._store.at_once(lane, ticket.client.weight) if self._stock.plenty(limits, now) else None
         if grant is None:
             return None
-        self._stock.take(kind.limits)
+        self._stock.take(limits)
         self._lanes.know(lane, ticket, now)
         self._rides.came(now)
         self._alarm.sooner_or_later(PULSE)
@@ -338,7 +334,7 @@ class Dispatch:
     def _hand_back(self, answer: Exchange, pool: Pool) -> None:
         """Other limits may hold by now than when these leases were asked for: they go back, and are asked for anew."""
         for grant in answer.grants:
-            Lease(self, pool, grant, _NO_KEY, 0).unsent()
+            Lease(self, pool, grant, NO_KEY, 0).unsent()
         self._alarm.ring()
 
     def _bear(self, lost: StoreLost) -> None:
@@ -396,7 +392,7 @@ class Dispatch:
     def _lease_of(self, grant: Grant, ticket: Ticket | None, now: Micros, use_by: Micros) -> Lease | None:
         """A lease for whoever has this ticket; when nobody waits any more, or no key is left, the grant goes back."""
         key = self._keys.pick(grant.quota, ticket) if ticket is not None else None
-        lease = Lease(self, self.pool, grant, key or _NO_KEY, use_by)
+        lease = Lease(self, self.pool, grant, key or NO_KEY, use_by)
         if key is None:
             lease.unsent()
             return None

@@ -48,6 +48,9 @@ def told(event: Event) -> Line | None:
                 "the folder of temporary files (TMPDIR) room and permissions, or set `inbound.spool_size` to 0"
             )
             return Line("warning", text, {"cause": cause})
+        case LocalTroubleMet(cause, message, news=True):
+            text = "this machine could not make a connection, which says nothing about the upstream"
+            return Line("error", text, {"cause": cause, "problem": message})
         case Reloaded(ok=True):
             return Line("info", "the configuration was reloaded", {})
         case Reloaded(reasons=reasons):
@@ -91,9 +94,6 @@ def _upstream(event: Event) -> Line | None:
         case UpstreamThrottled(pool, key, quota, kind, wait, limit, news=True):
             values = {"pool": pool, "key": key, "quota": quota, "kind": kind, "limit": limit}
             return Line("warning", _THROTTLED[kind], {**values, "wait_seconds": wait / SECOND})
-        case LocalTroubleMet(cause, message, news=True):
-            text = "this machine could not make a connection, which says nothing about the upstream"
-            return Line("error", text, {"cause": cause, "problem": message})
         case LimitLowered(pool, limit, configured, lower):
             text = "the upstream's limit is lower than configured, and taken so: change the setting"
             values = {"setting": f"pools.{pool}.limits", "limit": limit}

@@ -51,24 +51,12 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
         ("pool", "scope"),
         [((one.pool, one.scope), one.open) for one in levels.breakers],
     )
-    yield _gauge("connections", "Callers' connections that are open.", (), [((), levels.connections)])
+    yield from _connections(levels)
     yield _gauge(
         "body_bytes",
         "Bytes that bodies of requests take until their requests end, in memory and in temporary files.",
         ("where",),
         [((where,), number) for where, number in levels.bodies],
-    )
-    yield _gauge(
-        "upstream_connections",
-        "Connections to the upstream that are in use, or being made.",
-        (),
-        [((), levels.upstream_connections)],
-    )
-    yield _gauge(
-        "upstream_connections_limit",
-        "Connections to the upstream that may be in use at once: then requests wait for one.",
-        (),
-        [((), levels.upstream_connections_limit)],
     )
     yield _gauge(
         "store_up", "1 while the store of the shared limits answers, else 0.", (), [((), int(levels.store_up))]
@@ -82,6 +70,22 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
         "log_lines_dropped",
         "Lines of the log that were dropped because nobody read them in time, or because they could not be written.",
         levels.log_lines_dropped,
+    )
+
+
+def _connections(levels: Levels) -> Iterator[Gauge]:
+    yield _gauge("connections", "Callers' connections that are open.", (), [((), levels.connections)])
+    yield _gauge(
+        "upstream_connections",
+        "Connections to the upstream that are in use, or being made.",
+        (),
+        [((), levels.upstream_connections)],
+    )
+    yield _gauge(
+        "upstream_connections_limit",
+        "Connections to the upstream that may be in use at once: then requests wait for one.",
+        (),
+        [((), levels.upstream_connections_limit)],
     )
 
 
