@@ -88,15 +88,7 @@ class App:
         self.pools = Pools(stations, plan.pools)
         self._placing = self._keys_placed(config)
         self._bodies = Bodies(body_settings(config), self.telemetry, Spool())
-        self._gateway = Gateway(
-            self.pools.dispatches,
-            self._upstream,
-            retries=Retries(config.retry.attempts, config.retry.budget),
-            observer=self.telemetry,
-            clock=monotonic,
-            wall=wall,
-            bodies=self._bodies,
-        )
+        self._gateway = self._make_gateway(config)
         self._access = Access(
             plan.clients,
             anonymous=plan.anonymous,
@@ -130,6 +122,17 @@ class App:
         self.glance = Glance(self._sources(replica, log), clock=monotonic, wall=wall)
         self._admin = Listener(self._admin_pages(), [config.admin], bounds=ADMIN_BOUNDS)
         self._reloader = Reloader(plan, self._read_again, self.adopt, self.telemetry)
+
+    def _make_gateway(self, config: Config) -> Gateway:
+        return Gateway(
+            self.pools.dispatches,
+            self._upstream,
+            retries=Retries(config.retry.attempts, config.retry.budget),
+            observer=self.telemetry,
+            clock=monotonic,
+            wall=wall,
+            bodies=self._bodies,
+        )
 
     def _keys_placed(self, config: Config) -> Placing:
         placements = placements_of(self._link, config.store.prefix, monotonic)

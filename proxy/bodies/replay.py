@@ -19,6 +19,7 @@ from proxy.core.events import Observer, SpoolFailed
 from proxy.core.http import Body
 from proxy.core.model import SECOND, Micros
 from proxy.core.translate import whole_seconds
+from proxy.oserrors import words
 
 MEMORY = 2**26
 """Bytes of all bodies that are kept in memory."""
@@ -89,7 +90,7 @@ class Bodies:
 
     def failed(self, error: OSError) -> None:
         """A body could not be written to a file: its rest streams."""
-        self._observer.observe(SpoolFailed(error.strerror or str(error), news=not self._failing))
+        self._observer.observe(SpoolFailed(words(error), news=not self._failing))
         self._failing = True
 
     def worked(self) -> None:

@@ -2,19 +2,22 @@
 
 Writing to the page cache takes microseconds until the kernel makes writers wait for the disk, which may take seconds:
 so no file is touched on the event loop. One thread does everything in the order in which it was asked for. So a
-cancelled write is over before its file is closed, its number cannot be another's meanwhile, and a disk that stands
-still holds up nothing but this thread.
+cancelled write is over before its file is closed, and its number cannot be another's meanwhile. A disk that stands
+still holds up nothing but this thread: nobody waits for it longer than `PATIENCE`, and meanwhile no more is asked of it.
 """
 
 import asyncio
 import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, TypeVar
 
 PIECE = 2**17
 """Bytes that are read from a file at once."""
+
+PATIENCE = 10.0
+"""Seconds for one reading or writing, and for what was asked for before it."""
 
 Result = TypeVar("Result")
 
@@ -22,8 +25,11 @@ Result = TypeVar("Result")
 class Spool:
     """Makes files in `folder`; by default in $TMPDIR, or where the system keeps temporary files."""
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, patience: float = PATIENCE) -> None:
         self._folder = folder
+        self._patience = patience
+        self._mute: Future[None] | None = None
+        """Done when the thread goes on after it took too long."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
 
     async def check(self) -> None:
@@ -40,27 +46,48 @@ class Spool:
             self._folder = os.environ.get("TMPDIR") or tempfile.gettempdir()
         return tempfile.TemporaryFile(buffering=0, dir=self._folder)
 
-    async def run(self, work: Callable[[], Result]) -> Result:
-        """Do this in the thread, behind what was asked for earlier."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    @property
+    def mute(self) -> bool:
+        """Whether the disk stands still."""
+        return self._mute is not None and not self._mute.done()
 
-    def later(self, work: Callable[[], None]) -> None:
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Do this in the thread, behind what was asked for earlier.
+
+        Raises:
+            OSError: the disk stands still.
+        """
+        if self.mute:
+            raise OSError(_MUTE)
+        try:
+            async with asyncio.timeout(self._patience):
+                return await asyncio.wrap_future(self._thread.submit(work))
+        except TimeoutError:
+            self._mute = self.later(lambda: None)
+            raise OSError(_MUTE) from None
+
+    def later(self, work: Callable[[], None]) -> Future[None]:
         """The same, without waiting for it."""
-        self._thread.submit(work)
+        return self._thread.submit(work)
 
     def close(self) -> None:
         """End the thread when it has done what it was asked for."""
         self._thread.shutdown(wait=False)
 
 
+_MUTE = "the disk does not answer"
+
+
 class SpoolFile:
     """One file; it is made with the first bytes."""
 
-    __slots__ = ("_file", "_spool", "size")
+    __slots__ = ("_begun", "_file", "_spool", "size")
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._file: IO[bytes] | None = None
+        self._begun = False
+        """Whether anything was asked of the disk."""
         self.size = 0
         """Bytes that have been written."""
 
@@ -68,8 +95,9 @@ class SpoolFile:
         """Write bytes behind those that are there.
 
         Raises:
-            OSError: the disk is full or broken; then none of these bytes counts.
+            OSError: the disk is full, broken or stands still; then none of these bytes counts.
         """
+        self._begun = self._begun or not self._spool.mute
         await self._spool.run(lambda: self._write(data, self.size))
         self.size += len(data)
 
@@ -77,13 +105,14 @@ class SpoolFile:
         """The next bytes from there on, empty at the end.
 
         Raises:
-            OSError: the disk is broken.
+            OSError: the disk is broken or stands still.
         """
         return await self._spool.run(lambda: self._read(position))
 
     def close(self) -> None:
         """Let the file go, behind what is still being done with it."""
-        self._spool.later(self._close)
+        if self._begun:
+            self._spool.later(self._close)
 
     def _write(self, data: bytes, position: int) -> None:
         if self._file is None:

@@ -196,10 +196,10 @@ async def test_caller_that_leaves_its_answer(tmp_path: Path) -> None:
 
 
 async def test_caller_that_leaves_its_request(tmp_path: Path) -> None:
-    """A caller that breaks its body off closes the upstream's side, which does not take it for a whole request."""
-    async with house(tmp_path) as home:
+    """One that breaks a body off that streams closes the upstream's side, which does not take it for a whole one."""
+    async with house(tmp_path, inbound={"spool_memory": 16_384, "max_spooled": 16_384}) as home:
         head = request("/echo/part", f"Content-Length: {MEGABYTE}", method="PUT")
-        async with sending(home.keyturn.data, head + b"x" * 1000) as caller:
+        async with sending(home.keyturn.data, head + b"x" * 20_000) as caller:
             await until(lambda: home.arrivals("/echo/part"), "the request has arrived")
             caller.cut()
         await until(lambda: home.api.connections == 0, "the upstream's connection is closed")

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from proxy.bodies.spool import PIECE, Spool, SpoolFile
+from proxy.tasks import finish, spawn
 
 
 @pytest_asyncio.fixture
@@ -22,7 +23,11 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 def slow(spool: Spool) -> Iterator[threading.Event]:
     """Keeps the thread busy until it is set."""
     go_on = threading.Event()
-    spool.later(lambda: go_on.wait() and None)
+
+    def wait() -> None:
+        go_on.wait()
+
+    spool.later(wait)
     yield go_on
     go_on.set()
 
@@ -83,4 +88,52 @@ async def test_a_file_is_closed_behind_a_write_that_was_given_up(spool: Spool, s
     assert file._file is None
     slow.set()
     await done(spool)
-    assert file._file is None or file._file.closed
+    assert file._file is None, "it had not begun"
+
+
+async def test_a_disk_that_stands_still(tmp_path: Path) -> None:
+    """Nobody waits for it for long, nothing more is asked of it, and it is used again when it goes on."""
+    spool, go_on = Spool(str(tmp_path), patience=0), threading.Event()
+
+    def wait() -> None:
+        go_on.wait()
+
+    spool.later(wait)
+    first, second = SpoolFile(spool), SpoolFile(spool)
+    for file in (first, second):
+        with pytest.raises(OSError, match="does not answer"):
+            await file.append(b"x")
+        assert (file.size, spool.mute) == (0, True)
+        file.close()
+    assert spool._thread._work_queue.qsize() <= 3, "what was given up, a mark behind it, and one file to be closed"
+    go_on.set()
+    await asyncio.wrap_future(spool.later(lambda: None))
+    assert not spool.mute
+    spool.close()
+
+
+async def test_a_write_that_goes_on_when_it_is_given_up_comes_first(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is closed behind it."""
+    file, begun, go_on = SpoolFile(spool), threading.Event(), threading.Event()
+    await file.append(b"x")
+    write = os.pwrite
+
+    def slowly(number: int, data: memoryview, position: int) -> int:
+        begun.set()
+        go_on.wait()
+        return write(number, data, position)
+
+    monkeypatch.setattr("os.pwrite", slowly)
+    owner = set[asyncio.Task[object]]()
+    task = spawn(file.append(b"y"), name="append", owner=owner)
+    await asyncio.to_thread(begun.wait)
+    await finish(owner)
+    assert task.cancelled()
+    file.close()
+    assert file._file is not None
+    assert not file._file.closed
+    go_on.set()
+    await done(spool)
+    assert file._file.closed

@@ -12,7 +12,7 @@ from tests.telemetry.test_traces import Collector, attributes
 
 FULL: dict[str, Any] = {
     "retried": ("throttled",), "reason": "broken", "outcome": "failed", "problem": "Lost.", "code": 502,
-    "tries": 2, "attempts": 3, "received": 4, "sent": 9,
+    "tries": 2, "attempts": 3, "reading": 1, "received": 4, "sent": 9,
 }  # fmt: skip
 """A story in which every field has something to say."""
 
