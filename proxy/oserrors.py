@@ -11,7 +11,10 @@ _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 def words(error: OSError) -> str:
     """Name the cause, such as `connection refused`; several ones if the addresses of a name failed in several ways."""
-    if isinstance(error, socket.gaierror | ssl.SSLError):
+    if isinstance(error, ssl.SSLError):
+        reason = getattr(error, "reason", None)  # as OpenSSL names it, WRONG_VERSION_NUMBER; ssl's own errors have none
+        return reason.replace("_", " ").lower() if reason else error.strerror or type(error).__name__
+    if isinstance(error, socket.gaierror):
         return error.strerror or type(error).__name__
     numbers = [error.errno] if error.errno else [*map(int, _ERRNO.findall(str(error)))]
     causes = dict.fromkeys(os.strerror(number).lower() for number in numbers)

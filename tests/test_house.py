@@ -71,7 +71,7 @@ def blocks(file: Path) -> dict[str, str]:
     return {distribution(line): line for line in lines}
 
 
-OPTIONAL = {"opentelemetry": "telemetry/traces.py"}
+OPTIONAL = {"opentelemetry": "telemetry/traces.py", "requests": "telemetry/traces.py"}
 """What an extra brings, and the one module that imports it: nothing else may, so that it works without."""
 
 

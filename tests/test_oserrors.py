@@ -6,6 +6,13 @@ import pytest
 from proxy.oserrors import words
 
 
+def _of_openssl() -> ssl.SSLError:
+    """An error as OpenSSL makes it, whose text names a line of Python's source."""
+    error = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)")
+    error.reason = "WRONG_VERSION_NUMBER"
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -16,6 +23,7 @@ from proxy.oserrors import words
         ),
         (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
         (ssl.SSLError(1, "wrong version number"), "wrong version number"),
+        (_of_openssl(), "wrong version number"),
         (OSError("in words"), "in words"),
         (ConnectionResetError(), "ConnectionResetError"),
     ],

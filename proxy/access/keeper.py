@@ -92,8 +92,11 @@ class Keeper:
         self._asking = True
         try:
             self._take(await self._source.read())
-        except (SourceError, ValueError) as error:
+        except SourceError as error:
             self._note(str(error))
+            return False
+        except ValueError as error:
+            self._note(f"what was read {error}")
             return False
         except Exception:  # noqa: BLE001  # a bug must not end the reading of keys for good
             _log.exception("unexpected error while reading the keys of issuer %s", self.issuer.name)

@@ -1,7 +1,7 @@
 """Where an issuer's public keys are read: a file, a URL, or where its discovery document says.
 
-TLS is verified, redirects are not followed, what comes is bounded in size and time. Files are read anew each time: the
-keys themselves, the authorities to trust and the token to show may be mounted and change.
+TLS is verified by the rules of `proxy.trust`, redirects are not followed, what comes is bounded in size and time. Files
+are read anew each time: the keys themselves, the authorities to trust and the token to show may be mounted and change.
 """
 
 import asyncio
@@ -12,17 +12,40 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientConnectorError,
+    ClientConnectorSSLError,
+    ClientError,
+    ClientPayloadError,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    InvalidURL,
+    ServerConnectionError,
+    TCPConnector,
+)
 
 from proxy.config.issuers import discovery_url, fetchable
 from proxy.core.model import Issuer
 from proxy.keepalive import tcp_socket
+from proxy.oserrors import words
+from proxy.trust import client_context, refusal
 
 LARGEST = 2**18
 """Bytes of a set of keys or a discovery document."""
 PATIENCE = 5.0
 """Seconds for all of it."""
 _OK = 200
+_MAX_URL = 200
+_ADVICE = {
+    401: "it wants a token that may read the keys: name one in `bearer_file`",
+    403: "it wants a token that may read the keys: name one in `bearer_file`, or give its holder that right",
+    404: "correct `jwks_url`, or the issuer's name",
+}
+"""What to do, by the status of an answer."""
+_REDIRECT = "redirects are not followed: name the URL that it leads to in `jwks_url`"
+_LATER = "see whether it serves its keys there"
 
 
 class SourceError(Exception):
@@ -69,14 +92,15 @@ class UrlSource:
                 url = self._issuer.jwks_url or await self._discover(trust, fields)
                 return await self._get(url, trust, fields)
         except TimeoutError:
-            raise SourceError(f"no answer within {PATIENCE:.0f} s") from None
-        except (ClientError, OSError, ValueError) as error:
-            raise SourceError(f"not reached ({type(error).__name__})") from None
+            place = _place(self._issuer.jwks_url or self._issuer.name)
+            late = f"{place} does not answer within {PATIENCE:.0f} s"
+            raise SourceError(f"{late}: see whether it is busy, or the network drops packets") from None
 
     def _credentials(self) -> tuple[ssl.SSLContext, dict[str, str]]:
+        issuer = self._issuer
         try:
-            trust = ssl.create_default_context(cafile=self._issuer.ca)
-        except (OSError, ssl.SSLError):
+            trust = client_context(strict=issuer.strict_certificates, ca=issuer.ca, system=issuer.ca is None)
+        except OSError:
             raise SourceError("`ca` holds no certificate in PEM, or cannot be read") from None
         if self._issuer.bearer_file is None:
             return trust, {}
@@ -90,22 +114,31 @@ class UrlSource:
         """Where the keys are (OpenID Connect Discovery 1.0, sections 4 and 4.3)."""
         document = _object(await self._get(discovery_url(self._issuer.name), trust, fields))
         if document.get("issuer") != self._issuer.name:
-            raise SourceError("the discovery document is another issuer's")
+            raise SourceError("the discovery document is another issuer's: correct the issuer's name")
         url = document.get("jwks_uri")
         if not isinstance(url, str) or not fetchable(url):
             raise SourceError("the discovery document names no `jwks_uri` over https")
         return url
 
     async def _get(self, url: str, trust: ssl.SSLContext, fields: dict[str, str]) -> bytes:
-        shown = fields if self._is_trusted(url) else {}
+        try:
+            return await self._fetch(url, trust, fields if self._is_trusted(url) else {})
+        except TimeoutError:
+            raise
+        except (ClientError, OSError, ValueError) as error:
+            raise SourceError(_trouble(error, url)) from None
+
+    async def _fetch(self, url: str, trust: ssl.SSLContext, shown: dict[str, str]) -> bytes:
         async with self._session().get(url, ssl=trust, headers=shown, allow_redirects=False) as response:
-            if response.status != _OK:
-                raise SourceError(f"answered {response.status}")
+            status = response.status
+            if status != _OK:
+                advice = _REDIRECT if status // 100 == 3 else _ADVICE.get(status, _LATER)  # noqa: PLR2004
+                raise SourceError(f"{_shown(url)} answers {status}: {advice}")
             parts = bytearray()
             async for part in response.content.iter_chunked(LARGEST):
                 parts += part
                 if len(parts) > LARGEST:
-                    raise SourceError(f"the answer has more than {LARGEST} bytes")
+                    raise SourceError(f"what {_shown(url)} answers has more than {LARGEST} bytes")
             return bytes(parts)
 
     def _is_trusted(self, url: str) -> bool:
@@ -131,6 +164,48 @@ def source_of(issuer: Issuer, session: Callable[[], ClientSession]) -> Source:
     return FileSource(issuer.jwks_file) if issuer.jwks_file else UrlSource(issuer, session)
 
 
+def _trouble(error: Exception, url: str) -> str:
+    """Say why nothing was read from a URL, and what to do."""
+    place, serves = _place(url), "see whether that port serves the keys"
+    match error:
+        case ClientConnectorCertificateError():
+            cause = refusal(
+                error.certificate_error, "name the authority that signed it in `ca`, and the host it is for"
+            )
+            told = f"the certificate of {place} is refused: {cause}"
+        case ClientConnectorSSLError():
+            told = f"{place} speaks no TLS ({words(error.os_error)}): see whether that port does"
+        case ClientConnectorError():
+            cause = words(error.os_error)
+            told = f"{place} is not reached ({cause}): see whether it runs, and whether the network lets us there"
+        case InvalidURL() | ValueError():
+            told = f"`{_shown(url)}` is no URL that can be fetched: correct it"
+        case ClientPayloadError():
+            told = f"the answer of {place} broke off: see what stands between"
+        case ServerConnectionError() | OSError():
+            told = f"{place} closed the connection without an answer: {serves}"
+        case _:
+            told = f"what {place} answers is no HTTP: {serves}"
+    return told
+
+
+def _place(url: str) -> str:
+    """The host and the port of a URL."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    host = parts.hostname or ""
+    return f"{f'[{host}]' if ':' in host else host}:{port or (80 if parts.scheme == 'http' else 443)}"
+
+
+def _shown(url: str) -> str:
+    """A URL without its query, which may hold a secret."""
+    text = url.partition("?")[0]
+    return text if len(text) <= _MAX_URL else f"{text[:_MAX_URL]}…"
+
+
 def _read(path: str) -> bytes:
     with Path(path).open("rb") as file:
         return file.read(LARGEST + 1)
@@ -140,5 +215,5 @@ def _object(data: bytes) -> dict[str, Any]:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
-        raise SourceError("the discovery document is no JSON") from None
+        raise SourceError("the discovery document is no JSON: see what answers there, or set `jwks_url`") from None
     return document if isinstance(document, dict) else {}

@@ -9,6 +9,7 @@ from proxy.core.errors import Problem
 SETTINGS = (
     "listen",
     "admin",
+    "strict_certificates",
     "inbound.socket_mode",
     "upstream.url",
     "upstream.key_header",

@@ -10,6 +10,7 @@ from proxy.config import Config
 from proxy.core.errors import ConfigError, Problem, StartError
 from proxy.core.model import SECOND
 from proxy.stores.links import Link
+from proxy.trust import apply_rules
 from proxy.upstream import UpstreamSettings
 from proxy.web.bounds import Bounds
 
@@ -44,7 +45,8 @@ def link_to_store(config: Config) -> Link | None:
     if url.scheme == "memory":
         return None
     try:
-        return Link(url.reveal(), shown=url.shown, timeout=config.store.timeout)
+        strict = config.strict_certificates
+        return Link(url.reveal(), shown=url.shown, timeout=config.store.timeout, strict_certificates=strict)
     except StartError as problem:
         raise ConfigError((Problem("store.url", str(problem).removeprefix("store.url: ")),)) from None
 
@@ -63,7 +65,8 @@ def traces(config: Config, replica: str) -> "Traces | None":
     except ImportError:
         problem = "what traces need is not installed: `pip install keyturn[otel]`, or leave this out"
         raise ConfigError((Problem("traces.endpoint", problem),)) from None
-    return Traces(Exporting(given.endpoint), sample=given.sample, replica=replica, upstream=config.upstream.url)
+    exporting = Exporting(given.endpoint, strict_certificates=config.strict_certificates)
+    return Traces(exporting, sample=given.sample, replica=replica, upstream=config.upstream.url)
 
 
 def inbound_bounds(config: Config) -> Bounds:
@@ -97,7 +100,7 @@ def inbound_tls(config: Config) -> ssl.SSLContext | None:
     if config.tls is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    apply_rules(context, strict=config.strict_certificates)
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(config.tls.cert, config.tls.key)

@@ -46,7 +46,7 @@ class Plan:
         except ConfigError as error:
             problems += error.problems
         try:
-            trust = trust_of(config.upstream.ca)
+            trust = trust_of(config.upstream.ca, strict=config.strict_certificates)
         except StartError:
             problems.append(Problem("upstream.ca", "no certificates in PEM"))
         if problems or trust is None:

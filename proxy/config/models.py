@@ -335,6 +335,8 @@ class Document(Settings):
     """Lets its bearer pause and resume keys on the admin listener; nobody can without it."""
     tls: TlsSettings | None = None
     """TLS on the data listeners; plain HTTP by default."""
+    strict_certificates: bool = False
+    """Whether certificates, others' and callers', are refused that are not in all as RFC 5280 asks."""
     inbound: InboundSettings = written({})
     """What callers' connections may take, and how long they are waited for."""
     upstream: UpstreamSettings = written({})

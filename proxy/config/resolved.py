@@ -63,7 +63,7 @@ class Config(Document):
         said: dict[str, dict[str, Any]] = {}
         for jwt in (client.jwt for client in self.clients if client.jwt):
             said[jwt.issuer] = merged(said.get(jwt.issuer), dict(jwt))
-        return {name: _issuer(name, settings) for name, settings in said.items()}
+        return {name: _issuer(name, settings, strict=self.strict_certificates) for name, settings in said.items()}
 
     def anonymous_client(self) -> Client | None:
         """Who callers without a credential are; `None` when authentication is required."""
@@ -131,11 +131,12 @@ def _limits(pool: PoolSettings) -> tuple[Limit, ...]:
     return tuple(limits)
 
 
-def _issuer(name: str, settings: Mapping[str, Any]) -> Issuer:
+def _issuer(name: str, settings: Mapping[str, Any], *, strict: bool) -> Issuer:
     files = {key: str(settings[key]) for key in ("jwks_file", "ca", "bearer_file") if key in settings}
     return Issuer(
         name,
         jwks_url=settings.get("jwks_url"),
+        strict_certificates=strict,
         algorithms=settings.get("algorithms", ALGORITHMS),
         leeway=settings.get("leeway", 30 * SECOND),
         **files,

@@ -201,7 +201,8 @@ class Issuer:
     """Who signs JSON Web Tokens, and where its public keys (a JWKS, RFC 7517) are.
 
     They are in `jwks_file`, else at `jwks_url`, else where the issuer's discovery document says. `ca` is a PEM file of
-    the authorities to trust in place of the system's, `bearer_file` holds a token to show when asking.
+    the authorities to trust in place of the system's, `bearer_file` holds a token to show when asking. With
+    `strict_certificates` the site's certificate has to be in all as RFC 5280 asks.
     """
 
     name: str
@@ -210,6 +211,7 @@ class Issuer:
     jwks_url: str | None = None
     ca: str | None = None
     bearer_file: str | None = None
+    strict_certificates: bool = False
     algorithms: tuple[str, ...] = ALGORITHMS
     leeway: Micros = 30 * SECOND
     """By how much the issuer's clock and ours may differ."""

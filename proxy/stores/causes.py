@@ -10,6 +10,7 @@ from redis.exceptions import TimeoutError as NoAnswer
 
 from proxy.core.errors import StoreLost
 from proxy.oserrors import words
+from proxy.trust import refusal
 
 _ADVICE = {
     "WRONGPASS": "it refuses the user name or the password of store.url",
@@ -141,10 +142,8 @@ def _code(problem: BaseException) -> str:
 def _tls(problem: ssl.SSLError) -> str:
     said = _line(problem)
     if isinstance(problem, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is refused ({problem.verify_message.rstrip('.')}): "
-            "name the CA that signed it, `?ssl_ca_certs=`, and the host that it is for"
-        )
+        advice = "name the CA that signed it, `?ssl_ca_certs=`, and the host that it is for"
+        return f"its certificate is refused: {refusal(problem, advice)}"
     if any(word in said.lower() for word in _CERTIFICATE):
         return f"it refuses our certificate ({said}): name one that it accepts, `?ssl_certfile=` and `ssl_keyfile=`"
     return f"no TLS ({said}): see whether that port speaks TLS"

@@ -30,6 +30,7 @@ from redis.backoff import NoBackoff
 
 from proxy.core.model import SECOND, Micros
 from proxy.keepalive import OPTIONS
+from proxy.trust import LOWEST_VERSION, verify_flags
 
 _DEFAULT_PORT = 6379
 _SENTINEL_PORT = 26379
@@ -77,7 +78,7 @@ class Opened:
         return str(node.name) if isinstance(node, ClusterNode) else ""
 
 
-def opener(text: str, timeout: Micros) -> Callable[[], Opened]:
+def opener(text: str, timeout: Micros, *, strict_certificates: bool = False) -> Callable[[], Opened]:
     """What opens clients for a store's URL, each of which knows nothing yet; `timeout` is for a call with all in it.
 
     The URL has passed `config.urls.parse_store_url`.
@@ -87,7 +88,7 @@ def opener(text: str, timeout: Micros) -> Callable[[], Opened]:
     """
     url = urlsplit(text)
     given = dict(parse_qsl(url.query))
-    tls = _tls(url.scheme, given)
+    tls = _tls(url.scheme, given, strict=strict_certificates)
     whole = timeout / SECOND
     match url.scheme:
         case "redis+sentinel":
@@ -146,7 +147,8 @@ def _sentinel_login(given: dict[str, str]) -> Settings:
     return {name: given.get(f"sentinel_{name}") or None for name in ("username", "password")}
 
 
-def _tls(scheme: str, given: dict[str, str]) -> Settings:
+def _tls(scheme: str, given: dict[str, str], *, strict: bool) -> Settings:
+    """The rules of `proxy.trust`, told to redis-py, which makes a context of its own for each connection."""
     if scheme != "rediss" and given.get("ssl") != "true":
         return {}
     files = {name: text for name, text in given.items() if name.startswith("ssl_")}
@@ -161,4 +163,13 @@ def _tls(scheme: str, given: dict[str, str]) -> Settings:
     except OSError as problem:
         named = " or ".join(files.values())
         raise ValueError(f"cannot use {named} for TLS: {problem.strerror or problem}") from None
-    return {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True, **files}
+    to_set, to_clear = verify_flags(strict=strict)
+    return {
+        "ssl": True,
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True,
+        "ssl_min_version": LOWEST_VERSION,
+        "ssl_include_verify_flags": to_set,
+        "ssl_exclude_verify_flags": to_clear,
+        **files,
+    }

@@ -77,15 +77,15 @@ class _Way:
 class Link:
     """The owner of this process's connections to the store that `url` names, of which `shown` is without secrets.
 
-    `timeout` is for one call, connecting included.
+    `timeout` is for one call, connecting included; `strict_certificates`: see `proxy.trust`.
 
     Raises:
         StartError: the URL has a parameter that there is not, or names a file that cannot be used.
     """
 
-    def __init__(self, url: str, *, shown: str, timeout: Micros) -> None:
+    def __init__(self, url: str, *, shown: str, timeout: Micros, strict_certificates: bool = False) -> None:
         try:
-            self._open = opener(url, timeout)
+            self._open = opener(url, timeout, strict_certificates=strict_certificates)
         except ValueError as problem:
             raise StartError(f"store.url: {problem}") from None
         self._shown = shown

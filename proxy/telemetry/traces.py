@@ -12,9 +12,10 @@ credentials, are left out of all of them.
 
 import logging
 import re
+import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -27,6 +28,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from requests import PreparedRequest, Session
+from requests.adapters import HTTPAdapter
 
 from proxy import __version__
 from proxy.core.events import Journal
@@ -37,6 +40,7 @@ from proxy.telemetry.labels import OTHER
 from proxy.telemetry.labels import method as known_method
 from proxy.telemetry.logs import without_credentials
 from proxy.telemetry.requests import shown_agent, shown_path
+from proxy.trust import client_context, refusal
 
 _ORIGINAL = "http.request.method_original"
 _PORTS = {"http": 80, "https": 443}
@@ -55,17 +59,46 @@ _EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 """The logger that says of every batch, and of every try, that it was lost."""
 _SYSTEM_SAYS = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
 _LONGEST_CAUSE = 200
+_AUTHORITIES = "name the authority that signed it in OTEL_EXPORTER_OTLP_CERTIFICATE"
 _LONGEST_METHOD = 32
 
 _log = logging.getLogger("keyturn")
 _propagator = TraceContextTextMapPropagator()
 
 
+class Trusting(HTTPAdapter):
+    """Verifies by the rules of `proxy.trust` in place of the library's.
+
+    Authorities are those of the system; those that OpenTelemetry's environment variables name stand in their place.
+    """
+
+    def __init__(self, *, strict: bool) -> None:
+        self._contexts = {system: client_context(strict=strict, system=system) for system in (True, False)}
+        super().__init__()
+
+    def build_connection_pool_key_attributes(
+        self, request: PreparedRequest, verify: Any, cert: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `HTTPAdapter`."""
+        host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
+        return host, {**pool, "ssl_context": self._contexts[verify is True]}
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """See `HTTPAdapter`; its own list of authorities is left out."""
+        super().cert_verify(conn, url, verify, cert)
+        if verify is True:
+            conn.ca_certs = None
+
+
 class Exporter(OTLPSpanExporter):
     """Sends batches to a collector; those that it does not take are told of with its address and the cause."""
 
-    def __init__(self, endpoint: str, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(endpoint)
+    def __init__(
+        self, endpoint: str, clock: Callable[[], float] = time.monotonic, *, strict_certificates: bool = False
+    ) -> None:
+        session = Session()
+        session.mount("https://", Trusting(strict=strict_certificates))
+        super().__init__(endpoint, session=session)
         parts = urlsplit(endpoint)
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._clock = clock
@@ -97,7 +130,9 @@ class Remarks(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`: never."""
         said = record.getMessage()
-        if found := _SYSTEM_SAYS.search(said):
+        if refused := next(_refused_certificates(record.args), None):
+            self.cause = f"its certificate is refused: {refusal(refused, _AUTHORITIES)}"
+        elif found := _SYSTEM_SAYS.search(said):
             self.cause = found[1].lower()
         elif "timed out" in said:
             self.cause = "no answer in time"
@@ -106,12 +141,23 @@ class Remarks(logging.Filter):
         return False
 
 
+def _refused_certificates(found: object) -> Iterator[ssl.SSLCertVerificationError]:
+    """Search what a line of the log was made of, and the errors inside of errors."""
+    if isinstance(found, ssl.SSLCertVerificationError):
+        yield found
+    elif isinstance(found, Exception):
+        yield from _refused_certificates((*found.args, getattr(found, "reason", None)))
+    elif isinstance(found, tuple):
+        for one in found:
+            yield from _refused_certificates(one)
+
+
 class Exporting(BatchSpanProcessor):
     """Sends spans to a collector's `/v1/traces`, from a thread; at the end for `LAST_WORDS` at the most."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, strict_certificates: bool = False) -> None:
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)
-        self._exporter = Exporter(endpoint)
+        self._exporter = Exporter(endpoint, strict_certificates=strict_certificates)
         super().__init__(self._exporter)
 
     def shutdown(self) -> None:

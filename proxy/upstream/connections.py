@@ -28,6 +28,7 @@ from proxy.core.references import OwnReferences
 from proxy.keepalive import tcp_socket
 from proxy.oserrors import words
 from proxy.tasks import finish, spawn
+from proxy.trust import client_context, refusal
 from proxy.upstream.head import HeadWriter
 from proxy.upstream.local import WHAT, local_cause
 from proxy.upstream.protocol import KEPT_ALIVE, Protocol
@@ -178,9 +179,9 @@ class Upstream:
             kind = lookup if cause == "resolver" else ""
             return LocalTrouble(f"This machine {WHAT[cause].format(name=name)}.", cause=cause, proxy_error=kind)
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            reason = getattr(error.certificate_error, "verify_message", "").rstrip(".") or "it cannot be verified"
+            reason = refusal(error.certificate_error, "check `upstream.url` and `upstream.ca`")
             return Unreachable(
-                f"The certificate of {name} is refused: {reason}. Check `upstream.url` and `upstream.ca`.",
+                f"The certificate of {name} is refused: {reason}.",
                 transient=False,
                 proxy_error="tls_certificate_error",
             )
@@ -282,19 +283,17 @@ async def _close(connector: _Connector) -> None:
     await connector.close(abort_ssl=True)
 
 
-def trust_of(ca: Path | None) -> ssl.SSLContext:
-    """The system's certificates and those of `ca`; host names are checked.
+def trust_of(ca: Path | None, *, strict: bool = False) -> ssl.SSLContext:
+    """The system's certificates and those of `ca`; host names are checked, `strict`: by all of RFC 5280.
 
     Raises:
         StartError: the file holds none, or cannot be read.
     """
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
     try:
-        if ca is not None:
-            context.load_verify_locations(cafile=ca)
-    except (OSError, ssl.SSLError) as error:
+        context = client_context(strict=strict, ca=ca)
+    except OSError as error:
         raise StartError(f"cannot read certificates from upstream.ca {ca}: {error.strerror or error}") from error
+    context.set_alpn_protocols(["http/1.1"])
     return context
 
 

@@ -80,7 +80,7 @@ async def test_what_is_no_set_of_keys_is_a_failure() -> None:
         kept.publisher.document = b"<html>"
         await asyncio.sleep(FRESH)
         assert kept.knows("one")
-        assert kept.events[-1] == IssuerAsked(ISSUER, 1, "is no JSON")
+        assert kept.events[-1] == IssuerAsked(ISSUER, 1, "what was read is no JSON")
 
 
 @virtual

@@ -1,7 +1,9 @@
+import asyncio
 import json
-import ssl
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import trustme
 from aiohttp import ClientSession, web
 
 from proxy.access import sources
-from proxy.access.sources import LARGEST, FileSource, SourceError, UrlSource, open_session, source_of
+from proxy.access.sources import LARGEST, FileSource, SourceError, UrlSource, _trouble, open_session, source_of
 from proxy.core.model import Issuer
+from tests.authorities import FAULTS, LENIENT, Authority, Sort
 
 DOCUMENT = b'{"keys": []}'
 
@@ -19,13 +22,12 @@ DOCUMENT = b'{"keys": []}'
 class Site:
     """A web site over TLS: pages by path, and who asked for them with which token."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sort: Sort = "conforming") -> None:
         self.pages: dict[str, bytes | web.Response] = {"/keys": DOCUMENT}
         self.asked: list[tuple[str, str | None]] = []
         self.url = ""
-        self.ca = folder / "ca.pem"
-        self._authority = trustme.CA()
-        self._authority.cert_pem.write_to_path(str(self.ca))
+        self._authority = Authority(folder, sort)
+        self.ca = self._authority.ca
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.asked.append((request.path, request.headers.get("Authorization")))
@@ -37,8 +39,7 @@ class Site:
     @asynccontextmanager
     async def open(self, *, tls: bool = True) -> AsyncIterator["Site"]:
         """For as long as the block lasts."""
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+        context = self._authority.server_context()
         runner = web.ServerRunner(web.Server(self._answer))
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context if tls else None)
@@ -96,10 +97,11 @@ async def test_keys_are_fetched_over_tls(tmp_path: Path) -> None:
     async with Site(tmp_path).open() as site:
         url = f"{site.url}/keys"
         assert await read(Issuer("any", jwks_url=url, ca=str(site.ca))) == DOCUMENT
-        assert "CertificateError" in await fails(Issuer("any", jwks_url=url))
+        unknown = f"the certificate of {site.url.removeprefix('https://')} is refused: unable to get local issuer"
+        assert unknown in await fails(Issuer("any", jwks_url=url))
         stranger = tmp_path / "stranger.pem"
         trustme.CA().cert_pem.write_to_path(str(stranger))
-        assert "CertificateError" in await fails(Issuer("any", jwks_url=url, ca=str(stranger)))
+        assert unknown in await fails(Issuer("any", jwks_url=url, ca=str(stranger)))
         assert "`ca` holds no certificate" in await fails(Issuer("any", jwks_url=url, ca=str(tmp_path)))
         assert site.asked == [("/keys", None)]
 
@@ -151,8 +153,11 @@ async def test_a_token_is_shown_only_where_it_belongs(tmp_path: Path) -> None:
 
 
 ODD: list[tuple[Callable[[], web.Response], str]] = [
-    (lambda: web.Response(status=500), "answered 500"),
-    (lambda: web.Response(status=302, headers={"Location": "/keys"}), "answered 302"),
+    (lambda: web.Response(status=500), "/odd answers 500: see whether it serves its keys there"),
+    (lambda: web.Response(status=401), "/odd answers 401: it wants a token that may read the keys: name one in"),
+    (lambda: web.Response(status=403), "/odd answers 403: it wants a token that may read the keys"),
+    (lambda: web.Response(status=404), "/odd answers 404: correct `jwks_url`"),
+    (lambda: web.Response(status=302, headers={"Location": "/keys"}), "/odd answers 302: redirects are not followed"),
     (lambda: web.Response(body=b"x" * (LARGEST + 1)), "more than"),
 ]
 
@@ -162,14 +167,66 @@ async def test_odd_answers_are_no_keys(tmp_path: Path, page: Callable[[], web.Re
     """Errors, redirects, and what is too large."""
     async with Site(tmp_path).open() as site:
         site.pages["/odd"] = page()
-        assert why in await fails(Issuer("i", jwks_url=f"{site.url}/odd", ca=str(site.ca)))
+        said = await fails(Issuer("i", jwks_url=f"{site.url}/odd?s3cret", ca=str(site.ca)))
+        assert why in said
+        assert "s3cret" not in said
 
 
 async def test_an_issuer_that_is_not_there_is_no_wonder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether nobody answers or the answer takes too long, there is one kind of error."""
     async with Site(tmp_path).open() as site:
         pass
-    assert "not reached (ClientConnectorError)" in await fails(Issuer("i", jwks_url=f"{site.url}/keys"))
+    url, place = f"{site.url}/keys", site.url.removeprefix("https://")
+    assert f"{place} is not reached (connection refused): see whether it runs" in await fails(Issuer("i", jwks_url=url))
     monkeypatch.setattr(sources, "PATIENCE", 0)
-    assert "no answer within 0 s" in await fails(Issuer("i", jwks_url=f"{site.url}/keys"))
+    assert f"{place} does not answer within 0 s: see" in await fails(Issuer("i", jwks_url=url))
     assert isinstance(source_of(Issuer("https://i"), open_session), UrlSource)
+
+
+@pytest.mark.parametrize("sort", ["conforming", *LENIENT])
+async def test_a_cluster_s_own_authority_is_accepted_unless_certificates_are_strict(tmp_path: Path, sort: Sort) -> None:
+    """On every Python; a strict refusal names the host, the certificate, the extension and the setting."""
+    async with Site(tmp_path, sort).open() as site:
+        issuer = Issuer("any", jwks_url=f"{site.url}/keys", ca=str(site.ca))
+        assert await read(issuer) == DOCUMENT
+        strict = replace(issuer, strict_certificates=True)
+        if sort == "conforming":
+            assert await read(strict) == DOCUMENT
+        else:
+            said = await fails(strict)
+            assert said.startswith(f"the certificate of {site.url.removeprefix('https://')} is refused: {FAULTS[sort]}")
+            assert said.endswith("`strict_certificates: false`")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"", "closed the connection without an answer: see"),
+        (b"SSH-2.0-x\r\n\r\n", "answers is no HTTP: see"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", "broke off: see"),
+    ],
+)
+async def test_what_is_no_answer_is_told(answer: bytes, why: str) -> None:
+    """Each with the place and with what to do."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        place = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        said = await fails(Issuer("i", jwks_url=f"http://{place}/keys"))
+        assert why in said
+        assert place in said
+
+
+async def test_a_port_without_tls_and_a_host_that_is_not_found_are_told(tmp_path: Path) -> None:
+    """Neither is a trouble of certificates."""
+    async with Site(tmp_path).open(tls=False) as site:
+        place = site.url.removeprefix("http://")
+        said = await fails(Issuer("i", jwks_url=f"https://{place}/keys"))
+        assert re.fullmatch(rf"{place} speaks no TLS \([a-z ]+\): see whether that port does", said)
+    said = await fails(Issuer("i", jwks_url="https://keys.invalid/keys"))
+    assert said.startswith("keys.invalid:443 is not reached (")
+    assert _trouble(ValueError("…"), "https://[::1]/k?s").startswith("`https://[::1]/k` is no URL that can be fetched")

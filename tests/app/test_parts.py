@@ -8,6 +8,7 @@ from proxy import config
 from proxy.app.parts import inbound_tls, link_to_store, refuse_what_is_not_built, replica_name
 from proxy.config import Config
 from proxy.core.errors import ConfigError
+from tests.authorities import Authority
 from tests.process import KEYS, write
 
 CERTIFICATES = {"cert": "server.pem", "key": "server.key"}
@@ -43,6 +44,17 @@ def test_tls_of_the_listeners(tmp_path: Path) -> None:
         assert context
         modes.append(context.verify_mode)
     assert modes == [ssl.CERT_NONE, ssl.CERT_REQUIRED, ssl.CERT_OPTIONAL]
+
+
+def test_certificates_of_callers_are_verified_by_the_same_rules(tmp_path: Path) -> None:
+    """Strictly only when that is asked for, on every Python; so are those of others, which plans and links make."""
+    issued = Authority(tmp_path)
+    tls = {"cert": str(issued.cert), "key": str(issued.key), "client_ca": str(issued.ca)}
+    for strict in (False, True):
+        context = inbound_tls(configured(tmp_path, tls=tls, strict_certificates=strict))
+        assert context
+        assert bool(context.verify_flags & ssl.VerifyFlags.VERIFY_X509_STRICT) is strict
+        assert context.verify_flags & ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
 
 
 def test_files_that_are_no_certificates(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ class Certificates:
         issued.cert_chain_pems[0].write_to_path(str(self.client))
         issued.private_key_pem.write_to_path(str(self.key))
 
-    def context(self, *, mutual: bool) -> ssl.SSLContext:
+    def context(self, *, mutual: bool = False) -> ssl.SSLContext:
         """What a server uses; `mutual` asks clients for a certificate of this CA."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -256,7 +256,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @asynccontextmanager
-async def tls_before(one: Server, certificates: Certificates, *, mutual: bool = False) -> AsyncIterator[int]:
+async def tls_before(one: Server, context: ssl.SSLContext) -> AsyncIterator[int]:
     """A port at which a server is reached over TLS, since no server of a wheel speaks it itself."""
     tasks: set[asyncio.Task[Any]] = set()
 
@@ -270,7 +270,7 @@ async def tls_before(one: Server, certificates: Certificates, *, mutual: bool = 
     def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         spawn(serve(reader, writer), name="serve", owner=tasks)
 
-    listener = await asyncio.start_server(accepted, "127.0.0.1", 0, ssl=certificates.context(mutual=mutual))
+    listener = await asyncio.start_server(accepted, "127.0.0.1", 0, ssl=context)
     try:
         yield listener.sockets[0].getsockname()[1]
     finally:

@@ -1,3 +1,4 @@
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ def test_tls_is_always_verified(tmp_path: Path) -> None:
         assert given["ssl_keyfile"] == str(files.key)
         assert given["ssl_cert_reqs"] == "required"
         assert given["ssl_check_hostname"] is True
+        assert given["ssl_min_version"] is ssl.TLSVersion.TLSv1_2
+        assert given["ssl_exclude_verify_flags"] == [ssl.VerifyFlags.VERIFY_X509_STRICT]
     sentinel = opened(f"redis+sentinel://h/s?ssl=true&{own}").sentinel
     assert sentinel
     assert sentinel.sentinels[0].connection_pool.connection_kwargs["ssl_check_hostname"] is True

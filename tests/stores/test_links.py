@@ -18,6 +18,7 @@ from proxy.core.model import SECOND, Micros
 from proxy.stores import links
 from proxy.stores.links import Link, Script
 from proxy.tasks import finish, spawn
+from tests.authorities import FAULTS, LENIENT, Authority, Sort
 from tests.stores.servers import (
     KINDS,
     Certificates,
@@ -69,10 +70,10 @@ def nodes(kind: str) -> Iterator[list[Server]]:
 
 
 @asynccontextmanager
-async def linked(url: str, timeout: Micros = PATIENCE) -> AsyncIterator[Link]:
+async def linked(url: str, timeout: Micros = PATIENCE, *, strict_certificates: bool = False) -> AsyncIterator[Link]:
     """A link, closed in the end; the configuration accepts its URL."""
     store = parse_store_url(url)
-    link = Link(store.reveal(), shown=store.shown, timeout=timeout)
+    link = Link(store.reveal(), shown=store.shown, timeout=timeout, strict_certificates=strict_certificates)
     try:
         yield link
     finally:
@@ -198,7 +199,7 @@ async def test_a_password_for_a_server_that_has_none(one: Server) -> None:
 async def test_tls_with_an_own_ca(one: Server, tmp_path: Path) -> None:
     """Accepted with the CA, refused without it, refused for another host's name."""
     files = Certificates(tmp_path)
-    async with tls_before(one, files) as port:
+    async with tls_before(one, files.context()) as port:
         async with linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.ca}") as link:
             assert await link.run(COUNT, "k") == 1
         async with linked(f"rediss://127.0.0.1:{port}") as link:
@@ -212,13 +213,33 @@ async def test_tls_with_an_own_ca(one: Server, tmp_path: Path) -> None:
 async def test_tls_with_a_certificate_of_our_own(one: Server, tmp_path: Path) -> None:
     """Where the server asks for one, nobody comes in without."""
     files = Certificates(tmp_path)
-    async with tls_before(one, files, mutual=True) as port:
+    async with tls_before(one, files.context(mutual=True)) as port:
         url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.ca}"
         async with linked(f"{url}&ssl_certfile={files.client}&ssl_keyfile={files.key}") as link:
             assert await link.run(COUNT, "k") == 1
         async with linked(url) as link:
             await cause(link)
     assert one.ask("GET", "k") == "1"
+
+
+@pytest.mark.parametrize("sort", ["conforming", *LENIENT])
+async def test_a_company_s_own_authority_is_accepted_unless_certificates_are_strict(
+    one: Server, tmp_path: Path, sort: Sort
+) -> None:
+    """On every Python; a strict refusal names the server, the extension and the setting."""
+    issued = Authority(tmp_path, sort)
+    async with tls_before(one, issued.server_context()) as port:
+        url = f"rediss://localhost:{port}?ssl_ca_certs={issued.ca}"
+        async with linked(url) as link:
+            assert await link.run(COUNT, "k") == 1
+        async with linked(url, strict_certificates=True) as link:
+            if sort == "conforming":
+                assert await link.run(COUNT, "k") == 2
+            else:
+                said = await cause(link)
+                assert f"rediss://localhost:{port}" in said
+                extension = FAULTS[sort].partition("` ")[2]
+                assert f"its certificate is refused: a certificate of its chain {extension}, and `strict_" in said
 
 
 def test_on_the_event_loop_of_production(one: Server, tmp_path: Path) -> None:
@@ -230,7 +251,7 @@ async def _on_uvloop(one: Server, files: Certificates) -> None:
     woken: list[int] = []
     async with linked(f"unix://{one.socket}") as link:
         assert await link.run(COUNT, "k") == 1
-    async with tls_before(one, files) as port:
+    async with tls_before(one, files.context()) as port:
         async with linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.ca}") as link:
             assert await link.run(COUNT, "k") == 2
         async with linked(f"rediss://127.0.0.1:{port}") as link:

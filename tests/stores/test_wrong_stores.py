@@ -27,7 +27,7 @@ async def test_each_mistake_is_one_line_that_says_what_to_do(tmp_path: Path) -> 
         full = stack.enter_context(server(kind, "maxmemory 1", "maxmemory-policy noeviction"))
         evicting = stack.enter_context(server(kind, "maxmemory 100mb", "maxmemory-policy allkeys-lru"))
         files = Certificates(tmp_path)
-        tls = f"127.0.0.1:{await stack.enter_async_context(tls_before(open_, files, mutual=True))}"
+        tls = f"127.0.0.1:{await stack.enter_async_context(tls_before(open_, files.context(mutual=True)))}"
         ca = f"?ssl_ca_certs={files.ca}"
         mistakes = {
             f"redis://127.0.0.1:{free_port()}": "not reachable",

@@ -1,10 +1,14 @@
 import logging
 import re
+import ssl
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -13,6 +17,7 @@ from proxy.core.recording import UNRECORDED
 from proxy.telemetry import Metrics
 from proxy.telemetry.exposition import Form
 from proxy.telemetry.traces import SELDOM, Exporter, Recorded, Traces
+from tests.authorities import FAULTS, LENIENT, Authority, Sort
 from tests.telemetry.samples import Arrived, journal, text
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -294,6 +299,65 @@ def test_what_is_lost_is_told_with_the_collector_and_the_cause(
     assert [message[: len(expected[0])] for message in caplog.messages] == expected
     assert all(cause and message.endswith(cause) for message in caplog.messages)
     logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").removeFilter(exporter._remarks)
+
+
+class Site(HTTPServer):
+    """A collector over TLS that takes everything."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__(("127.0.0.1", 0), Taking)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A caller that refuses the certificate is no error here."""
+
+
+class Taking(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # so called by the library
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("sort", ["conforming", *LENIENT])
+def test_a_company_s_own_authority_is_accepted_unless_certificates_are_strict(
+    tmp_path: Path, sort: Sort, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On every Python; the line about what is lost names the certificate, the extension and the setting."""
+    issued = Authority(tmp_path, sort)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(issued.ca))
+    with Site(issued.server_context()) as site, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(site.serve_forever, 0.01)
+        url = f"https://localhost:{site.server_address[1]}/v1/traces"
+        assert exported(Exporter(url)) is SpanExportResult.SUCCESS
+        strict = Exporter(url, strict_certificates=True)
+        if sort == "conforming":
+            assert exported(strict) is SpanExportResult.SUCCESS
+        else:
+            assert exported(strict) is SpanExportResult.FAILURE
+            (line,) = caplog.messages
+            assert f"its certificate is refused: {FAULTS[sort]}, and `strict_certificates` is true" in line
+        monkeypatch.delenv("OTEL_EXPORTER_OTLP_CERTIFICATE")
+        caplog.clear()
+        assert exported(Exporter(url)) is SpanExportResult.FAILURE
+        (line,) = caplog.messages
+        assert f"signed by `CN=CA of {sort}`): name the authority that signed it in OTEL_EXPORTER_OTLP_C" in line
+        site.shutdown()
+        serving.result()
+
+
+def exported(exporter: Exporter) -> SpanExportResult:
+    """What becomes of no spans, without a second try."""
+    exporter._client._shutdown_event.wait = lambda timeout=None: timeout is not None  # type: ignore[method-assign]
+    try:
+        return exporter.export([])
+    finally:
+        exporter._client.shutdown()
+        logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").removeFilter(exporter._remarks)
 
 
 def test_the_last_spans_are_sent_at_the_end() -> None:

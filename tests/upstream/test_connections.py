@@ -13,6 +13,7 @@ from proxy.keepalive import OPTIONS
 from proxy.tasks import spawn
 from proxy.upstream import Upstream, UpstreamSettings, trust_of
 from proxy.upstream.connections import check_aiohttp
+from tests.authorities import FAULTS, LENIENT, Authority, Sort
 from tests.upstream.origin import (
     KEY,
     OK,
@@ -97,9 +98,27 @@ async def test_a_certificate_of_nobody_known_is_refused(authority: trustme.CA) -
 async def test_a_certificate_of_another_host_is_refused(authority: trustme.CA, bundle: Path) -> None:
     """A valid certificate for another name is none for this one."""
     async with origin(answering(OK), tls_of(authority, "other.example")) as url, opened(url, ca=bundle) as upstream:
-        with pytest.raises(Unreachable, match=r"certificate of localhost:.* refused: .*[^.]\. Check") as caught:
+        with pytest.raises(Unreachable, match=r"certificate of localhost:.* refused: .*[^.]: check `.*`\.$") as caught:
             await upstream.connect()
         assert not caught.value.transient
+
+
+@pytest.mark.parametrize("sort", ["conforming", *LENIENT])
+async def test_a_company_s_own_authority_is_accepted_unless_certificates_are_strict(tmp_path: Path, sort: Sort) -> None:
+    """On every Python; a strict refusal names the certificate, the extension and the setting."""
+    issued = Authority(tmp_path, sort)
+    async with origin(answering(OK, OK), issued.server_context()) as url, opened(url, ca=issued.ca) as upstream:
+        assert await whole(await sent(upstream)) == b"ok"
+        upstream.adopt(UpstreamSettings(""), trust_of(issued.ca, strict=True))
+        if sort == "conforming":
+            assert await whole(await sent(upstream)) == b"ok"
+        else:
+            with pytest.raises(Unreachable) as caught:
+                await upstream.connect()
+            assert not caught.value.transient
+            assert FAULTS[sort] in str(caught.value)
+            assert str(caught.value).endswith("or set `strict_certificates: false`.")
+        await asyncio.gather(*upstream._uploads)
 
 
 async def test_nobody_listens() -> None:
