@@ -1,8 +1,9 @@
 import logging
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -323,16 +324,28 @@ class Taking(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@contextmanager
+def taking(context: ssl.SSLContext) -> Iterator[str]:
+    """Such a collector, in a thread: its URL."""
+    with Site(context) as site, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(site.serve_forever, 0.01)
+        try:
+            yield f"https://localhost:{site.server_address[1]}/v1/traces"
+        finally:
+            site.shutdown()
+            serving.result()
+
+
 @pytest.mark.parametrize("sort", ["conforming", *LENIENT])
 def test_a_company_s_own_authority_is_accepted_unless_certificates_are_strict(
     tmp_path: Path, sort: Sort, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On every Python; the line about what is lost names the certificate, the extension and the setting."""
     issued = Authority(tmp_path, sort)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # which would go before it
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(issued.ca))
-    with Site(issued.server_context()) as site, ThreadPoolExecutor(1) as pool:
-        serving = pool.submit(site.serve_forever, 0.01)
-        url = f"https://localhost:{site.server_address[1]}/v1/traces"
+    with taking(issued.server_context()) as url:
         assert exported(Exporter(url)) is SpanExportResult.SUCCESS
         strict = Exporter(url, strict_certificates=True)
         if sort == "conforming":
@@ -346,8 +359,6 @@ def test_a_company_s_own_authority_is_accepted_unless_certificates_are_strict(
         assert exported(Exporter(url)) is SpanExportResult.FAILURE
         (line,) = caplog.messages
         assert f"signed by `CN=CA of {sort}`): name the authority that signed it in OTEL_EXPORTER_OTLP_C" in line
-        site.shutdown()
-        serving.result()
 
 
 def exported(exporter: Exporter) -> SpanExportResult:
