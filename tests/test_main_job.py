@@ -423,6 +423,7 @@ async def test_fields_of_an_answer_of_the_proxy(home: House) -> None:
     assert reply.one("Proxy-Status").startswith("keyturn; error=http_request_denied; details=")
     assert reply.one("Content-Type") == "application/json"
     assert set(reply.json()["error"]) == {"name", "message"}
+    assert (reply.json()["title"], reply.json()["detail"]) == ("Unauthorized", reply.json()["error"]["message"])
 
 
 async def test_problem_for_those_who_prefer_it(home: House) -> None:

@@ -201,8 +201,11 @@ class App:
             return ("draining",)
         if self._config.store.on_loss == "refuse" and any(store.lost for store in self.pools.shared()):
             return ("the store does not answer",)
+        if self.pools.can_serve:
+            return ()
         empty = tuple(f"the pool {name} has no key" for name in self.pools.without_keys)
-        return empty if empty or self.pools.can_serve else ("no key can serve: all are quarantined or paused",)
+        with_keys = len(self.pools.dispatches) > len(empty)
+        return (*empty, "no key can serve: all are quarantined or paused") if with_keys else empty
 
     async def _watch_store(self, link: Link) -> None:
         def tell(problem: str) -> None:

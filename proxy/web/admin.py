@@ -20,6 +20,7 @@ from proxy.core.model import Secret
 from proxy.tasks import encoded_in_steps
 from proxy.telemetry import Metrics
 from proxy.telemetry.exposition import ProcessMetrics, chosen
+from proxy.web.errors import error_body
 from proxy.web.status.model import Snapshot
 from proxy.web.status.page import PAGE_PATHS, Asset, asset, status_json
 
@@ -170,11 +171,14 @@ def _not_allowed(request: web.BaseRequest, methods: str) -> web.Response:
 
 
 def _error(status: int, name: str, message: str, **headers: str) -> web.Response:
-    return _json(status, {"error": {"name": name, "message": message}}, **headers)
+    return _body(status, error_body(status, name, message), **headers)
 
 
 def _json(status: int, document: object, **headers: str) -> web.Response:
-    body = json.dumps(document).encode() + b"\n"
+    return _body(status, json.dumps(document).encode() + b"\n", **headers)
+
+
+def _body(status: int, body: bytes, **headers: str) -> web.Response:
     return web.Response(
         status=status, body=body, headers={"Content-Type": "application/json", "Cache-Control": "no-store", **headers}
     )

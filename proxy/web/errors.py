@@ -1,4 +1,4 @@
-"""The proxy's own answers, as bytes: in the upstream's shape, or as a problem (RFC 9457) to callers that prefer it."""
+"""The proxy's own answers, as bytes: one body in the upstream's shape and that of a problem (RFC 9457)."""
 
 import json
 from http import HTTPStatus
@@ -24,7 +24,8 @@ def answer(refusal: Refusal, journal: Journal, fields: Fields, connection: bytes
     `fields` are the caller's, asked what it accepts; `connection` are the fields about the connection, if any; `rates`
     say what is left of the caller's limits, if it is known who it is.
     """
-    media_type, body = _content(refusal, fields)
+    media_type = b"application/problem+json" if accepts_problem(fields) else b"application/json"
+    body = error_body(refusal.status, refusal.name, refusal.message)
     lines = [
         b"HTTP/1.1 %d %b" % (refusal.status, HTTPStatus(refusal.status).phrase.encode("ascii")),
         b"Date: " + rfc822_formatted_time().encode("ascii"),
@@ -49,22 +50,17 @@ def answer(refusal: Refusal, journal: Journal, fields: Fields, connection: bytes
     return b"\r\n".join(lines) + b"\r\n\r\n" + (body if journal.method != "HEAD" else b"")
 
 
-def _content(refusal: Refusal, fields: Fields) -> tuple[bytes, bytes]:
-    """Media type and body."""
-    document: dict[str, object]
-    if accepts_problem(fields):
-        media_type = b"application/problem+json"
-        document = {
-            "type": "about:blank",
-            "title": HTTPStatus(refusal.status).phrase,
-            "status": refusal.status,
-            "detail": refusal.message,
-            "name": refusal.name,
-        }
-    else:
-        media_type = b"application/json"
-        document = {"error": {"name": refusal.name, "message": refusal.message}}
-    return media_type, json.dumps(document).encode("ascii") + b"\n"
+def error_body(status: int, name: str, message: str) -> bytes:
+    """The body of an answer of our own: the upstream's shape and that of RFC 9457, whose members its SDK reads."""
+    document = {
+        "error": {"name": name, "message": message},
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": message,
+        "name": name,
+    }
+    return json.dumps(document).encode("ascii") + b"\n"
 
 
 def _proxy_status(refusal: Refusal) -> bytes:

@@ -379,6 +379,23 @@ async def test_lame_duck(tmp_path: Path) -> None:
         assert await keyturn.process.ended() == 1
 
 
+async def test_a_pool_without_keys_beside_one_that_serves(tmp_path: Path) -> None:
+    """Ready while any pool can serve; requests of the empty pool are refused, and without any key it is not ready."""
+    (tmp_path / "empty").mkdir()
+    team = {"keys": [{"name": "a", "secret": KEYS[0]}]}
+    clients = [client("ci"), client("reader", pool="later")]
+    for default, ready in ((team, True), ({"keys_dir": "empty"}, False)):
+        pools = {"default": default, "later": {"keys_dir": "empty"}}
+        async with house(tmp_path, pools=pools, clients=clients) as home:
+            page = await home.keyturn.page("/readyz")
+            refused = await home.ask(request("/me", token=TOKENS["reader"]))
+            assert (refused.status, refused.error) == (503, "noKeyAvailable")
+            assert (await home.ask(request("/me"))).status == (200 if ready else 503)
+            assert page.status == (200 if ready else 503)
+            if not ready:
+                assert page.json()["reasons"] == ["the pool default has no key", "the pool later has no key"]
+
+
 async def test_end_of_the_drain(tmp_path: Path) -> None:
     """Who still waits when the drain is over is refused with 503 and sent elsewhere."""
     async with house(tmp_path, limits=ONE_AT_A_TIME, keys=KEYS[:1], upstream=PATIENT, drain="300ms") as home:

@@ -237,6 +237,7 @@ async def test_the_bearer_of_the_token_pauses_and_resumes_keys(served: Served, w
     assert (status, json.loads(body)) == (200, {"pool": "default", "key": "team-a", "done": what})
     status, _, body = await served.ask(f"/keys/default/nobody/{what}", "POST", **BEARER)
     assert (status, json.loads(body)["error"]["name"]) == (404, "notFound")
+    assert (json.loads(body)["title"], json.loads(body)["status"]) == ("Not Found", 404), "as on the data listeners"
     assert served.switches.done == [(what, "default", "team-a"), (what, "default", "nobody")]
 
 
