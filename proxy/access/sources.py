@@ -7,6 +7,7 @@ are read anew each time: the keys themselves, the authorities to trust and the t
 import asyncio
 import json
 import ssl
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,7 +106,7 @@ class UrlSource:
         if self._issuer.bearer_file is None:
             return trust, {}
         try:
-            token = _read(self._issuer.bearer_file).decode("ascii").strip()
+            token = _read(self._issuer.bearer_file).removeprefix(BOM_UTF8).decode("ascii").strip()
         except (OSError, ValueError):
             raise SourceError("`bearer_file` cannot be read") from None
         return trust, {"Authorization": f"Bearer {token}"}

@@ -230,6 +230,7 @@ class App:
         """
         before, config = self._plan, plan.config
         renewal = await self._prepare_tls(plan) if plan.tls_differs(before) else None
+        self._renew_link(before.config, config)
         fresh = await self.pools.prepare(plan.pools)
         resting = await self._placing.prepare(plan.pools)
         # From here on nothing is awaited, so that every request meets one configuration, and nothing can fail.
@@ -254,6 +255,15 @@ class App:
         self.log_level.configured = config.log.level
         if config.log.level != before.config.log.level:
             self.log_level.set(config.log.level)
+
+    def _renew_link(self, before: Config, config: Config) -> None:
+        """Take the store's new password, which stands in a file of its own, for the next connection."""
+        if self._link is None or config.store_url == before.store_url:
+            return
+        try:
+            self._link.renew(config.store_url.reveal())
+        except StartError as error:
+            raise ConfigError((Problem("store.url", str(error).removeprefix("store.url: ")),)) from None
 
     async def _prepare_tls(self, plan: Plan) -> Renewal | None:
         try:

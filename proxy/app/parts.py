@@ -41,7 +41,7 @@ def link_to_store(config: Config) -> Link | None:
     Raises:
         ConfigError: its URL names files that cannot be used.
     """
-    url = config.store.url
+    url = config.store_url
     if url.scheme == "memory":
         return None
     try:

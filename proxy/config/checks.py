@@ -15,6 +15,7 @@ from proxy.config.problems import did_you_mean, path_of
 from proxy.config.sources import VARIABLE, KeyFiles, unreadable, why_unreadable
 from proxy.config.tree import Node
 from proxy.config.units import format_duration
+from proxy.config.urls import parse_store_url
 from proxy.core.errors import Problem
 from proxy.core.model import Secret
 
@@ -95,6 +96,27 @@ def _waits_fit(subject: Subject) -> Iterator[Problem]:
     if wait is not None and ceiling is not None and wait > ceiling:
         shown = format_duration(ceiling)
         yield queue["max_wait"].problem(f"longer than `queue.max_wait_ceiling`, {shown}: raise that, or shorten this")
+
+
+def _store_logins_are_told_once(subject: Subject) -> Iterator[Problem]:
+    store = subject.root["store"]
+    try:
+        url = parse_store_url(store["url"].value if store["url"].given else "memory://")
+    except ValueError:
+        return
+    for whose in ("", "sentinel_"):
+        user, password, file = (store[f"{whose}{name}"] for name in ("username", "password", "password_file"))
+        given = [node for node in (password, file, user) if node.given]
+        if password.given and file.given:
+            yield file.problem(f"`store.{whose}password` is given too: keep one of them")
+        if user.given and not password.given and not file.given:
+            yield user.problem(
+                f"a user needs a password: write `store.{whose}password` or `store.{whose}password_file`"
+            )
+        if given and whose and url.scheme not in ("redis+sentinel", "memory"):
+            yield given[0].problem("only `redis+sentinel://` asks sentinels: take this out")
+        elif given and url.has_login(whose):
+            yield given[0].problem("`store.url` has a user name or a password as well: take it out there")
 
 
 def _keys_have_one_secret(subject: Subject) -> Iterator[Problem]:
@@ -229,7 +251,10 @@ def _issuers_agree(subject: Subject) -> Iterator[Problem]:
 
 
 def _callers_have_pools(subject: Subject) -> Iterator[Problem]:
-    names = [name for name, _ in subject.root["pools"].entries()]
+    pools = dict(subject.root["pools"].entries())
+    if not all(isinstance(pool.value, dict | None) for pool in pools.values()):
+        return  # a setting in the place of a pool's name
+    names = list(pools)
     callers = list(subject.root["clients"].items())
     if not subject.authentication_required:
         callers.append(subject.root["anonymous"])
@@ -256,6 +281,7 @@ def _repeated(nodes: Iterable[Node], message: str) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _listeners_differ,
     _files_can_be_read,
+    _store_logins_are_told_once,
     _pools_have_keys,
     _keys_have_one_secret,
     _key_names_differ,

@@ -3,6 +3,7 @@
 Loading notes the digest of what it read itself, so whoever looks later sees whether that still stands there.
 """
 
+import codecs
 import errno
 import os
 import stat
@@ -11,6 +12,11 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 from proxy.core.errors import StartError
+
+UTF_16 = "UTF-16 text: save it as UTF-8 (Windows PowerShell: `Out-File -Encoding ascii`)"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_NULLS = b"\0\0"
+"""Every other byte of ASCII text in UTF-16, also without a byte order mark."""
 
 NOTHING = b""
 """There is no such file, or it cannot be read."""
@@ -41,6 +47,25 @@ def key_files(folder: Path) -> list[Path]:
         OSError: it is no folder, or cannot be read.
     """
     return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+
+
+def is_utf_16(data: bytes) -> bool:
+    """Whether a text begins as one in UTF-16."""
+    return data.startswith(_UTF_16) or _NULLS in (data[:4:2], data[1:4:2])
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file in UTF-8, without the byte order mark that some editors put before it.
+
+    Raises:
+        ValueError: it is in UTF-16 or something else; the message goes on from "the file is".
+    """
+    if is_utf_16(data):
+        raise ValueError(UTF_16)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text: save it as UTF-8") from None
 
 
 def content_of(path: Path) -> bytes:

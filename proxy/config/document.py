@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from proxy.config.contents import decoded
+from proxy.config.mistakes import describe
 from proxy.config.problems import Loc, path_of
 from proxy.core.errors import ConfigError, Problem
 
@@ -20,7 +22,6 @@ MAX_NODES = 100_000
 
 _MERGE = "<<"
 _TAG = "tag:yaml.org,2002:"
-_QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
 
 
 class _Loader(yaml.SafeLoader):
@@ -61,19 +62,23 @@ def parse(data: bytes) -> tuple[dict[str, Any], list[Problem]]:
     if len(data) > MAX_BYTES:
         raise _refused(f"the file is larger than {MAX_BYTES >> 20} MiB: it is not taken for a configuration")
     try:
-        node = _compose(data.decode("utf-8-sig"))
+        text = decoded(data)
+    except ValueError as error:
+        raise _refused(f"the file is {error}") from None
+    try:
+        node = _compose(text)
         builder = _Builder()
         tree = builder.build(node, ()) if node else {}
-    except UnicodeDecodeError:
-        raise _refused("the file is not UTF-8 text: save it as UTF-8") from None
     except RecursionError:
         raise _refused("the file is nested too deeply to be a configuration") from None
     except yaml.YAMLError as error:
-        raise _refused(_describe(error)) from None
+        raise _refused(describe(error, text)) from None
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        raise _refused("write settings as `name: value` lines, such as `listen: 127.0.0.1:8080`")
+        raise _refused(
+            "write settings as `name: value` lines, a blank behind the colon, such as `listen: 127.0.0.1:8080`"
+        )
     return tree, builder.problems if node else []
 
 
@@ -162,22 +167,3 @@ def _refused(message: str) -> ConfigError:
 
 def _line(node: yaml.Node) -> str:
     return f"line {node.start_mark.line + 1}"
-
-
-def _describe(error: yaml.YAMLError) -> str:
-    """Say where and why without the text that stands there, which PyYAML would quote."""
-    if isinstance(error, yaml.composer.ComposerError) and error.problem and "alias" in error.problem:
-        reason = "an alias without its anchor: put a value that begins with `*` in quotes"
-    elif isinstance(error, yaml.MarkedYAMLError):
-        reason = _QUOTED.sub(_named, error.problem or error.context or "a mistake")
-    else:
-        reason = "a character that YAML does not allow"
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{where}this is not YAML: {reason}"
-
-
-def _named(quoted: re.Match[str]) -> str:
-    """Keep the name of a kind of token, `'<block end>'`, and a single character."""
-    name = quoted[0][1:-1]
-    return quoted[0] if len(name) == 1 or name.startswith("<") else "…"

@@ -31,6 +31,7 @@ from proxy.core.model import MILLISECOND, SECOND, Micros, Secret
 from proxy.core.policy import Rule
 
 MASK = "…"
+QUOTES = ("'", '"')
 DAY: Micros = 86_400 * SECOND
 BASE = "base"
 """In the validation context: the folder that relative paths start from."""
@@ -93,6 +94,11 @@ def is_visible(text: str) -> bool:
     return _VISIBLE.fullmatch(text) is not None
 
 
+def is_quoted(text: str) -> bool:
+    """Whether a quote stands at an end: it was meant for a shell, or for YAML, and is no part of a secret."""
+    return text.startswith(QUOTES) or text.endswith(QUOTES)
+
+
 def is_name(text: str) -> bool:
     """Whether a text can name a client, a key or a pool."""
     return _NAME.fullmatch(text) is not None
@@ -136,7 +142,20 @@ def _secret(value: object) -> Secret:
         raise ValueError("the secret is empty: write it, or name an environment variable as `${NAME}`")
     if not is_visible(value.strip()):
         raise ValueError("a secret is one word of visible ASCII characters: check for blanks, line ends and quotes")
+    if is_quoted(value.strip()):
+        raise ValueError("quotes stand around the secret itself: take them out (`docker --env-file` keeps them)")
     return Secret(value.strip())
+
+
+def _password(value: object) -> Secret:
+    """A password of another system's, which may hold anything: taken literally but for line ends behind it."""
+    if isinstance(value, Secret):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("write the password as text, in quotes")  # noqa: TRY004  # as above
+    if not value.strip("\r\n"):
+        raise ValueError("the password is empty: write it, or name an environment variable as `${NAME}`")
+    return Secret(value.rstrip("\r\n"))
 
 
 def _permissions(value: object) -> int:
@@ -201,6 +220,14 @@ SecretText = Annotated[
     PlainSerializer(lambda _: MASK, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
+PasswordText = Annotated[
+    Secret,
+    PlainValidator(_password),
+    PlainSerializer(lambda _: MASK, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
+"""Unlike a `SecretText` it may hold any characters."""
+
 ListenerText = Annotated[
     Listener,
     PlainValidator(parse_listener),

@@ -42,7 +42,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     if config is None or problems:
         raise ConfigError(tuple(dict.fromkeys(problems))) from None
     contents = {**({path: digest(data)} if path else {}), **keys.contents}
-    config._files = Files(path, keys.secrets, keys.listed, plain, contents)  # noqa: SLF001  # no setting, so no field
+    config._files = Files(path, keys.secrets, keys.listed, keys.passwords, plain, contents)  # noqa: SLF001  # no setting, so no field
     return config
 
 
@@ -72,6 +72,7 @@ def _validate(tree: dict[str, Any], base: Path) -> tuple[Config | None, list[Pro
 def _secrets(root: Node) -> list[Node]:
     """Every secret that the document itself holds."""
     nodes = [root["admin_token"], *(client["token"] for client in root["clients"].items())]
+    nodes += [root["store"]["password"], root["store"]["sentinel_password"]]
     nodes += [key["secret"] for _, pool in root["pools"].entries() for key in pool["keys"].items()]
     return [node for node in nodes if node.text] + (
         [root["store"]["url"]] if _has_password(root["store"]["url"]) else []

@@ -17,6 +17,7 @@ from proxy.config.fields import (
     ListenerText,
     Name,
     Number,
+    PasswordText,
     Permissions,
     QueryName,
     RuleText,
@@ -192,6 +193,18 @@ class StoreSettings(Settings):
 
     url: StoreUrlText = written("memory://")
     """memory://, redis://, rediss://, unix://, redis+sentinel://h:p,h:p/service or redis+cluster://h:p,h:p."""
+    username: Annotated[str, Field(min_length=1)] | None = None
+    """The store's user, taken literally, in place of one in the URL."""
+    password: PasswordText | None = None
+    """The store's password, taken literally, best as `${NAME}`; in place of one in the URL."""
+    password_file: FilePath | None = None
+    """A file that holds the store's password and nothing else."""
+    sentinel_username: Annotated[str, Field(min_length=1)] | None = None
+    """The sentinels' user, taken literally."""
+    sentinel_password: PasswordText | None = None
+    """The sentinels' password, taken literally."""
+    sentinel_password_file: FilePath | None = None
+    """A file that holds the sentinels' password and nothing else."""
     prefix: Name = "keyturn"
     """Every key in Redis begins with it."""
     timeout: Timeout = written("500ms")

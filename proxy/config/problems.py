@@ -4,7 +4,7 @@ No message shows a value, since any value may be a secret that stands in the wro
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
@@ -19,7 +19,10 @@ Loc = tuple[str | int, ...]
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SHORT_KEY = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
-_MAPPING = "write a mapping: `name: value` lines, indented"
+MAX_PLACES = 4
+"""Of the places where a setting of some name stands, those that a hint names."""
+
+_MAPPING = "write a mapping: `name: value` lines, indented, a blank behind the colon"
 _LIST = "write a list: a line `- …` for each entry"
 _WHOLE = "write a whole number"
 _TEXT = "write text, in quotes if it looks like a number"
@@ -83,7 +86,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], document: Any) -
     located = [(path_of(_located(detail["loc"], document)), detail) for detail in details]
     wrong = {place for place, detail in located if detail["type"] != _TOO_SHORT}
     return [
-        Problem(place, _message(detail, model))
+        Problem(place, _message(detail, model, document))
         for place, detail in located
         if detail["type"] != _TOO_SHORT or place not in wrong  # a list of one wrong entry is not empty
     ]
@@ -103,19 +106,70 @@ def _located(loc: Loc, document: Any) -> Loc:
     return tuple(place)
 
 
-def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    kind = detail["type"]
+def _message(detail: ErrorDetails, model: type[BaseModel], document: Any) -> str:
+    kind, loc = detail["type"], detail["loc"]
     if kind == "extra_forbidden":
-        return _unknown_key(detail["loc"], model)
+        return _unknown_key(loc, model, document)
+    if kind in ("model_type", "model_attributes_type") and (hint := _not_a_section(loc, model)):
+        return hint
     if kind in _MADE:
         return _MADE[kind](detail.get("ctx", {}))
     return _FIXED.get(kind, "this value cannot stand here")
 
 
-def _unknown_key(loc: Loc, model: type[BaseModel]) -> str:
-    known = _model_at(loc[:-1], model).model_fields
-    guess = did_you_mean(str(loc[-1]), known)
+def _unknown_key(loc: Loc, model: type[BaseModel], document: Any) -> str:
+    name, known = str(loc[-1]), _model_at(loc[:-1], model).model_fields
+    guess = did_you_mean(name, known)
+    hint = "" if guess else _is_no_entry(loc[:-1], model) or _stray_entry(loc, model, document)
+    if hint:
+        return f"unknown key; {hint}"
+    if places := list(_places(name, model)):
+        listed = ", ".join(f"`{place}`" for place in places[:MAX_PLACES])
+        return f"unknown key here; there is {listed}: check the indentation"
     return f"unknown key{guess}" if guess else f"unknown key; known here: {', '.join(known)}"
+
+
+def _not_a_section(loc: Loc, model: type[BaseModel]) -> str:
+    """A hint if a value stands in the place of an entry of a mapping, such as a pool."""
+    if hint := _is_no_entry(loc, model):
+        return hint
+    places = list(_places(str(loc[-1]), model)) if _entry_at(loc, model) else []
+    return f"under `{loc[-2]}` stand names; there is `{places[0]}`: check the indentation" if places else ""
+
+
+def _is_no_entry(loc: Loc, model: type[BaseModel]) -> str:
+    """A hint if an entry of a mapping has the name of one of its settings: that stands one level too high."""
+    entry, name = _entry_at(loc, model), str(loc[-1]) if loc else ""
+    if entry is None or name not in entry.model_fields:
+        return ""
+    return f"under `{loc[-2]}` stand names: write one, such as `default:`, above `{name}`, and indent `{name}` below it"
+
+
+def _entry_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel] | None:
+    """What the entries of a mapping are, if the place is that of one."""
+    field = _model_at(loc[:-2], model).model_fields.get(str(loc[-2])) if len(loc) > 1 else None
+    return _model_in(field.annotation) if field is not None and _is_mapping(field.annotation) else None
+
+
+def _stray_entry(loc: Loc, model: type[BaseModel], document: Any) -> str:
+    """A hint if an unknown section looks like an entry of a mapping, such as a pool, that is not indented."""
+    value = document.get(loc[0]) if len(loc) == 1 and isinstance(document, dict) else None
+    for name, field in model.model_fields.items() if isinstance(value, dict) else ():
+        entry = _model_in(field.annotation) if _is_mapping(field.annotation) else None
+        if entry is not None and not entry.model_fields.keys().isdisjoint(value):
+            return f"if it is one of the `{name}`, indent it under `{name}:`"
+    return ""
+
+
+def _places(name: str, model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Where a setting of this name stands: `upstream.url`, `clients[].weight`, `pools.NAME.keys`."""
+    for other, field in model.model_fields.items():
+        place = f"{above}{other}"
+        if other == name:
+            yield place
+        elif section := _model_in(field.annotation):
+            entry = ".NAME" if _is_mapping(field.annotation) else "[]" if _is_list(field.annotation) else ""
+            yield from _places(name, section, f"{place}{entry}.")
 
 
 def _model_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel]:
@@ -138,3 +192,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _is_mapping(annotation: Any) -> bool:
     origin = get_origin(annotation)
     return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple

@@ -8,6 +8,7 @@ from typing import Any
 
 from proxy.config.problems import path_of
 from proxy.config.resolved import Config
+from proxy.config.sources import PASSWORD_FILES
 from proxy.core.errors import Problem
 
 _CLOSE = "`chmod 600` it (in Kubernetes: `defaultMode: 0400`)"
@@ -19,6 +20,14 @@ _CREDENTIAL = re.compile(r"auth|cookie|credential|key|password|secret|token", re
 def warnings(path: Path | None, config: Config) -> tuple[Problem, ...]:
     """What works but should not stay so; none of it keeps a process from starting."""
     found = [*_plain_secrets(path, config), *_open_files(config)]
+    if config.store.url.looks_literal:
+        found.append(
+            Problem(
+                "store.url",
+                "a user name or password in it is decoded (`%41` is `A`, `+` in the query a blank): if it is meant "
+                "literally, write it into `store.password`",
+            )
+        )
     if config.authentication_required and not config.clients:
         found.append(
             Problem("clients", "authentication is required and no client is given: every request will be answered 401")
@@ -33,7 +42,7 @@ def _plain_secrets(path: Path | None, config: Config) -> Iterator[Problem]:
         yield Problem(
             place,
             f"a secret in plain text in a file that everybody can read: `chmod 600 {path}`, or write `${{NAME}}`"
-            + (" or `secret_file`" if place.endswith("secret") else ""),
+            + (f" or `{place.rpartition('.')[2]}_file`" if place.endswith(("secret", "password")) else ""),
         )
 
 
@@ -46,6 +55,11 @@ def _open_files(config: Config) -> Iterator[Problem]:
         for path in config.files.listed.get(pool.keys_dir, ()) if pool.keys_dir else ():
             if _is_world_readable(path):
                 yield Problem(path_of(("pools", name, "keys_dir")), f"everybody can read {path}: {_CLOSE}")
+
+    for name in PASSWORD_FILES:
+        password = getattr(config.store, name)
+        if password and _is_world_readable(password):
+            yield Problem(f"store.{name}", f"everybody can read {password}: {_CLOSE}")
 
 
 def _is_world_readable(path: Path) -> bool:

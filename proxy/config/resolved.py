@@ -9,6 +9,7 @@ from pydantic import PrivateAttr
 
 from proxy.config.issuers import merged
 from proxy.config.models import CallerSettings, ClientSettings, Document, KeySettings, PoolSettings, RateSettings
+from proxy.config.urls import StoreUrl
 from proxy.core.model import ALGORITHMS, SECOND, Client, Issuer, Jwt, Key, Limit, Micros, Pool, Secret
 
 
@@ -19,6 +20,8 @@ class Files:
     document: Path | None = None
     secrets: Mapping[Path, Secret] = field(default_factory=dict)
     listed: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
+    passwords: Mapping[Path, Secret] = field(default_factory=dict)
+    """In files of their own, of the store."""
     plain: tuple[str, ...] = ()
     """Paths of the secrets that stand in the document itself."""
     contents: Mapping[Path, bytes] = field(default_factory=dict, repr=False, compare=False)
@@ -88,6 +91,21 @@ class Config(Document):
             digests=digests,
         )
 
+    @property
+    def store_url(self) -> StoreUrl:
+        """The store's URL, with the user names and passwords that are given apart from it."""
+        given, files = self.store, self._files.passwords
+        login: dict[str, str | None] = {"username": given.username, "sentinel_username": given.sentinel_username}
+        for name, secret, path in (
+            ("password", given.password, given.password_file),
+            ("sentinel_password", given.sentinel_password, given.sentinel_password_file),
+        ):
+            told = secret or (files.get(path) if path else None)
+            login[name] = told.reveal() if told else None
+        if given.url.scheme == "memory":  # a password may be there for when it is a Redis
+            return given.url
+        return given.url.with_login({name: value for name, value in login.items() if value})
+
     def watched_files(self) -> tuple[Path, ...]:
         """Files and folders whose change may change the configuration, each once."""
         return tuple(dict.fromkeys(self._sources()))
@@ -97,6 +115,7 @@ class Config(Document):
             yield self._files.document
         yield from self._files.secrets
         yield from self._files.listed
+        yield from self._files.passwords
         tls = (self.tls.cert, self.tls.key, self.tls.client_ca) if self.tls else ()
         keys = (client.jwt.jwks_file for client in self.clients if client.jwt)
         yield from (path for path in (*tls, self.upstream.ca, *keys) if path)

@@ -1,8 +1,9 @@
 """The URLs of the configuration: the upstream's, and the store's, which may hold a password."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from proxy.config.units import TcpListener
 from proxy.core.model import Secret
@@ -16,6 +17,13 @@ _ONE_NODE = re.compile(_NODE)
 _DATABASE = re.compile(r"/?[0-9]{0,5}")
 _SERVICE = re.compile(r"/[A-Za-z0-9._-]+(?:/[0-9]{0,5})?")
 _PASSWORD = re.compile(r"(?<=[?&])((?:(?!pass)[^=&#?])*+pass[^=&#?]*+=)[^&#]*", re.IGNORECASE)
+
+_PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
+
+_LOGIN_HINT = (
+    "a user name and a password stand best in `store.username` and `store.password` or `store.password_file`, which "
+    "take them literally; in the URL percent-encode `/ ? # @ [ ] %`"
+)
 
 _STORE_FORMS = {
     "memory": "`memory://`",
@@ -87,6 +95,35 @@ class StoreUrl:
         """Whether anything in it had to be masked."""
         return "…" in self.shown
 
+    def has_login(self, whose: str) -> bool:
+        """Whether it tells a user name or a password: the store's, or with `sentinel_` the sentinels'."""
+        url = urlsplit(self.reveal())
+        given = dict(parse_qsl(url.query))
+        return (not whose and "@" in url.netloc) or not given.keys().isdisjoint(
+            (f"{whose}username", f"{whose}password")
+        )
+
+    @property
+    def looks_literal(self) -> bool:
+        """Whether decoding changes a user name or a password in a way that nobody encodes on purpose.
+
+        Letters and digits need no percent-encoding, and a blank in a query is `%20` to most encoders.
+        """
+        url = urlsplit(self.reveal())
+        secrets = [value for name, value in _pairs(url.query) if name.endswith(("username", "password"))]
+        if any("+" in value for value in secrets):
+            return True
+        texts = [url.netloc.rpartition("@")[0], *secrets]
+        return any(unquote(found, errors="ignore").isalnum() for text in texts for found in _PERCENT.findall(text))
+
+    def with_login(self, login: Mapping[str, str]) -> "StoreUrl":
+        """The URL with these parameters, percent-encoded."""
+        query = urlencode(login, quote_via=quote)
+        text = self.reveal()
+        return (
+            StoreUrl(self.scheme, self.shown, Secret(f"{text}{'&' if '?' in text else '?'}{query}")) if query else self
+        )
+
     def __str__(self) -> str:
         return self.shown
 
@@ -100,13 +137,13 @@ def parse_store_url(value: object) -> StoreUrl:
     """
     if isinstance(value, StoreUrl):
         return value
-    url = _split(value, f"write the store's URL, such as {_STORE_FORMS['memory']} or {_STORE_FORMS['redis']}")
+    url = _split(
+        value, f"write the store's URL, such as {_STORE_FORMS['memory']} or {_STORE_FORMS['redis']}; {_LOGIN_HINT}"
+    )
     if url.scheme not in STORE_SCHEMES:
         raise ValueError(f"the scheme is one of {', '.join(f'`{scheme}://`' for scheme in STORE_SCHEMES)}")
     if url.fragment or not _has_form(url):
-        raise ValueError(
-            f"write {_STORE_FORMS[url.scheme]}; percent-encode `/`, `?`, `#` and `@` in a user name or a password"
-        )
+        raise ValueError(f"write {_STORE_FORMS[url.scheme]}; {_LOGIN_HINT}")
     _check_nodes(url)
     _check_parameters(url)
     return StoreUrl(url.scheme, _masked(url), Secret(str(value).strip()))
@@ -150,17 +187,23 @@ def _check_nodes(url: SplitResult) -> None:
 def _check_parameters(url: SplitResult) -> None:
     known = _PARAMETERS.get(url.scheme, set())
     given = dict(parse_qsl(url.query, keep_blank_values=True))
+    hint = f"; {_LOGIN_HINT}, and `&`" if any("password" in name for name in given) else ""
     for name in given:
         if name not in known:
             named = f" `{name}`" if re.fullmatch("[a-z_]{2,24}", name) else ""
-            raise ValueError(f"no parameter{named} belongs to {url.scheme}://; there are {', '.join(sorted(known))}")
+            raise ValueError(
+                f"no parameter{named} belongs to {url.scheme}://; there are {', '.join(sorted(known))}" + hint
+            )
     user, _, password = url.netloc.rpartition("@")[0].partition(":")
     for name, named, secret in (
         ("user name", given.get("username", user), given.get("password", password)),
         ("sentinel_username", given.get("sentinel_username", ""), given.get("sentinel_password", "")),
     ):
         if named and not secret:
-            raise ValueError(f"a {name} needs a password: write `user:password@`, or `:password@` without a user")
+            raise ValueError(
+                f"a {name} needs a password: write `user:password@`, `:password@` without a user, or both apart, in "
+                "`store.username` and `store.password`"
+            )
     if not re.fullmatch("[0-9]{1,5}", given.get("db") or "0"):
         raise ValueError("`db` is a whole number")
     if given.get("ssl", "true") not in ("true", "false"):
@@ -169,6 +212,12 @@ def _check_parameters(url: SplitResult) -> None:
         raise ValueError("`ssl_…` is for TLS: `ssl=true` belongs to it")
     if "ssl_keyfile" in given and "ssl_certfile" not in given:
         raise ValueError("`ssl_keyfile` needs `ssl_certfile`, the certificate that it belongs to")
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    """The parameters of a query, their values as they are written."""
+    pairs = (part.partition("=") for part in query.split("&"))
+    return [(name, value) for name, _, value in pairs]
 
 
 def _masked(url: SplitResult) -> str:

@@ -13,8 +13,8 @@ from proxy.oserrors import words
 from proxy.trust import refusal
 
 _ADVICE = {
-    "WRONGPASS": "it refuses the user name or the password of store.url",
-    "NOAUTH": "it wants a password: write it into store.url, as user:password@",
+    "WRONGPASS": "it refuses the user name or the password of store.url, or of store.username and store.password",
+    "NOAUTH": "it wants a password: write it into store.url, as user:password@, or into store.password",
     "LOADING": "it is still loading its data: wait until it has",
     "READONLY": "it is a replica: name the master in store.url, or use redis+sentinel://",
     "MASTERDOWN": "its link to the master is down, and it may not serve: look at the master",
@@ -31,9 +31,11 @@ _ADVICE = {
 _INSIDE = re.compile(r"[ :]-([A-Z]+) ")
 """Redis before 7 wraps the error of a command inside a script: `ERR Error running script (…): …: -OOM …`."""
 
+_NEEDLESS = "it has no password, and store.url has one, or store.password: remove it, or set requirepass"
+
 _PHRASES = {
-    "without any password configured": "it has no password, and store.url has one: remove it there, or set requirepass",
-    "no password is set": "it has no password, and store.url has one: remove it there, or set requirepass",
+    "without any password configured": _NEEDLESS,
+    "no password is set": _NEEDLESS,
     "DB index": "it has no such database: correct the number in store.url",
     "cluster support disabled": "it is no node of a cluster: write redis:// in store.url",
     "unknown command 'SENTINEL'": "it is no sentinel: name the sentinels, on their own port, or write redis://",

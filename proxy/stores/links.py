@@ -84,10 +84,9 @@ class Link:
     """
 
     def __init__(self, url: str, *, shown: str, timeout: Micros, strict_certificates: bool = False) -> None:
-        try:
-            self._open = opener(url, timeout, strict_certificates=strict_certificates)
-        except ValueError as problem:
-            raise StartError(f"store.url: {problem}") from None
+        self._timeout = timeout
+        self._strict_certificates = strict_certificates
+        self.renew(url)
         self._shown = shown
         self.timeout = timeout / SECOND
         """Seconds that a call may take."""
@@ -96,6 +95,17 @@ class Link:
         """How often a way was left: what is wrong with it may be wrong with those that listen, too."""
         self._listening: set[asyncio.Task[Any]] = set()
         self._leaving: set[asyncio.Task[Any]] = set()
+
+    def renew(self, url: str) -> None:
+        """Take another password of the same store for connections that are made from now on.
+
+        Raises:
+            StartError: as above; then nothing has changed.
+        """
+        try:
+            self._open = opener(url, self._timeout, strict_certificates=self._strict_certificates)
+        except ValueError as problem:
+            raise StartError(f"store.url: {problem}") from None
 
     async def close(self) -> None:
         """End the listening and all connections."""

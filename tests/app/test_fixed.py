@@ -16,6 +16,12 @@ CHANGES: dict[str, dict[str, object]] = {
     "upstream.max_connections": {"upstream": {"max_connections": 7}},
     "upstream.settle_bound": {"upstream": {"settle_bound": "7s"}},
     "store.url": {"store": {"url": "redis://:secret@127.0.0.1:1/0"}},
+    "store.username": {"store": {"username": "other", "password": "secret"}},
+    "store.password": {"store": {"password": "secret"}},
+    "store.password_file": {"store": {"password_file": __file__}},
+    "store.sentinel_username": {"store": {"sentinel_username": "other", "sentinel_password": "secret"}},
+    "store.sentinel_password": {"store": {"sentinel_password": "secret"}},
+    "store.sentinel_password_file": {"store": {"sentinel_password_file": __file__}},
     "store.prefix": {"store": {"prefix": "other"}},
     "store.timeout": {"store": {"timeout": "7s"}},
     "store.on_loss": {"store": {"on_loss": "wait"}},
@@ -29,8 +35,9 @@ CHANGES: dict[str, dict[str, object]] = {
 def test_what_is_settled_at_the_start(tmp_path: Path, path: str) -> None:
     """Each is named by its path, with what to do, and without its value."""
     before = configured(tmp_path)
-    (problem,) = needs_a_restart(before, configured(tmp_path, **CHANGES[path]))
+    problem, *more = needs_a_restart(before, configured(tmp_path, **CHANGES[path]))
     assert problem.path == path
+    assert [one.path for one in more] == ([path.replace("username", "password")] if "username" in path else [])
     assert "needs a restart" in problem.message
     assert "secret" not in problem.message
 

@@ -234,3 +234,35 @@ def test_files_of_an_issuer_can_be_read(tmp_path: Path) -> None:
     """As all others."""
     jwt = "{issuer: i, audience: a, subject: s, jwks_file: nowhere}"
     assert set(problems(tmp_path, f"clients: [{{name: a, jwt: {jwt}}}]")) == {"clients[0].jwt.jwks_file"}
+
+
+SENTINEL = "redis+sentinel://h/main"
+
+
+@pytest.mark.parametrize(
+    ("store", "place", "message"),
+    [
+        ("{url: 'redis://h', password: p, password_file: /etc/hostname}", "store.password_file", "keep one of them"),
+        ("{url: 'redis://h', username: u}", "store.username", "`store.password_file`"),
+        ("{url: 'redis://:p@h', password: p}", "store.password", "take it out there"),
+        ("{url: 'redis://u:p@h', username: u, password: p}", "store.password", "take it out there"),
+        ("{url: 'redis://h?password=p', password_file: /etc/hostname}", "store.password_file", "take it out there"),
+        ("{url: 'redis://h', sentinel_password: p}", "store.sentinel_password", "only `redis+sentinel://`"),
+        (f"{{url: '{SENTINEL}?sentinel_password=p', sentinel_password: p}}", "store.sentinel_password", "take it out"),
+        (f"{{url: '{SENTINEL}', sentinel_username: p}}", "store.sentinel_username", "`store.sentinel_password`"),
+        ("{url: 'redis://h', password: 5}", "store.password", "in quotes"),
+        ("{url: 'redis://h', password: ''}", "store.password", "is empty"),
+        ("{url: 'redis://h', password_file: none}", "store.password_file", "cannot be read: No such file"),
+        ("{url: 'redis://u@h', password: p}", "store.url", "both apart, in `store.username` and `store.password`"),
+    ],
+)
+def test_a_login_of_the_store_is_told_once(tmp_path: Path, store: str, place: str, message: str) -> None:
+    """In the URL or apart, as a value or in a file."""
+    assert message in problems(tmp_path, f"store: {store}")[place]
+
+
+def test_a_file_in_utf_16_is_a_problem(tmp_path: Path) -> None:
+    """Of certificates as of secrets; each kind of file is looked at."""
+    (tmp_path / "ca").write_text("\ufeffcertificate", encoding="utf-16-le")
+    assert "UTF-16" in problems(tmp_path, "upstream: {ca: ca}")["upstream.ca"]
+    assert "UTF-16" in problems(tmp_path, "store: {url: 'redis://h', password_file: ca}")["store.password_file"]

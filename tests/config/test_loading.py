@@ -175,3 +175,58 @@ def test_paths_start_from_the_files_folder(tmp_path: Path, monkeypatch: pytest.M
     assert config.upstream.ca == tmp_path / "ca"
     assert config.pools["default"].keys[0].secret_file == tmp_path / "k"
     assert config.has_keys
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("pools:\n  keys:\n    - {name: a, secret: x}\n", "pools.keys", "write one, such as `default:`, above `keys`"),
+        ("pools:\n  limits:\n    - {requests: 1, window: 1s}\n", "pools.limits", "indent `limits` below it"),
+        ("pools:\n  default:\n  keys:\n    - {name: a, secret: x}\n", "pools.keys", "indent `keys` below it"),
+        ("pools:\n  guard: 1s\n", "pools.guard", "indent `guard` below it"),
+        ("pools:\n  keys_dir: /keys\n", "pools.keys_dir", "indent `keys_dir` below it"),
+        ("pools:\n  url: x\n", "pools.url", "there is `upstream.url`: check the indentation"),
+        ("pools:\ndefault:\n  keys: []\n", "default", "indent it under `pools:`"),
+        ("url: https://x\n", "url", "there is `upstream.url`, `store.url`: check the indentation"),
+        ("requests: 5\n", "requests", "`pools.NAME.limits[].requests`"),
+        ("max_wait: 5s\n", "max_wait", "there is `queue.max_wait`"),
+        ("upstream:\n  queue: {}\n", "upstream.queue", "there is `queue`: check the indentation"),
+        ("queue:\n  join: true\n  store:\n    url: memory://\n", "queue.store", "there is `store`"),
+        ("pools:\n  default:\n    window: 5s\n", "pools.default.window", "`pools.NAME.limits[].window`"),
+        ("weight: 5\n", "weight", "`clients[].weight`"),
+        ("queue:\n  max_wait:5s\n", "queue", "a blank behind the colon"),
+    ],
+)
+def test_a_setting_on_the_wrong_level_is_told_where_it_belongs(
+    tmp_path: Path, text: str, place: str, words: str
+) -> None:
+    """One line for it, not a list of what is missing elsewhere."""
+    found = problems(tmp_path, text)
+    assert words in found[place]
+    assert set(found) == {place}
+
+
+def test_settings_of_a_pool_that_look_like_a_pool_are_told_where_they_belong(tmp_path: Path) -> None:
+    """`headers` is a mapping, as a pool is."""
+    found = problems(tmp_path, "pools:\n  headers:\n    X-A: b\n")
+    assert "indent `headers` below it" in found["pools.headers.X-A"]
+
+
+def test_a_byte_order_mark_before_the_document_is_no_part_of_it(tmp_path: Path) -> None:
+    """Of UTF-8; UTF-16 is refused with what to do."""
+    path = write(tmp_path, "")
+    path.write_bytes("\ufeffqueue: {join: true}".encode())
+    assert load(path, KEYS).queue.join
+    path.write_bytes("\ufeffqueue: {join: true}".encode("utf-16-le"))
+    with pytest.raises(ConfigError, match="the file is UTF-16 text: save it as UTF-8"):
+        load(path, KEYS)
+
+
+@pytest.mark.parametrize("secret", ['"PMAK-5ecret"', "'PMAK-5ecret'", '"PMAK-5ecret'])
+def test_quotes_around_a_secret_of_the_environment_are_refused(tmp_path: Path, secret: str) -> None:
+    """They would be a part of it."""
+    pools = "{default: {keys: [{name: a, secret: '${IT}'}]}}"
+    text = f"admin_token: ${{IT}}\npools: {pools}\nclients: [{{name: b, token: '${{IT}}'}}]\n"
+    found = problems(tmp_path, text, {"IT": secret})
+    assert set(found) == {"admin_token", "pools.default.keys[0].secret", "clients[0].token"}
+    assert all("take them out" in message for message in found.values())

@@ -105,3 +105,19 @@ def test_the_effective_configuration_is_a_configuration(tmp_path: Path) -> None:
     again = load(write(tmp_path, yaml.safe_dump(effective(config), allow_unicode=True)), {})
     assert again.pools_of_model() == config.pools_of_model()
     assert effective(again) == effective(config)
+
+
+def test_a_password_that_is_decoded_is_warned_of(tmp_path: Path) -> None:
+    """A URL is decoded; who writes a password into it that is not encoded gets another one."""
+    for url, count in (("redis://:a%41b@h", 1), ("redis://:a%2Fb@h", 0)):
+        path = write(tmp_path, "store: {url: '${STORE}'}")
+        found = warnings(path, load(path, {**KEYS, "STORE": url}))
+        assert ["`store.password`" in problem.message for problem in found] == [True] * count
+
+
+def test_an_open_password_file_is_warned_of(tmp_path: Path) -> None:
+    """As are key files."""
+    (tmp_path / "password").write_text("p")
+    (tmp_path / "password").chmod(0o644)
+    path = write(tmp_path, "store: {url: 'redis://h', password_file: password}")
+    assert [problem.path for problem in warnings(path, load(path, KEYS))] == ["store.password_file"]

@@ -1,8 +1,9 @@
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from proxy.config import Config, load
+from proxy.config import Config, effective, load
 from proxy.core.model import MILLISECOND, SECOND, Client, Issuer, Jwt, Key, Limit, Secret
 from proxy.core.policy import Rule
 from tests.config.samples import KEYS, loaded
@@ -174,3 +175,30 @@ def test_limits_of_one_size_have_names_of_their_own(tmp_path: Path) -> None:
     path.write_text(f"pools: {{default: {{limits: [{limits}]}}}}")
     (pool,) = load(path, {"POSTMAN_API_KEYS": "one"}).pools_of_model()
     assert [limit.name for limit in pool.limits] == ["10/10s", "60/60s", "10/10s-2", "10/10s-3"]
+
+
+PASSWORDS = ["p%41+/#?[]@ ", "a&password=b", '"quoted"', "ünï", "x"]
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_the_stores_password_is_taken_literally(tmp_path: Path, password: str) -> None:
+    """From the environment and from a file, which is watched; beside a user name, for the store and the sentinels."""
+    (tmp_path / "password").write_text(f"{password}\n", encoding="utf-8")
+    environ = {**KEYS, "REDIS_PASSWORD": password}
+    for setting in ("password: '${REDIS_PASSWORD}'", "password_file: password"):
+        config = loaded(
+            tmp_path,
+            f"store: {{url: 'redis+sentinel://h/main', username: a%41, sentinel_{setting}, {setting}}}",
+            environ,
+        )
+        given = dict(parse_qsl(urlsplit(config.store_url.reveal()).query))
+        assert given == {"username": "a%41", "password": password, "sentinel_password": password}
+        assert (tmp_path / "password" in config.watched_files()) == ("file" in setting)
+        assert len(password) == 1 or password not in f"{config!r}{effective(config)}{config.store_url}"
+
+
+def test_a_store_without_a_login_has_its_url(tmp_path: Path) -> None:
+    """As it is written."""
+    for store in ("{url: 'redis://:p@h'}", "{url: '${STORE:-memory://}', password: p, sentinel_password: p}"):
+        config = loaded(tmp_path, f"store: {store}")
+        assert config.store_url == config.store.url, "in memory a password may be there for later"

@@ -1,9 +1,17 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proxy.config.sources import MAX_SECRET_BYTES, KeyFiles, secret_in, why_unreadable, with_environment_keys
+from proxy.config.sources import (
+    MAX_SECRET_BYTES,
+    KeyFiles,
+    password_in,
+    secret_in,
+    why_unreadable,
+    with_environment_keys,
+)
 from proxy.config.tree import Node
 from proxy.core.errors import Problem
 from proxy.core.model import Secret
@@ -146,7 +154,7 @@ def test_problems_of_a_folder_stand_at_its_setting(tmp_path: Path) -> None:
 def test_a_file_holds_one_secret_and_nothing_else() -> None:
     """Blanks and line ends around it do not count."""
     assert secret_in(b" x\r\n") == Secret("x")
-    for data, why in ((b"\xff", "more than one word"), (b" ", "empty"), (b"x" * (MAX_SECRET_BYTES + 1), "KiB")):
+    for data, why in ((b"\xff", "not UTF-8"), (b" ", "empty"), (b"x" * (MAX_SECRET_BYTES + 1), "KiB")):
         with pytest.raises(ValueError, match=why):
             secret_in(data)
 
@@ -157,3 +165,50 @@ def test_a_file_that_can_be_read_has_no_reason(tmp_path: Path) -> None:
     assert why_unreadable(tmp_path / "s") is None
     assert why_unreadable(tmp_path / "t") == "No such file or directory"
     assert why_unreadable(tmp_path) == "Is a directory"
+
+
+@pytest.mark.parametrize(
+    "value", ['"a,b"', "'a,b'", '"a","b"', " 'a' , \"b\" ", '"a, b"', "\ufeffa,b", '\ufeff"a,b"', "\"'a','b'\""]
+)
+def test_quotes_around_keys_of_the_environment_are_no_part_of_them(value: str) -> None:
+    """`docker --env-file` keeps them, around the whole or around each key."""
+    made, problems = with_environment_keys({}, environment(value))
+    assert problems == []
+    assert [key["secret"] for key in made["pools"]["default"]["keys"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", ['"a,b', "a,b'", "a,'b"])
+def test_a_quote_without_its_other_one_is_a_problem(value: str) -> None:
+    """Nobody knows what it was meant for."""
+    (problem,) = with_environment_keys({}, environment(value))[1]
+    assert "a quote at one end only" in problem.message
+
+
+@pytest.mark.parametrize("read", [secret_in, password_in])
+def test_a_byte_order_mark_is_no_part_of_a_secret(read: Callable[[bytes], Secret]) -> None:
+    """Of UTF-8; UTF-16 is refused, with or without one."""
+    assert read("\ufeffPMAK-1\r\n".encode()) == Secret("PMAK-1")
+    for data in (f"\ufeff{MARK}".encode("utf-16-le"), f"\ufeff{MARK}".encode("utf-16-be"), MARK.encode("utf-16-le")):
+        with pytest.raises(ValueError, match="UTF-16 text: save it as UTF-8") as caught:
+            read(data)
+        assert MARK not in str(caught.value)
+
+
+def test_quotes_around_the_secret_of_a_file_are_refused() -> None:
+    """They were meant for a shell."""
+    with pytest.raises(ValueError, match="quotes around the secret"):
+        secret_in(f'"{MARK}"\n'.encode())
+
+
+@pytest.mark.parametrize("text", [" a b ", "\"q'", "päss", "p%41+/#?[@", "a\tb"])
+def test_a_password_is_taken_literally(text: str) -> None:
+    """But for line ends behind it."""
+    assert password_in(f"{text}\r\n".encode()) == Secret(text)
+    assert why_unreadable(Path(__file__)) is None
+
+
+@pytest.mark.parametrize(("data", "why"), [(b"", "is empty"), (b"\n", "is empty"), (b"\xff", "is not UTF-8")])
+def test_a_file_without_a_password_is_a_problem(data: bytes, why: str) -> None:
+    """Whatever else it holds."""
+    with pytest.raises(ValueError, match=why):
+        password_in(data)

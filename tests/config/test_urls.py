@@ -1,3 +1,5 @@
+from urllib.parse import parse_qsl, urlsplit
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,3 +147,57 @@ def test_no_password_shows(noise: str, scheme: str) -> None:
     except ValueError as error:
         shown = str(error)
     assert PASSWORD not in shown
+
+
+@pytest.mark.parametrize("raw", "/#?[")
+def test_the_hint_names_where_a_password_is_taken_literally(raw: str) -> None:
+    """What breaks a URL is mostly a password that was not percent-encoded."""
+    for url in (f"redis://:a{raw}{PASSWORD}@h:6379/0", f"redis+sentinel://u:a{raw}{PASSWORD}@h:1/main"):
+        with pytest.raises(ValueError, match=r"`store\.password`") as caught:
+            parse_store_url(url)
+        assert "`store.password_file`" in str(caught.value)
+        assert "percent-encode" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "literal"),
+    [
+        ("redis://:a%41b@h", True),
+        ("redis://u%31:ab@h", True),
+        ("redis://h?password=a+b", True),
+        ("redis+sentinel://h/main?sentinel_password=a%7Ab", True),
+        ("redis://:a+b@h", False),
+        ("redis://:a%2Fb%25%20@h", False),
+        ("redis://h?password=a%2Bb&db=1", False),
+        ("rediss://h?ssl_ca_certs=/a+b", False),
+        ("memory://", False),
+    ],
+)
+def test_a_password_that_is_decoded_to_another_is_noticed(url: str, literal: bool) -> None:
+    """Nobody encodes letters and digits."""
+    assert parse_store_url(url).looks_literal is literal
+
+
+@pytest.mark.parametrize(
+    ("url", "whose"),
+    [
+        ("redis://:p@h", ""),
+        ("redis://h?username=u&password=p", ""),
+        ("redis+sentinel://h/m?sentinel_password=p", "sentinel_"),
+    ],
+)
+def test_a_login_is_told_in_the_url(url: str, whose: str) -> None:
+    """The store's, or the sentinels'."""
+    assert [whose for whose in ("", "sentinel_") if parse_store_url(url).has_login(whose)] == [whose]
+
+
+@given(
+    st.text(min_size=1), st.sampled_from(["redis://h", "unix:///s?db=1", "redis+sentinel://h/m/2", "redis+cluster://h"])
+)
+def test_a_login_apart_is_taken_literally(secret: str, url: str) -> None:
+    """Whatever is in it; it is shown nowhere."""
+    store = parse_store_url(url).with_login({"username": secret, "password": secret})
+    given = dict(parse_qsl(urlsplit(store.reveal()).query, keep_blank_values=True))
+    assert (given["username"], given["password"]) == (secret, secret)
+    assert store.shown == url
+    assert parse_store_url(url).with_login({}) == parse_store_url(url)
