@@ -162,6 +162,7 @@ class App:
             lambda: 0 if log is None else log.dropped,
             self._gateway.outages,
             lambda: self._bodies.taken,
+            self._gateway.higher,
             self.telemetry.history,
             "memory" if self._link is None else "redis",
             "" if self._link is None else self._config.store.on_loss,

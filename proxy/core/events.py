@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 from proxy.core.breaker import Scope
 from proxy.core.errors import LocalCause
 from proxy.core.health import KeyLook
+from proxy.core.lessons import Higher
 from proxy.core.model import Micros
 from proxy.core.recording import UNRECORDED, Recording
 from proxy.core.values import value_object
@@ -164,6 +165,14 @@ class LimitLowered:
 
 
 @value_object
+class LimitHigher:
+    """The upstream's answers tell a limit to be higher than it is configured, which changes nothing (law 9)."""
+
+    pool: str
+    limit: Higher
+
+
+@value_object
 class MonthTold:
     """What the upstream last said that the month's plan of a key still holds."""
 
@@ -304,6 +313,7 @@ Event = (
     | Exchanged
     | ForeignSpent
     | LimitLowered
+    | LimitHigher
     | MonthTold
     | SignalsIgnored
     | KeyChanged
@@ -385,5 +395,7 @@ class Levels:
     store_up: bool = True
     degraded: float = 0.0
     """Seconds without the store, so far."""
+    higher: Sequence[tuple[str, Higher]] = ()
+    """Pool and limit."""
     log_lines_dropped: int = 0
     """Lines of the log that were not written, so far."""

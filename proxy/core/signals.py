@@ -129,6 +129,20 @@ class Signals:
                 return meant[0], allowance.size
         return None
 
+    def above(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[tuple[int | None, int], ...]:
+        """Sizes above those that are configured: each with the limit of whose window it is, `None` when of another."""
+        if not self.own:
+            return ()
+        most = max([of[index].requests for index in limits], default=0)
+        found: list[tuple[int | None, int]] = []
+        for allowance in self.allowances:
+            size = allowance.size
+            if size is None or size <= most or (allowance.window is None and allowance.reset is None):
+                continue
+            meant = [index for index in limits if _fits(allowance, of[index])]
+            found.append((meant[0] if len(meant) == 1 else None, size))
+        return tuple(found)
+
 
 @value_object
 class Throttle:

@@ -24,7 +24,7 @@ from proxy.core.breaker import BreakerView
 from proxy.core.errors import NoKey, Outage, Refusal, TooMany, UpstreamError
 from proxy.core.events import Journal, Observer, Retried, UpstreamAnswered
 from proxy.core.http import Answer, Body, Fields, Request, Whole
-from proxy.core.lessons import Lessons
+from proxy.core.lessons import Higher, Lessons
 from proxy.core.model import SECOND, Micros
 from proxy.core.retries import RetryBudget
 from proxy.core.signals import FORBIDDEN, OUTAGES, TOO_MANY, UNAUTHORIZED
@@ -123,6 +123,11 @@ class Gateway:
             return []
         throttled = desk.throttles.view() if desk.breakers.pool.closed else None
         return [*([throttled] if throttled else []), *desk.breakers.views(self._means.clock())]
+
+    def higher(self, pool: str) -> list[Higher]:
+        """The limits of a pool that the upstream tells to be higher than they are configured."""
+        desk = self._desks.get(pool)
+        return [] if desk is None else list(desk.lessons.higher(desk.dispatch.pool.limits))
 
     # A request's way
 

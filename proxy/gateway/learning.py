@@ -1,8 +1,9 @@
-"""What every answer teaches about limits (law 9): it can only take tokens away."""
+"""What every answer teaches about limits (law 9): it can only take tokens away, and tell of a limit that is higher."""
 
-from proxy.core.events import LimitLowered, MonthTold, SignalsIgnored
+from proxy.core.events import LimitHigher, LimitLowered, MonthTold, SignalsIgnored
 from proxy.core.exchange import Seen
 from proxy.core.letters import same_limits
+from proxy.core.signals import Signals
 from proxy.dispatch import Lease
 from proxy.gateway.desk import Desk, Means
 from proxy.gateway.passage import Passage
@@ -30,7 +31,24 @@ class Learning:
             index, size = lower
             if desk.lessons.told(lease.quota, index, size, passage.route):
                 self._lower(desk, lease, index, size)
+            return seen
+        if len(signals.allowances) > len(seen):
+            self._above(desk, lease, signals)
         return seen
+
+    def _above(self, desk: Desk, lease: Lease, signals: Signals) -> None:
+        """Tell of a limit that is higher than it is configured; it is never raised (law 9)."""
+        dispatch = desk.dispatch
+        for meant, size in signals.above(lease.limits, lease.pool.limits):
+            index = meant
+            if meant is not None and lease.pool is not dispatch.pool:
+                index = same_limits(lease.pool, dispatch.pool).get(meant)
+                if index is None:
+                    continue
+            if desk.lessons.above(index, size):
+                for higher in desk.lessons.higher(dispatch.pool.limits):
+                    if higher.index == index:
+                        self._means.observer.observe(LimitHigher(desk.name, higher))
 
     def _lower(self, desk: Desk, lease: Lease, index: int, size: int) -> None:
         dispatch, limit = desk.dispatch, lease.pool.limits[index]

@@ -115,6 +115,9 @@ def _pool(pool: Document, at: str) -> Text:
     if outage := pool.get("outage"):
         text.append(f"\n  the upstream is out of order for {_age(outage['since'], at)}: {outage['cause']}", "bold red")
         text.append(f", tried again in {_age(at, outage['until'])}", "not bold")
+    for limit in pool.get("upstream_limits", ()):
+        text.append(f"\n  the upstream permits {limit['told']:,} where {limit['limit']} is configured: ", "yellow")
+        text.append(limit["setting"], "not bold")
     if failing := pool.get("failing"):
         names = ", ".join(f"{one['client']} {one['route'] or '(all routes)'}" for one in failing)
         text.append(f"\n  the upstream fails {names}; the others go on", "yellow")

@@ -13,6 +13,7 @@ from proxy.core.events import (
     ForeignSpent,
     KeyChanged,
     KeySwitched,
+    LimitHigher,
     LimitLowered,
     LocalTroubleMet,
     Reloaded,
@@ -94,10 +95,8 @@ def _upstream(event: Event) -> Line | None:
         case UpstreamThrottled(pool, key, quota, kind, wait, limit, news=True):
             values = {"pool": pool, "key": key, "quota": quota, "kind": kind, "limit": limit}
             return Line("warning", _THROTTLED[kind], {**values, "wait_seconds": wait / SECOND})
-        case LimitLowered(pool, limit, configured, lower):
-            text = "the upstream's limit is lower than configured, and taken so: change the setting"
-            values = {"setting": f"pools.{pool}.limits", "limit": limit}
-            return Line("warning", text, {**values, "configured": configured, "told": lower})
+        case LimitLowered() | LimitHigher():
+            return _limit(event)
         case ThrottledTogether(pool, quotas=0):
             return Line("warning", "the upstream does not answer 429 to everything any more", {"pool": pool})
         case ThrottledTogether(pool, quotas, wait):
@@ -109,6 +108,18 @@ def _upstream(event: Event) -> Line | None:
             return _breaker(event)
         case _:
             return _detail(event)
+
+
+def _limit(event: LimitLowered | LimitHigher) -> Line:
+    match event:
+        case LimitLowered(pool, limit, configured, lower):
+            text = "the upstream's limit is lower than configured, and taken so: change the setting"
+            values = {"setting": f"pools.{pool}.limits", "limit": limit}
+            return Line("warning", text, {**values, "configured": configured, "told": lower})
+        case LimitHigher(pool, limit):
+            text = "the upstream's limit is higher than configured, so callers wait longer than they need: set it"
+            values = {"setting": limit.setting(pool), "limit": limit.limit}
+            return Line("warning", text, {**values, "configured": limit.configured, "told": limit.told})
 
 
 def _breaker(event: BreakerMoved) -> Line:

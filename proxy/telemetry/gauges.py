@@ -44,6 +44,12 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
         bucket,
         (((one.pool, one.quota, one.limit), one.size) for one in levels.buckets),
     )
+    yield _gauge(
+        "upstream_limit",
+        "Requests that the upstream says a limit permits, of limits for which that is more than is configured.",
+        ("pool", "limit"),
+        [((pool, one.limit), one.told) for pool, one in levels.higher],
+    )
     yield from _keys(levels)
     yield _gauge(
         "breakers_open",

@@ -1,8 +1,9 @@
 import asyncio
 
-from proxy.core.events import ForeignSpent, LimitLowered, MonthTold, SignalsIgnored
+from proxy.core.events import ForeignSpent, LimitHigher, LimitLowered, MonthTold, SignalsIgnored
 from proxy.core.exchange import Seen, Spent
 from proxy.core.http import Answer, Request
+from proxy.core.lessons import Higher
 from proxy.core.model import SECOND
 from tests.core.worlds import limit
 from tests.gateway.settings import PLAIN_429, Setting, answer, setting
@@ -101,6 +102,51 @@ async def test_a_limit_as_it_is_configured_is_no_lower_one() -> None:
         for path in ("/a", "/c", "/b", "/c", "/a", "/c", "/b"):
             await it.ask(it.request(path=path))
         assert it.happened(LimitLowered) == []
+
+
+@virtual
+async def test_a_limit_higher_than_configured_is_told_and_never_taken() -> None:
+    """Once, with the setting; it is shown until an answer names it as it is configured."""
+    async with setting(*[told(300, 299 - n) for n in range(5)], quotas=1, requests=60) as it:
+        for number in range(5):
+            assert (len(it.happened(LimitHigher)), len(it.gateway.higher("default"))) == (number // 3, number // 3)
+            await it.ask()
+        higher = Higher(0, "60/60s", 60, 300)
+        assert it.happened(LimitHigher) == [LimitHigher("default", higher)]
+        assert it.gateway.higher("default") == [higher]
+        assert it.room.dispatch.pool.limits[0].requests == 60
+        it.upstream.rule = lambda *_: told(60, 59)
+        await it.ask()
+        assert it.gateway.higher("default") == []
+        assert it.gateway.higher("nothing") == []
+
+
+@virtual
+async def test_other_windows_tell_of_no_higher_limit() -> None:
+    """Neither an hour's, also in its last minute, nor a limit that stands beside the configured one."""
+    hour = [told(1000, 999 - n, 3600) for n in range(2)] + [told(1000, 500 - n, 30) for n in range(5)]
+    both = answer(
+        200,
+        b"{}",
+        (b"RateLimit-Policy", b'"a";q=60;w=60, "b";q=300;w=60'),
+        (b"RateLimit", b'"a";r=50;t=9, "b";r=290;t=9'),
+    )
+    async with setting(*hour, *[both] * 5, quotas=1, requests=60) as it:
+        for _ in range(12):
+            await it.ask()
+        assert it.happened(LimitHigher) == []
+        assert it.gateway.higher("default") == []
+
+
+@virtual
+async def test_a_narrower_limit_that_is_configured_may_be_higher_too() -> None:
+    """Told by the length of its window, beside the general one as it is configured."""
+    fields = (b"RateLimit-Policy", b'"a";q=60;w=60, "b";q=80;w=10'), (b"RateLimit", b'"a";r=50;t=9, "b";r=70;t=9')
+    limits = (limit(60, 60 * SECOND), limit(25, 10 * SECOND))
+    async with setting(*[answer(200, b"{}", *fields)] * 3, quotas=1, limits=limits) as it:
+        for _ in range(3):
+            await it.ask()
+        assert it.gateway.higher("default") == [Higher(1, "25/10s", 25, 80)]
 
 
 @virtual

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from proxy.core.lessons import Higher
 from proxy.status_view.tables import UnknownVersion, render
 from tests.observability.extremes import crowd, empty, long_names
 from tests.observability.samples import busy, document, quiet
@@ -36,6 +37,16 @@ def test_an_upstream_that_is_out_of_order_is_told_with_its_pool() -> None:
     assert "out of order for 20 s: 503 three times in a row, tried again in 40 s" in text
     assert text.count("out of order") == 1
     assert "out of order" not in printed(document(busy()))
+
+
+def test_a_limit_that_is_higher_upstream_is_told_with_its_setting() -> None:
+    """As one would write it."""
+    snapshot = busy()
+    pool = replace(snapshot.pools[0], higher=[Higher(0, "60/60s", 60, 300)])
+    text = printed(document(replace(snapshot, pools=[pool])))
+    setting = f"pools.{pool.name}.limits[0].requests: 300"
+    assert setting in line(text, "the upstream permits 300 where 60/60s is configured")
+    assert "permits" not in printed(document(busy()))
 
 
 def test_a_lost_store_is_told_with_its_cause() -> None:

@@ -17,6 +17,7 @@ from proxy.core.events import (
     Journal,
     KeyChanged,
     KeySwitched,
+    LimitHigher,
     LimitLowered,
     LocalTroubleMet,
     MonthTold,
@@ -30,6 +31,7 @@ from proxy.core.events import (
     UpstreamAnswered,
     UpstreamThrottled,
 )
+from proxy.core.lessons import Higher
 from proxy.core.model import SECOND
 from proxy.core.signals import Route
 from proxy.telemetry.changes import Line, told
@@ -57,6 +59,7 @@ CHANGES: list[tuple[Event, str, str]] = [
     (ThrottledTogether("p", 0, 0), "warning", "any more"),
     (LimitLowered("p", "60/60s", 60, 50), "warning", "change the setting"),
     (LocalTroubleMet("ports", "This machine has no port left."), "error", "nothing about the upstream"),
+    (LimitHigher("p", Higher(0, "60/60s", 60, 300)), "warning", "higher than configured"),
     (BreakerMoved("p", Scope(), opened=True, wait=SECOND, cause="503"), "error", "out of order"),
     (BreakerMoved("p", Scope(), opened=False), "warning", "answers again"),
     (BreakerMoved("p", Scope("c"), opened=True, wait=SECOND, cause="503"), "warning", "for one client"),
@@ -136,3 +139,15 @@ def test_words_are_lower_case_without_an_end() -> None:
         line = told(event)
         assert line is not None
         assert re.fullmatch(r"[a-z].*[^.]", line.text)
+
+
+def test_the_setting_for_a_higher_limit_is_written_out() -> None:
+    """To be copied into the configuration."""
+    line = told(LimitHigher("team", Higher(1, "60/60s", 60, 300)))
+    assert line is not None
+    assert line.values == {
+        "setting": "pools.team.limits[1].requests: 300",
+        "limit": "60/60s",
+        "configured": 60,
+        "told": 300,
+    }

@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 from proxy.core.events import Levels
+from proxy.core.lessons import Higher
 from proxy.telemetry import Metrics
 from tests.telemetry.samples import LEVELS, value
 
@@ -41,3 +44,11 @@ def test_the_month_s_rest_is_told_of_keys_whose_upstream_tells_it() -> None:
     metrics = Metrics()
     assert value(metrics, "month_remaining", LEVELS, pool="default", key="k0") == 812
     assert value(metrics, "month_remaining", LEVELS, pool="default", key="k1") is None
+
+
+def test_a_limit_is_told_where_the_upstream_permits_more() -> None:
+    """Others have no such series."""
+    metrics = Metrics()
+    assert value(metrics, "upstream_limit", LEVELS, pool="default", limit="60/60s") is None
+    levels = replace(LEVELS, higher=[("default", Higher(0, "60/60s", 60, 300))])
+    assert value(metrics, "upstream_limit", levels, pool="default", limit="60/60s") == 300

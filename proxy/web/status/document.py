@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from proxy.core.lessons import Higher
 from proxy.core.model import SECOND, Micros
 from proxy.core.recent import Count
 from proxy.web.status.model import (
@@ -95,6 +96,7 @@ def _pool(pool: PoolStatus) -> Iterator[str]:
             "refused": _counted(pool.refused),
             "throttled": _counted(pool.throttled),
             "outage": None if pool.outage is None else _outage(pool.outage),
+            "upstream_limits": [_higher(pool.name, one) for one in pool.higher],
             "failing": [{"client": one.client, "route": one.route or None, **_outage(one)} for one in pool.failing],
         },
         {
@@ -107,6 +109,10 @@ def _pool(pool: PoolStatus) -> Iterator[str]:
 
 def _outage(outage: OutageStatus) -> dict[str, Any]:
     return {"since": _instant(outage.since), "cause": outage.cause, "until": _instant(outage.until)}
+
+
+def _higher(pool: str, one: Higher) -> dict[str, Any]:
+    return {"limit": one.limit, "configured": one.configured, "told": one.told, "setting": one.setting(pool)}
 
 
 def _key(key: KeyStatus) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Protocol, get_args
 
 from proxy.core.breaker import BreakerView, ScopeKind
 from proxy.core.events import BreakerLevel, KeyLevel, Levels
+from proxy.core.lessons import Higher
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Client, Micros, Pool
 from proxy.core.recent import NEVER
@@ -74,6 +75,8 @@ class Sources:
     """Those that are open, by the name of the pool; the pool's own first."""
     bodies: Callable[[], Sequence[tuple[str, int]]]
     """Where bodies of requests are kept, and the bytes that they take there."""
+    higher: Callable[[str], Sequence[Higher]]
+    """Limits of which the upstream permits more than is configured, by the name of the pool."""
     history: History
     kind: str
     on_loss: str
@@ -110,6 +113,7 @@ class Glance:
             upstream_connections_limit=limit,
             store_up=not self._sources.history.lost,
             degraded=max((station.store.degraded for station in stations), default=0.0),
+            higher=[(room.pool.name, one) for room in rooms for one in self._sources.higher(room.pool.name)],
             log_lines_dropped=self._sources.log_lines_dropped(),
             buckets=await in_steps(chain.from_iterable(buckets)),
             keys=await in_steps(KeyLevel(pool, look) for pool, looks in keys for look in looks),
@@ -167,4 +171,5 @@ class Glance:
             history.refused().get(pool.name, NEVER),
             history.throttled().get(pool.name, NEVER),
             *outages(self._sources.breakers(pool.name), now, epoch),
+            self._sources.higher(pool.name),
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.core.health import State
+from proxy.core.lessons import Higher
 from proxy.core.model import Micros
 from proxy.core.recent import NEVER, Count
 
@@ -115,6 +116,8 @@ class PoolStatus:
     outage: OutageStatus | None = None
     failing: Sequence[OutageStatus] = ()
     """Clients, and routes of clients, that are left alone while the others go on; those that failed last."""
+    higher: Sequence[Higher] = ()
+    """Limits of which the upstream permits more than is configured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from proxy.core.lessons import Higher
 from proxy.core.model import SECOND
 from proxy.web.status.model import ClientStatus
 from tests.observability.samples import AT, busy, document, quiet
@@ -81,3 +82,12 @@ def test_what_is_not_known_is_null() -> None:
     assert content["reload"] is None
     key = content["pools"][0]["keys"][0]
     assert (key["until"], key["month_remaining"], key["reason"]) == (None, None, "")
+
+
+def test_a_limit_that_is_higher_upstream_is_told() -> None:
+    """With the setting that would make use of it."""
+    pool = replace(quiet().pools[0], higher=[Higher(0, "60/60s", 60, 300)])
+    content = document(replace(quiet(), pools=(pool,)))["pools"][0]
+    setting = f"pools.{pool.name}.limits[0].requests: 300"
+    assert content["upstream_limits"] == [{"limit": "60/60s", "configured": 60, "told": 300, "setting": setting}]
+    assert document(quiet())["pools"][0]["upstream_limits"] == []

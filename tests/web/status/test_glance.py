@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from proxy.core.breaker import BreakerView, Scope
 from proxy.core.events import BreakerLevel, Journal, Reloaded, StoreChanged, UpstreamThrottled
 from proxy.core.exchange import Kind
+from proxy.core.lessons import Higher
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Client
 from proxy.core.recent import Count
@@ -48,6 +49,7 @@ class Place:
     dispatch: Dispatch
     store: Watched
     breakers: list[BreakerView] = field(default_factory=list)
+    higher: list[Higher] = field(default_factory=list)
     history: History = field(default_factory=lambda: History(micros, wall))
     glance: Glance = field(init=False)
 
@@ -63,6 +65,7 @@ class Place:
             lambda: 5,
             lambda _: self.breakers,
             lambda: [("file", 9)],
+            lambda _: self.higher,
             self.history,
             "redis",
             "share",
@@ -142,6 +145,16 @@ async def test_breakers_are_shown_by_their_scope() -> None:
         it.breakers = it.breakers[:2]
         levels = (await it.glance.levels()).breakers
         assert levels == [BreakerLevel("default", *one) for one in (("pool", 1), ("client", 1), ("route", 0))]
+
+
+@virtual
+async def test_a_limit_that_is_higher_upstream_is_shown() -> None:
+    """On the page and as a gauge."""
+    async with place() as it:
+        it.higher = [Higher(0, "1/60s", 1, 300)]
+        (shown,) = (await it.glance.snapshot()).pools
+        assert shown.higher == it.higher
+        assert (await it.glance.levels()).higher == [("default", it.higher[0])]
 
 
 @virtual

@@ -261,7 +261,7 @@ const atHand = (pool) => {
 };
 
 const buildPool = () => {
-  const element = make("section", "pool", make("div", "pool-head", make("h2"), make("p", "quiet")), make("p", "problem"));
+  const element = make("section", "pool", make("div", "pool-head", make("h2"), make("p", "quiet")), make("p", "problem"), make("p", "quiet note"));
   const quotas = mark(make("ul", "quotas"), "role", "list");
   const clients = buildTable("Clients and lanes", CLIENTS);
   const keys = buildTable("Keys", KEYS);
@@ -284,6 +284,9 @@ const drawPools = (data) => {
     const out = pool.outage ? `The upstream is out of order for ${since(pool.outage.since, data.at)}: ${pool.outage.cause}. It is tried again in ${since(data.at, pool.outage.until)}.` : "";
     const failing = pool.failing.map((one) => `${one.client} ${one.route || "(all routes)"}`).join(", ");
     set(outage, `${out}${out && failing ? " " : ""}${failing ? `The upstream fails ${failing}; the others go on.` : ""}`);
+    const higher = element.children[2];
+    higher.hidden = !pool.upstream_limits.length;
+    set(higher, pool.upstream_limits.map((limit) => `The upstream permits ${number(limit.told)} where ${limit.limit} is configured; the setting for it: ${limit.setting}.`).join(" "));
     const small = pool.quotas.length > MANY_QUOTAS;
     element.quotas.className = small ? "quotas small" : "quotas";
     element.quotas.parentElement.hidden = !pool.quotas.length;
