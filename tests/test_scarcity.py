@@ -151,8 +151,11 @@ async def test_no_descriptor_left_is_named_and_no_outage(tmp_path: Path) -> None
         pid = keyturn.process.pid
         callers = [await stack.enter_async_context(calling(keyturn.data)) for _ in range(10)]
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        page = await stack.enter_async_context(calling(keyturn.admin))
-        assert (await page.ask(request("/healthz", token=None))).status == 200
+
+        async def accepted() -> bool:
+            return await keyturn.metric("keyturn_connections") == len(callers)
+
+        await until(accepted, "all callers are accepted")
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, before[1]))
         for caller in callers:
             reply = await caller.ask(request("/me"))

@@ -194,8 +194,6 @@ class Gateway:
             if isinstance(outcome, Relay):
                 if outcome.turn:
                     outcome = await self._turn(desk, passage, outcome)
-                if isinstance(outcome.answer.body, Whole):
-                    passage.end_lease()  # nothing of it is at the upstream any more, however slowly its caller reads
                 return self._dress(desk, passage, outcome)
             passage.end_lease()
             await self._back(desk, passage, outcome)
@@ -305,6 +303,8 @@ class Gateway:
 
     def _dress(self, desk: Desk, passage: Passage, relay: Relay) -> Answer:
         journal, answer = passage.journal, relay.answer
+        if isinstance(answer.body, Whole):
+            passage.end_lease()  # nothing of it is at the upstream any more, however slowly its caller reads
         story = Story(passage.request.id, journal.key, journal.queued, journal.upstream)
         ticket = passage.ticket
         left = desk.dispatch.standing(ticket.client.name, ticket.method, ticket.path)

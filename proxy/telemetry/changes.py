@@ -43,15 +43,8 @@ def told(event: Event) -> Line | None:
             return _store(event)
         case KeyChanged() | KeySwitched():
             return _key(event)
-        case SpoolFailed(cause, news=True):
-            text = (
-                "bodies of requests cannot be written to temporary files, so larger ones stream under a lease: give "
-                "the folder of temporary files (TMPDIR) room and permissions, or set `inbound.spool_size` to 0"
-            )
-            return Line("warning", text, {"cause": cause})
-        case LocalTroubleMet(cause, message, news=True):
-            text = "this machine could not make a connection, which says nothing about the upstream"
-            return Line("error", text, {"cause": cause, "problem": message})
+        case SpoolFailed(news=True) | LocalTroubleMet(news=True):
+            return _machine(event)
         case Reloaded(ok=True):
             return Line("info", "the configuration was reloaded", {})
         case Reloaded(reasons=reasons):
@@ -59,6 +52,20 @@ def told(event: Event) -> Line | None:
             return Line("error", text, {"problems": list(reasons)})
         case _:
             return _upstream(event)
+
+
+def _machine(event: SpoolFailed | LocalTroubleMet) -> Line:
+    """What this machine lacks."""
+    match event:
+        case SpoolFailed(cause):
+            text = (
+                "bodies of requests cannot be written to temporary files, so larger ones stream under a lease: give "
+                "the folder of temporary files (TMPDIR) room and permissions, or set `inbound.spool_size` to 0"
+            )
+            return Line("warning", text, {"cause": cause})
+        case LocalTroubleMet(cause, message):
+            text = "this machine could not make a connection, which says nothing about the upstream"
+            return Line("error", text, {"cause": cause, "problem": message})
 
 
 def _store(event: StoreChanged | EraBegan | StoreMute) -> Line:
