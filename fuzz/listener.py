@@ -25,10 +25,11 @@ from proxy.web.connections import Connections
 from proxy.web.forward import Forward, ForwardSettings
 from tests.vectors.document import SECTIONS
 from tests.vectors.table import every, filled
+from tests.web.callers import receive
 
 TOKEN = b"5ecret-token"
 KEY = Secret("PMAK-of-the-pool")
-BOUNDS = Bounds(head=8192, fields=32, target=1024, pipelined=4)
+BOUNDS = Bounds(head=8192, fields=32, target=1024)
 
 _SEEDS = sorted({filled(vector, TOKEN) for _, vector in every(SECTIONS) if len(vector.sent) < 1000})  # noqa: PLR2004
 _BITS = st.sampled_from(
@@ -177,7 +178,7 @@ async def _play(pieces: list[bytes], bounds: Bounds) -> None:
     connection.connection_made(transport)
     for piece in pieces:
         if not transport.closed:
-            connection.data_received(piece)
+            receive(connection, piece)
             await _settle()
     await _settle()
     _check_answers(transport.written)

@@ -361,7 +361,7 @@ async def test_broken_chunk(home: House) -> None:
     assert home.arrivals("/echo/smuggled") == []
 
 
-@pytest.mark.parametrize("authority", ["api.getpostman.com", "API.getpostman.com:80", "api.eu.postman.com"])
+@pytest.mark.parametrize("authority", ["api.getpostman.com", "API.getpostman.com:80", "api.postman.com"])
 async def test_absolute_form(home: House, authority: str) -> None:
     """An absolute target that names the Postman API is forwarded as its path and query."""
     reply = await home.ask(request(f"http://{authority}/echo/absolute%2F?x=1", host=authority))
@@ -377,9 +377,12 @@ async def test_absolute_form_of_the_proxy(home: House) -> None:
     assert (bare.status, home.arrivals("/")[-1].target) == (404, "/")
 
 
-@pytest.mark.parametrize("authority", ["example.com", "api.getpostman.com:8080", "api.getpostman.com@example.com"])
+@pytest.mark.parametrize(
+    "authority",
+    ["example.com", "api.getpostman.com:8080", "api.getpostman.com@example.com", "api.eu.postman.com"],
+)
 async def test_foreign_authority(home: House, authority: str) -> None:
-    """An absolute target of somebody else is answered 421: this is no open proxy."""
+    """An absolute target of somebody else is answered 421: this is no open proxy, nor that of the other Postman API."""
     reply = await home.ask(request(f"http://{authority}/echo/foreign"))
     assert (reply.status, reply.error) == (421, "misdirectedRequest")
     assert home.arrivals("/echo/foreign") == []

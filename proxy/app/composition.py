@@ -43,7 +43,9 @@ from proxy.tasks import finish, spawn
 from proxy.telemetry import LogLevel, LogWriter, RequestLog, Telemetry
 from proxy.upstream import Upstream
 from proxy.web.admin import Admin
-from proxy.web.forward import POSTMAN_HOSTS, Forward, ForwardSettings
+from proxy.web.buffers import Buffers
+from proxy.web.forward import Forward, ForwardSettings
+from proxy.web.incoming import postman_hosts
 from proxy.web.server import Listener, Renewal
 from proxy.web.status.glance import Glance, Sources
 from proxy.web.status.model import ProcessStatus
@@ -75,6 +77,8 @@ class App:
         self._leaving = False
         """Whether it has been told to end; it still serves for `lame_duck`, until it drains."""
         self._draining = False
+        self.cut = 0
+        """Requests that were not answered as a whole when the drain was over."""
         self._started = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watching: set[asyncio.Task[Any]] = set()
@@ -111,17 +115,23 @@ class App:
         self._traces = traces(config, replica)
         if self._traces is not None:
             self._forward.recorder = self._traces
-        self._data = Listener(
+        self._buffers = Buffers(config.inbound.max_buffered)
+        self._data = self._data_listener(plan)
+        self.glance = Glance(self._sources(replica, log), clock=monotonic, wall=wall)
+        self._admin = Listener(self._admin_pages(), [config.admin], bounds=ADMIN_BOUNDS, buffers=self._buffers)
+        self._reloader = Reloader(plan, self._read_again, self.adopt, self.telemetry)
+
+    def _data_listener(self, plan: Plan) -> Listener:
+        config = plan.config
+        return Listener(
             self._forward,
             config.listen,
             tls=plan.tls,
             socket_mode=config.inbound.socket_mode,
             bounds=inbound_bounds(config),
+            buffers=self._buffers,
             observer=self.telemetry,
         )
-        self.glance = Glance(self._sources(replica, log), clock=monotonic, wall=wall)
-        self._admin = Listener(self._admin_pages(), [config.admin], bounds=ADMIN_BOUNDS)
-        self._reloader = Reloader(plan, self._read_again, self.adopt, self.telemetry)
 
     def _make_gateway(self, config: Config) -> Gateway:
         return Gateway(
@@ -158,6 +168,7 @@ class App:
             self._clients,
             lambda: replace(process, draining=self._leaving, unready=self.unready()),
             lambda: self._data.connections,
+            lambda: self._buffers.held,
             lambda: (self._upstream.in_use, self._upstream.limit),
             lambda: 0 if log is None else log.dropped,
             self._gateway.outages,
@@ -179,7 +190,7 @@ class App:
             max_wait=config.queue.max_wait,
             max_wait_ceiling=config.queue.max_wait_ceiling,
             body_timeout=config.inbound.body_timeout,
-            hosts=POSTMAN_HOSTS | {name.lower().encode() for name in names},
+            hosts=postman_hosts(self._upstream.authority) | {name.lower().encode() for name in names},
         )
 
     # What others see
@@ -250,6 +261,7 @@ class App:
         self._upstream.adopt(upstream_settings(config), plan.trust if plan.trust_differs(before) else None)
         self._forward.settings = self._forward_settings(plan, self._data.addresses)
         self._data.adopt(inbound_bounds(config))
+        self._buffers.limit = config.inbound.max_buffered
         if renewal is not None:
             renewal.take_over()
         self._request_log.sample = config.log.sample
@@ -325,6 +337,9 @@ class App:
         await self._data.quiet(self._config.drain / SECOND)
         self.pools.refuse_all()
         await self._data.quiet(LAST_WORDS)
+        self.cut = self._data.unfinished
+        if self.cut:
+            self._log.warning("the drain is over: what is under way is cut. See `drain`", requests=self.cut)
 
     async def stop(self) -> None:
         """Close everything at once."""

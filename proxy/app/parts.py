@@ -78,7 +78,6 @@ def inbound_bounds(config: Config) -> Bounds:
         head=given.max_head,
         fields=given.max_fields,
         target=given.max_target,
-        pipelined=given.max_pipelined,
         head_time=given.head_timeout / SECOND,
         write_time=given.write_timeout / SECOND,
         keep_alive=given.keep_alive / SECOND,

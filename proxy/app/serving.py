@@ -64,9 +64,9 @@ async def until_told(begin: Callable[[], None]) -> None:
 
 
 async def _drain_unless(app: App, again: asyncio.Event) -> int:
-    """Drain; 0 when it came to its end, 1 when it was cut short."""
+    """Drain; 0 when everything came to its end, 1 when it was cut short, or requests are."""
     await _first(app.drain(), again.wait())
-    return 1 if again.is_set() else 0
+    return 1 if again.is_set() or app.cut else 0
 
 
 async def _first(*alternatives: Coroutine[Any, Any, object]) -> None:

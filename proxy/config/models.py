@@ -94,8 +94,8 @@ class InboundSettings(Settings):
     """Connections at once; one more is answered 503 and closed."""
     max_connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000), Number] = 5_000
     """Of these from one network address (of IPv6: one network of 64 bits); Unix sockets are not counted."""
-    max_pipelined: Annotated[int, Field(ge=1, le=1_000), Number] = 16
-    """Requests of one connection that are read before the first of them is answered."""
+    max_buffered: Annotated[int, Field(ge=1 << 20, le=1 << 40), Number] = 67_108_864
+    """Bytes of memory that requests hold on their way in, on all connections together; beyond it they are not read."""
     max_head: Annotated[int, Field(ge=8_192, le=1 << 20), Number] = 65_536
     """Bytes of a request's line and fields; a larger one is answered 431."""
     max_fields: Annotated[int, Field(ge=16, le=10_000), Number] = 128

@@ -49,6 +49,10 @@ _FIXED: Mapping[str, str] = {
     _TOO_SHORT: "write at least one entry",
     "tuple_type": _LIST,
 }
+_GONE: Mapping[Loc, str] = {
+    ("inbound", "max_pipelined"): "is gone, for requests of a connection are read one at a time: leave it out",
+}
+"""Settings of earlier versions."""
 _MADE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "greater_than": lambda of: f"write a number above {of['gt']}",
     "greater_than_equal": lambda of: f"write a number of at least {of['ge']}",
@@ -118,6 +122,8 @@ def _message(detail: ErrorDetails, model: type[BaseModel], document: Any) -> str
 
 
 def _unknown_key(loc: Loc, model: type[BaseModel], document: Any) -> str:
+    if loc in _GONE:
+        return _GONE[loc]
     name, known = str(loc[-1]), _model_at(loc[:-1], model).model_fields
     guess = did_you_mean(name, known)
     hint = "" if guess else _is_no_entry(loc[:-1], model) or _stray_entry(loc, model, document)

@@ -81,13 +81,20 @@ class Refusal(KeyturnError):
 
 
 class BadRequest(Refusal):
-    """The request is malformed; the connection ends, since its framing cannot be trusted."""
+    """The request is malformed; the connection ends, since its framing cannot be trusted.
+
+    `foreign` names the other protocol that came in its place, if it is known.
+    """
 
     status = 400
     name = "badRequest"
     reason = "bad_request"
     proxy_error = "http_request_error"
     close = True
+
+    def __init__(self, message: str, *, foreign: str = "") -> None:
+        super().__init__(message)
+        self.foreign = foreign
 
 
 class Unauthenticated(Refusal):

@@ -262,7 +262,9 @@ class AttemptFailed:
     answered: WhenAnswered
 
 
-WhyEnded = Literal["too_many", "too_many_of_peer", "head_timeout", "write_timeout", "fell_behind", "malformed"]
+WhyEnded = Literal[
+    "too_many", "too_many_of_peer", "head_timeout", "write_timeout", "slow_reader", "fell_behind", "malformed"
+]
 
 
 @value_object
@@ -270,8 +272,8 @@ class ConnectionEnded:
     """A caller's connection was refused, or ended before its time."""
 
     why: WhyEnded
-    """Too many, in all or from one address; a head or the taking of an answer took too long, or longer than others
-    that shared it had to wait for; it was no HTTP."""
+    """Too many, in all or from one address; a head took too long; of an answer nothing was taken for too long, or too
+    little, or so little that others that shared it had to wait; it was no HTTP."""
 
 
 @value_object
@@ -390,6 +392,8 @@ class Levels:
     upstream_connections: int = 0
     """To the upstream that are in use, or being made."""
     upstream_connections_limit: int = 0
+    buffered: int = 0
+    """Bytes that requests hold on their way in."""
     keys: Sequence[KeyLevel] = ()
     breakers: Sequence[BreakerLevel] = ()
     store_up: bool = True

@@ -58,6 +58,7 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
         [((one.pool, one.scope), one.open) for one in levels.breakers],
     )
     yield from _connections(levels)
+    yield _gauge("buffered_bytes", "Memory that requests hold on their way in.", (), [((), levels.buffered)])
     yield _gauge(
         "body_bytes",
         "Bytes that bodies of requests take until their requests end, in memory and in temporary files.",

@@ -15,8 +15,6 @@ class Bounds:
     """A request's line and fields."""
     fields: int = 128
     target: int = 2**15
-    pipelined: int = 16
-    """Requests of one connection that are read before the first of them is answered."""
     head_time: float = 10.0
     """From the first byte of a head to its last, and for the handshake of TLS."""
     write_time: float = 60.0

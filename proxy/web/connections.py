@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 
@@ -11,12 +12,18 @@ from proxy.access.failures import address_of
 from proxy.core.errors import TooManyConnections
 from proxy.core.events import ConnectionEnded, Observer, WhyEnded
 from proxy.web.bounds import Bounds
+from proxy.web.buffers import Buffers
 from proxy.web.connection import Connection
 from proxy.web.departures import Departures
+from proxy.web.intake import Intake
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _ON_A_SOCKET = "unix"
+_MENTION_EVERY = 60.0
+"""Seconds."""
+_DRAINED = 64
+"""Callers that are read at a time only to let them read their answer."""
 _TURNED_AWAY = 64
 """Callers too many that may have a moment to read so."""
 
@@ -26,9 +33,12 @@ _log = logging.getLogger("keyturn")
 class Connections(web.Server):
     """Makes a protocol for each connection, and knows which are open. `bounds` may be exchanged at any time."""
 
-    def __init__(self, handler: Handler, bounds: Bounds, observer: Observer | None) -> None:
+    def __init__(
+        self, handler: Handler, bounds: Bounds, observer: Observer | None, buffers: Buffers | None = None
+    ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.bounds = bounds
+        self.buffers = buffers or Buffers()
         self.departures = Departures(self._loop)
         self.retired = False
         self.quiet = asyncio.Event()
@@ -43,13 +53,16 @@ class Connections(web.Server):
         self._most = 0
         """Open at once, since it was asked for last."""
         self._peers: Counter[str] = Counter()
+        self._draining = 0
         self._crowded = False
         """Whether the log tells already that there are too many."""
+        self._mentioned: dict[str, tuple[float, int]] = {}
+        """When the log told of something last, and how often it has come since."""
         self._ending: set[asyncio.Task[None]] = set()
 
-    def __call__(self) -> Connection:
+    def __call__(self) -> Intake:  # type: ignore[override]  # what reads for aiohttp's protocol
         """A protocol for a connection that has just been accepted."""
-        return Connection(self, self.bounds, self._loop)
+        return Intake(Connection(self, self.bounds, self._loop))
 
     def __len__(self) -> int:
         return len(self._open)
@@ -124,6 +137,31 @@ class Connections(web.Server):
         """Let the observer know that a connection was ended."""
         if self._observer is not None:
             self._observer.observe(ConnectionEnded(why))
+
+    def mention(self, what: str, peer: str) -> None:
+        """Let the log tell what somebody sent in place of HTTP: once a minute for each kind, which are few."""
+        now = self._loop.time()
+        told, since = self._mentioned.get(what, (now - _MENTION_EVERY, 0))
+        if now - told < _MENTION_EVERY:
+            self._mentioned[what] = (told, since + 1)
+            return
+        self._mentioned[what] = (now, 0)
+        often = f", and {since} times since it was told" if since else ""
+        _log.info("%s came from %s%s", what, peer or "somebody", often)
+
+    @property
+    def unfinished(self) -> int:
+        """How many have a request that is not answered, or an answer that is not taken; of those that are awaited."""
+        return sum(handler.unfinished for handler in self._open if not handler.late)
+
+    @contextmanager
+    def draining(self) -> Iterator[bool]:
+        """For as long as a caller has time to read its last answer: whether what it sends meanwhile is read."""
+        self._draining += 1
+        try:
+            yield self._draining <= _DRAINED
+        finally:
+            self._draining -= 1
 
     def retire(self) -> None:
         """Close idle connections now and the others behind their answers; nobody waits for those that still come."""

@@ -30,12 +30,10 @@ from proxy.core.policy import normalise
 from proxy.core.recording import Arrived, NoRecorder, Recorder
 from proxy.core.redaction import Redactor
 from proxy.web import errors
-from proxy.web.incoming import Content, check_framing, origin_form, raw_target
+from proxy.web.connection import admit, why_cut
+from proxy.web.incoming import Content, check_framing, origin_form, own_url, postman_hosts, raw_target
 from proxy.web.loops import Loops
 from proxy.web.relay import CLOSED, KEPT, connection, has_begun, pass_on, relay, write
-
-POSTMAN_HOSTS = frozenset({b"api.getpostman.com", b"api.postman.com", b"api.eu.postman.com"})
-"""The names under which clients know the Postman API."""
 
 _NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
 _PROXY = b"keyturn"
@@ -110,7 +108,7 @@ class ForwardSettings:
     max_wait: Micros
     max_wait_ceiling: Micros
     body_timeout: Micros = 30 * SECOND
-    hosts: frozenset[bytes] = POSTMAN_HOSTS
+    hosts: frozenset[bytes] = postman_hosts()
 
 
 class _Arrived(NamedTuple):
@@ -163,6 +161,8 @@ class Forward:
             return self._refuse(incoming, _unexpected(), journal)
         finally:
             journal.total = self._clock() - began
+            if journal.outcome == "gone":
+                journal.reason = why_cut(incoming) or journal.reason
             self._observer.observe(journal)
 
     async def _forward(self, incoming: web.BaseRequest, journal: Journal) -> web.StreamResponse:
@@ -171,6 +171,9 @@ class Forward:
         except Unauthenticated as refusal:
             request = await self._look_again(incoming, journal, refusal)
         await self._access.accept(request.client)
+        admit(incoming)
+        if isinstance(request.body, Content):
+            request.body.check()
         mark = self._loops.enter(request, passed(request.fields, _PROXY) if VIA in incoming.headers else 0)
         try:
             async with self._gateway.handle(request, journal) as answer:
@@ -260,6 +263,12 @@ class Forward:
         raise refusal
 
     def _target(self, incoming: web.BaseRequest) -> bytes:
+        if incoming.method == "CONNECT":
+            instead = own_url(incoming) or "the URL of this proxy"
+            raise MethodNotAllowed(
+                "CONNECT is for proxies that tunnel, which this one does not. Leave `https_proxy` out, and use "
+                f"{instead} as the base URL in place of https://api.getpostman.com."
+            )
         if incoming.method in _NOT_FORWARDED:
             raise MethodNotAllowed(f"{incoming.method} is not forwarded. Ask for a resource of the Postman API.")
         check_framing(incoming)

@@ -15,6 +15,9 @@ from proxy.web.malformed import Broken
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*+)(.*)", re.IGNORECASE)
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.v]+\])(?::\d{0,5})?")
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+_HOSTS = frozenset({b"api.getpostman.com", b"api.postman.com"})
+_EUROPEAN_HOSTS = frozenset({b"api.eu.postman.com"})
+_POSTMAN = _HOSTS | _EUROPEAN_HOSTS
 _SLOWEST = 1024
 """Bytes of a body that buy one second more."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -44,6 +47,14 @@ def check_framing(incoming: web.BaseRequest) -> None:
         raise BadRequest("A request target has no fragment: encode # as %23, or leave it out.")
 
 
+def postman_hosts(upstream: str = "") -> frozenset[bytes]:
+    """The names under which clients know the Postman API that an upstream is, or stands for.
+
+    It is the one of the USA, unless the upstream is the European one.
+    """
+    return _EUROPEAN_HOSTS if upstream.lower().encode() in _EUROPEAN_HOSTS else _HOSTS
+
+
 def raw_target(incoming: web.BaseRequest) -> bytes:
     """The request target as it came."""
     return incoming.raw_path.encode("utf-8", "surrogateescape")
@@ -52,22 +63,40 @@ def raw_target(incoming: web.BaseRequest) -> bytes:
 def origin_form(incoming: web.BaseRequest, hosts: Collection[bytes]) -> bytes:
     """Path and query, byte for byte (RFC 9112, section 3.2); `*` as it is.
 
-    An absolute target must name one of `hosts` (lower-case authorities), or the address at which it arrived.
+    An absolute target must name one of `hosts` (lower-case authorities), or the address at which it arrived. A `Host`
+    may be any but a Postman API that is none of them: its data are elsewhere.
 
     Raises:
         Misdirected: it names another.
     """
     target = raw_target(incoming)
     if target.startswith(b"/") or target == b"*":
+        named = incoming.headers.get(HOST, "").partition(":")[0].lower().encode("utf-8", "replace")
+        if named in _POSTMAN and named not in hosts:
+            raise _other_api(named)
         return target
     found = _ABSOLUTE.fullmatch(target)
     if found is None:
         raise BadRequest("The request target is neither a path nor an http or https URL.")
     authority = found[2].lower()
     if authority.removesuffix(_DEFAULT_PORTS[found[1].lower()]) not in hosts and authority not in _own(incoming):
+        if authority.removesuffix(_DEFAULT_PORTS[found[1].lower()]) in _POSTMAN:
+            raise _other_api(authority)
         host = authority.rpartition(b"@")[2].decode("ascii", "replace")
         raise Misdirected(f"This proxy stands for the Postman API, not for {host}. Do not use it for others.")
     return found[3] if found[3].startswith(b"/") else b"/" + found[3]
+
+
+def _other_api(host: bytes) -> Misdirected:
+    return Misdirected(
+        f"The upstream of this proxy is not {host.decode('ascii')} (`upstream.url`). Ask a proxy whose upstream it is."
+    )
+
+
+def own_url(incoming: web.BaseRequest) -> str:
+    """The URL of the listener that the request arrived at; empty where it has none, as at a Unix socket."""
+    scheme = "http" if incoming.get_extra_info("sslcontext") is None else "https"
+    return "".join(f"{scheme}://{name.decode('ascii')}" for name in _own(incoming)[:1])
 
 
 def _own(incoming: web.BaseRequest) -> tuple[bytes, ...]:
@@ -108,16 +137,22 @@ class Content:
 
         Raises:
             TooLarge: its announced length is over `most`.
-            BadRequest, HeadTooLarge: what is here of it is not framed as announced.
         """
         length = incoming.headers.get(CONTENT_LENGTH)
         if length is not None and int(length) > most:
             raise _too_large(most)
         if incoming.content is EMPTY_PAYLOAD:
             return None
-        if (error := incoming.content.exception()) is not None:
-            raise _misframed(error)
         return cls(incoming, int(length) if length is not None else None, most, patience)
+
+    def check(self) -> None:
+        """See that what is here of it is framed as announced, before anybody waits for it.
+
+        Raises:
+            BadRequest, HeadTooLarge: it is not.
+        """
+        if (error := self._incoming.content.exception()) is not None:
+            raise _misframed(error)
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The bytes as they arrive.

@@ -13,18 +13,24 @@ from proxy.core.errors import StartError
 from proxy.core.events import Observer
 from proxy.keepalive import keep_alive
 from proxy.web.bounds import Bounds
+from proxy.web.buffers import Buffers
 from proxy.web.connections import Connections, Handler
+from proxy.web.handshakes import watch
 from proxy.web.sockets import KEEPING_PATH, unix_socket, why
 
 _BACKLOG = 1024
 _SOCKET_MODE = 0o660
+_OF_TLS = 2**13
+"""Bytes that the system keeps of a TLS connection until a request has been admitted on it. An event loop reads all that
+there is, up to 256 KiB, to decrypt it, and keeps it twice."""
 
 
 class Listener:
     """Serves one handler at one or several addresses, `host:port` or `unix:/path`.
 
     From `start` to `stop`. A caller that goes away cancels its handler. `socket_mode` are the permissions of sockets in
-    the file system; the observer is told of connections that are refused or cut.
+    the file system; `buffers` may be shared with other listeners; the observer is told of connections that are refused
+    or cut.
     """
 
     def __init__(
@@ -35,6 +41,7 @@ class Listener:
         tls: ssl.SSLContext | None = None,
         socket_mode: int = _SOCKET_MODE,
         bounds: Bounds | None = None,
+        buffers: Buffers | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._handler = handler
@@ -42,6 +49,7 @@ class Listener:
         self._tls = tls
         self._socket_mode = socket_mode
         self._bounds = bounds or Bounds()
+        self._buffers = buffers or Buffers()
         self._observer = observer
         self._protocols: Connections | None = None
         self._servers: list[asyncio.Server] = []
@@ -55,7 +63,7 @@ class Listener:
         Raises:
             StartError: one of them cannot be listened at; then none is.
         """
-        self._protocols = Connections(self._handler, self._bounds, self._observer)
+        self._protocols = Connections(self._handler, self._bounds, self._observer, self._buffers)
         try:
             for address in self._bind:
                 await self._listen(address)
@@ -133,11 +141,15 @@ class Listener:
         )
         for listening in server.sockets:
             keep_alive(listening)
+            if self._tls is not None:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _OF_TLS)
         return server
 
     def _secured(self, tls: ssl.SSLContext | None) -> dict[str, Any]:
         if tls is None:
             return {}
+        assert self._protocols is not None
+        watch(tls, self._protocols.mention)
         times = {"ssl_handshake_timeout": self._bounds.head_time, "ssl_shutdown_timeout": self._bounds.write_time}
         return {"ssl": tls, **times}
 
@@ -148,6 +160,11 @@ class Listener:
     def connections(self) -> int:
         """How many are open."""
         return len(self._protocols) if self._protocols is not None else 0
+
+    @property
+    def unfinished(self) -> int:
+        """How many have a request that is not answered, or an answer that is not taken."""
+        return self._protocols.unfinished if self._protocols is not None else 0
 
     def most(self) -> int:
         """How many were open at once since this was asked last."""

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from proxy import config
-from proxy.app import App
+from proxy.app import App, Plan
 from proxy.practice import PracticeSettings, WindowKind
 from proxy.practice.probes import noise
 from tests.process import (
@@ -397,7 +397,7 @@ async def test_a_pool_without_keys_beside_one_that_serves(tmp_path: Path) -> Non
 
 
 async def test_end_of_the_drain(tmp_path: Path) -> None:
-    """Who still waits when the drain is over is refused with 503 and sent elsewhere."""
+    """Who still waits when the drain is over is refused with 503 and sent elsewhere; that others are cut is told."""
     async with house(tmp_path, limits=ONE_AT_A_TIME, keys=KEYS[:1], upstream=PATIENT, drain="300ms") as home:
         keyturn, gate = home.keyturn, Gate(home.api)
         async with sending(keyturn.data, request("/echo/1")):
@@ -408,12 +408,22 @@ async def test_end_of_the_drain(tmp_path: Path) -> None:
                 refused = await waiting.reply()
                 assert (refused.status, refused.error) == (503, "shuttingDown")
                 assert (refused.one("Connection"), refused.one("Retry-After")) == ("close", "1")
-            assert await keyturn.process.ended() == 0
+            assert await keyturn.process.ended() == 1
         gate.open()
         assert home.arrivals("/echo/2") == []
 
 
 # The beginning
+
+
+async def test_another_budget_of_bytes_holds_at_once(tmp_path: Path) -> None:
+    """For both listeners, which share it."""
+    app = App(config.load(write(tmp_path, {"pools": {"default": {"keys": [{"name": "a", "secret": KEYS[0]}]}}}), {}))
+    assert app._data._buffers is app._admin._buffers
+    other = {"pools": {"default": {"keys": [{"name": "a", "secret": KEYS[0]}]}}, "inbound": {"max_buffered": 1 << 21}}
+    await app.adopt(Plan.of(config.load(write(tmp_path, other), {})))
+    assert app._data._buffers.limit == 1 << 21
+    await app.stop()
 
 
 async def test_not_ready_before_the_start(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from proxy.config import Config
 from proxy.config.problems import Loc, did_you_mean, path_of, problems_of
 
 
@@ -105,3 +106,13 @@ def test_every_mistake_is_found_in_one_run() -> None:
         "x",
         "needed",
     }
+
+
+def test_settings_that_are_gone_say_so() -> None:
+    """With what to do about them, not as a slip of the pen."""
+    with pytest.raises(ValidationError) as caught:
+        Config.model_validate({"inbound": {"max_pipelined": 16}})
+    (problem,) = problems_of(caught.value, Config, {"inbound": {"max_pipelined": 16}})
+    assert str(problem) == (
+        "inbound.max_pipelined: is gone, for requests of a connection are read one at a time: leave it out"
+    )

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from proxy.config import Config
+from proxy.web.buffers import FLOOR
 from tests.config.samples import with_digests
 from tests.helm.charts import CHART, EXAMPLE, NEWEST, OLDEST, helm, render
 from tests.helm.kubernetes import check
@@ -140,3 +142,13 @@ def test_numbers_are_the_chart_s() -> None:
     assert f"`config.lame_duck` ({render().config['lame_duck']})" in PAGE
     assert value("resources.limits.memory") == "512Mi"
     assert "512 MiB" in PAGE
+
+
+def test_the_memory_limit_follows_from_the_defaults() -> None:
+    """The sum that the page shows is that of the configuration's defaults, and below the limit."""
+    config = Config.model_validate({})
+    connections = config.inbound.max_connections * (3 * FLOOR) >> 20
+    answers = config.upstream.max_connections * 400 >> 10
+    total = 80 + (config.inbound.max_buffered >> 20) + 64 + 64 + answers + connections
+    assert f"with their defaults {total} MiB, so 512 MiB" in PAGE
+    assert total < 512

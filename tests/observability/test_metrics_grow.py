@@ -233,6 +233,7 @@ ROWS: list[tuple[str, dict[str, str], float | Between]] = [
     ("body_bytes", {"where": "memory"}, 0),
     ("body_bytes", {"where": "file"}, 0),
     ("spool_failures_total", {}, 0),
+    ("buffered_bytes", {}, Between(0, 2**16)),
     ("connections_ended_total", {"why": "malformed"}, 1),
     ("connections_ended_total", {"why": "too_many"}, 0),
     ("retries_total", {"pool": "busy", "reason": "outage"}, 2),

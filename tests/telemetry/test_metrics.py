@@ -46,6 +46,7 @@ INTERFACE = {
     "keyturn_spool_failures": ("counter", set()),
     "keyturn_upstream_connections": ("gauge", set()),
     "keyturn_upstream_connections_limit": ("gauge", set()),
+    "keyturn_buffered_bytes": ("gauge", set()),
     "keyturn_store_up": ("gauge", set()),
     "keyturn_degraded_seconds": ("counter", set()),
     "keyturn_log_lines_dropped": ("counter", set()),

@@ -11,7 +11,7 @@ from proxy.web.bounds import Bounds
 from proxy.web.connections import Connections
 from tests.vectors.document import SECTIONS
 from tests.vectors.table import every, filled
-from tests.web.callers import Gateway, World, an_answer
+from tests.web.callers import Gateway, World, an_answer, receive
 
 TURNS = 3
 """Of the event loop between two pieces: a handler that is woken has begun to wait again."""
@@ -94,7 +94,7 @@ async def outcome(world: World, pieces: list[bytes]) -> tuple[object, ...]:
     connection.connection_made(wire)
     for piece in pieces:
         if not wire.ended:
-            connection.data_received(piece)
+            receive(connection, piece)
             await turns(TURNS)
     await turns(10 * TURNS)
     connection.connection_lost(None)

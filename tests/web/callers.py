@@ -12,7 +12,9 @@ from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import MILLISECOND, SECOND, Client
 from proxy.core.redaction import Redactor
 from proxy.web.bounds import Bounds
+from proxy.web.buffers import Buffers
 from proxy.web.forward import Forward, ForwardSettings
+from proxy.web.intake import Intake
 from proxy.web.server import Listener
 
 
@@ -158,6 +160,7 @@ class World:
     bind: tuple[str, ...] = ("127.0.0.1:0",)
     tls: ssl.SSLContext | None = None
     bounds: Bounds = field(default_factory=Bounds)
+    buffers: Buffers = field(default_factory=Buffers)
     body_timeout: int = 30 * SECOND
     forward: Forward = field(init=False)
     listener: Listener = field(init=False)
@@ -190,7 +193,9 @@ class World:
             leaving=lambda: self.leaving or self.draining,
             draining=lambda: self.draining,
         )
-        self.listener = Listener(self.forward, self.bind, tls=self.tls, bounds=self.bounds, observer=self)
+        self.listener = Listener(
+            self.forward, self.bind, tls=self.tls, bounds=self.bounds, buffers=self.buffers, observer=self
+        )
         await self.listener.start()
         try:
             yield self
@@ -238,6 +243,15 @@ def split(answer: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes]:
     status, *lines = head.split(b"\r\n")
     pairs = (line.partition(b": ") for line in lines)
     return status, [(name, value) for name, _, value in pairs], body
+
+
+def receive(protocol: Intake, data: bytes) -> None:
+    """Hand over bytes as a transport does, as many at a time as are asked for."""
+    while data:
+        into = protocol.get_buffer(-1)
+        part, data = data[: len(into)], data[len(into) :]
+        into[: len(part)] = part
+        protocol.buffer_updated(len(part))
 
 
 async def read(reader: asyncio.StreamReader) -> bytes:

@@ -12,7 +12,6 @@ def test_defaults_are_those_of_the_configuration() -> None:
         inbound.max_head,
         inbound.max_fields,
         inbound.max_target,
-        inbound.max_pipelined,
         inbound.head_timeout / SECOND,
         inbound.write_timeout / SECOND,
         inbound.keep_alive / SECOND,

@@ -8,6 +8,7 @@ import pytest
 
 from proxy.core.http import Answer, Request
 from proxy.web.bounds import Bounds
+from proxy.web.parsing import MOST_READ
 from tests.web.callers import Gateway, World, an_answer, deaf, ended, get, okay, read, until_closed
 
 SOON = 0.05
@@ -145,8 +146,8 @@ async def test_a_head_that_trickles_is_given_up() -> None:
         writer.close()
 
 
-async def test_a_head_behind_a_request_has_time_until_that_is_answered() -> None:
-    """What is under way is not ended by it."""
+async def test_a_head_behind_a_request_has_its_time_when_that_is_answered() -> None:
+    """What is under way is not ended by it; then it has as long as any other."""
     go_on = asyncio.Event()
 
     async def reply(_: Request) -> Answer:
@@ -248,21 +249,22 @@ async def test_an_end_that_nobody_takes_is_cut() -> None:
 
 
 async def test_pipelined_requests_wait_outside() -> None:
-    """So many are read ahead, the rest stays in the sockets; all are answered in their order."""
+    """None is parsed before the one in front of it is answered, and next to nothing held; each has its turn."""
     go_on = asyncio.Event()
 
     async def reply(_: Request) -> Answer:
         await go_on.wait()
         return an_answer(b"ok")
 
-    async with World(gateway=Gateway(reply), bounds=Bounds(pipelined=4)).running() as world:
+    async with World(gateway=Gateway(reply), bounds=BOUNDS).running() as world:
         reader, writer = await world.connect()
         writer.writelines(get(b"/%d" % number, close=False) for number in range(100))
         while not world.gateway.requests:
             await asyncio.sleep(0)
         assert world.listener._protocols is not None
         (connection,) = world.listener._protocols._open
-        assert len(connection._messages) <= 4
+        assert not connection._messages
+        assert world.listener._protocols.buffers.held <= MOST_READ
         go_on.set()
         for number in range(100):
             assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200 ")
@@ -272,7 +274,7 @@ async def test_pipelined_requests_wait_outside() -> None:
 
 async def test_what_is_no_request_takes_none_before_it_along() -> None:
     """Also when they all arrive together, and are more than are read ahead."""
-    async with World(gateway=Gateway(okay), bounds=replace(BOUNDS, pipelined=2)).running() as world:
+    async with World(gateway=Gateway(okay), bounds=BOUNDS).running() as world:
         posted = get(b"/", b"Content-Length: 5", method=b"POST", close=False, body=b"\r\n\r\n.")
         answer = await world.ask(*[posted, get(b"/", close=False)] * 3, b"no HTTP\r\n\r\n", get(b"/never"))
         assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == [b"200"] * 6 + [b"400"]
@@ -286,7 +288,7 @@ async def test_a_caller_that_leaves_behind_pipelined_requests_is_noticed() -> No
         await asyncio.Event().wait()
         raise AssertionError
 
-    async with World(gateway=Gateway(reply), bounds=Bounds(pipelined=2)).running() as world:
+    async with World(gateway=Gateway(reply)).running() as world:
         _, writer = await world.connect()
         writer.writelines(get(close=False) for _ in range(100))
         while not world.gateway.requests:

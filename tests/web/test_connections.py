@@ -7,7 +7,7 @@ import pytest
 
 from proxy.web import connections
 from proxy.web.bounds import Bounds
-from tests.web.callers import Gateway, World, ended, get, okay, read, split
+from tests.web.callers import Access, Gateway, World, ended, get, okay, read, split, until_closed
 
 SOON = 0.05
 """Seconds that run out."""
@@ -116,3 +116,21 @@ async def test_a_handshake_that_does_not_come_is_given_up() -> None:
         assert await read(reader) == b""
         assert world.listener.connections == 0
         writer.close()
+
+
+async def test_a_crowd_that_is_refused_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many have what they still send thrown away; the others are answered, too, and closed."""
+    monkeypatch.setattr(connections, "_DRAINED", 1)
+    access = Access(required=True)
+    async with World(access=access).running() as world:
+        assert world.listener._protocols is not None
+        crowd = [await world.connect() for _ in range(4)]
+        for reader, writer in crowd:
+            assert isinstance(writer.transport, asyncio.Transport)
+            writer.write(get(b"/", b"Content-Length: 90000000", method=b"PUT", body=b"x" * 9_000_000))
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401 ")
+        read_on = [connection for connection in world.listener._protocols._open if not connection._stopped]
+        assert len(read_on) == 1
+        for _, writer in crowd:
+            writer.transport.abort()
+        await until_closed(world)

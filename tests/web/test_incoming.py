@@ -1,11 +1,14 @@
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
 from proxy.core.errors import BadRequest
 from proxy.core.http import Answer, Request
-from tests.web.callers import Gateway, World, an_answer, get, split
+from proxy.web.bounds import Bounds
+from proxy.web.incoming import postman_hosts
+from tests.web.callers import Gateway, World, an_answer, get, okay, split
 
 
 async def consume(request: Request) -> Answer:
@@ -63,7 +66,7 @@ async def test_what_can_be_read_in_two_ways_is_refused(raw: bytes) -> None:
     [
         (b"http://api.getpostman.com/collections/1?apikey=a%2Fb", b"/collections/1?apikey=a%2Fb"),
         (b"http://API.getpostman.com:80/a//b", b"/a//b"),
-        (b"https://api.eu.postman.com:443/x", b"/x"),
+        (b"https://api.postman.com:443/x", b"/x"),
         (b"HTTP://api.postman.com", b"/"),
         (b"http://api.postman.com?x=/", b"/?x=/"),
     ],
@@ -94,6 +97,26 @@ async def test_other_targets_are_misdirected(url: bytes) -> None:
         assert answer.startswith(b"HTTP/1.1 421 Misdirected Request\r\n")
         assert error_of(answer) == "misdirectedRequest"
         assert not world.gateway.requests
+
+
+async def test_each_postman_api_is_asked_through_its_own_upstream() -> None:
+    """The European one is not that of the USA, nor the other way round, whether the target names it or `Host`."""
+    for upstream, ours, other in (
+        ("api.postman.com", b"api.getpostman.com", b"api.eu.postman.com"),
+        ("127.0.0.1:8443", b"api.postman.com", b"api.eu.postman.com"),
+        ("api.eu.postman.com", b"api.EU.postman.com", b"api.getpostman.com"),
+    ):
+        async with World(gateway=Gateway(okay)).running() as world:
+            world.forward.settings = replace(world.forward.settings, hosts=postman_hosts(upstream))
+            for host, status in ((ours, 200), (other, 421)):
+                for raw in (
+                    b"GET http://%b/x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % host,
+                    b"GET https://%b:443/x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % host,
+                    b"GET /x HTTP/1.1\r\nHost: %b:443\r\nConnection: close\r\n\r\n" % host,
+                ):
+                    answer = await world.ask(raw)
+                    assert answer.startswith(b"HTTP/1.1 %d " % status), raw
+                    assert status == 200 or b"`upstream.url`" in answer
 
 
 async def test_a_password_in_the_target_is_not_shown() -> None:
@@ -174,11 +197,11 @@ async def test_a_body_that_stops_being_http_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status"), [(b"no chunk\r\n", 400), (b"0\r\nX: " + b"x" * 70_000, 431)], ids=["chunk", "trailer"]
+    ("body", "status"), [(b"no chunk\r\n", 400), (b"0\r\nX: " + b"x" * 9_000, 431)], ids=["chunk", "trailer"]
 )
 async def test_a_body_that_is_known_not_to_be_http_does_not_wait(body: bytes, status: int) -> None:
     """Nor does it cost a token, and an upstream that answers before it has read everything does not see it."""
-    async with World().running() as world:
+    async with World(bounds=Bounds(head=8192)).running() as world:
         answer = await world.ask(get(b"/", b"Transfer-Encoding: chunked", method=b"POST", body=body))
         assert answer.startswith(b"HTTP/1.1 %d " % status)
         assert not world.gateway.requests

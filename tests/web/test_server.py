@@ -16,7 +16,7 @@ from proxy.core.errors import StartError
 from proxy.core.http import Answer, Request
 from proxy.tasks import spawn
 from proxy.web.bounds import Bounds
-from proxy.web.connection import _FIRST
+from proxy.web.connection import _FIRST, admit
 from proxy.web.relay import KEPT, write
 from proxy.web.server import Listener
 from tests.web.callers import Gateway, World, an_answer, get
@@ -272,6 +272,7 @@ async def test_a_body_that_is_no_http_leaves_no_traceback(caplog: pytest.LogCapt
     begun = asyncio.Event()
 
     async def reading(incoming: web.BaseRequest) -> web.StreamResponse:
+        admit(incoming)
         assert await incoming.content.readany() == b"abc"
         begun.set()
         with pytest.raises(web.RequestPayloadError):

@@ -68,6 +68,8 @@ class Sources:
     process: Callable[[], ProcessStatus]
     connections: Callable[[], int]
     """Open on the data listeners."""
+    buffered: Callable[[], int]
+    """Bytes that requests hold on their way in."""
     upstream: Callable[[], tuple[int, int]]
     """Connections to the upstream in use, and as many as there may be."""
     log_lines_dropped: Callable[[], int]
@@ -107,6 +109,7 @@ class Glance:
             lanes=[level for room in rooms for level in room.levels()],
             in_flight=[(room.pool.name, room.in_flight) for room in rooms],
             connections=self._sources.connections(),
+            buffered=self._sources.buffered(),
             breakers=[level for room in rooms for level in self._breakers(room.pool.name)],
             bodies=self._sources.bodies(),
             upstream_connections=in_use,

@@ -61,6 +61,7 @@ class Place:
             lambda: clients,
             lambda: process,
             lambda: 7,
+            lambda: 9,
             lambda: (3, 256),
             lambda: 5,
             lambda _: self.breakers,
@@ -121,7 +122,7 @@ async def test_what_the_telemetry_has_heard_is_shown() -> None:
         assert seen.reload == ReloadStatus(wall(), ok=False, reason="clients[2].weight: y; pools: x")
         assert (seen.store.up, seen.store.cause) == (False, "no answer")
         levels = await it.glance.levels()
-        assert (levels.store_up, levels.degraded, levels.connections) == (False, 1.5, 7)
+        assert (levels.store_up, levels.degraded, levels.connections, levels.buffered) == (False, 1.5, 7, 9)
         assert levels.log_lines_dropped == 5
 
 
