@@ -195,12 +195,11 @@ def test_file_that_cannot_be_read(shell: Shell) -> None:
     ("settings", "path"),
     [
         ({"store": {"url": "redis://127.0.0.1?nothing=1"}}, "store.url"),
-        ({"upstream": {"forwarded": True}}, "upstream.forwarded"),
         ({"tls": {"cert": "config.yaml", "key": "config.yaml"}}, "tls"),
     ],
 )
 def test_settings_that_cannot_be_carried_out(shell: Shell, settings: Mapping[str, Any], path: str) -> None:
-    """`serve` refuses what this version reads but does not do, and certificates that are none; so does `check`."""
+    """`serve` refuses settings that name what is not there, and certificates that are none; so does `check`."""
     shell.write(json.dumps({"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", **settings}))
     for command_ in ("serve", "check"):
         ended = shell.run(command_, POSTMAN_API_KEYS=KEYS[0])

@@ -168,10 +168,13 @@ class Access:
         await cause.teacher.learn()
         return True
 
-    async def slow(self, refusal: Unauthenticated, peer: Peer | None) -> bool:
-        """Take note of a failed attempt; returns when it may be answered, and whether its connection may go on."""
+    async def slow(self, refusal: Unauthenticated, caller: str) -> bool:
+        """Take note of a failed attempt of the caller at an address.
+
+        Returns when it may be answered, and whether its connection may go on.
+        """
         cause = refusal.__cause__
-        return await self._failures.slow(cause, peer) if isinstance(cause, NotKnown) else True
+        return await self._failures.slow(cause, caller) if isinstance(cause, NotKnown) else True
 
     def _owner(self, token: bytes | None) -> Client | Rejected | None:
         if not token:

@@ -10,13 +10,14 @@ import asyncio
 import logging
 from collections import OrderedDict
 from contextlib import suppress
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address
 from typing import Any, Literal, Protocol
 
 from aiolimiter import AsyncLimiter
 
 from proxy.access.refusals import NotKnown
 from proxy.core.events import AttemptFailed, Observer
+from proxy.core.forwarded import UNIX, parse_address
 
 AT_ONCE = 60
 """Failed attempts from one address that are answered at once, in `WINDOW`; as many more leak in each further one."""
@@ -61,12 +62,12 @@ class Failures:
         self._known: OrderedDict[str, _Address] = OrderedDict()
         self._waiting = 0
 
-    async def slow(self, attempt: NotKnown, peer: Peer | None) -> bool:
-        """Take note of a failed attempt; returns when it may be answered.
+    async def slow(self, attempt: NotKnown, caller: str) -> bool:
+        """Take note of a failed attempt of the caller at an address; returns when it may be answered.
 
         False: too many wait already, so it is answered at once and its connection is to end.
         """
-        name = address_of(peer)
+        name = origin_of(caller)
         address = self._address(name)
         if address.bucket.has_capacity():
             address.noisy = False
@@ -115,19 +116,19 @@ class Failures:
 
 
 def address_of(peer: Peer | None) -> str:
-    """What attempts of one origin have in common; `unix` for a socket, empty when the connection has ended.
+    """The address at the other end of a connection; `unix` for a socket, empty when it is not known any more.
 
     A dual-stack socket shows IPv4 addresses as `::ffff:192.0.2.1`: they are those of IPv4.
     """
-    if peer is None:
-        return ""
-    name = peer.get_extra_info("peername")
-    if not isinstance(name, tuple):
-        return "unix"
-    address = ip_address(str(name[0]).partition("%")[0])
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    network = int(address) >> (128 - _SUBNET) << (128 - _SUBNET)
+    name = peer.get_extra_info("peername") if peer is not None else None
+    if isinstance(name, tuple):
+        return str(parse_address(str(name[0])))
+    return UNIX if isinstance(name, str | bytes) else ""
+
+
+def origin_of(address: str) -> str:
+    """What all callers of one origin have in common: an IPv4 address, an IPv6 network of 64 bits."""
+    if ":" not in address:
+        return address
+    network = int(IPv6Address(address)) >> (128 - _SUBNET) << (128 - _SUBNET)
     return f"{IPv6Address(network)}/{_SUBNET}"

@@ -131,6 +131,7 @@ class App:
             bounds=inbound_bounds(config),
             buffers=self._buffers,
             observer=self.telemetry,
+            proxies=plan.proxies,
         )
 
     def _make_gateway(self, config: Config) -> Gateway:
@@ -191,6 +192,8 @@ class App:
             max_wait_ceiling=config.queue.max_wait_ceiling,
             body_timeout=config.inbound.body_timeout,
             hosts=postman_hosts(self._upstream.authority) | {name.lower().encode() for name in names},
+            proxies=plan.proxies,
+            forwarded=config.upstream.forwarded,
         )
 
     # What others see
@@ -260,7 +263,7 @@ class App:
         self._joining.enabled = config.queue.join
         self._upstream.adopt(upstream_settings(config), plan.trust if plan.trust_differs(before) else None)
         self._forward.settings = self._forward_settings(plan, self._data.addresses)
-        self._data.adopt(inbound_bounds(config))
+        self._data.adopt(inbound_bounds(config), plan.proxies)
         self._buffers.limit = config.inbound.max_buffered
         if renewal is not None:
             renewal.take_over()

@@ -116,19 +116,6 @@ def inbound_tls(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def refuse_what_is_not_built(config: Config) -> None:
-    """Refuse settings that this version reads but cannot carry out: better than to ignore them.
-
-    Raises:
-        ConfigError: with a problem for each.
-    """
-    problems: list[Problem] = []
-    if config.upstream.forwarded:
-        problems.append(Problem("upstream.forwarded", "this version does not tell callers' addresses: leave it out"))
-    if problems:
-        raise ConfigError(tuple(problems))
-
-
 def replica_name() -> str:
     """A name that no other process has, not even an earlier one of this container."""
     host = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in socket.gethostname())

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from proxy.access.keysets import read_key_set
 from proxy.app.fixed import needs_a_restart
-from proxy.app.parts import inbound_tls, refuse_what_is_not_built
+from proxy.app.parts import inbound_tls
 from proxy.config import Config
 from proxy.config.contents import content_of
 from proxy.core.errors import ConfigError, Problem, StartError
+from proxy.core.forwarded import Proxies
 from proxy.core.model import Client, Pool
 from proxy.upstream import trust_of
 
@@ -29,6 +30,8 @@ class Plan:
     pools: tuple[Pool, ...]
     clients: tuple[Client, ...]
     anonymous: Client | None
+    proxies: Proxies
+    """Those in front of the data listeners that are trusted."""
 
     @classmethod
     def of(cls, config: Config) -> "Plan":
@@ -39,7 +42,7 @@ class Plan:
         """
         read = config.files.contents
         contents = {path: read[path] if path in read else content_of(path) for path in config.watched_files()}
-        problems = [*_not_built(config), *_bad_key_sets(config)]
+        problems = [*_bad_key_sets(config)]
         tls = trust = None
         try:
             tls = inbound_tls(config)
@@ -52,7 +55,8 @@ class Plan:
         if problems or trust is None:
             raise ConfigError(tuple(problems))
         pools, clients = config.pools_of_model(), config.client_models()
-        return cls(config, contents, tls, trust, pools, clients, config.anonymous_client())
+        proxies = Proxies(config.inbound.trusted_proxies)
+        return cls(config, contents, tls, trust, pools, clients, config.anonymous_client(), proxies)
 
     def follow(self, config: Config) -> "Plan":
         """What is made of another configuration while this one is in use.
@@ -90,13 +94,6 @@ class Plan:
 def _tls_files(config: Config) -> list[Path]:
     tls = config.tls
     return [path for path in (tls.cert, tls.key, tls.client_ca) if path] if tls else []
-
-
-def _not_built(config: Config) -> Iterator[Problem]:
-    try:
-        refuse_what_is_not_built(config)
-    except ConfigError as error:
-        yield from error.problems
 
 
 def _bad_key_sets(config: Config) -> Iterator[Problem]:

@@ -62,6 +62,13 @@ def _listeners_differ(subject: Subject) -> Iterator[Problem]:
             yield node.problem("the admin listener needs an address of its own: write another port than in `listen`")
 
 
+def _proxy_protocol_is_trusted(subject: Subject) -> Iterator[Problem]:
+    trusted = subject.root["inbound"]["trusted_proxies"]
+    for node, listener in subject.root["listen"].listeners("127.0.0.1:8080"):
+        if listener.proxy_protocol and not trusted.value:
+            yield node.problem("nobody may connect with `proxy_protocol`: write `inbound.trusted_proxies` too")
+
+
 def _open_network_is_meant(subject: Subject) -> Iterator[Problem]:
     node = subject.root["authentication"]
     if node.text == "off" and subject.open_to_network and not subject.root["allow_anonymous_network"].true:
@@ -280,6 +287,7 @@ def _repeated(nodes: Iterable[Node], message: str) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _listeners_differ,
+    _proxy_protocol_is_trusted,
     _files_can_be_read,
     _store_logins_are_told_once,
     _pools_have_keys,

@@ -23,10 +23,14 @@ from proxy.config.units import (
     LISTENER_PATTERN,
     Listener,
     format_duration,
+    format_listener,
+    parse_admin,
     parse_duration,
     parse_listener,
+    parse_trusted,
 )
 from proxy.config.urls import StoreUrl, parse_store_url, parse_upstream_url
+from proxy.core.forwarded import Trusted
 from proxy.core.model import MILLISECOND, SECOND, Micros, Secret
 from proxy.core.policy import Rule
 
@@ -230,22 +234,52 @@ PasswordText = Annotated[
 
 ListenerText = Annotated[
     Listener,
-    PlainValidator(parse_listener),
+    PlainValidator(parse_admin),
     PlainSerializer(str, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": LISTENER_PATTERN}),
 ]
+_LISTENER_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "pattern": LISTENER_PATTERN},
+        {
+            "type": "object",
+            "properties": {
+                "address": {"type": "string", "pattern": LISTENER_PATTERN},
+                "proxy_protocol": {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "Whether each connection begins with a header of the PROXY protocol, 1 or 2; "
+                    "only `inbound.trusted_proxies` may connect then.",
+                },
+            },
+            "required": ["address"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_DataListener = Annotated[
+    Listener,
+    PlainValidator(parse_listener),
+    PlainSerializer(format_listener, when_used="json"),
+]
 Listeners = Annotated[
-    tuple[ListenerText, ...],
+    tuple[_DataListener, ...],
     Field(min_length=1),
     BeforeValidator(_one_or_many),
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string", "pattern": LISTENER_PATTERN},
-                {"type": "array", "items": {"type": "string", "pattern": LISTENER_PATTERN}, "minItems": 1},
+                *_LISTENER_SCHEMA["anyOf"],
+                {"type": "array", "items": _LISTENER_SCHEMA, "minItems": 1},
             ]
         }
     ),
+]
+TrustedProxy = Annotated[
+    Trusted,
+    PlainValidator(parse_trusted),
+    PlainSerializer(str, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^(unix|[0-9A-Fa-f.:]+(/[0-9]{1,3})?)$"}),
 ]
 RuleText = Annotated[
     Rule,

@@ -26,6 +26,7 @@ from proxy.config.fields import (
     Sha256,
     StoreUrlText,
     Timeout,
+    TrustedProxy,
     UpstreamUrl,
     Window,
     is_header_value,
@@ -120,6 +121,8 @@ class InboundSettings(Settings):
     """Without a request; then the connection is closed."""
     socket_mode: Permissions = written("0660")
     """The permissions of Unix sockets: who may connect."""
+    trusted_proxies: tuple[TrustedProxy, ...] = ()
+    """Addresses and networks of proxies in front that are believed what they tell of callers' addresses; or `unix`."""
 
 
 class UpstreamSettings(Settings):

@@ -1,9 +1,11 @@
 """Durations and listeners: how config.yaml writes them, and what they mean."""
 
 import re
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from proxy.core.forwarded import UNIX
 from proxy.core.model import MILLISECOND, SECOND, Micros
 
 _UNITS: dict[str, Micros] = {
@@ -23,6 +25,7 @@ LISTENER_PATTERN = r"^(unix:/.+|[^\s/]+:[0-9]{1,5})$"
 
 _DURATION_HINT = "write a whole number and its unit, such as `250ms`, `10s`, `5m` or `1h`"
 _LISTENER_HINT = "write `host:port`, `[::1]:8080` or `unix:/path`"
+_LISTENER_OBJECT_HINT = f"{_LISTENER_HINT}, or `{{address: host:port, proxy_protocol: true}}`"
 _MAX_PORT = 65_535
 _MAX_UNIX_PATH = 103
 """Bytes that every system's `sun_path` takes (macOS has the shortest)."""
@@ -56,6 +59,8 @@ class TcpListener:
 
     host: str
     port: int
+    proxy_protocol: bool = False
+    """Whether each connection begins with a header of the PROXY protocol."""
 
     @property
     def loopback(self) -> bool:
@@ -82,6 +87,8 @@ class UnixListener:
     """A socket in the file system; its permissions say who may connect, so it counts as loopback."""
 
     path: str
+    proxy_protocol: bool = False
+    """As for `TcpListener`."""
 
     @property
     def loopback(self) -> bool:
@@ -90,7 +97,7 @@ class UnixListener:
 
     def overlaps(self, other: "Listener") -> bool:
         """Whether both name the same socket."""
-        return self == other
+        return isinstance(other, UnixListener) and self.path == other.path
 
     def __str__(self) -> str:
         return f"unix:{self.path}"
@@ -100,17 +107,68 @@ Listener = TcpListener | UnixListener
 
 
 def parse_listener(value: object) -> Listener:
-    """Read `host:port`, `[::1]:8080` or `unix:/path`.
+    """Read `host:port`, `[::1]:8080` or `unix:/path`, alone or as the `address` of an object with `proxy_protocol`.
 
     Raises:
         ValueError: it is something else; the message says what to write.
     """
     if isinstance(value, TcpListener | UnixListener):
         return value
+    if isinstance(value, Mapping):
+        return _parse_object(value)
     if not isinstance(value, str):
         raise ValueError(_LISTENER_HINT)  # noqa: TRY004  # pydantic collects ValueErrors only
     text = value.strip()
     return _parse_unix(text.removeprefix("unix:")) if text.startswith("unix:") else _parse_tcp(text)
+
+
+def _parse_object(value: Mapping[object, object]) -> Listener:
+    address, proxied = value.get("address"), value.get("proxy_protocol", False)
+    if not set(value) <= {"address", "proxy_protocol"} or not isinstance(address, str):
+        raise ValueError(_LISTENER_OBJECT_HINT)
+    if str(proxied).lower() not in ("true", "false"):
+        raise ValueError("`proxy_protocol` is `true` or `false`")
+    return replace(parse_listener(address), proxy_protocol=str(proxied).lower() == "true")
+
+
+def format_listener(listener: Listener) -> str | dict[str, object]:
+    """Write a listener as config.yaml does."""
+    return {"address": str(listener), "proxy_protocol": True} if listener.proxy_protocol else str(listener)
+
+
+def parse_admin(value: object) -> Listener:
+    """Read a listener for operators, to which none of that applies.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, Mapping):
+        raise ValueError(_LISTENER_HINT)  # noqa: TRY004  # pydantic collects ValueErrors only
+    return parse_listener(value)
+
+
+def parse_trusted(value: object) -> IPv4Network | IPv6Network | str:
+    """Read an address, a network such as `10.0.0.0/8`, or `unix`.
+
+    Raises:
+        ValueError: it is something else; the message says what to write.
+    """
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    if text == UNIX:
+        return text
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("write an address, a network such as `10.0.0.0/8`, or `unix`") from None
+    if not network.prefixlen:
+        raise ValueError("every caller would be trusted to name its own address: write the proxies' networks")
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
+        raise ValueError("an IPv4 address is known in its own form only: write it so")
+    if "/" in text and ip_address(text.partition("/")[0]) != network.network_address:
+        raise ValueError(f"bits behind the mask are set: write `{network}`, or the address alone")
+    return network
 
 
 def _parse_unix(path: str) -> UnixListener:

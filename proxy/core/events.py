@@ -28,7 +28,7 @@ class Journal:
     path: str = ""
     """Without its query."""
     address: str = ""
-    """Where its caller's connection comes from; `unix` for a socket."""
+    """Its caller's, as far as trusted proxies tell it, else where its connection comes from; `unix` for a socket."""
     agent: str = ""
     """The `User-Agent` of its caller."""
     client: str = ""
@@ -263,8 +263,9 @@ class AttemptFailed:
 
 
 WhyEnded = Literal[
-    "too_many", "too_many_of_peer", "head_timeout", "write_timeout", "slow_reader", "fell_behind", "malformed"
-]
+    "too_many", "too_many_of_peer", "head_timeout", "write_timeout", "slow_reader", "fell_behind", "malformed",
+    "proxy_protocol",
+]  # fmt: skip
 
 
 @value_object
@@ -273,7 +274,8 @@ class ConnectionEnded:
 
     why: WhyEnded
     """Too many, in all or from one address; a head took too long; of an answer nothing was taken for too long, or too
-    little, or so little that others that shared it had to wait; it was no HTTP."""
+    little, or so little that others that shared it had to wait; it was no HTTP; the PROXY protocol was expected and did
+    not come, or not from a trusted proxy."""
 
 
 @value_object

@@ -48,7 +48,7 @@ class Request:
     interim: Callable[[int, Fields], None] | None = None
     """Takes the heads that come before the answer (RFC 9110, section 15.2), if anybody wants them."""
     peer: str = ""
-    """The address that it came from, or `unix`; empty when that is not known."""
+    """The address of its caller, or `unix`; empty when that is not known."""
 
 
 class AnswerBody(Protocol):

@@ -100,7 +100,7 @@ class Metrics:
         self.ended = self._counter(
             "connections_ended",
             "Callers' connections that were refused, or ended before their time: too_many, too_many_of_peer, "
-            "head_timeout, write_timeout, slow_reader, fell_behind, malformed.",
+            "head_timeout, write_timeout, slow_reader, fell_behind, malformed, proxy_protocol.",
             ("why",),
         )
         self.seconds = self._histogram(

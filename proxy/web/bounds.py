@@ -10,7 +10,7 @@ class Bounds:
     connections: int = 10_000
     """Open at once."""
     per_peer: int = 5_000
-    """Of these from one network address, as `access.failures.address_of` tells them apart."""
+    """Of these from one network address, as `access.failures.origin_of` tells them apart."""
     head: int = 2**16
     """A request's line and fields."""
     fields: int = 128

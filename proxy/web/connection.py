@@ -39,6 +39,11 @@ def admit(incoming: web.BaseRequest) -> None:
     cast("Connection", incoming.protocol).admit()
 
 
+def peer_of(incoming: web.BaseRequest) -> str:
+    """The address that its connection comes from; `unix` for a socket."""
+    return cast("Connection", incoming.protocol).address
+
+
 def why_cut(incoming: web.BaseRequest) -> str:
     """Why its connection was ended before its time; empty when its caller left."""
     return cast("Connection", incoming.protocol).why_cut or ""
@@ -53,8 +58,11 @@ class Connection(Parsing):
 
     __slots__ = ("_ends", "_lingers", "_made", "_pace", "late", "why_cut")
 
-    def __init__(self, owner: "Connections", bounds: Bounds, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, owner: "Connections", bounds: Bounds, loop: asyncio.AbstractEventLoop, address: str = ""
+    ) -> None:
         super().__init__(owner, bounds, loop)
+        self.address = address
         self._made = loop.time()
         self._ends = False
         """Whether no request will be answered any more."""

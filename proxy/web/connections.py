@@ -3,23 +3,25 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
 
-from proxy.access.failures import address_of
+from proxy.access.failures import address_of, origin_of
 from proxy.core.errors import TooManyConnections
 from proxy.core.events import ConnectionEnded, Observer, WhyEnded
+from proxy.core.forwarded import UNIX, Proxies
+from proxy.tasks import finish, spawn
 from proxy.web.bounds import Bounds
 from proxy.web.buffers import Buffers
 from proxy.web.connection import Connection
 from proxy.web.departures import Departures
 from proxy.web.intake import Intake
+from proxy.web.preamble import Preamble
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-_ON_A_SOCKET = "unix"
 _MENTION_EVERY = 60.0
 """Seconds."""
 _DRAINED = 64
@@ -31,14 +33,24 @@ _log = logging.getLogger("keyturn")
 
 
 class Connections(web.Server):
-    """Makes a protocol for each connection, and knows which are open. `bounds` may be exchanged at any time."""
+    """Makes a protocol for each connection, and knows which are open.
+
+    `bounds` may be exchanged at any time, and so may `proxies`, which may announce other addresses by the PROXY
+    protocol.
+    """
 
     def __init__(
-        self, handler: Handler, bounds: Bounds, observer: Observer | None, buffers: Buffers | None = None
+        self,
+        handler: Handler,
+        bounds: Bounds,
+        observer: Observer | None,
+        buffers: Buffers | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.bounds = bounds
         self.buffers = buffers or Buffers()
+        self.proxies = proxies or Proxies()
         self.departures = Departures(self._loop)
         self.retired = False
         self.quiet = asyncio.Event()
@@ -48,6 +60,9 @@ class Connections(web.Server):
         self._cutting = False
         self._observer = observer
         self._open: set[Connection] = set()
+        self._expected: dict[asyncio.BaseTransport, Preamble] = {}
+        """Those that have not told yet whose they are, or are not secured yet."""
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._turned_away: set[Connection] = set()
         """Those that are open for a moment more, and take no place."""
         self._most = 0
@@ -62,7 +77,27 @@ class Connections(web.Server):
 
     def __call__(self) -> Intake:  # type: ignore[override]  # what reads for aiohttp's protocol
         """A protocol for a connection that has just been accepted."""
-        return Intake(Connection(self, self.bounds, self._loop))
+        return self.intake("")
+
+    def intake(self, address: str) -> Intake:
+        """A protocol for a connection that comes from an address; by default from where its transport says."""
+        return Intake(Connection(self, self.bounds, self._loop, address))
+
+    def expect(self, transport: asyncio.BaseTransport, preamble: Preamble) -> bool:
+        """Whether a connection may begin with a header of the PROXY protocol."""
+        if len(self._open) + len(self._expected) >= self.bounds.connections:
+            self.tell("too_many")
+            return False
+        self._expected[transport] = preamble
+        return True
+
+    def expect_no_more(self, transport: asyncio.BaseTransport) -> None:
+        """The header is there, or will not come."""
+        self._expected.pop(transport, None)
+
+    def secure(self, handshake: Coroutine[None, None, None]) -> None:
+        """Shake hands beside everything else."""
+        spawn(handshake, name="secure a connection", owner=self._handshakes)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -76,7 +111,8 @@ class Connections(web.Server):
         """A caller has connected."""
         super().connection_made(handler, transport)
         assert isinstance(handler, Connection)
-        handler.peer = address_of(transport)
+        handler.address = handler.address or address_of(transport)
+        handler.peer = origin_of(handler.address)
         handler.late = self.retired
         self._open.add(handler)
         self._most = max(self._most, len(self._open))
@@ -121,7 +157,7 @@ class Connections(web.Server):
         bounds = self.bounds
         if len(self._open) > bounds.connections:
             return self._too_many("too_many", "This proxy has too many connections. Try again.")
-        if self._peers[peer] > bounds.per_peer and peer != _ON_A_SOCKET:
+        if self._peers[peer] > bounds.per_peer and peer != UNIX:
             return self._too_many("too_many_of_peer", "There are too many connections from this address. Use fewer.")
         self._crowded = False
         return None
@@ -137,6 +173,11 @@ class Connections(web.Server):
         """Let the observer know that a connection was ended."""
         if self._observer is not None:
             self._observer.observe(ConnectionEnded(why))
+
+    def mention_handshake(self, what: str, transport: asyncio.Transport | None) -> None:
+        """Let the log tell of a handshake that failed, with the address that a header in front of it told."""
+        preamble = self._expected.get(transport) if transport is not None else None
+        self.mention(what, preamble.address if preamble is not None else address_of(transport))
 
     def mention(self, what: str, peer: str) -> None:
         """Let the log tell what somebody sent in place of HTTP: once a minute for each kind, which are few."""
@@ -180,8 +221,11 @@ class Connections(web.Server):
         """End every connection, and wait until its handler has ended too."""
         self._cutting = True
         self._tell_quiet()
+        for preamble in list(self._expected.values()):
+            preamble.cut()
         for handler in (*self._open, *self._turned_away):
             handler.cut()
         await self.quiet.wait()
+        await finish(self._handshakes)
         await asyncio.gather(*self._ending, return_exceptions=True)
         self.departures.close()

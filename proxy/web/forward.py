@@ -4,7 +4,7 @@ import logging
 from asyncio import Transport
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from random import getrandbits
 from typing import NamedTuple, Protocol
@@ -23,6 +23,7 @@ from proxy.core.errors import (
     UpstreamError,
 )
 from proxy.core.events import Journal, Observer
+from proxy.core.forwarded import Proxies, telling
 from proxy.core.headers import passed, prefer_wait, priority_urgency, sane_request_id, to_upstream, values
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import SECOND, Client, Micros
@@ -30,7 +31,7 @@ from proxy.core.policy import normalise
 from proxy.core.recording import Arrived, NoRecorder, Recorder
 from proxy.core.redaction import Redactor
 from proxy.web import errors
-from proxy.web.connection import admit, why_cut
+from proxy.web.connection import admit, peer_of, why_cut
 from proxy.web.incoming import Content, check_framing, origin_form, own_url, postman_hosts, raw_target
 from proxy.web.loops import Loops
 from proxy.web.relay import CLOSED, KEPT, connection, has_begun, pass_on, relay, write
@@ -79,8 +80,11 @@ class Access(Protocol):
     async def learn(self, refusal: Unauthenticated) -> bool:
         """Whether a refused request is worth a second look, once more is known of what it carries."""
 
-    async def slow(self, refusal: Unauthenticated, peer: Transport | None) -> bool:
-        """Take note of a failed attempt; returns when it may be answered, and whether its connection may go on."""
+    async def slow(self, refusal: Unauthenticated, caller: str) -> bool:
+        """Take note of a failed attempt of the caller at an address.
+
+        Returns when it may be answered, and whether its connection may go on.
+        """
 
     async def accept(self, client: Client) -> None:
         """Count a request of a client.
@@ -109,6 +113,10 @@ class ForwardSettings:
     max_wait_ceiling: Micros
     body_timeout: Micros = 30 * SECOND
     hosts: frozenset[bytes] = postman_hosts()
+    proxies: Proxies = field(default_factory=Proxies)
+    """Those whose word on their callers counts."""
+    forwarded: bool = False
+    """Whether the upstream learns the callers' addresses."""
 
 
 class _Arrived(NamedTuple):
@@ -149,7 +157,8 @@ class Forward:
         began = self._clock()
         recording = self.recorder.begin(self._arrived(incoming))
         agent = incoming.headers.get(USER_AGENT, "")
-        journal = Journal(method=incoming.method, address=incoming.remote or "unix", agent=agent, recording=recording)
+        caller = self.settings.proxies.caller(peer_of(incoming), incoming.raw_headers)
+        journal = Journal(method=incoming.method, address=caller, agent=agent, recording=recording)
         try:
             return await self._forward(incoming, journal)
         except ConnectionError:
@@ -238,14 +247,23 @@ class Forward:
             method=incoming.method,
             target=admission.target,
             path=path,
-            fields=to_upstream(admission.fields),
+            fields=self._told(incoming, admission.fields, journal.address),
             body=body,
             urgency=client.urgency if urgency is None else max(client.urgency, urgency),
             wait=self._wait(prefer_wait(fields) if _PREFER in present else None),
             pinned=_pinned(fields) if _KEY in present else None,
             interim=partial(pass_on, incoming),
-            peer=incoming.remote or "unix",
+            peer=journal.address,
         )
+
+    def _told(self, incoming: web.BaseRequest, fields: Fields, caller: str) -> Fields:
+        """The fields that go to the upstream."""
+        settings = self.settings
+        if not settings.forwarded:
+            return to_upstream(fields)
+        peer = peer_of(incoming)
+        told = telling(peer, caller, fields, incoming.scheme, trusted=peer in settings.proxies)
+        return (*to_upstream(fields), *told)
 
     async def _look_again(self, incoming: web.BaseRequest, journal: Journal, refusal: Unauthenticated) -> Request:
         """The request of a caller that is known after all.
@@ -258,7 +276,7 @@ class Forward:
                 return self._read(incoming, journal)
             except Unauthenticated as again:
                 refusal = again
-        if not await self._access.slow(refusal, incoming.transport):
+        if not await self._access.slow(refusal, journal.address):
             refusal.close = True  # type: ignore[misc]  # one too many is still a 401
         raise refusal
 

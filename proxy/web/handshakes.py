@@ -11,19 +11,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from proxy.access.failures import address_of
 from proxy.core.errors import BadRequest
 from proxy.web.malformed import plain
 
-Mention = Callable[[str, str], None]
-"""Takes what happened, and the address it came from."""
+Mention = Callable[[str, asyncio.Transport | None], None]
+"""Takes what happened, and the connection on which it did."""
 
 _PLAIN = {"HTTP_REQUEST", "HTTPS_PROXY_REQUEST"}
 """What OpenSSL calls a handshake that is plain HTTP."""
 _AGAIN = (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLSyscallError)
 
 
-class _HandshakeFailed(Exception):
+class HandshakeFailed(Exception):
     """A handshake came to nothing; `why` is OpenSSL's word for it."""
 
     def __init__(self, why: str, mention: Mention) -> None:
@@ -42,7 +41,7 @@ def watch(tls: ssl.SSLContext, mention: Mention) -> None:
             except _AGAIN:
                 raise
             except ssl.SSLError as error:
-                raise _HandshakeFailed(error.reason or type(error).__name__, mention) from None
+                raise HandshakeFailed(error.reason or type(error).__name__, mention) from None
 
     tls.sslobject_class = Handshake
     loop = asyncio.get_running_loop()
@@ -52,12 +51,12 @@ def watch(tls: ssl.SSLContext, mention: Mention) -> None:
 
 def _hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error, transport = context.get("exception"), context.get("transport")
-    if not isinstance(error, _HandshakeFailed):
+    if not isinstance(error, HandshakeFailed):
         loop.default_exception_handler(context)
     elif error.why in _PLAIN:
-        error.mention("plain HTTP on a port of TLS", address_of(transport))
+        error.mention("plain HTTP on a port of TLS", transport)
         refusal = BadRequest("This port speaks TLS, and was sent plain HTTP. Use https://, not http://.")
         with suppress(OSError, AttributeError):  # the transport is being closed, its socket is still there
             os.write(transport.get_extra_info("socket").fileno(), plain(refusal))  # type: ignore[union-attr]
     else:
-        error.mention(f"a TLS handshake that failed ({error.why.lower().replace('_', ' ')})", address_of(transport))
+        error.mention(f"a TLS handshake that failed ({error.why.lower().replace('_', ' ')})", transport)

@@ -29,6 +29,10 @@ class Intake(asyncio.BufferedProtocol):
         if not self._connection.deaf:
             self._connection.data_received(bytes(_INTO[:nbytes]))
 
+    def take(self, data: bytes) -> None:
+        """Take bytes that were read before the connection was there."""
+        self._connection.data_received(data)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
         self._connection.connection_made(transport)

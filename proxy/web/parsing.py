@@ -47,7 +47,8 @@ class Parsing(web.RequestHandler):
 
     __slots__ = (
         "_account", "_admitted", "_asked", "_at", "_bounds", "_busy", "_drains", "_head", "_head_timer", "_held",
-        "_length", "_narrow", "_owner", "_parsing", "_reading", "_stopped", "_watched", "_wire", "deaf", "peer",
+        "_length", "_narrow", "_owner", "_parsing", "_reading", "_stopped", "_watched", "_wire", "address", "deaf",
+        "peer",
     )  # fmt: skip
 
     def __init__(self, owner: "Connections", bounds: Bounds, loop: asyncio.AbstractEventLoop) -> None:
@@ -102,7 +103,10 @@ class Parsing(web.RequestHandler):
         """Whether the system keeps few bytes of it, see `server`."""
         self._watched = -1
         """The file descriptor under which its caller's leaving is watched for, while nothing is read."""
+        self.address: str = ""
+        """Where it comes from."""
         self.peer: str = ""
+        """What all connections from there have in common, see `access.failures.origin_of`."""
 
     def appetite(self) -> int:
         """How many bytes may be read at once now; at least one."""

@@ -3,19 +3,22 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from proxy.config.units import TcpListener, UnixListener, parse_listener
 from proxy.core.errors import StartError
 from proxy.core.events import Observer
+from proxy.core.forwarded import Proxies
 from proxy.keepalive import keep_alive
 from proxy.web.bounds import Bounds
 from proxy.web.buffers import Buffers
 from proxy.web.connections import Connections, Handler
 from proxy.web.handshakes import watch
+from proxy.web.preamble import Preamble
 from proxy.web.sockets import KEEPING_PATH, unix_socket, why
 
 _BACKLOG = 1024
@@ -30,7 +33,7 @@ class Listener:
 
     From `start` to `stop`. A caller that goes away cancels its handler. `socket_mode` are the permissions of sockets in
     the file system; `buffers` may be shared with other listeners; the observer is told of connections that are refused
-    or cut.
+    or cut; `proxies` may tell others' addresses where an address is listened at with `proxy_protocol`.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Listener:
         bounds: Bounds | None = None,
         buffers: Buffers | None = None,
         observer: Observer | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         self._handler = handler
         self._bind = [parse_listener(address) for address in bind]
@@ -51,8 +55,9 @@ class Listener:
         self._bounds = bounds or Bounds()
         self._buffers = buffers or Buffers()
         self._observer = observer
+        self._proxies = proxies or Proxies()
         self._protocols: Connections | None = None
-        self._servers: list[asyncio.Server] = []
+        self._servers: dict[asyncio.Server, TcpListener | UnixListener] = {}
         self._paths: list[Path] = []
         self.addresses: list[str] = []
         """Where it listens, as URLs; the path of a socket as `unix:/path`."""
@@ -63,7 +68,7 @@ class Listener:
         Raises:
             StartError: one of them cannot be listened at; then none is.
         """
-        self._protocols = Connections(self._handler, self._bounds, self._observer, self._buffers)
+        self._protocols = Connections(self._handler, self._bounds, self._observer, self._buffers, self._proxies)
         try:
             for address in self._bind:
                 await self._listen(address)
@@ -71,11 +76,11 @@ class Listener:
             await self.stop_accepting()
             raise
 
-    def adopt(self, bounds: Bounds) -> None:
-        """Bound what comes from now on otherwise; connections that are open keep the bounds that they have."""
-        self._bounds = bounds
+    def adopt(self, bounds: Bounds, proxies: Proxies) -> None:
+        """Bound and trust what comes from now on otherwise; connections that are open stay as they are."""
+        self._bounds, self._proxies = bounds, proxies
         if self._protocols is not None:
-            self._protocols.bounds = bounds
+            self._protocols.bounds, self._protocols.proxies = bounds, proxies
 
     async def prepare(self, tls: ssl.SSLContext) -> "Renewal":
         """Listen with another certificate, too, at the same sockets: the first half of a change that loses nobody.
@@ -85,9 +90,9 @@ class Listener:
         """
         renewal = Renewal(self, tls)
         try:
-            for server in self._servers:
+            for server, address in self._servers.items():
                 for sock in server.sockets:
-                    renewal.servers.append(await self._again(sock, tls))
+                    renewal.servers[await self._again(sock, address, tls)] = address
         except BaseException as error:
             renewal.undo()
             if isinstance(error, OSError):
@@ -95,15 +100,13 @@ class Listener:
             raise
         return renewal
 
-    async def _again(self, listening: Any, tls: ssl.SSLContext) -> asyncio.Server:
+    async def _again(self, listening: Any, address: TcpListener | UnixListener, tls: ssl.SSLContext) -> asyncio.Server:
         """Serve at a listening socket beside who serves there: what connects is taken by either."""
-        assert self._protocols is not None
         sock = socket.fromfd(listening.fileno(), listening.family, listening.type)
         if sock.family == socket.AF_UNIX:
-            return await self._at_socket(sock, tls)
-        return await asyncio.get_running_loop().create_server(
-            self._protocols, sock=sock, backlog=_BACKLOG, **self._secured(tls)
-        )
+            return await self._at_socket(sock, address, tls)
+        factory, secured = self._serving(address, tls)
+        return await asyncio.get_running_loop().create_server(factory, sock=sock, backlog=_BACKLOG, **secured)
 
     def take_over(self, renewal: "Renewal") -> None:
         """Serve new connections with the other certificate only; open ones go on with theirs."""
@@ -114,30 +117,33 @@ class Listener:
     async def _listen(self, address: TcpListener | UnixListener) -> None:
         try:
             if isinstance(address, UnixListener):
-                self._servers.append(await self._at_path(Path(address.path)))
+                self._servers[await self._at_path(address)] = address
                 self.addresses.append(str(address))
             else:
                 server = await self._at_port(address)
-                self._servers.append(server)
+                self._servers[server] = address
                 self.addresses += [self._url(sock.getsockname()) for sock in server.sockets]
         except OSError as error:
             raise StartError(f"cannot listen on {address}: {why(error)}") from error
 
-    async def _at_path(self, path: Path) -> asyncio.Server:
+    async def _at_path(self, address: UnixListener) -> asyncio.Server:
+        path = Path(address.path)
         sock = unix_socket(path, self._socket_mode)
         self._paths.append(path)
-        return await self._at_socket(sock, self._tls)
+        return await self._at_socket(sock, address, self._tls)
 
-    async def _at_socket(self, sock: socket.socket, tls: ssl.SSLContext | None) -> asyncio.Server:
-        assert self._protocols is not None
+    async def _at_socket(
+        self, sock: socket.socket, address: TcpListener | UnixListener, tls: ssl.SSLContext | None
+    ) -> asyncio.Server:
+        factory, secured = self._serving(address, tls)
         return await asyncio.get_running_loop().create_unix_server(
-            self._protocols, sock=sock, backlog=_BACKLOG, **self._secured(tls), **KEEPING_PATH
+            factory, sock=sock, backlog=_BACKLOG, **secured, **KEEPING_PATH
         )
 
     async def _at_port(self, address: TcpListener) -> asyncio.Server:
-        assert self._protocols is not None
+        factory, secured = self._serving(address, self._tls)
         server = await asyncio.get_running_loop().create_server(
-            self._protocols, address.host, address.port, backlog=_BACKLOG, **self._secured(self._tls)
+            factory, address.host, address.port, backlog=_BACKLOG, **secured
         )
         for listening in server.sockets:
             keep_alive(listening)
@@ -145,13 +151,19 @@ class Listener:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _OF_TLS)
         return server
 
-    def _secured(self, tls: ssl.SSLContext | None) -> dict[str, Any]:
-        if tls is None:
-            return {}
+    def _serving(
+        self, address: TcpListener | UnixListener, tls: ssl.SSLContext | None
+    ) -> tuple[Callable[[], asyncio.BaseProtocol], dict[str, Any]]:
+        """What makes a protocol for each connection there, and what a server is told of TLS."""
         assert self._protocols is not None
-        watch(tls, self._protocols.mention)
+        if tls is not None:
+            watch(tls, self._protocols.mention_handshake)
+        if address.proxy_protocol:
+            return partial(Preamble, self._protocols, tls), {}
+        if tls is None:
+            return self._protocols, {}
         times = {"ssl_handshake_timeout": self._bounds.head_time, "ssl_shutdown_timeout": self._bounds.write_time}
-        return {"ssl": tls, **times}
+        return self._protocols, {"ssl": tls, **times}
 
     def _url(self, name: tuple[Any, ...]) -> str:
         return f"{'https' if self._tls else 'http'}://{TcpListener(name[0], name[1])}"
@@ -206,7 +218,7 @@ class Renewal:
 
     def __init__(self, listener: Listener, tls: ssl.SSLContext) -> None:
         self.tls = tls
-        self.servers: list[asyncio.Server] = []
+        self.servers: dict[asyncio.Server, TcpListener | UnixListener] = {}
         self._listener = listener
 
     def take_over(self) -> None:

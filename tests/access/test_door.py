@@ -283,9 +283,9 @@ async def test_failed_attempts_are_slowed() -> None:
     for _ in range(61):
         with pytest.raises(Unauthenticated) as caught:
             here.admit((), b"/", Connection())
-        assert await here.slow(caught.value, Connection())
+        assert await here.slow(caught.value, "192.0.2.1")
     assert loop.time() - began == pytest.approx(1)
-    assert await here.slow(Unauthenticated("Other."), Connection())
+    assert await here.slow(Unauthenticated("Other."), "192.0.2.1")
     assert here.admit((key("5ecret-ci"),), b"/", Connection()).client == CI
     assert loop.time() - began == pytest.approx(1)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from proxy.access import failures
-from proxy.access.failures import ADDRESSES, AT_ONCE, PATIENCE, WAITING, WAITING_IN_ALL, Failures, address_of
+from proxy.access.failures import ADDRESSES, AT_ONCE, PATIENCE, WAITING, WAITING_IN_ALL, Failures, address_of, origin_of
 from proxy.access.refusals import NotKnown
 from proxy.core.events import AttemptFailed, Event
 from tests.virtual import task_of, virtual
@@ -24,7 +24,7 @@ class Peer:
         return self.name
 
 
-HOME, ELSEWHERE = Peer(("192.0.2.1", 1000)), Peer(("192.0.2.2", 1000))
+HOME, ELSEWHERE = "192.0.2.1", "192.0.2.2"
 
 
 class Door:
@@ -37,33 +37,34 @@ class Door:
     def observe(self, event: Event) -> None:
         self.events.append(event)
 
-    async def delay(self, peer: Peer | None = HOME) -> float:
+    async def delay(self, caller: str = HOME) -> float:
         """Virtual seconds until a failed attempt may be answered; -1 when its connection is to end."""
         began = asyncio.get_running_loop().time()
-        if not await self.failures.slow(ATTEMPT, peer):
+        if not await self.failures.slow(ATTEMPT, caller):
             return -1
         return asyncio.get_running_loop().time() - began
 
-    async def delays(self, number: int, peer: Peer = HOME) -> list[float]:
+    async def delays(self, number: int, caller: str = HOME) -> list[float]:
         """Of so many at the same time."""
-        return await asyncio.gather(*(task_of(self.delay(peer)) for _ in range(number)))
+        return await asyncio.gather(*(task_of(self.delay(caller)) for _ in range(number)))
 
 
 @pytest.mark.parametrize(
-    ("name", "address"),
+    ("name", "address", "origin"),
     [
-        (("192.0.2.1", 80), "192.0.2.1"),
-        (("::ffff:192.0.2.1", 80, 0, 0), "192.0.2.1"),
-        (("2001:db8:1:2:3:4:5:6", 80, 0, 0), "2001:db8:1:2::/64"),
-        (("fe80::1%eth0", 80, 0, 2), "fe80::/64"),
-        ("", "unix"),
-        (b"\0name", "unix"),
-        (None, "unix"),
+        (("192.0.2.1", 80), "192.0.2.1", "192.0.2.1"),
+        (("::ffff:192.0.2.1", 80, 0, 0), "192.0.2.1", "192.0.2.1"),
+        (("2001:db8:1:2:3:4:5:6", 80, 0, 0), "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        (("fe80::1%eth0", 80, 0, 2), "fe80::1", "fe80::/64"),
+        ("", "unix", "unix"),
+        (b"\0name", "unix", "unix"),
+        (None, "", ""),
     ],
 )
-def test_an_origin_has_one_address(name: Any, address: str) -> None:
+def test_an_origin_has_one_address(name: Any, address: str, origin: str) -> None:
     """Of IPv6 it is the network of a site, since its owner has all of that."""
     assert address_of(Peer(name)) == address
+    assert origin_of(address) == origin
     assert address_of(None) == ""
 
 
@@ -93,7 +94,7 @@ async def test_only_so_many_wait() -> None:
 async def test_only_so_many_wait_in_all() -> None:
     """From however many addresses they come."""
     door = Door()
-    peers = [Peer((f"192.0.2.{number}", 80)) for number in range(WAITING_IN_ALL // WAITING + 1)]
+    peers = [f"192.0.2.{number}" for number in range(WAITING_IN_ALL // WAITING + 1)]
     for peer in peers:
         await door.delays(AT_ONCE, peer)
     found = await asyncio.gather(*(task_of(door.delays(WAITING, peer)) for peer in peers))
@@ -131,9 +132,9 @@ async def test_only_so_many_addresses_are_remembered() -> None:
     await door.delays(AT_ONCE)
     await door.delays(AT_ONCE, ELSEWHERE)
     for number in range(ADDRESSES - 2):
-        await door.delay(Peer((f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 80)))
+        await door.delay(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     assert await door.delay(HOME) > 0
-    await door.delay(Peer(("203.0.113.1", 80)))
+    await door.delay("203.0.113.1")
     assert await door.delay(HOME) > 0
     assert await door.delay(ELSEWHERE) == 0
 

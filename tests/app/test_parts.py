@@ -5,7 +5,7 @@ import pytest
 import trustme
 
 from proxy import config
-from proxy.app.parts import inbound_tls, link_to_store, refuse_what_is_not_built, replica_name
+from proxy.app.parts import inbound_tls, link_to_store, replica_name
 from proxy.config import Config
 from proxy.core.errors import ConfigError
 from tests.authorities import Authority
@@ -74,13 +74,6 @@ def test_files_that_are_no_certificates(tmp_path: Path) -> None:
 def test_the_way_to_a_store_in_this_process_is_none(tmp_path: Path) -> None:
     """Tokens in memory need no connection."""
     assert link_to_store(configured(tmp_path)) is None
-
-
-def test_what_is_not_built_is_refused(tmp_path: Path) -> None:
-    """By its path."""
-    with pytest.raises(ConfigError) as found:
-        refuse_what_is_not_built(configured(tmp_path, upstream={"forwarded": True}))
-    assert problems(found) == ["upstream.forwarded"]
 
 
 def test_every_replica_has_a_name_of_its_own() -> None:

@@ -133,6 +133,13 @@ def test_listeners_differ(tmp_path: Path, text: str, found: set[str]) -> None:
     assert set(problems(tmp_path, text)) == found
 
 
+def test_the_proxy_protocol_needs_trusted_proxies(tmp_path: Path) -> None:
+    """Nobody else may connect."""
+    text = "listen: [127.0.0.1:1, {address: 127.0.0.1:2, proxy_protocol: true}]\n"
+    assert "inbound.trusted_proxies" in problems(tmp_path, text)["listen[1]"]
+    assert loaded(tmp_path, f"{text}inbound: {{trusted_proxies: [unix]}}").listen[1].proxy_protocol
+
+
 def test_port_0_differs_from_itself(tmp_path: Path) -> None:
     """The system chooses two."""
     loaded(tmp_path, "{listen: 127.0.0.1:0, admin: 127.0.0.1:0}")

@@ -94,6 +94,7 @@ def test_listeners_are_one_or_a_list() -> None:
     one = TcpListener("127.0.0.1", 1)
     assert read(Listeners, "127.0.0.1:1") == read(Listeners, ["127.0.0.1:1"]) == (one,)
     assert "at least 1" in refusal(Listeners, [])
+    assert read(Listeners, {"address": "127.0.0.1:1"}) == (one,)
 
 
 def test_rules_are_read() -> None:

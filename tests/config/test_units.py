@@ -2,7 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config.units import TcpListener, UnixListener, format_duration, parse_duration, parse_listener
+from proxy.config.units import (
+    TcpListener,
+    UnixListener,
+    format_duration,
+    format_listener,
+    parse_admin,
+    parse_duration,
+    parse_listener,
+    parse_trusted,
+)
 from proxy.core.model import MILLISECOND, SECOND
 
 
@@ -139,3 +148,73 @@ def test_listeners_overlap_on_the_same_port_of_the_same_host(one: str, other: st
     """Every host overlaps with each; port 0 with none."""
     assert parse_listener(one).overlaps(parse_listener(other)) is overlap
     assert parse_listener(other).overlaps(parse_listener(one)) is overlap
+
+
+def test_a_listener_may_expect_the_proxy_protocol() -> None:
+    """It is written as it is read, and may not listen where another does."""
+    found = parse_listener({"address": "127.0.0.1:1", "proxy_protocol": "true"})
+    assert found == TcpListener("127.0.0.1", 1, proxy_protocol=True)
+    assert str(found) == "127.0.0.1:1"
+    assert found.overlaps(parse_listener("127.0.0.1:1"))
+    assert parse_listener(format_listener(found)) == found
+    assert format_listener(parse_listener({"address": "127.0.0.1:1"})) == "127.0.0.1:1"
+    other = parse_listener({"address": "unix:/a", "proxy_protocol": True})
+    assert other.overlaps(parse_listener("unix:/a"))
+    assert not parse_admin("127.0.0.1:1").proxy_protocol
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "address"),
+        ({"proxy_protocol": True}, "address"),
+        ({"address": 8080}, "address"),
+        ({"address": "127.0.0.1:1", "tls": True}, "address"),
+        ({"address": {"address": "127.0.0.1:1"}}, "address"),
+        ({"address": "127.0.0.1"}, "port is missing"),
+        ({"address": "127.0.0.1:1", "proxy_protocol": "v2"}, "`true` or `false`"),
+        ({"address": "127.0.0.1:1", "proxy_protocol": None}, "`true` or `false`"),
+    ],
+)
+def test_other_objects_are_no_listeners(value: object, message: str) -> None:
+    """The message says what to write; the admin listener takes no object at all."""
+    with pytest.raises(ValueError, match=message):
+        parse_listener(value)
+    with pytest.raises(ValueError, match="host:port"):
+        parse_admin(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("10.0.0.1", "10.0.0.1/32"),
+        (" 10.0.0.0/8 ", "10.0.0.0/8"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("unix", "unix"),
+    ],
+)
+def test_trusted_proxies_are_addresses_and_networks(value: str, found: str) -> None:
+    """Or all that connect at Unix sockets."""
+    network = parse_trusted(value)
+    assert str(network) == found
+    assert parse_trusted(network) == network
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "write an address"),
+        ("proxy.example", "write an address"),
+        (10, "write an address"),
+        (None, "write an address"),
+        ("10.0.0.0/33", "write an address"),
+        ("10.0.0.1/8", r"write `10\.0\.0\.0/8`"),
+        ("0.0.0.0/0", "every caller"),
+        ("::/0", "every caller"),
+        ("::ffff:10.0.0.0/104", "own form"),
+    ],
+)
+def test_what_is_no_trusted_proxy_is_refused(value: object, message: str) -> None:
+    """The message says what to write."""
+    with pytest.raises(ValueError, match=message):
+        parse_trusted(value)

@@ -257,6 +257,16 @@ def test_ports_follow_the_configuration() -> None:
     assert {port["name"]: port["containerPort"] for port in ports} == {"keyturn": 7000, "keyturn-admin": 7009}
 
 
+def test_ports_of_listeners_that_expect_the_proxy_protocol() -> None:
+    """They are declared as others are; the release's own test is content with a connection that is closed."""
+    listen = [{"address": "0.0.0.0:8443", "proxy_protocol": True}]
+    values = {"config": {"listen": listen, "inbound": {"trusted_proxies": ["10.0.0.0/8"]}}}
+    rendered = render(values)
+    assert rendered.container["ports"][0]["containerPort"] == 8443
+    assert "ConnectionResetError" in str(rendered.one("Pod")["spec"])
+    assert "ConnectionResetError" not in str(render({}).one("Pod")["spec"])
+
+
 def test_ingress_and_route() -> None:
     """Both are off unless asked for, and lead to the Service."""
     assert not {"Ingress", "HTTPRoute"} & render().kinds

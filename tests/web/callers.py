@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from proxy.config.units import TcpListener, UnixListener
 from proxy.core.errors import Unauthenticated
 from proxy.core.events import ConnectionEnded, Event, Journal
+from proxy.core.forwarded import Proxies
 from proxy.core.http import Answer, Fields, Request
 from proxy.core.model import MILLISECOND, SECOND, Client
 from proxy.core.redaction import Redactor
@@ -66,6 +68,8 @@ class Access:
 
     peers: list[asyncio.Transport | None] = field(default_factory=list)
     slowed: list[Unauthenticated] = field(default_factory=list)
+    callers: list[str] = field(default_factory=list)
+    """Where those come from."""
     teachable: bool = False
     cut: bool = False
 
@@ -86,9 +90,10 @@ class Access:
         self.required = self.required and not self.teachable
         return self.teachable
 
-    async def slow(self, refusal: Unauthenticated, peer: asyncio.Transport | None) -> bool:
+    async def slow(self, refusal: Unauthenticated, caller: str) -> bool:
         """Remember it."""
         self.slowed.append(refusal)
+        self.callers.append(caller)
         return not self.cut
 
     async def accept(self, client: Client) -> None:
@@ -157,7 +162,9 @@ class World:
     leaving: bool = False
     draining: bool = False
     observed: asyncio.Event = field(default_factory=asyncio.Event)
-    bind: tuple[str, ...] = ("127.0.0.1:0",)
+    bind: tuple[str | TcpListener | UnixListener, ...] = ("127.0.0.1:0",)
+    proxies: Proxies = field(default_factory=Proxies)
+    forwarded: bool = False
     tls: ssl.SSLContext | None = None
     bounds: Bounds = field(default_factory=Bounds)
     buffers: Buffers = field(default_factory=Buffers)
@@ -182,7 +189,12 @@ class World:
     async def running(self) -> AsyncIterator["World"]:
         """Serve."""
         settings = ForwardSettings(
-            max_body=1000, max_wait=30 * SECOND, max_wait_ceiling=300 * SECOND, body_timeout=self.body_timeout
+            max_body=1000,
+            max_wait=30 * SECOND,
+            max_wait_ceiling=300 * SECOND,
+            body_timeout=self.body_timeout,
+            proxies=self.proxies,
+            forwarded=self.forwarded,
         )
         self.forward = Forward(
             self.access,
@@ -194,7 +206,13 @@ class World:
             draining=lambda: self.draining,
         )
         self.listener = Listener(
-            self.forward, self.bind, tls=self.tls, bounds=self.bounds, buffers=self.buffers, observer=self
+            self.forward,
+            self.bind,
+            tls=self.tls,
+            bounds=self.bounds,
+            buffers=self.buffers,
+            observer=self,
+            proxies=self.proxies,
         )
         await self.listener.start()
         try:

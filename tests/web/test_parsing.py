@@ -49,7 +49,7 @@ async def test_a_body_is_not_read_before_its_request_is_admitted(framing: bytes)
     """But for what came with the head; nor is it in the end when the caller is nobody's client."""
     asked, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(refusal: Unauthenticated, peer: asyncio.Transport | None) -> bool:  # as it is called
+    async def slow(refusal: Unauthenticated, caller: str) -> bool:  # as it is called
         asked.set()
         await go_on.wait()
         return False

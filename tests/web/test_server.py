@@ -13,6 +13,7 @@ import uvloop
 from aiohttp import web
 
 from proxy.core.errors import StartError
+from proxy.core.forwarded import Proxies
 from proxy.core.http import Answer, Request
 from proxy.tasks import spawn
 from proxy.web.bounds import Bounds
@@ -406,10 +407,10 @@ async def test_a_certificate_that_cannot_be_served_with_leaves_all_as_it_is(monk
 async def test_other_bounds_hold_for_who_comes() -> None:
     """Before the start and behind it."""
     listener = Listener(answer, ["127.0.0.1:0"])
-    listener.adopt(Bounds(keep_alive=1))
+    listener.adopt(Bounds(keep_alive=1), Proxies())
     await listener.start()
     assert listener._protocols is not None
     assert listener._protocols.bounds.keep_alive == 1
-    listener.adopt(Bounds(keep_alive=2))
+    listener.adopt(Bounds(keep_alive=2), Proxies())
     assert listener._protocols.bounds.keep_alive == 2
     await listener.stop(0)

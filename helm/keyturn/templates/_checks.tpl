@@ -92,7 +92,7 @@
 {{- $listen := .config.listen | kindIs "slice" | ternary .config.listen (list .config.listen) -}}
 {{- $sidecar := eq .root.Values.mode "sidecar" -}}
 {{- $near := list -}}
-{{- range $listen }}{{- if regexMatch $loopback . }}{{- $near = append $near . -}}{{- end -}}{{- end -}}
+{{- range $listen }}{{- if regexMatch $loopback (include "keyturn.addressOf" .) }}{{- $near = append $near . -}}{{- end -}}{{- end -}}
 {{- if and $sidecar (lt (len $near) (len $listen)) -}}
 {{- fail "config.listen of a sidecar must be loopback, such as 127.0.0.1:8080: it asks callers for no token." -}}
 {{- end -}}

@@ -88,12 +88,28 @@
 {{- add $before $after .Values.graceMarginSeconds -}}
 {{- end -}}
 
+{{/* The address of an entry of `listen`, which may be an object with `address` and `proxy_protocol`. */}}
+{{- define "keyturn.addressOf" -}}
+{{- if kindIs "map" . }}{{ .address }}{{ else }}{{ . }}{{ end -}}
+{{- end -}}
+
+{{/* "true" when the first TCP address in `listen` expects the PROXY protocol, which the chart's own test does not speak. */}}
+{{- define "keyturn.proxied" -}}
+{{- $listen := (include "keyturn.config" . | fromYaml).listen -}}
+{{- $first := list -}}
+{{- range (kindIs "slice" $listen | ternary $listen (list $listen)) -}}
+{{- if not (hasPrefix "unix:" (include "keyturn.addressOf" .)) }}{{- $first = append $first . -}}{{- end -}}
+{{- end -}}
+{{- with first $first }}{{ if kindIs "map" . }}{{ if eq (toString .proxy_protocol) "true" }}true{{ end }}{{ end }}{{ end -}}
+{{- end -}}
+
 {{/* The port of the first TCP address in `listen` (or `admin`); empty when there is none. */}}
 {{- define "keyturn.portOf" -}}
 {{- $ports := list -}}
 {{- range (kindIs "slice" . | ternary . (list .)) -}}
-{{- if and (not (hasPrefix "unix:" .)) (regexMatch ":[0-9]+$" .) -}}
-{{- $ports = append $ports (regexFind "[0-9]+$" . | int) -}}
+{{- $address := include "keyturn.addressOf" . -}}
+{{- if and (not (hasPrefix "unix:" $address)) (regexMatch ":[0-9]+$" $address) -}}
+{{- $ports = append $ports (regexFind "[0-9]+$" $address | int) -}}
 {{- end -}}
 {{- end -}}
 {{- if $ports }}{{ first $ports }}{{ end -}}
