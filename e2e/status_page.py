@@ -81,7 +81,7 @@ def keyboard(browser: Browser, url: str, watch: Watch) -> Iterator[Promise]:
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         word = page.locator("#pause").inner_text()
-    yield Promise("the keyboard reaches everything", (first, word) == ("skip", "Resume"), f"{first}, {word}")
+    yield Promise("the keyboard reaches everything", (first, word) == ("skip", "Resume updates"), f"{first}, {word}")
 
 
 def shown(page: Page, text: str) -> str:
@@ -132,7 +132,7 @@ def staleness(browser: Browser, url: str, replica: Replica) -> Iterator[Promise]
         replica.failing = False
         yield Promise("the end of that is said", not (missed := announced(page, "up to date again")), missed)
         page.locator("#problem").wait_for(state="hidden")
-        page.get_by_role("button", name="Pause").click()
+        page.get_by_role("button", name="Pause updates").click()
         appears(page, "#fresh", "paused at")
         asked = len(replica.asked)
         page.wait_for_timeout(2500)
@@ -146,7 +146,7 @@ def resumed(page: Page) -> str:
     """Press the button; empty when the page asks again in time."""
     try:
         with page.expect_request("**/status.json"):
-            page.get_by_role("button", name="Resume").click()
+            page.get_by_role("button", name="Resume updates").click()
     except BrowserError:
         return "it asks nothing"
     return ""

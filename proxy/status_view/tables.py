@@ -22,6 +22,13 @@ STEADY = {"next": 8, "last": 7, "longest": 7, "next turn": 9}
 
 STYLES = {"ready": "green", "parked": "yellow", "quarantined": "bold red", "paused": "blue"}
 
+COUNTS = (
+    ("throttled", "upstream 429s", "bold red"),
+    ("refused", "refused", "yellow"),
+    ("failed", "failed", "bold red"),
+)
+"""Counts of a pool: the field, what it is called, and how it looks when it is not 0."""
+
 NOW = 0.05
 """Seconds that are told as `now`."""
 
@@ -105,16 +112,18 @@ def _reload(document: Document) -> Text:
 
 def _pool(pool: Document, at: str) -> Text:
     text = Text(f"Pool {pool['name']}", "bold")
-    text.append(f"  {_at_hand(pool['quotas'])}, {pool['in_flight']:,} under way\n", "not bold")
+    text.append(f"  {_at_hand(pool['quotas'])}, {pool['in_flight']:,} in flight\n", "not bold")
     text.append("  last minute:", "not bold dim")
-    for name, words, style in (("throttled", "upstream 429s", "bold red"), ("refused", "refused", "yellow")):
-        count = pool[name]
+    for name, words, style in COUNTS:
+        count = pool.get(name) or {"minute": 0, "total": 0}
         text.append(f" {words} ", "not bold")
         text.append(f"{count['minute']:,}", style if count["minute"] else "not bold")
         text.append(f" ({count['total']:,} in all)", "not bold dim")
     if outage := pool.get("outage"):
         text.append(f"\n  the upstream is out of order for {_age(outage['since'], at)}: {outage['cause']}", "bold red")
-        text.append(f", tried again in {_age(at, outage['until'])}", "not bold")
+        text.append(f", tried again {_again(at, outage['until'], 'with the next request')}", "not bold")
+    elif (failure := pool.get("failure")) and pool["failed"]["minute"]:
+        text.append(f"\n  the last request failed {_age(failure['at'], at)} ago: {failure['cause']}", "yellow")
     for limit in pool.get("upstream_limits", ()):
         text.append(f"\n  the upstream permits {limit['told']:,} where {limit['limit']} is configured: ", "yellow")
         text.append(limit["setting"], "not bold")
@@ -183,7 +192,7 @@ def _keys(pool: Document, at: str, rows: int | None) -> Iterator[RenderableType]
             Text(key["state"], STYLES.get(key["state"], "")),
             _age(key["since"], at),
             Text(key["reason"]),
-            f"{NEXT.get(key['state'], '')}in {_age(at, key['until'])}" if key["until"] else "",
+            f"{NEXT.get(key['state'], '')}{_again(at, key['until'])}" if key["until"] else "",
             "" if left is None else f"{left:,}" if left else Text("used up", "bold red"),
         )
     yield from _shown(table, len(pool["keys"]) - table.row_count, "key")
@@ -223,7 +232,7 @@ def _queue(lane: Document) -> tuple[str, str, str]:
 
 
 def _shares(client: Document) -> tuple[str, str]:
-    return f"{client['share'] or 0:.0%}", f"{client['due']:.0%}"
+    return f"{client['share'] or 0:.0%}", f"{client['due']:.0%}" if client["waiting"] else ""
 
 
 def _lane(lane: Document) -> str:
@@ -238,6 +247,11 @@ def _refused(refused: Document) -> Table:
         if count["total"]:
             table.add_row(Text(reason), f"{count['minute']:,}", f"{count['total']:,}")
     return table
+
+
+def _again(at: str, until: str, due: str = "now") -> str:
+    seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(at)).total_seconds()
+    return due if seconds < 1 else f"in {_span(seconds)}"
 
 
 def _age(since: str, at: str) -> str:

@@ -17,6 +17,14 @@ class LastReload:
     reasons: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class LastFailure:
+    """The last request of a pool that failed at the upstream: when (epoch), and what failed, in words."""
+
+    at: Micros
+    cause: str
+
+
 class History:
     """Hears every event, and keeps a little of some. `clock` is monotonic, `wall` epoch, both in microseconds."""
 
@@ -26,6 +34,8 @@ class History:
         self._refused = Recent()
         self._reasons = Recent()
         self._throttled = Recent()
+        self._failed = Recent()
+        self._failures: dict[str, LastFailure] = {}
         self._lost: dict[str, str] = {}
         self.store_since: Micros = wall()
         """Since when (epoch) the store has answered, or has not."""
@@ -37,6 +47,9 @@ class History:
             case Journal():
                 if event.outcome == "refused":
                     self._refusal(event)
+                elif event.outcome == "failed" and event.pool:
+                    self._failed.add(event.pool, self._clock())
+                    self._failures[event.pool] = LastFailure(self._wall(), event.problem)
             case UpstreamThrottled(pool):
                 self._throttled.add(pool, self._clock())
             case StoreChanged():
@@ -76,6 +89,14 @@ class History:
     def reasons(self) -> Mapping[str, Count]:
         """Refusals by reason, also of callers that belong to no pool."""
         return self._reasons.counts(self._clock())
+
+    def failed(self) -> Mapping[str, Count]:
+        """Requests that failed at the upstream, by pool."""
+        return self._failed.counts(self._clock())
+
+    def failure(self, pool: str) -> LastFailure | None:
+        """The last one of a pool."""
+        return self._failures.get(pool)
 
     def throttled(self) -> Mapping[str, Count]:
         """Answers 429 of the upstream by pool."""

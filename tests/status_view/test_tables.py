@@ -6,7 +6,10 @@ import pytest
 from rich.console import Console
 
 from proxy.core.lessons import Higher
+from proxy.core.model import SECOND
+from proxy.core.recent import Count
 from proxy.status_view.tables import UnknownVersion, render
+from proxy.web.status.model import FailureStatus, OutageStatus
 from tests.observability.extremes import crowd, empty, long_names
 from tests.observability.samples import busy, document, quiet
 
@@ -37,6 +40,34 @@ def test_an_upstream_that_is_out_of_order_is_told_with_its_pool() -> None:
     assert "out of order for 20 s: 503 three times in a row, tried again in 40 s" in text
     assert text.count("out of order") == 1
     assert "out of order" not in printed(document(busy()))
+
+
+def test_requests_that_fail_are_told_before_any_breaker_opens() -> None:
+    """With how many in the last minute, and what failed last; an outage says it better."""
+    snapshot = busy()
+    last = FailureStatus(snapshot.at - 3 * SECOND, "No connection to api: connection refused.")
+    pool = replace(snapshot.pools[0], failed=Count(7, 2), failure=last)
+    text = printed(document(replace(snapshot, pools=[pool])))
+    assert "the last request failed 3 s ago: No connection to api: connection refused." in text
+    assert "failed 2 (7 in all)" in line(text, "last minute:")
+    late = replace(pool, failed=Count(7, 0))
+    assert "the last request" not in printed(document(replace(snapshot, pools=[late])))
+
+
+def test_what_is_due_now_is_not_told_in_tenths_of_a_second() -> None:
+    """A trial is made with the next request."""
+    snapshot = busy(out=True)
+    outage = OutageStatus(snapshot.at - 20 * SECOND, "503", snapshot.at + SECOND // 20)
+    text = printed(document(replace(snapshot, pools=[replace(snapshot.pools[0], outage=outage)])))
+    assert "tried again with the next request" in text
+
+
+def test_a_share_is_due_to_clients_that_wait_only() -> None:
+    """Beside one that asks for less than it might have, the number would look like a lack."""
+    rows = {client["name"]: client for client in document(busy())["pools"][0]["clients"] if client["due"] is not None}
+    text = printed(document(busy()))
+    for name, client in rows.items():
+        assert (f"{client['due']:.0%}" == line(text, name).split()[-1]) == bool(client["waiting"])
 
 
 def test_a_limit_that_is_higher_upstream_is_told_with_its_setting() -> None:
@@ -132,7 +163,7 @@ def test_on_a_usual_terminal_nothing_is_folded() -> None:
 def test_a_pool_tells_what_all_its_quotas_have() -> None:
     """By limit, if there are several."""
     text = printed(document(busy()))
-    assert "77 of 240 (60/60s), 26 of 40 (10/10s) at hand, 6 under way" in line(text, "Pool default")
+    assert "77 of 240 (60/60s), 26 of 40 (10/10s) at hand, 6 in flight" in line(text, "Pool default")
     assert "211 of 300 at hand" in line(text, "Pool enterprise")
 
 

@@ -1,7 +1,7 @@
 from proxy.core.events import Event, Journal, Reloaded, StoreChanged, UpstreamThrottled
 from proxy.core.model import SECOND
 from proxy.core.recent import Count
-from proxy.telemetry.history import History, LastReload
+from proxy.telemetry.history import History, LastFailure, LastReload
 
 
 class Clocks:
@@ -60,3 +60,13 @@ def test_the_last_reload_is_kept() -> None:
     assert clocks.history.reload is None
     clocks.hear(Reloaded(ok=True), Reloaded(ok=False, reasons=("a: b",)), later=3)
     assert clocks.history.reload == LastReload(1_003 * SECOND, ok=False, reasons=("a: b",))
+
+
+def test_requests_that_fail_are_counted_by_pool_and_the_last_one_is_kept() -> None:
+    """Also before any breaker opens: a page that said nothing of them would call a useless proxy ready."""
+    clocks = Clocks()
+    clocks.hear(Journal(pool="default", outcome="failed", problem="No connection."), later=5)
+    clocks.hear(Journal(pool="default", outcome="forwarded"), Journal(outcome="failed"))
+    assert clocks.history.failed() == {"default": Count(1, 1)}
+    assert clocks.history.failure("default") == LastFailure(1_005 * SECOND, "No connection.")
+    assert clocks.history.failure("other") is None

@@ -95,6 +95,8 @@ def _pool(pool: PoolStatus) -> Iterator[str]:
             "in_flight": pool.in_flight,
             "refused": _counted(pool.refused),
             "throttled": _counted(pool.throttled),
+            "failed": _counted(pool.failed),
+            "failure": None if (last := pool.failure) is None else {"at": _instant(last.at), "cause": last.cause},
             "outage": None if pool.outage is None else _outage(pool.outage),
             "upstream_limits": [_higher(pool.name, one) for one in pool.higher],
             "failing": [{"client": one.client, "route": one.route or None, **_outage(one)} for one in pool.failing],

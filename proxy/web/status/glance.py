@@ -20,7 +20,7 @@ from proxy.core.recent import NEVER
 from proxy.dispatch import Dispatch
 from proxy.tasks import in_steps
 from proxy.telemetry.history import History
-from proxy.web.status.model import PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
+from proxy.web.status.model import FailureStatus, PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
 from proxy.web.status.pools import bucket_levels, clients, keys, outages, quotas
 
 FRESH: Micros = SECOND // 2
@@ -173,6 +173,8 @@ class Glance:
             room.in_flight,
             history.refused().get(pool.name, NEVER),
             history.throttled().get(pool.name, NEVER),
+            history.failed().get(pool.name, NEVER),
+            None if (last := history.failure(pool.name)) is None else FailureStatus(last.at, last.cause),
             *outages(self._sources.breakers(pool.name), now, epoch),
             self._sources.higher(pool.name),
         )

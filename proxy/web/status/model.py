@@ -102,6 +102,14 @@ class OutageStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class FailureStatus:
+    """A request that failed at the upstream: when, and why in words."""
+
+    at: Micros
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """A pool: its keys, its quotas, and its clients."""
 
@@ -113,6 +121,10 @@ class PoolStatus:
     refused: Count = NEVER
     throttled: Count = NEVER
     """Answers 429 of the upstream."""
+    failed: Count = NEVER
+    """Requests that failed at the upstream: no connection, no answer, or one that broke off."""
+    failure: FailureStatus | None = None
+    """The last of them."""
     outage: OutageStatus | None = None
     failing: Sequence[OutageStatus] = ()
     """Clients, and routes of clients, that are left alone while the others go on; those that failed last."""

@@ -1,7 +1,7 @@
 // Draws status.json once a second. Elements are kept and changed, never made anew without need, so that focus, selection
 // and a screen reader's place stay where they are.
 import { $, list, make, mark, set } from "./elements.js";
-import { NEXT, TONES, clock, number, percent, plural, since, soon, span, usable, usedUp } from "./words.js";
+import { NEXT, TONES, again, clock, number, percent, plural, since, soon, span, usable, usedUp } from "./words.js";
 
 const VERSION = 1;
 const EVERY = 1000; // ms between an answer and the next question
@@ -20,6 +20,7 @@ const verdict = (data) => {
   if (data.process.draining) return ["Draining", "warn"];
   if (data.process.unready.length) return [`Not ready: ${data.process.unready.join("; ")}`, "bad"];
   if (data.pools.some((pool) => pool.outage)) return ["Ready, upstream out of order", "bad"];
+  if (data.pools.some((pool) => pool.failed.minute)) return ["Ready, requests fail", "warn"];
   if (!data.store.up) return ["Ready, without its store", "warn"];
   return ["Ready", "good"];
 };
@@ -36,6 +37,7 @@ const tiles = (data) => {
   const refusals = Object.values(data.refused);
   const refused = refusals.reduce((total, count) => total + count.minute, 0);
   const ever = refusals.reduce((total, count) => total + count.total, 0);
+  const failed = { total: sum(data, (p) => p.failed.total), minute: sum(data, (p) => p.failed.minute) };
   const clients = data.pools.flatMap((pool) => pool.clients);
   const waiting = clients.reduce((total, client) => total + client.waiting, 0);
   const oldest = Math.max(0, ...clients.map((client) => client.oldest));
@@ -44,7 +46,8 @@ const tiles = (data) => {
   return [
     ["Upstream 429s", number(throttled.minute), `last minute; ${number(throttled.total)} since start`, throttled.minute ? "bad" : ""],
     ["Waiting", number(waiting), waiting ? `the longest for ${span(oldest)}` : "nobody waits", ""],
-    ["Under way", number(sum(data, (pool) => pool.in_flight)), "requests that hold a key", ""],
+    ["In flight", number(sum(data, (pool) => pool.in_flight)), "up to the end of their answers", ""],
+    ["Failed", number(failed.minute), `last minute; ${number(failed.total)} since start`, failed.minute ? "bad" : ""],
     ["Refused", number(refused), `last minute; ${number(ever)} since start`, refused ? "warn" : ""],
     keyTile(data.pools.flatMap((pool) => pool.keys)),
     ["Store", store.up ? "up" : "lost", `${store.kind}, for ${since(store.since, data.at)}`, store.up ? "" : "bad"],
@@ -197,7 +200,7 @@ const drawKeyRows = (body, keys, at) => list(body, keys, (key) => key.name,
     mark(set(stateOf.firstChild, key.state), "data-tone", TONES[key.state] || "none");
     cell(age, since(key.since, at));
     cell(reason, key.reason);
-    cell(until, key.until ? `${NEXT[key.state] || ""}in ${since(at, key.until)}` : "");
+    cell(until, key.until ? `${NEXT[key.state] || ""}${again(at, key.until)}` : "");
     mark(cell(month, usedUp(key) ? "used up" : key.month_remaining === null ? "" : number(key.month_remaining)), "data-tone", usedUp(key) ? "bad" : null);
   });
 
@@ -216,8 +219,8 @@ const drawShare = (element, client) => {
   const [gauge, text] = element.firstChild.children;
   const got = client.share || 0;
   gauge.style.setProperty("--got", percent(got).replace("\u00a0", ""));
-  gauge.style.setProperty("--due", percent(client.due).replace("\u00a0", ""));
-  set(text, `${percent(got)}, due ${percent(client.due)}`);
+  gauge.style.setProperty("--due", client.waiting ? percent(client.due).replace("\u00a0", "") : "0%");
+  set(text, client.waiting ? `${percent(got)}, due ${percent(client.due)}` : percent(got));
 };
 const drawClients = (part, pool) => {
   const active = pool.clients.filter((client) => client.due !== null);
@@ -278,12 +281,14 @@ const drawPools = (data) => {
     const [title, note] = element.firstChild.children;
     const id = mark(set(title, `Pool ${pool.name}`), "id", title.id || `p${(buildPool.count = (buildPool.count || 0) + 1)}`).id;
     mark(element, "aria-labelledby", id);
-    set(note, `${atHand(pool)}${number(pool.in_flight)} under way; refused ${number(pool.refused.minute)} and upstream 429s ${number(pool.throttled.minute)} in the last minute`);
+    set(note, `${atHand(pool)}${number(pool.in_flight)} in flight; in the last minute refused ${number(pool.refused.minute)}, failed ${number(pool.failed.minute)}, upstream 429s ${number(pool.throttled.minute)}`);
     const outage = element.children[1];
-    outage.hidden = !pool.outage && !pool.failing.length;
-    const out = pool.outage ? `The upstream is out of order for ${since(pool.outage.since, data.at)}: ${pool.outage.cause}. It is tried again in ${since(data.at, pool.outage.until)}.` : "";
+    const recent = pool.failure && pool.failed.minute;
+    outage.hidden = !pool.outage && !pool.failing.length && !recent;
+    const out = pool.outage ? `The upstream is out of order for ${since(pool.outage.since, data.at)}: ${pool.outage.cause}. It is tried again ${again(data.at, pool.outage.until, "with the next request")}.` : "";
     const failing = pool.failing.map((one) => `${one.client} ${one.route || "(all routes)"}`).join(", ");
-    set(outage, `${out}${out && failing ? " " : ""}${failing ? `The upstream fails ${failing}; the others go on.` : ""}`);
+    const last = recent && !pool.outage ? `The last request failed ${since(pool.failure.at, data.at)} ago: ${pool.failure.cause}` : "";
+    set(outage, [out, failing ? `The upstream fails ${failing}; the others go on.` : "", last].filter(Boolean).join(" "));
     const higher = element.children[2];
     higher.hidden = !pool.upstream_limits.length;
     set(higher, pool.upstream_limits.map((limit) => `The upstream permits ${number(limit.told)} where ${limit.limit} is configured; the setting for it: ${limit.setting}.`).join(" "));
@@ -385,7 +390,7 @@ const resume = () => { if (!state.asking) plan(0); };
 document.addEventListener("visibilitychange", () => (document.hidden ? rest() : resume()));
 $("pause").addEventListener("click", () => {
   state.paused = !state.paused;
-  set($("pause"), state.paused ? "Resume" : "Pause");
+  set($("pause"), state.paused ? "Resume updates" : "Pause updates");
   drawFreshness();
   if (state.paused) rest(); else resume();
 });

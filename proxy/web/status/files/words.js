@@ -13,6 +13,7 @@ export const span = (seconds) => {
 };
 export const soon = (seconds) => span(Math.max(1, Math.ceil(seconds)));
 export const since = (from, at) => span(Math.max(0, (Date.parse(at) - Date.parse(from)) / 1000));
+export const again = (at, until, due = "now") => (Date.parse(until) - Date.parse(at) < 1000 ? due : `in ${since(at, until)}`);
 export const clock = (instant) => new Date(instant).toLocaleTimeString("en-GB");
 export const TONES = { ready: "good", parked: "warn", quarantined: "bad", paused: "none" };
 export const NEXT = { quarantined: "tried ", parked: "opens " };
