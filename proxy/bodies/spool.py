@@ -3,7 +3,7 @@
 Writing to the page cache takes microseconds until the kernel makes writers wait for the disk, which may take seconds:
 so no file is touched on the event loop. One thread does everything in the order in which it was asked for. So a
 cancelled write is over before its file is closed, and its number cannot be another's meanwhile. A disk that stands
-still holds up nothing but this thread: nobody waits for it longer than `PATIENCE`, and meanwhile no more is asked of it.
+still holds up nothing but this thread: nobody waits for it longer than `PATIENCE`, and no more is asked of it then.
 """
 
 import asyncio
