@@ -207,6 +207,7 @@ class Connection(Parsing):
         if self._task_handler is not None:
             self._owner.ends(self._task_handler)
         super().connection_lost(exc)
+        self._reading = EMPTY_PAYLOAD
 
     # Writing
 

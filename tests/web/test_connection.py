@@ -1,6 +1,7 @@
 """What a caller's connection may take, over real sockets; nothing here waits longer than it must."""
 
 import asyncio
+import gc
 import re
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 
 from proxy.core.http import Answer, Request
 from proxy.web.bounds import Bounds
+from proxy.web.connection import Connection
 from proxy.web.parsing import MOST_READ
 from tests.web.callers import Gateway, World, an_answer, deaf, ended, get, okay, read, until_closed
 
@@ -374,3 +376,34 @@ async def test_a_body_that_ends_in_too_many_trailers_is_told_so() -> None:
             assert answer.startswith(b"HTTP/1.1 431 ")
             assert b'"headTooLarge"' in answer
             writer.close()
+
+
+async def test_a_lost_connection_leaves_nothing_of_an_unread_body() -> None:
+    """What it has read ahead is free at once, and does not wait for the garbage collector."""
+    never = asyncio.Event()
+
+    async def reply(_: Request) -> Answer:
+        await never.wait()
+        raise AssertionError
+
+    def left() -> int:
+        return sum(isinstance(one, Connection) for one in gc.get_objects())
+
+    async with World(gateway=Gateway(reply)).running() as world:
+        gc.collect()
+        gc.disable()
+        try:
+            _, writer = await world.connect()
+            writer.write(get(b"/", b"Content-Length: 1000", method=b"PUT", body=bytes(500)))
+            while not world.gateway.requests:
+                await asyncio.sleep(0)
+            assert left() == 1
+            writer.transport.abort()
+            await world.journal()
+            world.gateway.requests.clear()
+            world.journals.clear()
+            async with asyncio.timeout(DEADLINE):
+                while left():
+                    await asyncio.sleep(0)
+        finally:
+            gc.enable()
