@@ -159,10 +159,11 @@ def _entry_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel] | None:
 
 def _stray_entry(loc: Loc, model: type[BaseModel], document: Any) -> str:
     """A hint if an unknown section looks like an entry of a mapping, such as a pool, that is not indented."""
-    value = document.get(loc[0]) if len(loc) == 1 and isinstance(document, dict) else None
-    for name, field in model.model_fields.items() if isinstance(value, dict) else ():
+    value: Any = document.get(loc[0]) if len(loc) == 1 and isinstance(document, dict) else None
+    settings = list(value) if isinstance(value, dict) else []
+    for name, field in model.model_fields.items():
         entry = _model_in(field.annotation) if _is_mapping(field.annotation) else None
-        if entry is not None and not entry.model_fields.keys().isdisjoint(value):
+        if entry is not None and any(key in entry.model_fields for key in settings):
             return f"if it is one of the `{name}`, indent it under `{name}:`"
     return ""
 

@@ -45,15 +45,15 @@ class _Rumour:
 class Higher(NamedTuple):
     """A limit that the upstream tells to be higher than it is configured."""
 
-    index: int
-    """Its place among the pool's limits."""
+    place: int
+    """Its index among the pool's limits."""
     limit: str
     configured: int
     told: int
 
     def setting(self, pool: str) -> str:
         """The setting that would make it so."""
-        return f"pools.{pool}.limits[{self.index}].requests: {self.told}"
+        return f"pools.{pool}.limits[{self.place}].requests: {self.told}"
 
 
 MAX_LONGER = 16

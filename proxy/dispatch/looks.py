@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from proxy.core.events import LaneLevel
 from proxy.core.exchange import Budget, Kind, Lane
+from proxy.core.levels import LaneLevel
 from proxy.core.looks import LaneLook
 from proxy.core.model import Limit, Micros, Pool
 from proxy.dispatch.lanes import Queue

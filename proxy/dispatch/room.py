@@ -15,9 +15,10 @@ from itertools import count
 from typing import Any
 
 from proxy.core.errors import Refusal, ShuttingDown, StoreLost
-from proxy.core.events import Exchanged, ForeignSpent, LaneLevel, Observer
+from proxy.core.events import Exchanged, ForeignSpent, Observer
 from proxy.core.exchange import PULSE, USE_BY, Budget, Exchange, Grant, Lane, Store
 from proxy.core.health import Health
+from proxy.core.levels import LaneLevel
 from proxy.core.looks import LaneLook
 from proxy.core.model import SECOND, Client, Limit, Micros, Pool
 from proxy.dispatch.alarm import Alarm

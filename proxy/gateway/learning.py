@@ -47,7 +47,7 @@ class Learning:
                     continue
             if desk.lessons.above(index, size):
                 for higher in desk.lessons.higher(dispatch.pool.limits):
-                    if higher.index == index:
+                    if higher.place == index:
                         self._means.observer.observe(LimitHigher(desk.name, higher))
 
     def _lower(self, desk: Desk, lease: Lease, index: int, size: int) -> None:

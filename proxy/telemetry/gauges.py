@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
-from proxy.core.events import Levels
 from proxy.core.health import State
+from proxy.core.levels import Levels
 from proxy.core.model import SECOND
 from proxy.telemetry.series import Gauge, Labels
 
@@ -31,25 +31,7 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
         ("pool",),
         [((pool,), number) for pool, number in levels.in_flight],
     )
-    bucket = ("pool", "quota", "limit")
-    yield _gauge(
-        "tokens_at_hand",
-        "Requests that may be sent now under a limit of a quota. Replicas that share a store tell the same number.",
-        bucket,
-        (((one.pool, one.quota, one.limit), one.at_hand) for one in levels.buckets),
-    )
-    yield _gauge(
-        "tokens_limit",
-        "Requests that a limit permits in its window on each quota.",
-        bucket,
-        (((one.pool, one.quota, one.limit), one.size) for one in levels.buckets),
-    )
-    yield _gauge(
-        "upstream_limit",
-        "Requests that the upstream says a limit permits, of limits for which that is more than is configured.",
-        ("pool", "limit"),
-        [((pool, one.limit), one.told) for pool, one in levels.higher],
-    )
+    yield from _limits(levels)
     yield from _keys(levels)
     yield _gauge(
         "breakers_open",
@@ -93,6 +75,28 @@ def _connections(levels: Levels) -> Iterator[Gauge]:
         "Connections to the upstream that may be in use at once: then requests wait for one.",
         (),
         [((), levels.upstream_connections_limit)],
+    )
+
+
+def _limits(levels: Levels) -> Iterator[Gauge]:
+    bucket = ("pool", "quota", "limit")
+    yield _gauge(
+        "tokens_at_hand",
+        "Requests that may be sent now under a limit of a quota. Replicas that share a store tell the same number.",
+        bucket,
+        (((one.pool, one.quota, one.limit), one.at_hand) for one in levels.buckets),
+    )
+    yield _gauge(
+        "tokens_limit",
+        "Requests that a limit permits in its window on each quota.",
+        bucket,
+        (((one.pool, one.quota, one.limit), one.size) for one in levels.buckets),
+    )
+    yield _gauge(
+        "upstream_limit",
+        "Requests that the upstream says a limit permits, of limits for which that is more than is configured.",
+        ("pool", "limit"),
+        [((pool, one.limit), one.told) for pool, one in levels.higher],
     )
 
 

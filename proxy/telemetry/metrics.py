@@ -15,7 +15,6 @@ from proxy.core.events import (
     ForeignSpent,
     Joined,
     Journal,
-    Levels,
     LocalTroubleMet,
     Reloaded,
     Retried,
@@ -29,6 +28,7 @@ from proxy.core.events import (
     WhyFailed,
     WhyRetried,
 )
+from proxy.core.levels import Levels
 from proxy.core.model import SECOND
 from proxy.telemetry import labels
 from proxy.telemetry.exposition import OPENMETRICS_END, Form

@@ -15,7 +15,7 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.hdrs import ACCEPT, ACCEPT_LANGUAGE, AUTHORIZATION, HOST
 
-from proxy.core.events import Levels
+from proxy.core.levels import Levels
 from proxy.core.model import Secret
 from proxy.tasks import encoded_in_steps
 from proxy.telemetry import Metrics

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aiohttp import web
 from aiohttp.hdrs import TRANSFER_ENCODING
 from aiohttp.http import HttpProcessingError, StreamWriter
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _PAYLOAD_ACCESS_ERROR, ERROR, _ErrInfo
 
 from proxy.core.errors import BadRequest, Refusal

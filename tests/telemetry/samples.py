@@ -7,17 +7,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.core.events import (
     AttemptFailed,
-    BreakerLevel,
-    BucketLevel,
     ConnectionEnded,
     Event,
     Exchanged,
     ForeignSpent,
     Joined,
     Journal,
-    KeyLevel,
-    LaneLevel,
-    Levels,
     Retried,
     SignalsIgnored,
     UpstreamAnswered,
@@ -25,6 +20,8 @@ from proxy.core.events import (
 )
 from proxy.core.health import KeyLook
 from proxy.core.http import Fields
+from proxy.core.lessons import Higher
+from proxy.core.levels import BreakerLevel, BucketLevel, KeyLevel, LaneLevel, Levels
 from proxy.core.model import SECOND
 from proxy.telemetry import Metrics
 from proxy.telemetry.exposition import Form
@@ -43,6 +40,7 @@ LEVELS = Levels(
         KeyLevel("default", KeyLook("k1", "k1", "quarantined", 0, "401", 9)),
     ),
     breakers=(BreakerLevel("default", "pool", 0), BreakerLevel("default", "route", 2)),
+    higher=(("default", Higher(0, "60/60s", 60, 300)),),
 )
 
 

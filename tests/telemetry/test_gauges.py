@@ -1,7 +1,6 @@
 from dataclasses import replace
 
-from proxy.core.events import Levels
-from proxy.core.lessons import Higher
+from proxy.core.levels import Levels
 from proxy.telemetry import Metrics
 from tests.telemetry.samples import LEVELS, value
 
@@ -49,6 +48,5 @@ def test_the_month_s_rest_is_told_of_keys_whose_upstream_tells_it() -> None:
 def test_a_limit_is_told_where_the_upstream_permits_more() -> None:
     """Others have no such series."""
     metrics = Metrics()
-    assert value(metrics, "upstream_limit", LEVELS, pool="default", limit="60/60s") is None
-    levels = replace(LEVELS, higher=[("default", Higher(0, "60/60s", 60, 300))])
-    assert value(metrics, "upstream_limit", levels, pool="default", limit="60/60s") == 300
+    assert value(metrics, "upstream_limit", LEVELS, pool="default", limit="60/60s") == 300
+    assert value(metrics, "upstream_limit", replace(LEVELS, higher=()), pool="default", limit="60/60s") is None

@@ -29,6 +29,7 @@ INTERFACE = {
     "keyturn_month_remaining": ("gauge", {"pool", "key"}),
     "keyturn_tokens_at_hand": ("gauge", {"pool", "quota", "limit"}),
     "keyturn_tokens_limit": ("gauge", {"pool", "quota", "limit"}),
+    "keyturn_upstream_limit": ("gauge", {"pool", "limit"}),
     "keyturn_upstream_responses": ("counter", {"pool", "key", "code"}),
     "keyturn_upstream_throttled": ("counter", {"pool", "key", "kind"}),
     "keyturn_refused": ("counter", {"pool", "client", "reason"}),

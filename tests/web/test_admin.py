@@ -11,8 +11,9 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from proxy.core.events import BucketLevel, KeyLevel, LaneLevel, Levels, Retried
+from proxy.core.events import Retried
 from proxy.core.health import KeyLook
+from proxy.core.levels import BucketLevel, KeyLevel, LaneLevel, Levels
 from proxy.core.model import Secret
 from proxy.tasks import STEP
 from proxy.telemetry import Metrics

@@ -12,8 +12,8 @@ from itertools import chain
 from typing import Protocol, get_args
 
 from proxy.core.breaker import BreakerView, ScopeKind
-from proxy.core.events import BreakerLevel, KeyLevel, Levels
 from proxy.core.lessons import Higher
+from proxy.core.levels import BreakerLevel, KeyLevel, Levels
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Client, Micros, Pool
 from proxy.core.recent import NEVER

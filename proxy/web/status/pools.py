@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from proxy.core.breaker import BreakerView
-from proxy.core.events import BucketLevel
 from proxy.core.health import KeyLook
+from proxy.core.levels import BucketLevel
 from proxy.core.looks import BucketLook, LaneLook
 from proxy.core.model import Client, Micros, Pool
 from proxy.core.recent import NEVER, Count

@@ -4,9 +4,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from proxy.core.breaker import BreakerView, Scope
-from proxy.core.events import BreakerLevel, Journal, Reloaded, StoreChanged, UpstreamThrottled
+from proxy.core.events import Journal, Reloaded, StoreChanged, UpstreamThrottled
 from proxy.core.exchange import Kind
 from proxy.core.lessons import Higher
+from proxy.core.levels import BreakerLevel
 from proxy.core.looks import BucketLook
 from proxy.core.model import SECOND, Client
 from proxy.core.recent import Count

@@ -1,5 +1,5 @@
-from proxy.core.events import BucketLevel
 from proxy.core.health import KeyLook
+from proxy.core.levels import BucketLevel
 from proxy.core.looks import BucketLook, LaneLook
 from proxy.core.model import SECOND, Client
 from proxy.core.recent import Count
