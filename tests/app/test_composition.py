@@ -413,6 +413,21 @@ async def test_end_of_the_drain(tmp_path: Path) -> None:
         assert home.arrivals("/echo/2") == []
 
 
+async def test_a_limit_that_is_higher_upstream(tmp_path: Path) -> None:
+    """It is said once, with the setting to change, and shown wherever somebody looks; nothing is raised."""
+    practice = PracticeSettings(tls=True, keys=KEYS[:1], limit=300, window=60)
+    async with house(tmp_path, practice, keys=KEYS[:1], limits=(limit(60, "60s"),)) as home:
+        for _ in range(5):
+            assert (await home.ask(request("/me"))).status == 200
+        setting = "pools.default.limits[0].requests: 300"
+        await until(lambda: setting in home.keyturn.process.stderr, "it is said")
+        assert await home.keyturn.metric("keyturn_upstream_limit", pool="default", limit="60/60s") == 300
+        assert await home.keyturn.metric("keyturn_tokens_limit", pool="default") == 60
+        (pool,) = (await home.keyturn.page("/status.json")).json()["pools"]
+        assert [one["setting"] for one in pool["upstream_limits"]] == [setting]
+        assert home.keyturn.process.stderr.count(setting) == 1
+
+
 # The beginning
 
 

@@ -65,14 +65,19 @@ def one(running: Server) -> Server:
 def test_examples_are_accepted(example: str, tmp_path: Path) -> None:
     """By the check of the configuration, and by the client that they are for."""
     files = Certificates(tmp_path)
-    for name, file in (("ca.pem", files.ca), ("tls.crt", files.client), ("tls.key", files.key)):
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    named = {"ca.pem": files.ca, "tls.crt": files.client, "tls.key": files.key, "password": password}
+    for name, file in named.items():
         example = example.replace(f"/run/redis/{name}", str(file))
     path = tmp_path / "config.yaml"
     path.write_text(example, encoding="utf-8")
     environ = {"POSTMAN_API_KEYS": "one", "REDIS_PASSWORD": PASSWORD, "SENTINEL_PASSWORD": PASSWORD}
-    store = load(path, environ).store
-    assert PASSWORD not in store.url.shown
-    link = Link(store.url.reveal(), shown=store.url.shown, timeout=store.timeout)
+    config = load(path, environ)
+    url = config.store_url
+    assert PASSWORD not in url.shown
+    assert (PASSWORD in url.reveal()) == ("assword" in example)
+    link = Link(url.reveal(), shown=url.shown, timeout=config.store.timeout)
     assert isinstance(link._open(), Opened)
 
 
