@@ -10,6 +10,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "listen": {"listen": ["127.0.0.1:1", "127.0.0.1:2"]},
     "admin": {"admin": "127.0.0.1:3"},
     "inbound.socket_mode": {"inbound": {"socket_mode": "0600"}},
+    "strict_certificates": {"strict_certificates": True},
     "upstream.url": {"upstream": {"url": "https://api.eu.postman.com"}},
     "upstream.key_header": {"upstream": {"key_header": "X-Other"}},
     "upstream.key_query": {"upstream": {"key_query": "other"}},

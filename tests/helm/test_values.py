@@ -99,6 +99,7 @@ OTHER: dict[str, Any] = {
     "listen": "0.0.0.0:7000",
     "admin": "0.0.0.0:7001",
     "inbound.socket_mode": "0600",
+    "strict_certificates": True,
     "upstream.url": "https://other.example",
     "upstream.key_header": "X-Other",
     "upstream.key_query": "other",

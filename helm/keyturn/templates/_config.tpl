@@ -165,7 +165,7 @@
 {{- $inbound := pick (default dict $config.inbound) "socket_mode" -}}
 {{- $log := pick (default dict $config.log) "format" -}}
 {{- $tls := hasKey $config "tls" -}}
-{{- $config = merge (dict "upstream" $upstream "inbound" $inbound "log" $log "tls" $tls) (pick $config "listen" "admin" "store" "traces") -}}
+{{- $config = merge (dict "upstream" $upstream "inbound" $inbound "log" $log "tls" $tls) (pick $config "listen" "admin" "strict_certificates" "store" "traces") -}}
 {{- end -}}
 {{- printf "%s %s" (toJson $config) (toJson .Values.redis) | sha256sum -}}
 {{- end -}}
