@@ -15,7 +15,7 @@ from aiohttp import web
 from proxy.practice.settings import HeaderStyle
 from proxy.practice.windows import Verdict
 
-_JSON = "application/json; charset=utf-8"
+_JSON = "application/json"  # has no charset (RFC 8259, section 11), and the official SDK knows no other form of it
 _PROBLEM = "application/problem+json"
 _MILLISECONDS = 1000
 _REFUSED = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*")

@@ -2,29 +2,33 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from random import Random
 from typing import Any, Literal
 
 from proxy.practice.answers import Page
+from proxy.practice.contents import complete_collection, completed_values
 from proxy.practice.generate import (
+    OWNER,
     PRACTICE_RUN,
     collection_of,
     environment_name,
     environment_of,
     made_uuid,
     moment,
+    now,
     practice_run,
     subject_name,
 )
+from proxy.practice.listing import Query, Row, matching, page_by_cursor, page_by_offset
 
 Kind = Literal["collection", "environment"]
 
 WORKSPACES = 24
 COLLECTIONS = 180
 ENVIRONMENTS = 96
-_OWNER = "10000001"
+_WORKSPACES_QUERY = frozenset({"type", "createdBy", "elementId", "limit", "cursor"})
+_COLLECTIONS_QUERY = frozenset({"name", "limit", "offset"})
 
 
 class Entry:
@@ -34,7 +38,7 @@ class Entry:
 
     def __init__(self, name: str, workspace: str, random: Random) -> None:
         self.id = made_uuid(random)
-        self.uid = f"{_OWNER}-{self.id}"
+        self.uid = f"{OWNER}-{self.id}"
         self.name = name
         self.workspace = workspace
         self.created = self.updated = moment(random)
@@ -57,7 +61,7 @@ class Entry:
         return {
             "id": self.id,
             "name": self.name,
-            "owner": _OWNER,
+            "owner": str(OWNER),
             "createdAt": self.created,
             "updatedAt": self.updated,
             "uid": self.uid,
@@ -80,9 +84,15 @@ class Catalogue:
         self._pages: dict[tuple[str, str], Page] = {}
         self._fill(seed)
 
-    def workspaces(self) -> Page:
-        """The list of workspaces."""
-        return self._page("workspaces", "", self._list_workspaces)
+    def workspaces(self, query: Query) -> Page:
+        """The list of workspaces as a query asks for it.
+
+        Raises:
+            ApiError: A value of the query cannot be used.
+        """
+        if query.keys() & _WORKSPACES_QUERY:
+            return Page(self._list_workspaces(query))
+        return self._page("workspaces", "", partial(self._list_workspaces, query))
 
     def workspace(self, ref: str) -> Page | None:
         """One workspace and what it holds."""
@@ -90,16 +100,24 @@ class Catalogue:
             return None
         return self._page("workspace", ref, partial(self._one_workspace, ref))
 
-    def entries(self, kind: Kind, workspace: str | None = None) -> Page:
-        """The list of collections or environments; of an unknown workspace an empty one, as the real API does it."""
-        if workspace is not None and workspace not in self._workspaces:
-            return Page({f"{kind}s": []})
-        return self._page(kind, workspace or "", partial(self._list_entries, kind, workspace))
+    def entries(self, kind: Kind, query: Query) -> Page:
+        """The list of collections or environments as a query asks for it.
+
+        That of an unknown workspace is empty, as the real API has it; environments cannot be asked for by more.
+
+        Raises:
+            ApiError: A value of the query cannot be used.
+        """
+        workspace = query.get("workspace")
+        cut = kind == "collection" and query.keys() & _COLLECTIONS_QUERY
+        if cut or (workspace is not None and workspace not in self._workspaces):
+            return Page(self._list_entries(kind, workspace, query))
+        return self._page(kind, workspace or "", partial(self._list_entries, kind, workspace, {}))
 
     def find(self, kind: Kind, ref: str) -> Entry | None:
         """A collection or an environment by its uid or its id."""
         shelf = self._shelves[kind]
-        return shelf.get(ref) or shelf.get(f"{_OWNER}-{ref}")
+        return shelf.get(ref) or shelf.get(f"{OWNER}-{ref}")
 
     def named(self, kind: Kind, name: str) -> Entry:
         """The first of that name.
@@ -116,22 +134,25 @@ class Catalogue:
         """Put in what a caller made, into the first workspace unless it names another."""
         home = workspace if workspace in self._workspaces else next(iter(self._workspaces))
         entry = Entry("", home or "", self._random)
-        entry.created = _now()
+        entry.created = now()
         self._shelves[kind][entry.uid] = entry
         self.replace(kind, entry, content)
         return entry
 
     def replace(self, kind: Kind, entry: Entry, content: dict[str, Any]) -> None:
         """Give an entry another content."""
-        entry.updated = _now()
+        entry.updated = now()
         shape = _shaped_collection if kind == "collection" else _shaped_environment
         name = content["info"]["name"] if kind == "collection" else content["name"]
         entry.becomes(partial(shape, entry, content), name)
         self._pages.clear()
 
-    def patch(self, kind: Kind, entry: Entry, change: Any) -> None:
-        """Change parts of an entry's content (RFC 7396)."""
-        self.replace(kind, entry, merged(json.loads(entry.page().body)[kind], change))
+    def patch(self, entry: Entry, change: Any) -> dict[str, Any]:
+        """Change parts of a collection (RFC 7396); returns its `info`."""
+        content = merged(json.loads(entry.page().body)["collection"], change)
+        self.replace("collection", entry, content)
+        info: dict[str, Any] = content["info"]
+        return info
 
     def remove(self, kind: Kind, entry: Entry) -> None:
         """Take an entry out."""
@@ -144,7 +165,7 @@ class Catalogue:
             random = Random(f"{seed}/collection/{index}")
             name = subject_name(random) if index else PRACTICE_RUN
             entry = Entry(name, random.choice(homes), random)
-            content = partial(collection_of, random, name) if index else practice_run
+            content = partial(collection_of, random, name) if index else self._practice_run
             self._put("collection", entry, partial(_built, _shaped_collection, entry, content))
         for index in range(ENVIRONMENTS):
             random = Random(f"{seed}/environment/{index}")
@@ -155,13 +176,26 @@ class Catalogue:
         entry.becomes(build, entry.name)
         self._shelves[kind][entry.uid] = entry
 
+    def _practice_run(self) -> dict[str, Any]:
+        return practice_run(self._base_url())
+
     def _environment(self, entry: Entry, random: Random) -> dict[str, Any]:
         return _shaped_environment(entry, {"values": environment_of(random, self._base_url())})
 
     def _workspace(self, index: int) -> dict[str, Any]:
         name = f"{subject_name(self._random)} {index + 1}"
         kind = self._random.choice(("team", "personal"))
-        return {"id": made_uuid(self._random), "name": name, "createdBy": int(_OWNER), "type": kind, "visibility": kind}
+        created = moment(self._random)
+        return {
+            "id": made_uuid(self._random),
+            "name": name,
+            "type": kind,
+            "visibility": kind,
+            "createdBy": str(OWNER),
+            "about": "Made up.",
+            "createdAt": created,
+            "updatedAt": created,
+        }
 
     def _page(self, what: str, ref: str, build: Callable[[], Any]) -> Page:
         page = self._pages.get((what, ref))
@@ -169,19 +203,24 @@ class Catalogue:
             page = self._pages[what, ref] = Page(build())
         return page
 
-    def _list_workspaces(self) -> dict[str, Any]:
-        return {"workspaces": list(self._workspaces.values())}
+    def _list_workspaces(self, query: Query) -> Row:
+        rows = matching(list(self._workspaces.values()), query, ("type", "createdBy"))
+        if "elementId" in query:
+            found = self.find("collection", query["elementId"]) if query.get("elementType") == "collection" else None
+            rows = [row for row in rows if found is not None and row["id"] == found.workspace]
+        return page_by_cursor("workspaces", rows, query)
 
     def _one_workspace(self, ref: str) -> dict[str, Any]:
         held = {
             f"{kind}s": [entry.reference() for entry in shelf.values() if entry.workspace == ref]
             for kind, shelf in self._shelves.items()
         }
-        return {"workspace": {**self._workspaces[ref], "description": "Made up.", **held}}
+        return {"workspace": {**self._workspaces[ref], "description": "Made up.", "updatedBy": str(OWNER), **held}}
 
-    def _list_entries(self, kind: Kind, workspace: str | None) -> dict[str, Any]:
+    def _list_entries(self, kind: Kind, workspace: str | None, query: Query) -> Row:
         entries = self._shelves[kind].values()
-        return {f"{kind}s": [entry.brief() for entry in entries if workspace in (None, entry.workspace)]}
+        rows = [entry.brief() for entry in entries if workspace in (None, entry.workspace)]
+        return page_by_offset(f"{kind}s", matching(rows, query, ("name",)), query)
 
 
 def merged(target: Any, change: Any) -> Any:
@@ -204,19 +243,17 @@ def _built(
 
 
 def _shaped_collection(entry: Entry, content: dict[str, Any]) -> dict[str, Any]:
+    complete_collection(content, str(OWNER), Random(entry.id))
     info = {
         **content["info"],
         "_postman_id": entry.id,
         "uid": entry.uid,
         "createdAt": entry.created,
         "updatedAt": entry.updated,
+        "lastUpdatedBy": str(OWNER),
     }
     return {"collection": {**content, "info": info}}
 
 
 def _shaped_environment(entry: Entry, content: dict[str, Any]) -> dict[str, Any]:
-    return {"environment": {**content, **entry.brief()}}
-
-
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}.000Z"
+    return {"environment": {**content, **entry.brief(), "values": completed_values(content.get("values", []))}}

@@ -8,8 +8,9 @@ from typing import Any
 from aiohttp import web
 
 from proxy.practice.answers import ApiError, Page, error_answer, json_answer, not_found, page_answer
-from proxy.practice.catalogue import Catalogue, Entry, Kind
-from proxy.practice.generate import made_uuid
+from proxy.practice.catalogue import Catalogue, Entry
+from proxy.practice.contents import is_sound_change, is_sound_collection, is_sound_environment
+from proxy.practice.generate import OWNER, made_uuid, moment, now
 from proxy.practice.probes import Probes
 from proxy.practice.settings import PracticeSettings
 from proxy.practice.target import Endpoint
@@ -29,7 +30,7 @@ class Endpoints:
         self._probes = Probes(settings)
         self._users: dict[str, Page] = {}
         self._specs: dict[tuple[str, str], Page] = {}
-        self._tasks: dict[str, tuple[str, int]] = {}
+        self._tasks: dict[str, int] = {}
         self._routes: dict[Endpoint, Handler] = {**self._reads(), **self._changes(), **self._probes.routes()}
 
     async def answer(self, visit: Visit) -> web.StreamResponse:
@@ -79,7 +80,7 @@ class Endpoints:
         return page_answer(visit.request, page)
 
     async def _list_workspaces(self, visit: Visit) -> web.StreamResponse:
-        return page_answer(visit.request, self._catalogue.workspaces())
+        return page_answer(visit.request, self._catalogue.workspaces(visit.target.query))
 
     async def _get_workspace(self, visit: Visit) -> web.StreamResponse:
         page = self._catalogue.workspace(visit.segments[1])
@@ -88,7 +89,7 @@ class Endpoints:
         return page_answer(visit.request, page)
 
     async def _list(self, visit: Visit) -> web.StreamResponse:
-        return page_answer(visit.request, self._catalogue.entries(visit.kind, visit.target.query.get("workspace")))
+        return page_answer(visit.request, self._catalogue.entries(visit.kind, visit.target.query))
 
     async def _get(self, visit: Visit) -> web.StreamResponse:
         return page_answer(visit.request, self._entry(visit).page())
@@ -105,19 +106,12 @@ class Endpoints:
         return page_answer(visit.request, page)
 
     async def _task(self, visit: Visit) -> web.StreamResponse:
-        task = self._tasks.get(visit.segments[1])
-        if task is None:
+        ref = visit.segments[1]
+        polls = self._tasks.get(ref)
+        if polls is None:
             raise not_found("The task")
-        uid, polls = task
-        self._tasks[visit.segments[1]] = (uid, polls + 1)
-        resources = [{"id": uid, "url": f"/collections/{uid}"}]
-        return json_answer(
-            {
-                "status": "successful" if polls else "in-progress",
-                "meta": {"model": "collection", "action": "update"},
-                "details": {"resources": resources if polls else []},
-            }
-        )
+        self._tasks[ref] = polls + 1
+        return json_answer({"id": ref, "status": "successful" if polls else "in-progress"})
 
     # Changing
 
@@ -131,16 +125,20 @@ class Endpoints:
         content = await self._content(visit)
         self._catalogue.replace(visit.kind, entry, content)
         if visit.kind == "collection" and "respond-async" in visit.request.headers.get("Prefer", ""):
-            return self._accepted(entry)
+            return self._accepted()
         return json_answer({visit.kind: entry.reference()})
 
     async def _patch(self, visit: Visit) -> web.StreamResponse:
         entry = self._entry(visit)
         change = await read_content(visit)
-        if not _is_change(change):
+        if "events" in change:
+            change["event"] = change.pop("events")
+        if not is_sound_change(change):
             raise malformed(visit.kind)
-        self._catalogue.patch(visit.kind, entry, change)
-        return json_answer({visit.kind: entry.reference()})
+        info = self._catalogue.patch(entry, change)
+        return json_answer(
+            {visit.kind: {"id": entry.id, "name": entry.name, "description": info.get("description", "")}}
+        )
 
     async def _delete(self, visit: Visit) -> web.StreamResponse:
         entry = self._entry(visit)
@@ -150,15 +148,19 @@ class Endpoints:
     async def _run_monitor(self, visit: Visit) -> web.StreamResponse:
         if visit.segments[2] != "run":
             raise not_found("The requested resource")
+        monitor = visit.segments[1]
+        if visit.target.query.get("async") == "true":
+            info = {"monitorId": monitor, "status": "running", "message": "The monitor runs."}
+            return json_answer({"run": {"info": info}}, status=202)
+        started = now()
         await asyncio.sleep(self._settings.monitor_delay)
-        stats = {"assertions": {"total": 3, "failed": 0}, "requests": {"total": 3, "failed": 0}}
-        return json_answer({"run": {"info": {"monitorId": visit.segments[1], "status": "success"}, "stats": stats}})
+        return json_answer(_monitor_run(monitor, started, made_uuid(self._random)))
 
-    def _accepted(self, entry: Entry) -> web.StreamResponse:
+    def _accepted(self) -> web.StreamResponse:
         ref = made_uuid(self._random)
         while len(self._tasks) >= _MAX_TASKS:
             self._tasks.pop(next(iter(self._tasks)))
-        self._tasks[ref] = (entry.uid, 0)
+        self._tasks[ref] = 0
         url = f"/collection-updates-tasks/{ref}"
         return json_answer(
             {"task": {"id": ref, "status": "in-progress", "url": url}},
@@ -173,10 +175,11 @@ class Endpoints:
         return entry
 
     async def _content(self, visit: Visit) -> dict[str, Any]:
-        if visit.kind == "collection" and "Content-Length" not in visit.request.headers:
+        if "Content-Length" not in visit.request.headers:
             raise ApiError(411, "lengthRequired", "Send the length of the body in a Content-Length header.")
         content = await read_content(visit)
-        if not _is_whole(visit.kind, content):
+        sound = is_sound_collection if visit.kind == "collection" else is_sound_environment
+        if not sound(content):
             raise malformed(visit.kind)
         return content
 
@@ -185,29 +188,21 @@ async def _nowhere(_visit: Visit) -> web.StreamResponse:
     raise not_found("The requested resource")
 
 
-def _is_whole(kind: Kind, content: dict[str, Any]) -> bool:
-    if kind == "environment":
-        return isinstance(content.get("name"), str)
-    info = content.get("info")
-    return isinstance(info, dict) and isinstance(info.get("name"), str) and isinstance(content.get("item"), list)
-
-
-def _is_change(change: dict[str, Any]) -> bool:
-    info = change.get("info", {})
-    return isinstance(info, dict) and isinstance(info.get("name", ""), str) and isinstance(change.get("item", []), list)
-
-
 def _user(name: str) -> dict[str, Any]:
     number = int.from_bytes(sha256(name.encode()).digest()[:4], "big")
     return {
         "user": {
             "id": number,
+            "sub": made_uuid(Random(name)),
             "username": name,
             "email": f"{number}@example.com",
             "fullName": name,
+            "avatar": None,
             "isPublic": False,
+            "emailVerified": True,
             "teamId": 1,
             "teamName": "Practice",
+            "teamDomain": "practice",
             "roles": ["user"],
         },
         "operations": [
@@ -217,11 +212,31 @@ def _user(name: str) -> dict[str, Any]:
     }
 
 
+def _monitor_run(monitor: str, started: str, job: str) -> dict[str, Any]:
+    info = {
+        "jobId": job,
+        "monitorId": monitor,
+        "name": "Practice monitor",
+        "status": "success",
+        "startedAt": started,
+        "finishedAt": now(),
+    }
+    counts = {"total": 3, "failed": 0}
+    stats = {"assertions": counts, "requests": counts, "runCount": 1, "errorCount": 0, "abortedCount": 0}
+    return {"run": {"info": info, "stats": stats, "executions": [], "failures": []}}
+
+
 def _spec_file(path: str) -> dict[str, Any]:
+    random = Random(path)
+    created = moment(random)
     return {
-        "id": sha256(path.encode()).hexdigest()[:32],
+        "id": made_uuid(random),
         "name": path.rpartition("/")[2],
         "path": path,
+        "createdBy": OWNER,
+        "updatedBy": OWNER,
+        "createdAt": created,
+        "updatedAt": created,
         "type": "ROOT" if path == _SPEC_FILES[0] else "DEFAULT",
         "content": "openapi: 3.0.3\n" if path.endswith(".yaml") else '{"type": "object"}',
     }

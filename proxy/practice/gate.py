@@ -16,6 +16,7 @@ from proxy.practice.answers import (
     unauthenticated,
 )
 from proxy.practice.arrivals import ArrivalLog, Record
+from proxy.practice.generate import RUN_PATH
 from proxy.practice.settings import PracticeSettings
 from proxy.practice.target import Endpoint, Target, parse_target
 from proxy.practice.visit import Visit
@@ -23,6 +24,7 @@ from proxy.practice.windows import Verdict
 
 _NANOSECONDS = 1e9
 _THROTTLED = 429
+_SERVER = {"Server": "nginx"}
 
 
 @dataclass(slots=True)
@@ -48,7 +50,10 @@ class Gate:
         target = parse_target(request.raw_path)
         key = request.headers.get("X-Api-Key") or target.key
         account = self._accounts.find(key)
-        refusal, headers = self._judge(account, key, _endpoint(request.method, target), now)
+        if not key and target.segments[: len(RUN_PATH)] == RUN_PATH:
+            refusal, headers = None, dict(_SERVER)
+        else:
+            refusal, headers = self._judge(account, key, _endpoint(request.method, target), now)
         name = self._accounts.name_of(key) if key else ""
         user = account.user if account else ""
         counted = account is not None and refusal is None
@@ -77,7 +82,7 @@ class Gate:
         return error, headers
 
     def _headers(self, verdict: Verdict, now: float) -> dict[str, str]:
-        return {"Server": "nginx", **rate_headers(self._settings.style, verdict, now, _epoch())}
+        return {**_SERVER, **rate_headers(self._settings.style, verdict, now, _epoch())}
 
     def _month(self, bucket: Bucket) -> dict[str, str]:
         plan, left = self._settings.plan, bucket.plan

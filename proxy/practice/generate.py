@@ -1,5 +1,6 @@
 """Made-up workspaces, collections and environments: the same seed gives the same data."""
 
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -40,7 +41,11 @@ _WORDS = (
     "parcel",
 )
 _SCHEMA = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
+OWNER = 10000001
+"""The user that everything belongs to; some fields give the number, most its digits."""
 PRACTICE_RUN = "Practice run"
+RUN_PATH = ("echo", "practice")
+"""Where the requests of the practice run go, which need no key: they stand for those to a service under test."""
 
 
 def made_uuid(random: Random) -> str:
@@ -59,6 +64,11 @@ def moment(random: Random) -> str:
     return f"2025-{random.randint(1, 12):02}-{day:02}T{hour:02}:{minute:02}:{second:02}.000Z"
 
 
+def now() -> str:
+    """The present moment in the API's notation."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}.000Z"
+
+
 def subject_name(random: Random) -> str:
     """What a workspace or a collection may be called."""
     return f"{random.choice(_SUBJECTS)} {random.choice(_NOUNS)}"
@@ -73,7 +83,6 @@ def collection_of(random: Random, name: str) -> dict[str, Any]:
     """A collection (format v2.1) of two to six folders of requests."""
     folders = [
         {
-            "id": made_uuid(random),
             "name": f"{random.choice(_WORDS)}s".capitalize(),
             "item": [_request_item(random) for _ in range(random.randint(3, 9))],
         }
@@ -82,11 +91,16 @@ def collection_of(random: Random, name: str) -> dict[str, Any]:
     return {"info": _info(name, _sentence(random)), "item": folders, "auth": _auth()}
 
 
-def practice_run() -> dict[str, Any]:
-    """Three requests to `{{baseUrl}}` with `{{apiKey}}`, each of which tests its answer when newman runs it."""
+def practice_run(base_url: str) -> dict[str, Any]:
+    """Three requests to `{{baseUrl}}` with `{{apiKey}}`, each of which tests its answer when newman runs it.
+
+    Both are variables of the collection, so that it runs as it stands; an environment may give others.
+    """
     calls = (("GET", "Read something"), ("POST", "Send something"), ("DELETE", "Remove something"))
     items = [_runnable(method, name, number) for number, (method, name) in enumerate(calls, start=1)]
-    return {"info": _info(PRACTICE_RUN, "Three requests to the practice API."), "item": items, "auth": _auth()}
+    variables = [{"key": "baseUrl", "value": base_url}, {"key": "apiKey", "value": ""}]
+    info = _info(PRACTICE_RUN, "Three requests to the practice API.")
+    return {"info": info, "item": items, "auth": _auth(), "variable": variables}
 
 
 def environment_of(random: Random, base_url: str) -> list[dict[str, Any]]:
@@ -132,7 +146,7 @@ def _request_item(random: Random) -> dict[str, Any]:
     if method in {"POST", "PUT", "PATCH"}:
         fields = ", ".join(f'"{word}": {random.randint(1, 999)}' for word in random.sample(_WORDS, k=4))
         request["body"] = _json_body(f"{{{fields}}}")
-    return {"id": made_uuid(random), "name": f"{verb} {noun}", "request": request, "response": []}
+    return {"name": f"{verb} {noun}", "request": request, "response": []}
 
 
 def _json_body(raw: str) -> dict[str, Any]:
@@ -144,7 +158,7 @@ def _runnable(method: str, name: str, number: int) -> dict[str, Any]:
         "pm.test('The status is 200', function () { pm.response.to.have.status(200); });",
         f"pm.test('The method arrived', function () {{ pm.expect(pm.response.json().method).to.eql('{method}'); }});",
     ]
-    request: dict[str, Any] = {"method": method, "header": [], "url": _url("echo", "practice", str(number))}
+    request: dict[str, Any] = {"method": method, "header": [], "url": _url(*RUN_PATH, str(number))}
     if method == "POST":
         request["body"] = _json_body('{"number": 1}')
     event = {"listen": "test", "script": {"type": "text/javascript", "exec": script}}

@@ -15,7 +15,8 @@ class Target(NamedTuple):
     Attributes:
         raw: The target as it came.
         shown: The same with `…` in place of the value of `apikey`, for the log.
-        segments: The path's segments, each decoded by itself, so that an encoded slash does not divide.
+        segments: The path's segments, each decoded by itself, so that an encoded slash does not divide; a slash at its
+            end begins none.
         query: The first value of each parameter, decoded.
     """
 
@@ -34,7 +35,7 @@ def parse_target(raw: str) -> Target:
     """Take a target apart, in origin-form or absolute-form (RFC 9112, section 3.2)."""
     before, mark, after = raw.partition("?")
     path = before if before.startswith("/") else _path_of_absolute(before)
-    segments = tuple(map(unquote, path.split("/")[1:]))
+    segments = tuple(map(unquote, (path.removesuffix("/") or "/").split("/")[1:]))
     if not mark:
         return Target(raw, raw, segments, {})
     query: dict[str, str] = {}

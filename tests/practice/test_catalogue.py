@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from proxy.practice.answers import Page
 from proxy.practice.catalogue import COLLECTIONS, ENVIRONMENTS, WORKSPACES, Catalogue, merged
-from proxy.practice.generate import PRACTICE_RUN
+from proxy.practice.generate import OWNER, PRACTICE_RUN
 
 
 @pytest.fixture
@@ -30,17 +30,17 @@ def collection(name: str) -> dict[str, Any]:
 def test_seed_decides(catalogue: Catalogue) -> None:
     """The same seed gives the same lists, another seed others."""
     again, other = Catalogue(1, str), Catalogue(2, str)
-    assert catalogue.entries("collection").body == again.entries("collection").body
-    assert catalogue.entries("collection").body != other.entries("collection").body
-    assert catalogue.workspaces().body == again.workspaces().body
+    assert catalogue.entries("collection", {}).body == again.entries("collection", {}).body
+    assert catalogue.entries("collection", {}).body != other.entries("collection", {}).body
+    assert catalogue.workspaces({}).body == again.workspaces({}).body
 
 
 def test_a_few_hundred(catalogue: Catalogue) -> None:
     """There are a few hundred items, each with an id of its own."""
     ids = [
-        *(item["id"] for item in data(catalogue.workspaces())["workspaces"]),
-        *(item["id"] for item in data(catalogue.entries("collection"))["collections"]),
-        *(item["id"] for item in data(catalogue.entries("environment"))["environments"]),
+        *(item["id"] for item in data(catalogue.workspaces({}))["workspaces"]),
+        *(item["id"] for item in data(catalogue.entries("collection", {}))["collections"]),
+        *(item["id"] for item in data(catalogue.entries("environment", {}))["environments"]),
     ]
     assert len(set(ids)) == len(ids) == WORKSPACES + COLLECTIONS + ENVIRONMENTS
 
@@ -48,17 +48,19 @@ def test_a_few_hundred(catalogue: Catalogue) -> None:
 def test_workspaces_divide_everything(catalogue: Catalogue) -> None:
     """Each collection is in exactly one workspace, and a list for a workspace holds those of its page."""
     found = []
-    for workspace in data(catalogue.workspaces())["workspaces"]:
+    for workspace in data(catalogue.workspaces({}))["workspaces"]:
         page = data(catalogue.workspace(workspace["id"]))["workspace"]
         uids = [item["uid"] for item in page["collections"]]
-        assert uids == [item["uid"] for item in data(catalogue.entries("collection", workspace["id"]))["collections"]]
+        assert uids == [
+            item["uid"] for item in data(catalogue.entries("collection", {"workspace": workspace["id"]}))["collections"]
+        ]
         found += uids
     assert len(found) == len(set(found)) == COLLECTIONS
 
 
 def test_unknown_workspace_is_empty(catalogue: Catalogue) -> None:
     """The list of an unknown workspace is empty, its page does not exist."""
-    assert data(catalogue.entries("environment", "nowhere")) == {"environments": []}
+    assert data(catalogue.entries("environment", {"workspace": "nowhere"})) == {"environments": []}
     assert catalogue.workspace("nowhere") is None
 
 
@@ -72,7 +74,7 @@ def test_found_by_uid_and_by_id(catalogue: Catalogue) -> None:
 
 def test_every_entry_can_be_shown(catalogue: Catalogue) -> None:
     """Every entry of the lists has a page, made once."""
-    for item in data(catalogue.entries("collection"))["collections"]:
+    for item in data(catalogue.entries("collection", {}))["collections"]:
         entry = catalogue.find("collection", item["uid"])
         assert entry is not None
         assert entry.page() is entry.page()
@@ -81,16 +83,46 @@ def test_every_entry_can_be_shown(catalogue: Catalogue) -> None:
 
 def test_add_change_remove(catalogue: Catalogue) -> None:
     """What is put in is listed, can be changed in whole and in part, and is gone when taken out."""
-    home = data(catalogue.workspaces())["workspaces"][3]["id"]
+    home = data(catalogue.workspaces({}))["workspaces"][3]["id"]
     entry = catalogue.add("collection", collection("New"), home)
     assert entry.uid in [item["uid"] for item in data(catalogue.workspace(home))["workspace"]["collections"]]
     catalogue.replace("collection", entry, collection("Newer"))
-    catalogue.patch("collection", entry, {"info": {"description": "Text"}})
+    assert catalogue.patch(entry, {"info": {"description": "Text"}})["description"] == "Text"
     said = data(entry.page())["collection"]
     assert (said["info"]["name"], said["info"]["description"]) == ("Newer", "Text")
     catalogue.remove("collection", entry)
     assert catalogue.find("collection", entry.uid) is None
     assert entry.uid not in [item["uid"] for item in data(catalogue.workspace(home))["workspace"]["collections"]]
+
+
+def test_collections_can_be_asked_for(catalogue: Catalogue) -> None:
+    """By name, by workspace, and in pages; environments by workspace only."""
+    run = catalogue.named("collection", PRACTICE_RUN)
+    named = data(catalogue.entries("collection", {"name": PRACTICE_RUN}))["collections"]
+    assert [item["uid"] for item in named] == [run.uid]
+    elsewhere = {
+        "name": PRACTICE_RUN,
+        "workspace": next(
+            ref for ref in (item["id"] for item in data(catalogue.workspaces({}))["workspaces"]) if ref != run.workspace
+        ),
+    }
+    assert data(catalogue.entries("collection", elsewhere)) == {"collections": []}
+    assert len(data(catalogue.entries("collection", {"limit": "7"}))["collections"]) == 7
+    assert len(data(catalogue.entries("environment", {"limit": "7", "name": "x"}))["environments"]) == ENVIRONMENTS
+
+
+def test_workspaces_can_be_asked_for(catalogue: Catalogue) -> None:
+    """By type, by who made them, by what they hold, and in pages."""
+    run = catalogue.named("collection", PRACTICE_RUN)
+
+    def found(**query: str) -> list[str]:
+        return [item["id"] for item in data(catalogue.workspaces(query))["workspaces"]]
+
+    assert len(found(type="team")) + len(found(type="personal")) == WORKSPACES
+    assert (len(found(createdBy=str(OWNER))), found(createdBy="1")) == (WORKSPACES, [])
+    assert found(elementType="collection", elementId=run.uid) == [run.workspace]
+    assert found(elementType="collection", elementId="none") == []
+    assert found(limit="2") == found()[:2]
 
 
 def test_named_says_when_there_is_none(catalogue: Catalogue) -> None:

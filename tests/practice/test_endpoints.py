@@ -142,7 +142,7 @@ async def test_monitor_runs() -> None:
     async with practising() as (_, session):
         run = (await said(await session.post("/monitors/m1/run")))["run"]
         await said(await session.post("/monitors/m1/stop"), 404)
-    assert run["info"] == {"monitorId": "m1", "status": "success"}
+    assert (run["info"]["monitorId"], run["info"]["status"]) == ("m1", "success")
 
 
 async def test_spec_files_by_encoded_path() -> None:
@@ -168,9 +168,11 @@ async def test_respond_async() -> None:
     assert states == ["in-progress", "successful", "successful"]
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/collections"), ("PUT", "/collections/{}")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/collections"), ("PUT", "/collections/{}"), ("POST", "/environments")]
+)
 async def test_length_required(method: str, path: str) -> None:
-    """A collection without Content-Length is refused with 411 in the API's shape."""
+    """A collection or an environment without Content-Length is refused with 411 in the API's shape."""
 
     async def pieces() -> Any:
         yield json.dumps(content("collection", "One")).encode()
@@ -180,8 +182,16 @@ async def test_length_required(method: str, path: str) -> None:
         assert (await said(response, 411))["error"]["name"] == "lengthRequired"
 
 
+async def test_a_query_that_cannot_be_used() -> None:
+    """A page of no length is refused in the API's shape."""
+    async with practising() as (_, session):
+        for path in ("/workspaces?limit=0", "/collections/?limit=all"):
+            assert "limit" in (await said(await session.get(path), 400))["error"]["message"]
+
+
 @pytest.mark.parametrize(
-    "path", ["/", "/nowhere", "/collections/a/b", "/me/more", "/bytes/x", "/bytes/-1", "/status/99", "/status/600"]
+    "path",
+    ["/", "/nowhere", "/me//", "/collections/a/b", "/me/more", "/bytes/x", "/bytes/-1", "/status/99", "/status/600"],
 )
 async def test_unknown_paths(path: str) -> None:
     """What does not exist is not found, in the API's shape, and is charged."""

@@ -40,6 +40,21 @@ async def test_where_the_key_stands(header: str, query: str, status: int) -> Non
         assert response.status == status
 
 
+async def test_the_practice_run_needs_no_key() -> None:
+    """Its requests pass without a key and take no place; with one they do, and one that is not accepted is refused."""
+    async with practising() as (api, good), session_of(api, key="") as nobody, session_of(api, key=UNKNOWN) as stranger:
+        async with nobody.post("/echo/practice/1", headers={"X-Api-Key": ""}) as response:
+            assert response.status == 200
+            assert "X-RateLimit-Limit" not in response.headers
+        async with good.get("/echo/practice/1") as response:
+            assert response.headers["X-RateLimit-Remaining"] == "59"
+        async with stranger.get("/echo/practice/1") as response:
+            assert response.status == 401
+        async with nobody.get("/echo/practices") as response:
+            assert response.status == 401
+    assert [(arrival.key, arrival.counted) for arrival in api.arrivals[:2]] == [("", False), ("key-1", True)]
+
+
 @pytest.mark.parametrize(("key", "body"), [("", MISSING_BODY), (UNKNOWN, INVALID_BODY)])
 async def test_unauthenticated(key: str, body: str) -> None:
     """Without an accepted key the answer is the real API's, with the headers of another bucket; nothing is charged."""

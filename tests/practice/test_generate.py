@@ -19,8 +19,10 @@ def test_collections_are_of_format_2_1() -> None:
 
 
 def test_the_practice_run_tests_its_answers() -> None:
-    """Each request of the practice run asserts status 200."""
-    items = practice_run()["item"]
+    """Each request of the practice run asserts status 200; the variables that they use are its own."""
+    values = {value["key"]: value["value"] for value in practice_run("http://127.0.0.1:1")["variable"]}
+    assert values == {"baseUrl": "http://127.0.0.1:1", "apiKey": ""}
+    items = practice_run("http://127.0.0.1:1")["item"]
     assert len(items) == 3
     for item in items:
         assert "to.have.status(200)" in "".join(item["event"][0]["script"]["exec"])

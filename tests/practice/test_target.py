@@ -8,6 +8,9 @@ from proxy.practice.target import parse_target
     [
         ("/", ("",)),
         ("/me", ("me",)),
+        ("/collections/?name=x", ("collections",)),
+        ("/me//", ("me", "")),
+        ("/files/a%2F", ("files", "a/")),
         ("/specs/1/files/components%2Fschemas.json", ("specs", "1", "files", "components/schemas.json")),
         ("/collections/a%20b?x=1", ("collections", "a b")),
         ("http://api.getpostman.com/me?x=1", ("me",)),

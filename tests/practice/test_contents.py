@@ -1,0 +1,113 @@
+from random import Random
+from typing import Any
+
+import pytest
+
+from proxy.practice.contents import (
+    complete_collection,
+    completed_values,
+    is_sound_change,
+    is_sound_collection,
+    is_sound_environment,
+)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """A collection of folders in folders."""
+    content: dict[str, Any] = {"info": {"name": "A"}, "item": []}
+    folder = content
+    for _ in range(depth):
+        inner: dict[str, Any] = {"name": "folder", "item": []}
+        folder["item"].append(inner)
+        folder = inner
+    return content
+
+
+def test_ids_are_given_once() -> None:
+    """An item without an id, or with one that is no text, gets one, and others keep theirs; then nothing changes."""
+    content: dict[str, Any] = {
+        "info": {},
+        "item": [{"name": "a"}, {"id": 5}, {"id": ""}, {"id": "mine", "response": [{}, "text"]}],
+    }
+    complete_collection(content, "7", Random(1))
+    first, number, empty, mine = content["item"]
+    assert all(isinstance(item["id"], str) and len(item["id"]) == 36 for item in (first, number, empty))
+    assert (mine["id"], mine["uid"]) == ("mine", "7-mine")
+    assert mine["response"][0]["uid"] == f"7-{mine['response'][0]['id']}"
+    before = repr(content)
+    complete_collection(content, "7", Random(2))
+    assert repr(content) == before
+
+
+def test_short_forms_are_written_out() -> None:
+    """What the format allows to be shorter is answered in its long form."""
+    text = {"content": "Text", "type": "text/plain"}
+    script = {"listen": "test", "script": {"exec": "one\ntwo"}}
+    content: dict[str, Any] = {
+        "info": {"name": "A", "description": text},
+        "event": [script],
+        "item": [
+            {"request": "https://a.example", "description": text},
+            {"request": {"description": text, "url": "u"}},
+            {"event": "none", "response": None},
+        ],
+    }
+    complete_collection(content, "7", Random(1))
+    assert content["info"]["description"] == content["item"][0]["description"] == "Text"
+    assert content["item"][0]["request"] == {"method": "GET", "header": [], "url": "https://a.example"}
+    assert content["item"][1]["request"] == {"description": "Text", "url": "u"}
+    assert content["event"][0]["script"]["exec"] == ["one", "two"]
+
+
+def test_depth_has_no_bound() -> None:
+    """Folders may lie in each other deeper than functions may call themselves."""
+    content = nested(5000)
+    assert is_sound_collection(content)
+    complete_collection(content, "7", Random(1))
+    assert content["item"][0]["item"][0]["id"]
+
+
+@pytest.mark.parametrize("item", [None, {}, [1], [{"item": None}], [{"item": [[]]}]])
+def test_unsound_items(item: Any) -> None:
+    """Items are objects in lists, at every depth, in a collection and in a change to it."""
+    assert not is_sound_collection({"info": {"name": "A"}, "item": item})
+    assert not is_sound_change({"item": item})
+
+
+@pytest.mark.parametrize(
+    ("content", "whole", "change"),
+    [
+        ({"info": {"name": "A"}, "item": []}, True, True),
+        ({"info": {"name": "A"}}, False, True),
+        ({"info": {}, "item": []}, False, True),
+        ({"info": {"name": None}, "item": []}, False, False),
+        ({"info": None, "item": []}, False, False),
+        ({"item": []}, False, True),
+    ],
+)
+def test_names(content: dict[str, Any], whole: bool, change: bool) -> None:
+    """A collection has a name; a change may leave it, and may not take it away."""
+    assert (is_sound_collection(content), is_sound_change(content)) == (whole, change)
+
+
+@pytest.mark.parametrize(
+    ("content", "sound"),
+    [
+        ({"name": "A"}, True),
+        ({"name": "A", "values": [{}]}, True),
+        ({"name": "A", "values": [1]}, False),
+        ({"name": "A", "values": {}}, False),
+        ({"values": []}, False),
+    ],
+)
+def test_environments(content: dict[str, Any], sound: bool) -> None:
+    """An environment has a name, and its values are objects."""
+    assert is_sound_environment(content) is sound
+
+
+def test_values_are_completed() -> None:
+    """A value is enabled and of the default type unless it says otherwise."""
+    assert completed_values([{"key": "a"}, {"key": "b", "enabled": False, "type": "secret"}]) == [
+        {"enabled": True, "type": "default", "key": "a"},
+        {"enabled": False, "type": "secret", "key": "b"},
+    ]
