@@ -72,6 +72,7 @@ bench: $(VENV)/.dev ## requests per second and CPU per request, beside a bare ai
 
 e2e: $(VENV)/.dev e2e/node_modules/.installed ## real Postman clients through the real process (needs Node)
 	$(BIN)/python -m e2e.newman $(ARGS)
+	$(BIN)/python -m e2e.other_hosts
 
 page: $(VENV)/.browser ## the status page in headless Chromium, over the demo and over made-up replicas (needs Chromium)
 	$(BIN)/python -m e2e.status_page $(ARGS)

@@ -77,7 +77,7 @@ def forms(address: str, api: PracticeApi, token: str) -> tuple[Form, Form]:
         (
             f"{address}/{collection}?apikey={token}",
             *("-e", f"{address}/{environment}?apikey={token}"),
-            *("--env-var", f"baseUrl={address}"),
+            *("--env-var", f"baseUrl={address}", "--env-var", f"apiKey={token}"),
         ),
         {},
     )
@@ -87,20 +87,20 @@ def forms(address: str, api: PracticeApi, token: str) -> tuple[Form, Form]:
             f"{real}/{collection}",
             *("-e", f"{real}/{environment}"),
             *("--postman-api-key", token),
-            *("--env-var", f"baseUrl={real}"),
+            *("--env-var", f"baseUrl={real}", "--env-var", f"apiKey={token}"),
         ),
         {"http_proxy": address},
     )
     return in_url, as_proxy
 
 
-async def run_newman(form: Form, token: str, iterations: int) -> Ended:
-    """One newman process from beginning to end."""
+async def run_newman(form: Form, token: str, iterations: int, newman: Path = NEWMAN) -> Ended:
+    """One newman process from beginning to end; the token is left out of what it printed."""
     inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    options = ("-n", str(iterations), "--env-var", f"apiKey={token}", "--color", "off", "--reporter-cli-no-banner")
+    options = ("-n", str(iterations), "--color", "off", "--reporter-cli-no-banner")
     begin = time.monotonic()
     process = await asyncio.create_subprocess_exec(
-        *(str(NEWMAN), "run", *form.arguments, *options),
+        *(str(newman), "run", *form.arguments, *options),
         env={**inherited, **form.environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -115,11 +115,11 @@ async def run_newman(form: Form, token: str, iterations: int) -> Ended:
     return Ended(form.name, process.returncode or 0, time.monotonic() - begin, text[-3000:])
 
 
-def write_config(folder: Path, api: PracticeApi, token: str) -> Path:
-    """Two keys with the practice API's own limit, and one client."""
+def write_config(folder: Path, api: PracticeApi, token: str, secret_keys: Sequence[str], **more: Any) -> Path:
+    """Keys with the practice API's own limit, one client, and whatever else is to be set."""
     ca = folder / "ca.pem"
     api.write_ca(ca)
-    keys = [{"name": f"team-{number}", "secret": key} for number, key in enumerate(KEYS, start=1)]
+    keys = [{"name": f"team-{number}", "secret": key} for number, key in enumerate(secret_keys, start=1)]
     config: dict[str, Any] = {
         "listen": "127.0.0.1:0",
         "admin": "127.0.0.1:0",
@@ -127,6 +127,7 @@ def write_config(folder: Path, api: PracticeApi, token: str) -> Path:
         "pools": {"default": {"limits": [{"requests": LIMIT, "window": f"{WINDOW:.0f}s"}], "keys": keys}},
         "store": {"url": "memory://"},
         "clients": [{"name": "newman", "token_sha256": sha256(token.encode()).hexdigest()}],
+        **more,
     }
     path = folder / "config.yaml"
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")  # JSON is YAML
@@ -233,16 +234,14 @@ def judge(ended: Sequence[Ended], api: PracticeApi, expected: int, drained: int)
     ]
 
 
-def report(ended: Sequence[Ended], promises: Sequence[Promise], arrivals: Sequence[Arrival]) -> None:
-    """Print the runs, the promises and the share."""
+def show(ended: Sequence[Ended], promises: Sequence[Promise]) -> None:
+    """Print the runs and the promises."""
     for run in ended:
-        print(f"newman, {run.form:20} exit {run.status} after {run.seconds:.1f} s")
+        print(f"newman, {run.form:27} exit {run.status} after {run.seconds:.1f} s")
         if run.status:
             print(run.output)
     for promise in promises:
         print(f"{'kept  ' if promise.kept else 'BROKEN'} {promise.text}: {promise.seen}")
-    if arrivals:
-        print(f"share of the permitted requests used: {share_used(arrivals)}")
 
 
 async def run(iterations: int, runs: int) -> bool:
@@ -250,13 +249,15 @@ async def run(iterations: int, runs: int) -> bool:
     token = secrets.token_hex(16)
     api = PracticeApi(PracticeSettings(limit=LIMIT, window=WINDOW, tls=True, keys=KEYS))
     with tempfile.TemporaryDirectory(prefix="keyturn-e2e-") as folder:
-        async with api, keyturn(write_config(Path(folder), api, token)) as server:
+        async with api, keyturn(write_config(Path(folder), api, token, KEYS)) as server:
             chosen = forms(await server.address(), api, token) * runs
             expected = len(chosen) * (OVERHEAD + REQUESTS * iterations)
             print(f"{len(chosen)} newman processes, {expected} requests, {len(KEYS)} keys of {LIMIT} in {WINDOW:.0f} s")
             ended = await asyncio.gather(*(run_newman(form, token, iterations) for form in chosen))
             promises = judge(ended, api, expected, await server.stop())
-    report(ended, promises, api.arrivals)
+    show(ended, promises)
+    if api.arrivals:
+        print(f"share of the permitted requests used: {share_used(api.arrivals)}")
     kept = all(promise.kept for promise in promises)
     if not kept:
         print(f"\nThe last that keyturn said:\n{server.output}")

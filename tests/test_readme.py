@@ -3,12 +3,15 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import yaml
 
+from e2e.other_hosts import STAND_INS, Scene
 from proxy.config import load
+from proxy.practice import PracticeApi
 from tests.config.samples import with_digests
 from tests.process import ROOT, until
 
@@ -19,10 +22,16 @@ COMMANDS = [
 ]
 
 
+def divided(command: str) -> tuple[dict[str, str], list[str]]:
+    """What a command sets in its environment, and its words."""
+    words = shlex.split(command)
+    settings = list(takewhile(lambda word: re.match(r"\w+=", word), words))
+    return dict(word.split("=", 1) for word in settings), words[len(settings) :]
+
+
 def commands(program: str) -> list[list[str]]:
     """The README's commands of a program, in words."""
-    words = [shlex.split(command) for command in COMMANDS]
-    return [command for command in words if command and command[0] == program]
+    return [words for _, words in map(divided, COMMANDS) if words and words[0] == program]
 
 
 def keyturn(*arguments: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
@@ -45,8 +54,8 @@ def test_the_readme_is_short() -> None:
 
 def test_every_command_is_one_that_a_test_knows() -> None:
     """What the README tells to type is run here, or by `make e2e`."""
-    known = ("make", "keyturn", "curl", "newman", "http_proxy=http://127.0.0.1:8080")
-    assert {shlex.split(command)[0] for command in COMMANDS if command} == set(known)
+    known = ("make", "keyturn", "curl", "newman")
+    assert {divided(command)[1][0] for command in COMMANDS if command} == set(known)
 
 
 @pytest.mark.parametrize("command", commands("make"), ids=" ".join)
@@ -100,11 +109,18 @@ async def test_commands_that_run_get_ready(command: list[str], tmp_path: Path) -
 
 
 def test_the_newman_commands_are_the_ones_that_the_end_to_end_run_uses() -> None:
-    """Both forms stand in `e2e/newman.py`: the address in the URLs, and the HTTP proxy with an absolute target."""
-    script = (ROOT / "e2e" / "newman.py").read_text(encoding="utf-8")
-    for part in ("newman", "collections/", "environments/", "?apikey=", "http_proxy", "--postman-api-key"):
-        assert part in README
-        assert part in script, part
+    """Each form of `e2e/other_hosts.py` is shown, with its arguments and what it sets, and no other is."""
+    api = PracticeApi()
+    scene = Scene(api, "http://127.0.0.1:8080", ":443", (api, api), Path("ca.pem"), "TOKEN")
+    shown = [(settings, words[2:]) for settings, words in map(divided, COMMANDS) if words[:2] == ["newman", "run"]]
+    forms = scene.forms()
+    assert len(shown) == len(forms)
+    for (settings, words), form in zip(shown, forms, strict=True):
+        used = [re.sub(rf"{api.run_collection}|{api.run_environment}", "UID", word) for word in form.arguments]
+        assert words == [word.replace(":443", "") for word in used][: len(words)]
+        assert settings.keys() == form.environment.keys() - STAND_INS | ({"NODE_EXTRA_CA_CERTS"} & settings.keys())
+        assert settings.get("http_proxy") == form.environment.get("http_proxy")
+        assert ("NODE_EXTRA_CA_CERTS" in settings) is words[0].startswith("https://")
 
 
 def test_the_configuration_in_brief_is_valid(tmp_path: Path) -> None:
