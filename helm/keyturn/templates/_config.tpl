@@ -147,11 +147,15 @@
 {{- uniq $ports | toJson -}}
 {{- end -}}
 
-{{/* The ports of Redis, as a JSON list: the given ones, and those that the store's URL names. */}}
+{{/* The ports of Redis, as a JSON list: the given ones, and those that the store's URL names; none without a shared store. */}}
 {{- define "keyturn.redisPorts" -}}
-{{- $ports := .Values.networkPolicy.redisPorts -}}
+{{- $ports := list -}}
+{{- if include "keyturn.shared" . -}}
+{{- if .Values.redis.embedded }}{{- $ports = list 6379 -}}{{- end -}}
+{{- range .Values.networkPolicy.redisPorts }}{{- $ports = append $ports (int .) -}}{{- end -}}
 {{- range regexFindAll ":[0-9]+(?:[,/?]|$)" (default (dig "store" "url" "" .Values.config) .Values.redis.url) -1 -}}
 {{- $ports = append $ports (regexFind "[0-9]+" . | int) -}}
+{{- end -}}
 {{- end -}}
 {{- uniq $ports | toJson -}}
 {{- end -}}

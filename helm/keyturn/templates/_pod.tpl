@@ -26,35 +26,58 @@ ports:
   - {name: keyturn-admin, containerPort: {{ include "keyturn.adminPort" $root }}, protocol: TCP}
 startupProbe:
   httpGet: {path: /healthz, port: keyturn-admin}
-  {{- toYaml $root.Values.probes.startup | nindent 2 }}
+  {{- with $root.Values.probes.startup }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 livenessProbe:
   httpGet: {path: /healthz, port: keyturn-admin}
-  {{- toYaml $root.Values.probes.liveness | nindent 2 }}
+  {{- with $root.Values.probes.liveness }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- if or (eq $root.Values.mode "gateway") $root.Values.sidecar.readiness }}
 readinessProbe:
   httpGet: {path: /readyz, port: keyturn-admin}
-  {{- toYaml $root.Values.probes.readiness | nindent 2 }}
+  {{- with $root.Values.probes.readiness }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 {{- if .preStop }}
 lifecycle:
   preStop:
     {{- if semverCompare ">=1.30-0" $root.Capabilities.KubeVersion.Version }}
-    sleep: {seconds: {{ .preStop }}}
+    sleep: {seconds: {{ int64 .preStop }}}
     {{- else }}
-    exec: {command: [sleep, {{ .preStop | quote }}]}
+    exec: {command: [sleep, {{ int64 .preStop | quote }}]}
     {{- end }}
 {{- end }}
+{{- with .resources }}
 resources:
-  {{- toYaml .resources | nindent 2 }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 volumeMounts:
   {{- include "keyturn.mounts" $root | nindent 2 }}
 {{- end -}}
 
+{{/* Without `userId` the cluster chooses: no field at all, since an empty one is not the same for everybody who reads it. */}}
+{{- define "keyturn.user" -}}
+runAsNonRoot: true
+{{- with .Values.userId }}
+runAsUser: {{ int64 . }}
+runAsGroup: {{ int64 . }}
+{{- end }}
+{{- end -}}
+
+{{- define "keyturn.podSecurityContext" -}}
+{{ include "keyturn.user" . }}
+{{- with .Values.userId }}
+fsGroup: {{ int64 . }}
+{{- end }}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
 {{/* Complete in the container, since a sidecar's pod belongs to somebody else. */}}
 {{- define "keyturn.securityContext" -}}
-runAsNonRoot: true
-runAsUser: {{ .Values.userId }}
-runAsGroup: {{ .Values.userId }}
+{{ include "keyturn.user" . }}
 readOnlyRootFilesystem: true
 allowPrivilegeEscalation: false
 capabilities: {drop: [ALL]}
@@ -74,8 +97,11 @@ seccompProfile: {type: RuntimeDefault}
 - name: KEYTURN_STORE_URL
   valueFrom:
     secretKeyRef:
-      name: {{ default (printf "%s-redis" (include "keyturn.name" .)) .Values.redis.existingSecret | quote }}
+      name: {{ default (printf "%s%s-redis" (include "keyturn.name" .) (default "" .copy)) .Values.redis.existingSecret | quote }}
       key: {{ ternary .Values.redis.existingSecretKey "url" (eq $redis "existingSecret") | quote }}
+      {{- if .copy }}
+      optional: true
+      {{- end }}
 {{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
@@ -97,12 +123,12 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- end -}}
 
-{{/* A sidecar's pod has its own file group or none, so there the container's user reads as one of all; only containers
-     that mount a volume see it. Modes: 0440 and 0444. */}}
+{{/* A sidecar's pod has its own file group or none, as has one whose user the cluster chooses, so there the container's user
+     reads as one of all; only containers that mount a volume see it. Modes: 0440 and 0444. */}}
 {{- define "keyturn.volumes" -}}
-{{- $mode := ternary 292 288 (eq .Values.mode "sidecar") -}}
+{{- $mode := ternary 288 292 (and (eq .Values.mode "gateway") (not (empty .Values.userId))) -}}
 - name: keyturn-config
-  configMap: {name: {{ include "keyturn.name" . | quote }}, defaultMode: {{ $mode }}}
+  configMap: {name: {{ printf "%s%s" (include "keyturn.name" .) (default "" .copy) | quote }}, defaultMode: {{ $mode }}}
 {{- /* For bodies of requests. A pod that fills it is evicted, so it has a quarter more than they take. */}}
 {{- $spool := dig "inbound" "spool_size" 1073741824 .Values.config }}
 - name: keyturn-tmp
@@ -113,11 +139,11 @@ seccompProfile: {type: RuntimeDefault}
     secretName: {{ include "keyturn.keysSecret" (dict "root" $ "pool" .) | quote }}
     defaultMode: {{ $mode }}
     {{- $given := get $.Values.keys . | default dict }}
-    optional: {{ not (or $given.existingSecret $given.values) }}
+    optional: {{ or (not (empty $.copy)) (not (or $given.existingSecret $given.values)) }}
 {{- end }}
 {{- with .Values.tls.existingSecret }}
 - name: keyturn-tls
-  secret: {secretName: {{ . | quote }}, defaultMode: {{ $mode }}}
+  secret: {secretName: {{ . | quote }}, defaultMode: {{ $mode }}{{ if $.copy }}, optional: true{{ end }}}
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
