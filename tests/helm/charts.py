@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,16 @@ NATIVE_SIDECARS = "1.29.0"
 """The first with native sidecars switched on."""
 RELEASE = "shop"
 
+BEFORE = {"pre-install", "pre-upgrade"}
+"""When hooks run that come before the objects of a release."""
+
 Object = dict[str, Any]
+
+
+def hook_events(thing: Object) -> set[str]:
+    """When an object is made as a hook; empty for one that belongs to the release."""
+    annotations = thing.get("metadata", {}).get("annotations") or {}
+    return set(annotations.get("helm.sh/hook", "").split(",")) - {""}
 
 
 class _Loader(yaml.CSafeLoader):
@@ -45,11 +54,22 @@ class Rendered:
     """The objects of a release."""
 
     objects: list[Object]
+    hooks: list[Object] = field(default_factory=list)
+    """Objects that Helm makes before the others and removes before it makes those."""
 
     @classmethod
     def read(cls, text: str) -> "Rendered":
         """Those of a text as helm prints it."""
-        return cls([thing for thing in yaml.load_all(text, _Loader) if thing])  # a safe one
+        made = cls([])
+        for thing in yaml.load_all(text, _Loader):  # a safe one
+            if thing:
+                (made.hooks if hook_events(thing) & BEFORE else made.objects).append(thing)
+        return made
+
+    @property
+    def everything(self) -> list[Object]:
+        """The objects and the hooks."""
+        return [*self.objects, *self.hooks]
 
     def all(self, kind: str) -> list[Object]:
         """Those of a kind."""

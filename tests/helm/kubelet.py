@@ -115,7 +115,7 @@ def _contents(volume: Any, objects: Sequence[Any], secrets: Secrets) -> Mapping[
 def _secret(objects: Sequence[Any], secrets: Secrets, name: str, *, optional: bool = False) -> Mapping[str, str]:
     if name in secrets:
         return secrets[name]
-    if optional:
+    if optional and not any(thing["kind"] == "Secret" and thing["metadata"]["name"] == name for thing in objects):
         return {}
     data = _named(objects, "Secret", name)["data"]
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
@@ -164,7 +164,10 @@ def environment(container: Any, objects: Sequence[Any], secrets: Secrets) -> dic
             found[entry["name"]] = entry["value"]
         else:
             reference = entry["valueFrom"]["secretKeyRef"]
-            found[entry["name"]] = _secret(objects, secrets, reference["name"])[reference["key"]]
+            optional = reference.get("optional", False)
+            secret = _secret(objects, secrets, reference["name"], optional=optional)
+            if reference["key"] in secret or not optional:
+                found[entry["name"]] = secret[reference["key"]]
     return found
 
 

@@ -30,7 +30,7 @@ def test_the_chart(values: Path, version: str) -> None:
     assert linted.returncode == 0, linted.stdout + linted.stderr
     rendered = render(None, values, version=version)
     assert rendered.objects
-    for thing in rendered.objects:
+    for thing in rendered.everything:
         check(thing, version)
 
 
@@ -41,7 +41,7 @@ def test_the_example(example: Path, values: Path | None, version: str) -> None:
     files = [values] if values else []
     linted = helm("lint", "--strict", str(example), *(f"--values={file}" for file in files), "--kube-version", version)
     assert linted.returncode == 0, linted.stdout + linted.stderr
-    for thing in render(None, *files, chart=example, version=version).objects:
+    for thing in render(None, *files, chart=example, version=version).everything:
         check(thing, version)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helm.charts import CHART, NEWEST, Rendered, render
+from tests.helm.charts import CHART, NEWEST, Rendered, refusal, render
 from tests.helm.kubernetes import check
 from tests.observability.documents import ALERTS, rules
 from tests.observability.promtool import promtool
@@ -56,6 +56,19 @@ def test_the_chart_s_alerts_are_those_that_are_tested() -> None:
     written = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))
     for values in (ON, {"metrics": {"rules": {"enabled": True, "fewUsableKeys": None}}}):
         assert render(values).one("PrometheusRule")["spec"] == written
+
+
+def test_alerts_link_to_the_runbooks_that_the_values_name() -> None:
+    """Each to its own section, at an absolute address; without one there is no link, and else nothing differs."""
+    address = "https://git.example.com/keyturn/docs/runbooks.md"
+    rule = {"enabled": True, "runbookUrl": address, "fewUsableKeys": 2}
+    (group,) = render({"metrics": {"rules": rule}}).one("PrometheusRule")["spec"]["groups"]
+    links = {rule["alert"]: rule["annotations"].pop("runbook_url") for rule in group["rules"]}
+    assert links == {rule["alert"]: f"{address}#{rule['alert'].lower()}" for rule in rules()}
+    assert group["rules"] == rules()
+    assert "runbook" not in yaml.safe_dump(render(ON).one("PrometheusRule"))
+    for relative in ("docs/runbooks.md", "/runbooks", "https://a.example/#part"):
+        assert "runbookUrl" in refusal({"metrics": {"rules": {"runbookUrl": relative}}})
 
 
 def test_how_few_keys_are_few_is_a_value(tmp_path: Path) -> None:

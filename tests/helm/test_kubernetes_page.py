@@ -42,7 +42,7 @@ def test_every_snippet_is_tested() -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_values_render(name: str) -> None:
     """The page's values make objects that a cluster takes."""
-    for thing in render(yaml.safe_load(SNIPPETS[name])).objects:
+    for thing in render(yaml.safe_load(SNIPPETS[name])).everything:
         check(thing, NEWEST)
 
 
@@ -113,7 +113,14 @@ def test_helm_installs_as_written(command: str, tmp_path: Path) -> None:
 
 def test_every_command_is_of_a_known_program() -> None:
     """What the page tells to type is rendered, parsed or run by a test."""
-    known = ("kubectl create secret", "helm install", "helm test keyturn", "POSTMAN_API_KEYS=", "make image ")
+    known = (
+        "kubectl create secret",
+        "kubectl logs job/keyturn-check",
+        "helm install",
+        "helm test keyturn",
+        "POSTMAN_API_KEYS=",
+        "make image ",
+    )
     assert [line for line in COMMANDS if not line.startswith(known)] == []
 
 
@@ -152,3 +159,12 @@ def test_the_memory_limit_follows_from_the_defaults() -> None:
     total = 80 + (config.inbound.max_buffered >> 20) + 64 + 64 + answers + connections
     assert f"with their defaults {total} MiB, so 512 MiB" in PAGE
     assert total < 512
+    assert value("sidecar.resources.limits.memory") == value("resources.limits.memory")
+
+
+def test_the_memory_request_of_a_sidecar_is_above_what_it_uses_idle() -> None:
+    """The page tells what was measured, and the request that follows from it."""
+    (idle,) = re.findall(r"Before its first request it uses ([0-9]+) MiB", PAGE)
+    (told,) = re.findall(r"its request is\s+([0-9]+) MiB", PAGE)
+    assert value("sidecar.resources.requests.memory") == f"{told}Mi"
+    assert int(told) > int(idle)

@@ -28,7 +28,7 @@ def test_objects_are_valid(values: Path, version: str) -> None:
     """Every object passes Kubernetes' own schema strictly, on the oldest and on the newest version."""
     rendered = render(None, values, version=version)
     assert rendered.objects
-    for thing in rendered.objects:
+    for thing in rendered.everything:
         check(thing, version)
 
 
@@ -38,7 +38,7 @@ def test_objects_of_the_example_are_valid(example: Path, values: Path | None, ve
     """So do those of an application with a sidecar, from the first version that has native ones."""
     rendered = render(None, *([values] if values else []), chart=example, version=version)
     assert rendered.kinds == {"Deployment", "ConfigMap"}
-    for thing in rendered.objects:
+    for thing in rendered.everything:
         check(thing, version)
 
 
@@ -59,7 +59,7 @@ def test_everything_has_everything() -> None:
 @pytest.mark.parametrize("values", CI, ids=named)
 def test_objects_are_found_by_their_labels(values: Path) -> None:
     """Every object of the chart carries the release's labels and stands in the release's namespace."""
-    for thing in render(None, values).objects:
+    for thing in render(None, values).everything:
         if thing["metadata"]["name"].endswith("-extra"):
             continue
         labels = thing["metadata"]["labels"]
@@ -71,14 +71,14 @@ def test_objects_are_found_by_their_labels(values: Path) -> None:
 @pytest.mark.parametrize("values", CI, ids=named)
 def test_names_are_unique(values: Path) -> None:
     """No two objects of a kind have one name."""
-    names = [(thing["kind"], thing["metadata"]["name"]) for thing in render(None, values).objects]
+    names = [(thing["kind"], thing["metadata"]["name"]) for thing in render(None, values).everything]
     assert len(names) == len(set(names))
 
 
 def test_long_names_of_releases_fit() -> None:
     """A release's name of 53 characters, the longest that there is, leaves room for every suffix."""
     rendered = render({"redis": {"embedded": True}}, release="a" * 53)
-    assert max(len(thing["metadata"]["name"]) for thing in rendered.objects) <= 63
+    assert max(len(thing["metadata"]["name"]) for thing in rendered.everything) <= 63
 
 
 def test_values_stay_few() -> None:
@@ -100,6 +100,13 @@ def test_the_schemas_are_strict() -> None:
         bad: Object = {**good.one(kind), "spec": {**good.one(kind)["spec"], "replikas": 3}}
         with pytest.raises((kubernetes_validate.ValidationError, ValidationError)):
             check(bad, NEWEST)
+
+
+def test_helm_shows_the_readme() -> None:
+    """`helm show readme` prints it, and nothing in it leads to files that a packaged chart does not have."""
+    shown = helm("show", "readme", str(CHART)).stdout
+    assert shown.strip() == (CHART / "README.md").read_text(encoding="utf-8").strip()
+    assert "](../" not in shown
 
 
 def test_versions_agree() -> None:

@@ -19,6 +19,7 @@
 {{- $parts = append $parts (include "keyturn.part" .) -}}
 {{- end -}}
 {{- include "keyturn.checkNames" . -}}
+{{- include "keyturn.checkClients" $config -}}
 {{- range list "drain" "lame_duck" -}}
 {{- if not (include "keyturn.seconds" (default "0s" (get $config .))) -}}
 {{- fail (printf "config.%s must be a plain duration, such as 25s: terminationGracePeriodSeconds is computed from it." .) -}}
@@ -65,6 +66,16 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "keyturn.checkClients" -}}
+{{- if eq (toString .authentication) "required" -}}
+{{- range .clients -}}
+{{- if not (or .token .token_sha256 .certificate .jwt) -}}
+{{- fail (printf "The client %s of config.clients has no credential: write the token_sha256 that `keyturn token` prints, or token, certificate or jwt." .name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "keyturn.checkStore" -}}
 {{- $redis := .Values.redis -}}
 {{- if gt (len (compact (list $redis.url $redis.existingSecret (ternary "yes" "" $redis.embedded)))) 1 -}}
@@ -80,8 +91,8 @@
 {{- if and (eq .Values.mode "gateway") (include "keyturn.many" .) (not (include "keyturn.shared" .)) -}}
 {{- fail "More than one replica needs a shared store, or each would spend the whole budget: set redis.url, redis.existingSecret or redis.embedded, or one replica." -}}
 {{- end -}}
-{{- $surge := dig "rollingUpdate" "maxSurge" "25%" .Values.strategy | toString -}}
-{{- $beside := and .Values.strategy (ne (dig "type" "" .Values.strategy) "Recreate") (not (has $surge (list "0" "0%"))) -}}
+{{- $surge := dig "rollingUpdate" "maxSurge" "25%" (default dict .Values.strategy) | toString -}}
+{{- $beside := and .Values.strategy (ne (dig "type" "" (default dict .Values.strategy)) "Recreate") (not (has $surge (list "0" "0%"))) -}}
 {{- if and (eq .Values.mode "gateway") $beside (not (include "keyturn.shared" .)) -}}
 {{- fail "strategy lets a new pod run beside the old one, and with the memory store each would spend the whole budget: take it out, or set a Redis." -}}
 {{- end -}}

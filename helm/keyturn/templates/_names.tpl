@@ -22,7 +22,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (replace "+" "_" .Chart.Version) }}
 
 {{/* The same and more of them, which count before `commonLabels`: a list of the root and the labels. */}}
 {{- define "keyturn.labelsAnd" -}}
-{{- merge (deepCopy (last .)) (include "keyturn.labels" (first .) | fromYaml) | toYaml -}}
+{{- merge (deepCopy (default dict (last .))) (include "keyturn.labels" (first .) | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{- define "keyturn.image" -}}
@@ -47,5 +47,5 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (replace "+" "_" .Chart.Version) }}
 {{/* The Secret of a pool's keys: `pool` of `root`. */}}
 {{- define "keyturn.keysSecret" -}}
 {{- $given := get .root.Values.keys .pool | default dict -}}
-{{- default (printf "%s-keys-%s" (include "keyturn.name" .root) (include "keyturn.part" .pool)) $given.existingSecret -}}
+{{- default (printf "%s%s-keys-%s" (include "keyturn.name" .root) (default "" .root.copy) (include "keyturn.part" .pool)) $given.existingSecret -}}
 {{- end -}}
