@@ -83,8 +83,6 @@ class Dispatch:
         self._deadlines = Deadlines(clock, self._returns, self._refuse, flush, self._portions.refusal)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    # Life
-
     async def start(self) -> None:
         """Begin to exchange with the store."""
         spawn(self._run(), name=f"exchange {self.pool.name}", owner=self._tasks)
