@@ -167,8 +167,10 @@ class Connection(Parsing):
         if isinstance(message, _ErrInfo):
             handler = self._make_error_handler(message)
             message = ERROR
-        task = self._task_handler or asyncio.current_task(self._loop)
-        request = self._request_factory(message, payload, self, StreamWriter(self, self._loop), cast("Any", task))
+        # A task that is cancelled keeps this frame, which must not keep the task.
+        request = self._request_factory(
+            message, payload, self, StreamWriter(self, self._loop), cast("Any", asyncio.current_task(self._loop))
+        )
         try:
             response, gone = await self._handle_request(request, None, handler)
         except ConnectionError:
