@@ -115,7 +115,6 @@ OTHER: dict[str, Any] = {
     "store.prefix": "other",
     "store.timeout": "7s",
     "store.on_loss": "wait",
-    "strict_certificates": True,
     "log.format": "text",
     "traces.endpoint": "http://other:4318/v1/traces",
     "traces.sample": 0.5,
