@@ -90,7 +90,7 @@ async def measure(kind: Kind, number: int, address: str, pid: int, upstream: Ups
     sizes: list[float] = []
     while upstream.requests < goal or len(sizes) < SETTLED or sizes[-1] - sizes[-SETTLED] > 1:
         for writer in writers:
-            if kind.drips:
+            if kind.drips and not writer.is_closing():
                 writer.write(b"x")
         await asyncio.sleep(0.1)
         sizes.append(resident(pid))

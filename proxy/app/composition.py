@@ -91,7 +91,7 @@ class App:
         stations = Stations(config, self._link, replica, clock=monotonic, observer=self.telemetry)
         self.pools = Pools(stations, plan.pools)
         self._placing = self._keys_placed(config)
-        self._bodies = Bodies(body_settings(config), self.telemetry, Spool())
+        self._bodies = Bodies(body_settings(config), self.telemetry, monotonic, Spool())
         self._gateway = self._make_gateway(config)
         self._access = Access(
             plan.clients,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from proxy.bodies.budget import SHARE, Budget
 from proxy.bodies.spool import Spool, SpoolFile
+from proxy.core.causes import Causes
 from proxy.core.errors import Refusal, TooMany, TooSlow
 from proxy.core.events import Observer, SpoolFailed
 from proxy.core.http import Body
@@ -42,15 +43,17 @@ class BodySettings:
 class Bodies:
     """The bodies of all requests, and the room that they share."""
 
-    def __init__(self, settings: BodySettings, observer: Observer, spool: Spool | None = None) -> None:
+    def __init__(
+        self, settings: BodySettings, observer: Observer, clock: Callable[[], Micros], spool: Spool | None = None
+    ) -> None:
         """Without `spool`, or before it is checked, bodies are kept in memory only."""
+        self.clock = clock
         self.memory = Budget(MEMORY)
         self.files = Budget(settings.files)
         self.spool = spool
         self._observer = observer
         self._usable = False
-        self._failing = False
-        """Whether the last attempt to write to a file failed."""
+        self._causes = Causes()
         self._take(settings)
 
     def _take(self, settings: BodySettings) -> None:
@@ -90,12 +93,8 @@ class Bodies:
 
     def failed(self, error: OSError) -> None:
         """A body could not be written to a file: its rest streams."""
-        self._observer.observe(SpoolFailed(words(error), news=not self._failing))
-        self._failing = True
-
-    def worked(self) -> None:
-        """A body was written to a file."""
-        self._failing = False
+        cause = words(error)
+        self._observer.observe(SpoolFailed(cause, news=self._causes.news(cause, self.clock())))
 
 
 class ReplayBody:
@@ -106,16 +105,15 @@ class ReplayBody:
     """
 
     __slots__ = (
-        "_bodies", "_body", "_client", "_clock", "_complete", "_file", "_in_file", "_in_memory", "_kept", "_live",
+        "_bodies", "_body", "_client", "_complete", "_file", "_in_file", "_in_memory", "_kept", "_live",
         "_patience", "_size", "replayable", "waited",
     )  # fmt: skip
 
-    def __init__(self, body: Body, client: str, bodies: Bodies, clock: Callable[[], Micros]) -> None:
+    def __init__(self, body: Body, client: str, bodies: Bodies) -> None:
         """`client`: the name of the one whose share of the room it takes."""
         self._body = body
         self._client = client
         self._bodies = bodies
-        self._clock = clock
         self._patience: Micros = 0
         """How long it may wait for room."""
         self._live: AsyncIterator[bytes] = body.chunks()
@@ -200,14 +198,14 @@ class ReplayBody:
         return bound if written else 0
 
     async def _wait(self, room: Budget, number: int) -> None:
-        began = self._clock()
+        began = self._bodies.clock()
         try:
             async with asyncio.timeout((self._patience - self.waited) / SECOND):
                 await room.wait(self._client, number)
         except TimeoutError:
             raise _no_room(self._client, self._patience) from None
         finally:
-            self.waited += self._clock() - began
+            self.waited += self._bodies.clock() - began
 
     async def _keep(self, chunk: bytes) -> bool:
         """Keep what was read; false when it could not be written where it belongs, and stays in memory."""
@@ -217,7 +215,6 @@ class ReplayBody:
             except OSError as error:
                 self._bodies.failed(error)
             else:
-                self._bodies.worked()
                 return True
         self._kept.append(chunk)
         return self._file is None

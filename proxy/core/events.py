@@ -298,7 +298,7 @@ class Reloaded:
 
 @value_object
 class SpoolFailed:
-    """A request's body could not be written to a temporary file; `news`: the one before could."""
+    """A request's body could not be written to a temporary file; `news`: for a cause that has not been met of late."""
 
     cause: str
     news: bool

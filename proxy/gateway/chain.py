@@ -88,7 +88,7 @@ class Gateway:
         """Without `bodies`, they are kept in memory only."""
         self._means = means = Means(clock, wall, chance, retries, RetryBudget(retries.budget), observer)
         self._dispatches = dispatches
-        self._bodies = bodies or Bodies(BodySettings(), observer)
+        self._bodies = bodies or Bodies(BodySettings(), observer, clock)
         self._desks: dict[str, Desk] = {}
         self._sender = Sender(upstream, means)
         self._throttling = Throttling(means)
@@ -162,7 +162,7 @@ class Gateway:
             await self._trouble.check(desk, passage)
         with suppress(Displaced, Moved):
             desk.dispatch.admit(passage.ticket)
-        await passage.read_ahead(body, self._bodies, self._means.clock)
+        await passage.read_ahead(body, self._bodies)
 
     async def answer(self, desk: Desk, passage: Passage) -> Answer:
         """Try under one lease after another until there is an answer; the passage holds the lease it came under."""

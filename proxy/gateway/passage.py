@@ -73,19 +73,19 @@ class Passage:
         )
         return cls(request, journal, None, ticket, sending or (lambda: None))
 
-    async def read_ahead(self, body: Body, bodies: Bodies, clock: Callable[[], Micros]) -> None:
+    async def read_ahead(self, body: Body, bodies: Bodies) -> None:
         """Read its body, so that it needs no lease for that; then its time to wait begins.
 
         Raises:
             TooMany: there is no room for the body.
             TooLarge, TooSlow, BadRequest, ConnectionError: from the body itself.
         """
-        began = clock()
-        self.body = kept = ReplayBody(body, self.request.client.name, bodies, clock)
+        began = bodies.clock()
+        self.body = kept = ReplayBody(body, self.request.client.name, bodies)
         try:
             await kept.read_ahead(self.request.wait)
         finally:
-            now = clock()
+            now = bodies.clock()
             self.journal.queued += kept.waited
             self.journal.reading += now - began - kept.waited
         self.ticket = replace(self.ticket, deadline=now + self.request.wait - kept.waited)

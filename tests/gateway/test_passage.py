@@ -59,7 +59,7 @@ def test_what_a_request_waits_with() -> None:
 async def test_what_may_be_sent_twice(method: str, repeatable: bool) -> None:
     """Idempotent methods, as long as their body can be read again."""
     one = passage(method)
-    await one.read_ahead(Bytes(b"{}"), Bodies(BodySettings(), Recorder()), lambda: 0)
+    await one.read_ahead(Bytes(b"{}"), Bodies(BodySettings(), Recorder(), lambda: 0))
     assert (one.repeatable, one.replayable) == (repeatable, True)
     assert one.body is not None
     one.body.replayable = False
@@ -69,12 +69,12 @@ async def test_what_may_be_sent_twice(method: str, repeatable: bool) -> None:
 @virtual
 async def test_the_time_to_wait_begins_behind_the_body() -> None:
     """What its caller takes to send it is told apart, and so is what it waits for room, which counts as waiting."""
-    bodies = Bodies(BodySettings(memory=MEMORY // 4), Recorder())
+    bodies = Bodies(BodySettings(memory=MEMORY // 4), Recorder(), micros)
     before, one = passage(), passage()
-    await before.read_ahead(Slow(MEMORY // 4), bodies, micros)
+    await before.read_ahead(Slow(MEMORY // 4), bodies)
     began = micros()
     leaving = task_of(ending(before))
-    await one.read_ahead(Slow(9), bodies, micros)
+    await one.read_ahead(Slow(9), bodies)
     await leaving
     assert micros() - began == 3 * SECOND
     assert (one.journal.reading, one.journal.queued) == (SECOND, 2 * SECOND)

@@ -196,9 +196,9 @@ async def test_a_refused_body_can_be_sent_again() -> None:
             writer.write(OK)
             await reader.read()
 
-    bodies = Bodies(BodySettings(memory=len(data)), Recorder())
+    bodies = Bodies(BodySettings(memory=len(data)), Recorder(), lambda: 0)
     pieces = [data[start : start + 2**20] for start in range(0, len(data), 2**20)]  # more than the sockets take
-    body = ReplayBody(Chunks(*pieces, length=len(data)), "a", bodies, lambda: 0)
+    body = ReplayBody(Chunks(*pieces, length=len(data)), "a", bodies)
     await body.read_ahead(0)
     async with origin(script) as url, opened(url) as upstream:
         refused = await sent(upstream, POST, body)
