@@ -160,7 +160,8 @@ class Dispatch:
         for lane, queue in list(self._lanes.busy.items()):
             displaced = Displaced() if not self._may_be_served(lane) else None
             for waiter in list(queue.waiters):
-                if refusal := self._keys.refusal(waiter.ticket, now) or (not waiter.ticket.pinned and displaced):
+                refusal = self._keys.refusal(waiter.ticket, now) or (None if waiter.ticket.pinned else displaced)
+                if refusal is not None:
                     self._refuse(waiter, refusal)
         self._alarm.ring()
 
