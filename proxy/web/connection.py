@@ -226,7 +226,10 @@ class Connection(Parsing):
             self._pace.go_on()
 
     def _unsent(self) -> int:
-        return self._wire.get_write_buffer_size() if self._wire is not None else 0
+        try:
+            return self._wire.get_write_buffer_size() if self._wire is not None else 0
+        except AttributeError:  # asyncio's transport of TLS has no protocol any more when it was closed twice
+            return 0
 
     def _takes_too_long(self, some: bool) -> None:
         self.why_cut = "slow_reader" if some else "write_timeout"

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 PRODUCED = {"_bucket", "_sum", "_count"}
 
 LIMITS = {"tight": (1, "60s"), "brisk": (1, "300ms")}
-POOLS = ("main", "busy", "plan", "odd", "foreign", "dead", "left", "held", *LIMITS)
+POOLS = ("main", "busy", "plan", "odd", "foreign", "dead", "left", "held", "generous", *LIMITS)
 """Each has a client of its name and one key, `key-…`, so that none counts what another does."""
 
 
@@ -41,6 +41,7 @@ ANSWERS = {
     b"/foreign": answer("200 OK", "X-RateLimit-Limit: 100", "X-RateLimit-Remaining: 90", "X-RateLimit-Reset: 60"),
     b"/dead": answer("401 Unauthorized", body=b'{"error":{"name":"AuthenticationError","message":"Invalid API Key."}}'),
     b"/me": answer("401 Unauthorized", body=b'{"error":{"name":"AuthenticationError","message":"Invalid API Key."}}'),
+    b"/generous": answer("200 OK", "X-RateLimit-Limit: 300", "X-RateLimit-Remaining: 290", "X-RateLimit-Reset: 60"),
     b"/never": Answering(then="never"),
 }
 
@@ -113,6 +114,8 @@ async def lead(keyturn: Keyturn, origin: Origin) -> None:
     assert (await keyturn.ask(of("busy", "/broken", method="POST"))).status == 502
     assert (await keyturn.ask(of("main", "/x", method="TRACE"))).status == 405
     assert (await keyturn.ask(b"\x16\x03\x01\r\n\r\n")).status == 400
+    for _ in range(3):
+        assert (await keyturn.ask(of("generous", "/generous"))).status == 200
     await leave(keyturn, origin)
     await join(keyturn, origin)
 
@@ -246,6 +249,7 @@ ROWS: list[tuple[str, dict[str, str], float | Between]] = [
     ("local_troubles_total", {"cause": "descriptors"}, 0),
     ("upstream_connections", {}, 1),
     ("upstream_connections_limit", {}, 256),
+    ("upstream_limit", {"pool": "generous", "limit": "100/60s"}, 300),
     ("store_up", {}, 1),
     ("degraded_seconds_total", {}, 0),
     ("log_lines_dropped_total", {}, 0),
