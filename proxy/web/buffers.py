@@ -20,7 +20,7 @@ _LOOKS = 4
 
 
 class Buffers:
-    """The budget: `limit` bytes (it may be exchanged), of which strangers hold at most half.
+    """The budget: `limit` bytes (it may be exchanged), of which strangers hold at most a quarter.
 
     Strangers are requests that have not been admitted yet.
     """
@@ -46,7 +46,7 @@ class Buffers:
     def free(self, *, known: bool) -> int:
         """Bytes that nobody holds, of the part of clients or of that of strangers."""
         left = self.limit - self.of_strangers - self.of_clients
-        return left if known else min(left, self.limit // 2 - self.of_strangers)
+        return left if known else min(left, self.limit // 4 - self.of_strangers)
 
     def favours(self, account: "Account") -> bool:
         """Whether it goes on whatever is free."""

@@ -57,7 +57,7 @@ class Connection(Parsing):
     and a close that waits for such bytes.
     """
 
-    __slots__ = ("_ends", "_lingers", "_made", "_pace", "late", "why_cut")
+    __slots__ = ("_ends", "_lingers", "_made", "_pace", "_unread", "late", "why_cut")
 
     def __init__(
         self, owner: "Connections", bounds: Bounds, loop: asyncio.AbstractEventLoop, address: str = ""
@@ -67,6 +67,8 @@ class Connection(Parsing):
         self._made = loop.time()
         self._ends = False
         """Whether no request will be answered any more."""
+        self._unread: bool | None = None
+        """Whether bytes of the caller are left behind the last answer; `None` before that."""
         self._lingers = False
         """Whether the last answer has been written, and its caller has time to read it."""
         self._pace = Pace(loop, bounds.write_time, self._unsent, self._takes_too_long)
@@ -149,6 +151,8 @@ class Connection(Parsing):
             self._next_keepalive_close_time = close_time = self._loop.time() + self._keepalive_timeout
             if self._keepalive_handle is None:
                 self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
+        if self._unread is not None:
+            await self._linger(unread=self._unread)
         if not self._force_close:
             self._task_handler = None
             if self.transport is not None:
@@ -186,6 +190,8 @@ class Connection(Parsing):
             request._task = cast("Any", None)  # noqa: SLF001  # or the two would keep each other
         payload.set_exception(_PAYLOAD_ACCESS_ERROR)
         self._keepalive = bool(response.keep_alive)
+        if response is CLOSED and not gone:
+            self._unread = self.deaf or bool(self._held) or not payload.is_eof()
         if gone or not self._keepalive or self._close or self._force_close or not payload.is_eof():
             return False
         self._pace.begin()
@@ -258,8 +264,6 @@ class Connection(Parsing):
             resp, reset = await super().finish_response(request, resp, start_time)
         if self._owner.retired or TRANSFER_ENCODING in request.headers:
             resp = CLOSED
-        if resp is CLOSED:
-            await self._linger(unread=self.deaf or bool(self._held) or not request.content.is_eof())
         return resp, reset
 
     async def _linger(self, *, unread: bool) -> None:
@@ -268,7 +272,7 @@ class Connection(Parsing):
         Closing with such bytes, or before they come, resets a connection, and what has been written is lost (RFC 9112,
         section 9.6). The end of the caller's side ends this too. Over TLS our side cannot end alone, and whoever waits
         for that end would wait too long: there it is done only if bytes are left `unread`. In a crowd nothing more is
-        read, or it would take the time of those that are served.
+        read, or it would take the time of those that are served. The request is let go of before that.
         """
         if self._wire is None or self._wire.is_closing():
             return
@@ -277,6 +281,7 @@ class Connection(Parsing):
             return
         self.deaf = self._lingers = True
         self._held, self._at, self._asked = b"", 0, 0
+        self._parser, self._reading = None, EMPTY_PAYLOAD
         with self._owner.draining() as drains:
             self._drains = drains
             self._balance()

@@ -30,6 +30,8 @@ _BUFFER = 2**16
 """Bytes of a body that are read ahead once its request has been admitted; at most twice as many."""
 _WIDE = 2**20
 """Bytes that the system keeps of a body over TLS, if it lets us."""
+_SMALL = 8192
+"""Bytes of memory that a parser may keep: it holds the head of a message until the next one begins."""
 _CHUNK = 128
 """Bytes of memory that a piece of a body takes beside its own."""
 _NO_LOG: Any = None
@@ -62,19 +64,9 @@ class Parsing(web.RequestHandler):
             read_bufsize=_BUFFER,
             logger=_log,
         )
-        self._parser = HttpRequestParser(
-            self,
-            loop,
-            _BUFFER,
-            max_line_size=bounds.target,
-            max_field_size=bounds.head,
-            max_headers=bounds.fields,
-            payload_exception=web.RequestPayloadError,
-            auto_decompress=False,
-            max_msg_queue_size=1,
-        )
         self._owner = owner
         self._bounds = bounds
+        self._parser = self._new_parser()
         self._wire: asyncio.Transport | None = None
         """The transport until it is closed; `transport` is let go of when it begins to close."""
         self.deaf = False
@@ -107,6 +99,20 @@ class Parsing(web.RequestHandler):
         """Where it comes from."""
         self.peer: str = ""
         """What all connections from there have in common, see `access.failures.origin_of`."""
+
+    def _new_parser(self) -> HttpRequestParser:
+        bounds = self._bounds
+        return HttpRequestParser(
+            self,
+            self._loop,
+            _BUFFER,
+            max_line_size=bounds.target,
+            max_field_size=bounds.head,
+            max_headers=bounds.fields,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=1,
+        )
 
     def appetite(self) -> int:
         """How many bytes may be read at once now; at least one."""
@@ -148,6 +154,8 @@ class Parsing(web.RequestHandler):
     def _answered(self) -> None:
         """Go on to the next request."""
         self._busy = self._admitted = False
+        if self._asked > _SMALL:
+            self._parser = self._new_parser()
         self._reading, self._length, self._asked = EMPTY_PAYLOAD, 0, 0
         self._account.hold(0)
         self._account.know(known=False)

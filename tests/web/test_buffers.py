@@ -25,12 +25,12 @@ class Caller:
 
 
 def test_one_connection_may_hold_what_is_free() -> None:
-    """A stranger half of everything, a client as much as others leave."""
+    """A stranger a quarter of everything, a client as much as others leave."""
     buffers = Buffers(LIMIT)
     account = Account(buffers, lambda: None)
-    assert account.room() == LIMIT // 2
+    assert account.room() == LIMIT // 4
     account.hold(1000)
-    assert account.room() == LIMIT // 2 - 2000
+    assert account.room() == LIMIT // 4 - 2000
     account.know(known=True)
     assert (buffers.of_strangers, buffers.of_clients) == (0, 1000)
     assert account.room() == LIMIT - 2000
@@ -55,14 +55,14 @@ def test_who_holds_little_goes_on_while_others_hold_all_they_can() -> None:
         assert buffers.paused == 0
 
 
-def test_strangers_leave_half_to_clients() -> None:
+def test_strangers_leave_the_rest_to_clients() -> None:
     """However many they are, beyond what each connection may hold anyway."""
     buffers = Buffers(LIMIT)
     for _ in range(50):
         Caller(buffers).take()
     client = Account(buffers, lambda: None)
     client.know(known=True)
-    assert client.room() >= LIMIT // 2 - 50 * FLOOR - 60_000
+    assert client.room() >= LIMIT // 4 - 50 * FLOOR - 60_000
 
 
 def test_what_is_given_back_lets_others_go_on() -> None:
