@@ -1,7 +1,8 @@
 """The upstream of `bench.hostile`: small answers after a moment, large ones, uploads, a path that fails.
 
 Run as `python -m bench.backend`; prints `ready http://127.0.0.1:PORT` to stderr. Raw HTTP/1.1 with keep-alive: it costs
-little beside the proxy.
+little beside the proxy. Large answers are written in small pieces, a turn of the event loop each: it stands for an API of
+many machines, whose small answers do not wait for large ones.
 """
 
 import asyncio
@@ -33,12 +34,14 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         for _ in range(LARGE // len(PIECE)):
             writer.write(PIECE)
             await writer.drain()
+            await asyncio.sleep(0)
     elif target.startswith(b"/joined"):
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         for start in range(0, JOINED, len(PIECE)):
             data = PIECE[: JOINED - start]
             writer.write(b"%x\r\n%b\r\n" % (len(data), data))
             await writer.drain()
+            await asyncio.sleep(0)
         writer.write(b"0\r\n\r\n")
     else:
         status = b"504 Gateway Timeout" if target.startswith(b"/heavy") else b"200 OK"

@@ -146,6 +146,8 @@ class Connection(Parsing):
                     await self._waiter
                 finally:
                     self._waiter = None
+            if not self.known:
+                await self._owner.admitting.take(1)
             if not await self._answer():
                 break
             self._next_keepalive_close_time = close_time = self._loop.time() + self._keepalive_timeout

@@ -19,9 +19,14 @@ from proxy.web.connection import Connection
 from proxy.web.departures import Departures
 from proxy.web.intake import Intake
 from proxy.web.preamble import Preamble
+from proxy.web.turns import Turns
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
+RELAYED = 2**21
+"""Bytes of answers that are relayed in one turn of the event loop."""
+ADMITTED = 8
+"""Requests that are begun in one turn, of connections from which none has been admitted yet."""
 _MENTION_EVERY = 60.0
 """Seconds."""
 _DRAINED = 64
@@ -52,6 +57,8 @@ class Connections(web.Server):
         self.buffers = buffers or Buffers()
         self.proxies = proxies or Proxies()
         self.departures = Departures(self._loop)
+        self.relaying = Turns(self._loop, RELAYED)
+        self.admitting = Turns(self._loop, ADMITTED)
         self.retired = False
         self.quiet = asyncio.Event()
         """Set while no connection is open, but for those that came after `retire`; `cut` waits for these, too."""

@@ -50,7 +50,7 @@ class Parsing(web.RequestHandler):
     __slots__ = (
         "_account", "_admitted", "_asked", "_at", "_bounds", "_busy", "_drains", "_head", "_head_timer", "_held",
         "_length", "_narrow", "_owner", "_parsing", "_reading", "_stopped", "_watched", "_wire", "address", "deaf",
-        "peer",
+        "known", "peer",
     )  # fmt: skip
 
     def __init__(self, owner: "Connections", bounds: Bounds, loop: asyncio.AbstractEventLoop) -> None:
@@ -80,6 +80,8 @@ class Parsing(web.RequestHandler):
         self._asked = 0
         """Bytes of memory that its head takes."""
         self._admitted = False
+        self.known = False
+        """Whether any of its requests has been admitted."""
         self._reading: StreamReader = EMPTY_PAYLOAD
         """Its body."""
         self._length = 0
@@ -136,7 +138,7 @@ class Parsing(web.RequestHandler):
 
     def admit(self) -> None:
         """Read the body of the request that is being answered."""
-        self._admitted = True
+        self._admitted = self.known = True
         self._account.know(known=True)
         if self._account.crowded:
             raise TooManyConnections("Requests hold as many bytes as they may here. Try again.", retry_after=1)

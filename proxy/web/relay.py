@@ -16,6 +16,7 @@ from proxy.core.events import Journal
 from proxy.core.headers import ByName
 from proxy.core.http import Answer, Fields, Whole
 from proxy.core.translate import VIA, beforehand
+from proxy.web.turns import Turns
 
 _FRAMING = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"trailer", b"transfer-encoding", b"upgrade",
@@ -123,7 +124,7 @@ async def _copy(answer: Answer, framing: "_Framing", outlet: "_Outlet", journal:
             if left < 0:
                 break
         outlet.write(b"%x\r\n%b\r\n" % (len(data), data) if framing.chunked else data)
-        await outlet.drain()
+        await outlet.drain(len(data))
         if left == 0:
             journal.outcome = "forwarded"
     if left:
@@ -174,10 +175,11 @@ _role = ByName(lambda name: _ROLES.get(name, ""))
 class _Outlet:
     """Writes the head together with what is there in the same turn of the event loop, and otherwise at its end."""
 
-    __slots__ = ("_flush", "_head", "_incoming")
+    __slots__ = ("_flush", "_head", "_incoming", "_turns")
 
     def __init__(self, incoming: web.BaseRequest, head: bytes) -> None:
         self._incoming = incoming
+        self._turns: Turns = incoming.protocol._manager.relaying  # type: ignore[union-attr]  # noqa: SLF001  # our server
         self._head = head
         self._flush = asyncio.get_running_loop().call_soon(self._write_head)
 
@@ -199,7 +201,8 @@ class _Outlet:
         """Write nothing more, not even the head."""
         self._flush.cancel()
 
-    async def drain(self) -> None:
-        """Wait while the caller's buffer is full."""
+    async def drain(self, written: int) -> None:
+        """Wait while the caller's buffer is full, or while answers of others have their turn."""
+        await self._turns.take(written)
         if self._incoming.protocol.writing_paused:
             await self._incoming.writer.drain()
