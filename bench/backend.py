@@ -1,8 +1,8 @@
 """The upstream of `bench.hostile`: small answers after a moment, large ones, uploads, a path that fails.
 
 Run as `python -m bench.backend`; prints `ready http://127.0.0.1:PORT` to stderr. Raw HTTP/1.1 with keep-alive: it costs
-little beside the proxy. Large answers are written in small pieces, a turn of the event loop each: it stands for an API of
-many machines, whose small answers do not wait for large ones.
+little beside the proxy. Large answers are written in small pieces, a turn of the event loop each: it stands for an API
+of many machines, whose small answers do not wait for large ones.
 """
 
 import asyncio

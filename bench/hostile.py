@@ -107,7 +107,7 @@ class Result:
 
     @property
     def share(self) -> float:
-        """What is served beside the attack, as a part of what is served alone."""
+        """Requests served beside the attack, as a part of those served alone."""
         return statistics.median(beside.served / max(alone.served, 1) for alone, beside in self.pairs)
 
     @property

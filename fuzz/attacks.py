@@ -119,7 +119,7 @@ def _sample(tree: Any, flags: int) -> str:
 
 
 def _heads(tree: Any, flags: int) -> list[str]:
-    """What stands before each part, with and without what may be left out."""
+    """Prefixes of each part, with and without its optional pieces."""
     found = dict.fromkeys(["", *_before(tree, flags, "")])
     return list(islice(found, _MOST_HEADS))
 

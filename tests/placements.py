@@ -32,7 +32,7 @@ def holds(data: bytes, token: str) -> bool:
 
 
 def _decoded(data: bytes) -> Iterator[bytes]:
-    """What stands in the Base64 of data, wherever in a longer word it begins."""
+    """Base64 of data at each alignment within a longer word."""
     for found in _RUN.finditer(data):
         for start in range(4):
             word = found[0][start:]

@@ -28,7 +28,7 @@ from tests.process import request, serving, write
 
 SIZES = 2**14, 2**16
 GROWTH = 4.5
-"""By how much four times the text may take longer: linear is 4."""
+"""Bound on the growth of steps when the text is four times as long: linear is 4."""
 MOST = 2000
 """Steps for each character."""
 
@@ -103,7 +103,7 @@ def _uses_of(module: str, tree: ast.Module) -> Iterator[Use]:
 
 
 def _members(of: ast.expr) -> list[ast.expr]:
-    """What is assigned together in one statement."""
+    """Names and values assigned together in one statement."""
     return of.elts if isinstance(of, ast.Tuple) else [of]
 
 

@@ -250,7 +250,7 @@ class Script(dict[bytes, Answering]):
         return self._script.pop(0) if path == self._path else super().get(path, default)
 
 
-# What is larger, and what finds no file
+# Larger bodies, and bodies that find no file
 
 
 @linux

@@ -120,7 +120,7 @@ class ReplayBody:
         self._complete = body.length == 0
         self._file: SpoolFile | None = None
         self._kept: list[bytes] = []
-        """What is kept in memory; it stands behind what is in the file."""
+        """Chunks kept in memory; they follow the bytes in the file."""
         self._size = 0
         """Bytes of both."""
         self._in_memory = 0

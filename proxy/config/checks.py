@@ -211,7 +211,7 @@ def _tokens_differ(subject: Subject) -> Iterator[Problem]:
 
 
 def _tokens_are_no_words(subject: Subject) -> Iterator[Problem]:
-    """Whoever guesses a token is let in, whether it is written itself or its digest."""
+    """Refuse tokens that anybody can guess, written plainly or as a digest."""
     remedy = "anybody guesses it: write what `keyturn token NAME` makes"
     for client in subject.root["clients"].items():
         if client["token"].text and is_guessable(client["token"].text):

@@ -1,4 +1,4 @@
-"""What is wrong with a text that is no YAML, in plain words: where, and what to write instead.
+"""Errors in YAML told in plain words: where they are, and what to write instead.
 
 PyYAML tells it in the words of its grammar, and quotes what stands there, which may be a secret: neither is shown.
 """

@@ -118,9 +118,9 @@ class Breaker:
         self._weight = 0
         """Of the row."""
         self._shares: dict[Hashable, int] = {}
-        """What of it each client and each route weighs."""
+        """The part of it that each client and each route accounts for."""
         self._of_the_way = 0
-        """What of it has nothing to do with any request."""
+        """The part of it that no request can have caused."""
         self._began: Micros = 0
         """When the first failure of the row came."""
         self._since: Micros = 0

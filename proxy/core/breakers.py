@@ -153,7 +153,7 @@ class Breakers:
         return shut.wait if shut else None
 
     def views(self, now: Micros) -> list[BreakerView]:
-        """What is open."""
+        """Views of the open breakers."""
         clients = [client for client in self._clients.values() if now < client.at + KEEP]
         narrower = [breaker for client in clients for breaker in (client.breaker, *client.routes.values())]
         return [view for breaker in (self.pool, *narrower) if (view := breaker.view())]

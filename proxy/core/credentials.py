@@ -5,8 +5,8 @@ parameter. The first two hold a token in any scheme (`Bearer`, `Token`, `ApiKey`
 or in none. The key headers and the parameter are taken off always, `Proxy-Authorization` ends here like all of
 `Proxy-*`, and an `Authorization` is taken off when it holds a token of ours: otherwise it belongs to the upstream.
 
-What was found in these places is then looked for in all the rest (`without`): a field or a parameter that repeats a
-credential goes without it. What is not taken off stays byte for byte.
+Values found in these places are then looked for in the rest (`without`): a field or a parameter that repeats a
+credential goes without it. Everything else stays byte for byte.
 """
 
 import re
@@ -184,7 +184,7 @@ def without(fields: Fields, target: bytes, hidden: Redactor) -> tuple[Fields, by
 
 
 def _value_without(name: bytes, value: bytes, hidden: Redactor) -> bytes | None:
-    """What is left of a field's value, `None` when nothing is worth keeping."""
+    """Return the rest of a field's value, `None` when nothing is worth keeping."""
     if name == _COOKIE:
         rest = _kept(value, _BEFORE_PAIR, hidden).strip()
     elif name == _REFERER:
@@ -196,7 +196,7 @@ def _value_without(name: bytes, value: bytes, hidden: Redactor) -> bytes | None:
 
 
 def _kept(text: bytes, boundary: re.Pattern[bytes], hidden: Redactor) -> bytes:
-    """What is left of a text without the parts that repeat a credential; nothing when one spans several."""
+    """Return a text without the parts that repeat a credential; nothing when one spans several."""
     first, *others = boundary.split(text)
     rest = b"".join(_clean(others, hidden))
     rest = rest[1:] if hidden.is_in(first) else first + rest

@@ -19,7 +19,7 @@ _BEFORE = {
     b"link": rb'(?:<|\banchor\s*+=\s*+")\s*+',
     b"refresh": rb"\A\s*+[\d.]*+\s*+[;,]?+\s*+(?:url\s*+=\s*+)?+[\"']?+\s*+",
 }
-"""What stands before a reference in each of the fields that hold one."""
+"""Patterns of the text before a reference, for each field that holds one."""
 
 _before = ByName(_BEFORE.get)
 

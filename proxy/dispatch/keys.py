@@ -10,7 +10,7 @@ from proxy.core.model import Key, Micros, Pool, Secret
 from proxy.dispatch.tickets import Ticket
 
 NO_KEY = Key("", Secret(""), "")
-"""Of a lease that goes back as it comes."""
+"""Placeholder for a lease that is returned unused."""
 
 
 class Keys:

@@ -37,7 +37,7 @@ class Learning:
         return seen
 
     def _above(self, desk: Desk, lease: Lease, signals: Signals) -> None:
-        """Tell of a limit that is higher than it is configured; it is never raised (law 9)."""
+        """Report a limit that is higher than configured; it is never raised (law 9)."""
         dispatch = desk.dispatch
         for meant, size in signals.above(lease.limits, lease.pool.limits):
             index = meant

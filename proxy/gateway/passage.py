@@ -24,7 +24,7 @@ class Passage:
     request: Request
     journal: Journal
     body: ReplayBody | None
-    """What of its body can be sent; none before that is read."""
+    """The body as it can be sent; `None` before it is read."""
     ticket: Ticket
     sending: Callable[[], None] = lambda: None
     """Called each time just before it goes out."""

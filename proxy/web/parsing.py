@@ -1,4 +1,4 @@
-"""What is read of a caller's connection, and when: one head or one body at a time, within the budget of all.
+"""Reading from a caller's connection: one head or one body at a time, within the byte budget of all connections.
 
 The one class here does one half of `connection.Connection`, the reading; it is tried with that.
 """
@@ -44,7 +44,7 @@ class Parsing(web.RequestHandler):
     """Reads requests, and has them parsed one at a time: the next head when the one before is answered.
 
     A body is read when its request has been admitted. What has come before that is held as it is, and no more is read.
-    What is held is counted in `_account`. A head of which some is here is timed.
+    Held bytes are counted in `_account`. A head of which some is here is timed.
     """
 
     __slots__ = (

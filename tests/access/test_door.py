@@ -367,7 +367,7 @@ def test_a_client_s_token_in_a_place_of_its_own_goes_nowhere(
 
 @pytest.mark.parametrize("path", [b"/x/5ecret-web", b"/x;k=5ecret%2Dweb/y", b"/5ecret-web?apikey=5ecret-web"])
 def test_a_path_with_a_token_is_refused(path: bytes) -> None:
-    """It cannot go on without it. Whoever is anonymous may show a client's token there, too."""
+    """It cannot go on without it. An anonymous caller may show a client's token there, too."""
     for fields in ((), (key("5ecret-web"),)):
         with pytest.raises(BadRequest, match=r"path holds the caller's token.*`X-Api-Key: <token>`") as caught:
             access(anonymous=ANYBODY).admit(fields, path)

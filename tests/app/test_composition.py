@@ -397,7 +397,7 @@ async def test_a_pool_without_keys_beside_one_that_serves(tmp_path: Path) -> Non
 
 
 async def test_end_of_the_drain(tmp_path: Path) -> None:
-    """Who still waits when the drain is over is refused with 503 and sent elsewhere; that others are cut is told."""
+    """Requests that still wait when the drain ends are refused with 503; the log says how many others are cut."""
     async with house(tmp_path, limits=ONE_AT_A_TIME, keys=KEYS[:1], upstream=PATIENT, drain="300ms") as home:
         keyturn, gate = home.keyturn, Gate(home.api)
         async with sending(keyturn.data, request("/echo/1")):

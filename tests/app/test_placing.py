@@ -20,7 +20,7 @@ SPAN = HERE.stretched(HERE.limits[0]) + SECOND + BOUND
 
 
 def placing(it: Room, placements: Any) -> Placing:
-    """Of a process with one pool."""
+    """The placing of a process with one pool."""
     return Placing(placements, {"default": it.dispatch}, BOUND, micros)
 
 

@@ -233,7 +233,7 @@ async def test_a_reading_that_is_cancelled_keeps_nothing(tmp_path: Path) -> None
 
 
 async def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was not written stays in memory and the rest streams; it is told each time, as news once."""
+    """Bytes that were not written stay in memory and the rest streams; each time is counted, the first is logged."""
     kept = Kept(folder=tmp_path)
     await kept.open()
 
@@ -310,5 +310,5 @@ async def test_settings_may_change(tmp_path: Path) -> None:
 
 
 async def test_the_length_is_the_bodys_own() -> None:
-    """What is announced to the upstream does not change by reading ahead."""
+    """Reading ahead does not change the length announced to the upstream."""
     assert [Kept().body(length=length).length for length in (5, None)] == [5, None]

@@ -14,7 +14,7 @@ JARGON = re.compile(r"<|token|scalar|block|flow|mapping|anchor\b.*scanning|while
 
 
 def told(text: str) -> str:
-    """What is wrong with a text."""
+    """The mistake found in a text."""
     with pytest.raises(ConfigError) as caught:
         parse(text.encode())
     (problem,) = caught.value.problems

@@ -99,7 +99,7 @@ def test_what_fails_alone_does_not_open_it(failure: Failure) -> None:
 
 
 def test_every_course_of_few_failures() -> None:
-    """Whoever fails on whatever in whatever order: it takes two clients and two routes, or failures of the way."""
+    """In any order of failures it takes two clients and two routes, or failures to connect."""
     possible = [*product("ab", "xy"), ()]
     for length in (2, 3):
         for course in product(possible, repeat=length):

@@ -86,7 +86,7 @@ def test_one_client_alone_never_keeps_others_back() -> None:
 
 
 def test_one_broken_route_never_keeps_others_back() -> None:
-    """Whoever asks for it."""
+    """Also when several clients ask for it."""
     breakers = Breakers()
     for client in ("a", "b", "c", "d"):
         assert fail_often(breakers, client, X) == [Scope(client, X)]
@@ -186,7 +186,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 def test_the_upstreams_own_words_need_fewer_failures() -> None:
-    """Of a route, of a client and of the pool."""
+    """Scopes of a route, a client and the pool."""
     breakers, how = Breakers(), Failure("503", over_within=300 * SECOND)
     opened = [fail(breakers, "a", X, NOW + number * SECOND, how) for number in range(FAILURES_TOLD)]
     assert opened == [[], [], [Scope("a", X)]]

@@ -41,7 +41,7 @@ def test_what_is_short_is_not_sought(value: bytes) -> None:
 
 
 def test_other_text_stays() -> None:
-    """Of a text that shows a value as it is, the rest can be read; of one that encodes it, nothing."""
+    """The rest of a text that shows a value plainly can be read; of one that encodes it, nothing."""
     hidden = Redactor([b"5ecret-a", b"5ecret-b", b"5ecret-a"])
     assert hidden
     assert hidden.mask(b"/x/5ecret-a/y/5ECRET-b") == b"/x/***/y/***"

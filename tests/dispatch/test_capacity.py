@@ -37,7 +37,7 @@ def returned(room_: Room) -> list[Unsent]:
 
 @virtual
 async def test_a_client_at_its_cap_waits_without_a_token() -> None:
-    """Whoever is next gets one at the moment at which a request ends."""
+    """The next request gets one at the moment at which another ends."""
     async with room(pool(1, limit(9))) as it:
         first = await it.dispatch.lease(it.ticket(max_in_flight=1))
         waiting = task_of(it.dispatch.lease(it.ticket(max_in_flight=1)))
@@ -181,7 +181,7 @@ events = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 200), st.inte
 def test_places_are_never_more_than_there_are_and_none_idles(
     arrivals: list[tuple[str, int, int]], most: int, cap: int
 ) -> None:
-    """Whoever comes when, and however long it takes: all are served, none later than needed, no lease returns."""
+    """For any arrivals and service times all are served, none later than needed, and no lease is returned."""
 
     async def scenario() -> None:
         in_flight: Counter[str] = Counter()

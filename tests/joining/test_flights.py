@@ -350,7 +350,7 @@ async def test_a_refusal_for_a_deadline_of_somebody_who_left_is_nobodys() -> Non
 
 @virtual
 async def test_the_nearest_deadline_leads() -> None:
-    """Whoever leads next waits no longer than any other would, in whatever order they came."""
+    """The next leader waits no longer than any other would, in any order of arrival."""
     async with scene() as it:
         first = await it.come(it.request(wait=SECOND))
         others = [await it.come(it.request(wait=seconds * SECOND)) for seconds in (30, 20, 10)]

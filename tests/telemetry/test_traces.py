@@ -204,7 +204,7 @@ CLIENT = {
     "server.port": 8443,
     "network.protocol.version": "1.1",
 }
-"""Of a client's span."""
+"""Attributes of a client span."""
 
 
 def test_spans_have_what_the_conventions_ask_for() -> None:

@@ -149,7 +149,7 @@ async def test_a_head_that_trickles_is_given_up() -> None:
 
 
 async def test_a_head_behind_a_request_has_its_time_when_that_is_answered() -> None:
-    """What is under way is not ended by it; then it has as long as any other."""
+    """A request in flight is not ended by it; afterwards it has as long as any other."""
     go_on = asyncio.Event()
 
     async def reply(_: Request) -> Answer:

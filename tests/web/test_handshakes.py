@@ -1,4 +1,4 @@
-"""What is told of TLS handshakes that fail, to their callers and in the log, on both event loops."""
+"""Failed TLS handshakes: answers to callers and lines in the log, on both event loops."""
 
 import asyncio
 import logging

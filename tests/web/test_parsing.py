@@ -1,4 +1,4 @@
-"""What is held of callers' bytes, and what is told those that are no HTTP, over real sockets."""
+"""Bytes held for callers, and answers to those that are not HTTP, over real sockets."""
 
 import asyncio
 import gc
@@ -181,7 +181,7 @@ async def test_clients_that_hold_everything_are_refused() -> None:
             writer.transport.abort()
 
 
-# What is no HTTP
+# Other protocols
 
 
 @pytest.mark.parametrize("piece", [1, 100_000])
