@@ -50,8 +50,7 @@ const tiles = (data) => {
     ["Failed", number(failed.minute), `last minute; ${number(failed.total)} since start`, failed.minute ? "bad" : ""],
     ["Refused", number(refused), `last minute; ${number(ever)} since start`, refused ? "warn" : ""],
     keyTile(data.pools.flatMap((pool) => pool.keys)),
-    ["Store", store.up ? "up" : "lost", `${store.kind}, for ${since(store.since, data.at)}`, store.up ? "" : "bad"],
-    ["Replicas", number(store.replicas), store.kind === "memory" ? "tokens of its own" : "seen in the store", ""],
+    ["Store", store.up ? "up" : "lost", `${store.kind}, for ${since(store.since, data.at)}${store.kind === "memory" ? "" : `; ${plural(store.replicas, "replica")} seen`}`, store.up ? "" : "bad"],
     ["Last reload", reload ? (reload.ok ? "taken" : "refused") : "none", reload ? `${since(reload.at, data.at)} ago` : "as at the start", reload && !reload.ok ? "bad" : ""],
   ];
 };
@@ -219,7 +218,8 @@ const drawShare = (element, client) => {
   const [gauge, text] = element.firstChild.children;
   const got = client.share || 0;
   gauge.style.setProperty("--got", percent(got).replace("\u00a0", ""));
-  gauge.style.setProperty("--due", client.waiting ? percent(client.due).replace("\u00a0", "") : "0%");
+  gauge.style.setProperty("--due", percent(client.due).replace("\u00a0", ""));
+  gauge.lastChild.style.visibility = client.waiting ? "" : "hidden";
   set(text, client.waiting ? `${percent(got)}, due ${percent(client.due)}` : percent(got));
 };
 const drawClients = (part, pool) => {
