@@ -19,13 +19,19 @@ OPTIONS: dict[int, int] = {_IDLE_OPTION: IDLE, socket.TCP_KEEPINTVL: INTERVAL, s
 """Of the level `IPPROTO_TCP`."""
 
 
+SOCKET_OPTIONS: list[tuple[int, int, int]] = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *((socket.IPPROTO_TCP, option, value) for option, value in OPTIONS.items()),
+]
+"""All of it, as arguments of `setsockopt`."""
+
+
 def keep_alive(sock: socket.socket) -> None:
     """Turn it on for a socket, or for all that are accepted from it; without effect on other sockets than TCP's."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in OPTIONS.items():
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    for option in SOCKET_OPTIONS:
+        sock.setsockopt(*option)
 
 
 def tcp_socket(address: tuple[Any, ...]) -> socket.socket:

@@ -12,6 +12,7 @@ credentials, are left out of all of them.
 
 import logging
 import re
+import socket
 import ssl
 import threading
 import time
@@ -36,6 +37,7 @@ from proxy.core.events import Journal
 from proxy.core.headers import values
 from proxy.core.http import Fields
 from proxy.core.recording import UNRECORDED, Arrived, Recording
+from proxy.keepalive import SOCKET_OPTIONS
 from proxy.telemetry.labels import OTHER
 from proxy.telemetry.labels import method as known_method
 from proxy.telemetry.logs import without_credentials
@@ -67,7 +69,7 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class Trusting(HTTPAdapter):
-    """Verifies by the rules of `proxy.trust` in place of the library's.
+    """Verifies by the rules of `proxy.trust` in place of the library's, and keeps connections alive.
 
     Authorities are those of the system; those that OpenTelemetry's environment variables name stand in their place.
     """
@@ -81,7 +83,8 @@ class Trusting(HTTPAdapter):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `HTTPAdapter`."""
         host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
-        return host, {**pool, "ssl_context": self._contexts[verify is True]}
+        options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *SOCKET_OPTIONS]
+        return host, {**pool, "ssl_context": self._contexts[verify is True], "socket_options": options}
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         """See `HTTPAdapter`; its own list of authorities is left out."""
@@ -97,7 +100,9 @@ class Exporter(OTLPSpanExporter):
         self, endpoint: str, clock: Callable[[], float] = time.monotonic, *, strict_certificates: bool = False
     ) -> None:
         session = Session()
-        session.mount("https://", Trusting(strict=strict_certificates))
+        adapter = Trusting(strict=strict_certificates)
+        session.mount("https://", adapter)
+        session.mount("http://", adapter)
         super().__init__(endpoint, session=session)
         parts = urlsplit(endpoint)
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

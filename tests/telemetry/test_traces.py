@@ -1,23 +1,27 @@
 import logging
 import re
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from requests import Request
 
 from proxy.core.http import Fields
 from proxy.core.recording import UNRECORDED
+from proxy.keepalive import INTERVAL
 from proxy.telemetry import Metrics
 from proxy.telemetry.exposition import Form
-from proxy.telemetry.traces import SELDOM, Exporter, Recorded, Traces
+from proxy.telemetry.traces import SELDOM, Exporter, Recorded, Traces, Trusting
 from tests.authorities import FAULTS, LENIENT, Authority, Sort
 from tests.telemetry.samples import Arrived, journal, text
 
@@ -378,3 +382,17 @@ def test_the_last_spans_are_sent_at_the_end() -> None:
     collector.traces.stop()
     collector.traces.stop()
     assert "request" in collector.spans
+
+
+def test_connections_to_a_collector_are_kept_alive() -> None:
+    """The other side is asked whether it is there before what lies between forgets the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        request = Request("POST", f"http://127.0.0.1:{listening.getsockname()[1]}/v1/traces").prepare()
+        pool: Any = Trusting(strict=False).get_connection_with_tls_context(request, verify=True)
+        connection = pool._new_conn()
+        connection.connect()
+        try:
+            assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == INTERVAL
+        finally:
+            connection.close()
