@@ -46,7 +46,7 @@ from proxy.web.admin import Admin
 from proxy.web.buffers import Buffers
 from proxy.web.forward import Forward, ForwardSettings
 from proxy.web.incoming import postman_hosts
-from proxy.web.server import Listener, Renewal
+from proxy.web.server import Listener
 from proxy.web.status.glance import Glance, Sources
 from proxy.web.status.model import ProcessStatus
 
@@ -241,10 +241,9 @@ class App:
         """Go on with another configuration, as a whole.
 
         Raises:
-            ConfigError: the system does not let us listen with another certificate; then nothing has changed.
+            ConfigError: the store's URL with another password is none; then nothing has changed.
         """
         before, config = self._plan, plan.config
-        renewal = await self._prepare_tls(plan) if plan.tls_differs(before) else None
         self._renew_link(before.config, config)
         fresh = await self.pools.prepare(plan.pools)
         resting = await self._placing.prepare(plan.pools)
@@ -265,8 +264,8 @@ class App:
         self._forward.settings = self._forward_settings(plan, self._data.addresses)
         self._data.adopt(inbound_bounds(config), plan.proxies)
         self._buffers.limit = config.inbound.max_buffered
-        if renewal is not None:
-            renewal.take_over()
+        if plan.tls is not None and plan.tls_differs(before):
+            self._data.renew(plan.tls)
         self._request_log.sample = config.log.sample
         self.log_level.configured = config.log.level
         if config.log.level != before.config.log.level:
@@ -280,12 +279,6 @@ class App:
             self._link.renew(config.store_url.reveal())
         except StartError as error:
             raise ConfigError((Problem("store.url", str(error).removeprefix("store.url: ")),)) from None
-
-    async def _prepare_tls(self, plan: Plan) -> Renewal | None:
-        try:
-            return None if plan.tls is None else await self._data.prepare(plan.tls)
-        except StartError as error:
-            raise ConfigError((Problem("tls", str(error)),)) from None
 
     # Life
 

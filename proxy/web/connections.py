@@ -25,6 +25,8 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 RELAYED = 2**21
 """Bytes of answers that are relayed in one turn of the event loop."""
+MADE = 64
+"""Connections that are made of accepted sockets in one turn."""
 ADMITTED = 8
 """Requests that are begun in one turn, of connections from which none has been admitted yet."""
 _MENTION_EVERY = 60.0
@@ -58,6 +60,7 @@ class Connections(web.Server):
         self.proxies = proxies or Proxies()
         self.departures = Departures(self._loop)
         self.relaying = Turns(self._loop, RELAYED)
+        self.making = Turns(self._loop, MADE)
         self.admitting = Turns(self._loop, ADMITTED)
         self.retired = False
         self.quiet = asyncio.Event()
@@ -230,9 +233,9 @@ class Connections(web.Server):
         self._tell_quiet()
         for preamble in list(self._expected.values()):
             preamble.cut()
+        await finish(self._handshakes)
         for handler in (*self._open, *self._turned_away):
             handler.cut()
         await self.quiet.wait()
-        await finish(self._handshakes)
         await asyncio.gather(*self._ending, return_exceptions=True)
         self.departures.close()

@@ -14,14 +14,14 @@ from proxy.core.errors import StartError
 from proxy.core.events import Observer
 from proxy.core.forwarded import Proxies
 from proxy.keepalive import keep_alive
+from proxy.web.acceptor import Acceptor
 from proxy.web.bounds import Bounds
 from proxy.web.buffers import Buffers
 from proxy.web.connections import Connections, Handler
 from proxy.web.handshakes import watch
 from proxy.web.preamble import Preamble
-from proxy.web.sockets import KEEPING_PATH, unix_socket, why
+from proxy.web.sockets import tcp_sockets, unix_socket, why
 
-_BACKLOG = 1024
 _SOCKET_MODE = 0o660
 _OF_TLS = 2**13
 """Bytes that the system keeps of a TLS connection until a request has been admitted on it. An event loop reads all that
@@ -57,7 +57,7 @@ class Listener:
         self._observer = observer
         self._proxies = proxies or Proxies()
         self._protocols: Connections | None = None
-        self._servers: dict[asyncio.Server, TcpListener | UnixListener] = {}
+        self._acceptors: dict[Acceptor, TcpListener | UnixListener] = {}
         self._paths: list[Path] = []
         self.addresses: list[str] = []
         """Where it listens, as URLs; the path of a socket as `unix:/path`."""
@@ -82,80 +82,50 @@ class Listener:
         if self._protocols is not None:
             self._protocols.bounds, self._protocols.proxies = bounds, proxies
 
-    async def prepare(self, tls: ssl.SSLContext) -> "Renewal":
-        """Listen with another certificate, too, at the same sockets: the first half of a change that loses nobody.
-
-        Raises:
-            StartError: the system does not let us; then everything stays as it is.
-        """
-        renewal = Renewal(self, tls)
-        try:
-            for server, address in self._servers.items():
-                for sock in server.sockets:
-                    renewal.servers[await self._again(sock, address, tls)] = address
-        except BaseException as error:
-            renewal.undo()
-            if isinstance(error, OSError):
-                raise StartError(f"cannot listen with another certificate: {why(error)}") from error
-            raise
-        return renewal
-
-    async def _again(self, listening: Any, address: TcpListener | UnixListener, tls: ssl.SSLContext) -> asyncio.Server:
-        """Serve at a listening socket beside who serves there: what connects is taken by either."""
-        sock = socket.fromfd(listening.fileno(), listening.family, listening.type)
-        if sock.family == socket.AF_UNIX:
-            return await self._at_socket(sock, address, tls)
-        factory, secured = self._serving(address, tls)
-        return await asyncio.get_running_loop().create_server(factory, sock=sock, backlog=_BACKLOG, **secured)
-
-    def take_over(self, renewal: "Renewal") -> None:
-        """Serve new connections with the other certificate only; open ones go on with theirs."""
-        for server in self._servers:
-            server.close()
-        self._servers, self._tls = renewal.servers, renewal.tls
+    def renew(self, tls: ssl.SSLContext) -> None:
+        """Serve new connections with another certificate; open ones go on with theirs."""
+        self._tls = tls
+        for acceptor, address in self._acceptors.items():
+            acceptor.factory, acceptor.secured = self._serving(address)
 
     async def _listen(self, address: TcpListener | UnixListener) -> None:
         try:
-            if isinstance(address, UnixListener):
-                self._servers[await self._at_path(address)] = address
-                self.addresses.append(str(address))
-            else:
-                server = await self._at_port(address)
-                self._servers[server] = address
-                self.addresses += [self._url(sock.getsockname()) for sock in server.sockets]
+            socks = await self._sockets(address)
+            try:
+                while socks:
+                    self._accept_at(socks[0], address)
+                    del socks[0]
+            finally:
+                for sock in socks:
+                    sock.close()
         except OSError as error:
             raise StartError(f"cannot listen on {address}: {why(error)}") from error
 
-    async def _at_path(self, address: UnixListener) -> asyncio.Server:
-        path = Path(address.path)
-        sock = unix_socket(path, self._socket_mode)
-        self._paths.append(path)
-        return await self._at_socket(sock, address, self._tls)
-
-    async def _at_socket(
-        self, sock: socket.socket, address: TcpListener | UnixListener, tls: ssl.SSLContext | None
-    ) -> asyncio.Server:
-        factory, secured = self._serving(address, tls)
-        return await asyncio.get_running_loop().create_unix_server(
-            factory, sock=sock, backlog=_BACKLOG, **secured, **KEEPING_PATH
-        )
-
-    async def _at_port(self, address: TcpListener) -> asyncio.Server:
-        factory, secured = self._serving(address, self._tls)
-        server = await asyncio.get_running_loop().create_server(
-            factory, address.host, address.port, backlog=_BACKLOG, **secured
-        )
-        for listening in server.sockets:
+    async def _sockets(self, address: TcpListener | UnixListener) -> list[socket.socket]:
+        if isinstance(address, UnixListener):
+            path = Path(address.path)
+            sock = unix_socket(path, self._socket_mode)
+            self._paths.append(path)
+            return [sock]
+        socks = await tcp_sockets(address.host, address.port)
+        for listening in socks:
             keep_alive(listening)
             if self._tls is not None:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _OF_TLS)
-        return server
+        return socks
+
+    def _accept_at(self, sock: socket.socket, address: TcpListener | UnixListener) -> None:
+        assert self._protocols is not None
+        acceptor = Acceptor(sock, self._protocols, *self._serving(address))
+        self._acceptors[acceptor] = address
+        self.addresses.append(str(address) if isinstance(address, UnixListener) else self._url(acceptor.name))
 
     def _serving(
-        self, address: TcpListener | UnixListener, tls: ssl.SSLContext | None
+        self, address: TcpListener | UnixListener
     ) -> tuple[Callable[[], asyncio.BaseProtocol], dict[str, Any]]:
-        """What makes a protocol for each connection there, and what a server is told of TLS."""
+        """What makes a protocol for each connection there, and the arguments of TLS."""
         assert self._protocols is not None
+        tls = self._tls
         if tls is not None:
             watch(tls, self._protocols.mention_handshake)
         if address.proxy_protocol:
@@ -188,13 +158,13 @@ class Listener:
             self._protocols.retire()
 
     async def stop_accepting(self) -> None:
-        """Close the listening sockets, and retire."""
-        for server in self._servers:
-            server.close()
+        """Take who has connected, close the listening sockets, and retire."""
+        acceptors, self._acceptors = self._acceptors, {}
         for path in self._paths:
             path.unlink(missing_ok=True)
-        self._servers.clear()
         self._paths.clear()
+        for acceptor in acceptors:
+            await acceptor.close()
         self.retire()
 
     async def quiet(self, patience: float) -> None:
@@ -211,21 +181,3 @@ class Listener:
         await self.quiet(grace)
         if self._protocols is not None:
             await self._protocols.cut()
-
-
-class Renewal:
-    """Another certificate that a listener is ready to take over."""
-
-    def __init__(self, listener: Listener, tls: ssl.SSLContext) -> None:
-        self.tls = tls
-        self.servers: dict[asyncio.Server, TcpListener | UnixListener] = {}
-        self._listener = listener
-
-    def take_over(self) -> None:
-        """Serve new connections with it only; open ones go on with the one that they have."""
-        self._listener.take_over(self)
-
-    def undo(self) -> None:
-        """Leave everything as it is."""
-        for server in self.servers:
-            server.close()

@@ -1,13 +1,15 @@
 """Sockets of the file system to listen on, and what keeps a process from listening."""
 
+import asyncio
 import errno
 import os
 import socket
 import stat
-import sys
 from pathlib import Path
 from typing import Any
 
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""An address is not this machine's."""
 _NOBODY = 0o177
 """Masks every permission but the owner's."""
 
@@ -34,9 +36,39 @@ def unix_socket(path: Path, mode: int) -> socket.socket:
     return sock
 
 
-KEEPING_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-"""What `create_unix_server` has to be told so that the end of a server does not remove its socket's path, as it does
-from Python 3.13 on."""
+async def tcp_sockets(host: str, port: int) -> list[socket.socket]:
+    """Sockets bound to each address of a host that this machine has.
+
+    Raises:
+        OSError: one of them is in use, or none is this machine's.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    socks: list[socket.socket] = []
+    addresses = list(dict.fromkeys(found))
+    try:
+        for family, kind, protocol, _, address in addresses:
+            try:
+                socks.append(_bound(socket.socket(family, kind, protocol), address))
+            except OSError as error:
+                if error.errno not in _NOT_HERE or (address == addresses[-1][4] and not socks):
+                    raise
+    except BaseException:
+        for sock in socks:
+            sock.close()
+        raise
+    return socks
+
+
+def _bound(sock: socket.socket, address: tuple[Any, ...]) -> socket.socket:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _make_room(path: Path) -> None:

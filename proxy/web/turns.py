@@ -7,25 +7,32 @@ connections of strangers, a small request would wait for all of them at each of 
 import asyncio
 from collections import deque
 
+Waiting = deque[tuple[asyncio.Future[None], int]]
+
 
 class Turns:
-    """Up to `most` in each turn, in the order of asking; one that asks for more than that has a turn of its own."""
+    """Up to `most` in each turn; one that asks for more than that has a turn of its own.
+
+    Those that wait are served one of each party after another, and each party in the order of asking: a crowd of one
+    party holds up itself.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, most: int) -> None:
         self._loop = loop
         self._most = most
         self._left = most
-        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._waiting: dict[str, Waiting] = {}
+        """By party; the first of the first party is next."""
         self._begins: asyncio.Handle | None = None
 
-    async def take(self, number: int) -> None:
+    async def take(self, number: int, party: str = "") -> None:
         """Go on at once if this turn has room for so much, else in a later one."""
         if self._begins is None:
             self._begins = self._loop.call_soon(self._begin)
         if not self._waiting and self._fits(number):
             return
         future = self._loop.create_future()
-        self._waiting.append((future, number))
+        self._waiting.setdefault(party, deque()).append((future, number))
         await future
 
     def _fits(self, number: int) -> bool:
@@ -38,10 +45,14 @@ class Turns:
         """Begin another turn."""
         self._begins, self._left = None, self._most
         while self._waiting:
-            future, number = self._waiting[0]
+            party, waiting = next(iter(self._waiting.items()))
+            future, number = waiting[0]
             if not future.done() and not self._fits(number):
                 break
-            self._waiting.popleft()
+            waiting.popleft()
+            del self._waiting[party]
+            if waiting:
+                self._waiting[party] = waiting
             if not future.done():
                 future.set_result(None)
         if self._waiting:

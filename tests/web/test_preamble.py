@@ -236,7 +236,7 @@ async def test_another_certificate_is_taken_over_behind_headers() -> None:
     server, _ = contexts()
     other, client = contexts()
     async with behind_a_balancer(tls=server).running() as world:
-        (await world.listener.prepare(other)).take_over()
+        world.listener.renew(other)
         reader, writer = await world.connect()
         writer.write(HEADER)
         await writer.start_tls(client, server_hostname="proxy.example")

@@ -1,5 +1,7 @@
 import asyncio
+import errno
 import logging
+import os
 import socket
 import ssl
 import stat
@@ -16,6 +18,7 @@ from proxy.core.errors import StartError
 from proxy.core.forwarded import Proxies
 from proxy.core.http import Answer, Request
 from proxy.tasks import spawn
+from proxy.web import server
 from proxy.web.bounds import Bounds
 from proxy.web.connection import _FIRST, admit
 from proxy.web.relay import KEPT, write
@@ -361,7 +364,7 @@ class Caller:
 
 @pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_another_certificate_is_taken_over_without_a_gap(loop: Callable[[Any], None], tmp_path: Path) -> None:
-    """New connections meet it, open ones go on; a prepared change that is undone changes nothing; paths stay."""
+    """New connections meet it, open ones go on, at the same sockets."""
     first, second = trustme.CA(), trustme.CA()
     path = tmp_path / "proxy.sock"
 
@@ -370,8 +373,9 @@ def test_another_certificate_is_taken_over_without_a_gap(loop: Callable[[Any], N
         await listener.start()
         open_ones = [Caller(first, address) for address in listener.addresses]
         assert [await caller.ask() for caller in open_ones] == [ANSWER, ANSWER]
-        (await listener.prepare(certified(second))).undo()
-        (await listener.prepare(certified(second))).take_over()
+        addresses = list(listener.addresses)
+        listener.renew(certified(second))
+        assert listener.addresses == addresses
         assert [await caller.ask() for caller in open_ones] == [ANSWER, ANSWER]
         new_ones = [Caller(second, address) for address in listener.addresses]
         assert [await caller.ask() for caller in new_ones] == [ANSWER, ANSWER]
@@ -385,23 +389,39 @@ def test_another_certificate_is_taken_over_without_a_gap(loop: Callable[[Any], N
     loop(scenario())
 
 
-async def test_a_certificate_that_cannot_be_served_with_leaves_all_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was prepared of it is let go."""
-    authority = trustme.CA()
-    listener = Listener(answer, ["127.0.0.1:0"], tls=certified(authority))
-    await listener.start()
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_handshake_that_does_not_come_ends_with_the_listener(loop: Callable[[Any], None]) -> None:
+    """It is neither waited for nor left behind."""
 
-    def none_left(*_: object) -> None:
-        raise OSError(24, "Too many open files")
+    async def scenario() -> None:
+        listener = Listener(answer, ["127.0.0.1:0"], tls=certified(trustme.CA()))
+        await listener.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(listener.addresses[0].rpartition(":")[2]))
+        await listener.stop(60)
+        assert await reader.read() == b""
+        writer.close()
 
-    with monkeypatch.context() as patched:
-        patched.setattr(socket, "fromfd", none_left)
-        with pytest.raises(StartError, match="another certificate"):
-            await listener.prepare(certified(trustme.CA()))
-    caller = Caller(authority, listener.addresses[0])
-    assert await caller.ask() == ANSWER
-    await caller.leave()
-    await listener.stop(1)
+    loop(scenario())
+
+
+async def test_an_address_where_nobody_can_listen_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may have come first behind the binding."""
+
+    def late(*_: object) -> None:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    socks = [socket.socket(), socket.socket()]
+
+    async def two(*_: object) -> list[socket.socket]:
+        for sock in socks:
+            sock.bind(("127.0.0.1", 0))
+        return list(socks)
+
+    monkeypatch.setattr(server, "tcp_sockets", two)
+    monkeypatch.setattr(server, "Acceptor", late)
+    with pytest.raises(StartError, match="address in use"):
+        await Listener(answer, ["127.0.0.1:0"]).start()
+    assert [sock.fileno() for sock in socks] == [-1, -1]
 
 
 async def test_other_bounds_hold_for_who_comes() -> None:

@@ -3,14 +3,11 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvloop
 
-from proxy.web.sockets import KEEPING_PATH, unix_socket, why
+from proxy.web.sockets import tcp_sockets, unix_socket, why
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
@@ -66,16 +63,38 @@ def test_an_error_says_what_to_do(number: int, text: str) -> None:
     assert text in why(OSError(number, os.strerror(number)))
 
 
-@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_the_end_of_a_server_leaves_its_path(loop: Callable[[Any], None], tmp_path: Path) -> None:
-    """Whoever made the socket removes it; both loops would do so by themselves from Python 3.13 on."""
-    path = tmp_path / "proxy.sock"
+async def test_a_name_is_bound_at_each_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that this machine does not have are left out, as that of IPv6 where there is none."""
+    loop = asyncio.get_running_loop()
+    foreign, here = ((socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("203.0.113.7", "127.0.0.1"))
 
-    async def scenario() -> None:
-        make = asyncio.get_running_loop().create_unix_server
-        server = await make(asyncio.Protocol, sock=unix_socket(path, 0o600), **KEEPING_PATH)
-        server.close()
-        await server.wait_closed()
-        assert path.exists()
+    def names(*found: object) -> None:
+        async def getaddrinfo(*_: object, **__: object) -> list[object]:
+            return list(found)
 
-    loop(scenario())
+        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+
+    for found in ((foreign, here), (here, foreign), (here, here)):
+        names(*found)
+        (sock,) = await tcp_sockets("somewhere", 0)
+        assert sock.getsockname()[0] == "127.0.0.1"
+        sock.close()
+    names(foreign)
+    with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):
+        await tcp_sockets("somewhere", 0)
+
+
+async def test_an_address_in_use_lets_go_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a name is bound then."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
+        addresses = [free.getsockname(), taken.getsockname()]
+        free.close()
+
+        async def getaddrinfo(*_: object, **__: object) -> list[object]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+
+        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
+            await tcp_sockets("somewhere", 0)
+        socket.create_server(addresses[0]).close()

@@ -49,3 +49,18 @@ async def test_who_leaves_takes_no_room() -> None:
     tasks[4].cancel()
     await asyncio.wait(tasks)
     assert [task.cancelled() for task in tasks] == [False, False, False, False, True, False]
+
+
+async def test_a_crowd_of_one_party_holds_up_itself() -> None:
+    """One of each party comes after another, whoever asked first; each party keeps its order."""
+    turns, seen = Turns(asyncio.get_running_loop(), 2), list[str]()
+
+    async def ask(party: str, number: int) -> None:
+        await turns.take(1, party)
+        seen.append(f"{party}{number}")
+
+    tasks = [task_of(ask("a", number)) for number in range(6)]
+    tasks += [task_of(ask("b", number)) for number in range(2)]
+    await asyncio.wait(tasks)
+    assert seen[:2] == ["a0", "a1"], "there was room"
+    assert seen[2:] == ["a2", "b0", "a3", "b1", "a4", "a5"]
