@@ -40,6 +40,11 @@ def admit(incoming: web.BaseRequest) -> None:
     cast("Connection", incoming.protocol).admit()
 
 
+async def begin(incoming: web.BaseRequest, client: str) -> None:
+    """Wait for a turn to serve or refuse a request: a client's, or with an empty name that of where it comes from."""
+    await cast("Connection", incoming.protocol).begin(client)
+
+
 def peer_of(incoming: web.BaseRequest) -> str:
     """The address that its connection comes from; `unix` for a socket."""
     return cast("Connection", incoming.protocol).address
@@ -134,6 +139,10 @@ class Connection(Parsing):
             self._wire.write_eof()
         self._head_timer = self._loop.call_later(_LINGER, self.force_close)
 
+    async def begin(self, client: str) -> None:
+        """See `begin`."""
+        await self._owner.beginning.take(1, client or self.peer)
+
     async def start(self) -> None:
         """Answer one request after another.
 
@@ -147,7 +156,7 @@ class Connection(Parsing):
                 finally:
                     self._waiter = None
             if not self.known:
-                await self._owner.admitting.take(1)
+                await self._owner.looking.take(1, self.peer)
             if not await self._answer():
                 break
             self._next_keepalive_close_time = close_time = self._loop.time() + self._keepalive_timeout

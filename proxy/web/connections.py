@@ -23,12 +23,14 @@ from proxy.web.turns import Turns
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-RELAYED = 2**21
+RELAYED = 2**19
 """Bytes of answers that are relayed in one turn of the event loop."""
 MADE = 64
 """Connections that are made of accepted sockets in one turn."""
-ADMITTED = 8
-"""Requests that are begun in one turn, of connections from which none has been admitted yet."""
+LOOKED_AT = 32
+"""Requests whose credential is looked at in one turn, of connections from which none has been admitted yet."""
+BEGUN = 4
+"""Requests that are begun, or refused, in one turn."""
 _MENTION_EVERY = 60.0
 """Seconds."""
 _DRAINED = 64
@@ -61,7 +63,8 @@ class Connections(web.Server):
         self.departures = Departures(self._loop)
         self.relaying = Turns(self._loop, RELAYED)
         self.making = Turns(self._loop, MADE)
-        self.admitting = Turns(self._loop, ADMITTED)
+        self.looking = Turns(self._loop, LOOKED_AT)
+        self.beginning = Turns(self._loop, BEGUN)
         self.retired = False
         self.quiet = asyncio.Event()
         """Set while no connection is open, but for those that came after `retire`; `cut` waits for these, too."""

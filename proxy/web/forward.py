@@ -31,7 +31,7 @@ from proxy.core.policy import normalise
 from proxy.core.recording import Arrived, NoRecorder, Recorder
 from proxy.core.redaction import Redactor
 from proxy.web import errors
-from proxy.web.connection import admit, peer_of, why_cut
+from proxy.web.connection import admit, begin, peer_of, why_cut
 from proxy.web.incoming import Content, check_framing, origin_form, own_url, postman_hosts, raw_target
 from proxy.web.loops import Loops
 from proxy.web.relay import CLOSED, KEPT, connection, has_begun, pass_on, relay, write
@@ -177,8 +177,13 @@ class Forward:
     async def _forward(self, incoming: web.BaseRequest, journal: Journal) -> web.StreamResponse:
         try:
             request = self._read(incoming, journal)
-        except Unauthenticated as refusal:
+        except Refusal as refusal:
+            await begin(incoming, journal.client)
+            if not isinstance(refusal, Unauthenticated):
+                raise
             request = await self._look_again(incoming, journal, refusal)
+        else:
+            await begin(incoming, journal.client)
         await self._access.accept(request.client)
         admit(incoming)
         if isinstance(request.body, Content):

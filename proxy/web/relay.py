@@ -100,7 +100,7 @@ async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, 
             await incoming.writer.drain()
         journal.outcome = "forwarded"
         return CLOSED if framing.close else KEPT
-    outlet = _Outlet(incoming, framing.head)
+    outlet = _Outlet(incoming, framing.head, journal.client)
     try:
         if framing.without_body:
             outlet.write(b"")
@@ -124,9 +124,9 @@ async def _copy(answer: Answer, framing: "_Framing", outlet: "_Outlet", journal:
             if left < 0:
                 break
         outlet.write(b"%x\r\n%b\r\n" % (len(data), data) if framing.chunked else data)
-        await outlet.drain(len(data))
         if left == 0:
             journal.outcome = "forwarded"
+        await outlet.drain(0 if left == 0 else len(data))
     if left:
         raise Broken("The upstream's answer has not the length that its head announces.")
     outlet.write(b"0\r\n\r\n" if framing.chunked else b"")
@@ -175,10 +175,11 @@ _role = ByName(lambda name: _ROLES.get(name, ""))
 class _Outlet:
     """Writes the head together with what is there in the same turn of the event loop, and otherwise at its end."""
 
-    __slots__ = ("_flush", "_head", "_incoming", "_turns")
+    __slots__ = ("_client", "_flush", "_head", "_incoming", "_turns")
 
-    def __init__(self, incoming: web.BaseRequest, head: bytes) -> None:
+    def __init__(self, incoming: web.BaseRequest, head: bytes, client: str) -> None:
         self._incoming = incoming
+        self._client = client
         self._turns: Turns = incoming.protocol._manager.relaying  # type: ignore[union-attr]  # noqa: SLF001  # our server
         self._head = head
         self._flush = asyncio.get_running_loop().call_soon(self._write_head)
@@ -201,8 +202,9 @@ class _Outlet:
         """Write nothing more, not even the head."""
         self._flush.cancel()
 
-    async def drain(self, written: int) -> None:
-        """Wait while the caller's buffer is full, or while answers of others have their turn."""
-        await self._turns.take(written)
+    async def drain(self, more: int) -> None:
+        """Wait while the caller's buffer is full; before `more` bytes, while answers of others have their turn."""
+        if more:
+            await self._turns.take(more, self._client)
         if self._incoming.protocol.writing_paused:
             await self._incoming.writer.drain()

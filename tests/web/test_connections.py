@@ -5,9 +5,11 @@ import ssl
 
 import pytest
 
+from proxy.core.http import Fields
+from proxy.core.model import Client
 from proxy.web import connections
 from proxy.web.bounds import Bounds
-from tests.web.callers import Access, Gateway, World, ended, get, okay, read, split, until_closed
+from tests.web.callers import Access, Admission, Gateway, World, ended, get, okay, read, split, until_closed
 
 SOON = 0.05
 """Seconds that run out."""
@@ -134,3 +136,46 @@ async def test_a_crowd_that_is_refused_is_not_read_on(monkeypatch: pytest.Monkey
         for _, writer in crowd:
             writer.transport.abort()
         await until_closed(world)
+
+
+class Two(Access):
+    """Knows two clients, by a field."""
+
+    def admit(self, fields: Fields, target: bytes, peer: asyncio.Transport | None) -> Admission:
+        """The one that is named."""
+        return Admission(Client(dict(fields)[b"X-Name"].decode(), "team"), fields, target)
+
+    async def accept(self, client: Client) -> None:
+        """Both may come."""
+
+
+async def test_a_crowd_of_one_client_holds_up_itself() -> None:
+    """However many requests of one come at once, that of another is among the first that are begun."""
+    async with World(access=Two(), gateway=Gateway(okay)).running() as world:
+        callers = [await world.connect() for _ in range(61)]
+        for _ in range(2):  # from connections that are new, then from known ones
+            world.gateway.requests.clear()
+            for number, (_, writer) in enumerate(callers):
+                writer.write(get(b"/me", b"X-Name: " + (b"loud" if number < 60 else b"quiet"), close=False))
+            for reader, _ in callers:
+                await reader.readuntil(b"\r\n\r\nok")
+            names = [request.client.name for request in world.gateway.requests]
+            assert len(names) == 61
+            assert names.index("quiet") < 61 // 2
+        for _, writer in callers:
+            writer.close()
+
+
+async def test_a_crowd_of_strangers_is_refused_some_in_each_turn() -> None:
+    """So a turn of the loop lasts no longer, however many there are."""
+    async with World(access=Access(required=True)).running() as world:
+        callers = [await world.connect() for _ in range(100)]
+        for _, writer in callers:
+            writer.write(get())
+        most = before = 0
+        while before < 100:
+            await asyncio.sleep(0)
+            most, before = max(most, len(world.journals) - before), len(world.journals)
+        assert most <= 2 * connections.BEGUN, "those that are woken and those that come anew"
+        for _, writer in callers:
+            writer.close()

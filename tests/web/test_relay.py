@@ -6,6 +6,7 @@ import pytest
 
 from proxy.core.errors import Broken
 from proxy.core.http import Answer, Fields, Request
+from proxy.web.turns import Turns
 from tests.web.callers import Gateway, Parts, World, an_answer, get, split
 
 
@@ -277,3 +278,27 @@ async def test_an_upgrade_is_not_taken_up() -> None:
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b"\r\nConnection: close\r\n" in answer
         assert world.gateway.requests[0].fields == ()
+
+
+class NoTurns(Turns):
+    """Large answers to others have all of them."""
+
+    async def take(self, number: int, party: str = "") -> None:
+        """Wait for ever."""
+        await asyncio.Event().wait()
+
+
+async def test_an_answer_that_is_complete_waits_for_no_turn() -> None:
+    """The next request on its connection is not held up by answers to others."""
+
+    async def reply(_: Request) -> Answer:
+        return an_answer(b"ok")
+
+    async with World(gateway=Gateway(reply)).running() as world:
+        assert world.listener._protocols is not None
+        world.listener._protocols.relaying = NoTurns(asyncio.get_running_loop(), 1)
+        reader, writer = await world.connect()
+        for _ in range(2):
+            writer.write(get(close=False))
+            await reader.readuntil(b"\r\n\r\nok")
+        writer.close()
