@@ -23,6 +23,9 @@ from proxy.web.preamble import Preamble
 from proxy.web.sockets import tcp_sockets, unix_socket, why
 
 _SOCKET_MODE = 0o660
+_UNSENT = 2**17
+"""Bytes of an answer that the system keeps of a connection before they are sent. It would keep megabytes of each answer
+that nobody reads, all of which have to be relayed first; those that are on their way are not counted."""
 _OF_TLS = 2**13
 """Bytes that the system keeps of a TLS connection until a request has been admitted on it. An event loop reads all that
 there is, up to 256 KiB, to decrypt it, and keeps it twice."""
@@ -110,6 +113,7 @@ class Listener:
         socks = await tcp_sockets(address.host, address.port)
         for listening in socks:
             keep_alive(listening)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
             if self._tls is not None:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _OF_TLS)
         return socks

@@ -23,7 +23,7 @@ from proxy.web.bounds import Bounds
 from proxy.web.connection import _FIRST, admit
 from proxy.web.relay import KEPT, write
 from proxy.web.server import Listener
-from tests.web.callers import Gateway, World, an_answer, get
+from tests.web.callers import Gateway, Parts, World, an_answer, get
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -402,6 +402,27 @@ def test_a_handshake_that_does_not_come_ends_with_the_listener(loop: Callable[[A
         writer.close()
 
     loop(scenario())
+
+
+async def test_the_system_keeps_little_of_an_answer_that_nobody_reads() -> None:
+    """So what is relayed of it is little, too."""
+    parts = [b"x" * 2**16] * 256
+
+    async def reply(_: Request) -> Answer:
+        return Answer(200, b"Fine", ((b"Content-Length", b"%d" % 2**24),), body)
+
+    body = Parts(*parts)
+    async with World(gateway=Gateway(reply)).running() as world:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", world.port))
+        await asyncio.get_running_loop().sock_sendall(sock, get())
+        assert world.listener._protocols is not None
+        while not any(one.writing_paused for one in world.listener._protocols.connections):  # a few turns of the loop
+            await asyncio.sleep(0)
+        assert 2**24 - sum(len(part) for part in body.parts if isinstance(part, bytes)) < 2**20
+        sock.close()
 
 
 async def test_an_address_where_nobody_can_listen_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
