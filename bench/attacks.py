@@ -1,8 +1,9 @@
 """The hostile clients of `bench.hostile`, each of one kind, as a process of its own.
 
-Run as `python -m bench.attacks KIND HOST:PORT NUMBER TOKEN`; prints `ready KIND` to stderr when all of its connections
-have been opened and have sent what they could, or after a while. It ends by itself after `LONGEST` seconds. A
-connection that the proxy ends is opened again, no more than `AGAIN` of them a second.
+Run as `python -m bench.attacks KIND HOST:PORT NUMBER TOKEN SOURCE`, `SOURCE` being the address that it connects from;
+prints `ready KIND` to stderr when all of its connections have been opened and have sent what they could, or after a
+while. It ends by itself after `LONGEST` seconds. A connection that the proxy ends is opened again, no more than `AGAIN`
+of them a second.
 """
 
 import argparse
@@ -70,8 +71,9 @@ def attack(kind: str, number: int, token: str) -> Attack:
 class Line:
     """One connection: what it has still to send, and whether an answer is due."""
 
-    def __init__(self, address: tuple[str, int], opening: bytes, *, narrow: bool) -> None:
+    def __init__(self, address: tuple[str, int], source: str, opening: bytes, *, narrow: bool) -> None:
         self.sock = socket.socket()
+        self.sock.bind((source, 0))
         if narrow:  # the kernel is not to take the answer in its place
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.sock.setblocking(False)
@@ -108,9 +110,10 @@ class Line:
 class Attacker:
     """The connections of one attack."""
 
-    def __init__(self, kind: Attack, address: tuple[str, int], number: int) -> None:
+    def __init__(self, kind: Attack, address: tuple[str, int], number: int, source: str) -> None:
         self._kind = kind
         self._address = address
+        self._source = source
         self._number = number
         self._poll = select.poll()
         self._lines: dict[int, Line] = {}
@@ -136,7 +139,7 @@ class Attacker:
             yield not any(line.due for line in self._lines.values())
 
     def _open(self) -> None:
-        line = Line(self._address, self._kind.opening, narrow=self._kind.takes < 2**16)
+        line = Line(self._address, self._source, self._kind.opening, narrow=self._kind.takes < 2**16)
         self._opened += 1
         self._lines[line.sock.fileno()] = line
         self._turns.append(line.sock.fileno())
@@ -184,12 +187,12 @@ class Attacker:
 def main() -> None:
     """Read the arguments and attack."""
     parser = argparse.ArgumentParser(prog="python -m bench.attacks", description=__doc__)
-    for name in ("kind", "address", "number", "token"):
+    for name in ("kind", "address", "number", "token", "source"):
         parser.add_argument(name)
     given = parser.parse_args()
     host, _, port = given.address.rpartition(":")
     number, began, told = int(given.number), time.monotonic(), False
-    attacker = Attacker(attack(given.kind, number, given.token), (host, int(port)), number)
+    attacker = Attacker(attack(given.kind, number, given.token), (host, int(port)), number, given.source)
     for in_place in attacker.run():
         spent = time.monotonic() - began
         if not told and (in_place or spent > PATIENCE):

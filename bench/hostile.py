@@ -137,9 +137,9 @@ def ask(row: Row, address: str, seconds: float | None = None) -> Figures:
 
 
 @contextmanager
-def attacked(row: Row, number: int, address: str, folder: Path) -> Iterator[None]:
-    """The attack, for as long as the block lasts."""
-    command = [sys.executable, "-m", "bench.attacks", row.kind, address, str(number), TOKENS["hostile"]]
+def attacked(row: Row, number: int, address: str, source: str, folder: Path) -> Iterator[None]:
+    """The attack from an address, for as long as the block lasts."""
+    command = [sys.executable, "-m", "bench.attacks", row.kind, address, str(number), TOKENS["hostile"], source]
     with running("attack", command, folder):
         yield
 
@@ -164,6 +164,12 @@ def peak(pid: int) -> float:
     return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6 if status.exists() else 0.0
 
 
+def delay(pid: int) -> float:
+    """Milliseconds for which a process could have run but had no core; only Linux tells."""
+    told = Path(f"/proc/{pid}/schedstat")
+    return int(told.read_text().split()[1]) / 1e6 if told.exists() else 0.0
+
+
 def configuration(row: Row, upstream: str) -> dict[str, Any]:
     """Everything that the row does not need is as it comes."""
     keys = [{"name": name, "secret": f"secret-of-{name}"} for name in ("one", "two")][: 1 if row.join else 2]
@@ -178,7 +184,7 @@ def configuration(row: Row, upstream: str) -> dict[str, Any]:
     }
 
 
-def measure(row: Row, rounds: int | None) -> Result:
+def measure(row: Row, rounds: int | None, source: str) -> Result:
     """A row, before a process of its own."""
     result = Result(row)
     with tempfile.TemporaryDirectory(prefix="keyturn-hostile-") as name:
@@ -194,17 +200,19 @@ def measure(row: Row, rounds: int | None) -> Result:
                 for number in range(rounds or row.rounds):
                     alone = ask(row, address)
                     time.sleep(row.rest)
-                    with attacked(row, row.number, address, folder):
+                    before = delay(pid)
+                    with attacked(row, row.number, address, source, folder):
                         beside = ask(row, address)
                         result.memory = peak(pid)
                     result.pairs.append((alone, beside))
-                    print(f"{row.kind} {number + 1}: alone {alone}; beside {beside}", flush=True)
+                    waited = f"Keyturn had to wait {delay(pid) - before:.0f} ms for a core"
+                    print(f"{row.kind} {number + 1}: alone {alone}; beside {beside}; {waited}", flush=True)
                     if not recover(address):
                         os.kill(pid, signal.SIGKILL)
                         return result
                     time.sleep(row.rest)
                 if row.more:
-                    with attacked(row, row.more, address, folder):
+                    with attacked(row, row.more, address, source, folder):
                         time.sleep(SETTLED)
                         result.more = peak(pid)
     return result
@@ -238,6 +246,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.hostile", description=__doc__)
     parser.add_argument("--only", default=",".join(names), help=f"some of {','.join(names)}, or kinds of attacks")
     parser.add_argument("--rounds", type=int, help="rounds of each row, alone and beside the attack [1 or 2]")
+    parser.add_argument(
+        "--source",
+        default="127.0.0.1",
+        help="the address of the hostile client [%(default)s, that of the other one, as behind one balancer]",
+    )
     given = parser.parse_args()
     wanted = set(given.only.split(","))
     rows = [row for row in ROWS if {row.name, row.kind} & wanted]
@@ -247,7 +260,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     print(f"One hostile client; {platform.system()}, Python {platform.python_version()}", flush=True)
     began = time.monotonic()
-    report([measure(row, given.rounds) for row in rows])
+    report([measure(row, given.rounds, given.source) for row in rows])
     print(f"{time.monotonic() - began:.0f} s")
 
 
