@@ -264,10 +264,7 @@ def files() -> int:
     return len(list(folder.iterdir())) if folder.exists() else 0
 
 
-# asyncio drops a connection that it accepts in the very turn in which its server is closed, as at a new certificate:
-# the transport is collected unclosed, and on Python 3.13.0 its finalizer fails besides. (The product runs on uvloop.)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore:.*_SelectorTransport.__del__:pytest.PytestUnraisableExceptionWarning")
 async def test_nothing_is_left_of_chaos(tmp_path: Path) -> None:
     """No place is taken, no token out, no task, file or memory lost; those who asked well were answered well."""
     authority, tls = trustme.CA(), ssl.create_default_context()
