@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from proxy.core.calendars import Calendar
+from proxy.core.budgets import budget
 from proxy.core.events import Event
 from proxy.core.exchange import Demand, Exchange, Grant, Kind, Lane, Settlement
-from proxy.core.ledger import Ledger
 from proxy.core.model import SECOND, Client, Micros, Pool
+from proxy.core.state import PoolState
 from proxy.dispatch import Capacity, Dispatch, Ticket
 from proxy.dispatch.rides import RIDE
 from proxy.stores.memory import Memory, MemoryStore
@@ -34,18 +34,19 @@ class WatchedStore(MemoryStore):
         self.memory = memory or Memory(micros)
         super().__init__(self.memory, pool, replica=replica, settle_bound=BOUND)
         if memory is None:
-            known(self.memory.ledger, self.terms)
+            known(self.memory.state, self.revision)
         self.granted: list[str] = []
         self.settled: list[Settlement] = []
 
     @property
-    def ledger(self) -> Ledger:
-        return self.memory.ledger
+    def state(self) -> PoolState:
+        return self.memory.state
 
     @property
-    def calendar(self) -> Calendar:
-        """Of the first limit."""
-        return self.ledger.buckets.calendars[self.terms.limits[0].id]
+    def available(self) -> int:
+        """Tokens of the first limit, over all quotas."""
+        view = self.state.revisions.views[self.revision.name]
+        return budget(self.state.tokens, view, 0, micros()).at_hand
 
     def at_once(self, lane: Lane, weight: int) -> Grant | None:
         grant = super().at_once(lane, weight)
@@ -87,8 +88,8 @@ class Room:
         """Nobody waits, no lease is out, and every token is accounted for."""
         assert self.dispatch.waiting == 0
         assert self.dispatch.in_flight == 0
-        assert not self.store.ledger.buckets._out
-        check_conservation(self.store.ledger)
+        assert not self.store.state.tokens.leases
+        check_conservation(self.store.state)
         assert sorted(self.store.granted) == sorted(settlement.lease for settlement in self.store.settled)
 
 

@@ -145,7 +145,7 @@ class UpstreamSettings(Settings):
     max_connection_age: Timeout = written("5m")
     """A connection of this age is not used for another request, so that a name that leads elsewhere is followed."""
     settle_bound: Timeout = written("10s")
-    """A slow answer's request counts as received by the upstream this long after it was written."""
+    """A request that ends without an answer counts as received at its end, or this long after it was written."""
     max_body: Annotated[int, Field(ge=0, le=1 << 40), Number] = 104_857_600
     """Bytes that the body of a request may have; a larger one is answered 413."""
     forwarded: bool = False

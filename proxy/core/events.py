@@ -231,7 +231,7 @@ class StoreChanged:
 
 
 @value_object
-class EraBegan:
+class EpochBegan:
     """The store's state was new, restarted, failed over or behind: every quota is opened by a probe (law 8)."""
 
     pool: str
@@ -322,7 +322,7 @@ Event = (
     | KeySwitched
     | BreakerMoved
     | StoreChanged
-    | EraBegan
+    | EpochBegan
     | StoreMute
     | AttemptFailed
     | ConnectionEnded

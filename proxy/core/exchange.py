@@ -1,7 +1,7 @@
 """What a waiting room and its store say to each other (design, "One round trip: `exchange`").
 
 Replicas exchange durations only, never instants (law 7): an age, a wait, a delay, each in microseconds. How a replica
-and shared buckets carry this over a network, with what they need to trust each other, is in `core.letters`.
+and shared buckets carry this over a network, with what they need to trust each other, is in `core.messages`.
 """
 
 from bisect import bisect_left
@@ -64,12 +64,13 @@ class Spent:
     """The request went out: its tokens return one window after the moment at which the upstream had surely counted it.
 
     `age` is the time since that moment; negative when it is still to come (no head of an answer, see `settle_bound`).
-    `seen` is what the answer said about what else was spent (law 9).
+    `seen` is what the answer said about what else was spent (law 9). `answered`: whether there was one.
     """
 
     lease: str
     age: Micros
     seen: tuple[Seen, ...] = ()
+    answered: bool = True
 
 
 @value_object
@@ -128,6 +129,14 @@ class Turns:
         high, late = self.later[index]
         low, early = self.later[index - 1] if index else (len(self.soon) - 1, self.soon[-1] if self.soon else late)
         return early + (late - early) * (position - low) // (high - low)
+
+    def latest(self, position: int) -> Micros | None:
+        """The same, up to a second later where the next sample is: between two bursts no token returns."""
+        index = bisect_left(self.later, (position, 0))
+        turn = self.at(position)
+        if turn is None or position < len(self.soon) or index == len(self.later):
+            return turn
+        return min(self.later[index][1], turn + SECOND)
 
 
 @value_object

@@ -1,24 +1,24 @@
-"""What there is to see of a pool at one moment: its tokens and its lanes, as values for gauges and pages.
+"""What there is to see of a pool at one moment: its tokens and its queues, as values for gauges and pages.
 
 Nothing decides by these. Times are delays or ages from the moment of looking, in microseconds; limits are indices into
 the pool's.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from proxy.core.buckets import Buckets
-from proxy.core.calendars import Calendar, quota_of
-from proxy.core.letters import LimitTerms, Terms
+from proxy.core.messages import Revision, RevisionLimit
 from proxy.core.model import Micros
+from proxy.core.sortedset import SortedSet
+from proxy.core.state import PoolState
+from proxy.core.tokens import quota_of
 from proxy.core.values import value_object
 
 
 @value_object
 class BucketLook:
-    """The tokens of one limit of one quota: at hand, in use, and of each that cools the delay until its return.
+    """The tokens of one limit of one quota: available, in use, and of each that cools the delay until its return.
 
-    While the upstream has closed a bucket, what would be at hand cools until it opens.
+    While the upstream has closed a bucket, what would be available cools until it opens.
     """
 
     quota: str
@@ -30,7 +30,7 @@ class BucketLook:
 
 @value_object
 class LaneLook:
-    """The requests of one client and one kind that wait, and when the head is expected to be served, if ever."""
+    """The requests of one client and demand class that wait, and when the first is expected to be served, if ever."""
 
     client: str
     limits: tuple[int, ...]
@@ -41,51 +41,54 @@ class LaneLook:
 
 
 @value_object
-class Taken:
-    """What is out of one limit over all quotas: quotas in use, and delays until tokens return and buckets open."""
+class LimitTaken:
+    """What is taken of one limit: tokens by quota, the delays until they return, and until closed buckets open."""
 
-    in_use: tuple[str, ...] = ()
+    taken: tuple[tuple[str, int], ...] = ()
     cooling: tuple[tuple[Micros, str], ...] = ()
-    parked: tuple[tuple[Micros, str], ...] = ()
+    closed: tuple[tuple[Micros, str], ...] = ()
 
 
-def look(buckets: Buckets, terms: Terms, now: Micros) -> tuple[BucketLook, ...]:
-    """Every bucket of these terms; O(tokens that are out), so for people and scrapers only."""
-    buckets.mature(now)
-    calendars = [buckets.calendars.get(limit.id, Calendar()) for limit in terms.limits]
-    return looks(terms, [taken(calendar, now) for calendar in calendars])
+def look(state: PoolState, revision: Revision, time: Micros) -> tuple[BucketLook, ...]:
+    """Every bucket of a revision, when the store's clock shows `time`; O(tokens), so for people and scrapers only."""
+    now = state.time(time)
+    return looks(revision, [_taken(state, limit, revision.quotas, now) for limit in revision.limits])
 
 
-def taken(calendar: Calendar, now: Micros) -> Taken:
-    """What is out of a limit at `now`."""
-    return Taken(
-        tuple([quota_of(member) for _, member in calendar.in_use]),
-        tuple([(max(0, instant - now), quota_of(member)) for instant, member in calendar.cooling]),
-        tuple([(instant - now, quota) for instant, quota in calendar.parked]),
+def _taken(state: PoolState, limit: RevisionLimit, quotas: Iterable[str], now: Micros) -> LimitTaken:
+    tokens = state.tokens
+    cooling = tokens.returns.get(limit.id) or SortedSet[str, Micros]()
+    return LimitTaken(
+        tuple([(quota, tokens.taken.get((limit.id, quota), 0)) for quota in quotas]),
+        tuple([(instant - now, quota_of(member)) for instant, member in cooling]),
+        (
+            *[(until - now, quota) for until, (closed, quota) in tokens.closed if closed == limit.id],
+            *[(until - now, quota) for until, quota in tokens.resting],
+        ),
     )
 
 
-def looks(terms: Terms, rows: Iterable[Taken]) -> tuple[BucketLook, ...]:
-    """Every bucket of these terms, by what is out of each of its limits."""
-    return tuple(
-        [
-            bucket
-            for index, (limit, row) in enumerate(zip(terms.limits, rows, strict=True))
-            for bucket in _limit(index, limit, row, terms.quotas)
-        ]
-    )
+def looks(revision: Revision, rows: Iterable[LimitTaken]) -> tuple[BucketLook, ...]:
+    """Every bucket of a revision, by what is taken of each of its limits."""
+    pairs = zip(revision.limits, rows, strict=True)
+    return tuple([bucket for index, (limit, row) in enumerate(pairs) for bucket in _limit(index, limit, row)])
 
 
-def _limit(index: int, limit: LimitTerms, row: Taken, quotas: Iterable[str]) -> Iterator[BucketLook]:
-    in_use = Counter(row.in_use)
-    closed = {quota: delay for delay, quota in row.parked if delay > 0}
+def _limit(index: int, limit: RevisionLimit, row: LimitTaken) -> Iterator[BucketLook]:
+    closed = {quota: delay for delay, quota in sorted(row.closed) if delay > 0}  # the last to open decides
     cooling: dict[str, list[Micros]] = {}
+    returned: dict[str, int] = {}
     for delay, quota in row.cooling:
-        cooling.setdefault(quota, []).append(delay)
-    for quota in quotas:
-        returns = cooling.get(quota, [])
-        hand = max(0, limit.requests - in_use[quota] - len(returns))
-        if quota in closed:
-            yield BucketLook(quota, index, 0, in_use[quota], tuple(sorted([*returns, *[closed[quota]] * hand])))
+        if delay > 0:
+            cooling.setdefault(quota, []).append(delay)
         else:
-            yield BucketLook(quota, index, hand, in_use[quota], tuple(returns))
+            returned[quota] = returned.get(quota, 0) + 1
+    for quota, taken in row.taken:
+        returns = cooling.get(quota, [])
+        out = max(0, taken - returned.get(quota, 0))
+        in_use = max(0, out - len(returns))
+        hand = max(0, limit.requests - out)
+        if quota in closed:
+            yield BucketLook(quota, index, 0, in_use, tuple(sorted([*returns, *[closed[quota]] * hand])))
+        else:
+            yield BucketLook(quota, index, hand, in_use, tuple(returns))

@@ -85,7 +85,7 @@ def _forms(value: str) -> tuple[bytes, ...]:
 class Limit:
     """`requests` in `window` on each quota, for what `match` names (empty: everything).
 
-    `window` is what the upstream counts by, in microseconds; the ledger stretches it (`Pool.stretched`).
+    `window` is what the upstream counts by, in microseconds; tokens return after a stretched one (`Pool.stretched`).
     """
 
     requests: int

@@ -1,6 +1,6 @@
 """A set whose members have scores, in the order of the scores: what Redis calls a sorted set.
 
-The ledger is written over these operations only, so that its text can be followed line by line in Lua: `put` is ZADD,
+The state of a pool uses these operations only, so that Lua can say the same line by line: `put` is ZADD,
 `remove` ZREM, `score` ZSCORE, `first` and `at` ZRANGE by rank. Each is O(log n), by `sortedcontainers.SortedList`; up
 to `FEW` members a plain list is several times faster, since to move so few is next to nothing.
 """

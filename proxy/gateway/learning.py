@@ -2,7 +2,7 @@
 
 from proxy.core.events import LimitHigher, LimitLowered, MonthTold, SignalsIgnored
 from proxy.core.exchange import Seen
-from proxy.core.letters import same_limits
+from proxy.core.messages import same_limits
 from proxy.core.signals import Signals
 from proxy.dispatch import Lease
 from proxy.gateway.desk import Desk, Means

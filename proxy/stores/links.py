@@ -9,7 +9,7 @@ slot, its issue 4015), and uvloop's RuntimeError (a write to a connection that h
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
@@ -37,8 +37,6 @@ _SLICE = 0.5
 """Seconds: for how long a connection that listens may be silent unasked, and how often it is seen whether it is."""
 
 Argument = str | bytes | int
-
-_NONE: Mapping[str, Callable[[bytes], None]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +155,14 @@ class Link:
     def listen(
         self,
         channel: str,
-        wake: Callable[[], None],
+        hear: Callable[[bytes], None],
         deaf: Callable[[StoreLost], None] = lambda _: None,
-        *,
-        others: Mapping[str, Callable[[bytes], None]] = _NONE,
     ) -> None:
-        """Call `wake` for each message of a channel, and whenever messages may have been missed: once connected anew.
+        """Call `hear` with each message of a channel, and with an empty one when some may have been missed.
 
-        `deaf` is told each time that the connection is lost or does not come about. `others`: channels whose messages
-        are handed on as they are; what goes wrong with one is passed over.
+        That is so once connected anew. `deaf` is told each time that the connection is lost or does not come about.
         """
-        hearers = {channel: lambda _: wake(), **others}
-        spawn(self._listen(channel, hearers, deaf), name=f"listen {channel}", owner=self._listening)
+        spawn(self._listen(channel, hear, deaf), name=f"listen {channel}", owner=self._listening)
 
     # Calls
 
@@ -198,9 +192,7 @@ class Link:
 
     # Listening
 
-    async def _listen(
-        self, channel: str, hearers: Mapping[str, Callable[[bytes], None]], deaf: Callable[[StoreLost], None]
-    ) -> None:
+    async def _listen(self, channel: str, hear: Callable[[bytes], None], deaf: Callable[[StoreLost], None]) -> None:
         """Listen for ever, with a client for each connection."""
         pause = _FIRST_PAUSE
         while True:
@@ -209,14 +201,10 @@ class Link:
             try:
                 async with asyncio.timeout(self.timeout):
                     await opened.client.initialize()
-                    await subscription.subscribe(*hearers)
-                async for of, message in self._messages(subscription, channel):
+                    await subscription.subscribe(channel)
+                async for message in self._messages(subscription, channel):
                     pause = _FIRST_PAUSE
-                    if of == channel:
-                        hearers[of](message)
-                        continue
-                    with suppress(Exception):
-                        hearers[of](message)
+                    hear(message)
             except Exception as problem:  # noqa: BLE001  # the law
                 deaf(self._lost(problem, opened))
             finally:
@@ -225,8 +213,8 @@ class Link:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _messages(self, subscription: Any, channel: str) -> AsyncIterator[tuple[str, bytes]]:
-        """Each message with its channel, the first of which says that it is subscribed to that one.
+    async def _messages(self, subscription: Any, channel: str) -> AsyncIterator[bytes]:
+        """Each message; the first is empty, and says that it is subscribed.
 
         A connection may be gone without a word, and nothing is ever written to it that would find that out. So when a
         call has failed, and every now and then, it subscribes once more, which a server that is there answers.
@@ -239,10 +227,10 @@ class Link:
         while True:
             message = await subscription.get_message(timeout=_SLICE)
             if message is not None:
-                heard, asked, of = now(), None, message["channel"].decode()
-                if message["type"] == "message" or (of == channel and not subscribed):
-                    subscribed = subscribed or of == channel
-                    yield of, message["data"] if message["type"] == "message" else b""
+                heard, asked = now(), None
+                if message["type"] == "message" or not subscribed:
+                    subscribed = True
+                    yield message["data"] if message["type"] == "message" else b""
             elif asked is not None:
                 if now() - asked > self.timeout:
                     raise TimeoutError

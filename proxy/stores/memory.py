@@ -1,99 +1,77 @@
-"""The store of one process: the ledger itself, on the process's monotonic clock.
+"""The store of one process: the state itself, on the process's monotonic clock.
 
 It forgets everything when the process ends, so it is for one replica only. What its keys had spent before it began it
-does not know either: each is opened by a probe (law 8).
+does not know either: each bucket is opened by a probe (law 8).
 """
 
 from collections.abc import Callable
 
-from proxy.core.exchange import USE_BY, Demand, Exchange, Grant, Lane, Settlement
-from proxy.core.ledger import Ledger
-from proxy.core.letters import Call, Terms, terms_of
+from proxy.core.exchange import Grant, Lane
 from proxy.core.looks import BucketLook, look
+from proxy.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, Snapshot
 from proxy.core.model import Micros, Pool
+from proxy.core.snapshots import snapshot
+from proxy.core.state import PoolState
+from proxy.stores.base import Pins, SessionStore
+
+Wake = Callable[[Micros], None]
+"""Called with the delay after which a replica is to call."""
 
 
 class Memory:
-    """The ledger of one pool, and the replicas that share it: one in production, several in tests."""
+    """The state of one pool, and the replicas that share it: one in production, several in tests."""
 
     def __init__(self, clock: Callable[[], Micros]) -> None:
-        self.ledger = Ledger()
+        self.state = PoolState()
         self.clock = clock
-        self.sleepers: dict[str, Callable[[], None]] = {}
+        self.sleepers: dict[str, Wake] = {}
 
-    def wake(self, replicas: tuple[str, ...]) -> None:
-        """Tell replicas that their turn has come earlier than they were told."""
-        for replica in replicas:
+    def exchange(self, request: ExchangeRequest) -> ExchangeResponse:
+        """Answer a request, and wake the replicas whose turn is next."""
+        response = self.state.exchange(self.clock(), "", request)
+        for replica, delay in response.wake:
             if wake := self.sleepers.get(replica):
-                wake()
+                wake(delay)
+        return response
 
 
-class MemoryStore:
+class MemoryStore(SessionStore):
     """One replica's way to the memory."""
 
     def __init__(self, memory: Memory, pool: Pool, *, replica: str, settle_bound: Micros) -> None:
+        super().__init__(pool, replica=replica, settle_bound=settle_bound, clock=memory.clock)
         self._memory = memory
-        self._replica = replica
-        self._settle_bound = settle_bound
-        self._serial = 0
-        self.adopt(pool)
 
-    def adopt(self, pool: Pool) -> None:
-        """Go on with another configuration of the pool; what was spent stays spent."""
-        self.terms: Terms = terms_of(pool, USE_BY + self._settle_bound)
-
-    def listen(self, wake: Callable[[], None]) -> None:
-        """Call `wake` when a turn has come earlier than it was told."""
-        self._memory.sleepers[self._replica] = wake
-
-    @property
-    def replicas(self) -> int:
-        """This one, and in tests others."""
-        return max(1, len(self._memory.sleepers))
+    def listen(self, wake: Wake) -> None:
+        """Call `wake` when a turn comes earlier than was told."""
+        self._memory.sleepers[self.session.replica] = wake
 
     @property
     def degraded(self) -> float:
-        """It cannot be lost."""
+        """Seconds without the store: it cannot be lost."""
         return 0.0
-
-    def levels(self) -> list[tuple[str, int, int]]:
-        """Quota, limit's index and tokens at hand of every bucket."""
-        buckets = self._memory.ledger.buckets
-        buckets.mature(self._memory.clock())
-        name, limits = self.terms.name, list(enumerate(self.terms.limits))
-        if name not in buckets.views:
-            return [(quota, index, limit.requests) for quota in self.terms.quotas for index, limit in limits]
-        return [
-            (quota, index, buckets.open_for(name, quota, (limit.id,)))
-            for quota in self.terms.quotas
-            for index, limit in limits
-        ]
 
     async def look(self) -> tuple[BucketLook, ...]:
         """The tokens of every bucket."""
-        return look(self._memory.ledger.buckets, self.terms, self._memory.clock())
+        return look(self._memory.state, self.revision, self._memory.clock())
 
     def at_once(self, lane: Lane, weight: int) -> Grant | None:
         """See `core.exchange.Store`."""
         memory = self._memory
-        return memory.ledger.at_once(memory.clock(), self._replica, self.terms.name, lane, weight)
+        demanded = DemandClass(self.revision.name, *lane.kind)
+        granted = memory.state.at_once(memory.clock(), self.session.replica, demanded, lane.client, weight)
+        if granted is None:
+            return None
+        grant = Grant(granted.lease, lane, granted.quota, granted.probe)
+        self.session.held.granted(memory.clock(), grant, self.revision)
+        return grant
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
-        """See `core.exchange.Store`."""
-        ledger = self._memory.ledger
-        self._serial += 1
-        call = Call(
-            self._replica,
-            self._serial,
-            self._serial - 1,
-            ledger.era,
-            0,
-            1,
-            self.terms.name,
-            settlements,
-            demands,
-            spelled=self.terms,
-        )
-        reply = ledger.exchange(self._memory.clock(), "", call)
-        self._memory.wake(reply.wake)
-        return reply.exchange()
+    async def send(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        """See `SessionStore`."""
+        response = self._memory.exchange(request)
+        return response, None if pins is None or response.asks else await self.fetch(request.revision, pins)
+
+    async def fetch(self, revision: str, pins: Pins) -> Snapshot | None:
+        """See `SessionStore`."""
+        state = self._memory.state
+        return snapshot(state, self._memory.clock(), revision, pins) if revision in state.revisions.views else None

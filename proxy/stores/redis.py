@@ -1,38 +1,29 @@
-"""The store on Redis or Valkey, as one replica of many sees it: letters go out, replies come back, nothing is decided.
+"""The store on Redis or Valkey, as one replica of many sees it.
 
-One call is one round trip. More are made only when the store asks for something (terms that it does not know, what
-this replica holds), its clock ran ahead (`core.correspondence`), or the connection broke.
+An exchange is one round trip, a snapshot included. More are made only when the store asks for something (a revision
+that it does not know, what this replica holds, its demands), its clock stepped, or the connection broke.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
-from proxy.core.correspondence import Correspondence
 from proxy.core.errors import StoreLost
-from proxy.core.events import EraBegan, Observer
-from proxy.core.exchange import PULSE, USE_BY, Demand, Exchange, Settlement, pulse
-from proxy.core.letters import Call, News, Reply, terms_of
+from proxy.core.events import EpochBegan, Observer
 from proxy.core.looks import BucketLook
-from proxy.core.model import SECOND, Micros, Pool
-from proxy.stores.codec import SCRIPT, decode, decode_news, encode
-from proxy.stores.links import Link, Script
+from proxy.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
+from proxy.core.model import Micros, Pool
+from proxy.stores.base import Pins, SessionStore
+from proxy.stores.links import Link
 from proxy.stores.looks import look_at
+from proxy.stores.scripts import EXCHANGE, SNAPSHOT, decode_exchange, decode_snapshot, encode_exchange, encode_snapshot
 
-IDLE: Micros = 5 * SECOND
-"""A replica that has nothing out says this often that it is there, so that others know how many share the pool.
+LAYOUT = 2
+"""The layout of what is stored: another one has other names, so that replicas of another version read nothing of it."""
 
-Who has spent something within the last window speaks as often as who has leases out: a state that forgets everything
-waits no longer for its word (`core.ledger.HOLD`).
-"""
-
-ROUNDS = 6
-"""Letters to one exchange at the most: terms, what is held, a clock that ran ahead, and a connection that broke, with
-some to spare."""
-
-EXCHANGE = Script.of(SCRIPT)
+Wake = Callable[[Micros], None]
+"""Called with the delay after which this replica is to call."""
 
 
-class RedisStore:
+class RedisStore(SessionStore):
     """One replica's way to the shared buckets of one pool."""
 
     def __init__(
@@ -46,28 +37,20 @@ class RedisStore:
         clock: Callable[[], Micros],
         observer: Observer,
     ) -> None:
-        self.pool = pool.name
+        super().__init__(pool, replica=replica, settle_bound=settle_bound, clock=clock)
         self.link = link
-        self.key = f"{prefix}:{{{pool.name}}}"
-        self._settle_bound = settle_bound
-        self._clock = clock
+        self.key = f"{prefix}:{LAYOUT}:{{{pool.name}}}"
         self._observer = observer
-        self.terms = terms_of(pool, USE_BY + settle_bound)
-        """Those of the next exchange; one that is under way goes on by those that it began with."""
-        self.letters = Correspondence(replica, self.terms)
 
-    def adopt(self, pool: Pool) -> None:
-        """Go on with another configuration of the pool; what was spent stays spent."""
-        self.terms = terms_of(pool, USE_BY + self._settle_bound)
+    def listen(self, wake: Wake, deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
+        """Call `wake` when a turn comes earlier than was told, and whenever a message may have been missed."""
+        self.link.listen(
+            f"{self.key}:wake:{self.session.replica}", lambda delay: wake(int(delay) if delay.isdigit() else 0), deaf
+        )
 
-    def listen(self, wake: Callable[[], None], deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
-        """Call `wake` when a turn has come earlier than it was told; hear what all are told besides."""
-        news = {f"{self.key}:news": lambda text: self.learn(decode_news(text))}
-        self.link.listen(f"{self.key}:wake:{self.letters.replica}", wake, deaf, others=news)
-
-    def learn(self, news: News) -> None:
-        """Take note of what all were told."""
-        self.letters.learn(self._clock(), news)
+    def epoch_began(self) -> None:
+        """Tell the observer."""
+        self._observer.observe(EpochBegan(self.pool))
 
     async def look(self) -> tuple[BucketLook, ...]:
         """The tokens of every bucket.
@@ -75,47 +58,18 @@ class RedisStore:
         Raises:
             StoreLost: no answer.
         """
-        return await look_at(self.link, self.key, self.letters.terms)
+        return await look_at(self.link, self.key, self.session.revision)
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
-        """See `core.exchange.Store`.
+    async def send(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        """See `SessionStore`."""
+        told: tuple[ExchangeResponse, Snapshot | None] = await self.link.run(
+            EXCHANGE, self.key, encode_exchange(request, pins), read=decode_exchange
+        )
+        return told
 
-        A connection that breaks is no loss yet: once in an exchange another letter is written over a new one. What the
-        first came to does not matter, for its grants are taken back, and what ended has ended.
-        """
-        letters = self.letters
-        letters.terms = self.terms
-        era, broke = letters.era, False
-        for _ in range(ROUNDS):
-            sent = self._clock()
-            call = letters.call(sent, settlements, demands)
-            try:
-                reply = await self.send(call)
-            except StoreLost as lost:
-                if broke or not lost.broke:
-                    raise
-                broke = True
-                continue
-            answer = letters.hear(sent, self._clock(), call, reply)
-            if answer is not None:
-                if era not in ("", letters.era):
-                    self._observer.observe(EraBegan(self.pool))
-                return answer if answer.again is not None else replace(answer, again=self._pulse())
-        raise StoreLost("The shared store does not come to terms with this replica.", cause=_AT_ODDS)
-
-    async def send(self, call: Call) -> Reply:
-        """One letter and its reply: one round trip.
-
-        Raises:
-            StoreLost: no answer.
-        """
-        reply: Reply = await self.link.run(EXCHANGE, self.key, encode(call), read=lambda answer: decode(answer, call))
-        return reply
-
-    def _pulse(self) -> Micros:
-        return pulse(self.letters.terms.bound, PULSE if len(self.letters.record) else IDLE)
-
-
-_AT_ODDS = (
-    "the store asks for the same thing again and again: is its memory full, or is it two servers behind one name?"
-)
+    async def fetch(self, revision: str, pins: Pins) -> Snapshot | None:
+        """See `SessionStore`."""
+        told: Snapshot | None = await self.link.run(
+            SNAPSHOT, self.key, encode_snapshot(revision, pins), read=decode_snapshot
+        )
+        return told

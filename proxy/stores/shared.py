@@ -1,14 +1,14 @@
 """What a replica does while the shared store does not answer (`store.on_loss`), and how it returns to it.
 
 `share`: it goes on with its own share (`stores.share`). `wait`: requests wait for the store or their deadline.
-`refuse`: they are answered 503. A loss is noticed within the store's timeout, told once, and ends when a letter gets
-through that reports what this replica holds; each replica tries by itself, at its own uneven pace, so that a store
+`refuse`: they are answered 503. A loss is noticed within the store's timeout, told once, and ends when an exchange
+succeeds that reports what this replica holds. Each replica tries by itself, at its own uneven pace, so that a store
 that comes back is not met by all at once.
 
-A store that only stood still, or was cut off, does not know that anything was spent, and would grant it once more to
-whoever comes back first, or has not even noticed (law 1). So a replica goes on with its share only when the others
-must have noticed, too, which a loss of a moment is over before; and after `share` one that has reported keeps quiet
-until all others have had the time to report. A store that began a new era waits for them itself (law 8).
+A store that only stood still, or was cut off, does not know what was spent meanwhile. It would grant that once more to
+the replica that comes back first, or to one that has not noticed the loss (law 1). So a replica goes on with its share
+only when the others must have noticed, too; most losses are over before. After `share`, one that has reported keeps
+quiet until all others have had the time to report. A store that began a new epoch waits for them itself (law 8).
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from proxy.core.errors import StoreLost
 from proxy.core.events import Observer, StoreChanged, StoreMute
-from proxy.core.exchange import PULSE, Demand, Exchange, Lane, Settlement
-from proxy.core.letters import Terms
+from proxy.core.exchange import PULSE, Demand, Exchange, Lane, Settlement, Unsent
 from proxy.core.looks import BucketLook
+from proxy.core.messages import Revision
 from proxy.core.model import SECOND, Micros, Pool
-from proxy.stores.redis import RedisStore
-from proxy.stores.share import Known, Share
+from proxy.stores.redis import RedisStore, Wake
+from proxy.stores.share import Share
 from proxy.tasks import finish, spawn
 
 OnLoss = Literal["share", "wait", "refuse"]
@@ -61,8 +61,10 @@ class SharedStore:
         self._share: Share | None = None
         self._quiet = False
         """Whether the store knows what was spent here, but perhaps not yet what others spent."""
-        self._wake: Callable[[], None] = lambda: None
+        self._wake: Wake = lambda _: None
         self._missed = 0
+        self._unused: tuple[Settlement, ...] = ()
+        """Leases that a report was answered with: they had been reserved, and nobody here waits for them any more."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def adopt(self, pool: Pool) -> None:
@@ -71,14 +73,14 @@ class SharedStore:
         if self._share:
             self._share = self._new_share()
 
-    def listen(self, wake: Callable[[], None]) -> None:
-        """Call `wake` when a turn has come earlier than it was told, and when the store is back."""
+    def listen(self, wake: Wake) -> None:
+        """Call `wake` when a turn comes earlier than was told, and when the store is back."""
         self._wake = wake
         self._store.listen(self._called, self._not_heard)
 
-    def _called(self) -> None:
+    def _called(self, delay: Micros) -> None:
         self._missed = 0
-        self._wake()
+        self._wake(delay)
 
     def _not_heard(self, lost: StoreLost) -> None:
         self._missed = self._missed + 1 if self.lost is None else 0
@@ -95,14 +97,14 @@ class SharedStore:
         return (self._degraded + (self._clock() - self._since if self.lost else 0)) / SECOND
 
     @property
-    def terms(self) -> Terms:
+    def revision(self) -> Revision:
         """The pool as the next exchange will name it."""
-        return self._store.terms
+        return self._store.revision
 
     @property
     def replicas(self) -> int:
         """How many shared the pool when the store last answered."""
-        return self._store.letters.replicas
+        return self._store.replicas
 
     async def look(self) -> tuple[BucketLook, ...]:
         """The tokens of every bucket; while the store is lost of this replica's part, if it goes on with that."""
@@ -122,15 +124,16 @@ class SharedStore:
         Raises:
             StoreLost: under `wait`, and under `refuse` with a time to come back.
         """
-        terms = self._store.terms
+        revision = self._store.revision
         if self.lost is None:
             try:
-                answer = await self._store.exchange(settlements, demands)
+                answer = await self._store.exchange((*self._unused, *settlements), demands)
             except StoreLost as lost:
                 self._lose(lost)
-                if terms is not self._store.terms:
+                if revision is not self._store.revision:
                     raise StoreLost("The limits have changed meanwhile. Come back in a moment.") from None
             else:
+                self._unused = ()
                 return answer
         return await self._without(settlements, demands)
 
@@ -143,28 +146,26 @@ class SharedStore:
             )
         if self._share is None:
             self._share = self._new_share()
-        terms = self._store.terms
+        revision = self._store.revision
         answer = await self._share.exchange(settlements, demands)
         now = self._clock()
-        letters = self._store.letters
-        letters.record.settled(now, settlements)
+        held = self._store.session.held
+        held.settled(now, settlements)
         for grant in answer.grants:
-            letters.record.granted(now, grant, terms)
+            held.granted(now, grant, revision)
         return answer
 
     def _new_share(self) -> Share:
-        letters, now = self._store.letters, self._clock()
-        known = Known(
-            letters.replica,
-            letters.rank,
-            letters.sharers.most,
-            letters.record.held(now),
-            letters.hands,
-            now - self._since,
-            letters.store_time(now) - now,
+        session, now = self._store.session, self._clock()
+        return Share(
+            self._store.revision,
+            replica=session.replica,
+            replicas=session.seen.most,
+            held=session.held.report(now),
+            age=now - self._since,
+            clock=self._clock,
+            heard=bool(session.epoch),
         )
-        letters.hands = dict.fromkeys(letters.hands, 0)  # its part is taken with this, whatever comes of it
-        return Share(self._store.terms, known, self._clock)
 
     # Losing and finding it
 
@@ -180,19 +181,19 @@ class SharedStore:
         now = self._clock()
         self._degraded += now - self._since
         self.lost, self._share, self._quiet = None, None, False
-        self._store.letters.forget()  # what was granted while a letter was on its way is told with the next
+        self._store.session.forget()  # what was granted while a request was on its way is reported with the next
         seconds = (now - self._since) / SECOND
         self._observer.observe(StoreChanged(self._store.pool, up=True, on_loss=self._on_loss, seconds=seconds))
-        self._wake()
+        self._wake(0)
 
     async def _reported(self) -> bool:
         """Try once to come back; says whether the store, and so every replica, knows what was spent."""
         self._quiet = False
         await asyncio.sleep(uniform(*KNOCK))  # noqa: S311  # jitter, not a secret
-        era = self._store.letters.era
+        epoch = self._store.session.epoch
         try:
             await self._report()
-            if self._on_loss == "share" and era == self._store.letters.era:
+            if self._on_loss == "share" and epoch == self._store.session.epoch:
                 self._quiet = True
                 await self._report()  # what went out while the first was on its way
                 await self._wait_for_others()
@@ -203,13 +204,17 @@ class SharedStore:
 
     async def _wait_for_others(self) -> None:
         """Give all others the time to report: a try each, and a little more while some of them are missing."""
-        letters = self._store.letters
+        session = self._store.session
         await asyncio.sleep(KNOCK[1] + self._store.link.timeout)
         until = self._clock() + MISSING
-        while letters.replicas < letters.sharers.most and self._clock() < until:
+        while session.replicas < session.seen.most and self._clock() < until:
             await asyncio.sleep(KNOCK[0])
-            await self._store.exchange((), ())
+            await self._say()
 
     async def _report(self) -> None:
-        self._store.letters.forget()
-        await self._store.exchange((), ())
+        self._store.session.forget()
+        await self._say()
+
+    async def _say(self) -> None:
+        answer = await self._store.exchange(self._unused, ())
+        self._unused = tuple([Unsent(grant.lease) for grant in answer.grants])

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from proxy.core.events import (
     BreakerMoved,
-    EraBegan,
+    EpochBegan,
     Event,
     ForeignSpent,
     KeyChanged,
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 def told(event: Event) -> Line | None:
     """The line of an event; `None` for those that are only counted."""
     match event:
-        case StoreChanged() | EraBegan() | StoreMute():
+        case StoreChanged() | EpochBegan() | StoreMute():
             return _store(event)
         case KeyChanged() | KeySwitched():
             return _key(event)
@@ -68,12 +68,12 @@ def _machine(event: SpoolFailed | LocalTroubleMet) -> Line:
             return Line("error", text, {"cause": cause, "problem": message})
 
 
-def _store(event: StoreChanged | EraBegan | StoreMute) -> Line:
+def _store(event: StoreChanged | EpochBegan | StoreMute) -> Line:
     match event:
         case StoreMute(pool, cause):
             text = "the store answers but cannot call this replica, whose turns come late: let it subscribe"
             return Line("warning", text, {"pool": pool, "cause": cause})
-        case EraBegan(pool):
+        case EpochBegan(pool):
             text = "the store is new, restarted or behind: each key is tried with one request before it is used on"
             return Line("warning", text, {"pool": pool})
         case StoreChanged(pool, up=True, seconds=seconds):

@@ -44,3 +44,11 @@ def test_who_is_soon_taken_for_dead_speaks_more_often() -> None:
     assert pulse(11 * SECOND) == PULSE
     assert pulse(3 * SECOND) == 3 * SECOND // 2
     assert pulse(11 * SECOND, 5 * SECOND) == 5 * SECOND
+
+
+def test_between_two_samples_the_later_is_the_latest() -> None:
+    """Tokens return in bursts; behind the last sample nothing is known, and the first positions are told exactly."""
+    turns = Turns((1, 2), ((3, 10), (5, 50)))
+    assert [turns.at(position) for position in range(7)] == [1, 2, 6, 10, 30, 50, 50]
+    assert [turns.latest(position) for position in range(7)] == [1, 2, 10, 10, 50, 50, 50]
+    assert Turns().latest(0) is None

@@ -1,68 +1,81 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.buckets import Buckets
-from proxy.core.exchange import Spent
-from proxy.core.letters import need, terms_of
-from proxy.core.looks import BucketLook, Taken, look, looks
+from proxy.core.looks import BucketLook, LimitTaken, look, looks
+from proxy.core.messages import revision_of
 from proxy.core.model import SECOND, Micros
-from tests.core.worlds import BOUND, limit, pool
+from proxy.core.state import PoolState
+from tests.core.worlds import BOUND, World, lane, limit, pool, throttled
 
-TERMS = terms_of(pool(2, limit(3)), BOUND)
-WINDOW: Micros = TERMS.limits[0].window
-
-
-@pytest.fixture
-def buckets() -> Buckets:
-    """Of two quotas with three tokens each."""
-    made = Buckets()
-    made.learn(TERMS)
-    return made
+REVISION = revision_of(pool(2, limit(3)), BOUND)
+WINDOW: Micros = REVISION.limits[0].window
 
 
-def take(buckets: Buckets, lease: str, now: Micros, quota: str = "k0") -> None:
-    """Put a token in use."""
-    ids = tuple(limit.id for limit in TERMS.limits)
-    buckets.take(lease, need(TERMS.name, ids, None), quota, now=now, replica="r", client="a")
-
-
-def test_all_is_at_hand_before_anything_is_sent(buckets: Buckets) -> None:
+def test_all_is_available_before_anything_is_sent() -> None:
     """Of buckets that nobody has asked for yet, too."""
-    assert look(buckets, TERMS, 0) == (BucketLook("k0", 0, 3, 0, ()), BucketLook("k1", 0, 3, 0, ()))
-    assert look(Buckets(), TERMS, 0) == look(buckets, TERMS, 0)
+    assert look(PoolState(), REVISION, 0) == (BucketLook("k0", 0, 3, 0, ()), BucketLook("k1", 0, 3, 0, ()))
 
 
-def test_a_token_is_in_use_then_cools_then_is_back(buckets: Buckets) -> None:
+def test_a_token_is_in_use_then_cools_then_is_back() -> None:
     """Its delay is what is left of the window since it was counted."""
-    take(buckets, "l1", 0)
-    assert look(buckets, TERMS, SECOND)[0] == BucketLook("k0", 0, 2, 1, ())
-    buckets.settle(2 * SECOND, Spent("l1", SECOND), (TERMS.limits[0].id,), TERMS.name)
-    assert look(buckets, TERMS, 3 * SECOND)[0] == BucketLook("k0", 0, 2, 0, (WINDOW - 2 * SECOND,))
-    assert look(buckets, TERMS, SECOND + WINDOW)[0] == BucketLook("k0", 0, 3, 0, ())
+    world = World.of(pool(2, limit(3)))
+    (grant,) = world.ask(1, lane("a", (0,), "k0")).grants
+    assert look(world.state, world.revision, world.now)[0] == BucketLook("k0", 0, 2, 1, ())
+    world.call("r", *world.spend(grant))
+    assert look(world.state, world.revision, world.now + SECOND)[0] == BucketLook("k0", 0, 2, 0, (WINDOW - SECOND,))
+    assert look(world.state, world.revision, world.now + WINDOW)[0] == BucketLook("k0", 0, 3, 0, ())
 
 
-def test_what_the_upstream_closed_returns_when_it_opens(buckets: Buckets) -> None:
+def test_what_the_upstream_closed_returns_when_it_opens() -> None:
     """Tokens that nobody took are no use while their bucket is closed."""
-    take(buckets, "l1", 0)
-    buckets.park("k0", [TERMS.limits[0].id], 10 * SECOND)
-    closed, open_ = look(buckets, TERMS, 4 * SECOND)
-    assert closed == BucketLook("k0", 0, 0, 1, (6 * SECOND, 6 * SECOND))
-    assert open_.at_hand == 3
-    assert look(buckets, TERMS, 10 * SECOND)[0].at_hand == 2
+    world = World.of(pool(2, limit(3)))
+    grants = world.ask(2, lane("a", (0,), "k0")).grants
+    world.call("r", throttled(grants[0], 10 * SECOND))
+    closed, other = look(world.state, world.revision, world.now + 4 * SECOND)
+    assert closed == BucketLook("k0", 0, 0, 1, (6 * SECOND, WINDOW - 4 * SECOND))
+    assert other.at_hand == 3
+    assert look(world.state, world.revision, world.now + 10 * SECOND)[0].at_hand == 1
+
+
+def test_a_quota_that_rests_is_closed_under_all_its_limits() -> None:
+    """One of its keys was used under another quota."""
+    world = World.of(pool(2, limit(3), limit(2, 10 * SECOND)))
+    world.state.tokens.rest("k0", world.now + 5 * SECOND)
+    told = {(one.quota, one.limit): one for one in look(world.state, world.revision, world.now)}
+    assert told["k0", 0].cooling == (5 * SECOND,) * 3
+    assert told["k0", 1].cooling == (5 * SECOND,) * 2
+    assert told["k1", 1].at_hand == 2
+
+
+def test_another_revision_has_other_limits() -> None:
+    """What is taken is the same; what is available follows from the limit."""
+    world = World.of(pool(1, limit(3)))
+    world.ask(2)
+    for number, available in ((9, 7), (1, 0)):
+        (told,) = look(world.state, revision_of(pool(1, limit(number)), BOUND), world.now)
+        assert (told.at_hand, told.in_use) == (available, 2)
 
 
 quotas = st.sampled_from(["k0", "k1", "k7"])
-delays = st.integers(0, WINDOW)
+delays = st.integers(-SECOND, WINDOW)
 
 
 @given(st.lists(quotas, max_size=8), st.lists(st.tuples(delays, quotas), max_size=8), st.lists(quotas, max_size=2))
 def test_tokens_are_neither_lost_nor_made(
     in_use: list[str], cooling: list[tuple[Micros, str]], shut: list[str]
 ) -> None:
-    """At hand, in use and cooling are the size of the limit, or what is out if that is more than its size."""
-    rows = [Taken(tuple(in_use), tuple(sorted(cooling)), tuple((SECOND, quota) for quota in shut))]
-    for bucket in looks(TERMS, rows):
-        out = in_use.count(bucket.quota) + [quota for _, quota in cooling].count(bucket.quota)
-        assert bucket.at_hand + bucket.in_use + len(bucket.cooling) == max(3, out)
-        assert list(bucket.cooling) == sorted(bucket.cooling)
+    """Available, in use and cooling are the size of the limit, or what is out if that is more than its size."""
+    taken = tuple([(quota, [*in_use, *[one for _, one in cooling]].count(quota)) for quota in ("k0", "k1")])
+    row = LimitTaken(taken, tuple(sorted(cooling)), tuple([(SECOND, quota) for quota in shut]))
+    for told in looks(REVISION, [row]):
+        out = in_use.count(told.quota) + [quota for delay, quota in cooling if delay > 0].count(told.quota)
+        assert told.at_hand + told.in_use + len(told.cooling) == max(3, out)
+        assert list(told.cooling) == sorted(told.cooling)
+        assert told.quota not in shut or not told.at_hand
+
+
+def test_a_closed_bucket_whose_quota_rests_opens_with_the_later() -> None:
+    """Whatever the order in which they are told."""
+    for closed in (((9, "k0"), (4, "k0")), ((4, "k0"), (9, "k0"))):
+        first, _ = looks(REVISION, [LimitTaken((("k0", 0), ("k1", 0)), (), closed)])
+        assert first.cooling == (9, 9, 9)

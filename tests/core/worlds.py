@@ -1,14 +1,24 @@
-"""Small worlds for tests of the core: pools, and a driver that plays replicas against one ledger."""
+"""Small worlds for tests of the core: pools, and a driver that plays replicas against one state."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from proxy.core.calendars import quota_of
-from proxy.core.exchange import USE_BY, Demand, Exchange, Grant, Kind, Lane, Settlement, Spent, Throttled, Unsent
-from proxy.core.ledger import Ledger
-from proxy.core.letters import Call, Held, Reply, Terms, terms_of
+from proxy.core.exchange import USE_BY, Demand, Kind, Lane, Settlement, Spent, Throttled, Unsent
+from proxy.core.messages import (
+    ExchangeRequest,
+    ExchangeResponse,
+    FlowDemand,
+    HeldLease,
+    LeaseGrant,
+    Revision,
+    Snapshot,
+    revision_of,
+)
 from proxy.core.model import MILLISECOND, SECOND, Key, Limit, Micros, Pool, Secret
 from proxy.core.policy import Rule
+from proxy.core.snapshots import snapshot
+from proxy.core.state import PoolState
+from proxy.core.tokens import quota_of
 
 BOUND = 10 * SECOND
 
@@ -29,40 +39,42 @@ def lane(client: str = "a", limits: tuple[int, ...] = (0,), pinned: str | None =
     return Lane(client, Kind(limits, pinned))
 
 
-def known(ledger: Ledger, terms: Terms) -> None:
-    """Make a ledger that is sure of its buckets, as after a probe of each."""
-    ledger.exchange(0, "", Call("start", 1, 0, "", 0, 0, terms.name, spelled=terms))
-    warm(ledger)
+def known(state: PoolState, revision: Revision) -> None:
+    """Make a state that is sure of its buckets, as after a probe of each."""
+    state.exchange(0, "", ExchangeRequest("start", 1, 0, "", 0, 0, revision.name, spelled=revision, full=True))
+    know(state)
 
 
-def warm(ledger: Ledger) -> None:
-    """Every bucket of every terms is known."""
-    for view in ledger.buckets.views.values():
-        for name in view.limits:
-            ledger.buckets.calendars[name].warm.update(view.quotas)
+def know(state: PoolState) -> None:
+    """Every bucket of every revision is known."""
+    for view in state.revisions.views.values():
+        state.tokens.known.update((limit.id, quota) for limit in view.limits for quota in view.quotas)
+
+
+def lane_of(grant: LeaseGrant) -> Lane:
+    """The lane that a lease is for."""
+    return Lane(grant.client, Kind(grant.limits, grant.pinned))
 
 
 @dataclass
 class World:
-    """One ledger, a clock, and the demands of each replica."""
+    """One state, a clock, and the demands of each replica."""
 
-    ledger: Ledger
-    terms: Terms
+    state: PoolState
+    revision: Revision
     now: Micros = 1_000 * SECOND
     waiting: dict[str, dict[Lane, int]] = field(default_factory=lambda: defaultdict(dict))
     weights: dict[str, int] = field(default_factory=dict)
-    out: dict[str, Grant] = field(default_factory=dict)
+    out: dict[str, LeaseGrant] = field(default_factory=dict)
     granted: dict[str, Micros] = field(default_factory=dict)
     """When each lease was granted."""
     serials: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     run: str = ""
-    wake: tuple[str, ...] = ()
-    """The replicas that the last exchange woke."""
 
     @classmethod
     def of(cls, pool_: Pool) -> "World":
-        world = cls(Ledger(), terms_of(pool_, USE_BY + BOUND))
-        known(world.ledger, world.terms)
+        world = cls(PoolState(), revision_of(pool_, USE_BY + BOUND))
+        known(world.state, world.revision)
         return world
 
     def pass_(self, duration: Micros) -> None:
@@ -75,36 +87,37 @@ class World:
         demands: tuple[Demand, ...] = (),
         *,
         heard: int | None = None,
-        era: str | None = None,
-        tick: int = 0,
-        jumped: Micros = 0,
-        held: tuple[Held, ...] | None = None,
-        terms: Terms | None = None,
-    ) -> Reply:
-        """One letter, as it is unless told otherwise."""
+        epoch: str | None = None,
+        version: int = 0,
+        full: bool = True,
+        ahead: Micros = 0,
+        stepped: Micros = 0,
+        held: tuple[HeldLease, ...] | None = None,
+        revision: Revision | None = None,
+    ) -> ExchangeResponse:
+        """One request, as it is unless told otherwise."""
         self.serials[replica] += 1
         serial = self.serials[replica]
-        chosen = terms or self.terms
-        return self.ledger.exchange(
-            self.now,
-            self.run,
-            Call(
-                replica,
-                serial,
-                serial - 1 if heard is None else heard,
-                self.ledger.era if era is None else era,
-                tick,
-                1,
-                chosen.name,
-                settlements,
-                demands,
-                jumped,
-                held,
-                chosen,
-            ),
+        chosen = revision or self.revision
+        request = ExchangeRequest(
+            replica,
+            serial,
+            serial - 1 if heard is None else heard,
+            self.state.epoch if epoch is None else epoch,
+            version,
+            1,
+            chosen.name,
+            settlements,
+            tuple([FlowDemand(one.lane.client, one.weight, *one.lane.kind, one.waiting) for one in demands]),
+            full,
+            ahead,
+            stepped,
+            held,
+            chosen,
         )
+        return self.state.exchange(self.now, self.run, request)
 
-    def call(self, replica: str = "r", *settlements: Settlement) -> Exchange:
+    def call(self, replica: str = "r", *settlements: Settlement) -> ExchangeResponse:
         """One exchange with what the replica waits for; its grants leave the waiting."""
         waiting = self.waiting[replica]
         demands = tuple(
@@ -112,53 +125,58 @@ class World:
         )
         for settlement in settlements:
             self.out.pop(settlement.lease, None)
-        reply = self.send(replica, tuple(settlements), demands)
-        self.wake = reply.wake
-        for grant in reply.grants:
-            waiting[grant.lane] -= 1
+        response = self.send(replica, tuple(settlements), demands)
+        for grant in response.grants:
+            waiting[lane_of(grant)] -= 1
             self.out[grant.lease] = grant
             self.granted[grant.lease] = self.now
-        return reply.exchange()
+        return response
 
-    def ask(self, number: int, lane_: Lane | None = None, replica: str = "r") -> Exchange:
+    def ask(self, number: int, lane_: Lane | None = None, replica: str = "r") -> ExchangeResponse:
         """So many more requests wait in a lane; exchange."""
         chosen = lane_ or lane()
         self.waiting[replica][chosen] = self.waiting[replica].get(chosen, 0) + number
         return self.call(replica)
 
-    def spend(self, *grants: Grant, age: Micros = 0) -> tuple[Settlement, ...]:
+    def snapshot(self, *pins: tuple[int, str]) -> Snapshot:
+        """What a replica would estimate by."""
+        return snapshot(self.state, self.now, self.revision.name, pins)
+
+    def spend(self, *grants: LeaseGrant, age: Micros = 0) -> tuple[Settlement, ...]:
         return tuple(Spent(grant.lease, age) for grant in grants)
 
 
-def unsent(grant: Grant) -> Unsent:
+def unsent(grant: LeaseGrant) -> Unsent:
     """The settlement of a lease of which nothing was sent."""
     return Unsent(grant.lease)
 
 
-def throttled(grant: Grant, park: Micros, *limits: int) -> Throttled:
+def throttled(grant: LeaseGrant, park: Micros, *limits: int) -> Throttled:
     """The settlement of a lease that the upstream answered with 429."""
     return Throttled(grant.lease, 0, park, limits or (0,))
 
 
-def check_conservation(ledger: Ledger) -> None:
-    """What every bucket counts as taken is in use or cooling, lease by lease, and every lease that is out is in use.
+def check_conservation(state: PoolState) -> None:
+    """What every bucket counts as taken is in use or cooling, and quotas rank by what they can serve.
 
-    And quotas rank by what they could serve.
+    And every class that waits and can be served is ready, unless nothing was dealt yet.
     """
-    buckets = ledger.buckets
-    for name, calendar in buckets.calendars.items():
-        taken: dict[str, int] = defaultdict(int)
-        for _, member in [*calendar.cooling, *calendar.in_use]:
-            taken[quota_of(member)] += 1
-        assert calendar.taken == taken, name
-        out = {
-            f"{lease}@{place.quota}"
-            for lease, out in buckets._out.items()
-            for place in out.places
-            if place.limit == name
-        }
-        assert out == {member for _, member in calendar.in_use}
-    for name, view in buckets.views.items():
-        for limits, ranking in view.rankings.items():
-            ranked = {quota: -tokens for (tokens, _), quota in ranking}
-            assert ranked == {quota: buckets.open_for(name, quota, limits) for quota in view.quotas}
+    tokens = state.tokens
+    taken: dict[tuple[str, str], int] = defaultdict(int)
+    for record in tokens.leases.values():
+        for limit_, _ in record.windows:
+            taken[limit_, record.quota] += 1
+    for limit_, cooling in tokens.returns.items():
+        for _, member in cooling:
+            taken[limit_, quota_of(member)] += 1
+    assert tokens.taken == taken
+    assert tokens._probes.keys() == tokens.probing.scores.keys()
+    total: dict[str, int] = defaultdict(int)
+    for (limit_, _), number in taken.items():
+        total[limit_] += number
+    assert tokens.total == total
+    for (_, limits), (view, ranking) in tokens.rankings.items():
+        assert ranking.scores == {quota: tokens.rank(view, limits, quota) for quota in view.quotas}
+    for name, demanded in state.queue.classes.items():
+        view = state.revisions.views[demanded.revision]
+        assert name in state.queue.ready or tokens.best(view, demanded.limits, demanded.pinned) is None

@@ -28,11 +28,10 @@ async def test_what_others_spend_is_taken_out() -> None:
         await it.ask()
         await it.room.settled()
         assert it.happened(ForeignSpent) == [ForeignSpent("default", "k0", 39)]
-        terms = it.room.store.terms
-        assert it.room.store.ledger.buckets.at_hand(terms.name, terms.limits[0].id) == 20
+        assert it.room.store.available == 20
         await asyncio.sleep(40)
         await it.ask()
-        assert it.room.store.ledger.buckets.at_hand(terms.name, terms.limits[0].id) == 58
+        assert it.room.store.available == 58
 
 
 @virtual
@@ -54,12 +53,11 @@ async def test_a_surprise_is_told_at_once() -> None:
 async def test_a_cold_bucket_is_known_by_its_first_answer() -> None:
     """One request goes first, and what it hears is what opens (law 8)."""
     async with setting(told(60, 3), quotas=1, requests=60) as it:
-        it.room.store.ledger.buckets.chill()
+        it.room.store.state.tokens.doubt()
         got = await asyncio.gather(*(it.ask(it.request(wait=30 * SECOND)) for _ in range(4)))
         assert [one.status for one in got] == [200] * 4
         assert it.happened(ForeignSpent) == [ForeignSpent("default", "k0", 56)]
-        terms = it.room.store.terms
-        assert it.room.store.ledger.buckets.at_hand(terms.name, terms.limits[0].id) == 0
+        assert it.room.store.available == 0
 
 
 @virtual

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from proxy.core.exchange import GRACE, USE_BY, Demand, Exchange, Seen, Settlement, Spent, Throttled, Unsent
+from proxy.core.exchange import USE_BY, Demand, Exchange, Seen, Settlement, Spent, Throttled, Unsent
 from proxy.core.model import SECOND, Micros, Pool
+from proxy.core.session import SNAPSHOT_LIFETIME
+from proxy.core.state import COLLECT
 from tests.core.worlds import BOUND, lane, limit, pool
 
 W: Micros = 10 * SECOND + 105_000
@@ -173,16 +175,36 @@ class StoreConformance:
 
         self.play(scenario, requests=6)
 
-    def test_the_place_of_a_dead_replica_lapses(self) -> None:
-        """Who does not come back when it was told to, or a grace later, waits no longer."""
+    def test_a_token_is_reserved_for_the_replica_whose_turn_it_is(self) -> None:
+        """Another replica may bring it back, and the one that is to have it collects it (law 4)."""
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1, "z"),))).grants
-            gone = await store.exchange("q", (), (wants(1, "b"),))
+            assert not (await store.exchange("q", (), (wants(1, "b"),))).grants
+            assert not (await store.exchange("r", (Spent(grant.lease, 0),), (wants(1, "z"),))).grants
+            store.pass_(W)
+            assert not (await store.exchange("r", (), (wants(1, "z"),))).grants
+            (collected,) = (await store.exchange("q", (), (wants(1, "b"),))).grants
+            assert collected.lane == lane("b")
+
+        self.play(scenario, requests=1)
+
+    def test_the_place_of_a_dead_replica_lapses(self) -> None:
+        """A token that is not collected goes to the next flow; its replica waits no longer, and loses nothing else."""
+
+        async def scenario(store: Opened) -> None:
+            (grant,) = (await store.exchange("r", (), (wants(1, "z"),))).grants
+            assert not (await store.exchange("q", (), (wants(1, "b"),))).grants
             assert not (await store.exchange("r", (Unsent(grant.lease),), (wants(1, "z"),))).grants
-            assert gone.again is not None
-            store.pass_(gone.again + GRACE + 1)
-            assert (await store.exchange("r", (), (wants(1, "z"),))).grants
+            store.pass_(COLLECT - 1)
+            assert not (await store.exchange("r", (), (wants(1, "z"),))).grants
+            store.pass_(1)
+            (grant,) = (await store.exchange("r", (), (wants(1, "z"),))).grants
+            back = await store.exchange("q", (), (wants(1, "b"),))
+            assert not back.grants
+            assert back.turns[lane("b")].at(0) is not None
+            await store.exchange("r", (Unsent(grant.lease),), ())
+            assert (await store.exchange("q", (), (wants(1, "b"),))).grants
 
         self.play(scenario, requests=1)
 
@@ -266,6 +288,21 @@ class StoreConformance:
             assert len(back.grants) == 1
 
         self.play(scenario)
+
+    def test_estimates_come_with_a_snapshot(self) -> None:
+        """At once for newcomers; then none until another one is due, and the waiting room keeps those that it has."""
+
+        async def scenario(store: Opened) -> None:
+            (grant,) = (await store.exchange("r", (), (wants(1),))).grants
+            assert lane() in (await store.exchange("r", (Spent(grant.lease, 0),), (wants(1),))).turns
+            assert not (await store.exchange("r", (), (wants(1),))).turns
+            assert lane() in (await store.exchange("r", (), (wants(2),))).turns
+            store.pass_(SNAPSHOT_LIFETIME - 1)
+            assert not (await store.exchange("r", (), (wants(2),))).turns
+            store.pass_(1)
+            assert lane() in (await store.exchange("r", (), (wants(2),))).turns
+
+        self.play(scenario, requests=1)
 
     def test_how_many_share_the_pool_is_told(self) -> None:
         """Whoever has spoken of late."""

@@ -1,11 +1,12 @@
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from proxy.core.exchange import Demand, Grant, Kind, Lane, Spent, Throttled
+from proxy.core.exchange import USE_BY, Demand, Grant, Kind, Lane, Spent, Throttled
 from proxy.core.looks import BucketLook
-from proxy.core.model import SECOND
+from proxy.core.model import SECOND, Key, Pool, Secret
 from proxy.stores import looks
 from proxy.stores.links import Link
 from proxy.stores.redis import RedisStore
@@ -71,6 +72,42 @@ async def test_tokens_are_seen_in_all_their_states(
     assert seen["k1"].at_hand > 0
     assert 90 * SECOND < seen["k0"].cooling[0] <= 100 * SECOND
     assert 590 * SECOND < seen["k1"].cooling[-1] <= 601 * SECOND
+
+
+async def test_a_quota_that_rests_is_closed_for_each_limit(store: RedisStore) -> None:
+    """Its key was used under another quota, so it opens once that use surely counts no more."""
+    keys = tuple(Key(name, Secret(f"s-{name}"), "shared") for name in ("k0", "k1"))
+    moved = Pool("default", keys, POOL.limits, POOL.guard)
+    other = RedisStore(
+        store.link,
+        moved,
+        prefix=store.key.partition(":")[0],
+        replica="q",
+        settle_bound=BOUND,
+        clock=micros,
+        observer=Recorder(),
+    )
+    assert (await store.exchange((), (wants(1),))).grants
+    assert not (await other.exchange((), (wants(1),))).grants
+    (shared,) = await other.look()
+    assert (shared.quota, shared.at_hand, shared.in_use) == ("shared", 0, 0)
+    assert len(shared.cooling) == 5
+    assert 600 * SECOND < shared.cooling[0] <= 600 * SECOND + USE_BY + 2 * BOUND
+
+
+async def test_what_has_returned_is_available_before_the_next_exchange(store: RedisStore) -> None:
+    """A page does not wait for one: a token whose time has come is none that cools."""
+    store.adopt(pool(1, limit(5, SECOND)))
+    (grant,) = (await store.exchange((), (wants(1),))).grants
+    await store.exchange((Spent(grant.lease, SECOND),), ())
+    await until_looks(store, [("k0", 5, 0, 0)])
+
+
+async def until_looks(store: RedisStore, expected: list[tuple[str, int, int, int]]) -> None:
+    """Look until there is that to see."""
+    async with asyncio.timeout(30):
+        while counts(await store.look()) != expected:
+            await asyncio.sleep(0.005)
 
 
 async def test_looking_changes_nothing(store: RedisStore) -> None:

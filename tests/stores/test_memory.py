@@ -7,19 +7,19 @@ from tests.core.worlds import BOUND, known, lane, limit, pool
 from tests.stores.conformance import StoreConformance
 
 
-class ClockedMemory(Memory):
+class ClockedMemory:
     """A memory that several replicas share, on a clock that the test moves."""
 
     def __init__(self, pool_: Pool) -> None:
         self.now: Micros = 1_000 * SECOND
-        super().__init__(lambda: self.now)
+        self.memory = Memory(lambda: self.now)
         self._pool = pool_
         self._stores: dict[str, MemoryStore] = {}
-        known(self.ledger, self.store("r").terms)
+        known(self.memory.state, self.store("r").revision)
 
     def store(self, replica: str) -> MemoryStore:
         if replica not in self._stores:
-            self._stores[replica] = MemoryStore(self, self._pool, replica=replica, settle_bound=BOUND)
+            self._stores[replica] = MemoryStore(self.memory, self._pool, replica=replica, settle_bound=BOUND)
         return self._stores[replica]
 
     async def exchange(
@@ -45,27 +45,52 @@ class TestMemoryStore(StoreConformance):
 
 
 def test_a_replica_is_woken_when_its_turn_comes_early() -> None:
-    """Tokens that come back unsent are left for who is next, and that one is called."""
+    """Tokens that come back unsent are reserved for the flow that is next, and its replica is to call at once."""
 
     async def scenario() -> None:
         store = ClockedMemory(pool(1, limit(1)))
-        calls: list[str] = []
-        store.store("far").listen(lambda: calls.append("far"))
+        calls: list[Micros] = []
+        store.store("far").listen(calls.append)
         (grant,) = (await store.exchange("near", (), (Demand(lane(), 1, 1),))).grants
         await store.exchange("far", (), (Demand(lane("b"), 1, 1),))
         await store.exchange("near", (Unsent(grant.lease),), ())
-        assert calls == ["far"]
+        assert calls == [0]
 
     asyncio.run(scenario())
 
 
-def test_levels_tell_what_has_returned_by_now() -> None:
-    """A gauge does not wait for the next exchange; a parked bucket shows nothing."""
+def test_a_replica_is_told_when_the_token_of_its_turn_returns() -> None:
+    """If that is earlier than it was told to call; it is told once."""
 
     async def scenario() -> None:
-        store = ClockedMemory(pool(2, limit(3, SECOND)))
-        await store.exchange("r", (), (Demand(lane(), 1, 1),))
-        assert sorted(store.store("r").levels()) == [("k0", 0, 2), ("k1", 0, 3)]
+        store = ClockedMemory(pool(1, limit(1, SECOND)))
+        calls: list[Micros] = []
+        store.store("far").listen(calls.append)
+        (grant,) = (await store.exchange("near", (), (Demand(lane(), 1, 1),))).grants
+        await store.exchange("far", (), (Demand(lane("b"), 1, 1),))
+        window = store.store("near").revision.limits[0].window
+        for _ in range(2):
+            await store.exchange("near", (Spent(grant.lease, SECOND // 4),), ())
+            assert calls == [window - SECOND // 4]
+
+    asyncio.run(scenario())
+
+
+def test_a_request_is_granted_without_an_exchange_while_nobody_waits() -> None:
+    """Its lease is one that this replica holds; where something waits, it is for the exchange."""
+
+    async def scenario() -> None:
+        store = ClockedMemory(pool(1, limit(2)))
+        near = store.store("r")
+        assert near.at_once(lane(), 1) is None, "it has not spoken yet"
+        await store.exchange("r", (), ())
+        grant = near.at_once(lane(), 1)
+        assert grant is not None
+        assert (grant.lane, grant.quota) == (lane(), "k0")
+        assert [row.lease for row in near.session.held.report(store.now)] == [grant.lease]
+        assert len((await store.exchange("r", (), (Demand(lane(), 1, 2),))).grants) == 1
+        assert near.at_once(lane("b"), 1) is None
+        assert len((await store.exchange("r", (Unsent(grant.lease),), (Demand(lane(), 1, 1),))).grants) == 1
 
     asyncio.run(scenario())
 

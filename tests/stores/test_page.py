@@ -14,15 +14,16 @@ from proxy.core.exchange import Demand, Spent, Unsent
 from proxy.core.model import SECOND, Pool
 from proxy.stores.clients import Opened
 from proxy.stores.links import Link
+from proxy.stores.placements import SharedPlacements
 from proxy.stores.redis import RedisStore
 from tests.core.worlds import BOUND, lane, limit, pool
 from tests.process import ROOT, until
 from tests.rooms import Recorder
 from tests.stores.conformance import wants
-from tests.stores.histories import History
+from tests.stores.fleets import FleetHistory
 from tests.stores.servers import KINDS, Certificates, Server, cluster, sentinel_of, server
-from tests.stores.test_exchange import InMemory, OnServer
 from tests.stores.test_redis import FAST, PATIENCE, ClockedRedis
+from tests.stores.test_scripts import OnServer
 from tests.virtual import micros
 
 PAGE = (ROOT / "docs" / "shared-store.md").read_text(encoding="utf-8")
@@ -86,8 +87,8 @@ def test_all_keys_are_listed(one: Server) -> None:
     seen: dict[str, str] = {}
     with redis.Redis(port=one.port) as client:
         typed: Any = client
-        history = History(3, [InMemory(), OnServer(client)])
-        for _ in range(80):
+        history = FleetHistory(3, [OnServer(client)], crowd=400)
+        for _ in range(200):
             history.step()
             for key in typed.scan_iter():
                 name = key.decode().removeprefix("t:{p}:").partition(":")[0]
@@ -133,12 +134,14 @@ async def serves(link: Link) -> None:
     """All that a replica does works over this link."""
     store = new_store(link)
     woken: list[int] = []
-    store.listen(lambda: woken.append(1))
+    store.listen(woken.append)
     await until(lambda: woken, "it listens")
     (grant,) = (await store.exchange((), (wants(1),))).grants
     assert (await store.exchange((Spent(grant.lease, 0),), (wants(1),))).grants
     assert await store.look()
     assert await link.check(store.key) == ()
+    placement = {"#1": "default"}
+    assert (await SharedPlacements(link, "keyturn").name(placement))[0].placement == placement
 
 
 async def test_the_user_may_do_what_is_needed_and_no_more(one: Server) -> None:
@@ -148,7 +151,7 @@ async def test_the_user_may_do_what_is_needed_and_no_more(one: Server) -> None:
         link = Link(f"redis://keyturn:{PASSWORD}@{one.address}/2", shown="here", timeout=PATIENCE)
         await serves(link)
         await link.close()
-        used = {name.lower() for name in re.findall(r"redis[._]p?call\('([A-Z]+)'", _scripts())}
+        used = _used("lua/*.lua") | _used("*.py")
         asked = {word[1:] for word in USER.split() if word.startswith("+")}
         assert asked == used | {"eval", "evalsha", "subscribe", "select"}
     finally:
@@ -161,7 +164,7 @@ async def test_a_user_who_may_not_do_all_does_nothing(one: Server) -> None:
     link = Link(f"redis://keyturn:{PASSWORD}@{one.address}", shown="here", timeout=PATIENCE)
     try:
         for word in USER.split():
-            if word[0] != "+" or word[1:] in ("eval", "evalsha", "subscribe", "publish", "select", "info"):
+            if word[0] != "+" or word[1:] not in _used("lua/*.lua") - {"publish", "info"}:
                 continue
             store = new_store(link)
             one.ask("ACL", "SETUSER", "keyturn", f"-{word[1:]}")
@@ -194,8 +197,10 @@ async def test_a_user_without_channels_is_served_and_told_of(one: Server) -> Non
         await link.close()
 
 
-def _scripts() -> str:
-    return "".join(path.read_text(encoding="utf-8") for path in (ROOT / "proxy" / "stores").glob("*.lua"))
+def _used(pattern: str) -> set[str]:
+    """The commands that scripts in these files of the stores call."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "proxy" / "stores").glob(pattern)]
+    return {name.lower() for text in texts for name in re.findall(r"(?:call|create|chunked)\('([A-Z]+)'", text)}
 
 
 async def test_the_user_of_a_cluster(kind: str) -> None:

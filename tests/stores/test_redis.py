@@ -7,19 +7,19 @@ from functools import partial
 import pytest
 
 from proxy.core.errors import StoreLost
-from proxy.core.events import EraBegan
+from proxy.core.events import EpochBegan
 from proxy.core.exchange import PULSE, Demand, Exchange, Settlement, Spent, Unsent
-from proxy.core.ledger import KEEP
-from proxy.core.letters import Call, Reply
+from proxy.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from proxy.core.model import SECOND, Micros, Pool
-from proxy.stores.codec import decode, encode
+from proxy.stores.base import IDLE, Pins
 from proxy.stores.links import Link
-from proxy.stores.redis import EXCHANGE, IDLE, RedisStore
+from proxy.stores.redis import RedisStore
+from proxy.stores.scripts import EXCHANGE, SNAPSHOT, decode_exchange, decode_snapshot, encode_exchange, encode_snapshot
 from tests.core.worlds import BOUND, limit, pool
 from tests.process import until
 from tests.rooms import Recorder
 from tests.stores.conformance import StoreConformance, wants
-from tests.stores.servers import KINDS, Server, server
+from tests.stores.servers import KINDS, Server, cluster, server
 from tests.virtual import micros
 
 FAST = pool(1, limit(2, 10 * SECOND))
@@ -42,21 +42,25 @@ def one(running: Server) -> Server:
 
 
 class ClockedStore(RedisStore):
-    """A replica whose letters tell the server the time of the test."""
+    """A replica whose messages tell the server the time of the test."""
 
     now: Callable[[], Micros]
 
-    async def send(self, call: Call) -> Reply:
-        letter = encode(call, now=self.now(), run="a" * 40)
-        return decode(await self.link.run(EXCHANGE, self.key, letter), call)
+    async def send(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        message = encode_exchange(request, pins, now=self.now(), run="a" * 40)
+        return decode_exchange(await self.link.run(EXCHANGE, self.key, message))
+
+    async def fetch(self, revision: str, pins: Pins) -> Snapshot | None:
+        message = encode_snapshot(revision, pins, now=self.now())
+        return decode_snapshot(await self.link.run(SNAPSHOT, self.key, message))
 
 
 class ClockedRedis:
     """A server that several replicas share, on a clock that the test moves."""
 
-    def __init__(self, one: Server, pool_: Pool) -> None:
+    def __init__(self, one: Server, pool_: Pool, url: str = "") -> None:
         self.now: Micros = 1_700_000_000 * SECOND
-        self.link = Link(one.url, shown=one.url, timeout=PATIENCE)
+        self.link = Link(url or one.url, shown=url or one.url, timeout=PATIENCE)
         self._pool = pool_
         self._stores: dict[str, ClockedStore] = {}
 
@@ -93,6 +97,13 @@ class ClockedRedis:
         await self.link.close()
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def nodes(request: pytest.FixtureRequest) -> Iterator[list[Server]]:
+    """A cluster of each kind."""
+    with cluster(request.param) as three:
+        yield three
+
+
 class TestRedisStore(StoreConformance):
     """The store on Redis and on Valkey passes the suite of stores."""
 
@@ -101,13 +112,46 @@ class TestRedisStore(StoreConformance):
         self._server = one
 
     async def open(self, pool_: Pool) -> ClockedRedis:
-        store = ClockedRedis(self._server, pool_)
-        await store.exchange("start", (), ())
-        terms = store.store("start").letters.terms
-        for one in terms.limits:
-            self._server.ask("SADD", f"t:{{default}}:warm:{one.id}", *terms.quotas)
-        store.pass_(1_000 * SECOND)
-        return store
+        return await opened(self._server, pool_, self._server.url)
+
+
+class TestRedisStoreInACluster(StoreConformance):
+    """So does the store in a cluster of either."""
+
+    @pytest.fixture(autouse=True)
+    def _nodes(self, nodes: list[Server]) -> None:
+        for node in nodes:
+            node.ask("FLUSHALL")
+        slot = nodes[0].ask("CLUSTER", "KEYSLOT", "t:2:{default}")
+        self._seed, self._server = nodes[-1], nodes[slot * len(nodes) // 16384]
+
+    async def open(self, pool_: Pool) -> ClockedRedis:
+        return await opened(self._server, pool_, f"redis+cluster://{self._seed.address}")
+
+
+async def opened(one: Server, pool_: Pool, url: str) -> ClockedRedis:
+    """A store whose buckets are known; its keys are on this server."""
+    store = ClockedRedis(one, pool_, url)
+    await store.exchange("start", (), ())
+    know(one, store.store("start"))
+    store.pass_(1_000 * SECOND)
+    return store
+
+
+KNOW = """
+local doubts = tonumber(redis.call('HGET', KEYS[1] .. ':state', 'doubts'))
+local bucket = cmsgpack.pack({ taken = 0, known = doubts, probing = false, probed = 0, closed = 0 })
+for _, name in ipairs(ARGV) do
+  redis.call('HSET', KEYS[1] .. ':buckets', name, bucket)
+end
+"""
+
+
+def know(one: Server, store: RedisStore) -> None:
+    """Every bucket of a replica's revision is known."""
+    revision = store.revision
+    names = [f"{limit_.id} {quota}" for limit_ in revision.limits for quota in revision.quotas]
+    one.ask("EVAL", KNOW, 1, store.key, *names)
 
 
 @asynccontextmanager
@@ -130,19 +174,29 @@ def events(store: RedisStore) -> list[object]:
     return list(store._observer.events)
 
 
-def letters_of(store: RedisStore) -> int:
-    """How many letters a replica has written."""
-    return store.letters._serial
+def round_trips(one: Server) -> int:
+    """How many scripts a server has run since it was last asked."""
+    lines = one.ask("INFO", "commandstats").splitlines()
+    one.ask("CONFIG", "RESETSTAT")
+    calls = [line.partition("calls=")[2].partition(",")[0] for line in lines if line.startswith("cmdstat_eval")]
+    return sum(int(number) for number in calls)
 
 
 async def test_an_exchange_is_one_round_trip(one: Server) -> None:
-    """But for the first one, which is asked for the terms."""
+    """A snapshot for newcomers included; but for the first, which is asked for the revision."""
     async with replicas(one, "r") as (store,):
-        await store.exchange((), (wants(1),))
-        assert letters_of(store) == 2
-        for _ in range(3):
-            await store.exchange((), (wants(1),))
-        assert letters_of(store) == 5
+        await store.exchange((), ())
+        await store.exchange((), (wants(1),))  # the server knows both scripts by now
+        round_trips(one)
+        for waiting in range(2, 5):
+            answer = await store.exchange((), (wants(waiting),))
+            assert answer.turns
+            assert round_trips(one) == 1
+        await store.exchange((), (wants(4),))
+        assert round_trips(one) == 1
+        store.adopt(pool(1, limit(3, 10 * SECOND)))
+        await store.exchange((), (wants(4),))
+        assert round_trips(one) == 2
 
 
 async def test_who_has_something_out_speaks_more_often(one: Server) -> None:
@@ -156,8 +210,8 @@ async def test_who_has_something_out_speaks_more_often(one: Server) -> None:
 
 
 def waited_out(one: Server) -> None:
-    """As if the era had begun so long ago that all had the time to tell what they hold."""
-    one.ask("HSET", "t:{default}:state", "hold", "0")
+    """As if the epoch had begun so long ago that all had the time to report what they hold."""
+    one.ask("HSET", "t:2:{default}:state", "grace", "0")
 
 
 async def test_a_server_that_forgets_is_told_again(one: Server) -> None:
@@ -169,35 +223,35 @@ async def test_a_server_that_forgets_is_told_again(one: Server) -> None:
         answer = await store.exchange((), (wants(1),))
         assert not answer.grants
         assert answer.budgets[0].at_hand == 0
-        assert [type(event) for event in events(store)] == [EraBegan]
+        assert [type(event) for event in events(store)] == [EpochBegan]
         waited_out(one)
         answer = await store.exchange((Unsent(grant.lease),), (wants(2),))
         assert [one.probe for one in answer.grants] == [True]
 
 
-async def test_a_restarted_server_begins_an_era(one: Server) -> None:
+async def test_a_restarted_server_begins_an_epoch(one: Server) -> None:
     """What it had saved is kept, and not trusted: its run id has changed."""
     async with replicas(one, "r") as (store,):
         (probe,) = (await store.exchange((), (wants(1),))).grants
         await store.exchange((Spent(probe.lease, 0),), ())
-        one.ask("HSET", "t:{default}:state", "run", "b" * 40)
+        one.ask("HSET", "t:2:{default}:state", "run", "b" * 40)
         assert not events(store)
         assert not (await store.exchange((), (wants(5),))).grants
         waited_out(one)
         answer = await store.exchange((), (wants(5),))
         assert [grant.probe for grant in answer.grants] == [True]
-        assert [type(event) for event in events(store)] == [EraBegan]
+        assert [type(event) for event in events(store)] == [EpochBegan]
 
 
 async def test_lost_writes_are_noticed(one: Server) -> None:
     """A server that is behind what a replica has seen knows less than was spent (a failover)."""
     async with replicas(one, "r") as (store,):
         (probe,) = (await store.exchange((), (wants(1),))).grants
-        before = one.ask("HGET", "t:{default}:state", "tick")
+        before = one.ask("HGET", "t:2:{default}:state", "version")
         await store.exchange((Spent(probe.lease, 0),), ())
-        one.ask("HSET", "t:{default}:state", "tick", before)
+        one.ask("HSET", "t:2:{default}:state", "version", before)
         await store.exchange((), ())
-        assert [type(event) for event in events(store)] == [EraBegan]
+        assert [type(event) for event in events(store)] == [EpochBegan]
 
 
 async def test_a_clock_that_jumps_ahead_is_not_believed(one: Server) -> None:
@@ -216,43 +270,50 @@ async def test_a_clock_that_jumps_ahead_is_not_believed(one: Server) -> None:
 
 
 async def test_a_turn_that_comes_early_wakes_its_replica(one: Server) -> None:
-    """Tokens that come back unsent are left for who is next, and that one is called over the server."""
+    """Tokens that come back unsent are reserved for the flow that is next, and its replica is woken over the server."""
     async with replicas(one, "near", "far", pool_=pool(1, limit(1, 10 * SECOND))) as (near, far):
-        woken: list[int] = []
-        far.listen(lambda: woken.append(1))
-        await until(lambda: len(woken) == 1, "it listens")
+        woken: list[Micros] = []
+        far.listen(woken.append)
+        await until(lambda: woken, "it listens")
         (grant,) = (await near.exchange((), (wants(1, "a"),))).grants
         await far.exchange((), (wants(1, "b"),))
         await near.exchange((Unsent(grant.lease),), ())
-        await until(lambda: len(woken) == 2, "it is called")
+        await until(lambda: len(woken) == 2, "it is woken")
+        assert woken == [0, 0]
         assert (await far.exchange((), (wants(1, "b"),))).grants
 
 
-async def test_all_hear_what_is_left_when_it_shrinks(one: Server) -> None:
-    """Over the server, without asking: what a replica goes by when the store is lost is never much too old."""
-    async with replicas(one, "near", "far", pool_=pool(1, limit(20, 600 * SECOND))) as (near, far):
-        (name,) = [limit_.id for limit_ in near.terms.limits]
-        woken: list[int] = []
-        far.listen(lambda: woken.append(1))
+async def test_a_replica_is_told_when_its_turn_will_come(one: Server) -> None:
+    """The message carries the delay until its token returns, in microseconds."""
+    async with replicas(one, "near", "far", pool_=pool(1, limit(1, SECOND))) as (near, far):
+        woken: list[Micros] = []
+        far.listen(woken.append)
         await until(lambda: woken, "it listens")
-        (probe,) = (await near.exchange((), (wants(1),))).grants
-        await near.exchange((Spent(probe.lease, 0),), ())
-        await far.exchange((), ())
-        assert far.letters.hands == {name: 19}
-        await near.exchange((), (wants(15),))
-        assert (near.letters.rank, far.letters.rank) == (1, 0)
-        await until(lambda: far.letters.hands == {name: 4}, "it is told")
-        assert woken == [1]
+        (grant,) = (await near.exchange((), (wants(1, "a"),))).grants
+        told = await far.exchange((), (wants(1, "b"),))
+        assert told.again == PULSE
+        await near.exchange((Spent(grant.lease, 0),), ())
+        await until(lambda: len(woken) == 2, "it is told")
+        assert woken[1] == near.revision.limits[0].window
+
+
+async def test_a_message_that_is_no_number_wakes_at_once(one: Server) -> None:
+    """Whoever sends it: a call too many does no harm."""
+    async with replicas(one, "r") as (store,):
+        woken: list[Micros] = []
+        store.listen(woken.append)
+        await until(lambda: woken, "it listens")
+        for message in ("soon", "-5", "7"):
+            one.ask("PUBLISH", "t:2:{default}:wake:r", message)
+        await until(lambda: len(woken) == 4, "they come")
+        assert woken == [0, 0, 0, 7]
 
 
 async def test_an_answer_that_is_lost_costs_nothing(one: Server) -> None:
-    """Its grants are taken back with the next letter, and granted again."""
+    """Its grants are taken back with the next request, and granted again."""
     async with replicas(one, "r", pool_=pool(1, limit(1, 600 * SECOND))) as (store,):
-        call = store.letters.call(micros(), (), (wants(1),))
-        asked = await store.send(call)
-        assert asked.asks == ("terms",)
-        store.letters.hear(micros(), micros(), call, asked)
-        lost = await store.send(store.letters.call(micros(), (), (wants(1),)))
+        await store.exchange((), ())
+        lost, _ = await store.send(store.session.request(micros(), (), (wants(1),)), None)
         assert lost.grants
         assert (await store.exchange((), (wants(1),))).grants
 
@@ -262,16 +323,16 @@ class Cut(RedisStore):
 
     cuts = 0
 
-    async def send(self, call: Call) -> Reply:
-        reply = await super().send(call)
+    async def send(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        told = await super().send(request, pins)
         if self.cuts:
             self.cuts -= 1
             raise StoreLost("It closed the connection.", broke=True)
-        return reply
+        return told
 
 
 async def test_a_connection_that_breaks_is_no_loss(one: Server) -> None:
-    """Another letter takes back what the first was granted; a second time in the same exchange it is one."""
+    """Another request takes back what the first was granted; a second time in the same exchange it is one."""
     link = Link(one.url, shown=one.url, timeout=PATIENCE)
     only = pool(1, limit(1, 600 * SECOND))
     store = Cut(link, only, prefix="t", replica="r", settle_bound=BOUND, clock=micros, observer=Recorder())
@@ -299,26 +360,9 @@ async def test_a_replica_that_spent_much_is_soon_heard(one: Server) -> None:
         one.ask("FLUSHALL")
         one.ask("CONFIG", "RESETSTAT")
         await store.exchange((), ())
-        assert one.ask("HGETALL", f"t:{{default}}:taken:{store.terms.limits[0].id}")[1::2] == ["100"] * 10
+        assert [len(bucket.cooling) for bucket in await store.look()] == [100] * 10
         lines = one.ask("INFO", "commandstats").splitlines()
         assert sum(int(line.partition("calls=")[2].partition(",")[0]) for line in lines if "calls=" in line) < 500
-
-
-class Insatiable(RedisStore):
-    """A store that asks for the same thing whatever it is told."""
-
-    async def send(self, call: Call) -> Reply:
-        return Reply("e", 1, 1, ("terms",))
-
-
-async def test_a_server_that_never_comes_to_terms_is_lost() -> None:
-    """It is not asked for ever: a loss, with its cause."""
-    link = Link("redis://h", shown="redis://h", timeout=PATIENCE)
-    store = Insatiable(link, FAST, prefix="t", replica="r", settle_bound=BOUND, clock=micros, observer=Recorder())
-    with pytest.raises(StoreLost) as caught:
-        await store.exchange((), ())
-    assert "two servers behind one name" in caught.value.cause
-    await link.close()
 
 
 async def test_pools_do_not_meet(one: Server) -> None:
@@ -332,19 +376,24 @@ async def test_pools_do_not_meet(one: Server) -> None:
         assert (await store.exchange((), (wants(1),))).grants
     await link.close()
     keys = one.ask("KEYS", "*")
-    assert {key.partition("}")[0] for key in keys} == {"one:{default", "other:{default"}
+    assert {key.partition("}")[0] for key in keys} == {"one:2:{default", "other:2:{default"}
 
 
 async def test_nothing_is_left_of_a_limit_that_is_gone(one: Server) -> None:
-    """Once nobody's terms name it and its last token is back, however that came back."""
+    """Once nobody's revision names it and its last token is back, however that came back."""
     store = ClockedRedis(one, FAST)
     try:
         (grant,) = (await store.exchange("r", (), (wants(1),))).grants
+        before = store.store("r").revision
         store.adopt("r", pool(1, limit(2, 20 * SECOND)))
         for _ in range(2):
             await store.exchange("r", (), ())
-            store.pass_(KEEP + 1)
-        await store.exchange("r", (Unsent(grant.lease),), ())
-        assert one.ask("ZRANGE", "t:{default}:limits", 0, -1) == [store.store("r").letters.terms.limits[0].id]
+            store.pass_(before.bound + before.limits[0].window + 1)
+        await store.exchange("r", (Unsent(grant.lease),), (wants(1),))
+        after = store.store("r").revision
+        assert one.ask("HKEYS", "t:2:{default}:revisions") == [after.name]
+        assert one.ask("HKEYS", "t:2:{default}:taken") == [after.limits[0].id]
+        of_it = [key for key in one.ask("KEYS", "*") if before.name in key or before.limits[0].id in key]
+        assert of_it == []
     finally:
         await store.close()

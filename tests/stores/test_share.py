@@ -1,40 +1,49 @@
 import asyncio
 from bisect import bisect_left
+from itertools import pairwise
 from random import Random
 
 import pytest
 
-from proxy.core.exchange import USE_BY, Demand, Lane, Spent
-from proxy.core.letters import Held, Terms, terms_of
+from proxy.core.exchange import USE_BY, Demand, Lane, Spent, Throttled, Unsent
+from proxy.core.messages import HeldLease, Revision, revision_of
 from proxy.core.model import MILLISECOND, SECOND, Micros
-from proxy.stores.share import Known, Share
+from proxy.stores.share import Share
 from tests.core.worlds import BOUND, lane, limit, pool
 from tests.virtual import micros, virtual
 
 LIMIT, WINDOW = 20, 10 * SECOND
-AHEAD = 1_700_000_000 * SECOND
-"""How far the store's clock is ahead of the replicas' own."""
 
 BEYOND = WINDOW + USE_BY + BOUND
 """When nothing that was spent before the loss counts any more, whoever spent it."""
 
+LONG_AGO = BEYOND + SECOND
+"""How long ago a store was lost, all of whose tokens have returned."""
 
-def terms_for(quotas: int = 2) -> Terms:
-    """A pool of keys with `LIMIT` in `WINDOW`."""
-    return terms_of(pool(quotas, limit(LIMIT, WINDOW), guard=0), USE_BY + BOUND)
+
+def revision_for(quotas: int = 2, requests: int = LIMIT) -> Revision:
+    """A pool of keys with so many requests in `WINDOW`."""
+    return revision_of(pool(quotas, limit(requests, WINDOW), guard=0), USE_BY + BOUND)
+
+
+def held_of(revision: Revision, name: str, spent: list[tuple[str, Micros]]) -> tuple[HeldLease, ...]:
+    """Leases of a replica, by quota and the time since they were granted and counted."""
+    windows = tuple((one.id, one.window) for one in revision.limits)
+    return tuple(HeldLease(f"{name}{i}", quota, "a", windows, age, age) for i, (quota, age) in enumerate(spent))
 
 
 class Alone:
-    """A replica that has lost the store, with its own clock stopped at the moment of the loss."""
+    """A replica that has lost the store, and goes on with its share from now on.
+
+    `spent`: what it had spent when it lost the store, by quota and age; `age`: for how long the store has been lost.
+    """
 
     def __init__(
-        self, name: str, spent: list[tuple[str, Micros]], hand: int, replicas: int, terms: Terms, rank: int = 0
+        self, name: str, spent: list[tuple[str, Micros]], replicas: int, revision: Revision, age: Micros = 0
     ) -> None:
-        window = (terms.limits[0].id, terms.limits[0].window)
-        held = tuple(Held(f"{name}{i}", quota, "a", (window,), age, age) for i, (quota, age) in enumerate(spent))
-        self.sent = [(quota, micros() - age) for quota, age in spent]
-        known = Known(name, rank, replicas, held, {terms.limits[0].id: hand}, 0, AHEAD)
-        self.share = Share(terms, known, micros)
+        self.sent = [(quota, micros() - passed) for quota, passed in spent]
+        held = held_of(revision, name, spent)
+        self.share = Share(revision, replica=name, replicas=replicas, held=held, age=age, clock=micros)
         self._settled: tuple[Spent, ...] = ()
 
     async def turn(self, waiting: int = 50, of: Lane | None = None) -> None:
@@ -56,66 +65,102 @@ async def pass_(duration: Micros, *replicas: Alone, step: float = 0.05) -> None:
         await asyncio.sleep(step)
 
 
-def worst(terms: Terms, *replicas: Alone) -> int:
+def worst(revision: Revision, *replicas: Alone) -> int:
     """The most that was sent on one key in any window."""
     most = 0
-    for quota in terms.quotas:
+    for quota in revision.quotas:
         instants = sorted(instant for one in replicas for key, instant in one.sent if key == quota)
-        most = max(most, *(bisect_left(instants, at + WINDOW) - i for i, at in enumerate(instants)))
+        most = max([most, *(bisect_left(instants, at + WINDOW) - i for i, at in enumerate(instants))])
     return most
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_what_was_spent_unevenly_is_waited_for(seed: int) -> None:
-    """However unevenly replicas had spent when the store was lost, together they stay below the limit (law 1)."""
+@pytest.mark.parametrize("seed", range(10))
+def test_all_replicas_together_keep_every_limit(seed: int) -> None:
+    """However many they are, and however unevenly they had spent when the store was lost (law 1)."""
 
     @virtual
     async def scenario() -> None:
-        random, terms, names = Random(seed), terms_for(), ["a", "b", "c", "d"]
+        random = Random(seed)
+        size, replicas_number = random.choice([1, 3, LIMIT, 60]), random.randint(1, 8)
+        revision, names = revision_for(random.randint(1, 2), size), [f"r{n}" for n in range(replicas_number)]
+        weights = [random.choice([0, 1, 3, 9]) for _ in names[1:]] + [1]
         spent: dict[str, list[tuple[str, Micros]]] = {name: [] for name in names}
-        hand = 0
-        for quota in terms.quotas:
-            for _ in range(LIMIT):
-                if random.random() < 0.2:
-                    hand += 1
-                else:
-                    spent[random.choices(names, (9, 3, 1, 0))[0]].append((quota, random.randrange(WINDOW // 2)))
-        replicas = [Alone(name, spent[name], hand, len(names), terms) for name in names]
-        await pass_(2 * BEYOND, *replicas)
-        assert worst(terms, *replicas) <= LIMIT
+        for quota in revision.quotas:
+            for _ in range(size):
+                if random.random() < 0.8:
+                    spent[random.choices(names, weights)[0]].append((quota, random.randrange(WINDOW // 2)))
+        noticed = [random.randrange(2 * SECOND) for _ in names]
+        replicas = [
+            Alone(name, spent[name], len(names), revision, age) for name, age in zip(names, noticed, strict=True)
+        ]
+        await pass_(2 * BEYOND, *replicas, step=0.2)
+        assert worst(revision, *replicas) <= size
         late = [instant for one in replicas for _, instant in one.sent if instant > micros() - WINDOW]
-        assert len(late) > len(terms.quotas) * LIMIT / 2, "what was set aside has come back"
+        if size >= len(names):
+            assert len(late) >= 0.4 * len(revision.quotas) * size * 0.9, "the shares are used in the end"
+        else:
+            assert not late, "a limit that cannot be divided waits for the store"
 
     scenario()
 
 
 @virtual
-async def test_its_part_of_what_was_at_hand_is_used_at_once() -> None:
-    """A replica that had spent nothing goes on at once, if nobody else had."""
-    terms = terms_for()
-    idle = Alone("a", [], 2 * LIMIT, 2, terms)
+async def test_in_the_first_window_only_its_own_tokens_return() -> None:
+    """Others may have spent everything else; once all that has returned, a replica has its share."""
+    idle = Alone("a", [], 2, revision_for())
+    await pass_(BEYOND - SECOND // 10, idle)
+    assert idle.sent == []
     await pass_(WINDOW, idle)
-    assert len(idle.sent) >= 0.7 * LIMIT
+    assert 0.7 * LIMIT <= len(idle.sent) <= LIMIT
+
+
+@virtual
+async def test_a_loss_that_has_lasted_counts_from_its_begin() -> None:
+    """Whoever needs a token only then does not wait for another window."""
+    late = Alone("a", [], 2, revision_for(), age=LONG_AGO)
+    await pass_(SECOND, late)
+    assert late.sent
 
 
 @virtual
 async def test_its_own_tokens_return_to_it() -> None:
-    """What a replica has spent itself it may use again as it returns, although nothing else is at hand."""
-    terms = terms_for(1)
-    one = Alone("a", [("k0", age * SECOND) for age in range(8)], 0, 2, terms)
+    """What a replica has spent itself it may use again as it returns, although nothing else is available."""
+    one = Alone("a", [("k0", age * SECOND) for age in range(8)], 2, revision_for(1))
     before = len(one.sent)
     await pass_(WINDOW - SECOND, one)
     assert 4 <= len(one.sent) - before <= 8
 
 
 @virtual
+async def test_more_than_its_share_does_not_return_to_it() -> None:
+    """A replica that had spent nearly all is left with its share: the rest is that of others."""
+    one = Alone("a", [("k0", 0)] * (LIMIT - 1), 4, revision_for(1))
+    await pass_(WINDOW, one)
+    assert len(one.sent) == LIMIT - 1
+    await pass_(WINDOW, one)
+    assert 0 < len(one.sent) - (LIMIT - 1) <= LIMIT // 4
+
+
+@virtual
+async def test_a_token_that_comes_back_unsent_is_used_at_once() -> None:
+    """What was in use when the store was lost ends here as it would there."""
+    revision = revision_for(1)
+    windows = ((revision.limits[0].id, revision.limits[0].window),)
+    held = tuple(HeldLease(f"r{number}", "k0", "a", windows, SECOND, None) for number in range(2))
+    share = Share(revision, replica="r", replicas=2, held=held, age=0, clock=micros)
+    assert not (await share.exchange((), (Demand(lane(), 1, 9),))).grants
+    assert len((await share.exchange((Unsent("r0"),), (Demand(lane(), 1, 9),))).grants) == 1
+    await asyncio.sleep(WINDOW / SECOND + 1)
+    answer = await share.exchange((Spent("r1", WINDOW + SECOND),), (Demand(lane(), 1, 9),))
+    assert len(answer.grants) == 1
+
+
+@virtual
 async def test_a_token_of_a_short_window_returns_to_all() -> None:
     """What a lease has brought back under one limit, while it is out under another, is not the replica's own there."""
-    terms = terms_of(pool(1, limit(90, 60 * SECOND), limit(30, 5 * SECOND, "GET /me"), guard=0), USE_BY + BOUND)
-    windows = tuple((one.id, one.window) for one in terms.limits)
-    held = tuple(Held(f"a{number}", "k0", "a", windows, 20 * SECOND, 20 * SECOND) for number in range(10))
-    hands = {terms.limits[0].id: 90, terms.limits[1].id: 0}
-    share = Share(terms, Known("a", 0, 3, held, hands, 0, AHEAD), micros)
+    revision = revision_of(pool(1, limit(90, 60 * SECOND), limit(30, 5 * SECOND, "GET /me"), guard=0), USE_BY + BOUND)
+    held = held_of(revision, "a", [("k0", 20 * SECOND)] * 10)
+    share = Share(revision, replica="a", replicas=3, held=held, age=0, clock=micros)
     for _ in range(2):
         answer = await share.exchange((), (Demand(lane("a", (0, 1)), 1, 9),))
         assert answer.grants == ()
@@ -123,10 +168,20 @@ async def test_a_token_of_a_short_window_returns_to_all() -> None:
 
 
 @virtual
+async def test_requests_go_out_evenly() -> None:
+    """Not as many at once as tokens are there."""
+    one = Alone("a", [], 2, revision_for(), age=LONG_AGO)
+    await pass_(3 * WINDOW, one)
+    instants = [instant for _, instant in one.sent]
+    gaps = [after - before for before, after in pairwise(instants)]
+    assert len(gaps) > LIMIT
+    assert min(gaps) > WINDOW / LIMIT
+
+
+@virtual
 async def test_turns_are_told() -> None:
-    """Who waits is told when its turn comes by the pace, in proportion to weight."""
-    terms = terms_for(1)
-    one = Alone("a", [], LIMIT, 2, terms)
+    """Requests that wait are told when the pace lets them go, in proportion to weight."""
+    one = Alone("a", [], 2, revision_for(1), age=LONG_AGO)
     answer = await one.share.exchange((), (Demand(lane("a"), 1, 4), Demand(lane("b"), 3, 4)))
     assert len(answer.grants) == 1
     assert answer.again is not None
@@ -137,56 +192,75 @@ async def test_turns_are_told() -> None:
     assert fast < slow
 
 
-def fleet(size: int, terms: Terms) -> list[Alone]:
-    """So many replicas that had spent nothing, of a pool of which everything was at hand."""
-    names = [f"r{rank:03}" for rank in range(size)]
-    hand = sum(one.requests for one in terms.limits) * len(terms.quotas)
-    return [Alone(name, [], hand, size, terms, rank) for rank, name in enumerate(names)]
-
-
-@pytest.mark.parametrize("quotas", [1, 3])
-def test_a_limit_of_fewer_requests_than_replicas_is_kept(quotas: int) -> None:
-    """All send in their slots: no window is over the limit, nobody is left out, and not much is left unused."""
-
-    @virtual
-    async def scenario() -> None:
-        terms = terms_for(quotas)
-        replicas = fleet(LIMIT + 4, terms)
-        await pass_(6 * BEYOND, *replicas, step=0.25)
-        assert worst(terms, *replicas) <= LIMIT
-        assert all(replica.sent for replica in replicas)
-        sent = sum(len(replica.sent) for replica in replicas)
-        assert sent > 0.9 * 5 * quotas * LIMIT, "of what may be surely counted until each token's return"
-
-    scenario()
-
-
 @virtual
-async def test_its_slots_are_foretold() -> None:
-    """Who waits for a slot is told when it comes, and is served then, not before."""
-    terms = terms_for(1)
-    replica = fleet(LIMIT, terms)[5]
-    last = 0
+async def test_its_next_request_is_foretold() -> None:
+    """What waits is told when it may go, and is served then, not before."""
+    one = Alone("a", [], 2, revision_for(1), age=LONG_AGO).share
     for _ in range(3):
-        answer = await replica.share.exchange((), (Demand(lane(), 1, 2),))
-        assert answer.grants == ()
+        answer = await one.exchange((), (Demand(lane(), 1, 9),))
+        assert len(answer.grants) == 1
         first = answer.turns[lane()].at(0)
         assert first is not None
-        assert first > last - micros()
-        await asyncio.sleep(first / SECOND - 0.01)
-        assert (await replica.share.exchange((), (Demand(lane(), 1, 2),))).grants == ()
-        await asyncio.sleep(0.02)
-        answer = await replica.share.exchange((), (Demand(lane(), 1, 2),))
-        assert len(answer.grants) == 1
-        assert answer.grants[0].lane == lane()
-        last = micros()
+        assert answer.again == min(first, SECOND)
+        await asyncio.sleep((first - MILLISECOND) / SECOND)
+        assert not (await one.exchange((), (Demand(lane(), 1, 9),))).grants
+        await asyncio.sleep(2 * MILLISECOND / SECOND)
 
 
 @virtual
-async def test_who_insists_on_a_key_waits_for_a_slot_of_it() -> None:
-    """Others of its replica are served on other keys meanwhile; a key that is not there has no slot."""
-    terms = terms_for(3)
-    replica = fleet(3 * LIMIT, terms)[7]
+async def test_its_calls_are_as_rare_as_what_it_waits_for() -> None:
+    """While its buckets are closed, tried out, or too few to be divided, it calls a few times a second at the most."""
+    few = Alone("a", [("k0", 0)], 2, revision_for(1, 1), age=LONG_AGO).share
+    closed = Alone("b", [], 1, revision_for(1), age=LONG_AGO).share
+    (grant,) = (await closed.exchange((), (Demand(lane(), 1, 9),))).grants
+    await closed.exchange((Throttled(grant.lease, 0, 2 * SECOND, (0,)),), (Demand(lane(), 1, 9),))
+    for share in (few, closed):
+        until, calls = micros() + 10 * SECOND, 0
+        while micros() < until:
+            calls += 1
+            again = (await share.exchange((), (Demand(lane(), 1, 9),))).again
+            assert again is not None
+            await asyncio.sleep(again / SECOND)
+        assert calls <= 20
+
+
+def fleet(size: int, revision: Revision) -> list[Alone]:
+    """So many replicas that had spent nothing, and have lost the store long ago."""
+    return [Alone(f"r{number:03}", [], size, revision, age=LONG_AGO) for number in range(size)]
+
+
+@virtual
+async def test_a_limit_of_fewer_requests_than_replicas_waits() -> None:
+    """No request goes out under it, none is told a time, and those under other limits go on."""
+    revision = revision_of(pool(1, limit(60, 60 * SECOND), limit(2, 5 * SECOND, "GET /me"), guard=0), USE_BY + BOUND)
+    replica = Alone("a", [("k0", 0)], 3, revision, age=0)
+    both, wide = lane("a", (0, 1)), lane("b")
+    got: list[str] = []
+    end = micros() + 600 * SECOND
+    while micros() < end:
+        answer = await replica.share.exchange((), (Demand(both, 1, 9), Demand(wide, 1, 9)))
+        assert answer.turns[both].at(0) is None
+        got += [grant.lane.client for grant in answer.grants]
+        await replica.share.exchange(tuple(Spent(grant.lease, 0) for grant in answer.grants), ())
+        await asyncio.sleep(0.1)
+    assert set(got) == {"b"}
+    assert 120 <= len(got) <= 600 * 0.9 / 3
+
+
+@virtual
+async def test_a_limit_of_as_many_requests_as_replicas_is_divided() -> None:
+    """Each replica has one token of each key."""
+    revision = revision_for(1, 4)
+    replicas = fleet(4, revision)
+    await pass_(6 * WINDOW, *replicas, step=0.25)
+    assert worst(revision, *replicas) <= 4
+    assert all(replica.sent for replica in replicas)
+
+
+@virtual
+async def test_a_flow_that_insists_on_a_key_waits_for_that_one() -> None:
+    """Others of its replica are served on other keys meanwhile; a key that is not there has tokens all the same."""
+    replica = fleet(3, revision_for(3))[0]
     pinned, others = lane("a", pinned="k2"), lane("b")
     got: list[tuple[str, str]] = []
     end = micros() + 12 * BEYOND
@@ -201,35 +275,32 @@ async def test_who_insists_on_a_key_waits_for_a_slot_of_it() -> None:
 
 
 @virtual
-async def test_lanes_of_a_client_take_turns_in_its_slots() -> None:
+async def test_flows_of_a_client_take_turns() -> None:
     """The one that insists on a key is not passed by for ever by the one that does not, nor the other way round."""
-    replica = fleet(LIMIT, terms_for(1))[3]
+    replica = fleet(2, revision_for(1))[0]
     lanes = [lane("a"), lane("a", pinned="k0")]
-    for demands in (lanes, lanes[::-1]):
+    for waiting in (lanes, lanes[::-1]):
         got: list[Lane] = []
-        end = micros() + 15 * BEYOND
+        demands = tuple(Demand(one, 1, 99) for one in waiting)
+        ended: tuple[Spent, ...] = ()
+        end = micros() + 10 * WINDOW
         while micros() < end:
-            answer = await replica.share.exchange((), tuple(Demand(one, 1, 99) for one in demands))
+            answer = await replica.share.exchange(ended, demands)
             got += [grant.lane for grant in answer.grants]
-            await replica.share.exchange(tuple(Spent(grant.lease, 0) for grant in answer.grants), ())
+            ended = tuple(Spent(grant.lease, 0) for grant in answer.grants)
             await asyncio.sleep(0.25)
         assert len(got) > 10
         assert abs(got.count(lanes[0]) - got.count(lanes[1])) <= 1
 
 
 @virtual
-async def test_wide_and_narrow_limits_go_together() -> None:
-    """A request under both is sent in a slot of the narrow one, if a token of the wide one is at hand then."""
-    terms = terms_of(pool(1, limit(60, 60 * SECOND), limit(1, 5 * SECOND, "GET /me"), guard=0), USE_BY + BOUND)
-    replica = fleet(3, terms)[0]
-    both, wide = lane("a", (0, 1)), lane("b")
-    got: list[tuple[str, Micros]] = []
-    end = micros() + 600 * SECOND
-    while micros() < end:
-        answer = await replica.share.exchange((), (Demand(both, 1, 9), Demand(wide, 1, 9)))
-        got += [(grant.lane.client, micros()) for grant in answer.grants]
-        await replica.share.exchange(tuple(Spent(grant.lease, 0) for grant in answer.grants), ())
-        await asyncio.sleep(0.1)
-    narrow = [instant for client, instant in got if client == "a"]
-    assert 8 <= len(narrow) <= 600 / (5 + 12) / 3 + 1
-    assert 120 <= len(got) <= 600 * 0.9 / 3
+async def test_a_replica_that_knows_of_no_others_goes_on_at_once() -> None:
+    """With what it has not spent itself; one that never heard the store asks with one request first."""
+    revision = revision_of(pool(1, limit(10)), BOUND)
+    for heard, granted in ((True, [1, 1]), (False, [1, 0])):
+        share = Share(revision, replica="r", replicas=1, held=(), age=0, clock=micros, heard=heard)
+        told = []
+        for _ in range(2):
+            told.append(len((await share.exchange((), (Demand(lane(), 1, 9),))).grants))
+            await asyncio.sleep(8)
+        assert told == granted

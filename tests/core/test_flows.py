@@ -1,0 +1,317 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.exchange import Demand, Lane
+from proxy.core.flows import IDLERS, LAG, ROLLOVER, UNIT, FairQueue
+from proxy.core.messages import DemandClass
+from proxy.core.model import MILLISECOND, SECOND
+from tests.core.worlds import World, lane, limit, pool, throttled, unsent
+
+WIDE, NARROW = DemandClass("r", (0,)), DemandClass("r", (0, 1))
+
+
+def serve_one_by_one(world: World, number: int, replicas: tuple[str, ...] = ("r",)) -> Counter[str]:
+    """Let tokens return one at a time, each replica calling; which clients got them."""
+    served: Counter[str] = Counter()
+    while served.total() < number:
+        world.pass_(100 * MILLISECOND)
+        for replica in replicas:
+            answer = world.call(replica)
+            served.update(grant.client for grant in answer.grants)
+            world.call(replica, *world.spend(*answer.grants))
+    return served
+
+
+def serve_first(queue: FairQueue, demanded: DemandClass, times: int) -> Counter[str]:
+    """Serve whose turn it is, so often; which clients those were."""
+    served: Counter[str] = Counter()
+    for _ in range(times):
+        client = queue.head(demanded.name)[1]
+        queue.serve(demanded.name, client)
+        served[client] += 1
+    return served
+
+
+# Shares (law 4)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 300), st.integers(1, 300))
+def test_two_that_wait_share_by_weight_within_one_token_each(w1: int, w2: int, n1: int, n2: int) -> None:
+    """Law 4: the ratio of weights holds however many requests each has queued."""
+    world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
+    world.weights = {"a": w1, "b": w2}
+    world.waiting["r"] = {lane("a"): n1 + 400, lane("b"): n2 + 400}
+    served = serve_one_by_one(world, 100)
+    assert abs(served["a"] / w1 - served["b"] / w2) <= 1 / w1 + 1 / w2
+
+
+@given(
+    st.dictionaries(st.tuples(st.sampled_from(["r1", "r2", "r3"]), st.sampled_from("ab")), st.just(100), min_size=1),
+    st.integers(1, 3),
+    st.lists(st.permutations(["r1", "r2", "r3"]), min_size=30, max_size=30),
+)
+def test_two_clients_differ_by_one_token_each_at_any_time(
+    waiting: dict[tuple[str, str], int], size: int, rounds: list[list[str]]
+) -> None:
+    """Law 4: on whatever replicas they wait, and in whatever order these call."""
+    world = World.of(pool(1, limit(size, 50 * MILLISECOND), guard=0))
+    waiting |= {("r1", "a"): 100, ("r2", "b"): 100}
+    world.ask(size, lane("other"))
+    for replica, client in waiting:
+        world.send(replica, (), (Demand(lane(client), 1, 100),), full=replica not in world.serials)
+    number = Counter(client for _, client in waiting)
+    for replica in [replica for order in rounds for replica in order]:
+        world.pass_(30 * MILLISECOND)
+        settlements = world.spend(*world.out.values())
+        world.out.clear()
+        for grant in world.send(replica, settlements, full=replica not in world.serials).grants:
+            world.out[grant.lease] = grant
+        left = Counter[str]()
+        for (_, client), waits in world.state.queue.totals.items():
+            left[client] += waits
+        served = Counter({client: number[client] * 100 - left[client] for client in "ab"})
+        assert abs(served["a"] - served["b"]) <= 1
+    assert served.total() > 10
+
+
+def test_a_client_on_many_replicas_has_one_share() -> None:
+    """Ten replicas of one client get together what one replica of another gets."""
+    world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
+    spread = tuple(f"r{number}" for number in range(10))
+    for replica in spread:
+        world.waiting[replica] = {lane("wide"): 100}
+    world.waiting["single"] = {lane("narrow"): 100}
+    served = serve_one_by_one(world, 80, (*spread, "single"))
+    assert abs(served["wide"] - served["narrow"]) <= 2
+
+
+def test_a_client_with_two_classes_has_one_share() -> None:
+    """Start tags are per client: who has several kinds of requests gets no more than another."""
+    world = World.of(pool(1, limit(1, 50 * MILLISECOND), limit(1, 60 * MILLISECOND), guard=0))
+    world.waiting["r"] = {lane("two"): 100, lane("two", (0, 1)): 100, lane("one"): 100}
+    served = serve_one_by_one(world, 60)
+    assert abs(served["one"] - served["two"]) <= 2
+
+
+@pytest.mark.parametrize("lanes", [[(0,), (0, 1)], [(0, 1), (0,)], [(0, 1), (0, 2)], [(0,), (0, 1), (0, 1, 2)]])
+def test_flows_of_one_client_are_all_served(lanes: list[tuple[int, ...]]) -> None:
+    """None of them starves behind another that needs other limits."""
+    world = World.of(
+        pool(1, limit(1, 50 * MILLISECOND), limit(1, 60 * MILLISECOND), limit(1, 70 * MILLISECOND), guard=0)
+    )
+    kinds = [lane("a", limits) for limits in lanes]
+    world.waiting["r"] = dict.fromkeys(kinds, 100)
+    served: Counter[Lane] = Counter()
+    while served.total() < 60:
+        world.pass_(100 * MILLISECOND)
+        answer = world.call("r")
+        served.update(lane(grant.client, grant.limits) for grant in answer.grants)
+        world.call("r", *world.spend(*answer.grants))
+    assert served == dict.fromkeys(kinds, 60 // len(kinds))
+
+
+def test_the_replicas_of_a_flow_take_turns() -> None:
+    """The one served longest ago is first."""
+    queue = FairQueue()
+    for replica, waiting in (("r1", 3), ("r2", 1), ("r3", 9)):
+        queue.put(replica, WIDE, "a", 1, waiting)
+    assert [queue.serve(WIDE.name, "a") for _ in range(7)] == ["r1", "r2", "r3", "r1", "r3", "r1", "r3"]
+    assert (queue.requests, queue.totals) == (6, {(WIDE.name, "a"): 6})
+
+
+def test_a_client_that_comes_back_after_idling_gets_no_credit() -> None:
+    """An hour of absence is not made up for."""
+    world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
+    world.waiting["r"] = {lane("a"): 1000, lane("b"): 1}
+    serve_one_by_one(world, 200)
+    world.waiting["r"][lane("b")] = 500
+    served = serve_one_by_one(world, 40)
+    assert abs(served["a"] - served["b"]) <= 2
+
+
+def test_a_client_gains_nothing_by_leaving() -> None:
+    """What it got ahead is remembered until the others have got as much."""
+    queue = FairQueue()
+    queue.put("r", WIDE, "a", 1, 100)
+    queue.put("r", WIDE, "b", 1, 100)
+    serve_first(queue, WIDE, 11)
+    for waiting in (0, 100):
+        queue.put("r", WIDE, "a", 1, waiting)
+        queue.forget_idle()
+    assert queue.head(WIDE.name)[1] == "b"
+
+
+def test_a_client_that_was_held_back_catches_up_but_starves_nobody() -> None:
+    """A lag of at most 64 requests is made up for."""
+    world = World.of(pool(1, limit(10, SECOND), limit(1, 100 * SECOND), guard=0))
+    world.waiting["r"] = {lane("held", (0, 1)): 500, lane("free"): 5000}
+    serve_one_by_one(world, 990)
+    world.waiting["r"][lane("held")] = 5000
+    served = serve_one_by_one(world, 300)
+    assert served["free"] >= 100
+    assert served["held"] >= served["free"]
+
+
+@pytest.mark.parametrize(("w1", "w2"), [(1, 9), (3, 1), (2, 2)])
+def test_two_that_are_held_back_together_share_by_weight_all_the_same(w1: int, w2: int) -> None:
+    """Law 4: however far a narrow limit leaves them behind the others, neither gains on the other."""
+    world = World.of(pool(1, limit(20, SECOND), limit(1, SECOND), guard=0))
+    world.weights = {"a": w1, "b": w2}
+    both = (0, 1)
+    world.waiting["r"] = {lane("a", both): 1000, lane("b", both): 1000, lane("free"): 100_000}
+    served: Counter[str] = Counter()
+    ahead: list[float] = [0.0]
+    for _ in range(40):
+        served += serve_one_by_one(world, 20)
+        ahead.append(served["a"] / w1 - served["b"] / w2)
+    assert served["a"] + served["b"] >= 35, "they do get what there is"
+    assert max(ahead) - min(ahead) <= 1 / w1 + 1 / w2 + 1e-9
+
+
+def test_a_client_that_joins_those_that_are_held_back_is_served_with_them() -> None:
+    """What the others missed by then is theirs up to the lag that is made up for, and no more."""
+    world = World.of(pool(1, limit(20, SECOND), limit(2, SECOND), guard=0))
+    both = (0, 1)
+    world.waiting["r"] = {lane("early", both): 1000, lane("free"): 100_000}
+    serve_one_by_one(world, 300)
+    world.waiting["r"][lane("late", both)] = 1000
+    served = serve_one_by_one(world, 10 * (LAG + 20))
+    assert LAG - 2 <= served["early"] - served["late"] <= LAG + 2 * 10, "10 are served from one of them to the next"
+    assert served["late"] >= 2
+
+
+def test_a_client_that_was_shut_out_makes_up_for_a_lag_and_leaves_the_rest_alone() -> None:
+    """A limit that was closed for long opens with as many tokens as there are: nobody else starves for it."""
+    world = World.of(pool(1, limit(10, SECOND), limit(10, SECOND), guard=0))
+    both = (0, 1)
+    (probe,) = world.ask(1, lane("held", both)).grants
+    world.call("r", throttled(probe, 30 * SECOND, 1))
+    world.waiting["r"] = {lane("held", both): 10_000, lane("free"): 100_000}
+    served = serve_one_by_one(world, 250)
+    while not served["held"]:
+        served = serve_one_by_one(world, 1)
+    served += serve_one_by_one(world, 150)
+    assert LAG - 3 <= served["held"] - served["free"] <= LAG + 3
+
+
+def test_an_unsent_lease_is_not_charged() -> None:
+    """A client whose requests were cancelled, every other one, loses no share for it."""
+    world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
+    world.waiting["r"] = {lane("a"): 100, lane("b"): 100}
+    used: Counter[str] = Counter()
+    cancelled = 0
+    while used.total() < 40:
+        world.pass_(100 * MILLISECOND)
+        for grant in world.call().grants:
+            if grant.client == "a" and used["a"] >= cancelled:
+                cancelled += 1
+                world.waiting["r"][lane("a")] += 1
+                for other in world.call("r", unsent(grant)).grants:
+                    used[other.client] += 1
+                    world.call("r", *world.spend(other))
+            else:
+                used[grant.client] += 1
+                world.call("r", *world.spend(grant))
+    assert cancelled > 9
+    assert abs(used["a"] - used["b"]) <= 2
+
+
+def test_a_client_that_did_not_have_to_wait_has_been_served() -> None:
+    """What it got while nobody waited counts as what it got by waiting."""
+    queue = FairQueue()
+    queue.pass_by("a", 1)
+    for client in "ab":
+        queue.put("r", WIDE, client, 1, 9)
+    assert serve_first(queue, WIDE, 5) == {"b": 3, "a": 2}
+
+
+# What is kept
+
+
+flows = st.tuples(
+    st.sampled_from("rst"), st.sampled_from([WIDE, NARROW, DemandClass("r", (0,), "k0")]), st.sampled_from("abc")
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "serve", "refund", "forget", "idle"]), flows, st.integers(0, 3))))
+def test_nothing_is_kept_of_what_waits_no_longer(
+    steps: list[tuple[str, tuple[str, DemandClass, str], int]],
+) -> None:
+    """Totals are those of all replicas, heads have the lowest start tag, and in the end nothing is left but debts."""
+    queue = FairQueue()
+    waiting: dict[tuple[str, DemandClass, str], int] = {}
+    for what, flow, number in steps:
+        replica, demanded, client = flow
+        if what == "put":
+            queue.put(replica, demanded, client, 1 + number, number)
+            waiting[flow] = number
+        elif what == "serve" and demanded.name in queue.classes:
+            tag, client = queue.head(demanded.name)
+            name = demanded.name
+            places = [queue._place(name, other) for other in queue.waiting[name].scores]
+            assert tag == min(places) + queue._lifts.get(name, 0)
+            served = queue.serve(demanded.name, client)
+            waiting[served, demanded, client] -= 1
+        elif what == "refund":
+            queue.refund(client)
+        elif what == "forget":
+            queue.forget(replica)
+            waiting = {flow: number for flow, number in waiting.items() if flow[0] != replica}
+        elif what == "idle":
+            queue.forget_idle()
+        totals = Counter[tuple[str, str]]()
+        for (_, kind, name), left in waiting.items():
+            totals[kind.name, name] += left
+        assert queue.totals == +totals
+        assert queue.requests == totals.total()
+        assert (
+            set(queue.classes)
+            == {name for name, _ in +totals}
+            == {*queue.general} | {name for names in queue.pinned.values() for name in names}
+        )
+        assert {other for other in "rst" if queue.waits(other)} == {
+            one for (one, _, _), left in waiting.items() if left
+        }
+    for replica in "rst":
+        queue.forget(replica)
+    queue.virtual_time = ROLLOVER + 1
+    queue.forget_idle()
+    kept = {name: value for name, value in vars(queue).items() if value and name not in ("_sequence", "requests")}
+    assert kept == {}
+
+
+def test_a_bounded_number_of_idle_clients_is_forgotten_in_one_exchange() -> None:
+    """The rest is for the next."""
+    queue = FairQueue()
+    for number in range(IDLERS + 5):
+        queue.pass_by(f"c{number}", 1)
+    queue.virtual_time += UNIT
+    queue.forget_idle()
+    assert len(queue._tags) == 5
+
+
+def test_virtual_time_starts_over_when_nobody_waits() -> None:
+    """Before it is too large to be exact as a floating-point number."""
+    queue = FairQueue()
+    queue.virtual_time = ROLLOVER + 1
+    queue.put("r", WIDE, "a", 1, 1)
+    queue.forget_idle()
+    assert queue.virtual_time == ROLLOVER + 1
+    queue.serve(WIDE.name, "a")
+    queue.forget_idle()
+    assert (queue.virtual_time, queue._tags) == (0, {})
+    assert ROLLOVER + 1000 * LAG * UNIT < 1 << 53
+
+
+def test_the_first_flows_of_a_class() -> None:
+    """Start tags beyond virtual time, the cost of a request, the client, and how many wait."""
+    queue = FairQueue()
+    queue.put("r", WIDE, "a", 1, 2)
+    queue.put("s", WIDE, "a", 1, 2)
+    queue.put("r", WIDE, "b", 2, 1)
+    queue.serve(WIDE.name, "a")
+    assert sorted(queue.flows(WIDE.name, 9)) == [(0, UNIT // 2, "b", 1), (UNIT, UNIT, "a", 3)]
+    assert len(list(queue.flows(WIDE.name, 1))) == 1

@@ -1,0 +1,740 @@
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from proxy.core.exchange import PULSE, Budget, Demand, Grant, Kind, Lane, Settlement, Spent, Throttled, Unsent
+from proxy.core.messages import (
+    ExchangeRequest,
+    ExchangeResponse,
+    FlowDemand,
+    HeldLease,
+    LeaseGrant,
+    Revision,
+    RevisionLimit,
+    Snapshot,
+)
+from proxy.core.model import MILLISECOND, SECOND, Micros
+from proxy.core.session import (
+    REPLICAS_MEMORY,
+    SNAPSHOT_INTERVAL,
+    SNAPSHOT_LIFETIME,
+    HeldLeases,
+    SeenReplicas,
+    Session,
+    grants_of,
+)
+
+MINUTE = RevisionLimit("minute", 60, 60 * SECOND)
+HOUR = RevisionLimit("hour", 600, 3600 * SECOND)
+REVISION = Revision("one", ("k0",), (MINUTE, HOUR), 11 * SECOND)
+TURNED = Revision("two", ("k0",), (HOUR, MINUTE), 11 * SECOND)
+"""The same limits in another order, so that an index taken for one of the other revision shows."""
+
+A = Lane("a", Kind((0,)))
+B = Lane("b", Kind((0, 1)))
+PINNED = Lane("a", Kind((1,), "k0"))
+FLOWS = (A, Lane("a", Kind((1,))), B, PINNED)
+"""The second is what the first would be if its index were taken for one of the other revision."""
+START = 1_000 * SECOND
+TRIP = 5 * MILLISECOND
+
+
+def turned(lane: Lane) -> Lane:
+    """The flow by the other revision."""
+    return Lane(lane.client, Kind(tuple([1 - limit for limit in lane.kind.limits]), lane.kind.pinned))
+
+
+class ScriptedStore:
+    """A store that believes demands by their changes only, and knows a lease until it is settled."""
+
+    def __init__(self) -> None:
+        self.epoch, self.version, self.serial, self.leases = 1, 0, 0, 0
+        self.ahead: Micros = 0
+        self.last: tuple[str, ...] = ()
+        self.revisions: dict[str, Revision] = {}
+        self.spoken = ""
+        self.waiting: dict[Lane, tuple[int, int]] = {}
+        """Weight and waiting requests, those of reservations among them."""
+        self.reserved: list[LeaseGrant] = []
+        self.limits: tuple[RevisionLimit, ...] = ()
+        """Those of the revision that the replica spoke of last."""
+        self.counted: dict[str, tuple[str, ...]] = {}
+        """The limits by which each lease was granted."""
+        self.out: dict[str, tuple[str, ...]] = {}
+        """The limits of each lease in use."""
+        self.cooling: set[str] = set()
+        self.doubts = False
+
+    def begin(self) -> None:
+        """Lose everything but the count of leases, whose names do not come again."""
+        self.epoch += 1
+        self.serial, self.last, self.spoken, self.reserved = 0, (), "", []
+        self.waiting, self.out, self.cooling, self.revisions = {}, {}, set(), {}
+
+    def lapse(self) -> None:
+        """A reservation was not collected: all that waits in the replica is forgotten, and asked for."""
+        self.reserved, self.waiting, self.doubts = [], {}, True
+
+    def reserve(self) -> None:
+        """Deal to the replica while it does not call."""
+        taken = Counter(lane_of(grant) for grant in self.reserved)
+        lane = next((lane for lane, (_, number) in self.waiting.items() if number > taken[lane]), None)
+        if lane:
+            self.reserved.append(self.grant(lane))
+
+    def grant(self, lane: Lane) -> LeaseGrant:
+        self.leases += 1
+        limits, pinned = lane.kind
+        self.counted[f"lease-{self.leases}"] = tuple([self.limits[i].id for i in limits])
+        return LeaseGrant(f"lease-{self.leases}", lane.client, limits, pinned, "k0", probe=False)
+
+    def exchange(self, now: Micros, request: ExchangeRequest, deal: int) -> ExchangeResponse:
+        """Answer a request, granting to so many that wait."""
+        if request.stepped and request.epoch == str(self.epoch):
+            self.ahead -= request.stepped
+            self.begin()
+        if asks := tuple(self.asks(request)):
+            return ExchangeResponse(str(self.epoch), self.version, now + self.ahead, asks)
+        if self.serial and request.heard != self.serial:
+            for lease in self.last:
+                self.out.pop(lease, None)
+        self.serial, self.version = request.serial, self.version + 1
+        if request.spelled:
+            self.revisions[request.spelled.name] = request.spelled
+        self.restore(request.held or ())
+        self.settle(request.settlements)
+        self.remember(request)
+        dealt, self.reserved = self.reserved, []
+        for grant in dealt:
+            self.count_down(lane_of(grant))
+        for _ in range(deal):
+            if lane := next(iter(self.waiting), None):
+                dealt.append(self.grant(lane))
+                self.count_down(lane)
+        self.out |= {grant.lease: self.counted[grant.lease] for grant in dealt}
+        self.last = tuple([grant.lease for grant in dealt])
+        return ExchangeResponse(
+            str(self.epoch), self.version, now + self.ahead, grants=tuple(dealt), dealt=self.leases, replicas=2
+        )
+
+    def asks(self, request: ExchangeRequest) -> list[str]:
+        found = ["nothing"] if request.serial <= self.serial else []
+        if request.revision not in self.revisions and request.spelled is None:
+            found.append("revision")
+        if request.epoch not in ("", str(self.epoch)) and request.held is None:
+            found.append("held")
+        if self.doubts and not request.full:
+            found.append("demands")
+        return found
+
+    def restore(self, held: tuple[HeldLease, ...]) -> None:
+        for lease in held:
+            if lease.lease not in self.cooling and lease.counted is None:
+                self.out[lease.lease] = tuple([limit for limit, _ in lease.windows])
+
+    def settle(self, settlements: tuple[Settlement, ...]) -> None:
+        for settlement in settlements:
+            if self.out.pop(settlement.lease, None) and not isinstance(settlement, Unsent):
+                self.cooling.add(settlement.lease)
+
+    def remember(self, request: ExchangeRequest) -> None:
+        if request.revision != self.spoken:
+            assert request.full, "a new revision is told everything"
+            self.reserved = []  # its limits are indices of the other revision
+        if request.full:
+            self.waiting, self.doubts, self.spoken = {}, False, request.revision
+        self.limits = self.revisions[request.revision].limits
+        for demand in request.demands:
+            lane = Lane(demand.client, Kind(demand.limits, demand.pinned))
+            self.waiting.pop(lane, None)
+            if demand.waiting:
+                self.waiting[lane] = demand.weight, demand.waiting
+
+    def count_down(self, lane: Lane) -> None:
+        weight, number = self.waiting.pop(lane, (0, 0))
+        if number > 1:
+            self.waiting[lane] = weight, number - 1
+
+
+def lane_of(grant: LeaseGrant) -> Lane:
+    """The flow of a grant."""
+    return Lane(grant.client, Kind(grant.limits, grant.pinned))
+
+
+@dataclass
+class Step:
+    """What happens before, in and after one request."""
+
+    flow: int
+    waiting: int
+    weight: int
+    deal: int
+    fate: str
+    """`heard`, `request lost` or `response lost`."""
+    event: str
+    use: int
+    """Leases that the room ends."""
+
+
+@dataclass
+class Room:
+    """What waits and what is out in the replica: the truth that the store is to believe."""
+
+    session: Session = field(default_factory=lambda: Session("r", REVISION))
+    store: ScriptedStore = field(default_factory=ScriptedStore)
+    now: Micros = START
+    waiting: dict[Lane, int] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=lambda: {"a": 1, "b": 1})
+    out: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    untold: list[Settlement] = field(default_factory=list)
+    served: set[str] = field(default_factory=set)
+    asked: Revision = REVISION
+
+    def demands(self) -> tuple[Demand, ...]:
+        return tuple([Demand(lane, self.weights[lane.client], number) for lane, number in self.waiting.items()])
+
+    def adopt(self) -> None:
+        """Another configuration: what waits goes on by its limits."""
+        self.session.revision = TURNED if self.session.revision is REVISION else REVISION
+        self.waiting = {turned(lane): number for lane, number in self.waiting.items()}
+
+    def exchange(self, deal: int = 0, fate: str = "heard", *, adopt: bool = False) -> ExchangeResponse | None:
+        """One request; `adopt`: the configuration changes while it is under way."""
+        sent, told, self.asked = self.now, tuple(self.untold), self.session.revision
+        request = self.session.request(sent, told, self.demands())
+        self.now += TRIP
+        response = self.store.exchange(self.now, request, deal) if fate != "request lost" else None
+        self.now += TRIP
+        if adopt:
+            self.adopt()
+        if response is None or fate == "response lost":
+            return None
+        heard = self.session.hear(sent, self.now, request, response)
+        if heard:
+            self.take(heard, told, adopt=adopt)
+        return heard
+
+    def take(self, heard: ExchangeResponse, told: tuple[Settlement, ...], *, adopt: bool) -> None:
+        """Hand leases to those who wait; those that nobody wants, or that are of another configuration, go back."""
+        self.untold = self.untold[len(told) :]
+        for grant in grants_of(heard):
+            assert grant.lease not in self.served, "granted twice"
+            self.served.add(grant.lease)
+            if self.waiting.get(grant.lane, 0) and not adopt:
+                self.waiting[grant.lane] -= 1
+                self.out[grant.lease] = tuple([self.asked.limits[i].id for i in grant.lane.kind.limits])
+            else:
+                self.untold.append(Unsent(grant.lease))
+
+    def use(self, number: int) -> None:
+        """End some leases as spent, throttled or unsent."""
+        for lease in list(self.out)[:number]:
+            del self.out[lease]
+            end = int(lease.partition("-")[2]) % 3
+            ends: tuple[Settlement, ...] = (Spent(lease, 0), Throttled(lease, 0, SECOND, (0,)), Unsent(lease))
+            self.untold.append(ends[end])
+
+    def play(self, step: Step) -> None:
+        """One step; whenever the store was heard, it agrees with the truth."""
+        lane = FLOWS[step.flow] if self.session.revision is REVISION else turned(FLOWS[step.flow])
+        self.waiting[lane] = step.waiting
+        self.weights[lane.client] = step.weight
+        self.use(step.use)
+        self.befall(step.event)
+        if self.exchange(step.deal, step.fate, adopt=step.event == "adopted meanwhile"):
+            self.check(adopted=step.event == "adopted meanwhile")
+        self.now += SECOND
+
+    def befall(self, event: str) -> None:
+        match event:
+            case "lost state":
+                self.store.begin()
+            case "lapse":
+                self.store.lapse()
+            case "reservation":
+                self.store.reserve()
+            case "unknown revision":
+                self.store.revisions.clear()
+            case "adopted":
+                self.adopt()
+            case "adopted before collecting":
+                self.store.reserve()
+                self.adopt()
+            case "step":
+                self.store.ahead += 30 * SECOND
+            case "suspicion":
+                self.session.forget()
+
+    def check(self, *, adopted: bool = False) -> None:
+        """The store believes what is true: what waits, and what is in use (law 2)."""
+        if not adopted:
+            truth = {lane: (self.weights[lane.client], number) for lane, number in self.waiting.items() if number}
+            assert self.store.waiting == truth
+        returned = {one.lease for one in self.untold if isinstance(one, Unsent) and one.lease not in self.out}
+        assert self.store.out.keys() - returned == self.out.keys()
+        assert {lease: self.store.out[lease] for lease in self.out} == self.out
+        held = {lease.lease: lease for lease in self.session.held.report(self.now)}
+        assert {name for name, lease in held.items() if lease.counted is None} == self.store.out.keys()
+        for name in self.out:
+            assert tuple([limit for limit, _ in held[name].windows]) == self.out[name]
+
+
+EVENTS = (
+    "nothing",
+    "nothing",
+    "reservation",
+    "reservation",
+    "lapse",
+    "lost state",
+    "unknown revision",
+    "adopted",
+    "adopted meanwhile",
+    "adopted before collecting",
+    "step",
+    "suspicion",
+)
+
+STEPS = st.builds(
+    Step,
+    flow=st.integers(0, len(FLOWS) - 1),
+    waiting=st.integers(0, 4),
+    weight=st.integers(1, 2),
+    deal=st.integers(0, 3),
+    fate=st.sampled_from(["heard", "heard", "heard", "request lost", "response lost"]),
+    event=st.sampled_from(EVENTS),
+    use=st.integers(0, 2),
+)
+
+
+WAITS = Step(flow=0, waiting=1, weight=1, deal=0, fate="heard", event="nothing", use=0)
+
+
+@given(st.lists(STEPS, max_size=25))
+@example([WAITS, WAITS, replace(WAITS, flow=1, event="adopted before collecting")])
+def test_the_store_believes_what_is_true_whatever_is_lost(steps: list[Step]) -> None:
+    """After each response that was heard; and it is heard within a few requests once nothing is lost any more."""
+    room = Room()
+    for step in steps:
+        room.play(step)
+    for _ in range(5):
+        if room.exchange():
+            break
+    else:
+        raise AssertionError("not heard")
+    room.check()
+
+
+def heard(room: Room, deal: int = 0) -> ExchangeResponse:
+    """Make requests until one is heard."""
+    for _ in range(5):
+        if response := room.exchange(deal):
+            return response
+    raise AssertionError("not heard")
+
+
+def opened(**waiting: int) -> Room:
+    """A room whose store has been told what waits."""
+    room = Room(waiting={Lane(client, Kind((0,))): number for client, number in waiting.items()})
+    room.weights |= dict.fromkeys(waiting, 1)
+    heard(room)
+    return room
+
+
+def say(room: Room, *demands: Demand) -> ExchangeRequest:
+    """The next request, which nobody answers."""
+    return room.session.request(room.now, (), demands)
+
+
+def answer(room: Room, request: ExchangeRequest, **more: object) -> ExchangeResponse | None:
+    """Have a request answered at once, with other fields than usual."""
+    response = room.store.exchange(room.now, request, 0)
+    return room.session.hear(room.now, room.now, request, replace(response, **more))  # type: ignore[arg-type]
+
+
+def test_only_changes_are_sent() -> None:
+    """Nothing of a flow that is believed already; its new count or weight; 0 when it is gone."""
+    room = opened(a=3, b=1)
+    b = Lane("b", Kind((0,)))
+    assert say(room, Demand(A, 1, 3), Demand(b, 1, 1)).demands == ()
+    room = opened(a=3, b=1)
+    request = say(room, Demand(A, 1, 4))
+    assert request.demands == (FlowDemand("a", 1, (0,), None, 4), FlowDemand("b", 1, (0,), None, 0))
+    assert not request.full
+    room = opened(a=3)
+    assert say(room, Demand(A, 2, 3)).demands == (FlowDemand("a", 2, (0,), None, 3),)
+    assert say(opened(a=3), Demand(A, 1, 0)).demands == (FlowDemand("a", 1, (0,), None, 0),)
+    assert say(Room(), Demand(A, 1, 0)).demands == (), "a full request says what waits"
+
+
+def test_what_was_granted_is_believed_to_wait_no_longer() -> None:
+    """Two of three were granted, and one came: two wait, where the store believes one to."""
+    room = opened(a=3)
+    heard(room, deal=2)
+    assert say(room, Demand(A, 1, 1)).demands == ()
+    heard(room)
+    assert say(room, Demand(A, 1, 2)).demands == (FlowDemand("a", 1, (0,), None, 2),)
+
+
+@pytest.mark.parametrize("fate", ["request lost", "response lost"])
+def test_a_request_is_full_after_a_response_that_was_not_heard(fate: str) -> None:
+    """Until one is heard, also when the store only asks for something meanwhile."""
+    room = opened(a=3)
+    room.exchange(1, fate)
+    room.store.revisions.clear()
+    assert room.exchange() is None
+    request = say(room, *room.demands())
+    assert (request.full, request.spelled) == (True, REVISION)
+    assert request.demands == (FlowDemand("a", 1, (0,), None, 3),)
+    assert answer(room, request)
+    assert not say(room, *room.demands()).full
+
+
+def test_a_request_is_full_when_the_store_asks_for_demands() -> None:
+    """It has forgotten them, since a reservation was not collected."""
+    room = opened(a=3)
+    room.store.lapse()
+    assert room.exchange() is None
+    assert say(room, *room.demands()).full
+
+
+def test_a_request_is_full_in_a_new_epoch() -> None:
+    """Whether the store says so with what it asks, or answers a request that was not full."""
+    room = opened(a=3)
+    request = say(room, *room.demands())
+    assert answer(room, request, asks=("held",), epoch="new") is None
+    assert say(room, *room.demands()).full
+    room = opened(a=3)
+    assert answer(room, say(room, *room.demands()), epoch="new")
+    assert say(room, *room.demands()).full
+
+
+def test_an_ask_alone_makes_no_request_full() -> None:
+    """Nothing has happened, so the store believes what it did before."""
+    room = opened(a=3)
+    room.store.revisions.clear()
+    assert room.exchange() is None
+    request = say(room, *room.demands())
+    assert (request.full, request.demands, request.spelled) == (False, (), REVISION)
+
+
+def test_what_was_asked_for_is_sent_until_a_response_is_heard() -> None:
+    """And not again."""
+    room = opened(a=1)
+    heard(room, deal=1)
+    room.store.begin()
+    assert room.exchange() is None
+    assert room.exchange(fate="request lost") is None
+    request = say(room)
+    assert request.spelled == REVISION
+    assert [lease.lease for lease in request.held or ()] == ["lease-1"]
+    assert answer(room, request)
+    request = say(room)
+    assert (request.spelled, request.held) == (None, None)
+
+
+def test_a_suspected_store_is_told_all_that_is_held_and_waits() -> None:
+    """Also when the suspicion arises while a request is under way that does not tell it."""
+    room = opened(a=2)
+    heard(room, deal=1)
+    request = say(room, *room.demands())
+    room.session.forget()
+    assert answer(room, request)
+    request = say(room, *room.demands())
+    assert [lease.lease for lease in request.held or ()] == ["lease-1"]
+    assert request.full
+    assert answer(room, request)
+    request = say(room, *room.demands())
+    assert (request.held, request.full) == (None, False)
+
+
+def test_a_response_to_an_overtaken_request_is_not_believed() -> None:
+    """The store takes its grants back with the next request; using them would spend their tokens twice."""
+    room = opened(a=1)
+    first = say(room, *room.demands())
+    late = room.store.exchange(room.now, first, 1)
+    second = say(room, *room.demands())
+    assert late.grants
+    assert room.session.hear(room.now, room.now, first, late) is None
+    assert second.heard == first.heard
+    assert len(room.session.held) == 0
+
+
+def test_a_response_by_a_clock_that_was_set_forward_is_not_believed() -> None:
+    """Its grants are not used, and the next request says so, until the store has begun a new epoch (law 8)."""
+    room = opened(a=1)
+    epoch = room.session.epoch
+    room.store.ahead += 30 * SECOND
+    assert room.exchange(deal=1) is None
+    assert len(room.session.held) == 0
+    request = say(room, *room.demands())
+    assert request.stepped == pytest.approx(30 * SECOND, abs=2 * TRIP)
+    assert request.full
+    assert say(room).stepped == request.stepped, "nobody has heard of it yet"
+    assert heard(room).epoch != epoch
+    assert say(room).stepped == 0
+
+
+def test_a_slow_response_makes_the_next_one_no_step() -> None:
+    """The store may have read its clock as soon as the request was sent."""
+    room = opened()
+    sent = room.now
+    request = say(room)
+    response = room.store.exchange(sent, request, 0)
+    assert room.session.hear(sent, sent + SECOND // 2, request, response)
+    room.now = sent + SECOND // 2
+    assert answer(room, say(room))
+
+
+def test_drift_is_measured_over_about_the_longest_window() -> None:
+    """1 % over half a minute and more, of which 0.05 % are tolerated."""
+    room = opened()
+    for _ in range(12):
+        room.now += 5 * SECOND
+        room.store.ahead += 50 * MILLISECOND
+        heard(room)
+    assert say(room).ahead > 300 * MILLISECOND - 30 * SECOND // 2000 - 4 * TRIP
+
+
+def test_drift_is_said_once() -> None:
+    """A correction that was made, but not heard of, must not be made again."""
+    room = opened()
+    room.now += 10 * SECOND
+    room.store.ahead += 50 * MILLISECOND
+    heard(room)
+    assert 30 * MILLISECOND < say(room).ahead <= 50 * MILLISECOND
+    assert say(room).ahead == 0
+    heard(room)
+    assert say(room).ahead > 30 * MILLISECOND, "it was not corrected"
+
+
+def test_a_new_epoch_is_another_clock() -> None:
+    """An instant of another life of the store is compared with none of before."""
+    room = opened()
+    room.store.begin()
+    room.store.ahead += 3600 * SECOND
+    assert heard(room).epoch == "2"
+    assert say(room).ahead == 0
+    assert room.session.store_time(room.now) == pytest.approx(room.now + 3600 * SECOND, abs=2 * TRIP)
+
+
+def test_leases_count_under_the_limits_by_which_they_were_asked_for() -> None:
+    """Also when the configuration changes while the request is under way: its indices are of before."""
+    room = opened(a=1)
+    assert room.exchange(deal=1, adopt=True)
+    (lease,) = room.session.held.report(room.now)
+    assert lease.windows == (("minute", 60 * SECOND),)
+    assert lease.granted == 2 * TRIP, "the store granted it after the request was sent"
+    request = say(room, *room.demands())
+    assert (request.full, request.revision) == (True, "two")
+    assert [demand.limits for demand in request.demands] == [(1,)]
+
+
+def test_what_the_store_told() -> None:
+    """Each request says as of what its replica speaks."""
+    room = opened()
+    assert answer(room, say(room), version=99, replicas=5, dealt=7)
+    request = say(room)
+    assert (request.version, request.replicas, request.heard) == (99, 5, request.serial - 1)
+    assert (room.session.replicas, room.session.seen.most, room.session.dealt) == (5, 5, 7)
+
+
+def test_grants_reach_the_waiting_room() -> None:
+    """Each in its flow."""
+    response = ExchangeResponse("e", 1, 0, grants=(LeaseGrant("l", "a", (1,), "k0", "k0", probe=True),))
+    assert grants_of(response) == (Grant("l", PINNED, "k0", probe=True),)
+
+
+# Snapshots
+
+
+def told(room: Room, *at_hand: int) -> None:
+    """The store has so many tokens available."""
+    assert answer(room, say(room, *room.demands()), available=tuple([Budget(60, number, 0) for number in at_hand]))
+
+
+def wants(room: Room, *demands: Demand) -> bool:
+    """Whether a snapshot is fetched together with a request that says this."""
+    say(room, *demands)
+    return room.session.wants_snapshot()
+
+
+def test_a_snapshot_is_fetched_with_newcomers_who_probably_have_to_wait() -> None:
+    """Those beyond what was available under one of their limits; whoever waits already wants none."""
+    room = opened(a=3)
+    told(room, 5, 2)
+    assert not wants(room, Demand(A, 1, 3))
+    assert not wants(room, Demand(A, 1, 5))
+    assert wants(room, Demand(A, 1, 6))
+    assert wants(room, Demand(A, 1, 3), Demand(B, 1, 3)), "those who wait count, too"
+    assert not wants(room, Demand(A, 1, 3), Demand(B, 1, 2))
+    assert wants(room, Demand(PINNED, 1, 3))
+    assert not wants(room, Demand(A, 9, 3)), "nobody has come"
+    assert not wants(room, Demand(A, 1, 3), Demand(Lane("b", Kind(())), 1, 9)), "under no limit"
+    assert not wants(room)
+
+
+def test_newcomers_under_no_scarce_limit_want_no_snapshot() -> None:
+    """Others who wait under another limit are no reason."""
+    room = opened(a=3)
+    told(room, 0, 9)
+    assert not wants(room, Demand(A, 1, 3), Demand(PINNED, 1, 1))
+
+
+def test_newcomers_want_a_snapshot_when_nothing_is_known() -> None:
+    """Before the first response, and by another revision."""
+    assert wants(Room(), Demand(A, 1, 1))
+    room = opened()
+    told(room, 5, 5)
+    room.adopt()
+    assert wants(room, Demand(A, 1, 1))
+    room = opened(a=1)
+    told(room, 5, 5)
+    room.adopt()
+    assert wants(room, Demand(A, 1, 1)), "not the flow that had the same indices before"
+
+
+def test_a_snapshot_is_due_by_what_was_dealt_since() -> None:
+    """Not more often than its interval, and only while something waits."""
+    room = opened(a=3)
+    assert room.session.snapshot_due(room.now), "there is none"
+    room.session.took(room.now, Snapshot(room.session.dealt, ()))
+    assert not room.session.snapshot_due(room.now + SNAPSHOT_LIFETIME - 1)
+    assert room.session.snapshot_due(room.now + SNAPSHOT_LIFETIME)
+    room.session.took(room.now, Snapshot(room.session.dealt - 1, ()))
+    assert not room.session.snapshot_due(room.now + SNAPSHOT_INTERVAL - 1)
+    assert room.session.snapshot_due(room.now + SNAPSHOT_INTERVAL)
+    assert room.session.snapshot_age(room.now + 7) == 7
+    heard(room, deal=3)
+    assert not room.session.snapshot_due(room.now + SNAPSHOT_LIFETIME)
+
+
+def test_a_snapshot_is_due_for_newcomers_whom_it_does_not_show() -> None:
+    """They were expected to be served, and were not."""
+    room = opened(a=3)
+    room.session.took(room.now, Snapshot(room.session.dealt, ()))
+    room.waiting[A] = 2
+    heard(room)
+    assert not room.session.snapshot_due(room.now)
+    room.waiting[A] = 3
+    heard(room)
+    assert room.session.snapshot_due(room.now)
+    heard(room)
+    assert room.session.snapshot_due(room.now), "there still is none"
+    room.session.took(room.now, Snapshot(room.session.dealt, ()))
+    assert not room.session.snapshot_due(room.now)
+
+
+def test_newcomers_who_were_served_make_no_snapshot_due() -> None:
+    """Others wait on, as the newest snapshot shows."""
+    room = opened(a=3)
+    room.session.took(room.now, Snapshot(0, ()))
+    request = say(room, Demand(A, 1, 3), Demand(B, 1, 1))
+    assert answer(room, request, grants=(LeaseGrant("l", "b", (0, 1), None, "k0", probe=False),))
+    assert not room.session.snapshot_due(room.now)
+
+
+@pytest.mark.parametrize("event", ["lost state", "adopted"])
+def test_a_snapshot_of_another_epoch_or_revision_is_dropped(event: str) -> None:
+    """Its limits, or its counts, mean something else."""
+    room = opened(a=3)
+    room.session.took(room.now, Snapshot(room.session.dealt, ()))
+    heard(room)
+    assert room.session.snapshot is not None
+    room.befall(event)
+    heard(room)
+    assert room.session.snapshot is None
+
+
+def test_quotas_that_flows_insist_on() -> None:
+    """Their own returns are asked for, by limit."""
+    room = Room()
+    say(room, Demand(PINNED, 1, 1), Demand(A, 1, 1), Demand(Lane("c", Kind((0, 1), "k0")), 1, 1))
+    assert sorted(room.session.pins()) == [(0, "k0"), (1, "k0")]
+
+
+# What is held, and who shares
+
+
+def test_a_lease_is_held_until_its_tokens_have_returned() -> None:
+    """All of them: the longest window decides."""
+    held = HeldLeases()
+    held.granted(0, Grant("x", B, "k0"), REVISION)
+    held.granted(0, Grant("y", A, "k0"), REVISION)
+    held.settled(10 * SECOND, (Spent("x", 2 * SECOND), Spent("unknown", 0)))
+    x, y = held.report(20 * SECOND)
+    assert x == HeldLease(
+        "x", "k0", "b", (("minute", 60 * SECOND), ("hour", 3600 * SECOND)), 20 * SECOND, counted=12 * SECOND
+    )
+    assert (y.granted, y.counted) == (20 * SECOND, None)
+    assert len(held.report(3608 * SECOND - 1)) == 2
+    assert [lease.lease for lease in held.report(3608 * SECOND)] == ["y"]
+
+
+def test_a_lease_is_settled_once() -> None:
+    """A settlement that is told again counts from the first time (law 2)."""
+    held = HeldLeases()
+    held.granted(0, Grant("x", A, "k0"), REVISION)
+    held.settled(SECOND, (Spent("x", 0),))
+    held.settled(9 * SECOND, (Throttled("x", 0, SECOND, (0,)), Unsent("x")))
+    assert [lease.counted for lease in held.report(9 * SECOND)] == [8 * SECOND]
+
+
+def test_what_has_returned_is_forgotten_with_each_response() -> None:
+    """A store that is never lost never asks for a report."""
+    room = opened(a=1)
+    heard(room, deal=1)
+    room.use(1)
+    heard(room)
+    assert len(room.session.held) == 1
+    room.now += 60 * SECOND
+    heard(room)
+    assert len(room.session.held) == 0
+
+
+def test_what_was_never_sent_or_counts_nowhere_is_not_held() -> None:
+    """The record is as large as what is out."""
+    held = HeldLeases()
+    held.granted(0, Grant("x", A, "k0"), REVISION)
+    held.granted(0, Grant("y", Lane("a", Kind(())), "k0"), REVISION)
+    assert len(held) == 1
+    held.settled(0, (Unsent("x"),))
+    assert len(held) == 0
+
+
+def test_replicas_that_shared_of_late_are_remembered() -> None:
+    """Others may be silent for a while; one that has gone for good counts no longer after a time."""
+    seen, now = SeenReplicas(), 0
+    seen.note(now, 7)
+    while now < REPLICAS_MEMORY * 3 // 2:
+        now += PULSE
+        seen.note(now, 1)
+    assert seen.most == 7
+    while now < 2 * REPLICAS_MEMORY + PULSE:
+        now += PULSE
+        seen.note(now, 2)
+    assert seen.most == 2
+
+
+def test_a_silence_makes_no_replica_forgotten() -> None:
+    """A store that was away for hours has heard of nobody else when it is found again."""
+    seen = SeenReplicas()
+    seen.note(0, 7)
+    for hours in range(1, 9):
+        seen.note(hours * 3600 * SECOND, 1)
+    assert seen.most == 7
+
+
+def test_a_clock_that_runs_fast_is_watched_for_a_while() -> None:
+    """Replicas correct it by what they see, so they have to look more often."""
+    session, own, instant = Session("r", REVISION), START, START
+    for rate, steps, fast in ((0, 4, False), (83_000, 4, True), (0, 130, False)):
+        for _ in range(steps):
+            request = session.request(own, (), ())
+            own += SECOND
+            instant += SECOND + rate
+            response = ExchangeResponse("e", request.serial, instant, available=(), dealt=0)
+            assert session.hear(own - TRIP, own, request, response)
+        assert session.clock_is_fast(own) is fast

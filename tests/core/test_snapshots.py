@@ -1,0 +1,135 @@
+from copy import deepcopy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.exchange import Demand, Seen, Spent
+from proxy.core.flows import UNIT
+from proxy.core.messages import LimitReturns, WaitingFlow, revision_of
+from proxy.core.model import MILLISECOND, SECOND
+from proxy.core.snapshots import FLOWS, NEXT, snapshot
+from proxy.core.tokens import SERVICE_START
+from tests.core.worlds import World, know, lane, limit, pool, throttled
+
+W = 60 * SECOND + 130 * MILLISECOND
+
+
+def test_a_snapshot_changes_nothing() -> None:
+    """And a revision that is not known has none."""
+    world = World.of(pool(2, limit(2)))
+    world.call("r", *world.spend(*world.ask(7).grants[:2]))
+    before = deepcopy(world.state.tokens.taken), list(world.state.queue.ready), dict(world.state.queue.totals)
+    world.pass_(2 * W)
+    assert world.snapshot() == world.snapshot()
+    assert before == (world.state.tokens.taken, list(world.state.queue.ready), world.state.queue.totals)
+    with pytest.raises(KeyError):
+        snapshot(world.state, world.now, "other", ())
+
+
+def test_what_is_available_in_use_and_cooling() -> None:
+    """Each with the delay until its return; all as of the state's own time."""
+    world = World.of(pool(2, limit(2)))
+    grants = world.ask(3).grants
+    assert world.snapshot().limits == (LimitReturns(1, 0, 3),)
+    for grant in grants[:2]:
+        world.call("r", *world.spend(grant))
+        world.pass_(SECOND)
+    assert world.snapshot().limits == (LimitReturns(1, 2, 1, (W - 2 * SECOND, W - SECOND)),)
+    assert world.snapshot().dealt == 3
+
+
+@given(st.integers(1, 400))
+def test_the_first_returns_are_told_one_by_one_and_the_rest_by_samples(number: int) -> None:
+    """Evenly spaced ranks, the last among them, each with its own delay."""
+    world = World.of(pool(1, limit(400)))
+    grants = world.ask(number).grants + world.call().grants
+    delays = []
+    for grant in grants:
+        world.call("r", *world.spend(grant))
+        delays.append(world.now + W)
+        world.pass_(MILLISECOND)
+    (told,) = world.snapshot().limits
+    expected = [delay - world.now for delay in delays]
+    assert told.cooling == len(expected)
+    assert list(told.next) == expected[:NEXT]
+    assert len(told.ranks) == max(0, min(NEXT, number - NEXT)) or number <= NEXT
+    assert all(expected[rank] == delay for rank, delay in told.ranks)
+    if number > NEXT:
+        assert told.ranks[-1][0] == number - 1
+        steps = [after[0] - before[0] for before, after in zip(told.ranks, told.ranks[1:], strict=False)]
+        assert max(steps, default=0) - min(steps, default=0) <= 1
+
+
+def test_tokens_of_a_closed_quota_return_when_it_opens() -> None:
+    """Those that nobody took, and those that cool for a shorter time."""
+    world = World.of(pool(2, limit(3)))
+    first, second = world.ask(2).grants
+    world.call("r", throttled(first, 20 * SECOND))
+    assert second.quota != first.quota
+    (told,) = world.snapshot((0, first.quota)).limits
+    assert (told.available, told.cooling, told.in_use) == (2, 3, 1)
+    assert told.next == (20 * SECOND, 20 * SECOND, W)
+    ((_, _, own),) = world.snapshot((0, first.quota)).pinned
+    assert (own.available, own.cooling, own.next) == (0, 3, (20 * SECOND, 20 * SECOND, W))
+
+
+def test_a_quota_that_a_flow_insists_on_is_told_by_itself() -> None:
+    """Its own tokens only, those that others spent among them."""
+    world = World.of(pool(2, limit(3)))
+    (grant,) = world.ask(1, lane("a", (0,), "k1")).grants
+    world.ask(1, lane("a", (0,), "k1"))
+    world.ask(2, lane("b", (0,), "k0"))
+    world.call("r", Spent(grant.lease, 0, (Seen(0, 0, 5 * SECOND),)))
+    assert world.snapshot((0, "k1")).pinned == ((0, "k1", LimitReturns(0, 2, 1, (5 * SECOND, W))),)
+
+
+def test_the_flows_that_wait() -> None:
+    """Over all replicas, lowest start tag first: its distance, a request's cost, how many wait."""
+    world = World.of(pool(1, limit(1), limit(5)))
+    world.weights["heavy"] = 4
+    world.ask(3, lane("a"))
+    world.ask(2, lane("a"), "s")
+    world.ask(2, lane("heavy", (0, 1), "k0"))
+    assert world.snapshot().flows == (
+        WaitingFlow("heavy", (0, 1), "k0", 0, UNIT // 4, 2),
+        WaitingFlow("a", (0,), None, UNIT, UNIT, 4),
+    )
+    assert (world.snapshot().others, world.snapshot().others_weight) == (0, 0)
+
+
+def test_flows_beyond_a_bound_are_counted_only() -> None:
+    """Their requests, and how many flows they are; those that are told come first."""
+    world = World.of(pool(1, limit(1)))
+    world.ask(1)
+    world.send("r", (), tuple([Demand(lane(f"c{number}"), 1, 2) for number in range(FLOWS + 10)]))
+    told = world.snapshot()
+    assert len(told.flows) == FLOWS
+    assert (told.others, told.others_weight) == (2 * 10, 10)
+
+
+def test_flows_of_other_revisions_count_under_the_limits_that_both_have() -> None:
+    """By the indices of the revision that asks; one under no common limit is left out."""
+    narrow, wide, other = limit(1, 10 * SECOND, "GET /a"), limit(1), limit(1, 20 * SECOND)
+    world = World.of(pool(1, narrow, wide))
+    mine = world.revision
+    world.ask(2, lane("mine", (0, 1)))
+    world.revision = revision_of(pool(1, wide, other), mine.bound)
+    world.send("s", (), (Demand(lane("theirs", (0,)), 1, 3), Demand(lane("else", (1,)), 1, 2)))
+    know(world.state)
+    world.revision = mine
+    assert {(flow.client, flow.limits, flow.waiting) for flow in world.snapshot().flows} == {
+        ("mine", (0, 1), 1),
+        ("theirs", (1,), 3),
+    }
+
+
+def test_the_usual_time_from_a_grant_to_the_counting_of_its_request() -> None:
+    """Follows what is measured, step by step."""
+    world = World.of(pool(1, limit(60)))
+    assert world.snapshot().service == SERVICE_START
+    for _ in range(40):
+        (grant,) = world.ask(1).grants
+        world.pass_(SECOND)
+        world.call("r", *world.spend(grant))
+    assert abs(world.snapshot().service - SECOND) < 10 * MILLISECOND

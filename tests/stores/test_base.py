@@ -1,0 +1,430 @@
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any
+
+import pytest
+
+from proxy.core.errors import StoreLost
+from proxy.core.exchange import PULSE, Demand, Exchange, Seen, Settlement, Spent, Unsent
+from proxy.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
+from proxy.core.model import MILLISECOND, SECOND, Micros, Pool
+from proxy.core.session import SNAPSHOT_INTERVAL, SNAPSHOT_LIFETIME
+from proxy.core.snapshots import snapshot
+from proxy.core.state import RECOVERY_GRACE, PoolState
+from proxy.stores.base import IDLE, ROUNDS, Pins, SessionStore
+from tests.core.worlds import BOUND, know, lane, limit, pool
+
+TRIP: Micros = 2 * MILLISECOND
+"""What a message and its answer take together."""
+
+WINDOW = 10 * SECOND
+
+
+class Network:
+    """A state that is reached by messages, some of which are lost; its clock is set apart from the replicas'."""
+
+    def __init__(self) -> None:
+        self.state = PoolState()
+        self.run = "first"
+        self.now: Micros = 1_000 * SECOND
+        self.ahead: Micros = 700 * SECOND
+
+    def clock(self) -> Micros:
+        """The time of the replicas."""
+        return self.now
+
+    def store_clock(self) -> Micros:
+        """The time of the state."""
+        return self.now + self.ahead
+
+
+class Carrier(SessionStore):
+    """A replica's way over that network."""
+
+    def __init__(self, network: Network, pool_: Pool, replica: str = "r") -> None:
+        super().__init__(pool_, replica=replica, settle_bound=BOUND, clock=network.clock)
+        self.network = network
+        self.said: list[str] = []
+        """What was carried: `exchange`, `both` (with a snapshot) or `snapshot`."""
+        self.asked: list[ExchangeRequest] = []
+        self.lost: list[StoreLost] = []
+        """Of the next exchanges, each is carried out, and then its answer is lost for such a reason."""
+        self.no_snapshot = False
+        self.epochs = 0
+
+    def epoch_began(self) -> None:
+        self.epochs += 1
+
+    async def send(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        self.said.append("exchange" if pins is None else "both")
+        self.asked.append(request)
+        network = self.network
+        network.now += TRIP // 2
+        response = network.state.exchange(network.store_clock(), network.run, request)
+        told = None if pins is None or response.asks else self._snapshot(request.revision, pins)
+        network.now += TRIP // 2
+        if self.lost:
+            raise self.lost.pop()
+        return response, told
+
+    async def fetch(self, revision: str, pins: Pins) -> Snapshot | None:
+        self.said.append("snapshot")
+        self.network.now += TRIP
+        if self.no_snapshot:
+            raise StoreLost("Come back.", cause="silence")
+        return self._snapshot(revision, pins)
+
+    def _snapshot(self, revision: str, pins: Pins) -> Snapshot | None:
+        state = self.network.state
+        return (
+            snapshot(state, self.network.store_clock(), revision, pins) if revision in state.revisions.views else None
+        )
+
+    async def ask(self, waiting: int, *settlements: Settlement, client: str = "a") -> Exchange:
+        """One exchange while so many requests wait; `said` and `asked` are what it took."""
+        self.said.clear()
+        self.asked.clear()
+        return await self.exchange(settlements, (Demand(lane(client), 1, waiting),) if waiting else ())
+
+
+async def joined(network: Network, *limits: int, keys: int = 1) -> Carrier:
+    """A replica that has spoken once, of a pool whose buckets are known."""
+    carrier = Carrier(network, pool(keys, *[limit(requests, WINDOW) for requests in limits or (2,)]))
+    await carrier.ask(0)
+    know(network.state)
+    return carrier
+
+
+def play(scenario: Callable[[Network], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run a scenario over a network."""
+
+    @wraps(scenario)
+    def sync() -> None:
+        asyncio.run(scenario(Network()))
+
+    del sync.__wrapped__  # or pytest would ask for a fixture of that name
+    return sync
+
+
+def spent(answer: Exchange) -> tuple[Settlement, ...]:
+    """The settlements of all that was granted."""
+    return tuple(Spent(grant.lease, 0) for grant in answer.grants)
+
+
+def broke() -> StoreLost:
+    """A connection that closed."""
+    return StoreLost("It closed the connection.", cause="closed", broke=True)
+
+
+# What the store asks
+
+
+@play
+async def test_an_exchange_is_one_round_trip(network: Network) -> None:
+    """But for the first, which is asked to spell out the revision."""
+    carrier = Carrier(network, pool())
+    await carrier.ask(0)
+    first, second = carrier.asked
+    assert (first.spelled, second.spelled) == (None, carrier.revision)
+    for _ in range(3):
+        await carrier.ask(0)
+        assert [request.spelled for request in carrier.asked] == [None]
+
+
+@play
+async def test_another_configuration_is_spelled_out_once(network: Network) -> None:
+    """What waits is told anew under it; what was spent stays spent."""
+    carrier = await joined(network)
+    answer = await carrier.ask(2)
+    carrier.adopt(pool(1, limit(3, WINDOW)))
+    answer = await carrier.ask(5, *spent(answer))
+    assert len(answer.grants) == 1
+    assert [request.full for request in carrier.asked] == [True, True]
+    assert carrier.asked[-1].spelled == carrier.revision
+    await carrier.ask(4)
+    assert len(carrier.asked) == 1
+
+
+@play
+async def test_a_configuration_that_changes_during_an_exchange_is_that_of_the_next(network: Network) -> None:
+    """Settlements and grants name limits by their indices, so one exchange has one revision."""
+    carrier = await joined(network)
+    before, send = carrier.revision, carrier.send
+
+    async def reload(request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        carrier.adopt(pool(1, limit(3, WINDOW)))
+        return await send(request, pins)
+
+    carrier.send = reload  # type: ignore[method-assign]
+    await carrier.ask(9)
+    assert {request.revision for request in carrier.asked} == {before.name}
+    await carrier.ask(9)
+    assert {request.revision for request in carrier.asked} == {carrier.revision.name}
+
+
+@play
+async def test_a_store_that_has_lost_everything_is_told_again(network: Network) -> None:
+    """Its revision, what is held, and all that waits; one epoch began, and nothing is granted before all had time."""
+    carrier = await joined(network)
+    answer = await carrier.ask(1)
+    network.state, network.run = PoolState(), "second"
+    answer = await carrier.ask(2, *spent(answer))
+    assert carrier.asked[-1].spelled == carrier.revision
+    assert [row.quota for row in carrier.asked[-1].held or ()] == ["k0"]
+    assert (answer.grants, answer.budgets[0].at_hand, carrier.epochs) == ((), 0, 1)
+    network.now += RECOVERY_GRACE
+    answer = await carrier.ask(2)
+    assert [grant.probe for grant in answer.grants] == [True]
+    assert carrier.epochs == 1
+
+
+@play
+async def test_the_first_epoch_is_no_news(network: Network) -> None:
+    """A replica that starts has lost nothing."""
+    carrier = await joined(network)
+    assert carrier.epochs == 0
+
+
+@play
+async def test_demands_that_were_forgotten_are_told_again(network: Network) -> None:
+    """A replica that was silent for too long is asked for all of them."""
+    carrier = await joined(network)
+    other = Carrier(network, pool(1, limit(2, WINDOW)), "other")
+    answer = await carrier.ask(2)
+    await other.ask(3, client="b")
+    await carrier.ask(1, *[Unsent(grant.lease) for grant in answer.grants])  # b's tokens are reserved
+    network.now += SECOND
+    await carrier.ask(1)
+    await other.ask(3, client="b")
+    assert [request.full for request in other.asked] == [False, True]
+
+
+@play
+async def test_a_clock_that_stepped_is_not_believed(network: Network) -> None:
+    """The grants of the answer that shows it are not used: the request is made again, and a new epoch begins."""
+    carrier = await joined(network)
+    answer = await carrier.ask(2)
+    await carrier.ask(1, *spent(answer))
+    network.ahead += 30 * SECOND
+    answer = await carrier.ask(1)
+    assert answer.grants == ()
+    assert [request.stepped > 0 for request in carrier.asked] == [False, True, True]
+    assert carrier.epochs == 1
+
+
+@play
+async def test_a_store_that_never_comes_to_terms_is_lost(network: Network) -> None:
+    """It is not asked for ever."""
+    carrier = Carrier(network, pool())
+
+    async def insist(request: ExchangeRequest, _: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        carrier.asked.append(request)
+        return ExchangeResponse("e", 1, 1, ("revision",)), None
+
+    carrier.send = insist  # type: ignore[method-assign, assignment]
+    with pytest.raises(StoreLost) as caught:
+        await carrier.ask(1)
+    assert len(carrier.asked) == ROUNDS
+    assert "two servers behind one name" in caught.value.cause
+
+
+@play
+async def test_all_that_may_go_wrong_at_once_takes_no_more_rounds_than_there_are(network: Network) -> None:
+    """A connection that broke, a store that is new, and a clock that steps."""
+    carrier = await joined(network)
+    answer = await carrier.ask(1)
+    network.state, network.run = PoolState(), "second"
+    network.ahead += 30 * SECOND
+    carrier.lost = [broke()]
+    carrier.adopt(pool(1, limit(3, WINDOW)))
+    await carrier.ask(1, *spent(answer))
+    assert len(carrier.asked) <= ROUNDS
+
+
+# Connections
+
+
+@play
+async def test_a_connection_that_breaks_is_no_loss(network: Network) -> None:
+    """The request is made again, and what the first was granted is granted once only."""
+    carrier = await joined(network)
+    carrier.lost = [broke()]
+    answer = await carrier.ask(2)
+    assert len(answer.grants) == 2
+    assert [request.full for request in carrier.asked] == [False, True]
+    assert len(network.state.tokens.leases) == 2
+
+
+@play
+async def test_what_was_settled_over_a_connection_that_broke_has_ended(network: Network) -> None:
+    """Nothing is spent twice when it is settled again."""
+    carrier = await joined(network, 3)
+    answer = await carrier.ask(2)
+    carrier.lost = [broke()]
+    await carrier.ask(0, Spent(answer.grants[0].lease, 0), Unsent(answer.grants[1].lease))
+    assert len((await carrier.ask(9)).grants) == 2
+
+
+@play
+async def test_a_connection_that_breaks_twice_in_an_exchange_is_a_loss(network: Network) -> None:
+    """The next exchange says everything again, and takes back what nobody heard of."""
+    carrier = await joined(network)
+    carrier.lost = [broke(), broke()]
+    with pytest.raises(StoreLost, match="closed the connection"):
+        await carrier.ask(2)
+    answer = await carrier.ask(2)
+    assert len(answer.grants) == 2
+    assert [request.full for request in carrier.asked] == [True]
+
+
+@play
+async def test_no_answer_is_a_loss_at_once(network: Network) -> None:
+    """A timeout has cost the caller enough; what the store granted meanwhile is taken back with the next request."""
+    carrier = await joined(network)
+    carrier.lost = [StoreLost("Come back.", cause="silence")]
+    with pytest.raises(StoreLost):
+        await carrier.ask(2)
+    assert len(carrier.asked) == 1
+    assert len((await carrier.ask(2)).grants) == 2
+
+
+# Snapshots and estimates
+
+
+@play
+async def test_newcomers_that_have_to_wait_get_estimates_in_the_same_round_trip(network: Network) -> None:
+    """The snapshot comes with the answer."""
+    carrier = await joined(network)
+    answer = await carrier.ask(2)
+    answer = await carrier.ask(3, *spent(answer))
+    assert carrier.said == ["both"]
+    assert answer.turns[lane()].at(0) == pytest.approx(WINDOW, rel=0.05)
+
+
+@play
+async def test_newcomers_for_whom_there_is_plenty_need_none(network: Network) -> None:
+    """Nor does anybody else while nothing waits."""
+    carrier = await joined(network, 9)
+    for _ in range(3):
+        answer = await carrier.ask(1)
+        assert (carrier.said, answer.turns) == (["exchange"], {})
+
+
+@play
+async def test_newcomers_that_turn_out_to_wait_get_estimates_all_the_same(network: Network) -> None:
+    """Another replica took the tokens meanwhile; the snapshot is fetched after the exchange."""
+    carrier, other = await joined(network), Carrier(network, pool(1, limit(2, WINDOW)), "other")
+    await other.ask(2, client="b")
+    answer = await carrier.ask(1)
+    assert (carrier.said, answer.grants) == (["exchange", "snapshot"], ())
+    assert answer.turns[lane()].at(0) is not None
+
+
+@play
+async def test_a_snapshot_is_renewed_when_it_is_old(network: Network) -> None:
+    """After a quarter of a second if leases were dealt since, else after two; then all that waits has new estimates."""
+    carrier = await joined(network, 5)
+    answer = await carrier.ask(9)
+    network.now += SNAPSHOT_INTERVAL
+    assert (await carrier.ask(4)).turns == {}
+    assert carrier.said == ["exchange"]
+    network.now += SNAPSHOT_LIFETIME
+    assert lane() in (await carrier.ask(4)).turns
+    assert carrier.said == ["exchange", "snapshot"]
+    network.now += SNAPSHOT_INTERVAL
+    answer = await carrier.ask(4, Unsent(answer.grants[0].lease))
+    assert (carrier.said, len(answer.grants)) == (["exchange", "snapshot"], 1)
+    assert answer.turns[lane()].at(2) is not None
+    assert (await carrier.ask(3)).turns == {}
+
+
+@play
+async def test_grants_are_never_lost_when_a_snapshot_cannot_be_had(network: Network) -> None:
+    """Estimates are none, the grants are there and held; the next exchange tries again."""
+    carrier = await joined(network)
+    other = Carrier(network, pool(1, limit(2, WINDOW)), "other")
+    (other_grant,) = (await other.ask(1, client="b")).grants
+    carrier.no_snapshot = True
+    answer = await carrier.ask(2)
+    assert (carrier.said, len(answer.grants), answer.turns) == (["exchange", "snapshot"], 1, {})
+    assert len(carrier.session.held) == 1
+    carrier.no_snapshot = False
+    answer = await carrier.ask(1)
+    assert (carrier.said, answer.grants) == (["exchange", "snapshot"], ())
+    assert lane() in answer.turns
+    await other.ask(0, Unsent(other_grant.lease))
+    assert len((await carrier.ask(1)).grants) == 1
+
+
+@play
+async def test_flows_that_are_served_have_no_estimates(network: Network) -> None:
+    """Only what still waits has."""
+    carrier = await joined(network, 3)
+    await carrier.ask(2)
+    waiting = (Demand(lane("a"), 1, 3), Demand(lane("b"), 1, 1))
+    answer = await carrier.exchange((), waiting)
+    assert {grant.lane for grant in answer.grants} | set(answer.turns) == {lane("a"), lane("b")}
+    assert all(
+        [grant.lane for grant in answer.grants].count(one.lane) < one.waiting
+        for one in waiting
+        if one.lane in answer.turns
+    )
+
+
+@play
+async def test_a_flow_that_insists_on_a_key_is_estimated_by_the_returns_of_that_key(network: Network) -> None:
+    """They are told with the snapshot, in either way of fetching it."""
+    carrier = await joined(network, keys=2)
+    pinned = lane(pinned="k1")
+    answer = await carrier.exchange((), (Demand(pinned, 1, 3),))
+    assert [grant.quota for grant in answer.grants] == ["k1", "k1"]
+    network.now += SNAPSHOT_LIFETIME
+    answer = await carrier.exchange(spent(answer), (Demand(pinned, 1, 1),))
+    assert answer.turns[pinned].at(0) == pytest.approx(WINDOW, rel=0.05)
+
+
+# When to call again, and the rest of the answer
+
+
+@play
+async def test_how_often_a_replica_speaks(network: Network) -> None:
+    """At least every two seconds while leases or their windows are out, every five otherwise."""
+    carrier = await joined(network)
+    assert (await carrier.ask(0)).again == IDLE
+    (grant,) = (await carrier.ask(1)).grants
+    assert (await carrier.ask(0)).again == PULSE
+    assert (await carrier.ask(0, Spent(grant.lease, 0))).again == PULSE
+    network.now += 2 * WINDOW
+    assert (await carrier.ask(0)).again == IDLE
+
+
+@play
+async def test_what_the_store_found_out_is_handed_on(network: Network) -> None:
+    """Budgets, how many share the pool, and what others have spent (law 9)."""
+    carrier = await joined(network, 9)
+    await Carrier(network, pool(1, limit(9, WINDOW)), "other").ask(0)
+    (grant,) = (await carrier.ask(1)).grants
+    answer = await carrier.ask(0, Spent(grant.lease, 0, (Seen(0, 5, SECOND),)))
+    assert answer.foreign == (("k0", 3),)
+    assert (answer.replicas, carrier.replicas) == (2, 2)
+    assert [(budget.size, budget.at_hand) for budget in answer.budgets] == [(9, 5)]
+
+
+@play
+async def test_answers_have_numbers_that_grow(network: Network) -> None:
+    """By which the waiting room tells an old one."""
+    carrier = await joined(network)
+    ticks = [(await carrier.ask(0)).tick for _ in range(3)]
+    assert ticks == sorted(set(ticks))
+
+
+@play
+async def test_estimates_of_many_flows_are_made_in_parts(network: Network) -> None:
+    """Newcomers first, and the next exchange comes at once for those that are left; then all of them in rotation."""
+    carrier = Carrier(network, pool(1, limit(1)))
+    demands = tuple(Demand(lane(f"c{number}"), 1, 1) for number in range(250))
+    told = [await carrier.exchange((), demands) for _ in range(3)]
+    assert [len(answer.turns) for answer in told] == [100, 100, 100]
+    assert len({lane for answer in told for lane in answer.turns}) == 250
+    assert [answer.again == MILLISECOND for answer in told] == [True, True, False]

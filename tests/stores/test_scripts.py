@@ -1,0 +1,345 @@
+"""The scripts beside the state: the same histories, the same answers, the same state (both say the same).
+
+`KEYTURN_HISTORIES` sets how many histories are played, for a longer run than the usual one.
+"""
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from proxy.core import dealing, flows, revisions, snapshots, state, tokens
+from proxy.core.exchange import PULSE, Spent, Throttled, Unsent
+from proxy.core.messages import ExchangeRequest, ExchangeResponse, FlowDemand, Revision, RevisionLimit, Snapshot
+from proxy.core.model import SECOND, Micros
+from proxy.core.state import PoolState
+from proxy.stores.links import Script
+from proxy.stores.looks import LOOK
+from proxy.stores.scripts import (
+    EXCHANGE,
+    SNAPSHOT,
+    decode_exchange,
+    decode_snapshot,
+    encode_exchange,
+    encode_snapshot,
+)
+from tests.stores.fleets import FleetHistory, Pins
+from tests.stores.servers import KINDS, Server, server
+
+HISTORIES = int(os.environ.get("KEYTURN_HISTORIES", "5"))
+STEPS = 200
+
+KEY = "t:{p}"
+
+CONSTANTS = {
+    "AHEAD": dealing.AHEAD,
+    "COLLECT": state.COLLECT,
+    "DEALT": state.DEALT,
+    "DRIFT": state.DRIFT,
+    "IDLERS": flows.IDLERS,
+    "LAG": flows.LAG,
+    "LAPSED": state.LAPSED,
+    "MAX_RATE": state.MAX_RATE,
+    "PULSE": PULSE,
+    "RATE_MEMORY": state.RATE_MEMORY,
+    "RECOVERY_GRACE": state.RECOVERY_GRACE,
+    "REOPENED": tokens.REOPENED,
+    "REPLENISHED": tokens.REPLENISHED,
+    "REVISIONS": revisions.REVISIONS,
+    "ROLLOVER": flows.ROLLOVER,
+    "STEPS": dealing.STEPS,
+    "UNIT": flows.UNIT,
+    "UNLIMITED": tokens.UNLIMITED,
+    "USES": tokens.USES,
+    "WAKE_MARGIN": state.WAKE_MARGIN,
+}
+
+CONSTANTS_OF_SNAPSHOTS = {
+    "FLOWS": snapshots.FLOWS,
+    "LISTED": snapshots.LISTED,
+    "NEXT": snapshots.NEXT,
+    "SCANNED": snapshots.SCANNED,
+}
+
+EXACT = """
+local function exact(value)
+  if type(value) == 'table' then
+    for name, part in pairs(value) do value[name] = exact(part) end
+  end
+  return type(value) == 'number' and '=' .. string.format('%.0f', value) or value
+end
+local all = redis.call('HGETALL', KEYS[1])
+for index = 2, #all, 2 do all[index] = exact(cmsgpack.unpack(all[index])) end
+return cjson.encode(all)
+"""
+"""Gives a hash of records with numbers as text, since cjson writes 14 digits only."""
+
+Answer = tuple[ExchangeResponse, Snapshot | None]
+
+Stored = dict[str, Any]
+"""What a store holds, for comparison."""
+
+
+class InMemory:
+    """The state in the hands of a history."""
+
+    def __init__(self) -> None:
+        self.state = PoolState()
+        self._saved: PoolState | None = None
+
+    def exchange(self, now: Micros, run: str, request: ExchangeRequest, pins: Pins | None) -> Answer:
+        response = self.state.exchange(now, run, request)
+        return response, None if pins is None or response.asks else self.snapshot(now, request.revision, pins)
+
+    def snapshot(self, now: Micros, revision: str, pins: Pins) -> Snapshot | None:
+        if revision not in self.state.revisions.views:
+            return None
+        return snapshots.snapshot(self.state, now, revision, pins)
+
+    def flush(self) -> None:
+        self.state = PoolState()
+
+    def save(self) -> None:
+        self._saved = copy.deepcopy(self.state)
+
+    def rewind(self) -> None:
+        if self._saved:
+            self.state = copy.deepcopy(self._saved)
+
+    def stored(self) -> Stored:
+        own, queue = self.state.tokens, self.state.queue
+        found: Stored = {
+            "taken": dict(own.total),
+            "clients": {client: (tag, queue._weights[client]) for client, tag in queue._tags.items()},
+            "totals": {f"{name}|{client}": number for (name, client), number in queue.totals.items()},
+            "ready": {name for _, name in queue.ready},
+            "buckets": {bucket: number for bucket, number in own.taken.items() if number},
+            "known": set(own.known),
+            "probing": dict(own._probes),
+            "closed": {bucket: until for until, bucket in own.closed},
+            "resting": {quota: until for until, quota in own.resting},
+            "seen": {replica: instant for instant, replica in self.state._seen},
+        }
+        for limit, cooling in own.returns.items():
+            found[f"returns:{limit}"] = {member: instant for instant, member in cooling}
+        for (revision, limits), (_, ranking) in own.rankings.items():
+            found[f"rank:{revision}|{','.join(map(str, limits))}"] = {quota: score for score, quota in ranking}
+        for replica, leases in own._leases_of.items():
+            found[f"leases:{replica}"] = set(leases)
+        return {name: content for name, content in found.items() if content}
+
+    def check(self) -> None:
+        """Tokens are conserved: what is taken is in use or cools, and a class that can be served is ready."""
+        own = self.state.tokens
+        taken: Counter[tokens.Bucket] = Counter()
+        for record in own.leases.values():
+            taken.update((limit, record.quota) for limit, _ in record.windows)
+        for limit, cooling in own.returns.items():
+            taken.update((limit, member.partition("@")[2]) for _, member in cooling)
+        assert dict(taken) == own.taken
+        assert sum(own.total.values()) == sum(taken.values())
+
+
+class OnServer:
+    """The scripts in the hands of a history."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._client: Any = client  # whose types are those of any protocol
+        self._exchange: Any = client.register_script(EXCHANGE.text)
+        self._snapshot: Any = client.register_script(SNAPSHOT.text)
+        self._saved: dict[bytes, bytes] | None = None
+
+    def exchange(self, now: Micros, run: str, request: ExchangeRequest, pins: Pins | None) -> Answer:
+        message = encode_exchange(request, pins, now=now, run=run)
+        return decode_exchange(self._exchange(keys=[KEY, f"{KEY}:none"], args=[message]))
+
+    def snapshot(self, now: Micros, revision: str, pins: Pins) -> Snapshot | None:
+        message = encode_snapshot(revision, pins, now=now)
+        return decode_snapshot(self._snapshot(keys=[KEY, f"{KEY}:none"], args=[message]))
+
+    def flush(self) -> None:
+        self._client.flushall()
+
+    def save(self) -> None:
+        self._saved = {name: self._client.dump(name) for name in self._client.scan_iter()}
+
+    def rewind(self) -> None:
+        if self._saved is not None:
+            self._client.flushall()
+            for name, content in self._saved.items():
+                self._client.restore(name, 86_400_000, content)
+
+    def stored(self) -> Stored:
+        found: Stored = {}
+        for key in self._client.scan_iter():
+            name = key.decode().removeprefix(f"{KEY}:")
+            match name.partition(":")[0]:
+                case "taken":
+                    found[name] = {limit: number for limit, number in self._hash(key) if number}
+                case "totals":
+                    found[name] = {flow: total["waiting"] for flow, total in self._hash(key)}
+                case "clients":
+                    found[name] = {client: (own["tag"], own["weight"]) for client, own in self._hash(key)}
+                case "buckets":
+                    self._buckets(found, key)
+                case "returns" | "rank" | "resting" | "seen":
+                    found[name] = dict(self._sorted(key))
+                case "closed":
+                    found[name] = {_bucket(member): score for member, score in self._sorted(key)}
+                case "ready":
+                    found[name] = {member for member, _ in self._sorted(key)}
+                case "leases":
+                    found[name] = {lease for lease, _ in self._hash(key)}
+        return {name: content for name, content in found.items() if content}
+
+    def _hash(self, key: bytes) -> list[tuple[str, Any]]:
+        text = self._client.eval(EXACT, 1, key)
+        flat = iter(json.loads(text))
+        return [(field, _exact(value)) for field, value in zip(flat, flat, strict=True)]
+
+    def _sorted(self, key: bytes) -> list[tuple[str, int]]:
+        entries = self._client.zrange(key, 0, -1, withscores=True)
+        return [(member.decode(), int(score)) for member, score in entries]
+
+    def _buckets(self, found: Stored, key: bytes) -> None:
+        doubts = int(self._client.hget(f"{KEY}:state", "doubts"))
+        rows = [(_bucket(name), bucket) for name, bucket in self._hash(key)]
+        found["buckets"] = {name: bucket["taken"] for name, bucket in rows if bucket["taken"]}
+        found["known"] = {name for name, bucket in rows if bucket["known"] == doubts}
+        found["probing"] = {name: bucket["probing"] for name, bucket in rows if bucket["probing"]}
+
+    def lasting(self) -> list[bytes]:
+        """Keys that will be there for ever, or not for as long as the longest window."""
+        return [key for key in self._client.scan_iter() if self._client.ttl(key) < 80_000]
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _exact(part) for name, part in value.items()}
+    return int(value[1:]) if isinstance(value, str) and value.startswith("=") else value
+
+
+def _bucket(name: str) -> tuple[str, str]:
+    limit, _, quota = name.partition(" ")
+    return limit, quota
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def running(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server."""
+    with server(request.param) as one:
+        yield one
+
+
+def request(serial: int = 1, **told: Any) -> ExchangeRequest:
+    """A request of a replica that knows no epoch yet."""
+    return ExchangeRequest("r", serial, serial - 1, "", 0, 1, REVISION.name, full=True, **told)
+
+
+REVISION = Revision("one", ("k0", "k1"), (RevisionLimit("10000000", 5, 10 * SECOND),), 3 * SECOND)
+
+
+def test_a_request_is_small_json() -> None:
+    """Durations stay integers, and what is not said is left out."""
+    ended = (Spent("1", 5), Spent("4", -5, answered=False), Unsent("2"), Throttled("3", 0, 7, (0,)))
+    demands = (FlowDemand("a", 2, (0, 1), None, 3), FlowDemand("a", 2, (), "k0", 1))
+    message = json.loads(encode_exchange(request(settlements=ended, demands=demands), None))
+    assert message["settlements"] == [["s", "1", 5], ["n", "4", -5], ["u", "2"], ["t", "3", 0, 7, [0]]]
+    assert message["demands"] == [["a", 2, 3, "0,1"], ["a", 2, 1, "", "k0"]]
+    assert not {"held", "spelled", "pins", "now", "run"} & set(message)
+
+
+def test_numbers_are_alike(running: Server) -> None:
+    """What stands in both texts as a number is the same number."""
+    for script, constants in ((EXCHANGE, CONSTANTS), (SNAPSHOT, CONSTANTS_OF_SNAPSHOTS)):
+        lines = re.findall(r"^local ([A-Z_]+) = ([^-\n]+)", script.text, re.MULTILINE)
+        told = {name: text for name, text in lines if name in constants}
+        head = "local SECOND, MILLISECOND = 1000000, 1000 "
+        with redis.Redis(port=running.port) as client:
+            for name, text in told.items():
+                known = f"local PULSE = {told.get('PULSE', '0')} "
+                value: Any = client.eval(f"{head}{known}return string.format('%.0f', {text})", 0)
+                assert int(value) == constants[name], name
+        assert set(told) == set(constants)
+
+
+def test_a_full_memory_leaves_no_trace(running: Server) -> None:
+    """The first write is denied, so that a request takes no effect, and the next one is not believed to be repeated."""
+    with redis.Redis(port=running.port) as client:
+        client.flushall()
+        scripts = OnServer(client)
+        scripts.exchange(1, "", request(spelled=REVISION), None)
+        lease = (
+            scripts.exchange(2, "", request(2, demands=(FlowDemand("a", 1, (0,), None, 1),)), None)[0].grants[0].lease
+        )
+        before = scripts.stored()
+        client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(redis.exceptions.ResponseError):
+                scripts.exchange(3, "", request(3, settlements=(Unsent(lease),)), None)
+        finally:
+            client.config_set("maxmemory", 0)
+        assert scripts.stored() == before
+        assert not scripts.exchange(4, "", request(3, settlements=(Unsent(lease),)), None)[0].asks
+
+
+def test_another_replica_is_woken_by_a_message(running: Server) -> None:
+    """It holds the delay in microseconds: none for tokens that are reserved for it."""
+    with redis.Redis(port=running.port) as client:
+        client.flushall()
+        scripts = OnServer(client)
+        subscription: Any = client.pubsub()
+        subscription.subscribe(f"{KEY}:wake:r")
+        subscription.get_message(timeout=30)
+        probes = FlowDemand("b", 1, (0,), None, 2)
+        first = replace(request(spelled=REVISION, demands=(probes,)), replica="s")
+        leases = [grant.lease for grant in scripts.exchange(1, "", first, None)[0].grants]
+        assert not scripts.exchange(2, "", request(demands=(FlowDemand("a", 1, (0,), None, 9),)), None)[0].grants
+        settles = replace(first, serial=2, heard=1, demands=(), settlements=tuple(Spent(lease, 0) for lease in leases))
+        told, _ = scripts.exchange(3, "", settles, None)
+        assert told.wake == (("r", 0),)
+        assert subscription.get_message(timeout=30)["data"] == b"0"
+        assert len(scripts.exchange(4, "", request(2, demands=()), None)[0].grants) == 8
+
+
+@pytest.mark.parametrize("seed", range(HISTORIES))
+def test_scripts_and_state_are_alike(running: Server, seed: int) -> None:
+    """In any history of a fleet, with crashes, lost messages, lost state and stepping clocks, the answers are equal.
+
+    So is what is stored in the end; all of it will be gone one day if nobody asks any more.
+    """
+    with redis.Redis(port=running.port) as client:
+        client.flushall()
+        memory, scripts = InMemory(), OnServer(client)
+        history = FleetHistory(seed, [memory, scripts], crowd=400 if seed % 5 == 4 else 5)
+        for step in range(STEPS):
+            history.step()
+            memory.check()
+            if step % 20 == 0 or step == STEPS - 1:
+                assert scripts.stored() == memory.stored()
+        assert history.granted > 20
+        assert scripts.lasting() == []
+
+
+@pytest.mark.skipif(not shutil.which("luacheck"), reason="luacheck is not here (Debian: `apt-get install lua-check`)")
+@pytest.mark.parametrize("script", [EXCHANGE, SNAPSHOT, LOOK], ids=["exchange", "snapshot", "look"])
+def test_the_linter_finds_nothing(script: Script, tmp_path: Path) -> None:
+    """But that the snapshot alone does not use all of what is stored how."""
+    text = tmp_path / "script.lua"
+    text.write_text(script.text)
+    shared = ["--ignore", "211/MILLISECOND", "211/save_state", "241/expiring"]
+    known = ["--std", "lua51", "--globals", "redis", "cjson", "cmsgpack", "KEYS", "ARGV", "--no-max-line-length"]
+    ended = subprocess.run(
+        ["luacheck", str(text), "--no-color", *known, *shared], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout
