@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from aiohttp import web
 
 from proxy.practice import PracticeApi, PracticeSettings
 from proxy.tasks import finish, spawn
-from tests.process import KEYS, TOKENS, House, client, document, request, serving, until, write
+from tests.process import KEYS, TOKENS, House, calling, client, document, limit, request, serving, until, write
+from tests.vectors.origin import OK, WAIT, Answering, Origin
 
 FAILS = "X-Fails"
 """A request with this field is answered by its value, as a status; `reset`: its connection is reset."""
@@ -166,3 +167,31 @@ async def test_an_address_that_is_refused_is_one_cause(tmp_path: Path) -> None:
         house.api.refusing = False
         assert [(await one).status for one in waiting] == [200] * 5
         assert sum(words in line for line in house.keyturn.process.lines) == 1
+
+
+async def test_an_upstream_that_stands_still_holds_no_more_requests_than_the_limit(tmp_path: Path) -> None:
+    """However many windows pass meanwhile, which requests of another pool show; when it goes on all are served."""
+    still = Answering((WAIT, OK))
+    async with Origin({b"/still": still}).open() as origin:
+        pools = {
+            name: {"limits": [limit(requests, "100ms")], "guard": "1ms", "keys": [{"name": name, "secret": secret}]}
+            for name, requests, secret in (("still", 2, KEYS[0]), ("clock", 1, KEYS[1]))
+        }
+        settings = {
+            "listen": "127.0.0.1:0",
+            "admin": "127.0.0.1:0",
+            "upstream": {"url": origin.url, "settle_bound": "1ms"},
+            "pools": pools,
+            "clients": [client("ci", pool="still"), client("reader", pool="clock")],
+        }
+        async with serving(write(tmp_path, settings)) as keyturn, AsyncExitStack() as stack:
+            callers = [await stack.enter_async_context(calling(keyturn.data)) for _ in range(5)]
+            for caller in callers:
+                caller.send(request("/still", "Prefer: wait=60"))
+            await until(lambda: len(origin.arrived(b"/still")) == 2, "two requests")
+            await keyturn.waiting(3)
+            for _ in range(4):
+                assert (await keyturn.ask(request("/clock", token=TOKENS["reader"]))).status == 200
+            assert len(origin.arrived(b"/still")) == 2
+            still.seen.set()
+            assert [(await caller.reply()).status for caller in callers] == [200] * 5

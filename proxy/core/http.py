@@ -47,8 +47,6 @@ class Request:
     """The key that it names, where its client may."""
     interim: Callable[[int, Fields], None] | None = None
     """Takes the heads that come before the answer (RFC 9110, section 15.2), if anybody wants them."""
-    peer: str = ""
-    """The address of its caller, or `unix`; empty when that is not known."""
 
 
 class AnswerBody(Protocol):

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 
 from proxy.core.errors import TooMany
 from proxy.core.model import SECOND, Micros
-from proxy.dispatch.lanes import Queue, Waiter
+from proxy.dispatch.keys import Keys
+from proxy.dispatch.lanes import Lanes, Queue, Waiter
 from proxy.dispatch.refusals import no_word, too_late
-from proxy.dispatch.returns import Returns
 
 REVIEW: Micros = SECOND // 4
 """How often those who wait are measured against the newest turns."""
@@ -26,13 +26,15 @@ class Deadlines:
     def __init__(
         self,
         clock: Callable[[], Micros],
-        returns: Returns,
+        keys: Keys,
+        lanes: Lanes,
         refuse: Callable[[Waiter, TooMany], None],
         freed: Callable[[], None],
         for_a_place: Callable[[Waiter], TooMany | None] = lambda _: None,
     ) -> None:
         self._clock = clock
-        self._returns = returns
+        self._keys = keys
+        self._lanes = lanes
         self._refuse = refuse
         self._freed = freed
         self._for_a_place = for_a_place
@@ -48,21 +50,18 @@ class Deadlines:
     def judge(self, queue: Queue, now: Micros) -> None:
         """Refuse at once whose turn cannot come in time (law 6).
 
-        Positions among those who stay decide; the time told to whoever is refused counts those refused before it,
-        for they will come back, too.
+        Positions among those that stay decide; what a refused request is told counts the places kept, too.
         """
-        refused, alone = 0, not queue.crowd.expected(now)
+        refused = False
         for waiter in self._to_judge(queue, now):
             position = queue.position(waiter)
-            turn = queue.turns.at(position)
+            turn = queue.estimate(position, now)
             told_now = turn == 0 and position < queue.asked
             if not told_now:  # else it was to be served: there were more than are dealt at a time
                 queue.fresh.pop(waiter, None)
             if turn is not None and now + turn > waiter.ticket.deadline and position < queue.asked:
-                told = queue.turns.at(position + refused) or turn
-                told = self._returns.tell(waiter, queue, now, told, together=alone)
-                self._refuse(waiter, too_late(told))
-                refused += 1
+                self._refuse(waiter, self._too_late(queue, position, now))
+                refused = True
             else:
                 self._hold(waiter, now)
         if refused:
@@ -110,9 +109,10 @@ class Deadlines:
         queue = waiter.queue
         if queue is None or waiter.future.done():
             return
-        turn = queue.turns.at(queue.position(waiter))
-        left = max(0, (turn if turn is not None else SECOND) - (self._clock() - queue.told))
         silent = self._untold or self._heard < waiter.arrived
-        refusal = self._for_a_place(waiter) or (no_word() if silent else too_late(left))
-        self._refuse(waiter, refusal)
+        refusal = self._for_a_place(waiter) or (no_word() if silent else None)
+        self._refuse(waiter, refusal or self._too_late(queue, queue.position(waiter), self._clock()))
         self._freed()
+
+    def _too_late(self, queue: Queue, position: int, now: Micros) -> TooMany:
+        return too_late(self._lanes.back_off(queue, position, now, self._keys.paces(queue.lane.kind)))

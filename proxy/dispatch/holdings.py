@@ -38,11 +38,6 @@ class Holdings:
         self.unsettled.discard(ending.lease)
         self._untold.append(ending)
 
-    def give_up(self, now: Micros) -> None:
-        """Settle as lost what was written so long ago that it is counted, answer or not."""
-        for lease in [lease for lease in self.unsettled if lease.overdue(now)]:
-            lease.lost()
-
     def to_tell(self) -> list[Ending]:
         """What the store is to be told, in order; it is told with this."""
         told, self._untold = self._untold, []

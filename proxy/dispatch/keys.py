@@ -1,10 +1,12 @@
 """The keys that a waiting room hands out: of each quota in turn, and none that must not be used."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 
+from proxy.core.backoff import SERVICE_TIME, Pace
 from proxy.core.errors import NoKey
+from proxy.core.exchange import Kind
 from proxy.core.health import Health
 from proxy.core.model import Key, Micros, Pool, Secret
 from proxy.dispatch.tickets import Ticket
@@ -40,6 +42,13 @@ class Keys:
     def refusal(self, ticket: Ticket, now: Micros) -> NoKey | None:
         """Why no key can serve a request; one of the proxy's own is about a key, in whatever state that is."""
         return None if ticket.own else self.health.refusal(now, ticket.pinned)
+
+    def paces(self, kind: Kind) -> Sequence[Pace]:
+        """How often the tokens of each limit can be spent that requests of this kind fall under."""
+        serving = self.serving
+        quotas = 1 if kind.pinned is not None else max(1, len(serving.quotas))
+        limits = [serving.limits[index] for index in kind.limits]
+        return [Pace(limit.requests * quotas, serving.stretched(limit) + SERVICE_TIME) for limit in limits]
 
     def pick(self, quota: str, ticket: Ticket) -> Key | None:
         """The key for a request that was granted a quota; `None` when none of it may be used any more."""

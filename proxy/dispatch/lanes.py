@@ -3,15 +3,17 @@
 import asyncio
 import sys
 from bisect import bisect_left, insort
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 
+from proxy.core.backoff import Backoff, Pace
 from proxy.core.exchange import Lane, Turns
-from proxy.core.model import Micros
-from proxy.core.promises import Crowd
+from proxy.core.model import SECOND, Client, Micros
 from proxy.dispatch.lease import Lease
 from proxy.dispatch.tickets import Ticket
+
+RECOUNT: Micros = SECOND // 10
+"""How often the clients whose refused requests are to come back are counted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,8 +31,6 @@ class Waiter:
     """Whether the store has been told that it stands there."""
     new: bool = True
     """Whether the store has never been told of it."""
-    returned: bool = False
-    """Whether it was refused before, and has come back when it was told to."""
     timer: asyncio.TimerHandle | None = None
 
     def leave(self) -> None:
@@ -51,12 +51,14 @@ class Queue:
     turns: Turns = field(default_factory=Turns)
     told: Micros = 0
     """When `turns` were told."""
+    served: int = 0
+    """How many were served since: those who stand behind them have moved up."""
     reviewed: Micros = 0
     asked: int = sys.maxsize
     """For how many of them the store was asked last."""
     starved: bool = False
     """Whether it granted fewer."""
-    crowd: Crowd = field(default_factory=Crowd)
+    backoff: Backoff = field(default_factory=Backoff)
 
     def add(self, waiter: Waiter) -> None:
         """Put it in its place."""
@@ -67,6 +69,17 @@ class Queue:
     def position(self, waiter: Waiter) -> int:
         """How many stand before it."""
         return bisect_left(self.waiters, waiter.order, key=_order)
+
+    def estimate(self, position: int, now: Micros) -> Micros | None:
+        """The estimated wait of the request at a position; `None` when no token is expected."""
+        return self._aged(self.turns.at(position + self.served), now)
+
+    def latest(self, position: int, now: Micros) -> Micros | None:
+        """The same at the latest, for a caller that is told to come back then and does not wait any longer."""
+        return self._aged(self.turns.latest(position + self.served), now)
+
+    def _aged(self, turn: Micros | None, now: Micros) -> Micros | None:
+        return None if turn is None else max(0, turn - (now - self.told))
 
     def newcomers(self) -> list[Waiter]:
         """Those whose turn has not been looked at yet, in order."""
@@ -101,12 +114,12 @@ class Lanes:
         """The weights of the clients that wait; the proxy itself has none."""
         self._weight = 0
         """Their sum."""
-        self._crowds: dict[str, Micros] = {}
+        self._told: dict[str, Micros] = {}
         """Clients of which some were refused, and until when the last of those are to come back."""
-        self._over: list[tuple[Micros, str]] = []
-        """When it is to be seen whether a crowd is over; a heap."""
         self._absent = 0
-        """The weights of clients that do not wait, and of which some are to come back."""
+        """The weights of those of them that do not wait, as of the last count."""
+        self._recount: Micros = 0
+        """When they are to be counted anew."""
 
     def __iter__(self) -> Iterator[Waiter]:
         return iter([waiter for queue in self.busy.values() for waiter in queue.waiters])
@@ -118,22 +131,10 @@ class Lanes:
             queue = self._queues[lane] = Queue(lane)
         return queue
 
-    def know(self, lane: Lane, ticket: Ticket, now: Micros) -> None:
-        """Somebody came who need not wait."""
-        client, queue = ticket.client, self._queues.get(lane)
-        if queue and queue.crowd.awaits:
-            queue.crowd.come(ticket.caller, now)
+    def know(self, client: Client) -> None:
+        """Note the client of a request that need not wait."""
         self.waiting.setdefault(client.name, 0)
         self.weights[client.name] = client.weight
-
-    def meet(self, waiter: Waiter) -> Queue:
-        """Somebody has come to this lane, maybe as it was told."""
-        client = waiter.ticket.client
-        self.weights[client.name] = client.weight
-        queue = self.queue(Lane(client.name, waiter.ticket.kind))
-        if queue.crowd.awaits:
-            waiter.returned = queue.crowd.come(waiter.ticket.caller, waiter.arrived)
-        return queue
 
     def seat(self, waiter: Waiter) -> None:
         """Put it in its place in the lane that its ticket says."""
@@ -146,7 +147,11 @@ class Lanes:
         if not waiter.ticket.own and client.name not in self._heavy:
             self._heavy[client.name] = client.weight
             self._weight += client.weight
-            self._absent -= client.weight if client.name in self._crowds else 0
+
+    def serve(self, waiter: Waiter) -> None:
+        """Take out one that waits, for its turn has come."""
+        self.queue(Lane(waiter.ticket.client.name, waiter.ticket.kind)).served += 1
+        self.remove(waiter)
 
     def remove(self, waiter: Waiter) -> None:
         """Take it out, if it still waits."""
@@ -173,48 +178,43 @@ class Lanes:
             waiter.queue = None
         self.busy, self._queues = {}, {}
         self.waiting = {name: 0 for name in self.waiting if name in clients}
-        self.total = self._weight = self._absent = 0
+        self.total = self._weight = 0
         self._heavy.clear()
-        self._crowds.clear()
-        self._over.clear()
         return waiters
+
+    def back_off(self, queue: Queue, position: int, now: Micros, paces: Iterable[Pace]) -> Micros:
+        """Keep a place for a request refused at this position; returns after how long it is told to come back.
+
+        Others were told to come back, too: a queue gets the part of its client's weight.
+        """
+        own, of_all = self._contention(queue.lane.client, now)
+        places = queue.backoff.places(now) * of_all // own
+        first, behind = queue.estimate(position, now), queue.latest(position + places, now)
+        told = queue.backoff.keep(first or SECOND, behind or SECOND, now, [pace.part(own, of_all) for pace in paces])
+        client = queue.lane.client
+        self._told[client] = max(now + told, self._told.get(client, 0))
+        return told
+
+    def _contention(self, client: str, now: Micros) -> tuple[int, int]:
+        """A client's weight, and that of all that wait or are to come back, with its own."""
+        if now >= self._recount:
+            self._recount = now + RECOUNT
+            self._told = {name: until for name, until in self._told.items() if until > now}
+            self._absent = sum([self.weights.get(name, 1) for name in self._told if name not in self._heavy])
+        own, of_all = self.part(client)
+        counted = client in self._told and client not in self._heavy
+        return own, max(own, of_all + self._absent - (own if counted else 0))
 
     def part(self, client: str) -> tuple[int, int]:
         """A client's weight, and that of all who wait, with its own whether it waits or not."""
         own = self.weights.get(client, 1)
         return own, self._weight + (0 if client in self._heavy else own)
 
-    def expect(self, ticket: Ticket, until: Micros) -> None:
-        """Whoever has this ticket was refused, and is to come back then."""
-        client = ticket.client
-        if ticket.own:
-            return
-        self.weights[client.name] = client.weight
-        if client.name not in self._crowds:
-            heappush(self._over, (until, client.name))
-            self._absent += 0 if client.name in self._heavy else client.weight
-        self._crowds[client.name] = max(until, self._crowds.get(client.name, 0))
-
-    def contended(self, client: str, now: Micros) -> tuple[int, int]:
-        """A client's weight, and that of all who wait or are to come back, with its own."""
-        while self._over and self._over[0][0] <= now:
-            name = heappop(self._over)[1]
-            if self._crowds[name] > now:
-                heappush(self._over, (self._crowds[name], name))
-            else:
-                del self._crowds[name]
-                self._absent -= 0 if name in self._heavy else self.weights[name]
-        own, of_all = self.part(client)
-        counted = client in self._crowds and client not in self._heavy
-        return own, of_all + self._absent - (own if counted else 0)
-
     def _count(self, client: str, change: int) -> None:
         waiting = self.waiting[client] = self.waiting.get(client, 0) + change
         self.total += change
         if not waiting:
-            weight = self._heavy.pop(client, 0)
-            self._weight -= weight
-            self._absent += weight if client in self._crowds else 0
+            self._weight -= self._heavy.pop(client, 0)
 
 
 def _order(waiter: Waiter) -> tuple[int, int, int]:

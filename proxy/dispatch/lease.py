@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 from proxy.core.exchange import Budget, Grant, Seen, Settlement, Spent, Throttled, Unsent
-from proxy.core.letters import same_limits
+from proxy.core.messages import same_limits
 from proxy.core.model import MILLISECOND, Key, Micros, Pool
 from proxy.core.moments import ROUNDING
 from proxy.core.values import value_object
@@ -27,6 +27,7 @@ class Counted:
     park: Micros = 0
     limits: tuple[int, ...] = ()
     seen: tuple[Seen, ...] = ()
+    answered: bool = True
 
 
 @value_object
@@ -43,7 +44,7 @@ class Ending:
             return Unsent(self.lease.id)
         age = now - counted.instant
         if not counted.limits and not counted.seen:
-            return Spent(self.lease.id, age)
+            return Spent(self.lease.id, age, answered=counted.answered)
         before = self.lease.pool
         if before is pool and not counted.limits:
             return Spent(self.lease.id, age, tuple([_aged(one, age) for one in counted.seen if _stands(one, age)]))
@@ -90,7 +91,7 @@ class Office(Protocol):
 
     @property
     def settle_bound(self) -> Micros:
-        """How long after it was written a request is surely counted."""
+        """How long after it was written a request may be counted whose connection has ended without an answer."""
 
     def settle(self, ending: "Ending") -> None:
         """Take note of how a lease ended."""
@@ -122,7 +123,7 @@ class Lease:
         return self._office.clock() < self.use_by
 
     def written(self) -> None:
-        """The last byte of the request is out: it is counted `settle_bound` from now at the latest."""
+        """The last byte of the request is out: should no answer come, it counts from `settle_bound` after this."""
         self._written = self._office.clock()
 
     def spent(self, seen: tuple[Seen, ...] = ()) -> None:
@@ -138,13 +139,14 @@ class Lease:
         self._settle(Counted(self._office.clock(), park, limits))
 
     def lost(self) -> None:
-        """Bytes went out and no answer came: the request may be counted for `settle_bound` yet."""
-        written = self._written if self._written is not None else self._office.clock()
-        self._settle(Counted(written + self._office.settle_bound))
+        """Settle a request that ended without an answer.
 
-    def overdue(self, now: Micros) -> bool:
-        """Whether it was written so long ago that it is counted, answer or not."""
-        return self._written is not None and self._written + self._office.settle_bound <= now
+        It counts from now, or from `settle_bound` after it was written, whichever is later: an upstream that stands
+        still may take it in until its connection ends.
+        """
+        now = self._office.clock()
+        written = self._written if self._written is not None else now
+        self._settle(Counted(max(now, written + self._office.settle_bound), answered=False))
 
     def _settle(self, counted: Counted | None) -> None:
         if not self._settled:

@@ -14,7 +14,7 @@ def lane_looks(queues: Iterable[Queue], now: Micros) -> Iterator[LaneLook]:
     for queue in queues:
         client, kind = queue.lane
         oldest = min((waiter.arrived for waiter in queue.waiters), default=now)
-        turn = turn_at(queue, 0, now)
+        turn = queue.estimate(0, now)
         yield LaneLook(client, kind.limits, kind.pinned, len(queue.waiters), max(0, now - oldest), turn)
 
 
@@ -35,15 +35,9 @@ def lane_levels(
         yield LaneLevel(pool.name, client, waiting, new_turn(busy.get(Lane(client, kind)), token, now))
 
 
-def turn_at(queue: Queue, position: int, now: Micros) -> Micros | None:
-    """In what time the request at a position of a lane is expected to be served; `None` when no token is expected."""
-    turn = queue.turns.at(position)
-    return None if turn is None else max(0, turn - (now - queue.told))
-
-
 def new_turn(queue: Queue | None, token: Micros, now: Micros) -> Micros | None:
     """In what time one more request of a lane is expected to be served: with the next token where nobody waits."""
-    return token if queue is None else turn_at(queue, len(queue.waiters), now)
+    return token if queue is None else queue.estimate(len(queue.waiters), now)
 
 
 def next_token(pool: Pool, budgets: Sequence[Budget], age: Micros) -> Micros:

@@ -24,13 +24,12 @@ from proxy.core.model import SECOND, Client, Limit, Micros, Pool
 from proxy.dispatch.alarm import Alarm
 from proxy.dispatch.capacity import Capacity, Portions
 from proxy.dispatch.deadlines import Deadlines
-from proxy.dispatch.doors import check, check_early, surplus
+from proxy.dispatch.doors import check, surplus
 from proxy.dispatch.holdings import Holdings
 from proxy.dispatch.keys import NO_KEY, Keys
 from proxy.dispatch.lanes import Lanes, Waiter
 from proxy.dispatch.lease import Ending, Lease, surprising
 from proxy.dispatch.looks import lane_levels, lane_looks
-from proxy.dispatch.returns import Returns
 from proxy.dispatch.rides import FLUSH, Rides
 from proxy.dispatch.stock import Stock
 from proxy.dispatch.tickets import Displaced, Moved, Ticket
@@ -78,9 +77,8 @@ class Dispatch:
         self._holdings = Holdings(self._portions)
         self.granted = self._holdings.granted
         self._closed = False
-        self._returns = Returns(self._lanes, self._keys, store)
         flush = partial(self._alarm.within, FLUSH)
-        self._deadlines = Deadlines(clock, self._returns, self._refuse, flush, self._portions.refusal)
+        self._deadlines = Deadlines(clock, self._keys, self._lanes, self._refuse, flush, self._portions.refusal)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -94,8 +92,7 @@ class Dispatch:
             Exception: what it broke down with. Without exchanges nobody would ever be served again.
         """
         ended, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in ended:
-            task.result()
+        ended.pop().result()
 
     def refuse_all(self) -> None:
         """Refuse whoever waits and whoever comes: the process drains."""
@@ -111,9 +108,9 @@ class Dispatch:
         if self._holdings.untold:
             await self._exchange()
 
-    def wake(self) -> None:
-        """A turn has come earlier than the store told: exchange now."""
-        self._alarm.ring()
+    def wake(self, delay: Micros = 0) -> None:
+        """Exchange after this time: a turn comes earlier than the store told."""
+        self._alarm.within(delay)
 
     # Keys and limits
 
@@ -239,7 +236,7 @@ class Dispatch:
     def admit(self, ticket: Ticket) -> None:
         """See that a request may wait, before its body is read; raises what `lease` would raise at once."""
         now = self.clock()
-        check_early(self._lanes, self._admitted(ticket, now, front=False), now, self._max_waiting, self._returns)
+        check(self._lanes, self._admitted(ticket, now, front=False), now, self._max_waiting, self._keys)
 
     def at_once(self, ticket: Ticket) -> Lease | None:
         """A lease for who need not wait, since nobody does and there is plenty, or `None`; raises what `lease` does."""
@@ -252,16 +249,16 @@ class Dispatch:
         if grant is None:
             return None
         self._stock.take(limits)
-        self._lanes.know(lane, ticket, now)
+        self._lanes.know(ticket.client)
         self._rides.came(now)
         self._alarm.sooner_or_later(PULSE)
         return self._lease_of(grant, ticket, now, now + USE_BY)
 
     def _enter(self, ticket: Ticket, now: Micros, *, front: bool) -> Waiter:
+        if not front:
+            check(self._lanes, ticket, now, self._max_waiting, self._keys)
         order = (not front, ticket.urgency, next(self._arrivals))
         waiter = Waiter(order, ticket, asyncio.get_running_loop().create_future(), now)
-        if not front:
-            check(self._lanes, waiter, self._max_waiting, self._returns)
         self._lanes.seat(waiter)
         self._deadlines.watch(waiter)
         self._rides.came(now)
@@ -293,7 +290,12 @@ class Dispatch:
             self._alarm.within(self._rides.wait(self.clock(), waiting=self._lanes.total > 0))
         else:
             self._stock.doubt()
-            self._alarm.within(0 if self._lanes.total else FLUSH)
+            if not self._lanes.total:
+                self._alarm.within(FLUSH)
+            elif counted:
+                self._alarm.ring()
+            else:
+                self._alarm.hurry()
 
     def ended(self, lease: Lease) -> None:
         """The exchange that a lease was for is over."""
@@ -308,7 +310,6 @@ class Dispatch:
 
     async def _exchange(self) -> None:
         asked = self.clock()
-        self._holdings.give_up(asked)
         ended = self._holdings.to_tell()
         newcomers = self._lanes.introduce()
         demands, edition, pool = self._portions.demands(self._may_be_served), self._edition, self.pool
@@ -347,7 +348,7 @@ class Dispatch:
 
     def _turn_away(self, newcomers: list[Waiter]) -> None:
         """Who has to wait, and may not because too many do."""
-        for waiter, refusal in surplus(self._lanes, newcomers, self._max_waiting, self._returns, self.clock()):
+        for waiter, refusal in surplus(self._lanes, newcomers, self._max_waiting, self._keys, self.clock()):
             self._refuse(waiter, refusal)
             self._alarm.within(FLUSH)
 
@@ -364,7 +365,7 @@ class Dispatch:
             self._hand_over(grant, now, asked + USE_BY)
         for lane, turns in answer.turns.items():
             queue = self._lanes.queue(lane)
-            queue.turns, queue.told = turns, now
+            queue.turns, queue.told, queue.served = turns, now, 0
             self._deadlines.judge(queue, now)
         self._deadlines.pass_over(self._portions.left_out(), now)
         if answer.again is not None and self._has_to_say:
@@ -385,7 +386,7 @@ class Dispatch:
         waiter = self._lanes.queue(grant.lane).next()
         lease = self._lease_of(grant, waiter.ticket if waiter else None, now, use_by)
         if waiter and lease:
-            self._lanes.remove(waiter)
+            self._lanes.serve(waiter)
             waiter.future.set_result(lease)
 
     def _lease_of(self, grant: Grant, ticket: Ticket | None, now: Micros, use_by: Micros) -> Lease | None:

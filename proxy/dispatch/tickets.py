@@ -37,13 +37,6 @@ class Ticket:
     method: str = ""
     path: str | None = None
     """In its normal form: what its limits follow from, should they change."""
-    peer: str = ""
-    """Where it came from; empty when that is not known."""
-
-    @property
-    def caller(self) -> tuple[str, str, str | None] | None:
-        """What the tries of one caller have in common, as far as can be told."""
-        return (self.peer, self.method, self.path) if self.peer else None
 
     def renewed(self, pool: Pool, clients: Mapping[str, Client]) -> "Ticket":
         """The same by another configuration: who its client is now, and which limits it falls under.

@@ -69,7 +69,6 @@ class Passage:
             request.pinned,
             method=request.method,
             path=request.path,
-            peer=request.peer,
         )
         return cls(request, journal, None, ticket, sending or (lambda: None))
 

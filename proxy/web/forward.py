@@ -258,7 +258,6 @@ class Forward:
             wait=self._wait(prefer_wait(fields) if _PREFER in present else None),
             pinned=_pinned(fields) if _KEY in present else None,
             interim=partial(pass_on, incoming),
-            peer=journal.address,
         )
 
     def _told(self, incoming: web.BaseRequest, fields: Fields, caller: str) -> Fields:

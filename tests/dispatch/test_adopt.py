@@ -288,7 +288,9 @@ editions = st.builds(
     keys=st.frozensets(st.integers(0, 2)),
     shared=st.frozensets(st.integers(0, 2)),
     requests=st.integers(1, 3),
-    window=st.sampled_from([REAL.window, 3 * SECOND, 5 * SECOND]),
+    window=st.just(
+        REAL.window
+    ),  # another one is another limit: what was spent shows in the answer to its probe (law 9)
     guard=st.sampled_from([0, 100 * MILLISECOND]),
     narrow=st.booleans(),
     clients=st.sampled_from([frozenset("abc"), frozenset("ab"), frozenset("ac")]),

@@ -3,7 +3,7 @@ import asyncio
 import uvloop
 
 from proxy.core.model import SECOND
-from proxy.dispatch.alarm import Alarm
+from proxy.dispatch.alarm import BATCHING, Alarm
 from tests.virtual import micros, virtual
 
 
@@ -70,4 +70,36 @@ async def test_what_is_due_at_some_time_is_left_alone() -> None:
     alarm.ring()
     alarm.sooner_or_later(SECOND)
     await alarm.heard()
-    assert micros() - began == 3 * SECOND
+    assert micros() - began == 3 * SECOND + BATCHING
+
+
+@virtual
+async def test_it_goes_off_at_most_once_in_a_while() -> None:
+    """At once after a pause, then `BATCHING` apart, however often and by whomever it is asked meanwhile."""
+    alarm = Alarm()
+    for pause in (0, BATCHING, SECOND):
+        await asyncio.sleep(pause / SECOND)
+        began = micros()
+        times = []
+        for _ in range(3):
+            alarm.ring()
+            await alarm.heard()
+            times.append(micros() - began)
+            alarm.within(BATCHING // 2)
+            alarm.ring()
+        assert times == [0, BATCHING, 2 * BATCHING]
+        await alarm.heard()
+
+
+@virtual
+async def test_it_can_be_hurried() -> None:
+    """Then it goes off at once, however recently it did; the next time is reckoned from then."""
+    alarm, began = Alarm(), micros()
+    for _ in range(3):
+        alarm.ring()
+        alarm.hurry()
+        await alarm.heard()
+    assert micros() == began
+    alarm.ring()
+    await alarm.heard()
+    assert micros() - began == BATCHING

@@ -1,19 +1,15 @@
 import asyncio
 from collections.abc import Callable
-from math import ceil
 
 from proxy.core.errors import TooMany
 from proxy.core.exchange import Kind, Turns
 from proxy.core.health import Health
 from proxy.core.model import SECOND, Client, Micros
-from proxy.core.promises import FEW, pace
 from proxy.dispatch.deadlines import REVIEW, Deadlines
 from proxy.dispatch.keys import Keys
 from proxy.dispatch.lanes import Lanes, Queue, Waiter
-from proxy.dispatch.returns import Returns
 from proxy.dispatch.tickets import Ticket
 from tests.core.worlds import lane, limit, pool
-from tests.rooms import WatchedStore
 from tests.virtual import micros, virtual
 
 POOL = pool(1, limit(1, 2 * SECOND))
@@ -27,9 +23,7 @@ class Lane:
         self.refused: list[tuple[int, int | None]] = []
         """The arrival and the `Retry-After` of each."""
         self.freed = 0
-        keys = Keys(POOL, Health(POOL, micros()))
-        returns = Returns(Lanes(), keys, WatchedStore(POOL))
-        self.deadlines = Deadlines(micros, returns, self._refuse, self._free)
+        self.deadlines = Deadlines(micros, Keys(POOL, Health(POOL, micros())), Lanes(), self._refuse, self._free)
         self.come(*patience)
 
     def come(self, *patience: Micros) -> None:
@@ -70,8 +64,8 @@ def in_loop(test: Callable[[], None]) -> Callable[[], None]:
 def test_whose_turn_comes_too_late_is_refused_at_once() -> None:
     """Positions count among those who stay; what is told counts those refused before, for they come back, too."""
     it = Lane(5 * SECOND, SECOND, SECOND, 60 * SECOND)
-    it.told(SECOND, 3 * SECOND, 4 * SECOND, 9 * SECOND)
-    assert it.refused == [(1, 3), (2, 4)]
+    it.told(SECOND, 4 * SECOND, 7 * SECOND, 10 * SECOND)
+    assert it.refused == [(1, 4), (2, 7)]
     assert it.freed == 1
     assert len(it.queue.waiters) == 2
 
@@ -91,8 +85,8 @@ def test_whose_turn_is_now_but_who_was_not_served_is_looked_at_again_at_once() -
     it = Lane(SECOND, SECOND)
     it.told(0, 0)
     assert it.refused == []
-    it.told(30 * SECOND, 31 * SECOND)
-    assert it.refused == [(0, 30), (1, 31)]
+    it.told(30 * SECOND, 33 * SECOND)
+    assert it.refused == [(0, 30), (1, 33)]
 
 
 @virtual
@@ -124,16 +118,22 @@ async def test_nobody_waits_past_its_deadline() -> None:
 
 @virtual
 async def test_who_is_refused_later_is_told_a_later_moment() -> None:
-    """A crowd comes back as one otherwise; a few may be one caller, and nothing of it stays when they are due."""
-    it = Lane(0)
-    it.told(5 * SECOND)
-    apart = pace(POOL, Kind((0,)), 1, (1, 1), 1).window
-    behind = [5 + ceil(number * apart / SECOND) for number in (FEW, FEW + 1)]
-    for seconds in (*[5] * (FEW - 1), *behind):
+    """A crowd comes back as one otherwise; a place ends at its time, whether its caller comes or not."""
+    it = Lane()
+    for seconds in (5, 8, 11):
         it.come(0)
         it.told(5 * SECOND)
         assert it.refused[-1] == (0, seconds)
-    await asyncio.sleep(behind[-1] + 1)
+    await asyncio.sleep(11)
     it.come(0)
     it.told(5 * SECOND)
     assert it.refused[-1] == (0, 5)
+
+
+@virtual
+async def test_requests_whose_deadlines_pass_together_come_back_one_after_another() -> None:
+    """Their turns came later than was told; they keep places like those refused at once."""
+    it = Lane(5 * SECOND, 5 * SECOND)
+    it.told(4 * SECOND, 4 * SECOND)
+    await asyncio.sleep(6)
+    assert it.refused == [(0, 1), (1, 4)]

@@ -89,13 +89,13 @@ async def test_all_together_are_bounded() -> None:
         end(tasks)
 
 
-async def come_back(it: Room, number: int, most: int, after: float) -> int:
+async def come_back(it: Room, most: int, after: float) -> int:
     """One of a crowd of which so many may wait; how often it is refused, and comes back as it was told."""
     await asyncio.sleep(after)
     refusals = 0
     while True:
         try:
-            lease = await it.dispatch.lease(replace(ticket(it, most), peer=f"10.0.0.{number}"))
+            lease = await it.dispatch.lease(ticket(it, most))
         except TooMany as refusal:
             refusals += 1
             await asyncio.sleep(refusal.retry_after or 0)
@@ -113,7 +113,7 @@ async def test_a_crowd_that_may_not_wait_comes_back_to_be_served(most: int, over
     """Who is refused because too many wait is told when a token is for it, as one that may not wait so long."""
     async with room(pool(1, limit(10, 3 * SECOND))) as it:
         began = micros()
-        refusals = await asyncio.gather(*(task_of(come_back(it, one, most, over * one / 200)) for one in range(200)))
+        refusals = await asyncio.gather(*(task_of(come_back(it, most, over * one / 200)) for one in range(200)))
         assert max(refusals) <= 1
         assert micros() - began <= 90 * SECOND
 

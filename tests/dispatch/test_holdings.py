@@ -45,15 +45,3 @@ def test_what_was_not_told_is_told_before_what_came_since() -> None:
     assert [Unsent(ending.lease.id) for ending in holdings.to_tell()] == [Unsent("1"), Unsent("2")]
     assert not holdings.untold
     assert holdings.granted.counts(SECOND)["a"].total == 2
-
-
-def test_what_was_written_long_ago_is_given_up() -> None:
-    """It is counted by then, answer or not; what was not written may still be."""
-    holdings = Holdings(Portions(Capacity(), Lanes(), lambda: None, lambda: SECOND))
-    written, waiting = handed(holdings, 1), handed(holdings, 2)
-    written.written()
-    holdings.give_up(10 * SECOND)
-    assert holdings.unsettled == {written, waiting}
-    holdings.give_up(11 * SECOND)
-    assert holdings.unsettled == {waiting}
-    assert set(holdings.out) == {written, waiting}

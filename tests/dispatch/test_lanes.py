@@ -3,8 +3,8 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.exchange import Kind
-from proxy.core.model import Client
+from proxy.core.exchange import Kind, Turns
+from proxy.core.model import SECOND, Client
 from proxy.dispatch.lanes import Lanes, Queue, Waiter
 from proxy.dispatch.tickets import Ticket
 from tests.core.worlds import lane
@@ -54,32 +54,55 @@ def test_who_was_cancelled_in_this_tick_is_passed_over() -> None:
 
 WEIGHTS = {"a": 1, "b": 2, "c": 10}
 
-steps = st.tuples(st.sampled_from(["seat", "leave", "expect", "pass"]), st.sampled_from("abc"), st.integers(1, 10))
+steps = st.tuples(st.sampled_from(["seat", "leave"]), st.sampled_from("abc"))
 
 
 @given(st.lists(steps, max_size=40))
-def test_who_contends_waits_or_is_to_come_back(history: list[tuple[str, str, int]]) -> None:
-    """Each client counts once by its weight, as long as any of it waits or some of it are to come back."""
+def test_a_clients_part_is_its_weight_among_those_that_wait(history: list[tuple[str, str]]) -> None:
+    """Each client counts once by its weight, as long as any of its requests waits."""
 
     async def scenario() -> None:
-        lanes, now = Lanes(), 0
+        lanes = Lanes()
         waiting: dict[str, list[Waiter]] = {name: [] for name in WEIGHTS}
-        until = dict.fromkeys(WEIGHTS, 0)
         for name, weight in WEIGHTS.items():
-            lanes.know(lane(name), Ticket(Client(name, weight=weight), Kind((0,)), 0), now)
-        for what, name, seconds in history:
-            now += seconds if what == "pass" else 0
+            lanes.know(Client(name, weight=weight))
+        for what, name in history:
             ticket = Ticket(Client(name, weight=WEIGHTS[name]), Kind((0,)), 0)
             if what == "seat":
                 waiting[name].append(Waiter((1, 3, 0), ticket, asyncio.get_running_loop().create_future()))
                 lanes.seat(waiting[name][-1])
-            elif what == "leave" and waiting[name]:
+            elif waiting[name]:
                 lanes.remove(waiting[name].pop())
-            elif what == "expect":
-                until[name] = max(until[name], now + seconds)
-                lanes.expect(ticket, now + seconds)
             for own, weight in WEIGHTS.items():
-                contend = {one for one in WEIGHTS if waiting[one] or until[one] > now} | {own}
-                assert lanes.contended(own, now) == (weight, sum(WEIGHTS[one] for one in contend))
+                contend = {one for one in WEIGHTS if waiting[one]} | {own}
+                assert lanes.part(own) == (weight, sum(WEIGHTS[one] for one in contend))
+
+    run(scenario())
+
+
+def test_a_refused_request_is_told_the_estimate_behind_all_places_kept() -> None:
+    """Estimates age meanwhile; a place ends at the time that its caller was told."""
+    queue = Queue(lane(), turns=Turns((4 * SECOND, 8 * SECOND, 12 * SECOND, 16 * SECOND)))
+    assert [Lanes().back_off(queue, 1, 0, ()) // SECOND for _ in range(3)] == [8, 12, 16]
+    assert Lanes().back_off(queue, 0, 10 * SECOND, ()) == SECOND
+    assert queue.estimate(0, 10 * SECOND) == 0
+    assert Lanes().back_off(Queue(lane()), 0, 0, ()) == SECOND
+
+
+def test_a_request_has_the_turn_of_the_place_that_it_had_when_turns_were_told() -> None:
+    """Those before it that were served since have had theirs."""
+
+    async def scenario() -> None:
+        lanes = Lanes()
+        waiters = [
+            Waiter((1, 3, number), Ticket(Client("a"), Kind((0,)), 0), asyncio.get_running_loop().create_future())
+            for number in range(2)
+        ]
+        for waiter in waiters:
+            lanes.seat(waiter)
+        queue = lanes.queue(lane())
+        queue.turns = Turns((4 * SECOND, 8 * SECOND))
+        lanes.serve(waiters[0])
+        assert queue.estimate(queue.position(waiters[1]), 0) == 8 * SECOND
 
     run(scenario())

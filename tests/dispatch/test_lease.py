@@ -85,15 +85,14 @@ def test_what_was_seen_is_told_while_its_window_surely_lasts() -> None:
 
 
 def test_a_lost_request_counts_from_settle_bound_after_it_was_written() -> None:
-    """Its age is negative until then."""
-    office = Office()
-    lease = lease_of(office)
-    lease.written()
-    office.now += 3 * SECOND
-    assert not lease.overdue(office.now)
-    lease.lost()
-    assert office.told() == [Spent("7", 3 * SECOND - BOUND)]
-    assert lease.overdue(office.now + 7 * SECOND)
+    """Its age is negative until then; one that was in flight for longer counts from its end."""
+    for lasted, age in ((0, -BOUND), (3 * SECOND, 3 * SECOND - BOUND), (BOUND, 0), (30 * BOUND, 0)):
+        office = Office()
+        lease = lease_of(office)
+        lease.written()
+        office.now += lasted
+        lease.lost()
+        assert office.told() == [Spent("7", age, answered=False)]
 
 
 def test_a_lease_shows_no_secret() -> None:

@@ -5,7 +5,7 @@ from proxy.core.model import SECOND, Client, Limit
 from proxy.core.recent import Count
 from proxy.dispatch import Ticket
 from proxy.dispatch.lanes import Queue
-from proxy.dispatch.looks import general, left, next_token, turn_at
+from proxy.dispatch.looks import general, left, next_token
 from tests.core.worlds import lane, limit, pool
 from tests.rooms import room
 from tests.virtual import micros, task_of, virtual
@@ -78,10 +78,10 @@ async def test_a_pinned_lane_is_one_of_its_own() -> None:
 def test_a_turn_that_is_not_foretold_is_unknown() -> None:
     """The store says so with no turn at all; one that is overdue is now."""
     queue = Queue(lane(), turns=Turns(), told=0)
-    assert turn_at(queue, 0, 0) is None
+    assert queue.estimate(0, 0) is None
     queue.turns = Turns((5 * SECOND,))
-    assert turn_at(queue, 0, 2 * SECOND) == 3 * SECOND
-    assert turn_at(queue, 0, 9 * SECOND) == 0
+    assert queue.estimate(0, 2 * SECOND) == 3 * SECOND
+    assert queue.estimate(0, 9 * SECOND) == 0
 
 
 def test_limits_with_a_match_do_not_count_for_a_new_request() -> None:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.buckets import TRIP_START
 from proxy.core.errors import TooMany
 from proxy.core.model import SECOND
+from proxy.core.tokens import SERVICE_START
 from proxy.dispatch import Lease
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, run, task_of
 
-TRIP = TRIP_START / SECOND
+TRIP = SERVICE_START / SECOND
 """Every answer takes what is expected of one, so forecasts need not guess."""
 
 

@@ -21,12 +21,6 @@ def test_a_ticket_takes_up_what_its_client_and_its_limits_are_now() -> None:
     assert renewed == Ticket(CLIENT, Kind((0, 2)), 7, 2, method="GET", path="/narrow")
 
 
-def test_tries_of_a_caller_are_known_by_where_they_come_from_and_what_they_ask() -> None:
-    """Where nobody knows where they come from, nothing makes them one."""
-    assert ticket(peer="192.0.2.1").caller == ("192.0.2.1", "GET", "/narrow")
-    assert ticket().caller is None
-
-
 def test_a_pinned_ticket_follows_its_key_to_another_quota() -> None:
     """As long as the key is there."""
     assert ticket(pinned="k1").renewed(pool(2), {"a": CLIENT}).kind == Kind((0,), "k1")

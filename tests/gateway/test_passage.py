@@ -25,10 +25,9 @@ def passage(
     path: str | None = "/me",
     *,
     pinned: str | None = None,
-    peer: str = "",
 ) -> Passage:
     """A request that came at 1 s and may wait for 5 s."""
-    request = Request("id", Client("a"), method, b"/", path, (), None, 2, 5 * SECOND, pinned, peer=peer)
+    request = Request("id", Client("a"), method, b"/", path, (), None, 2, 5 * SECOND, pinned)
     return Passage.of(request, Journal(), POOL, SECOND)
 
 
@@ -36,8 +35,6 @@ def test_what_a_request_waits_with() -> None:
     """Its deadline, its urgency, the limits that it falls under, the quota of the key that it names."""
     ticket = passage().ticket
     assert (ticket.deadline, ticket.urgency, ticket.kind) == (6 * SECOND, 2, Kind((0,)))
-    assert ticket.caller is None
-    assert passage(peer="192.0.2.1").ticket.caller == ("192.0.2.1", "GET", "/me")
     assert passage(path="/collections").ticket.kind == Kind((0, 1))
     assert passage(pinned="k1").ticket.kind == Kind((0,), "k1")
     with pytest.raises(BadRequest):
