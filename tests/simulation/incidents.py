@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from proxy.core.model import MILLISECOND, SECOND, Micros, Pool
+from tests.core.worlds import BOUND
 from tests.simulation.replicas import Replica
 from tests.simulation.upstream import Trouble
 
@@ -52,6 +53,8 @@ class Incidents:
         self._run.api.fails = 0.0
         self._run.api.trouble = "none"
         self._run.api.dead.clear()
+        self._run.api.go_on()
+        server.slew_clock(0)
         for replica in self._run.replicas:
             replica.process.thaw()
             replica.process.fuse = None
@@ -87,6 +90,15 @@ class Incidents:
                 api.trouble = "none"
 
         universe.after(lasts, over)
+
+    def _stand_still(self) -> None:
+        """Longer than until the tokens of all requests under way would have returned."""
+        api = self._run.api
+        if api.still:
+            return
+        longest = max(one.window for one in self._run.pool.limits)
+        api.still = True
+        self._run.universe.after(BOUND + longest + self._millis(2_000, 30_000), api.go_on)
 
     # Replicas and the store
 
@@ -138,6 +150,12 @@ class Incidents:
 
     def _step_clock(self) -> None:
         self._run.server.step_clock(self._random.choice((-1, 1)) * self._millis(100, 30_000))
+
+    def _slew_clock(self) -> None:
+        """Its clock runs fast for minutes."""
+        server = self._run.server
+        server.slew_clock(self._run.row.slew)
+        self._run.universe.after(self._millis(60_000, 300_000), lambda: server.slew_clock(0))
 
     def _join(self) -> None:
         """One replica more."""

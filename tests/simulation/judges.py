@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from proxy.core.exchange import Kind
 from proxy.core.model import SECOND, Micros
 
 
@@ -66,3 +67,48 @@ def wronged(refused: Iterable[Turn], served: Iterable[Turn], slack: Micros) -> l
         if later and min(later) + slack <= turn.deadline:
             found.append(turn)
     return found
+
+
+class Estimate(NamedTuple):
+    """When a request was estimated to be served, and when it was; true time."""
+
+    who: Kind
+    client: str
+    weight: int
+    at: Micros
+    wait: Micros
+    served: Micros
+    judged: bool
+    """Whether nothing happened in between that no estimate can know."""
+
+    @property
+    def error(self) -> Micros:
+        """How much later than estimated it was served."""
+        return self.served - self.at - self.wait
+
+
+def beyond_neighbours(estimates: Iterable[Estimate], replicas: int) -> list[Micros]:
+    """By how much each estimate is off beyond what the rotation of replicas explains.
+
+    A replica does not know where the rotation stands: its request is served up to `replicas` - 1 turns of its client
+    earlier or later, and where tokens return in bursts that may be a window.
+    """
+    alike = defaultdict(list)
+    for estimate in estimates:
+        alike[estimate.who].append(estimate)
+    found = []
+    for group in alike.values():
+        group.sort(key=lambda estimate: estimate.served)
+        weights = sum({estimate.client: estimate.weight for estimate in group}.values())
+        for index, one in enumerate(group):
+            places = 2 + (replicas - 1) * weights // one.weight
+            first, last = group[max(0, index - places)], group[min(len(group) - 1, index + places)]
+            told = one.at + one.wait
+            found.append(max(0, first.served - told) - max(0, told - last.served))
+    return found
+
+
+def mean_and_most(errors: Iterable[Micros]) -> tuple[Micros, Micros] | None:
+    """The mean of how far estimates were off, and what 95 % of them were off at the most; `None` of none."""
+    sizes = sorted(abs(error) for error in errors)
+    return (sum(sizes) // len(sizes), sizes[(len(sizes) - 1) * 95 // 100]) if sizes else None

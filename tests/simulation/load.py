@@ -56,6 +56,7 @@ class Caller:
         home: int,
         pick: Pick,
         targets: tuple[str, ...],
+        pinned: str | None = None,
     ) -> None:
         self.stopped = False
         self._universe = universe
@@ -67,6 +68,7 @@ class Caller:
         self._home = home
         self._pick = pick
         self._targets = targets
+        self._pinned = pinned
         self._open = 0
         self._sent = 0
 
@@ -85,7 +87,8 @@ class Caller:
         name = f"{self._name}-{self._sent}"
         method = "GET" if habit is STEADY else random.choices(METHODS, WEIGHTS)[0]
         path = random.choice(self._targets)
-        request = Request(name, self._client, method, path.encode(), path, (), None, habit.urgency, habit.wait)
+        target = (method, path.encode(), path)
+        request = Request(name, self._client, *target, (), None, habit.urgency, habit.wait, self._pinned)
         patience = random.uniform(0, 20) if random.random() < habit.hangs_up else None
         self._pick(self._home).call(request, self._teller(), patience=patience)
 

@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 
 from proxy.core.errors import Refusal, TooMany
 from proxy.core.events import Event, Journal, Observer, StoreChanged
-from proxy.core.exchange import Kind, Lane
+from proxy.core.exchange import Exchange, Kind, Lane, Turns
 from proxy.core.http import Answer, Request
-from proxy.core.letters import Need, need
+from proxy.core.messages import DemandClass
 from proxy.core.model import MILLISECOND, SECOND, Client, Micros, Pool
 from proxy.core.signals import TOO_MANY
 from proxy.dispatch import Dispatch, Lease, Ticket
+from proxy.dispatch.lanes import Queue, Waiter
 from proxy.dispatch.lease import Ending
 from proxy.gateway import Gateway, Retries
 from proxy.stores.memory import MemoryStore
 from tests.core.worlds import BOUND
-from tests.simulation.judges import Turn
+from tests.simulation.judges import Estimate, Turn
 from tests.simulation.processes import Process
 from tests.simulation.server import Account
 from tests.simulation.upstream import OPENS, Api, Way
@@ -40,13 +41,16 @@ TOLERANCE: Micros = 2 * MILLISECOND
 """Beyond a deadline, for timers go off a moment later than they are set for."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Waiting:
     """A request in its lane."""
 
     order: tuple[bool, int, int]
     since: Micros
     """True time."""
+    waiter: Waiter | None = None
+    estimate: Estimate | None = None
+    """When it was estimated to be served, by the first estimate that it got, or a later one that is judged."""
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Findings:
     """Requests that were refused because their turn would come too late."""
     served: list[Turn] = field(default_factory=list)
     """Requests whose turn came the first time that they waited for one."""
+    estimates: list[Estimate] = field(default_factory=list)
+    """What requests that were served were estimated to wait when they came."""
 
 
 class Room(Dispatch):
@@ -81,6 +87,9 @@ class Room(Dispatch):
         self._process = process
         self._findings = findings
         self._numbers = 0
+        self._new: dict[Waiting, None] = {}
+        """What waits for its first estimate."""
+        self._entering: Waiting | None = None
 
     async def lease(self, ticket: Ticket, *, front: bool = False) -> Lease:
         self._numbers += 1
@@ -91,6 +100,7 @@ class Room(Dispatch):
         row[own] = None
         alike = self.kinds.setdefault(ticket.kind, {})
         alike[own] = None
+        self._entering = own
         try:
             lease = await super().lease(ticket, front=front)
         except TooMany as refusal:
@@ -114,7 +124,38 @@ class Room(Dispatch):
             self._findings.breaches.append(f"law 5: in {lane} a request was served before its turn")
         if not front:
             self._findings.served.append(self._turn(ticket, own))
+        if own.estimate:
+            self._findings.estimates.append(own.estimate._replace(served=now))
         return lease
+
+    def _enter(self, ticket: Ticket, now: Micros, *, front: bool) -> Waiter:
+        waiter = super()._enter(ticket, now, front=front)
+        if self._entering:
+            self._entering.waiter = waiter
+            self._new[self._entering] = None
+        return waiter
+
+    def _apply(self, answer: Exchange, asked: Micros) -> None:
+        super()._apply(answer, asked)
+        for own in list(self._new):
+            waiter = own.waiter
+            if waiter is None or waiter.queue is None:
+                del self._new[own]
+            elif waiter.asked and waiter.queue.lane in answer.turns:
+                del self._new[own]
+                self._estimate(own, waiter.queue, judged=False)
+
+    def estimate_all(self) -> None:
+        """Judge the estimates of all that waits by what comes: nothing happens any more that they cannot know."""
+        for row in self.rows.values():
+            for own in row:
+                if own.waiter and own.waiter.queue and own.waiter.queue.turns != Turns():
+                    self._estimate(own, own.waiter.queue, judged=True)
+
+    def _estimate(self, own: Waiting, queue: Queue, *, judged: bool) -> None:
+        if own.waiter and (wait := queue.estimate(queue.position(own.waiter), self.clock())) is not None:
+            client, now = own.waiter.ticket.client, self._process.universe.now
+            own.estimate = Estimate(queue.lane.kind, client.name, client.weight, now, wait, 0, judged)
 
     def _turn(self, ticket: Ticket, own: Waiting) -> Turn:
         now = self._process.universe.now
@@ -187,15 +228,14 @@ class Replica:
         lost = isinstance(self.store, Account) and self.store.lost
         return not (lost or self.process.dead or self.process.frozen or self.retiring)
 
-    def waiting(self) -> Iterator[tuple[Need, Micros]]:
-        """With which needs requests wait, and since when it could use a token for them."""
-        terms = self.store.terms
+    def waiting(self) -> Iterator[tuple[DemandClass, Micros]]:
+        """The demand classes that wait, and since when it could use a token for them."""
+        revision = self.store.revision
         adopted = self.store.since if isinstance(self.store, Account) else 0
         earliest = max(self.able_since, self.process.thawed, adopted)
         for kind, row in self.room.kinds.items():
-            if all(index < len(terms.limits) for index in kind.limits):
-                ids = tuple([terms.limits[index].id for index in kind.limits])
-                yield need(terms.name, ids, kind.pinned), max(next(iter(row)).since, earliest)
+            if all(index < len(revision.limits) for index in kind.limits):
+                yield DemandClass(revision.name, kind.limits, kind.pinned), max(next(iter(row)).since, earliest)
 
     # Callers
 

@@ -1,9 +1,12 @@
-"""Law 6 from a caller's side: whoever is refused with `Retry-After: n` and comes back after n seconds is served.
+"""Law 6 from a caller's side: who is told a time is served then.
 
 That holds on a system that is otherwise unchanged: a caller that left has no place, so whoever waits meanwhile takes
 what would have been its own. So it is tried when nobody new comes and all is mended, and judged where nobody waited.
 Nor can anybody be told what nobody knows yet. A try is not judged where, between the telling and its end, an answer
 showed that somebody else has spent tokens, or the proxy itself took one to ask after a key.
+
+1. Of a burst of more requests than the pool has tokens, all that are refused come back when they are told to.
+2. Of a burst that waits, each request is served when it was estimated to be once all replicas knew of all of it.
 """
 
 from functools import partial
@@ -18,10 +21,22 @@ if TYPE_CHECKING:
     from tests.simulation.run import Run
 
 IMPATIENT: Micros = 200 * MILLISECOND
-"""How long these callers wait: enough for the letters of one exchange."""
+"""How long these callers wait: enough for the messages of one exchange."""
 
 PAUSE: Micros = SECOND
 """Between two bursts."""
+
+CROWD = 20
+"""Requests of a burst beyond the tokens of the pool."""
+
+MOST_WAITING = 200
+"""Requests of the burst that waits, beyond the tokens of the pool."""
+
+SETTLED: Micros = 5 * SECOND
+"""After a burst all replicas know of all of it, and what they estimate is no older than two seconds."""
+
+PATIENT: Micros = 3600 * SECOND
+"""How long the last burst waits."""
 
 
 class Refused(NamedTuple):
@@ -34,60 +49,104 @@ class Refused(NamedTuple):
     """Seconds."""
     at: Micros
     """When it was told so; true time."""
+    first: bool
+    """Whether it is the first of its burst."""
 
 
 class Returning:
-    """Bursts of more requests than the pool has tokens; of each burst the first that is refused comes back."""
+    """Bursts of more requests than the pool has tokens; who is refused comes back. Then one that waits."""
 
     def __init__(self, run: "Run", random: Random, *, bursts: int) -> None:
         self.judged = 0
         """How many came back although nobody else had waited."""
+        self.served = 0
+        """How many of them were served."""
+        self.late: list[Micros] = []
+        """How much later than they were told these were served."""
         self.over = False
         """Whether no time is left."""
         self._run = run
         self._random = random
         self._left = bursts
         self._sent = 0
+        self._open = 0
+        """Requests of a burst of which nothing is known yet, and those that are to come back."""
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of the pool."""
+        return self._run.pool.limits[0].requests * len(self._run.pool.quotas)
 
     def begin(self) -> None:
         """Now."""
-        if self._left == 0 or self.over:
+        if self.over:
+            return
+        if self._left == 0:
+            self._wait()
             return
         self._left -= 1
         run = self._run
-        refused = False
         client = run.clients[self._random.choice(sorted(run.clients))]
         home = self._random.randint(0, 7)
         alone = not any(replica.room.waiting for replica in run.replicas)
+        self._open = self.tokens + min(self.tokens, CROWD)
+        first = True
 
         def told(outcome: str, retry_after: int) -> None:
-            nonlocal refused
-            if outcome != "200" and retry_after and not refused:
-                refused = True
-                refusal = Refused(client, home, outcome, retry_after, run.universe.now)
-                run.universe.after(retry_after * SECOND, lambda: self._come_back(refusal, judged=alone))
+            nonlocal first
+            if outcome == "200" or not retry_after:
+                self._ended()
+                return
+            refusal = Refused(client, home, outcome, retry_after, run.universe.now, first)
+            first = False
+            run.universe.after(retry_after * SECOND, lambda: self._come_back(refusal, judged=alone))
 
-        for _ in range(run.pool.limits[0].requests * len(run.pool.quotas) + 1):
-            self._call(client, home, told)
+        for _ in range(self._open):
+            self._call(client, home, told, IMPATIENT)
+
+    def _ended(self) -> None:
+        self._open -= 1
+        if self._open == 0:
+            self._run.universe.after(PAUSE, self.begin)
 
     def _come_back(self, refused: Refused, *, judged: bool) -> None:
         run = self._run
+        came = run.universe.now
         if self.over:
             return
 
         def told(outcome: str, retry_after: int) -> None:
-            if judged and not self.over and run.watch.disturbed < refused.at:
+            if judged and not self.over and run.watch.disturbed < refused.at and run.trip != "heavy":
                 self.judged += 1
-                if outcome != "200" and run.trip != "heavy":
+                self.served += outcome == "200"
+                if outcome == "200":
+                    self.late.append(run.universe.now - came)
+                elif refused.first:
                     run.findings.breaches.append(
                         f"law 6: who was to come back after {refused.after} s ({refused.outcome}) was refused then "
                         f"({outcome}, to come back after {retry_after} s) at {run.universe.now}"
                     )
-            run.universe.after(PAUSE, self.begin)
+            self._ended()
 
-        self._call(refused.client, refused.home, told)
+        self._call(refused.client, refused.home, told, IMPATIENT)
 
-    def _call(self, client: Client, home: int, told: Told) -> None:
+    def _wait(self) -> None:
+        """A burst of a few clients everywhere, and none leaves."""
+        run = self._run
+        names = self._random.sample(sorted(run.clients), min(3, len(run.clients)))
+        for number in range(self.tokens + min(self.tokens, MOST_WAITING)):
+            self._call(run.clients[names[number % len(names)]], number // len(names), _heard, PATIENT)
+        run.universe.after(SETTLED, self._estimate)
+
+    def _estimate(self) -> None:
+        for replica in self._run.replicas:
+            replica.room.estimate_all()
+
+    def _call(self, client: Client, home: int, told: Told, wait: Micros) -> None:
         self._sent += 1
-        request = Request(f"last-{self._sent}", client, "GET", b"/me", "/me", (), None, 7, IMPATIENT)
+        request = Request(f"last-{self._sent}", client, "GET", b"/me", "/me", (), None, 7, wait)
         self._run.pick(home).call(request, partial(told))  # one of its own for each, so that replicas know them apart
+
+
+def _heard(outcome: str, retry_after: int) -> None:
+    """Nobody waits for more."""

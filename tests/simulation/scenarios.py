@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from proxy.core.exchange import GRACE, PULSE
-from proxy.core.ledger import HOLD
+from proxy.core.exchange import PULSE
 from proxy.core.model import MILLISECOND, Micros
+from proxy.core.state import COLLECT, RECOVERY_GRACE
 from proxy.practice.settings import WindowKind
 from proxy.stores.shared import OnLoss
 
@@ -18,6 +18,7 @@ Incident = Literal[
     "restart",
     "restart_empty",
     "step_clock",
+    "slew_clock",
     "join",
     "leave",
     "reload",
@@ -26,17 +27,21 @@ Incident = Literal[
     "busy",
     "busy_told",
     "out_of_reach",
+    "stand_still",
 ]
 
 QUICK: Micros = 50 * MILLISECOND
 """Law 3: a token at hand is granted within this time."""
 
-GONE: Micros = PULSE + GRACE + PULSE + 100 * MILLISECOND
-"""A token that falls to a replica which does not come for it idles until its place lapses (told time and grace) and
-another calls, which it does with its pulse at the latest."""
+GONE: Micros = PULSE + COLLECT + PULSE + 100 * MILLISECOND
+"""A token that falls to a replica which does not come for it idles until another calls, which it does with its
+heartbeat at the latest; then it is reserved, and another heartbeat later it is reserved no longer."""
 
-AGAIN: Micros = HOLD + GONE
-"""A new era waits for the word of all, then a replica may be missing."""
+AGAIN: Micros = RECOVERY_GRACE + GONE
+"""A new epoch waits for the reports of all, then a replica may be missing."""
+
+ODD = 15_000
+"""Microseconds that an odd clock loses in a second."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,15 @@ class Row:
     every: tuple[float, float] = (5.0, 30.0)
     """Seconds between two incidents."""
     loss: float = 0.0
-    """The share of letters that are lost, either way."""
+    """The share of messages that are lost, either way."""
     slow: Micros = 0
-    """The longest that a letter takes, when it is not a few milliseconds."""
+    """The longest that a message takes, when it is not a few milliseconds."""
+    slew: int = 0
+    """Microseconds that the store's clock gains in a second, while it is slewed."""
+    odd_clock: bool = False
+    """Whether the clock of one of several replicas loses `ODD`."""
+    pins: bool = False
+    """One client always has two requests waiting for each of many keys, by name."""
     fails: float = 0.0
     """The share of connections to the upstream that fail, and of those that break."""
     foreign: float = 0.0
@@ -85,8 +96,8 @@ ROWS: tuple[Row, ...] = (
     Row("memory", memory=True),
     Row("plenty", memory=True, size=300),
     Row("mixed"),
-    Row("slow-letters", slow=10 * MILLISECOND),
-    Row("lost-letters", loss=0.02, slow=40 * MILLISECOND, idle=GONE, fair=False),
+    Row("slow-messages", slow=10 * MILLISECOND),
+    Row("lost-messages", loss=0.02, slow=40 * MILLISECOND, idle=GONE, fair=False),
     Row("crashes", incidents=("kill",), idle=GONE, fair=False),
     Row("pauses", incidents=("freeze",), idle=GONE, fair=False),
     Row("trouble-upstream", fails=0.05),
@@ -104,6 +115,12 @@ ROWS: tuple[Row, ...] = (
     Row("busy", incidents=("busy",), every=(10, 120)),
     Row("busy-told", incidents=("busy_told",), every=(10, 120)),
     Row("out-of-reach", incidents=("out_of_reach",), every=(10, 120)),
+    Row("clock-fast-09", incidents=("slew_clock",), every=(20, 60), slew=9_000),
+    # The store's time may run faster than a replica waits by, which then calls up to a twelfth of `DRIFT_PULSE` late.
+    Row("clock-fast-83", incidents=("slew_clock",), every=(20, 60), slew=83_000, idle=2 * QUICK),
+    Row("replica-slow-clock", odd_clock=True),
+    Row("pinned", pins=True, size=5),
+    Row("standstill", incidents=("stand_still",), every=(20, 60)),
     Row("clock-steps", incidents=("step_clock",), idle=AGAIN, fair=False),
 )
 

@@ -1,27 +1,29 @@
-"""The shared store of the simulation: the ledger behind a network, on a server that fails in every way there is.
+"""The shared store of the simulation: the state of a pool behind a network, on a server that fails in every way.
 
-The ledger stands for the script: a differential test drives both with the same histories. `Post` is what a replica
-has in place of a connection; everything above it is the real thing.
+`State` is what the server runs: `WatchedState`, or the scripts. `Post` is what a replica has in place of a connection;
+everything above it is the real thing.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import cast
+from typing import Protocol, Self, TypeVar, cast
 
 from proxy.core.errors import StoreLost
 from proxy.core.events import Observer
-from proxy.core.letters import Call, News, Reply
+from proxy.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from proxy.core.model import MILLISECOND, Micros, Pool
+from proxy.stores.base import Pins
 from proxy.stores.links import Link
-from proxy.stores.redis import RedisStore
+from proxy.stores.redis import RedisStore, Wake
 from proxy.stores.shared import OnLoss, SharedStore
 from tests.core.worlds import BOUND
 from tests.simulation.processes import MILLION, Process, Universe
-from tests.simulation.watch import WatchedLedger
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,22 @@ class NoLink:
     """Seconds for one exchange, as `store.timeout` is by default."""
 
 
+class State(Protocol):
+    """What a server runs for one pool. It can be copied (`copy.deepcopy`)."""
+
+    def exchange(self, time: Micros, run: str, request: ExchangeRequest) -> ExchangeResponse:
+        """Answer a request; `time` is the server's clock, `run` names the life of its process."""
+
+    def snapshot(self, time: Micros, revision: str, pins: Iterable[tuple[int, str]]) -> Snapshot | None:
+        """What a replica estimates by; `None` for a revision that is not known."""
+
+    def renewed(self) -> Self:
+        """A state that knows nothing."""
+
+
 @dataclass(slots=True)
 class Network:
-    """What happens to a letter, either way."""
+    """What happens to a message, either way."""
 
     random: Random
     least: Micros = 200
@@ -42,21 +57,21 @@ class Network:
     loss: float = 0.0
 
     def delay(self) -> Micros:
-        """How long a letter is on its way."""
+        """How long a message is on its way."""
         return self.random.randint(self.least, self.most)
 
     def loses(self) -> bool:
-        """Whether a letter does not arrive."""
+        """Whether a message does not arrive."""
         return self.loss > 0 and self.random.random() < self.loss
 
 
 class Server:
     """The server and its clock, which shows `offset` beyond the true time and gains `drift` microseconds a second."""
 
-    def __init__(self, universe: Universe, network: Network, ledger: WatchedLedger, *, drift: int = 0) -> None:
+    def __init__(self, universe: Universe, network: Network, state: State, *, drift: int = 0) -> None:
         self.universe = universe
         self.network = network
-        self.ledger = ledger
+        self.state = state
         self.run = "a" * 40
         self.up = True
         self.sleepers: dict[str, Post] = {}
@@ -76,6 +91,11 @@ class Server:
         """Somebody sets its clock."""
         self._offset += by
 
+    def slew_clock(self, drift: int) -> None:
+        """Its clock runs at another pace from now on."""
+        self._offset = self.time() - self.universe.now
+        self._born, self._drift = self.universe.now, drift
+
     def restart(self, *, keeps: bool) -> None:
         """A new process, with or without what it had written."""
         self._runs += 1
@@ -85,34 +105,42 @@ class Server:
 
     def flush(self) -> None:
         """FLUSHALL."""
-        self.ledger = self.ledger.renewed()
+        self.state = self.state.renewed()
 
-    def copy(self) -> WatchedLedger:
+    def copy(self) -> State:
         """The state as it is now, for a failover to a server that has not heard of anything since."""
-        return deepcopy(self.ledger)
+        return deepcopy(self.state)
 
-    def fail_over(self, copy: WatchedLedger) -> None:
+    def fail_over(self, copy: State) -> None:
         """Another server takes over with an older state."""
         self._runs += 1
         self.run = f"{self._runs:040x}"
-        self.ledger = copy
+        self.state = copy
 
-    # Letters
+    # Messages
 
-    def receive(self, call: Call, reply: Callable[[Reply], None]) -> None:
-        """A letter is here."""
+    def exchange(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        """A request is here, and asks for a snapshot if there are pins."""
+        response = self.state.exchange(self.time(), self.run, request)
+        self._wake(response)
+        return response, None if pins is None or response.asks else self.snapshot(request.revision, pins)
+
+    def snapshot(self, revision: str, pins: Pins) -> Snapshot | None:
+        """Somebody asks for a snapshot only."""
+        return self.state.snapshot(self.time(), revision, pins)
+
+    def receive(self, work: Callable[[], T], reply: Callable[[T], None]) -> None:
+        """A message is here."""
         if not self.up:
             return
-        answer = self.ledger.exchange(self.time(), self.run, call)
+        answer = work()
         if not self.network.loses():
             self.universe.after(self.network.delay(), lambda: reply(answer))
-        for name in answer.wake:
+
+    def _wake(self, response: ExchangeResponse) -> None:
+        for name, delay in response.wake:
             if (sleeper := self.sleepers.get(name)) and not self.network.loses():
-                self.universe.after(self.network.delay(), sleeper.wake)
-        if answer.news:
-            for sleeper in self.sleepers.values():
-                if not self.network.loses():
-                    self.universe.after(self.network.delay(), partial(sleeper.inform, answer.news))
+                self.universe.after(self.network.delay(), partial(sleeper.wake, delay))
 
 
 class Post(RedisStore):
@@ -130,46 +158,51 @@ class Post(RedisStore):
         )
         self.process = process
         self._server = server
-        self._wake: Callable[[], None] = lambda: None
+        self._called: Wake = lambda _: None
 
-    async def send(self, call: Call) -> Reply:
+    async def send(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        return await self._trip(lambda: self._server.exchange(request, pins))
+
+    async def fetch(self, revision: str, pins: Pins) -> Snapshot | None:
+        return await self._trip(lambda: self._server.snapshot(revision, pins))
+
+    async def _trip(self, work: Callable[[], T]) -> T:
         """One round trip, which the network or the server may not bring to its end."""
         server, network, universe = self._server, self._server.network, self._server.universe
-        answered: asyncio.Future[Reply] = self.process.create_future()
+        answered: asyncio.Future[T] = self.process.create_future()
         if not server.up and network.random.random() < 0.5:
             await asyncio.sleep(0.001)
             raise StoreLost("refused", cause="nobody listens")
+
+        def hear(answer: T) -> None:
+            if not answered.done():
+                answered.set_result(answer)
+
+        def deliver(answer: T) -> None:
+            self.process.call_soon(hear, answer)
+
         if not network.loses():
-            universe.after(network.delay(), lambda: server.receive(call, lambda reply: self._hear(answered, reply)))
+            universe.after(
+                network.delay(),
+                lambda: server.receive(work, deliver),
+            )
         try:
             async with asyncio.timeout(self.link.timeout):
                 return await answered
         except TimeoutError:
             raise StoreLost("no answer", cause="no answer in time") from None
 
-    def _hear(self, answered: "asyncio.Future[Reply]", reply: Reply) -> None:
-        def hear() -> None:
-            if not answered.done():
-                answered.set_result(reply)
-
-        self.process.call_soon(hear)
-
-    def listen(self, wake: Callable[[], None], deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
-        """Wait to be woken."""
-        self._wake = wake
+    def listen(self, wake: Wake, deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
+        self._called = wake
         self._server.sleepers[self.process.name] = self
 
-    def inform(self, news: News) -> None:
-        """All are told something."""
-        self.process.call_soon(lambda: self.learn(news))
-
-    def wake(self) -> None:
-        """A turn has come earlier than it was told."""
-        self.process.call_soon(self._wake)
+    def wake(self, delay: Micros) -> None:
+        """A token will be this replica's: it calls again after that time."""
+        self.process.call_soon(self._called, delay)
 
 
 class Account(SharedStore):
-    """A replica's store, and since when it goes by the terms that it has; true time."""
+    """A replica's store, and since when it goes by the revision that it has; true time."""
 
     def __init__(self, post: Post, *, on_loss: OnLoss, observer: Observer) -> None:
         super().__init__(post, on_loss=on_loss, clock=post.process.micros, observer=observer)

@@ -1,7 +1,11 @@
+from typing import Any
+
 import pytest
 
+from proxy.core.exchange import Kind, Lane, Turns
 from proxy.core.model import SECOND
-from tests.simulation.judges import Turn, wronged
+from proxy.stores.base import SessionStore
+from tests.simulation.judges import Estimate, Turn, beyond_neighbours, mean_and_most, wronged
 from tests.simulation.run import Run
 from tests.simulation.scenarios import BY_NAME, ROWS, Row
 
@@ -27,3 +31,31 @@ def test_who_was_refused_for_nothing_is_found() -> None:
     assert wronged([refused], [later], slack=15 * SECOND) == []
     assert wronged([refused], [later._replace(came=0)], slack=0) == []
     assert wronged([refused], [later._replace(who=("b",))], slack=0) == []
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.3])
+def test_estimates_that_are_wrong_break_law_6(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By estimates that are a third too short or too long a run fails."""
+    estimate = SessionStore._turns
+
+    def wrong(store: SessionStore, *arguments: Any) -> dict[Lane, Turns]:
+        def scaled(turns: Turns) -> Turns:
+            later = [(position, int(wait * factor)) for position, wait in turns.later]
+            return Turns(tuple([int(wait * factor) for wait in turns.soon]), tuple(later))
+
+        return {lane: scaled(turns) for lane, turns in estimate(store, *arguments).items()}
+
+    monkeypatch.setattr(SessionStore, "_turns", wrong)
+    breaches = Run(BY_NAME["mixed"], seed=0, requests=200).play().breaches
+    assert any(breach.startswith("law 6: estimates were off") for breach in breaches)
+
+
+def test_what_neighbours_explain_is_not_an_error() -> None:
+    """A place before or behind may be a window earlier or later; a turn of a client is as many as others are heavy."""
+    served = (1, 2, 3, 60)
+    estimates = [Estimate(Kind((0,)), "a", 1, 0, 1 if when == 60 else 60, when, judged=True) for when in served]
+    assert [estimate.error for estimate in estimates] == [-59, -58, -57, 59]
+    assert beyond_neighbours(estimates, 1) == [-57, 0, 0, 1]
+    assert beyond_neighbours(estimates, 2) == [0, 0, 0, 0]
+    assert mean_and_most([-2, 4]) == (3, 2)
+    assert mean_and_most([]) is None

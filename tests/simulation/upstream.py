@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import partial
 from random import Random
 from typing import Literal, cast
 
@@ -49,6 +50,12 @@ Manner = Literal["seconds", "date", "message"]
 
 BUSY = 0.9
 """The share of requests that a busy upstream answers with 503."""
+
+GETS_THROUGH = 0.5
+"""The share of requests given up at an upstream that stands still which it counts all the same."""
+
+GONE = Answer(0, b"", (), Whole(b""))
+"""Of a request whose connection ended before it was counted."""
 
 Bucket = tuple[str, int]
 """A quota and the index of a limit."""
@@ -105,6 +112,9 @@ class Api:
         """Until when the trouble lasts."""
         self.dead: set[str] = set()
         """Secrets that it does not accept."""
+        self.still = False
+        """Whether it stands still: it counts and answers nothing until it goes on."""
+        self._held: list[Callable[[], object]] = []
         self.trip = trip
         self._speaks = speaks
         self._manner = manner
@@ -113,6 +123,20 @@ class Api:
             quota: [window_of(kind, limit.requests, limit.window / SECOND) for limit in limits]
             for quota in sorted(set(owners.values()))
         }
+
+    def when_it_moves(self, do: Callable[[], object]) -> None:
+        """Have something happen now, or when it goes on."""
+        if self.still:
+            self._held.append(do)
+        else:
+            do()
+
+    def go_on(self) -> None:
+        """Stand still no longer."""
+        self.still = False
+        held, self._held = self._held, []
+        for do in held:
+            do()
 
     def spend_elsewhere(self, quota: str) -> None:
         """Somebody else sends a request with a key of that quota."""
@@ -131,7 +155,7 @@ class Api:
             return self._refuse(verdict)
         for index in under:
             self.books.counted[quota, index].append(now)
-            self.books.trips[quota, index].append((sent, latest))
+            self.books.trips[quota, index].append((sent, max(latest, now)))
         if request.method == "POST":
             self.books.applied[request.id] += 1
         fields = (*self._date(), *(self._fields(verdict) if verdict else ()))
@@ -213,16 +237,28 @@ class Way:
         latest = now + min(max(upload, trip), upload + BOUND)
         head: asyncio.Future[Answer] = self._process.create_future()
         answers: list[Answer] = []
-        api.universe.at(
-            random.randint(now, latest),
-            lambda: answers.append(api.count(request, key.reveal(), now, latest)),
-        )
+
+        def count() -> None:
+            if not answers:
+                answers.append(api.count(request, key.reveal(), now, latest))
+
+        ended = False
+        api.universe.at(random.randint(now, latest), lambda: count() if ended else api.when_it_moves(count))
         breaks = random.random() < api.fails
-        api.universe.at(now + max(upload, trip), lambda: self._arrive(head, answers, breaks=breaks))
+        arrive = partial(api.when_it_moves, partial(self._arrive, head, answers, breaks=breaks))
+        api.universe.at(now + max(upload, trip), arrive)
         if upload:
             await asyncio.sleep(upload / SECOND)
         on_written()
-        return await head
+        try:
+            return await head
+        except asyncio.CancelledError:
+            ended = True
+            if api.still and random.random() < GETS_THROUGH:  # it is taken in before its connection ends, or never
+                count()
+            if api.still and not answers:
+                answers.append(GONE)
+            raise
 
     def _arrive(self, head: "asyncio.Future[Answer]", answers: list[Answer], *, breaks: bool) -> None:
         def arrive() -> None:

@@ -1,39 +1,46 @@
-"""A ledger that is looked at while it works: for how long tokens idle (law 3), and who gets how much (law 4).
+"""The state of a pool that is looked at while it works: how long tokens idle (law 3), and who gets how much (law 4).
 
-The ledger notices what came back with the next exchange only; so before each of them it is reconstructed when each
-token came that could serve those who wait. What is granted is the one that came first.
+The state notices what came back with the next exchange only; so before each of them it is reconstructed when each
+token came that could serve a request that waits. What is granted is the one that came first. A token that is reserved
+idles on until its replica collects it.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
-from proxy.core.exchange import Grant, Lane, Throttled
-from proxy.core.ledger import DEAL, Dealt, Ledger
-from proxy.core.letters import Call, Need, Reply
-from proxy.core.line import Line
+from proxy.core.dealing import Dealer
+from proxy.core.exchange import Throttled
+from proxy.core.flows import FairQueue
+from proxy.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, LeaseGrant, Snapshot
 from proxy.core.model import Micros
-from proxy.core.rehearsal import Rehearsal
+from proxy.core.revisions import RevisionView
+from proxy.core.snapshots import snapshot
+from proxy.core.sortedset import SortedSet
+from proxy.core.state import DEALT, Member, PoolState
 from proxy.dispatch.room import OWN
 from tests.simulation.processes import Universe
 
-Waiting = Callable[[], Mapping[Need, Micros]]
-"""The needs with which requests wait where the store can be reached, and since when; true time."""
+Waiting = Callable[[], Mapping[DemandClass, Micros]]
+"""The demand classes that wait where the store can be reached, and since when; true time."""
 
 
 class Shares:
-    """Who got how much, while both of two clients waited with one need."""
+    """Who got how much, while both of two clients waited in one demand class."""
 
     def __init__(self) -> None:
         self.worst = 0.0
         """How far two were apart, at the most, as a share of one token each."""
         self.where = ""
         self._got: dict[str, float] = {}
-        self._waits: dict[str, Need] = {}
+        self._waits: dict[str, str] = {}
         self._weights: dict[str, int] = {}
         self._apart: dict[str, dict[str, list[float]]] = {}
         """Of each pair that waits together, the least and the most that the first was ahead of the second."""
         self._changed: set[str] = set()
+
+    def __deepcopy__(self, _: Any) -> Self:
+        return self
 
     def got(self, client: str, weight: int) -> None:
         """A client was served."""
@@ -41,33 +48,31 @@ class Shares:
         self._changed.add(client)
 
     def anew(self, client: str) -> None:
-        """Measure a client anew: what it was served with came back, or it does not wait for a token any more."""
+        """Measure a client anew: what it was served with came back."""
         if client in self._waits:
             self._leave(client)
 
-    def look(self, line: Line, *, settled: bool) -> None:
-        """Measure. `settled`: no token is set aside for a replica that has yet to fetch it."""
-        waits = {client: need for need, group in line.groups.items() for client in group.rows}
-        for client, need in list(self._waits.items()):
-            if waits.get(client) != need or len(line.share(client).needs) != 1:
+    def look(self, queue: FairQueue) -> None:
+        """Measure."""
+        waits = {client: name for name, group in queue.waiting.items() for client in group.scores}
+        for client, name in list(self._waits.items()):
+            if waits.get(client) != name or len(queue._classes_of[client]) != 1:
                 self._leave(client)
-        if not settled:
-            return
         for client in self._changed:
             for other, apart in self._apart.get(client, {}).items():
                 self._measure(client, other, apart)
         self._changed.clear()
-        for client, need in waits.items():
-            if client not in self._waits and len(line.share(client).needs) == 1:
-                self._join(client, need, line.share(client).weight)
+        for client, name in waits.items():
+            if client not in self._waits and len(queue._classes_of[client]) == 1:
+                self._join(client, name, queue._weights[client])
 
-    def _join(self, client: str, need: Need, weight: int) -> None:
+    def _join(self, client: str, name: str, weight: int) -> None:
         self._weights[client] = weight
         self._apart[client] = {}
         for other, others in self._waits.items():
-            if others == need:
-                self._apart[client][other] = self._apart[other][client] = [self._ahead(client, other)] * 2
-        self._waits[client] = need
+            if others == name:
+                self._apart[other][client] = self._apart[client][other] = [self._ahead(client, other)] * 2
+        self._waits[client] = name
 
     def _leave(self, client: str) -> None:
         del self._waits[client]
@@ -87,146 +92,201 @@ class Shares:
 
 
 class Watch:
-    """What there is to see at the ledger of a pool."""
+    """What there is to see at the state of a pool."""
 
     def __init__(self, universe: Universe, waiting: Waiting, granted: dict[str, Micros]) -> None:
         self.universe = universe
         self.shares = Shares()
         self.idle: Micros = 0
-        """The longest that a token lay at hand while somebody waited whom it could serve."""
+        """The longest that a token was available while a request waited that it could serve."""
         self.where = ""
         self.doubled: list[str] = []
         """Leases that were granted twice."""
         self.disturbed: Micros = 0
-        """When tokens that were foretold last went elsewhere: somebody else turned out to have spent some, or the proxy
-        asked after a key of its own accord; true time."""
+        """When tokens that were estimated last went elsewhere: somebody else turned out to have spent some, the proxy
+        asked after a key of its own accord, or a bucket turned out to be unknown; true time."""
+        self.tokens = self.exchanges = self.granting = self.wakes = 0
+        """Leases granted, exchanges, those that granted or reserved any, and replicas woken."""
         self._last: Micros = universe.now
-        """When the last exchange was; true time. What came back since was not at hand before, whatever clocks say."""
+        """When the last exchange was; true time. What came back since was not available before, whatever clocks say."""
         self._waiting = waiting
         self._granted = granted
-        self._at_hand: dict[Need, deque[Micros]] = {}
-        """When the tokens came that could serve a need at once, by needs that wait; true time."""
+        self._available: dict[DemandClass, deque[Micros]] = {}
+        """When the tokens came that could serve a demand class at once, by those that wait; true time."""
+        self._reserved: dict[str, tuple[Micros, DemandClass]] = {}
+        """When leases were reserved that are not collected yet, and for which class; true time."""
 
     def __deepcopy__(self, _: Any) -> Self:
         return self
 
-    def before(self, ledger: Ledger, now: Micros) -> None:
+    def before(self, state: PoolState, now: Micros) -> None:
         """An exchange begins: see what has come back since the last one, and for how long it has idled."""
-        waiting = {need: since for need, since in self._waiting().items() if need.terms in ledger.buckets.views}
+        waiting = self._known(state)
         ahead = self.universe.now - now
-        for need, since in waiting.items():
-            if need not in self._at_hand:
-                self._at_hand[need] = deque([since] * self._open(ledger, need))
-        while (instant := self._next_return(ledger)) is not None and instant <= now:
-            ledger.buckets.mature(instant)
-            for need in waiting:
-                self._note(ledger, need, max(instant + ahead, self._last))
-        for need, since in waiting.items():
-            if self._at_hand[need]:
-                idle = self.universe.now - max(self._at_hand[need][0], since)
-                if idle > self.idle:
-                    self.idle = idle
-                    self.where = f"{need.limits} of {need.pinned or 'any quota'} at {self.universe.now}"
+        for demanded, since in waiting.items():
+            if demanded not in self._available:
+                self._available[demanded] = deque([since] * _available(state, demanded))
+        while (instant := _next_return(state)) is not None and instant <= now:
+            state.tokens.replenish(instant)
+            for demanded in waiting:
+                self._note(state, demanded, max(instant + ahead, self._last))
+        for demanded, since in waiting.items():
+            if self._available[demanded]:
+                self._idled(max(self._available[demanded][0], since), demanded, "")
 
-    def _open(self, ledger: Ledger, need: Need) -> int:
-        """How many requests with a need could be served at once."""
-        if ledger.buckets.best(need) is None:
-            return 0
-        quotas = (need.pinned,) if need.pinned else ledger.buckets.views[need.terms].terms.quotas
-        return sum([ledger.buckets.open_for(need.terms, quota, need.limits) for quota in quotas])
+    def _known(self, state: PoolState) -> dict[DemandClass, Micros]:
+        """The classes that wait, of revisions that the state knows."""
+        views = state.revisions.views
+        return {demanded: since for demanded, since in self._waiting().items() if demanded.revision in views}
 
-    def _note(self, ledger: Ledger, need: Need, instant: Micros) -> None:
-        """The tokens at hand at an instant: what is new came then, what is gone is what came first."""
-        at_hand = self._at_hand.setdefault(need, deque())
-        tokens = self._open(ledger, need)
-        while len(at_hand) > tokens:
-            at_hand.popleft()
-        at_hand.extend([instant] * (tokens - len(at_hand)))
+    def _idled(self, since: Micros, demanded: DemandClass, how: str) -> None:
+        idle = self.universe.now - since
+        if idle > self.idle:
+            self.idle = idle
+            self.where = f"{demanded.limits} of {demanded.pinned or 'any quota'} at {self.universe.now}{how}"
 
-    def _next_return(self, ledger: Ledger) -> Micros | None:
-        buckets = ledger.buckets
-        instants = []
-        for calendar in buckets.calendars.values():
-            if first := calendar.cooling.first():
-                instants.append(first[0])
-            if first := calendar.parked.first():
-                instants.append(first[0])
-            if first := calendar.probing.first():
-                instants.append(first[0] + buckets.bound)
-        return min(instants, default=None)
+    def _note(self, state: PoolState, demanded: DemandClass, instant: Micros) -> None:
+        """The tokens available at an instant: what is new came then, what is gone is what came first."""
+        available = self._available.setdefault(demanded, deque())
+        tokens = _available(state, demanded)
+        while len(available) > tokens:
+            available.popleft()
+        available.extend([instant] * (tokens - len(available)))
 
-    def heard(self, call: Call, reply: Reply) -> None:
-        """What was said and answered, if it changes what was foretold to those who left."""
-        refused = any(isinstance(one, Throttled) for one in call.settlements)
-        if refused or reply.foreign or any(grant.lane.client == OWN.name for grant in reply.grants):
+    def heard(self, request: ExchangeRequest, response: ExchangeResponse) -> None:
+        """What was said and answered, if it changes what was estimated for requests that are gone."""
+        refused = any(isinstance(one, Throttled) for one in request.settlements)
+        odd = any(grant.client == OWN.name or grant.probe for grant in response.grants)
+        if refused or response.foreign or odd:
             self.disturbed = self.universe.now
+        self.exchanges += 1
+        self.wakes += len(response.wake)
 
-    def served_at_once(self, grant: Grant, weight: int) -> None:
-        """Somebody was served without an exchange."""
-        self.shares.got(grant.lane.client, weight)
-        self._note_granted(grant)
-
-    def _note_granted(self, grant: Grant) -> None:
+    def granted(self, grant: LeaseGrant) -> None:
+        """A lease was granted, maybe to be collected."""
         if grant.lease in self._granted:
             self.doubled.append(grant.lease)
         self._granted[grant.lease] = self.universe.now
+        self.tokens += 1
 
-    def after(self, ledger: Ledger, dealt: Dealt | None) -> None:
+    def reserved(self, demanded: DemandClass, grant: LeaseGrant) -> None:
+        """A lease waits to be collected."""
+        self._reserved[grant.lease] = (self.universe.now, demanded)
+
+    def released(self, grants: Iterable[LeaseGrant], *, collected: bool) -> None:
+        """Leases were collected, or are reserved no longer. To be used in time counts from here (law 10)."""
+        waiting: Mapping[DemandClass, Micros] | None = None
+        for grant in grants:
+            since, demanded = self._reserved.pop(grant.lease, (None, None))
+            if since is None or demanded is None:
+                continue
+            waiting = self._waiting() if waiting is None else waiting
+            if demanded in waiting:
+                self._idled(max(since, waiting[demanded]), demanded, ", reserved")
+            if collected:
+                self._granted[grant.lease] = self.universe.now
+
+    def began(self) -> None:
+        """A new epoch: nothing is reserved."""
+        self._reserved.clear()
+
+    def after(self, state: PoolState, *, dealt: bool) -> None:
         """An exchange is over."""
         self._last = self.universe.now
-        waiting = [need for need in self._waiting() if need.terms in ledger.buckets.views]
-        for need in waiting:
-            self._note(ledger, need, self.universe.now)
-        self._at_hand = {need: self._at_hand[need] for need in waiting}
-        if dealt is None:
-            return
-        for grant in dealt.grants:
-            self._note_granted(grant)
-        self.shares.look(ledger.line, settled=not dealt.lent and dealt.stopped is None)
+        waiting = self._known(state)
+        for demanded in waiting:
+            self._note(state, demanded, self.universe.now)
+        self._available = {demanded: self._available[demanded] for demanded in waiting}
+        if dealt:
+            self.shares.look(state.queue)
 
 
-class WatchedLedger(Ledger):
-    """The ledger, and who looks at it."""
+def _available(state: PoolState, demanded: DemandClass) -> int:
+    """How many requests of a class could be served at once."""
+    view = state.revisions.views[demanded.revision]
+    if state.tokens.best(view, demanded.limits, demanded.pinned) is None:
+        return 0
+    quotas = (demanded.pinned,) if demanded.pinned else view.revision.quotas
+    return sum([state.tokens.available(view, demanded.limits, quota) for quota in quotas])
+
+
+def _next_return(state: PoolState) -> Micros | None:
+    tokens = state.tokens
+    sets: list[SortedSet[Any, Micros]] = [*tokens.returns.values(), tokens.closed, tokens.probing, tokens.resting]
+    return min([first[0] for one in sets if (first := one.first())], default=None)
+
+
+class WatchedQueue(FairQueue):
+    """The fair queue, and who looks at it."""
+
+    def __init__(self, shares: Shares) -> None:
+        super().__init__()
+        self.shares = shares
+
+    def serve(self, name: str, client: str) -> str:
+        self.shares.got(client, self._weights[client])
+        return super().serve(name, client)
+
+    def pass_by(self, client: str, weight: int) -> None:
+        self.shares.got(client, weight)
+        super().pass_by(client, weight)
+
+    def refund(self, client: str) -> None:
+        self.shares.anew(client)
+        super().refund(client)
+
+
+class WatchedState(PoolState):
+    """The state, and who looks at it."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self.watch = watch
-        self._dealt: Dealt | None = None
+        self.queue = WatchedQueue(watch.shares)
+        self._dealer = Dealer(self.tokens, self.queue, self.revisions)
 
-    def renewed(self) -> "WatchedLedger":
+    def renewed(self) -> "WatchedState":
         """A state that knows nothing."""
-        return WatchedLedger(self.watch)
+        return WatchedState(self.watch)
 
-    def exchange(self, time: Micros, run: str, call: Call, *, most: int = DEAL) -> Reply:
-        self._dealt = None
-        reply = super().exchange(time, run, call, most=most)
-        self.watch.heard(call, reply)
-        self.watch.after(self, self._dealt)
-        return reply
+    def exchange(self, time: Micros, run: str, request: ExchangeRequest, *, most: int = DEALT) -> ExchangeResponse:
+        dealt = self.dealt
+        response = super().exchange(time, run, request, most=most)
+        self.watch.granting += self.dealt > dealt
+        self.watch.heard(request, response)
+        self.watch.after(self, dealt=not response.asks)
+        return response
 
-    def at_once(self, time: Micros, replica: str, terms: str, lane: Lane, weight: int) -> Grant | None:
-        grant = super().at_once(time, replica, terms, lane, weight)
-        if grant:
-            self.watch.served_at_once(grant, weight)
-        return grant
+    def snapshot(self, time: Micros, revision: str, pins: Iterable[tuple[int, str]]) -> Snapshot | None:
+        """See `core.snapshots`; `None` for a revision that is not known."""
+        return snapshot(self, time, revision, pins) if revision in self.revisions.views else None
 
-    def _clock(self, time: Micros, call: Call) -> Micros:
-        now = super()._clock(time, call)
+    def _clock(self, time: Micros, request: ExchangeRequest) -> Micros:
+        now = super()._clock(time, request)
         self.watch.before(self, now)
         return now
 
-    def _deal(self, now: Micros, call: Call, lanes: Any, rehearsal: Rehearsal, most: int) -> Dealt:
-        self._dealt = dealt = super()._deal(now, call, lanes, rehearsal, most)
-        for place in dealt.served:
-            self.watch.shares.got(place.client, self.line.share(place.client).weight)
-        for played in rehearsal._groups.values():
-            for client, rows in played._rows.items():
-                if not rows:  # a token is granted or left for each of its requests
-                    self.watch.shares.anew(client)
-        return dealt
+    def _begin(self, now: Micros, run: str) -> None:
+        self.watch.began()
+        super()._begin(now, run)
 
-    def _return(self, now: Micros, lease: str) -> None:
-        out = self.buckets._out.get(lease)
-        super()._return(now, lease)
-        if out:
-            self.watch.shares.anew(out.client)
+    def _grant(
+        self, now: Micros, replica: str, view: RevisionView, demanded: DemandClass, client: str, quota: str
+    ) -> LeaseGrant:
+        grant = super()._grant(now, replica, view, demanded, client, quota)
+        self.watch.granted(grant)
+        self._granted_of = demanded
+        return grant
+
+    def _reserve(self, now: Micros, replica: str, grant: LeaseGrant, woken: dict[str, Micros]) -> None:
+        self.watch.reserved(self._granted_of, grant)
+        super()._reserve(now, replica, grant, woken)
+
+    def _collect(self, replica: str, member: Member) -> list[LeaseGrant]:
+        collected = super()._collect(replica, member)
+        self.watch.released(collected, collected=True)
+        return collected
+
+    def _forget_demands(self, replica: str) -> None:
+        self.watch.released(self._members[replica].reserved, collected=False)
+        super()._forget_demands(replica)
