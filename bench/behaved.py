@@ -25,9 +25,9 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Client:
-    """Its kept connections, and what came of its requests."""
+    """Its kept connections, and what came of its requests; `expected`: the length of an answer, 0 for any."""
 
-    def __init__(self, address: str, head: bytes, expected: int) -> None:
+    def __init__(self, address: str, head: bytes, expected: int = 0) -> None:
         host, _, port = address.rpartition(":")
         self._where = host, int(port)
         self._head = head
@@ -52,7 +52,7 @@ class Client:
                 writer.transport.abort()
                 raise
             status = int(head.split(b" ", 2)[1])
-            code = status if status != 200 or length == self._expected else 0
+            code = status if status != 200 or self._expected in (0, length) else 0
             if b"\r\nconnection: close" in head:
                 writer.close()
             else:

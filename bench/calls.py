@@ -28,20 +28,25 @@ RATES = ((1, 20.0), (10, 8.0), (1000, 5.0))
 LIMIT, WINDOW = 80, 4
 QUEUED, MEASURED = 3, 2
 """Windows for which requests are queued, and those that are measured."""
-REPLICAS = (1, 8)
+REPLICAS = (1, 8, 100)
+FEWEST = 10
+"""Requests that are queued in each replica at the least."""
+IDLE, BUSY, GRANTING, HEARTBEATS, WAKES = 1.1, 0.1, 1.2, 0.5, 0.2
+"""The aims: round trips a request at the lowest and at the highest rate, granting calls and wake-ups a token,
+heartbeats a replica and second."""
 
 
 class Counting(SharedStore):
     """The shared store, counting what each exchange was good for."""
 
-    def __init__(self, letters: RedisStore) -> None:
-        super().__init__(letters, on_loss="wait", clock=now, observer=Nobody())
+    def __init__(self, store: RedisStore) -> None:
+        super().__init__(store, on_loss="wait", clock=now, observer=Nobody())
         self.made: Counter[str] = Counter()
 
     async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
         """See `core.exchange.Store`."""
         answer = await super().exchange(settlements, demands)
-        self.made["granted" if answer.grants else "settled" if settlements else "idle"] += 1
+        self.made["granted" if answer.grants else "settled" if settlements else "heartbeats"] += 1
         return answer
 
 
@@ -70,8 +75,8 @@ async def room(url: str, pool: Pool, name: str) -> AsyncIterator[Room]:
     async with AsyncExitStack() as stack:
         link = Link(url, shown=url, timeout=10 * SECOND)
         stack.push_async_callback(link.close)
-        letters = RedisStore(link, pool, prefix="bench", replica=name, settle_bound=bound, clock=now, observer=Nobody())
-        store = Counting(letters)
+        shared = RedisStore(link, pool, prefix="bench", replica=name, settle_bound=bound, clock=now, observer=Nobody())
+        store = Counting(shared)
         stack.push_async_callback(store.close)
         dispatch = Dispatch(pool, store, settle_bound=bound, max_waiting=10**6, clock=now, observer=Nobody())
         stack.push_async_callback(dispatch.stop)
@@ -80,11 +85,19 @@ async def room(url: str, pool: Pool, name: str) -> AsyncIterator[Room]:
         yield Room(dispatch, store.made)
 
 
-def calls(one: Server) -> int:
-    """How often the script was called."""
+def calls(one: Server) -> Counter[str]:
+    """How often the scripts were called (`script`), and how many messages were sent (`publish`)."""
     lines = (line.partition(":") for line in one.ask("INFO", "commandstats").splitlines())
     told = {name: dict(part.split("=") for part in rest.split(",")) for name, colon, rest in lines if colon}
-    return sum(int(told.get(f"cmdstat_{name}", {"calls": "0"})["calls"]) for name in ("evalsha", "eval"))
+    made = Counter[str]()
+    for command, name in (("evalsha", "script"), ("eval", "script"), ("publish", "publish")):
+        made[name] += int(told.get(f"cmdstat_{command}", {"calls": "0"})["calls"])
+    return made
+
+
+def met(figure: float, aim: float) -> str:
+    """A figure beside its aim."""
+    return f"{figure:.2f} ({'met' if figure <= aim else 'missed'}, aim {aim:g})"
 
 
 async def per_request(kind: str, rate: int, seconds: float) -> None:
@@ -100,28 +113,36 @@ async def per_request(kind: str, rate: int, seconds: float) -> None:
                     spawn(only.request("c"), name="request", owner=tasks)
                 await asyncio.sleep(min(0.01, 1 / rate))
             await asyncio.gather(*tasks)
-            made = calls(one) - before
-    print(f"{rate:8} requests/s: {made / sent:5.2f} round trips a request ({made} for {sent})")
+            made = (calls(one) - before)["script"]
+    aim = {RATES[0][0]: IDLE, RATES[-1][0]: BUSY}.get(rate)
+    each = f"{made / sent:.2f}" if aim is None else met(made / sent, aim)
+    print(f"{rate:8} requests/s: {each} round trips a request ({made} for {sent})", flush=True)
 
 
 async def per_token(kind: str, replicas: int) -> None:
     """In each replica more requests wait than are served while it is looked at."""
     tasks: set[asyncio.Task[Any]] = set()
     pool = pool_of(1, Limit(LIMIT, WINDOW * SECOND, ()))
+    seconds = MEASURED * WINDOW
     async with AsyncExitStack() as stack:
         one = stack.enter_context(server(kind))
         rooms = [await stack.enter_async_context(room(one.url, pool, f"r{n}")) for n in range(replicas)]
         stack.push_async_callback(finish, tasks)
-        for number in range(LIMIT * (QUEUED + MEASURED + 1)):
+        for number in range(max(LIMIT * (QUEUED + MEASURED + 1), FEWEST * replicas)):
             spawn(rooms[number % replicas].request(f"c{number % 3}"), name="request", owner=tasks)
         await asyncio.sleep(QUEUED * WINDOW - WINDOW)
         before, served, kinds = calls(one), sum(each.served for each in rooms), _made(rooms)
-        await asyncio.sleep(MEASURED * WINDOW)
+        await asyncio.sleep(seconds)
         made, used, kinds = calls(one) - before, sum(each.served for each in rooms) - served, _made(rooms) - kinds
+    snapshots = made["script"] - kinds.total()
     print(
-        f"{replicas:8} replicas:   {made / used:5.2f} round trips a token ({made} for {used} tokens in"
-        f" {MEASURED * WINDOW} s: {kinds['granted']} brought tokens, {kinds['settled']} only told of spent ones,"
-        f" {kinds['idle']} were signs of life)"
+        f"{replicas:8} replicas, {used} tokens in {seconds} s:"
+        f" {met(kinds['granted'] / used, GRANTING)} granting calls a token,"
+        f" {met(made['publish'] / used, WAKES)} messages a token,"
+        f" {met(kinds['heartbeats'] / seconds / replicas, HEARTBEATS)} heartbeats a second and replica;"
+        f" {kinds['settled'] / used:.2f} calls a token only told of spent ones,"
+        f" {snapshots / used:.2f} were for snapshots alone",
+        flush=True,
     )
 
 

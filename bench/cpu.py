@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 
@@ -11,6 +13,17 @@ def cpu_seconds(pid: int) -> float:
     if stat.exists():
         return _from_stat(stat.read_text(encoding="ascii", errors="replace"), os.sysconf("SC_CLK_TCK"))
     return _from_ps(subprocess.check_output(["ps", "-o", "time=", "-p", str(pid)], text=True))
+
+
+def cpu_exactly(pid: int) -> float:
+    """The same to the microsecond, so that a single call can be measured; only on Linux is it exact."""
+    if sys.platform != "linux":
+        return cpu_seconds(pid)
+    return time.clock_gettime(~pid << 3 | _CPU_OF_PROCESS)
+
+
+_CPU_OF_PROCESS = 2
+"""CPUCLOCK_SCHED, with which Linux makes the clock of a process of its id; see clock_getcpuclockid(3)."""
 
 
 def _from_stat(text: str, ticks_per_second: int) -> float:

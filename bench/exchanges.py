@@ -1,172 +1,264 @@
-"""What one exchange costs the server, by how many keys the pool has and how many lanes wait.
+"""What exchanges and snapshots cost the server, by how many clients wait, in how many replicas, for how many limits.
 
-Two servers are asked, one with few keys and one with many, in turns or at once, and each ratio is the median of the
-ratios of neighbouring rounds: a machine that becomes slower meanwhile moves both.
+The server is real, and so is the way to it; time is virtual, as the script permits, so that each exchange brings the
+tokens that it should, however busy the machine is. The replicas call when they were told to, or are woken.
 """
 
-import asyncio
 import statistics
-import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from bench.pools import Nobody, now, pool_of
-from proxy.core.exchange import Demand, Exchange, Kind, Lane, Settlement, Spent
-from proxy.core.model import SECOND, Limit, Micros, Pool
-from proxy.stores.links import Link
-from proxy.stores.redis import RedisStore
+from bench.cpu import cpu_exactly
+from bench.pools import pool_of
+from proxy.core.exchange import USE_BY, Demand, Grant, Kind, Lane, Spent
+from proxy.core.messages import revision_of
+from proxy.core.model import MILLISECOND, SECOND, Limit, Micros, Pool
+from proxy.core.session import Session, grants_of
+from proxy.stores.links import Link, Script
+from proxy.stores.scripts import EXCHANGE, SNAPSHOT, decode_exchange, decode_snapshot, encode_exchange, encode_snapshot
 from tests.stores.servers import Server, server
 
-FEW, MANY = 10, 10_000
-"""Keys."""
-LANES = (1, 64)
-RATE = 1000
-"""Tokens that return in a second while requests wait."""
-ROUND = 1.0
-"""Seconds."""
-PACE = 0.01
-"""Seconds between two calls while requests wait: alike for both, so that each call brings as many grants."""
-UNCOUNTED = 3
-"""Rounds until tokens return one after the other."""
+CLIENTS, REPLICAS, LIMITS = (1, 64, 300, 1000), (1, 8, 100), (1, 3)
+TOKENS = 1024
+KEYS = (16, 1024, 10_240)
+ONE, MANY = 1, 64
+"""Tokens that return at the same instant."""
+PINNED = 300
+"""Keys to each of which one client has pinned requests."""
+STEP: Micros = 10 * MILLISECOND
+"""Between two tokens."""
+COUNTED = {ONE: 100, MANY: 6}
+"""Exchanges that grant so many, in one round."""
+SNAPSHOTS = 20
+BOUND = 10 * SECOND
+AIMS = {"one": 250, "many": 45, "snapshot": 1000}
+"""Microseconds of CPU, at the most."""
+FORMER = {
+    (KEYS[0], 64, 1, 1): 5_260,
+    (KEYS[2], 64, 1, 1): 5_733,
+    (KEYS[1], 1, 1, 1): 768,
+    (KEYS[1], 300, 1, 1): 27_781,
+    (KEYS[1], 1000, 1, 1): 92_117,
+    (KEYS[1], 64, 1, 3): 8_565,
+}
+"""What an exchange with one token cost before the scheduler was rebuilt, by keys, clients, replicas and limits."""
+LOOP = Script.of("local sum = 0 for number = 1, 20000 do sum = sum + number % 7 end return sum")
+"""What takes as long on every server: it tells how fast the machine is meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What the exchanges of one round came to."""
+@dataclass
+class Replica:
+    """What one replica knows."""
 
-    exchanges: int
-    grants: int
-    seconds: float
+    session: Session
+    due: Micros
+    spent: list[tuple[Grant, Micros]] = field(default_factory=list)
+    """What is to be settled, with the instant at which it was counted."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """An exchange: microseconds of the server's CPU, leases that were dealt, and those of them that the caller got."""
+
     cpu: float
-    """Seconds of the server's process."""
-
-    @property
-    def figures(self) -> tuple[float, float, float, float]:
-        """Exchanges per second, grants per exchange, microseconds of CPU per exchange and per grant."""
-        grants = max(1, self.grants)
-        return (
-            self.exchanges / self.seconds,
-            self.grants / self.exchanges,
-            1e6 * self.cpu / self.exchanges,
-            1e6 * self.cpu / grants,
-        )
+    dealt: int
+    granted: int
 
 
-class Pupil:
-    """One replica that does nothing but exchange, and its server."""
+class Fleet:
+    """Replicas in whose queues requests wait for the tokens of one server."""
 
-    def __init__(self, one: Server, store: RedisStore, apart: Micros) -> None:
-        self._server = one
-        self._store = store
-        self._apart = apart
-        self._counted = now()
-        self._spent: tuple[Settlement, ...] = ()
+    def __init__(self, one: Server, link: Link, pool: Pool, replicas: int, demands: tuple[Demand, ...]) -> None:
+        self.now: Micros = 10**6 * SECOND
+        self.woken = 0
+        self.announced: list[Done] = []
+        """The first exchange of each replica."""
+        self._pid = one.pid
+        self._link = link
+        self._key = f"bench:{{{pool.name}}}"
+        self._revision = revision_of(pool, USE_BY + BOUND)
+        self._demands = demands
+        self._counted = self.now
+        self._together = self._dealt = 0
+        self._replicas = {
+            f"r{number}": Replica(Session(f"r{number}", self._revision), self.now) for number in range(replicas)
+        }
 
-    async def use(self, tokens: int) -> None:
-        """Use so many, on each key alike, so that none is probed any more."""
-        while tokens > 0:
-            answer = await self.exchange((Demand(Lane("c0", Kind((0,))), 1, 256),))
-            tokens -= len(answer.grants)
-            self._spend(answer)
-        await self.exchange(())
+    async def join(self) -> None:
+        """Begin: every replica says what waits, and listens."""
+        for name, replica in self._replicas.items():
+            self._link.listen(f"{self._key}:wake:{name}", lambda _: None)
+            self.announced.append(await self._exchange(replica, ONE))
 
-    async def exchange(self, demands: tuple[Demand, ...]) -> Exchange:
-        """Tell what was spent, and ask."""
-        spent, self._spent = self._spent, ()
-        return await self._store.exchange(spent, demands)
+    async def run(self, together: int, exchanges: int) -> list[Done]:
+        """Call as told until so many exchanges have dealt, each of them what returns `together`."""
+        done: list[Done] = []
+        while exchanges > 0:
+            replica = min(self._replicas.values(), key=lambda one: one.due)
+            self.now = max(self.now, replica.due)
+            done.append(await self._exchange(replica, together))
+            exchanges -= done[-1].dealt > 0
+        return done
 
-    def _spend(self, answer: Exchange) -> None:
-        """Settle what was granted, each counted `apart` from the one before, so that tokens return one by one."""
-        spent = []
-        for grant in answer.grants:
-            self._counted = max(self._counted + self._apart, now())
-            spent.append(Spent(grant.lease, now() - self._counted))
-        self._spent = tuple(spent)
+    async def fill(self, together: int) -> None:
+        """Use every token, those that return together at one instant, until all wait for their return."""
+        left = max(TOKENS, len(self._revision.quotas))
+        while left > 0:
+            left -= sum(done.dealt for done in await self.run(together, 1))
 
-    async def round(self, demands: tuple[Demand, ...], *, wait: bool) -> Round:
-        """Exchange for a while; `wait`: at the `PACE`, else again and again."""
-        exchanges = grants = 0
-        cpu, began = self._cpu(), time.perf_counter()
-        while time.perf_counter() < began + ROUND:
-            answer = await self.exchange(demands)
-            self._spend(answer)
-            exchanges += 1
-            grants += len(answer.grants)
-            if wait:
-                await asyncio.sleep(PACE)
-        return Round(exchanges, grants, time.perf_counter() - began, self._cpu() - cpu)
+    async def snapshots(self, number: int) -> list[float]:
+        """The cost of snapshots for the first replica."""
+        session, costs = self._replicas["r0"].session, []
+        said = encode_snapshot(self._revision.name, session.pins(), now=self.now)
+        for _ in range(number):
+            before = cpu_exactly(self._pid)
+            assert await self._link.run(SNAPSHOT, self._key, said, read=decode_snapshot)
+            costs.append(1e6 * (cpu_exactly(self._pid) - before))
+        return costs
 
-    def _cpu(self) -> float:
-        lines = (line.split(":") for line in self._server.ask("INFO", "cpu").splitlines() if ":" in line)
-        told = dict(lines)
-        return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
+    async def _exchange(self, replica: Replica, together: int) -> Done:
+        session, now = replica.session, self.now
+        spent = tuple([Spent(grant.lease, now - counted) for grant, counted in replica.spent])
+        replica.spent = []
+        while True:
+            request, dealt = session.request(now, spent, self._demands), session.dealt
+            said = encode_exchange(request, None, now=now)
+            before = cpu_exactly(self._pid)
+            response, _ = await self._link.run(EXCHANGE, self._key, said, read=decode_exchange)
+            cpu = 1e6 * (cpu_exactly(self._pid) - before)
+            if session.hear(now, now, request, response):
+                break
+        grants = grants_of(response)
+        replica.spent = [(grant, self._count(together)) for grant in grants]
+        replica.due = now + (2 * SECOND if response.again is None else response.again)
+        for name, delay in response.wake:
+            self.woken += 1
+            woken = self._replicas[name]
+            woken.due = min(woken.due, now + delay)
+        dealt, self._dealt = response.dealt - self._dealt, response.dealt
+        return Done(cpu, dealt, len(grants))
+
+    def _count(self, together: int) -> Micros:
+        """When the next request is counted: so that tokens return evenly, or so many together."""
+        if self._together == 0:
+            self._together = together
+            self._counted = max(self.now, self._counted + together * STEP)
+        self._together -= 1
+        return self._counted
 
 
-async def pupil(stack: AsyncExitStack, kind: str, pool: Pool, apart: Micros = 0) -> Pupil:
-    """A replica with a server of its own; the stack ends both."""
-    one = stack.enter_context(server(kind))
+@dataclass
+class Cell:
+    """One line of the table: medians, in microseconds of the server's CPU."""
+
+    one: float
+    """An exchange that brings one token."""
+    exchange: float
+    """One that deals many."""
+    many: float
+    """The same for each lease of it, others' reservations among them."""
+    collected: float
+    """One that collects what was reserved; 0 when there is none."""
+    snapshot: float
+
+    def __str__(self) -> str:
+        missed = [name for name, aim in AIMS.items() if getattr(self, name) > aim]
+        figures = f"{self.one:8.0f}{self.exchange:8.0f}{self.many:8.1f}{self.collected:9.0f}{self.snapshot:9.0f}"
+        return f"{figures}   {'missed: ' + ', '.join(missed) if missed else 'met'}"
+
+
+def pool(keys: int, limits: int) -> Pool:
+    """A pool that has `TOKENS` tokens under each of its limits, or one on each key."""
+    each = max(1, TOKENS // keys)
+    window = max(TOKENS, keys) * STEP
+    return pool_of(keys, *[Limit(each, window - number * MILLISECOND, ()) for number in range(limits)])
+
+
+def demands_of(clients: int, limits: int) -> tuple[Demand, ...]:
+    """What waits in each replica, for ever: as many flows as clients, enough for one exchange of many."""
+    kind, waiting = Kind(tuple(range(limits))), max(2, -(-256 // clients))
+    return tuple([Demand(Lane(f"c{number}", kind), 1, waiting) for number in range(clients)])
+
+
+async def fleet(stack: AsyncExitStack, one: Server, pool: Pool, replicas: int, demands: tuple[Demand, ...]) -> Fleet:
+    """A fleet on an empty server; the stack ends its connections."""
+    one.ask("FLUSHALL")
     link = Link(one.url, shown=one.url, timeout=60 * SECOND)
     stack.push_async_callback(link.close)
-    store = RedisStore(link, pool, prefix="bench", replica="r", settle_bound=10 * SECOND, clock=now, observer=Nobody())
-    return Pupil(one, store, apart)
+    joined = Fleet(one, link, pool, replicas, demands)
+    await joined.join()
+    return joined
 
 
-def demands_of(lanes: int, waiting: int) -> tuple[Demand, ...]:
-    """So many requests of as many clients as there are lanes."""
-    return tuple(Demand(Lane(f"c{number}", Kind((0,))), 1, waiting // lanes) for number in range(lanes))
+async def cell(one: Server, keys: int, clients: int, replicas: int, limits: int, rounds: int) -> Cell:
+    """Measure one."""
+    results: dict[int, list[Done]] = {}
+    for together in (ONE, MANY):
+        async with AsyncExitStack() as stack:
+            waiting = await fleet(stack, one, pool(keys, limits), replicas, demands_of(clients, limits))
+            await waiting.fill(together)
+            results[together] = await waiting.run(together, rounds * COUNTED[together])
+            snapshots = await waiting.snapshots(rounds * SNAPSHOTS)
+    many = [done for done in results[MANY] if done.dealt == MANY]
+    return Cell(
+        _median([done.cpu for done in results[ONE] if done.dealt == done.granted == 1]),
+        _median([done.cpu for done in many]),
+        _median([done.cpu / done.dealt for done in many]),
+        _median([done.cpu for done in results[MANY] if done.granted and not done.dealt]),
+        _median(snapshots),
+    )
 
 
-async def at_hand(kind: str, rounds: int) -> None:
-    """64 requests come, and are granted at once."""
-    limit = Limit(10_000, 10 * SECOND, ())
+def _median(figures: list[float]) -> float:
+    return statistics.median(figures) if figures else 0.0
+
+
+async def pinned(one: Server, rounds: int) -> None:
+    """One client has two requests pinned to each of many keys."""
+    keys = pool_of(PINNED, Limit(1, PINNED * STEP, ()))
+    demands = tuple([Demand(Lane("c", Kind((0,), quota)), 1, 2) for quota in keys.quotas])
     async with AsyncExitStack() as stack:
-        pupils = {keys: await pupil(stack, kind, pool_of(keys, limit)) for keys in (FEW, MANY)}
-        for keys, one in pupils.items():
-            await one.use(keys)
-        for lanes in LANES:
-            report("at hand", lanes, await compare(pupils, demands_of(lanes, 64), rounds, wait=False))
+        waiting = await fleet(stack, one, keys, 1, demands)
+        [announced] = waiting.announced
+        await waiting.run(ONE, 2 * PINNED)
+        done = await waiting.run(ONE, rounds * COUNTED[ONE])
+        snapshots = await waiting.snapshots(rounds * SNAPSHOTS)
+    cost = _median([each.cpu for each in done if each.dealt == 1])
+    print(
+        f"2 requests pinned to each of {PINNED} keys: {announced.cpu / 1000:.1f} ms when they are announced and"
+        f" {announced.dealt} granted; {cost:.0f} us for an exchange with one token"
+        f" (worst {max(each.cpu for each in done):.0f}): {'met' if cost <= AIMS['one'] else 'missed'};"
+        f" a snapshot {_median(snapshots):.0f}"
+    )
 
 
-async def waiting(kind: str, rounds: int) -> None:
-    """1024 requests wait, and tokens return one after the other."""
-    async with AsyncExitStack() as stack:
-        pupils: dict[int, Pupil] = {}
-        for keys, requests in ((FEW, 100), (MANY, 1)):
-            window = keys * requests * SECOND // RATE
-            pupils[keys] = await pupil(stack, kind, pool_of(keys, Limit(requests, window, ())), SECOND // RATE)
-            await pupils[keys].use(keys * requests)
-        await asyncio.sleep(MANY / RATE)  # until they return
-        for lanes in LANES:
-            report("waiting", lanes, await compare(pupils, demands_of(lanes, 1024), rounds, wait=True))
-
-
-async def compare(
-    pupils: dict[int, Pupil], demands: tuple[Demand, ...], rounds: int, *, wait: bool
-) -> dict[int, list[Round]]:
-    """The rounds of each: in turns, or at once where tokens would pile up meanwhile. The first ones do not count."""
-    results: dict[int, list[Round]] = {keys: [] for keys in pupils}
-    for number in range(-UNCOUNTED, rounds):
-        works = [one.round(demands, wait=wait) for one in pupils.values()]
-        done = await asyncio.gather(*works) if wait else [await work for work in works]
-        if number >= 0:
-            for keys, result in zip(pupils, done, strict=True):
-                results[keys].append(result)
-    return results
-
-
-def report(what: str, lanes: int, results: dict[int, list[Round]]) -> None:
-    """Print the medians, and the ratio of the CPU per grant as the median of the ratios of neighbouring rounds."""
-    for keys, rounds in results.items():
-        figures = (statistics.median(column) for column in zip(*(one.figures for one in rounds), strict=True))
-        rate, grants, exchange, grant = figures
-        print(f"{what:8}{keys:8}{lanes:7}{rate:14.0f}{grants:12.1f}{exchange:14.0f}{grant:11.0f}")
-    ratios = [many.figures[3] / few.figures[3] for few, many in zip(*results.values(), strict=True)]
-    print(f"{'':8}ratio of the CPU per grant: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+async def gauge(one: Server) -> None:
+    """Print how fast the machine is."""
+    link, costs = Link(one.url, shown=one.url, timeout=60 * SECOND), []
+    for _ in range(200):
+        before = cpu_exactly(one.pid)
+        await link.run(LOOP, "bench")
+        costs.append(1e6 * (cpu_exactly(one.pid) - before))
+    await link.close()
+    print(f"20,000 turns of a loop in a script meanwhile: {_median(costs):.0f} us")
 
 
 async def run(kind: str, rounds: int) -> None:
     """Print it all."""
-    print("What an exchange costs the server: 64 requests are granted at once, or 1024 wait for 1000 tokens a second")
-    print(f"{'':8}{'keys':>8}{'lanes':>7}{'exchanges/s':>14}{'grants each':>12}{'CPU us each':>14}{'per grant':>11}")
-    await at_hand(kind, rounds)
-    await waiting(kind, rounds)
+    print(
+        "Microseconds of the server's CPU for an exchange with one token (and what it cost formerly), one that deals"
+        "\n64, each grant of these, one that collects what was reserved meanwhile, and a snapshot; aims: "
+        f"{AIMS['one']} with one token, {AIMS['many']} each, {AIMS['snapshot']} a snapshot"
+    )
+    print(
+        f"{'keys':>7}{'clients':>9}{'replicas':>9}{'limits':>7}{'formerly':>10}{'one':>8}{'64':>8}{'each':>8}{'collect':>9}"
+        f"{'snapshot':>9}"
+    )
+    cells = [(KEYS[1], clients, replicas, limits) for limits in LIMITS for replicas in REPLICAS for clients in CLIENTS]
+    with server(kind) as one:
+        for keys, clients, replicas, limits in [(KEYS[0], 64, 1, 1), (KEYS[2], 64, 1, 1), *cells]:
+            told = await cell(one, keys, clients, replicas, limits, rounds)
+            former = FORMER.get((keys, clients, replicas, limits), "")
+            print(f"{keys:7}{clients:9}{replicas:9}{limits:7}{former:>10}{told}", flush=True)
+        await pinned(one, rounds)
+        await gauge(one)

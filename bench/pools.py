@@ -18,7 +18,7 @@ class Nobody:
         """See `core.events.Observer`."""
 
 
-def pool_of(keys: int, limit: Limit) -> Pool:
-    """A pool of keys, each a quota of its own, under one limit."""
+def pool_of(keys: int, *limits: Limit) -> Pool:
+    """A pool of keys, each a quota of its own, under the same limits."""
     names = [f"k{number}" for number in range(keys)]
-    return Pool("default", tuple([Key.alone(name, Secret(f"secret of {name}")) for name in names]), (limit,), 0)
+    return Pool("default", tuple([Key.alone(name, Secret(f"secret of {name}")) for name in names]), limits, 0)
