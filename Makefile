@@ -62,9 +62,10 @@ image: ## build the container image with docker, podman or buildah (IMAGE=name:t
 	done; \
 	echo "make image needs one of these, ready to build: $(BUILDER)." >&2; exit 1
 
-bench: $(VENV)/.dev ## requests per second and CPU per request, beside a bare aiohttp proxy; what the shared store, telemetry and hostile clients cost
+bench: $(VENV)/.dev ## requests per second and CPU per request, beside a bare aiohttp proxy; what the shared store, crowds, telemetry and hostile clients cost
 	$(BIN)/python -m bench.throughput $(ARGS)
 	$(BIN)/python -m bench.store
+	$(BIN)/python -m bench.crowd
 	$(BIN)/python -m bench.stampede
 	$(BIN)/python -m bench.telemetry
 	$(BIN)/python -m bench.slow
