@@ -67,7 +67,7 @@ class Running:
         return max(row[1] for row in rows if row[0] > since), max(row[2] for row in rows if row[0] > since)
 
     def memory(self) -> float:
-        """What is resident, in MB; only Linux tells."""
+        """Resident memory in MB; only Linux tells."""
         status = Path(f"/proc/{self.pid}/status")
         return int(status.read_text().partition("VmRSS:")[2].split()[0]) * 1024 / 1e6 if status.exists() else 0.0
 

@@ -53,7 +53,7 @@ class Replica:
     session: Session
     due: Micros
     spent: list[tuple[Grant, Micros]] = field(default_factory=list)
-    """What is to be settled, with the instant at which it was counted."""
+    """Requests to settle, with the instant at which each was counted."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ MAX_SLEW = 10
 
 
 class StoreClock:
-    """What is known of the store's clock in one epoch.
+    """Knowledge of the store's clock in one epoch.
 
     Drift is measured from the two lowest offsets (store's clock less own clock) of the last two halves of the baseline.
     An offset is lowest where the network was fast, or where the store has just corrected its clock.
@@ -44,7 +44,7 @@ class StoreClock:
         self._heard = self._lowest = self._lowest_before = None
 
     def stepped(self, now: Micros, instant: Micros) -> Micros:
-        """By how much the clock was set forward since the last response, or 0, as a response received `now` shows."""
+        """The step forward since the last response, or 0, as a response received `now` shows."""
         if self._heard is None:
             return 0
         sent, before = self._heard
@@ -52,7 +52,7 @@ class StoreClock:
         return ahead if ahead > STEP + (now - sent) // MAX_SLEW else 0
 
     def ahead(self, now: Micros, instant: Micros) -> Micros:
-        """By how much the clock ran ahead over about a window, as a response received `now` shows; never negative."""
+        """The time by which the clock ran ahead over about a window, as a response received `now` shows; at least 0."""
         references = [offset for offset in (self._lowest, self._lowest_before) if offset is not None]
         return max(0, instant - _longest(now) - min(references)) if references else 0
 

@@ -65,7 +65,7 @@ class FairQueue:
         self._turns: dict[Flow, int] = {}
         """How many of them were when a flow had its last turn."""
         self._lifts: dict[str, int] = {}
-        """By how much classes that lagged too far were moved on."""
+        """The virtual time by which classes that lagged too far were moved on."""
         self._bases: dict[Flow, int] = {}
         """How much of that a client's start tag holds already."""
         self._times: dict[str, int] = {}
@@ -82,7 +82,7 @@ class FairQueue:
         self.requests = 0
         """How many requests wait."""
 
-    # Who waits
+    # Waiting requests
 
     def put(self, replica: str, demanded: DemandClass, client: str, weight: int, waiting: int) -> None:
         """Note how many requests of a flow wait in a replica; none: it leaves."""

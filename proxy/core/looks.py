@@ -42,7 +42,7 @@ class LaneLook:
 
 @value_object
 class LimitTaken:
-    """What is taken of one limit: tokens by quota, the delays until they return, and until closed buckets open."""
+    """Taken tokens of one limit by quota, the delays until they return, and until closed buckets open."""
 
     taken: tuple[tuple[str, int], ...] = ()
     cooling: tuple[tuple[Micros, str], ...] = ()

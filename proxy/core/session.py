@@ -26,7 +26,7 @@ REPLICAS_MEMORY: Micros = 60 * SECOND
 """How long it is remembered that more replicas shared the pool."""
 
 DRIFT: Micros = 5 * MILLISECOND
-"""By how much the store's clock may run ahead without being watched more closely."""
+"""The store's clock may run ahead by this much without being watched more closely."""
 
 FAST_MEMORY: Micros = 10 * SECOND
 """How long it is watched more closely."""

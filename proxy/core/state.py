@@ -42,7 +42,7 @@ DEALT = 256
 MILLION = 1_000_000
 
 MAX_RATE = MILLION // 10
-"""By how many microseconds in a million the store's clock is taken to run fast, at the most."""
+"""The most microseconds in a million by which the store's clock is taken to run fast."""
 
 RATE_MEMORY: Micros = 20 * SECOND
 """How long it takes to forget that it did."""
@@ -88,13 +88,13 @@ class PoolState:
         self._version = 0
         self._leases = 0
         self._shift: Micros = 0
-        """What is added to the store's clock."""
+        """Added to the store's clock."""
         self._now: Micros = 0
         self._corrected: Micros = 0
         self._time: Micros = 0
         """What the store's clock showed last."""
         self._rate = 0
-        """By how many microseconds in a million it is taken to run fast, until replicas say more."""
+        """Microseconds in a million by which it is taken to run fast, until replicas say more."""
         self._rated: Micros = 0
         self._ahead: SortedSet[str, Micros] = SortedSet()
         """By how much each replica that holds leases or waits saw the clock run ahead, before all corrections."""
