@@ -21,7 +21,7 @@ from proxy.core.health import Health
 from proxy.core.levels import LaneLevel
 from proxy.core.looks import LaneLook
 from proxy.core.model import SECOND, Client, Limit, Micros, Pool
-from proxy.dispatch.alarm import Alarm
+from proxy.dispatch.alarm import FEW, Alarm
 from proxy.dispatch.capacity import Capacity, Portions
 from proxy.dispatch.deadlines import Deadlines
 from proxy.dispatch.doors import check, surplus
@@ -262,7 +262,7 @@ class Dispatch:
         self._lanes.seat(waiter)
         self._deadlines.watch(waiter)
         self._rides.came(now)
-        self._alarm.ring()
+        self._alarm.ring(self.in_flight if self._stock.holds(ticket.kind.limits) else FEW)
         return waiter
 
     def _left(self, waiter: Waiter) -> None:

@@ -44,6 +44,10 @@ class Stock:
             return False
         return all(self.budgets[index].at_hand >= PLENTY for index in limits)
 
+    def holds(self, limits: Iterable[int]) -> bool:
+        """Whether a token of each of these limits was left when an exchange told last."""
+        return bool(self.budgets) and all(self.budgets[index].at_hand > 0 for index in limits)
+
     def take(self, limits: tuple[int, ...]) -> None:
         """A token of each of these limits was granted without an exchange."""
         self._granted += 1

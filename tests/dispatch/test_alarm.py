@@ -3,7 +3,7 @@ import asyncio
 import uvloop
 
 from proxy.core.model import SECOND
-from proxy.dispatch.alarm import BATCHING, Alarm
+from proxy.dispatch.alarm import BATCHING, FEW, Alarm
 from tests.virtual import micros, virtual
 
 
@@ -102,4 +102,14 @@ async def test_it_can_be_hurried() -> None:
     assert micros() == began
     alarm.ring()
     await alarm.heard()
+    assert micros() - began == BATCHING
+
+
+@virtual
+async def test_it_does_not_wait_for_others_where_few_are_in_flight() -> None:
+    """A caller that sends one request after the other loses no time."""
+    alarm, began = Alarm(), micros()
+    for in_flight in (0, FEW - 1, FEW):
+        alarm.ring(in_flight)
+        await alarm.heard()
     assert micros() - began == BATCHING

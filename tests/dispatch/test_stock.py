@@ -37,3 +37,11 @@ def test_what_is_taken_is_not_at_hand_any_more() -> None:
     assert stock.hear((), 3 * SECOND) == 2
     assert stock.hear((), 3 * SECOND) == 0
     assert stock.standing(pool_, (0, 1), (1, 1), 3 * SECOND) == []
+
+
+def test_tokens_that_were_left() -> None:
+    """Of each limit that is asked for; nothing is known before the first exchange."""
+    stock = Stock()
+    assert not stock.holds((0,))
+    stock.hear((Budget(5, 1, 0), Budget(5, 0, 9)), 0)
+    assert [stock.holds(limits) for limits in ((0,), (1,), (0, 1), ())] == [True, False, False, True]
