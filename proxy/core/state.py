@@ -370,11 +370,16 @@ class PoolState:
 
     # When to call again
 
+    def _heartbeat(self, now: Micros, caller: str) -> Micros:
+        """When a replica is to call at the latest: with requests that wait, when reservations of a silent one end."""
+        usual, first = pulse(self.revisions.bound), self._uncollected.first()
+        return min(usual, max(MILLISECOND, first[0] - now)) if first and self.queue.waits(caller) else usual
+
     def _again(
         self, now: Micros, caller: str, member: Member, woken: dict[str, Micros], *, left: bool
     ) -> Micros | None:
         """When the caller is to call; another replica whose turn is next is woken, if it was told a later time."""
-        heartbeat = pulse(self.revisions.bound)
+        heartbeat = self._heartbeat(now, caller)
         again: Micros | None = heartbeat
         if not self.queue.waits(caller):
             again = heartbeat if self.tokens.holds(caller) else None

@@ -247,8 +247,13 @@ local function deal(now, grants)
 end
 
 -- When the caller is to call again; another replica whose turn is next is woken, if it was told a later time.
+local function heartbeat_of(now)
+  local usual, silent, ends = min(PULSE, floor(state.bound / 2)), first_of(UNCOLLECTED)
+  return silent and flows.waits(caller) and min(usual, max(MILLISECOND, ends - now)) or usual
+end
+
 local function again_of(now, member, left)
-  local heartbeat = min(PULSE, floor(state.bound / 2))
+  local heartbeat = heartbeat_of(now)
   local again = (flows.waits(caller) or tokens.holds(caller)) and heartbeat or nil
   if left then
     again = MILLISECOND
