@@ -380,18 +380,18 @@ class PoolState:
     ) -> Micros | None:
         """When the caller is to call; another replica whose turn is next is woken, if it was told a later time."""
         heartbeat = self._heartbeat(now, caller)
-        again: Micros | None = heartbeat
-        if not self.queue.waits(caller):
-            again = heartbeat if self.tokens.holds(caller) else None
+        waits = self.queue.waits(caller)
+        again = heartbeat if waits or self.tokens.holds(caller) else None
         if left:
             again = MILLISECOND
         elif self._awaits_reports(now):
             again = min(heartbeat, max(MILLISECOND, self._grace - now)) if again is not None else None
         elif self.queue.classes and (turn := self._dealer.look_ahead(caller)):
             instant, replica = turn
-            if replica == caller:
-                again = max(MILLISECOND, min(instant - now, heartbeat))
-            elif self._members[replica].due > instant + WAKE_MARGIN:
+            if waits:  # also where it is another's turn: that may be gone
+                grace = COLLECT if replica != caller else 0
+                again = min(heartbeat, max(MILLISECOND, instant - now) + grace)
+            if replica != caller and self._members[replica].due > instant + WAKE_MARGIN:
                 self._members[replica].due = instant
                 woken[replica] = max(0, instant - now)
         if again is None:

@@ -254,7 +254,8 @@ end
 
 local function again_of(now, member, left)
   local heartbeat = heartbeat_of(now)
-  local again = (flows.waits(caller) or tokens.holds(caller)) and heartbeat or nil
+  local waits = flows.waits(caller)
+  local again = (waits or tokens.holds(caller)) and heartbeat or nil
   if left then
     again = MILLISECOND
   elseif awaits_reports(now) then
@@ -262,9 +263,10 @@ local function again_of(now, member, left)
   elseif state.classes > 0 then
     local instant, replica = dealing.look_ahead(caller)
     local other = replica and read(members, replica)
-    if replica == caller then
-      again = max(MILLISECOND, min(instant - now, heartbeat))
-    elseif other and other.due > instant + WAKE_MARGIN then
+    if replica and waits then
+      again = min(heartbeat, max(MILLISECOND, instant - now) + (replica ~= caller and COLLECT or 0))
+    end
+    if replica ~= caller and other and other.due > instant + WAKE_MARGIN then
       other.due, woken[replica] = instant, max(0, instant - now)
       write(members, replica, other)
     end
