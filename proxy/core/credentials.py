@@ -159,7 +159,8 @@ def take_off_target(target: bytes, taken: re.Pattern[bytes]) -> tuple[list[bytes
         return [], target
     values = [unquote_to_bytes(found[1]) for found in taken.finditer(query) if found[1]]
     rest = taken.sub(b"", query)
-    if taken.match(query):
+    first = taken.match(query)
+    if first and not first[0].startswith((b"&", b";")):  # else its own separator went with it
         rest = rest[1:]
     return values, path + mark + rest if rest else path
 

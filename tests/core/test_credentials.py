@@ -1,7 +1,7 @@
 from base64 import b64encode
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.core.credentials import MAX_WORDS, Found, Places, parameter, take_off, take_off_target, without, words
@@ -43,6 +43,7 @@ def is_ours(piece: bytes) -> bool:
     return piece.partition(b"=")[0] in (b"apikey", b"Apikey", b"apikey[]", b"api%6Bey", b"%61%70%69%6b%65%79")
 
 
+@example(b"/", [b"", b"apikey", b"apikeys"])
 @given(PATH, st.lists(PIECE, max_size=5))
 def test_all_but_the_parameter_survives(path: bytes, pieces: list[bytes]) -> None:
     """Byte for byte, in order; without anything left, the query goes with its `?`."""
