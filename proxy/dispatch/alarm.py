@@ -39,6 +39,12 @@ class Alarm:
             self._next = 0.0
         self.within(0)
 
+    def wake(self, delay: Micros) -> None:
+        """Go off after `delay` as the store asks; however recently it did where a token is there already."""
+        if delay <= MILLISECOND:
+            self._next = 0.0
+        self.within(delay)
+
     def within(self, delay: Micros) -> None:
         """Go off after `delay` at the latest, or as soon as it may."""
         if self._due.is_set():

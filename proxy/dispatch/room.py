@@ -110,7 +110,7 @@ class Dispatch:
 
     def wake(self, delay: Micros = 0) -> None:
         """Exchange after this time: a turn comes earlier than the store told."""
-        self._alarm.within(delay)
+        self._alarm.wake(delay)
 
     # Keys and limits
 
@@ -369,7 +369,7 @@ class Dispatch:
             self._deadlines.judge(queue, now)
         self._deadlines.pass_over(self._portions.left_out(), now)
         if answer.again is not None and self._has_to_say:
-            self._alarm.within(answer.again)
+            self._alarm.wake(answer.again)
         elif self._holdings.unsettled:
             self._alarm.within(PULSE)
         self._observer.observe(Exchanged(self.pool.name, (now - asked) / SECOND, granted))

@@ -2,7 +2,7 @@ import asyncio
 
 import uvloop
 
-from proxy.core.model import SECOND
+from proxy.core.model import MILLISECOND, SECOND
 from proxy.dispatch.alarm import BATCHING, FEW, Alarm
 from tests.virtual import micros, virtual
 
@@ -113,3 +113,13 @@ async def test_it_does_not_wait_for_others_where_few_are_in_flight() -> None:
         alarm.ring(in_flight)
         await alarm.heard()
     assert micros() - began == BATCHING
+
+
+@virtual
+async def test_the_store_asks_for_what_is_there_already() -> None:
+    """It need not be shared with others: a burst of returning tokens takes several exchanges."""
+    alarm, began = Alarm(), micros()
+    for delay in (0, MILLISECOND, 2 * MILLISECOND):
+        alarm.wake(delay)
+        await alarm.heard()
+    assert micros() - began == MILLISECOND + BATCHING
