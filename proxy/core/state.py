@@ -97,7 +97,7 @@ class PoolState:
         """Microseconds in a million by which it is taken to run fast, until replicas say more."""
         self._rated: Micros = 0
         self._ahead: SortedSet[str, Micros] = SortedSet()
-        """By how much each replica that holds leases or waits saw the clock run ahead, before all corrections."""
+        """The time by which each replica that holds leases or waits saw the clock run ahead, before all corrections."""
         self._lost = False
         """Whether a replica knew another epoch than this one."""
         self._grace: Micros = 0
@@ -317,7 +317,7 @@ class PoolState:
         self.queue.forget(replica)
         member.forgotten = True
 
-    # Who waits, and who is served
+    # Demands and dealing
 
     def _note_demands(self, request: ExchangeRequest) -> None:
         """Note what waits in the replica, less what it is about to collect."""

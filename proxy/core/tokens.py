@@ -13,7 +13,7 @@ Laws kept here (numbers of the design):
     since.
 9.  Headers only take tokens away: `close` shuts buckets, `_learn` takes what others spent; nothing opens them early.
 
-A bucket is (limit, quota). What is counted is what is taken; what is available follows from the revision of whoever
+A bucket is (limit, quota). Taken tokens are counted; the available ones follow from the revision of whoever
 asks. Keys may come and go and limits change, and nothing that was spent is forgotten. Every step is O(log n) in the
 number of quotas and tokens, times the limits of a pool. Instants are microseconds of the store's one clock (law 7).
 
@@ -103,7 +103,7 @@ class TokenBuckets:
         self._unanswered: set[str] = set()
         """Quotas of which the last request that ended had no answer."""
 
-    # What is available
+    # Availability
 
     def available(
         self,

@@ -153,7 +153,7 @@ def _named(rows: Iterable[tuple[bytes, int]]) -> tuple[tuple[str, int], ...]:
 
 
 def encode_snapshot(revision: str, pins: Pins, *, now: Micros | None = None) -> str:
-    """What is asked of the snapshot: of `pins`, (limit, quota), flows of the replica insist."""
+    """The wish for a snapshot: flows of the replica insist on `pins`, (limit, quota)."""
     message: dict[str, Any] = {"revision": revision, "pins": list(pins)}
     if now is not None:
         message["now"] = now

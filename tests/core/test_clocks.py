@@ -13,7 +13,7 @@ CORRECTED = 10 * MILLISECOND
 """A store corrects its clock from here on (`core.state`)."""
 
 GUARD = 130 * MILLISECOND
-"""By how much a stretched window of a minute exceeds the upstream's: 100 ms and 0.05 %."""
+"""The excess of a stretched window of a minute over the upstream's: 100 ms and 0.05 %."""
 
 
 START = 5_000 * SECOND
@@ -68,7 +68,7 @@ class Play:
         return self
 
     def shortened(self) -> Micros:
-        """By how much the store's clock shortened a window, or a part of one, at the most."""
+        """The most by which the store's clock shortened a window, or a part of one."""
         pairs = ((one, two) for n, two in enumerate(self.offsets) for one in self.offsets[:n])
         return max(late - early for (before, early), (after, late) in pairs if after - before <= WINDOW)
 

@@ -167,7 +167,7 @@ end
 
 local function hear(now, member)
   for _, lease in ipairs(request.heard ~= member.serial and member.granted or {}) do return_lease(caller, lease) end
-  -- What is reserved is told by the limits of the other revision, or not at all.
+  -- Reservations are told by the limits of the other revision, or not at all.
   if (member.reserved > 0 and request.held) or (member.revision ~= '' and member.revision ~= request.revision) then
     forget_demands(caller, member)
   end
@@ -194,7 +194,7 @@ local function expire(now)
   flows.forget_idle()
 end
 
--- Who waits, and who is served
+-- Demands and dealing
 
 -- A demand is {client, weight, waiting, limits, pinned or nothing}; `collected` are the grants that were reserved.
 local function note_demands(member, collected)

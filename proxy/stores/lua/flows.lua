@@ -66,7 +66,7 @@ local function moved(class, flow, place) return min(place + class.own.lift, max(
 
 function flows.start(class, flow) return moved(class, flow, flow.own.tag - flow.total.base) end
 
--- Who waits
+-- Demands
 
 local function put(class, client)
   local flow = flow_of(class, client)

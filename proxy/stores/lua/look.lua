@@ -1,4 +1,4 @@
--- What is taken of the limits of one pool, for people and scrapers; nothing is written. See tokens.lua for what is stored.
+-- The taken tokens of the limits of one pool, for people and scrapers; nothing is written. See tokens.lua for what is stored.
 --
 -- KEYS[1]  the name that every key of the pool begins with
 -- ARGV     where to begin in each list of returns (from 0), and how many entries to tell; the number of limits and their ids;

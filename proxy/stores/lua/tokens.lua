@@ -45,7 +45,7 @@ function tokens.total(limit) return read(totals, limit) or 0 end
 
 function tokens.quota_in(member) return match(member, '@(.*)$') end
 
--- What is available
+-- Availability
 
 -- How many requests under these limits a quota could serve: now, or at an instant to come, with what will have `returned`.
 function tokens.available(view, limits, quota, at, returned)
