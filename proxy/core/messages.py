@@ -1,7 +1,7 @@
 """What a replica and the store of one pool say to each other: the exchange, and the snapshot.
 
 Over a network messages are lost and delayed, stores restart, and clocks step. What each side needs to know to keep the
-laws all the same rides on every message:
+laws all the same stands in every message:
 
 - `serial` and `heard` number a replica's requests. Grants of a response that was not heard are taken back with the next
   request; a request that was overtaken by a later one of the same replica does nothing.

@@ -168,7 +168,7 @@ def test_a_step_is_measured_from_the_sending_of_the_earlier_request() -> None:
 
 
 def test_a_small_step_is_corrected_as_drift() -> None:
-    """What is too small for a new epoch still shortens windows."""
+    """A step that is too small for a new epoch still shortens windows."""
     clock = StoreClock()
     clock.believe(0, 0, 0)
     now, jump = 2 * SECOND, 150 * MILLISECOND

@@ -135,7 +135,7 @@ def test_far_positions_are_extrapolated_by_whole_periods(
 
 
 def test_far_positions_lie_whole_periods_of_the_slowest_limit_apart() -> None:
-    """Of a limit of eleven a second and one of ten a minute, the latter tells when far positions are served."""
+    """With eleven a second and ten a minute, the second limit tells when far positions are served."""
     kind, limits = Kind((0, 1)), (LimitReturns(11, 0, 0), LimitReturns(10, 0, 0))
     turns = Estimator(snapshot(flow("a", 9, kind=kind), limits=limits), revision(SECOND, WINDOW), 1).turns(
         Lane("a", kind), 9
@@ -146,7 +146,7 @@ def test_far_positions_lie_whole_periods_of_the_slowest_limit_apart() -> None:
 
 
 def test_a_long_queue_is_sampled_where_its_tokens_return_together() -> None:
-    """Of a thousand positions few are told, and yet the steps between bursts of 60 lie where they are."""
+    """Few of a thousand positions are sampled, and yet the steps between bursts of 60 lie where they are."""
     view = snapshot(flow("a", 200), limits=(LimitReturns(0, 60, 0, tuple([SECOND] * 60)),))
     turns = told(view, "a", 200)
     assert len(turns.soon) <= SOON
@@ -221,7 +221,7 @@ def test_a_quota_closed_for_long_does_not_keep_the_others_from_serving() -> None
 
 
 def test_tokens_between_two_samples_do_not_return_before_their_period() -> None:
-    """Of a span that reaches into the second period all tokens are expected there."""
+    """All tokens of a span that reaches into the second period are expected there."""
     returns = LimitReturns(0, 3, 0, (SECOND,), ((2, PERIOD + 10 * SECOND),))
     turns = told(snapshot(flow("a", 20), limits=(returns,)), "a", 20)
     assert turns.soon[:5] == (SECOND, *[PERIOD + second * SECOND for second in (1, 5, 10)], 2 * PERIOD + SECOND)

@@ -228,7 +228,7 @@ def test_a_client_that_did_not_have_to_wait_has_been_served() -> None:
     assert serve_first(queue, WIDE, 5) == {"b": 3, "a": 2}
 
 
-# What is kept
+# State that is kept
 
 
 flows = st.tuples(

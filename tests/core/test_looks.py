@@ -48,7 +48,7 @@ def test_a_quota_that_rests_is_closed_under_all_its_limits() -> None:
 
 
 def test_another_revision_has_other_limits() -> None:
-    """What is taken is the same; what is available follows from the limit."""
+    """Taken tokens are the same; the available ones follow from the limit."""
     world = World.of(pool(1, limit(3)))
     world.ask(2)
     for number, available in ((9, 7), (1, 0)):

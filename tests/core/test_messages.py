@@ -32,7 +32,7 @@ def test_only_quotas_that_are_not_one_keys_own_are_spelled_out() -> None:
 
 
 def test_a_limit_keeps_its_identity_when_only_its_number_changes() -> None:
-    """What was spent under 60 a minute is spent under 100 a minute; its window is stretched by the guard and rates."""
+    """Tokens spent under 60 a minute are spent under 100 a minute; the window is stretched by the guard and rates."""
     (before,), (after,) = revision_of(pool(1, limit(60)), 5).limits, revision_of(pool(1, limit(100)), 5).limits
     assert before.id == after.id
     assert before.window == 60 * SECOND + 130 * MILLISECOND

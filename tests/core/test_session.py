@@ -655,7 +655,7 @@ def test_quotas_that_flows_insist_on() -> None:
     assert sorted(room.session.pins()) == [(0, "k0"), (1, "k0")]
 
 
-# What is held, and who shares
+# Held leases, and the replicas that share the pool
 
 
 def test_a_lease_is_held_until_its_tokens_have_returned() -> None:

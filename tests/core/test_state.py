@@ -23,7 +23,7 @@ def report(world: World, *grants: LeaseGrant) -> tuple[HeldLease, ...]:
     return tuple([HeldLease(grant.lease, grant.quota, grant.client, windows, 0, None) for grant in grants])
 
 
-# What is available goes at once (law 3)
+# Available tokens go at once (law 3)
 
 
 def test_what_is_available_goes_at_once() -> None:

@@ -88,7 +88,7 @@ class Estimate(NamedTuple):
 
 
 def beyond_neighbours(estimates: Iterable[Estimate], replicas: int) -> list[Micros]:
-    """By how much each estimate is off beyond what the rotation of replicas explains.
+    """Measure the error of each estimate beyond what the rotation of replicas explains.
 
     A replica does not know where the rotation stands: its request is served up to `replicas` - 1 turns of its client
     earlier or later, and where tokens return in bursts that may be a window.

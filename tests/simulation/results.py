@@ -31,7 +31,7 @@ class Result:
     errors: list[Micros] = field(default_factory=list)
     """How much later than estimated requests that had to wait were served."""
     off: list[Micros] = field(default_factory=list)
-    """By how much judged estimates were off, beyond what neighbours in the order of service explain."""
+    """Errors of judged estimates, beyond what neighbours in the order of service explain."""
     waits: list[Micros] = field(default_factory=list)
     """How long those requests waited from then."""
     used: float | None = None

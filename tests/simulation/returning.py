@@ -5,7 +5,7 @@ what would have been its own. So it is tried when nobody new comes and all is me
 Nor can anybody be told what nobody knows yet. A try is not judged where, between the telling and its end, an answer
 showed that somebody else has spent tokens, or the proxy itself took one to ask after a key.
 
-1. Of a burst of more requests than the pool has tokens, all that are refused come back when they are told to.
+1. A burst has more requests than the pool has tokens; all that are refused come back when they are told to.
 2. Of a burst that waits, each request is served when it was estimated to be once all replicas knew of all of it.
 """
 
