@@ -24,7 +24,7 @@ RUN python -B -m pip uninstall --yes --no-cache-dir --root-user-action ignore pi
  && rm -rf /usr/local/lib/python3.*/ensurepip /root/.cache
 COPY --from=build /opt/keyturn /opt/keyturn
 # The base's standard library comes without bytecode, and nobody writes any later: half of a start's time.
-RUN /opt/keyturn/bin/python -c "import proxy.app, proxy.cli"
+RUN /opt/keyturn/bin/python -c "import keyturn.app, keyturn.cli"
 ENV PATH=/opt/keyturn/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1

@@ -14,8 +14,7 @@ import time
 from collections import Counter
 
 import uvloop
-
-from proxy.tasks import finish, spawn
+from keyturn.tasks import finish, spawn
 
 PATIENCE = 3.0
 """Seconds that the last requests are waited for."""

@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from keyturn.core.exchange import Demand, Exchange, Kind, Settlement
+from keyturn.core.model import SECOND, Client, Limit, Pool
+from keyturn.dispatch import Dispatch, Ticket
+from keyturn.stores.links import Link
+from keyturn.stores.redis import RedisStore
+from keyturn.stores.shared import SharedStore
+from keyturn.tasks import finish, spawn
+
 from bench.pools import Nobody, now, pool_of
-from proxy.core.exchange import Demand, Exchange, Kind, Settlement
-from proxy.core.model import SECOND, Client, Limit, Pool
-from proxy.dispatch import Dispatch, Ticket
-from proxy.stores.links import Link
-from proxy.stores.redis import RedisStore
-from proxy.stores.shared import SharedStore
-from proxy.tasks import finish, spawn
 from tests.stores.servers import Server, server
 
 KEYS = 10

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from keyturn.core.model import SECOND
+from keyturn.tasks import finish, spawn
 
 from bench.behaved import Client
 from bench.cpu import cpu_seconds
 from bench.hostile import delay
 from bench.throughput import address_of, running
-from proxy.core.model import SECOND
-from proxy.tasks import finish, spawn
 from tests.simulation.judges import used
 from tests.stores.servers import KINDS, server
 
@@ -173,7 +173,7 @@ def start(stack: ExitStack, kind: str) -> list[Running]:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keyturn-crowd-")))
     one = stack.enter_context(server(kind))
     python = [sys.executable, "-m"]
-    practice = [*python, "proxy", "practice", "--port", "0", "--limit", str(LIMIT), "--window", f"{WINDOW}s"]
+    practice = [*python, "keyturn", "practice", "--port", "0", "--limit", str(LIMIT), "--window", f"{WINDOW}s"]
     _, ready = stack.enter_context(running("upstream", [*practice, "--kind", "rolling"], folder))
     path = folder / "config.yaml"
     path.write_text(json.dumps(configuration(ready.partition("practice=")[2].split()[0], one.url)), encoding="utf-8")

@@ -8,14 +8,22 @@ import statistics
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from keyturn.core.exchange import USE_BY, Demand, Grant, Kind, Lane, Spent
+from keyturn.core.messages import revision_of
+from keyturn.core.model import MILLISECOND, SECOND, Limit, Micros, Pool
+from keyturn.core.session import Session, grants_of
+from keyturn.stores.links import Link, Script
+from keyturn.stores.scripts import (
+    EXCHANGE,
+    SNAPSHOT,
+    decode_exchange,
+    decode_snapshot,
+    encode_exchange,
+    encode_snapshot,
+)
+
 from bench.cpu import cpu_exactly
 from bench.pools import pool_of
-from proxy.core.exchange import USE_BY, Demand, Grant, Kind, Lane, Spent
-from proxy.core.messages import revision_of
-from proxy.core.model import MILLISECOND, SECOND, Limit, Micros, Pool
-from proxy.core.session import Session, grants_of
-from proxy.stores.links import Link, Script
-from proxy.stores.scripts import EXCHANGE, SNAPSHOT, decode_exchange, decode_snapshot, encode_exchange, encode_snapshot
 from tests.stores.servers import Server, server
 
 CLIENTS, REPLICAS, LIMITS = (1, 64, 300, 1000), (1, 8, 100), (1, 3)

@@ -194,7 +194,7 @@ def measure(row: Row, rounds: int | None, source: str) -> Result:
             path = folder / "config.yaml"
             path.write_text(json.dumps(configuration(row, upstream.split()[1])))
             path.chmod(0o600)
-            with running("keyturn", [*python, "proxy", "serve", "-c", str(path)], folder) as (pid, ready):
+            with running("keyturn", [*python, "keyturn", "serve", "-c", str(path)], folder) as (pid, ready):
                 address = address_of(ready)
                 recover(address)
                 for number in range(rounds or row.rounds):

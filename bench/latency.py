@@ -28,7 +28,7 @@ def start(stack: ExitStack, folder: Path, urls: dict[str, str]) -> list[Proxy]:
         config = write_config(own, upstream, ca, tokens)
         told = json.loads(config.read_text(encoding="utf-8")) | {"store": {"url": url}}
         config.write_text(json.dumps(told), encoding="utf-8")
-        pid, ready = stack.enter_context(running(name, [*python, "proxy", "serve", "-c", str(config)], folder))
+        pid, ready = stack.enter_context(running(name, [*python, "keyturn", "serve", "-c", str(config)], folder))
         proxies.append(Proxy(name, address_of(ready), pid, tokens))
     return proxies
 

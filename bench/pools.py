@@ -2,8 +2,8 @@
 
 import time
 
-from proxy.core.events import Event
-from proxy.core.model import Key, Limit, Micros, Pool, Secret
+from keyturn.core.events import Event
+from keyturn.core.model import Key, Limit, Micros, Pool, Secret
 
 
 def now() -> Micros:

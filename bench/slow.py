@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keyturn.app.trimming import EVERY
+
 from bench.throughput import address_of, running
-from proxy.app.trimming import EVERY
 
 KEY = "secret-of-the-slow"
 ANSWER, BODY = 8 * 2**20, 8 * 2**20
@@ -126,7 +127,7 @@ async def run(number: int) -> None:
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "config.yaml"
             path.write_text(json.dumps(configuration(port, number)))
-            command = [sys.executable, "-m", "proxy", "serve", "-c", str(path)]
+            command = [sys.executable, "-m", "keyturn", "serve", "-c", str(path)]
             with running("keyturn", command, Path(name)) as (pid, ready):
                 print(f"a process that does nothing: {resident(pid):.1f} MiB")
                 for _ in range(2):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+from keyturn.practice import PracticeApi, PracticeSettings
 
 from bench.throughput import address_of, running
-from proxy.practice import PracticeApi, PracticeSettings
 
 LIMIT, WINDOW, WAIT = 60, 6.0, 60
 KEY = "secret-of-the-stampede"
@@ -57,7 +57,7 @@ async def stampede(*, join: bool, callers: int, collections: int, seed: int) -> 
             }
             path = folder / "config.yaml"
             path.write_text(json.dumps(configuration))
-            command = [sys.executable, "-m", "proxy", "serve", "-c", str(path)]
+            command = [sys.executable, "-m", "keyturn", "serve", "-c", str(path)]
             with running("keyturn", command, folder) as (_, ready):
                 return await _measure(api, ready, callers, collections, seed)
 

@@ -16,10 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from secrets import token_hex
 
+from keyturn.core.events import Event, Exchanged, Journal, UpstreamAnswered
+from keyturn.telemetry import Metrics, RequestLog
+from keyturn.telemetry.requests import NAME
+
 from bench.throughput import Proxy, address_of, load, running, write_certificates, write_config
-from proxy.core.events import Event, Exchanged, Journal, UpstreamAnswered
-from proxy.telemetry import Metrics, RequestLog
-from proxy.telemetry.requests import NAME
 
 CLIENTS = 20
 LIMIT = 3.0
@@ -80,7 +81,7 @@ def request_cost(folder: Path, requests: int, rounds: int) -> float:
         _, ready = stack.enter_context(running("upstream", command, folder))
         path = write_config(folder, ready.split()[1], ca, tokens)
         path.write_text(json.dumps({**json.loads(path.read_text()), "log": {"level": "warning"}}))
-        command = [sys.executable, "-m", "proxy", "serve", "-c", str(path)]
+        command = [sys.executable, "-m", "keyturn", "serve", "-c", str(path)]
         pid, ready = stack.enter_context(running("keyturn", command, folder))
         proxy = Proxy("keyturn", address_of(ready), pid, tokens)
         load(proxy, requests, 40)

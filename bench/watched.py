@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from proxy import cli
-from proxy.app import App, serve_until_told
+from keyturn import cli
+from keyturn.app import App, serve_until_told
 
 ROUND, PERIOD = 0.001, 0.25
 """Seconds between two rounds, and between two lines."""

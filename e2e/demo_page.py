@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.request import Request, urlopen
 
+from keyturn.demo import ADMIN_TOKEN, REVOKED
 from playwright.sync_api import Browser, Page
 
 from e2e.browsing import Promise, Watch, appears, opened
-from proxy.demo import ADMIN_TOKEN, REVOKED
 
 KEYTURN = Path(sys.executable).with_name("keyturn")
 START_SECONDS = 30

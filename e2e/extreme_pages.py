@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from keyturn.web.status.model import BucketStatus, QuotaStatus, Snapshot
 from playwright.sync_api import Browser, Page
 
 from e2e.browsing import Promise, Watch, opened, promise
-from proxy.web.status.model import BucketStatus, QuotaStatus, Snapshot
 from tests.observability.extremes import KEYS, WAITING, crowd, empty, long_names
 from tests.observability.samples import MINUTE, Replica, quiet, serving
 

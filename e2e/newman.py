@@ -20,9 +20,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from proxy.practice import PracticeApi, PracticeSettings
-from proxy.practice.arrivals import Arrival
-from proxy.tasks import finish, spawn
+from keyturn.practice import PracticeApi, PracticeSettings
+from keyturn.practice.arrivals import Arrival
+from keyturn.tasks import finish, spawn
 
 HERE = Path(__file__).parent
 KEYTURN = Path(sys.executable).with_name("keyturn")

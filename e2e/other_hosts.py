@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trustme
+from keyturn.practice import PracticeApi, PracticeSettings
 
 from e2e.newman import (
     HERE,
@@ -31,7 +32,6 @@ from e2e.newman import (
     show,
     write_config,
 )
-from proxy.practice import PracticeApi, PracticeSettings
 
 NAME = "api.getpostman.com"
 STAND_INS = frozenset({"ALIASES", "NODE_OPTIONS"})

@@ -6,9 +6,8 @@ from typing import Any
 
 import yaml
 from hypothesis import strategies as st
-
-from proxy import config
-from proxy.core.errors import ConfigError
+from keyturn import config
+from keyturn.core.errors import ConfigError
 
 MARK = "5ecret"
 """In secrets only, and only where a secret belongs: what else holds a name or a value may be shown."""

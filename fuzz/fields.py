@@ -1,10 +1,9 @@
 """Reading fields: nothing makes it fail, nothing that ends here goes on, and what goes on is as it was."""
 
 from hypothesis import strategies as st
-
-from proxy.core.credentials import Places, take_off
-from proxy.core.errors import Broken
-from proxy.core.headers import (
+from keyturn.core.credentials import Places, take_off
+from keyturn.core.errors import Broken
+from keyturn.core.headers import (
     accepts_problem,
     from_upstream,
     passed,
@@ -15,8 +14,8 @@ from proxy.core.headers import (
     values,
     without,
 )
-from proxy.core.http import Fields
-from proxy.core.model import Secret
+from keyturn.core.http import Fields
+from keyturn.core.model import Secret
 
 KEY = "PMAK-5ecret+of the/pool"
 TOKEN = b"5ecret-token"

@@ -14,15 +14,15 @@ from itertools import pairwise
 from typing import Any
 
 from hypothesis import strategies as st
+from keyturn.access import Access
+from keyturn.core.events import Event, Journal
+from keyturn.core.http import Answer, Fields, Request, Whole
+from keyturn.core.model import Client, Secret
+from keyturn.upstream.head import HeadWriter
+from keyturn.web.bounds import Bounds
+from keyturn.web.connections import Connections
+from keyturn.web.forward import Forward, ForwardSettings
 
-from proxy.access import Access
-from proxy.core.events import Event, Journal
-from proxy.core.http import Answer, Fields, Request, Whole
-from proxy.core.model import Client, Secret
-from proxy.upstream.head import HeadWriter
-from proxy.web.bounds import Bounds
-from proxy.web.connections import Connections
-from proxy.web.forward import Forward, ForwardSettings
 from tests.vectors.document import SECTIONS
 from tests.vectors.table import every, filled
 from tests.web.callers import receive

@@ -5,8 +5,7 @@ import re
 from urllib.parse import unquote_to_bytes
 
 from hypothesis import strategies as st
-
-from proxy.core.policy import Rule, normalise
+from keyturn.core.policy import Rule, normalise
 
 _PIECES = st.sampled_from(
     [

@@ -7,17 +7,12 @@ from typing import NamedTuple
 
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import strategies as st
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-from fuzz.fields import PLACES
-from fuzz.steps import steps_of
-from proxy.access.jwts import _read as read_jwt
-from proxy.core.complaints import complaint
-from proxy.core.credentials import take_off
-from proxy.core.errors import Unauthenticated
-from proxy.core.events import Journal
-from proxy.core.headers import (
+from keyturn.access.jwts import _read as read_jwt
+from keyturn.core.complaints import complaint
+from keyturn.core.credentials import take_off
+from keyturn.core.errors import Unauthenticated
+from keyturn.core.events import Journal
+from keyturn.core.headers import (
     from_another_site,
     from_upstream,
     passed,
@@ -26,14 +21,19 @@ from proxy.core.headers import (
     sane_request_id,
     to_upstream,
 )
-from proxy.core.policy import Rule, normalise
-from proxy.core.references import OwnReferences
-from proxy.core.signals import read
-from proxy.telemetry.exposition import chosen
-from proxy.telemetry.requests import shown_path
-from proxy.telemetry.traces import Traces
-from proxy.web import errors
-from proxy.web.incoming import check_framing, origin_form
+from keyturn.core.policy import Rule, normalise
+from keyturn.core.references import OwnReferences
+from keyturn.core.signals import read
+from keyturn.telemetry.exposition import chosen
+from keyturn.telemetry.requests import shown_path
+from keyturn.telemetry.traces import Traces
+from keyturn.web import errors
+from keyturn.web.incoming import check_framing, origin_form
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from fuzz.fields import PLACES
+from fuzz.steps import steps_of
 
 SIZES = 128, 512
 """Bytes of the two texts that are compared."""

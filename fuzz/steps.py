@@ -11,13 +11,14 @@ from functools import cache, lru_cache
 from types import FrameType
 from typing import Any
 
+from keyturn.core.errors import Refusal
+
 from fuzz.attacks import SEARCHING
 from fuzz.backtracking import Program, TooManySteps, program
-from proxy.core.errors import Refusal
 
 BUDGET = 50_000_000
 """Steps of one call of a pattern: more than any that is linear takes for 64 kB."""
-_PACKAGES = frozenset({"http_sf", "opentelemetry", "prometheus_client", "proxy"})
+_PACKAGES = frozenset({"http_sf", "keyturn", "opentelemetry", "prometheus_client"})
 """Packages whose patterns are counted: ours, and libraries that read what others send."""
 
 

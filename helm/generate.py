@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from proxy.config import schema
+from keyturn.config import schema
 
 CHART = Path(__file__).parent / "keyturn"
 VALUES = CHART / "values.yaml"

@@ -1,6 +1,6 @@
 """The real process, for tests through its command line, its sockets and TLS; nothing here is a fake.
 
-A `Keyturn` is a `python -m proxy serve` that listens on ports of the system's choice, a `PracticeApi` over TLS its
+A `Keyturn` is a `python -m keyturn serve` that listens on ports of the system's choice, a `PracticeApi` over TLS its
 upstream, a `Caller` one connection of raw bytes. Whatever a process writes to stderr is checked for secrets.
 """
 
@@ -19,8 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from proxy.practice import Arrival, PracticeApi, PracticeSettings
-from proxy.tasks import finish, spawn
+from keyturn.practice import Arrival, PracticeApi, PracticeSettings
+from keyturn.tasks import finish, spawn
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 60.0
@@ -271,9 +271,9 @@ async def start(
         name: value for name, value in os.environ.items() if name != "POSTMAN_API_KEYS" and "_proxy" not in name.lower()
     }
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", *arguments),
+        *(sys.executable, "-m", "keyturn", *arguments),
         cwd=folder,
-        env={**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **(environ or {})},
+        env={**inherited, "PYTHONPATH": str(ROOT / "proxy"), "COLUMNS": "120", **(environ or {})},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=stderr,

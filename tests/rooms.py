@@ -5,14 +5,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from proxy.core.budgets import budget
-from proxy.core.events import Event
-from proxy.core.exchange import Demand, Exchange, Grant, Kind, Lane, Settlement
-from proxy.core.model import SECOND, Client, Micros, Pool
-from proxy.core.state import PoolState
-from proxy.dispatch import Capacity, Dispatch, Ticket
-from proxy.dispatch.rides import RIDE
-from proxy.stores.memory import Memory, MemoryStore
+from keyturn.core.budgets import budget
+from keyturn.core.events import Event
+from keyturn.core.exchange import Demand, Exchange, Grant, Kind, Lane, Settlement
+from keyturn.core.model import SECOND, Client, Micros, Pool
+from keyturn.core.state import PoolState
+from keyturn.dispatch import Capacity, Dispatch, Ticket
+from keyturn.dispatch.rides import RIDE
+from keyturn.stores.memory import Memory, MemoryStore
+
 from tests.core.worlds import BOUND, check_conservation, known
 from tests.virtual import micros
 

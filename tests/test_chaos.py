@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 import trustme
+from keyturn import config
+from keyturn.app import App
+from keyturn.tasks import finish, spawn
 
-from proxy import config
-from proxy.app import App
-from proxy.tasks import finish, spawn
 from tests.process import DEADLINE, KEYS, TOKENS, Caller, client, limit, memory, request, until
 from tests.vectors.origin import OK, Answering, Origin
 

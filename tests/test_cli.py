@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from keyturn import __version__, cli
 
-from proxy import __version__, cli
 from tests.config.samples import with_digests
 from tests.process import (
     ADMIN_TOKEN,
@@ -97,7 +97,7 @@ def problems(ended: Ended) -> dict[str, str]:
 
 
 async def test_help_without_a_command(tmp_path: Path) -> None:
-    """`python -m proxy` alone shows what there is."""
+    """`python -m keyturn` alone shows what there is."""
     ended = await command(folder=tmp_path)
     assert (ended.code, ended.err) == (2, "")
     for name in ("serve", "check", "schema", "token", "status", "practice", "demo"):

@@ -3,11 +3,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from keyturn import config, demo
+from keyturn.core.health import TRUST, Health
+from keyturn.core.model import SECOND, Secret
+from keyturn.practice import PracticeApi, PracticeSettings
 
-from proxy import config, demo
-from proxy.core.health import TRUST, Health
-from proxy.core.model import SECOND, Secret
-from proxy.practice import PracticeApi, PracticeSettings
 from tests.core.worlds import pool
 from tests.process import ROOT, Keyturn, request, running, until
 from tests.virtual import micros, task_of, virtual

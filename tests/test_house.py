@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from proxy import __version__
+from keyturn import __version__
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "proxy"
+PACKAGE = ROOT / "proxy" / "keyturn"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
 
@@ -41,7 +40,7 @@ def relative(path: Path) -> str:
 
 
 def expected_tests(module: Path) -> Path:
-    """Where the tests of a module are expected: proxy/a/b.py -> tests/a/test_b.py."""
+    """Where the tests of a module are expected: proxy/keyturn/a/b.py -> tests/a/test_b.py."""
     inside = module.relative_to(PACKAGE)
     return ROOT / "tests" / inside.parent / f"test_{inside.name}"
 
@@ -184,14 +183,14 @@ def test_imports_are_installed() -> None:
     """What a module imports is there without the tools of development: pinned for run time, or Python's own."""
     names = blocks(ROOT / "requirements" / "runtime.txt")
     installed = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
-    assert imports() - installed - sys.stdlib_module_names - set(OPTIONAL) == {"proxy"}
+    assert imports() - installed - sys.stdlib_module_names - set(OPTIONAL) == {"keyturn"}
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_what_an_extra_brings_is_imported_in_one_place(name: str) -> None:
     """Which is not imported at the start of any other module, but where it is asked for."""
     assert [relative(module) for module in MODULES if name in imports([module])] == [OPTIONAL[name]]
-    dotted = f"proxy.{OPTIONAL[name].removesuffix('.py').replace('/', '.')}"
+    dotted = f"keyturn.{OPTIONAL[name].removesuffix('.py').replace('/', '.')}"
     for module in MODULES:
         at_start = ast.parse(module.read_text(encoding="utf-8")).body
         assert dotted not in {node.module for node in at_start if isinstance(node, ast.ImportFrom)}

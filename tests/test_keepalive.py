@@ -1,6 +1,6 @@
 import socket
 
-from proxy.keepalive import IDLE, OPTIONS, keep_alive, tcp_socket
+from keyturn.keepalive import IDLE, OPTIONS, keep_alive, tcp_socket
 
 
 def test_idle_connections_are_asked_after_in_time() -> None:

@@ -8,22 +8,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import keyturn
 import pytest
+from keyturn.access.claims import subject_pattern
+from keyturn.config.document import _Loader
+from keyturn.core import headers
+from keyturn.core.credentials import parameter
+from keyturn.core.policy import Rule
+from keyturn.core.references import OwnReferences
+from keyturn.web.bounds import Bounds
 
-import proxy
 from fuzz import listener, readers
 from fuzz.attacks import SEARCHING, Attack, steps, worst
 from fuzz.backtracking import TooManySteps
 from fuzz.readers import READERS, Text
 from fuzz.running import Target
 from fuzz.steps import steps_of
-from proxy.access.claims import subject_pattern
-from proxy.config.document import _Loader
-from proxy.core import headers
-from proxy.core.credentials import parameter
-from proxy.core.policy import Rule
-from proxy.core.references import OwnReferences
-from proxy.web.bounds import Bounds
 from tests.process import request, serving, write
 
 SIZES = 2**14, 2**16
@@ -33,30 +33,30 @@ MOST = 2000
 """Steps for each character."""
 
 _FUNCTIONS = SEARCHING | {"compile", "match", "fullmatch"}
-_ROOT = Path(proxy.__file__).parent
+_ROOT = Path(keyturn.__file__).parent
 
 MADE: dict[tuple[str, str], tuple[str, list["re.Pattern[Any]"]]] = {
-    ("proxy.access.claims", "subject_pattern"): (
+    ("keyturn.access.claims", "subject_pattern"): (
         "fullmatch",
         [subject_pattern(text) for text in ("a:*", "a*b*c:*:*d*e", "*:*", "***")],
     ),
-    ("proxy.config.document", ""): (
+    ("keyturn.config.document", ""): (
         "match",
         [pattern for resolvers in _Loader.yaml_implicit_resolvers.values() for _, pattern in resolvers],
     ),
-    ("proxy.core.credentials", "parameter"): ("sub", [parameter(name) for name in ("apikey", "k", "a.b")]),
-    ("proxy.core.policy", "_compile"): (
+    ("keyturn.core.credentials", "parameter"): ("sub", [parameter(name) for name in ("apikey", "k", "a.b")]),
+    ("keyturn.core.policy", "_compile"): (
         "fullmatch",
         [
             Rule.parse(f"GET {path}").pattern
             for path in ("/**", "/a/*/b", "/*a*b*c/*", "/**/a/**/b*c/*", "/a/**/b/**/*c*d*e/**", "/**/*/**/*a/*a")
         ],
     ),
-    ("proxy.core.references", "__init__"): ("sub", list(OwnReferences("https://a")._patterns.values())),
+    ("keyturn.core.references", "__init__"): ("sub", list(OwnReferences("https://a")._patterns.values())),
 }
 """Functions that make patterns of something else: how these are asked, and samples; by module and function."""
 
-HANDED_ON = {"proxy.config.fields": "fullmatch", "proxy.core.credentials": "split"}
+HANDED_ON = {"keyturn.config.fields": "fullmatch", "keyturn.core.credentials": "split"}
 """What becomes of the patterns of a module that are handed to a function: `_matching` and `_kept`."""
 
 
@@ -73,7 +73,7 @@ def uses() -> list[Use]:
     """Every pattern of the package, by its source."""
     found: list[Use] = []
     for path in sorted(_ROOT.rglob("*.py")):
-        name = ".".join(("proxy", *path.relative_to(_ROOT).with_suffix("").parts)).removesuffix(".__init__")
+        name = ".".join(("keyturn", *path.relative_to(_ROOT).with_suffix("").parts)).removesuffix(".__init__")
         found += _uses_of(name, ast.parse(path.read_text()))
     return list(dict.fromkeys(found))
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from keyturn.practice import FaultKind, PracticeSettings
+from keyturn.practice.probes import noise
 
-from proxy.practice import FaultKind, PracticeSettings
-from proxy.practice.probes import noise
 from tests.process import (
     INTRUDER,
     KEYS,

@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from proxy.practice import PracticeApi, PracticeSettings
-from proxy.practice.arrivals import most_within
+from keyturn.practice import PracticeApi, PracticeSettings
+from keyturn.practice.arrivals import most_within
+
 from tests.process import KEYS, TOKENS, Keyturn, calling, client, document, limit, request, serving, until, write
 from tests.stores.servers import KINDS, server
 

@@ -2,8 +2,7 @@ import socket
 import ssl
 
 import pytest
-
-from proxy.oserrors import words
+from keyturn.oserrors import words
 
 
 def _of_openssl() -> ssl.SSLError:

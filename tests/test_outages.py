@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from keyturn.practice import PracticeApi, PracticeSettings
+from keyturn.tasks import finish, spawn
 
-from proxy.practice import PracticeApi, PracticeSettings
-from proxy.tasks import finish, spawn
 from tests.process import KEYS, TOKENS, House, calling, client, document, limit, request, serving, until, write
 from tests.vectors.origin import OK, WAIT, Answering, Origin
 

@@ -33,7 +33,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_every_file_of_the_package(installed: Path) -> None:
     """Scripts for Redis and the status page's files are in it, too; nothing else but its metadata is."""
-    package = {path.relative_to(ROOT) for path in (ROOT / "proxy").rglob("*") if path.is_file()}
+    package = {path.relative_to(ROOT / "proxy") for path in (ROOT / "proxy").rglob("*") if path.is_file()}
     package = {path for path in package if "__pycache__" not in path.parts}
     files = {path.relative_to(installed) for path in installed.rglob("*") if path.is_file()}
     assert {path for path in files if not path.parts[0].endswith(".dist-info")} == package
@@ -44,7 +44,7 @@ def test_the_wheel_has_every_file_of_the_package(installed: Path) -> None:
 def test_the_wheel_runs_without_its_sources(arguments: list[str], installed: Path, tmp_path: Path) -> None:
     """The commands work from any folder, with the wheel's files alone."""
     ended = subprocess.run(
-        [sys.executable, "-m", "proxy", *arguments],
+        [sys.executable, "-m", "keyturn", *arguments],
         cwd=tmp_path,
         env={"PYTHONPATH": str(installed), "POSTMAN_API_KEYS": "one", "PATH": "/usr/bin:/bin"},
         capture_output=True,
@@ -58,7 +58,7 @@ def test_the_wheel_runs_without_its_sources(arguments: list[str], installed: Pat
 def test_the_command_is_called_keyturn(installed: Path) -> None:
     """Whoever installs the wheel gets one command."""
     (scripts,) = installed.glob("*.dist-info/entry_points.txt")
-    assert scripts.read_text(encoding="utf-8").split() == ["[console_scripts]", "keyturn", "=", "proxy.cli:main"]
+    assert scripts.read_text(encoding="utf-8").split() == ["[console_scripts]", "keyturn", "=", "keyturn.cli:main"]
 
 
 def test_the_sources_are_complete(built: Path) -> None:

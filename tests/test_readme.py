@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from keyturn.config import load
+from keyturn.practice import PracticeApi
 
 from e2e.other_hosts import STAND_INS, Scene
-from proxy.config import load
-from proxy.practice import PracticeApi
 from tests.config.samples import with_digests
 from tests.process import ROOT, until
 
@@ -37,9 +37,9 @@ def commands(program: str) -> list[list[str]]:
 def keyturn(*arguments: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "proxy", *arguments],
+        [sys.executable, "-m", "keyturn", *arguments],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "POSTMAN_API_KEYS": "one,two", "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT / "proxy"), "POSTMAN_API_KEYS": "one,two", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -85,11 +85,11 @@ async def test_commands_that_run_get_ready(command: list[str], tmp_path: Path) -
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "proxy",
+        "keyturn",
         *command[1:],
         *ports.get(command[1], []),
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "POSTMAN_API_KEYS": "one,two", "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT / "proxy"), "POSTMAN_API_KEYS": "one,two", "PATH": "/usr/bin:/bin"},
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )

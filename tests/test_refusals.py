@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from keyturn.practice import PracticeApi, PracticeSettings
 
-from proxy.practice import PracticeApi, PracticeSettings
 from tests.process import Keyturn, Reply, calling, request, serving, write
 from tests.vectors.origin import Answering, Origin
 

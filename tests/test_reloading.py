@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import trustme
+from keyturn.practice import PracticeApi, PracticeSettings
+from keyturn.practice.arrivals import most_within
 
-from proxy.practice import PracticeApi, PracticeSettings
-from proxy.practice.arrivals import most_within
 from tests.process import (
     KEYS,
     ROOT,
@@ -312,7 +312,7 @@ async def test_a_closed_terminal_ends_the_process(tmp_path: Path) -> None:
         pid, terminal = pty.fork()
         if not pid:
             os.chdir(ROOT)
-            os.execv(sys.executable, [sys.executable, "-m", "proxy", "serve", "-c", str(path)])
+            os.execv(sys.executable, [sys.executable, "-m", "keyturn", "serve", "-c", str(path)])
         written = b""
         try:
             while b"ready data" not in written:

@@ -177,7 +177,7 @@ async def test_a_resolver_that_fails_is_named_and_no_outage(tmp_path: Path) -> N
     (tmp_path / "sitecustomize.py").write_text(NO_RESOLVER)
     broken = tmp_path / "broken"
     broken.touch()
-    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "BROKEN": str(broken)}
+    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT / 'proxy'}", "BROKEN": str(broken)}
     async with AsyncExitStack() as stack:
         origin = await stack.enter_async_context(Origin().open())
         upstream = {"url": origin.url.replace("127.0.0.1", "localhost")}

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from keyturn import config
+from keyturn.app import App
+from keyturn.core.model import Secret
+from keyturn.telemetry import set_up_logs
 
-from proxy import config
-from proxy.app import App
-from proxy.core.model import Secret
-from proxy.telemetry import set_up_logs
 from tests.access import issuers
 from tests.observability.collector import OPENMETRICS, Collector, attributes, collecting
 from tests.placements import KNOWN, UNKNOWN, UPSTREAMS, holds, placements
@@ -398,7 +398,7 @@ OF_INTERMEDIARIES = [
 
 def ours() -> Iterator[object]:
     """Every object of a class of ours that is alive."""
-    yield from (thing for thing in gc.get_objects() if str(type(thing).__module__).startswith("proxy."))
+    yield from (thing for thing in gc.get_objects() if str(type(thing).__module__).startswith("keyturn."))
 
 
 async def test_nothing_that_is_alive_shows_a_secret(tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-from proxy.tasks import STEP, encoded_in_steps, finish, in_steps, spawn
+from keyturn.tasks import STEP, encoded_in_steps, finish, in_steps, spawn
 
 Owner = set[asyncio.Task[Any]]
 

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from keyturn.trust import apply_rules, client_context, refusal
 
-from proxy.trust import apply_rules, client_context, refusal
 from tests.authorities import FAULTS, LENIENT, Authority, Sort
 
 

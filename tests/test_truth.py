@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
+from keyturn.practice import PracticeApi, PracticeSettings
 
-from proxy.practice import PracticeApi, PracticeSettings
 from tests.process import TOKENS, House, Reply, client, limit, request, serving, until, write
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keyturn.practice import PracticeApi, PracticeSettings
 
-from proxy.practice import PracticeApi, PracticeSettings
 from tests.process import (
     DEADLINE,
     KEYS,
@@ -166,9 +166,9 @@ async def test_a_reader_that_has_gone_stops_nothing(tmp_path: Path) -> None:
 async def shell(script: str, folder: Path) -> tuple[int, str]:
     """The exit code and the output of a command as a shell starts it."""
     process = await asyncio.create_subprocess_shell(
-        f"exec {sys.executable} -m proxy {script}",
+        f"exec {sys.executable} -m keyturn {script}",
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "POSTMAN_API_KEYS": KEYS[0]},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "proxy"), "POSTMAN_API_KEYS": KEYS[0]},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -8,9 +8,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from jwt.algorithms import get_default_algorithms
-
-from proxy.access.sources import SourceError
-from proxy.core.model import SECOND, Client, Issuer, Jwt
+from keyturn.access.sources import SourceError
+from keyturn.core.model import SECOND, Client, Issuer, Jwt
 
 ISSUER = "https://issuer.example"
 AUDIENCE = "keyturn"

@@ -1,9 +1,8 @@
 from typing import Any
 
 import pytest
-
-from proxy.access.certificates import by_name, holder, kind_of
-from proxy.core.model import Client
+from keyturn.access.certificates import by_name, holder, kind_of
+from keyturn.core.model import Client
 
 SPIFFE = "spiffe://cluster.example/ns/jobs/sa/builder"
 

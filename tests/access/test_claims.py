@@ -3,9 +3,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.access.claims import Accepted, Holder, Rejected, judge, subject_pattern
-from proxy.core.model import SECOND, Client, Issuer, Jwt
+from keyturn.access.claims import Accepted, Holder, Rejected, judge, subject_pattern
+from keyturn.core.model import SECOND, Client, Issuer, Jwt
 
 LEEWAY = 30
 NOW = 1000.0

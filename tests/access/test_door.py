@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.access import Access, Admission
+from keyturn.access.refusals import NotKnown
+from keyturn.core.errors import BadRequest, Forbidden, Unauthenticated
+from keyturn.core.model import SECOND, Client, Secret
 
-from proxy.access import Access, Admission
-from proxy.access.refusals import NotKnown
-from proxy.core.errors import BadRequest, Forbidden, Unauthenticated
-from proxy.core.model import SECOND, Client, Secret
 from tests.access.issuers import NOW, RSA, jwk, jwks, token
 from tests.access.issuers import client as issued
 from tests.virtual import virtual

@@ -3,11 +3,20 @@ import logging
 from typing import Any
 
 import pytest
+from keyturn.access import failures
+from keyturn.access.failures import (
+    ADDRESSES,
+    AT_ONCE,
+    PATIENCE,
+    WAITING,
+    WAITING_IN_ALL,
+    Failures,
+    address_of,
+    origin_of,
+)
+from keyturn.access.refusals import NotKnown
+from keyturn.core.events import AttemptFailed, Event
 
-from proxy.access import failures
-from proxy.access.failures import ADDRESSES, AT_ONCE, PATIENCE, WAITING, WAITING_IN_ALL, Failures, address_of, origin_of
-from proxy.access.refusals import NotKnown
-from proxy.core.events import AttemptFailed, Event
 from tests.virtual import task_of, virtual
 
 ATTEMPT = NotKnown("token")

@@ -11,12 +11,12 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.access import jwts
+from keyturn.access.claims import Rejected
+from keyturn.access.jwts import LONGEST, Jwts
+from keyturn.access.refusals import NotYetKnown
+from keyturn.core.model import Client
 
-from proxy.access import jwts
-from proxy.access.claims import Rejected
-from proxy.access.jwts import LONGEST, Jwts
-from proxy.access.refusals import NotYetKnown
-from proxy.core.model import Client
 from tests.access.issuers import (
     ED25519,
     ISSUER,

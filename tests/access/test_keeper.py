@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from proxy.access.keeper import AGAIN, APART, FRESH, STALE, Keeper
-from proxy.core.events import Event, IssuerAsked
-from proxy.core.model import SECOND, Issuer
-from proxy.tasks import finish, spawn
+from keyturn.access.keeper import AGAIN, APART, FRESH, STALE, Keeper
+from keyturn.core.events import Event, IssuerAsked
+from keyturn.core.model import SECOND, Issuer
+from keyturn.tasks import finish, spawn
+
 from tests.access.issuers import ISSUER, OTHER_RSA, RSA, Publisher, jwk, jwks
 from tests.virtual import micros, virtual
 

@@ -2,9 +2,9 @@ import json
 from typing import Any
 
 import pytest
+from keyturn.access.keysets import MOST_KEYS, KeySet, read_key_set
+from keyturn.core.model import ALGORITHMS
 
-from proxy.access.keysets import MOST_KEYS, KeySet, read_key_set
-from proxy.core.model import ALGORITHMS
 from tests.access.issuers import ED25519, P256, P384, RSA, SMALL_RSA, jwk, jwks
 
 

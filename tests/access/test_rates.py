@@ -3,10 +3,10 @@ import asyncio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.access.rates import Rates
+from keyturn.core.errors import TooMany
+from keyturn.core.model import SECOND, Client, Micros
 
-from proxy.access.rates import Rates
-from proxy.core.errors import TooMany
-from proxy.core.model import SECOND, Client, Micros
 from tests.virtual import VirtualLoop, run, virtual
 
 

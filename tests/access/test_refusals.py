@@ -1,8 +1,7 @@
 from typing import get_args
 
 import pytest
-
-from proxy.access.refusals import NotKnown, NotYetKnown, Why
+from keyturn.access.refusals import NotKnown, NotYetKnown, Why
 
 
 class Nobody:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import trustme
 from aiohttp import ClientSession, web
+from keyturn.access import sources
+from keyturn.access.sources import LARGEST, FileSource, SourceError, UrlSource, _trouble, open_session, source_of
+from keyturn.core.model import Issuer
 
-from proxy.access import sources
-from proxy.access.sources import LARGEST, FileSource, SourceError, UrlSource, _trouble, open_session, source_of
-from proxy.core.model import Issuer
 from tests.authorities import FAULTS, LENIENT, Authority, Sort
 
 DOCUMENT = b'{"keys": []}'

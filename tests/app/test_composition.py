@@ -9,11 +9,11 @@ from random import Random
 
 import pytest
 import trustme
+from keyturn import config
+from keyturn.app import App, Plan
+from keyturn.practice import PracticeSettings, WindowKind
+from keyturn.practice.probes import noise
 
-from proxy import config
-from proxy.app import App, Plan
-from proxy.practice import PracticeSettings, WindowKind
-from proxy.practice.probes import noise
 from tests.process import (
     ADMIN_TOKEN,
     INTRUDER,

@@ -1,11 +1,11 @@
 import asyncio
 
 import pytest
+from keyturn.app.controls import Controls
+from keyturn.core.errors import NoKey
+from keyturn.core.events import KeySwitched
+from keyturn.telemetry import LogLevel
 
-from proxy.app.controls import Controls
-from proxy.core.errors import NoKey
-from proxy.core.events import KeySwitched
-from proxy.telemetry import LogLevel
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, task_of, virtual

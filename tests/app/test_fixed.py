@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 import trustme
+from keyturn.app.fixed import SETTINGS, needs_a_restart
 
-from proxy.app.fixed import SETTINGS, needs_a_restart
 from tests.app.test_parts import CERTIFICATES, configured, issue
 
 CHANGES: dict[str, dict[str, object]] = {

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import trustme
+from keyturn import config
+from keyturn.app.parts import inbound_tls, link_to_store, replica_name
+from keyturn.config import Config
+from keyturn.core.errors import ConfigError
 
-from proxy import config
-from proxy.app.parts import inbound_tls, link_to_store, replica_name
-from proxy.config import Config
-from proxy.core.errors import ConfigError
 from tests.authorities import Authority
 from tests.process import KEYS, write
 

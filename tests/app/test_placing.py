@@ -2,12 +2,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from proxy.app.placing import Placing
-from proxy.core.errors import StoreLost
-from proxy.core.model import SECOND, Key, Pool, Secret
-from proxy.core.placements import STOP, Placement, Revision
-from proxy.stores.placements import LocalPlacements
-from proxy.tasks import finish, spawn
+from keyturn.app.placing import Placing
+from keyturn.core.errors import StoreLost
+from keyturn.core.model import SECOND, Key, Pool, Secret
+from keyturn.core.placements import STOP, Placement, Revision
+from keyturn.stores.placements import LocalPlacements
+from keyturn.tasks import finish, spawn
+
 from tests.core.worlds import limit
 from tests.rooms import Room, room
 from tests.virtual import micros, task_of, virtual

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 import trustme
+from keyturn.app.plan import Plan
+from keyturn.config.contents import content_of
+from keyturn.core.errors import ConfigError
 
-from proxy.app.plan import Plan
-from proxy.config.contents import content_of
-from proxy.core.errors import ConfigError
 from tests.app.test_parts import CERTIFICATES, configured, issue, problems
 
 

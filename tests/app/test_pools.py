@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keyturn import config
+from keyturn.app.parts import link_to_store
+from keyturn.app.pools import Pools, Stations
+from keyturn.core.errors import ShuttingDown, TooMany, Unauthenticated
+from keyturn.core.events import StoreChanged
+from keyturn.core.exchange import Kind
+from keyturn.core.model import SECOND, Client
+from keyturn.dispatch import Moved, Ticket
 
-from proxy import config
-from proxy.app.parts import link_to_store
-from proxy.app.pools import Pools, Stations
-from proxy.core.errors import ShuttingDown, TooMany, Unauthenticated
-from proxy.core.events import StoreChanged
-from proxy.core.exchange import Kind
-from proxy.core.model import SECOND, Client
-from proxy.dispatch import Moved, Ticket
 from tests.process import KEYS, until, write
 from tests.rooms import Recorder
 from tests.stores.servers import free_port

@@ -3,7 +3,8 @@ import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from proxy.practice import PracticeSettings
+from keyturn.practice import PracticeSettings
+
 from tests.app.test_composition import held, sending
 from tests.process import KEYS, Gate, calling, house, limit, request, until
 

@@ -1,8 +1,9 @@
 import asyncio
 from collections.abc import Iterator
 
-from proxy.app.trimming import CROWD, EVERY, trim_aside, trim_behind_crowds
-from proxy.tasks import finish, spawn
+from keyturn.app.trimming import CROWD, EVERY, trim_aside, trim_behind_crowds
+from keyturn.tasks import finish, spawn
+
 from tests.virtual import run
 
 

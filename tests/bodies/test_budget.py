@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.bodies.budget import SHARE, Budget
-from proxy.tasks import finish, spawn
+from keyturn.bodies.budget import SHARE, Budget
+from keyturn.tasks import finish, spawn
 
 MOVES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 40)), max_size=40)
 

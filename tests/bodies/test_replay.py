@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.bodies.replay import Bodies, BodySettings, ReplayBody
+from keyturn.bodies.spool import Spool
+from keyturn.core.errors import Refusal, TooMany, TooSlow
+from keyturn.core.events import Event, SpoolFailed
+from keyturn.core.model import SECOND
+from keyturn.tasks import finish, spawn
 
-from proxy.bodies.replay import Bodies, BodySettings, ReplayBody
-from proxy.bodies.spool import Spool
-from proxy.core.errors import Refusal, TooMany, TooSlow
-from proxy.core.events import Event, SpoolFailed
-from proxy.core.model import SECOND
-from proxy.tasks import finish, spawn
 from tests.virtual import micros, run
 
 SETTINGS = BodySettings(memory=10, ahead=40, files=400, upload_time=5 * SECOND)

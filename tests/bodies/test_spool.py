@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-
-from proxy.bodies.spool import PIECE, Spool, SpoolFile
-from proxy.tasks import finish, spawn
+from keyturn.bodies.spool import PIECE, Spool, SpoolFile
+from keyturn.tasks import finish, spawn
 
 
 @pytest_asyncio.fixture

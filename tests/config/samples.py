@@ -7,9 +7,8 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-
-from proxy.config import Config, load
-from proxy.core.errors import ConfigError
+from keyturn.config import Config, load
+from keyturn.core.errors import ConfigError
 
 MARK = "5ecret"
 """In every secret of the tests; it must not appear in anything that is shown."""

@@ -4,10 +4,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from keyturn import config
+from keyturn.config.contents import NO_FILE, NOTHING, check_descriptors, content_of, digest, key_files
+from keyturn.core.errors import StartError
 
-from proxy import config
-from proxy.config.contents import NO_FILE, NOTHING, check_descriptors, content_of, digest, key_files
-from proxy.core.errors import StartError
 from tests.process import KEYS, write
 
 

@@ -4,9 +4,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.config.document import MAX_BYTES, parse
-from proxy.core.errors import ConfigError
+from keyturn.config.document import MAX_BYTES, parse
+from keyturn.core.errors import ConfigError
 
 
 def tree(text: str) -> Any:

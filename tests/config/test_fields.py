@@ -2,9 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError, create_model
-
-from proxy.config.fields import (
+from keyturn.config.fields import (
     BASE,
     Duration,
     FilePath,
@@ -23,9 +21,10 @@ from proxy.config.fields import (
     is_proxy_own,
     is_visible,
 )
-from proxy.config.units import TcpListener
-from proxy.core.model import SECOND, Secret
-from proxy.core.policy import Rule
+from keyturn.config.units import TcpListener
+from keyturn.core.model import SECOND, Secret
+from keyturn.core.policy import Rule
+from pydantic import ValidationError, create_model
 
 
 class Section(Settings):

@@ -2,8 +2,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from keyturn.config.guessable import is_guessable, is_guessable_digest
 
-from proxy.config.guessable import is_guessable, is_guessable_digest
 from tests.config.samples import loaded, problems
 from tests.process import TOKENS
 

@@ -1,8 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.config.interpolation import Interpolation
+from keyturn.config.interpolation import Interpolation
 
 ENVIRON = {"A": "apple", "EMPTY": "", "NESTED": "${A}"}
 

@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
+from keyturn.config.issuers import discovery_url, fetchable, merged, parse_keys_url
 
-from proxy.config.issuers import discovery_url, fetchable, merged, parse_keys_url
 from tests.config.samples import loaded, problems
 
 

@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
+from keyturn.config import load
+from keyturn.core.errors import ConfigError
+from keyturn.core.model import Key, Secret
 
-from proxy.config import load
-from proxy.core.errors import ConfigError
-from proxy.core.model import Key, Secret
 from tests.config.samples import KEYS, MARK, loaded, problems, write
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.config.document import parse
+from keyturn.core.errors import ConfigError
 
-from proxy.config.document import parse
-from proxy.core.errors import ConfigError
 from tests.config.samples import problems
 
 JARGON = re.compile(r"<|token|scalar|block|flow|mapping|anchor\b.*scanning|while|expected|parser|0x|'\\")

@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from keyturn.config import Config, effective, load
+from keyturn.config.models import Document
 from pydantic import BaseModel
 
-from proxy.config import Config, effective, load
-from proxy.config.models import Document
 from tests.config.samples import KEYS, problems, with_digests
 
 ROOT = Path(__file__).parent.parent.parent

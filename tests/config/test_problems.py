@@ -2,10 +2,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
+from keyturn.config import Config
+from keyturn.config.problems import Loc, did_you_mean, path_of, problems_of
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from proxy.config import Config
-from proxy.config.problems import Loc, did_you_mean, path_of, problems_of
 
 
 class Inner(BaseModel):

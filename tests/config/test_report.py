@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import yaml
+from keyturn.config import Config, effective, load, warnings
+from keyturn.core.model import Secret
 
-from proxy.config import Config, effective, load, warnings
-from proxy.core.model import Secret
 from tests.config.samples import KEYS, MARK, loaded, write
 
 SECRETS = f"""

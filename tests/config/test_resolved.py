@@ -2,10 +2,10 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from keyturn.config import Config, effective, load
+from keyturn.core.model import MILLISECOND, SECOND, Client, Issuer, Jwt, Key, Limit, Secret
+from keyturn.core.policy import Rule
 
-from proxy.config import Config, effective, load
-from proxy.core.model import MILLISECOND, SECOND, Client, Issuer, Jwt, Key, Limit, Secret
-from proxy.core.policy import Rule
 from tests.config.samples import KEYS, loaded
 
 

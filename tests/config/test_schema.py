@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from proxy.config import schema
+from keyturn.config import schema
 
 FILE = Path(__file__).parent.parent.parent / "docs" / "config.schema.json"
 

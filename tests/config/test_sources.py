@@ -3,8 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from proxy.config.sources import (
+from keyturn.config.sources import (
     MAX_SECRET_BYTES,
     KeyFiles,
     password_in,
@@ -12,9 +11,9 @@ from proxy.config.sources import (
     why_unreadable,
     with_environment_keys,
 )
-from proxy.config.tree import Node
-from proxy.core.errors import Problem
-from proxy.core.model import Secret
+from keyturn.config.tree import Node
+from keyturn.core.errors import Problem
+from keyturn.core.model import Secret
 
 MARK = "5ecret"
 

@@ -3,10 +3,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.config.tree import Node
-from proxy.config.units import TcpListener
-from proxy.core.errors import Problem
+from keyturn.config.tree import Node
+from keyturn.config.units import TcpListener
+from keyturn.core.errors import Problem
 
 ANYTHING = (
     st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.none()) | st.dictionaries(st.text(), st.none())

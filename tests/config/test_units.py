@@ -1,8 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.config.units import (
+from keyturn.config.units import (
     TcpListener,
     UnixListener,
     format_duration,
@@ -12,7 +11,7 @@ from proxy.config.units import (
     parse_listener,
     parse_trusted,
 )
-from proxy.core.model import MILLISECOND, SECOND
+from keyturn.core.model import MILLISECOND, SECOND
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.config.urls import parse_store_url, parse_upstream_url
+from keyturn.config.urls import parse_store_url, parse_upstream_url
 
 PASSWORD = "pa5ecret"
 

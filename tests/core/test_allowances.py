@@ -3,10 +3,9 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.allowances import Allowance, Reader, plain, said
-from proxy.core.http import Fields
-from proxy.core.model import SECOND
+from keyturn.core.allowances import Allowance, Reader, plain, said
+from keyturn.core.http import Fields
+from keyturn.core.model import SECOND
 
 
 def reader(fields: Iterable[tuple[bytes, bytes]]) -> Reader:

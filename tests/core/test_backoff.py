@@ -1,8 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.backoff import MAX_DELAY, MAX_PLACES, Backoff, Pace
-from proxy.core.model import SECOND, Micros
+from keyturn.core.backoff import MAX_DELAY, MAX_PLACES, Backoff, Pace
+from keyturn.core.model import SECOND, Micros
 
 ONE, TEN = Pace(1, 2 * SECOND), Pace(10, 3 * SECOND)
 

@@ -3,8 +3,7 @@ from itertools import product
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-
-from proxy.core.breaker import (
+from keyturn.core.breaker import (
     EARLY,
     FAILURES,
     FAILURES_TOLD,
@@ -21,7 +20,7 @@ from proxy.core.breaker import (
     Scope,
     Trial,
 )
-from proxy.core.model import SECOND, Micros
+from keyturn.core.model import SECOND, Micros
 
 NOW: Micros = 1_000 * SECOND
 PLAIN = Failure("504")

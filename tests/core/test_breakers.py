@@ -1,11 +1,10 @@
 from itertools import product
 
 import pytest
-
-from proxy.core.breaker import FAILURES, FAILURES_TOLD, FIRST, SUSTAINED, Failure, Scope, Trial
-from proxy.core.breakers import KEEP, MAX_CLIENTS, MAX_ROUTES, Breakers, Source
-from proxy.core.model import SECOND, Micros
-from proxy.core.signals import Route
+from keyturn.core.breaker import FAILURES, FAILURES_TOLD, FIRST, SUSTAINED, Failure, Scope, Trial
+from keyturn.core.breakers import KEEP, MAX_CLIENTS, MAX_ROUTES, Breakers, Source
+from keyturn.core.model import SECOND, Micros
+from keyturn.core.signals import Route
 
 NOW: Micros = 1_000 * SECOND
 LATELY: Micros = 3 * SUSTAINED // 2

@@ -1,5 +1,6 @@
-from proxy.core.exchange import Budget
-from proxy.core.model import MILLISECOND, SECOND
+from keyturn.core.exchange import Budget
+from keyturn.core.model import MILLISECOND, SECOND
+
 from tests.core.worlds import World, limit, pool, throttled
 
 

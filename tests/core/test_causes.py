@@ -1,4 +1,4 @@
-from proxy.core.causes import MOST, QUIET, Causes
+from keyturn.core.causes import MOST, QUIET, Causes
 
 
 def test_a_cause_is_told_once() -> None:

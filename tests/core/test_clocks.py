@@ -4,9 +4,8 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.clocks import BASELINE, STEP, StoreClock
-from proxy.core.model import MILLISECOND, SECOND, Micros
+from keyturn.core.clocks import BASELINE, STEP, StoreClock
+from keyturn.core.model import MILLISECOND, SECOND, Micros
 
 WINDOW = 60 * SECOND
 CORRECTED = 10 * MILLISECOND

@@ -1,9 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.competition import FEW, Competition, Others
-from proxy.core.flows import UNIT
-from proxy.core.messages import WaitingFlow
+from keyturn.core.competition import FEW, Competition, Others
+from keyturn.core.flows import UNIT
+from keyturn.core.messages import WaitingFlow
 
 costs = st.sampled_from([3, 7, 10])
 flows = st.builds(

@@ -6,9 +6,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-
-from proxy.core.complaints import BODY_LIMIT, Complaint, complaint
-from proxy.core.model import SECOND
+from keyturn.core.complaints import BODY_LIMIT, Complaint, complaint
+from keyturn.core.model import SECOND
 
 
 def error(message: str = "", **more: object) -> bytes:

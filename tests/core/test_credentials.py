@@ -3,10 +3,9 @@ from base64 import b64encode
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-
-from proxy.core.credentials import MAX_WORDS, Found, Places, parameter, take_off, take_off_target, without, words
-from proxy.core.http import Fields
-from proxy.core.redaction import Redactor
+from keyturn.core.credentials import MAX_WORDS, Found, Places, parameter, take_off, take_off_target, without, words
+from keyturn.core.http import Fields
+from keyturn.core.redaction import Redactor
 
 MARK = b"5ecret"
 OURS = {b"5ecret-ci": "ci", b"5ecret-web": "web"}

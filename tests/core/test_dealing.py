@@ -5,15 +5,15 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core import dealing
+from keyturn.core.dealing import AHEAD, STEPS
+from keyturn.core.exchange import Demand, Seen, Spent, Throttled
+from keyturn.core.messages import DemandClass, ExchangeResponse
+from keyturn.core.model import MILLISECOND, SECOND
+from keyturn.core.revisions import RevisionView
+from keyturn.core.state import DEALT, WAKE_MARGIN
+from keyturn.core.tokens import TokenBuckets
 
-from proxy.core import dealing
-from proxy.core.dealing import AHEAD, STEPS
-from proxy.core.exchange import Demand, Seen, Spent, Throttled
-from proxy.core.messages import DemandClass, ExchangeResponse
-from proxy.core.model import MILLISECOND, SECOND
-from proxy.core.revisions import RevisionView
-from proxy.core.state import DEALT, WAKE_MARGIN
-from proxy.core.tokens import TokenBuckets
 from tests.core.worlds import World, check_conservation, know, lane, limit, pool, throttled, unsent
 
 

@@ -2,9 +2,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-
-from proxy.core import errors
-from proxy.core.errors import (
+from keyturn.core import errors
+from keyturn.core.errors import (
     Broken,
     ConfigError,
     KeyturnError,

@@ -5,12 +5,11 @@ from itertools import islice, pairwise
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
-
-from proxy.core.estimator import BEYOND, DETAILED, FAR, LATER, SOON, Estimator
-from proxy.core.exchange import Kind, Lane, Turns
-from proxy.core.flows import UNIT
-from proxy.core.messages import LimitReturns, Revision, RevisionLimit, Snapshot, WaitingFlow
-from proxy.core.model import SECOND, Micros
+from keyturn.core.estimator import BEYOND, DETAILED, FAR, LATER, SOON, Estimator
+from keyturn.core.exchange import Kind, Lane, Turns
+from keyturn.core.flows import UNIT
+from keyturn.core.messages import LimitReturns, Revision, RevisionLimit, Snapshot, WaitingFlow
+from keyturn.core.model import SECOND, Micros
 
 WINDOW, SERVICE = 60 * SECOND, SECOND // 3
 PERIOD = WINDOW + SERVICE

@@ -1,8 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.exchange import PULSE, Turns, pulse
-from proxy.core.model import SECOND
+from keyturn.core.exchange import PULSE, Turns, pulse
+from keyturn.core.model import SECOND
 
 
 def test_the_first_positions_are_told_one_by_one() -> None:

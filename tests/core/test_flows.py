@@ -3,11 +3,11 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.exchange import Demand, Lane
+from keyturn.core.flows import IDLERS, LAG, ROLLOVER, UNIT, FairQueue
+from keyturn.core.messages import DemandClass
+from keyturn.core.model import MILLISECOND, SECOND
 
-from proxy.core.exchange import Demand, Lane
-from proxy.core.flows import IDLERS, LAG, ROLLOVER, UNIT, FairQueue
-from proxy.core.messages import DemandClass
-from proxy.core.model import MILLISECOND, SECOND
 from tests.core.worlds import World, lane, limit, pool, throttled, unsent
 
 WIDE, NARROW = DemandClass("r", (0,)), DemandClass("r", (0, 1))

@@ -2,10 +2,9 @@ import tracemalloc
 from ipaddress import ip_network
 
 import pytest
-
-from proxy.core import forwarded
-from proxy.core.forwarded import Proxies, telling
-from proxy.core.http import Fields
+from keyturn.core import forwarded
+from keyturn.core.forwarded import Proxies, telling
+from keyturn.core.http import Fields
 
 BALANCER, INNER = "10.0.0.1", "10.9.9.9"
 TRUSTED = Proxies((ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"), "unix"))

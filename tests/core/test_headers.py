@@ -1,9 +1,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.errors import Broken
-from proxy.core.headers import (
+from keyturn.core.errors import Broken
+from keyturn.core.headers import (
     accepts_problem,
     from_another_site,
     from_upstream,
@@ -16,8 +15,8 @@ from proxy.core.headers import (
     values,
     without,
 )
-from proxy.core.http import Fields
-from proxy.core.model import Secret
+from keyturn.core.http import Fields
+from keyturn.core.model import Secret
 
 HOP_BY_HOP = [b"Connection", b"Keep-Alive", b"TE", b"Trailer", b"Transfer-Encoding", b"Upgrade", b"Proxy-Connection"]
 

@@ -1,10 +1,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from keyturn.core.errors import NoKey
+from keyturn.core.health import ASKING, FIRST, LONGEST, LOOK_AGAIN, SPREAD, TRUST, Health, KeyLook
+from keyturn.core.model import SECOND, Key, Micros, Pool, Secret
 
-from proxy.core.errors import NoKey
-from proxy.core.health import ASKING, FIRST, LONGEST, LOOK_AGAIN, SPREAD, TRUST, Health, KeyLook
-from proxy.core.model import SECOND, Key, Micros, Pool, Secret
 from tests.core.worlds import limit, pool
 
 NOW: Micros = 1_000 * SECOND

@@ -1,6 +1,6 @@
-from proxy.core.lessons import CONFIRMATIONS, MAX_LONGER, NARROWER, Higher, Lessons
-from proxy.core.model import SECOND, Limit
-from proxy.core.signals import Route
+from keyturn.core.lessons import CONFIRMATIONS, MAX_LONGER, NARROWER, Higher, Lessons
+from keyturn.core.model import SECOND, Limit
+from keyturn.core.signals import Route
 
 ME, ENVIRONMENT = Route.of("GET", "/me"), Route.of("GET", "/environments/1")
 

@@ -1,10 +1,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.looks import BucketLook, LimitTaken, look, looks
+from keyturn.core.messages import revision_of
+from keyturn.core.model import SECOND, Micros
+from keyturn.core.state import PoolState
 
-from proxy.core.looks import BucketLook, LimitTaken, look, looks
-from proxy.core.messages import revision_of
-from proxy.core.model import SECOND, Micros
-from proxy.core.state import PoolState
 from tests.core.worlds import BOUND, World, lane, limit, pool, throttled
 
 REVISION = revision_of(pool(2, limit(3)), BOUND)

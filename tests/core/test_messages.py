@@ -1,5 +1,6 @@
-from proxy.core.messages import DemandClass, revision_of, same_limits
-from proxy.core.model import MILLISECOND, SECOND, Key, Pool, Secret
+from keyturn.core.messages import DemandClass, revision_of, same_limits
+from keyturn.core.model import MILLISECOND, SECOND, Key, Pool, Secret
+
 from tests.core.worlds import limit, pool
 
 SECRETS = [Secret(f"s-k{number}") for number in range(4)]

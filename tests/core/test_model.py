@@ -8,9 +8,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.model import MILLISECOND, SECOND, Client, Key, Limit, Pool, Secret, by_name
-from proxy.core.policy import Rule
+from keyturn.core.model import MILLISECOND, SECOND, Client, Key, Limit, Pool, Secret, by_name
+from keyturn.core.policy import Rule
 
 TEXT = "PMAK-0123456789abcdef"
 SECRET = Secret(TEXT)

@@ -5,9 +5,8 @@ from math import ceil, floor
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-
-from proxy.core.model import MILLISECOND, SECOND, Micros
-from proxy.core.moments import LONGEST, ROUNDING, date, wait
+from keyturn.core.model import MILLISECOND, SECOND, Micros
+from keyturn.core.moments import LONGEST, ROUNDING, date, wait
 
 NOW = 1_624_391_484
 """Epoch seconds of an answer's `Date`, which is rounded down."""

@@ -1,9 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.model import MILLISECOND, SECOND, Micros
-from proxy.core.narrows import BUSY, GUARD, KEEP, MOST, RECHECK, UNTOLD, Narrows, Way
-from proxy.core.signals import Route
+from keyturn.core.model import MILLISECOND, SECOND, Micros
+from keyturn.core.narrows import BUSY, GUARD, KEEP, MOST, RECHECK, UNTOLD, Narrows, Way
+from keyturn.core.signals import Route
 
 LIST, ONE = Route.of("GET", "/collections"), Route.of("GET", "/collections/1")
 BOTH = ("k0", "k1")

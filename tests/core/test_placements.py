@@ -3,10 +3,10 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keyturn.core.model import SECOND, Key, Micros, Pool, Secret
+from keyturn.core.placements import BEAT, SILENT, STOP, Placement, Rest, Revision, name_of, placement_of, rests
+from keyturn.stores.placements import LocalPlacements
 
-from proxy.core.model import SECOND, Key, Micros, Pool, Secret
-from proxy.core.placements import BEAT, SILENT, STOP, Placement, Rest, Revision, name_of, placement_of, rests
-from proxy.stores.placements import LocalPlacements
 from tests.virtual import run
 
 SPAN = 60 * SECOND

@@ -4,8 +4,7 @@ from functools import cache
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-
-from proxy.core.policy import Rule, normalise
+from keyturn.core.policy import Rule, normalise
 
 SEGMENT = st.text("ab.-~*", min_size=1, max_size=4).filter(lambda text: text.strip("."))
 PATTERN = st.lists(st.sampled_from(["a", "b", "*", "**", "a*", "*b", "a*b", "*a*", "ab"]), max_size=5)

@@ -2,8 +2,7 @@ import socket
 import struct
 
 import pytest
-
-from proxy.core.proxy_protocol import LONGEST_BLOCK, LONGEST_LINE, Announced, NoHeader, read
+from keyturn.core.proxy_protocol import LONGEST_BLOCK, LONGEST_LINE, Announced, NoHeader, read
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 FOUR = socket.inet_aton("192.0.2.7") + socket.inet_aton("192.0.2.1") + struct.pack("!HH", 1000, 443)

@@ -1,8 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.model import SECOND
-from proxy.core.recent import MINUTE, Count, Recent
+from keyturn.core.model import SECOND
+from keyturn.core.recent import MINUTE, Count, Recent
 
 
 def test_the_last_minute_passes() -> None:

@@ -1,6 +1,7 @@
-from proxy.core.events import Journal
-from proxy.core.http import Fields
-from proxy.core.recording import UNRECORDED, NoRecorder, Recorder, Recording
+from keyturn.core.events import Journal
+from keyturn.core.http import Fields
+from keyturn.core.recording import UNRECORDED, NoRecorder, Recorder, Recording
+
 from tests.telemetry.samples import Arrived
 
 

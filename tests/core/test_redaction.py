@@ -4,9 +4,8 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.model import SHORTEST_SECRET
-from proxy.core.redaction import MAX_VALUES, Redactor
+from keyturn.core.model import SHORTEST_SECRET
+from keyturn.core.redaction import MAX_VALUES, Redactor
 
 VALUE = st.binary(min_size=SHORTEST_SECRET, max_size=80)
 

@@ -1,6 +1,5 @@
 import pytest
-
-from proxy.core.references import OwnReferences
+from keyturn.core.references import OwnReferences
 
 API = OwnReferences("https://api.getpostman.com")
 LOCAL = OwnReferences("http://127.0.0.1:8443")

@@ -1,8 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.model import SECOND
-from proxy.core.retries import FLOOR, LONGEST_PAUSE, PAUSE, WINDOW, RetryBudget, pause
+from keyturn.core.model import SECOND
+from keyturn.core.retries import FLOOR, LONGEST_PAUSE, PAUSE, WINDOW, RetryBudget, pause
 
 STEPS = st.lists(st.tuples(st.integers(0, 3 * SECOND), st.booleans()), max_size=200)
 

@@ -3,11 +3,11 @@ from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.exchange import USE_BY, Spent
+from keyturn.core.messages import Revision, revision_of
+from keyturn.core.model import MILLISECOND, SECOND, Key, Limit, Pool, Secret
+from keyturn.core.revisions import REVISIONS, Revisions
 
-from proxy.core.exchange import USE_BY, Spent
-from proxy.core.messages import Revision, revision_of
-from proxy.core.model import MILLISECOND, SECOND, Key, Limit, Pool, Secret
-from proxy.core.revisions import REVISIONS, Revisions
 from tests.core.worlds import BOUND, World, check_conservation, know, limit, pool
 
 SECRETS = [Secret(f"s-k{number}") for number in range(3)]

@@ -4,9 +4,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-
-from proxy.core.exchange import PULSE, Budget, Demand, Grant, Kind, Lane, Settlement, Spent, Throttled, Unsent
-from proxy.core.messages import (
+from keyturn.core.exchange import PULSE, Budget, Demand, Grant, Kind, Lane, Settlement, Spent, Throttled, Unsent
+from keyturn.core.messages import (
     ExchangeRequest,
     ExchangeResponse,
     FlowDemand,
@@ -16,8 +15,8 @@ from proxy.core.messages import (
     RevisionLimit,
     Snapshot,
 )
-from proxy.core.model import MILLISECOND, SECOND, Micros
-from proxy.core.session import (
+from keyturn.core.model import MILLISECOND, SECOND, Micros
+from keyturn.core.session import (
     REPLICAS_MEMORY,
     SNAPSHOT_INTERVAL,
     SNAPSHOT_LIFETIME,

@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.allowances import Allowance
-from proxy.core.exchange import Seen
-from proxy.core.http import Fields
-from proxy.core.model import SECOND, Limit, Micros
-from proxy.core.moments import LONGEST
-from proxy.core.policy import Rule
-from proxy.core.signals import Route, Signals, Throttle, read
+from keyturn.core.allowances import Allowance
+from keyturn.core.exchange import Seen
+from keyturn.core.http import Fields
+from keyturn.core.model import SECOND, Limit, Micros
+from keyturn.core.moments import LONGEST
+from keyturn.core.policy import Rule
+from keyturn.core.signals import Route, Signals, Throttle, read
 
 SAMPLES = sorted((Path(__file__).parent.parent / "samples").glob("*.http"))
 

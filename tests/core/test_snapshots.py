@@ -3,13 +3,13 @@ from copy import deepcopy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.exchange import Demand, Seen, Spent
+from keyturn.core.flows import UNIT
+from keyturn.core.messages import LimitReturns, WaitingFlow, revision_of
+from keyturn.core.model import MILLISECOND, SECOND
+from keyturn.core.snapshots import FLOWS, NEXT, snapshot
+from keyturn.core.tokens import SERVICE_START
 
-from proxy.core.exchange import Demand, Seen, Spent
-from proxy.core.flows import UNIT
-from proxy.core.messages import LimitReturns, WaitingFlow, revision_of
-from proxy.core.model import MILLISECOND, SECOND
-from proxy.core.snapshots import FLOWS, NEXT, snapshot
-from proxy.core.tokens import SERVICE_START
 from tests.core.worlds import World, know, lane, limit, pool, throttled
 
 W = 60 * SECOND + 130 * MILLISECOND

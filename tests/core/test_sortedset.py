@@ -2,9 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
-from proxy.core import sortedset
-from proxy.core.sortedset import SortedSet
+from keyturn.core import sortedset
+from keyturn.core.sortedset import SortedSet
 
 MEMBERS = st.sampled_from("abcdefgh")
 SCORES = st.integers(-3, 3)

@@ -1,10 +1,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.exchange import PULSE, USE_BY, Demand, Lane, Seen, Spent
+from keyturn.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, HeldLease, LeaseGrant, revision_of
+from keyturn.core.model import MILLISECOND, SECOND
+from keyturn.core.state import COLLECT, DRIFT, LAPSED, RECOVERY_GRACE, PoolState
 
-from proxy.core.exchange import PULSE, USE_BY, Demand, Lane, Seen, Spent
-from proxy.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, HeldLease, LeaseGrant, revision_of
-from proxy.core.model import MILLISECOND, SECOND
-from proxy.core.state import COLLECT, DRIFT, LAPSED, RECOVERY_GRACE, PoolState
 from tests.core.worlds import BOUND, World, check_conservation, know, lane, limit, pool, unsent
 
 W = 60 * SECOND + 130 * MILLISECOND

@@ -1,9 +1,8 @@
 import pytest
-
-from proxy.core.breaker import Scope
-from proxy.core.model import SECOND, Micros
-from proxy.core.signals import Route
-from proxy.core.throttles import EARLY, MAX_ROUTES, MOMENTS, PATIENCE, RELAPSE, SETTLING, SLOWEST, Throttles
+from keyturn.core.breaker import Scope
+from keyturn.core.model import SECOND, Micros
+from keyturn.core.signals import Route
+from keyturn.core.throttles import EARLY, MAX_ROUTES, MOMENTS, PATIENCE, RELAPSE, SETTLING, SLOWEST, Throttles
 
 NOW: Micros = 1_000 * SECOND
 X, Y = Route.of("GET", "/x"), Route.of("GET", "/y")

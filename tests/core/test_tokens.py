@@ -1,12 +1,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from keyturn.core.exchange import PULSE, USE_BY, Seen, Settlement, Spent
+from keyturn.core.messages import HeldLease, LeaseGrant
+from keyturn.core.model import MILLISECOND, SECOND, Limit, Micros
+from keyturn.core.state import RECOVERY_GRACE
+from keyturn.core.tokens import REPLENISHED, UNLIMITED, USES, TokenBuckets, quota_of
 
-from proxy.core.exchange import PULSE, USE_BY, Seen, Settlement, Spent
-from proxy.core.messages import HeldLease, LeaseGrant
-from proxy.core.model import MILLISECOND, SECOND, Limit, Micros
-from proxy.core.state import RECOVERY_GRACE
-from proxy.core.tokens import REPLENISHED, UNLIMITED, USES, TokenBuckets, quota_of
 from tests.core.worlds import BOUND, World, check_conservation, lane, limit, pool, throttled, unsent
 
 W = 60 * SECOND + 100 * MILLISECOND + 30 * MILLISECOND

@@ -3,12 +3,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.exchange import Budget
-from proxy.core.http import Fields
-from proxy.core.model import MILLISECOND, SECOND, Limit
-from proxy.core.policy import Rule
-from proxy.core.translate import Standing, Story, server_timing, to_caller, whole_seconds
+from keyturn.core.exchange import Budget
+from keyturn.core.http import Fields
+from keyturn.core.model import MILLISECOND, SECOND, Limit
+from keyturn.core.policy import Rule
+from keyturn.core.translate import Standing, Story, server_timing, to_caller, whole_seconds
 
 WALL = 1_624_391_484 * SECOND + 300_000
 STORY = Story("r-1", "team-a", 1_250_000, 56_789)

@@ -1,6 +1,6 @@
 from dataclasses import field
 
-from proxy.core.values import value_object
+from keyturn.core.values import value_object
 
 
 @value_object

@@ -3,8 +3,8 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from proxy.core.exchange import USE_BY, Demand, Kind, Lane, Settlement, Spent, Throttled, Unsent
-from proxy.core.messages import (
+from keyturn.core.exchange import USE_BY, Demand, Kind, Lane, Settlement, Spent, Throttled, Unsent
+from keyturn.core.messages import (
     ExchangeRequest,
     ExchangeResponse,
     FlowDemand,
@@ -14,11 +14,11 @@ from proxy.core.messages import (
     Snapshot,
     revision_of,
 )
-from proxy.core.model import MILLISECOND, SECOND, Key, Limit, Micros, Pool, Secret
-from proxy.core.policy import Rule
-from proxy.core.snapshots import snapshot
-from proxy.core.state import PoolState
-from proxy.core.tokens import quota_of
+from keyturn.core.model import MILLISECOND, SECOND, Key, Limit, Micros, Pool, Secret
+from keyturn.core.policy import Rule
+from keyturn.core.snapshots import snapshot
+from keyturn.core.state import PoolState
+from keyturn.core.tokens import quota_of
 
 BOUND = 10 * SECOND
 

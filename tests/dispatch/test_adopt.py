@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.errors import BadRequest, NoKey, Refusal, TooMany, Unauthenticated
+from keyturn.core.exchange import Kind, Seen, Throttled, Unsent
+from keyturn.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
+from keyturn.dispatch import Lease, Moved, Ticket
+from keyturn.practice.arrivals import most_within
 
-from proxy.core.errors import BadRequest, NoKey, Refusal, TooMany, Unauthenticated
-from proxy.core.exchange import Kind, Seen, Throttled, Unsent
-from proxy.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
-from proxy.dispatch import Lease, Moved, Ticket
-from proxy.practice.arrivals import most_within
 from tests.core.worlds import BOUND, limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, run, task_of, virtual

@@ -1,9 +1,9 @@
 import asyncio
 
 import uvloop
+from keyturn.core.model import MILLISECOND, SECOND
+from keyturn.dispatch.alarm import BATCHING, FEW, Alarm
 
-from proxy.core.model import MILLISECOND, SECOND
-from proxy.dispatch.alarm import BATCHING, FEW, Alarm
 from tests.virtual import micros, virtual
 
 

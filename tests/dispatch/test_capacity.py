@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keyturn.core.errors import TooMany
+from keyturn.core.exchange import Kind, Unsent
+from keyturn.core.model import MILLISECOND, SECOND
+from keyturn.dispatch import Capacity, Lease, Ticket
 
-from proxy.core.errors import TooMany
-from proxy.core.exchange import Kind, Unsent
-from proxy.core.model import MILLISECOND, SECOND
-from proxy.dispatch import Capacity, Lease, Ticket
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, run, task_of, virtual

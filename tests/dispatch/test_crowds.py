@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
+from keyturn.core.errors import TooMany
+from keyturn.core.model import SECOND
 
-from proxy.core.errors import TooMany
-from proxy.core.model import SECOND
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, task_of, virtual

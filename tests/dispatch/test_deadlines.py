@@ -1,14 +1,15 @@
 import asyncio
 from collections.abc import Callable
 
-from proxy.core.errors import TooMany
-from proxy.core.exchange import Kind, Turns
-from proxy.core.health import Health
-from proxy.core.model import SECOND, Client, Micros
-from proxy.dispatch.deadlines import REVIEW, Deadlines
-from proxy.dispatch.keys import Keys
-from proxy.dispatch.lanes import Lanes, Queue, Waiter
-from proxy.dispatch.tickets import Ticket
+from keyturn.core.errors import TooMany
+from keyturn.core.exchange import Kind, Turns
+from keyturn.core.health import Health
+from keyturn.core.model import SECOND, Client, Micros
+from keyturn.dispatch.deadlines import REVIEW, Deadlines
+from keyturn.dispatch.keys import Keys
+from keyturn.dispatch.lanes import Lanes, Queue, Waiter
+from keyturn.dispatch.tickets import Ticket
+
 from tests.core.worlds import lane, limit, pool
 from tests.virtual import micros, virtual
 

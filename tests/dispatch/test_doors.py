@@ -2,11 +2,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from keyturn.core.errors import ShuttingDown, TooMany
+from keyturn.core.model import SECOND, Client
+from keyturn.dispatch import Lease, Ticket
+from keyturn.dispatch.doors import NEWCOMERS
 
-from proxy.core.errors import ShuttingDown, TooMany
-from proxy.core.model import SECOND, Client
-from proxy.dispatch import Lease, Ticket
-from proxy.dispatch.doors import NEWCOMERS
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, task_of, virtual

@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
+from keyturn.core.errors import NoKey, TooMany
+from keyturn.core.exchange import Kind, Unsent
+from keyturn.core.model import SECOND, Client
+from keyturn.dispatch import Displaced, Ticket
+from keyturn.dispatch.room import OWN
 
-from proxy.core.errors import NoKey, TooMany
-from proxy.core.exchange import Kind, Unsent
-from proxy.core.model import SECOND, Client
-from proxy.dispatch import Displaced, Ticket
-from proxy.dispatch.room import OWN
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, task_of, virtual

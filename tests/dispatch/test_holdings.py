@@ -1,9 +1,10 @@
-from proxy.core.exchange import Grant, Unsent
-from proxy.core.model import SECOND, Key, Secret
-from proxy.dispatch.capacity import Capacity, Portions
-from proxy.dispatch.holdings import Holdings
-from proxy.dispatch.lanes import Lanes
-from proxy.dispatch.lease import Ending, Lease
+from keyturn.core.exchange import Grant, Unsent
+from keyturn.core.model import SECOND, Key, Secret
+from keyturn.dispatch.capacity import Capacity, Portions
+from keyturn.dispatch.holdings import Holdings
+from keyturn.dispatch.lanes import Lanes
+from keyturn.dispatch.lease import Ending, Lease
+
 from tests.core.worlds import lane, limit, pool
 
 

@@ -1,8 +1,9 @@
-from proxy.core.exchange import Kind
-from proxy.core.health import Health
-from proxy.core.model import SECOND, Client, Key, Pool, Secret
-from proxy.dispatch.keys import Keys
-from proxy.dispatch.tickets import Ticket
+from keyturn.core.exchange import Kind
+from keyturn.core.health import Health
+from keyturn.core.model import SECOND, Client, Key, Pool, Secret
+from keyturn.dispatch.keys import Keys
+from keyturn.dispatch.tickets import Ticket
+
 from tests.core.worlds import limit
 
 SHARED = Pool("default", tuple(Key(name, Secret(name), name[0]) for name in ("a1", "a2", "b1")), (limit(60),))

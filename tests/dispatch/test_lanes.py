@@ -2,11 +2,11 @@ import asyncio
 
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.exchange import Kind, Turns
+from keyturn.core.model import SECOND, Client
+from keyturn.dispatch.lanes import Lanes, Queue, Waiter
+from keyturn.dispatch.tickets import Ticket
 
-from proxy.core.exchange import Kind, Turns
-from proxy.core.model import SECOND, Client
-from proxy.dispatch.lanes import Lanes, Queue, Waiter
-from proxy.dispatch.tickets import Ticket
 from tests.core.worlds import lane
 from tests.virtual import run
 

@@ -2,10 +2,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+from keyturn.core.exchange import Grant, Seen, Settlement, Spent, Throttled, Unsent
+from keyturn.core.model import SECOND, Key, Secret
+from keyturn.dispatch.lease import Ending, Lease
 
-from proxy.core.exchange import Grant, Seen, Settlement, Spent, Throttled, Unsent
-from proxy.core.model import SECOND, Key, Secret
-from proxy.dispatch.lease import Ending, Lease
 from tests.core.worlds import lane, limit, pool
 
 BOUND = 10 * SECOND

@@ -1,11 +1,12 @@
 import asyncio
 
-from proxy.core.exchange import Budget, Kind, Turns
-from proxy.core.model import SECOND, Client, Limit
-from proxy.core.recent import Count
-from proxy.dispatch import Ticket
-from proxy.dispatch.lanes import Queue
-from proxy.dispatch.looks import general, left, next_token
+from keyturn.core.exchange import Budget, Kind, Turns
+from keyturn.core.model import SECOND, Client, Limit
+from keyturn.core.recent import Count
+from keyturn.dispatch import Ticket
+from keyturn.dispatch.lanes import Queue
+from keyturn.dispatch.looks import general, left, next_token
+
 from tests.core.worlds import lane, limit, pool
 from tests.rooms import room
 from tests.virtual import micros, task_of, virtual

@@ -1,5 +1,5 @@
-from proxy.core.model import SECOND
-from proxy.dispatch.refusals import no_word, queue_full, too_late, whole_seconds
+from keyturn.core.model import SECOND
+from keyturn.dispatch.refusals import no_word, queue_full, too_late, whole_seconds
 
 
 def test_whole_seconds_are_rounded_up() -> None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.errors import TooMany
+from keyturn.core.model import SECOND
+from keyturn.core.tokens import SERVICE_START
+from keyturn.dispatch import Lease
 
-from proxy.core.errors import TooMany
-from proxy.core.model import SECOND
-from proxy.core.tokens import SERVICE_START
-from proxy.dispatch import Lease
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, run, task_of

@@ -1,10 +1,10 @@
 import asyncio
 
 import pytest
+from keyturn.core.exchange import Demand, Exchange, Settlement, Spent
+from keyturn.core.model import MILLISECOND, SECOND, Micros
+from keyturn.dispatch.rides import FLUSH, RIDE, Rides
 
-from proxy.core.exchange import Demand, Exchange, Settlement, Spent
-from proxy.core.model import MILLISECOND, SECOND, Micros
-from proxy.dispatch.rides import FLUSH, RIDE, Rides
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, task_of, virtual

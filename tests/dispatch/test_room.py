@@ -4,15 +4,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.errors import NoKey, ShuttingDown, StoreLost, TooMany
+from keyturn.core.events import Exchanged
+from keyturn.core.exchange import PULSE, Seen, Spent, Unsent
+from keyturn.core.model import MILLISECOND, SECOND, Client, Pool
+from keyturn.dispatch import Lease
+from keyturn.dispatch.alarm import BATCHING
+from keyturn.dispatch.deadlines import FIRST_WORD
+from keyturn.dispatch.stock import PLENTY
 
-from proxy.core.errors import NoKey, ShuttingDown, StoreLost, TooMany
-from proxy.core.events import Exchanged
-from proxy.core.exchange import PULSE, Seen, Spent, Unsent
-from proxy.core.model import MILLISECOND, SECOND, Client, Pool
-from proxy.dispatch import Lease
-from proxy.dispatch.alarm import BATCHING
-from proxy.dispatch.deadlines import FIRST_WORD
-from proxy.dispatch.stock import PLENTY
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, run, task_of, virtual

@@ -1,6 +1,7 @@
-from proxy.core.exchange import Budget
-from proxy.core.model import SECOND
-from proxy.dispatch.stock import FRESH, PLENTY, Stock
+from keyturn.core.exchange import Budget
+from keyturn.core.model import SECOND
+from keyturn.dispatch.stock import FRESH, PLENTY, Stock
+
 from tests.core.worlds import limit, pool
 
 

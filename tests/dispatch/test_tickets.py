@@ -1,9 +1,9 @@
 import pytest
+from keyturn.core.errors import BadRequest, Unauthenticated
+from keyturn.core.exchange import Kind
+from keyturn.core.model import SECOND, Client
+from keyturn.dispatch.tickets import Displaced, Moved, Ticket, quota_of
 
-from proxy.core.errors import BadRequest, Unauthenticated
-from proxy.core.exchange import Kind
-from proxy.core.model import SECOND, Client
-from proxy.dispatch.tickets import Displaced, Moved, Ticket, quota_of
 from tests.core.worlds import limit, pool
 
 CLIENT = Client("a", weight=2)

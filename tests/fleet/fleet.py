@@ -16,8 +16,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from proxy.practice import PracticeApi, PracticeSettings
-from proxy.tasks import finish, spawn
+from keyturn.practice import PracticeApi, PracticeSettings
+from keyturn.tasks import finish, spawn
+
 from tests.process import KEYS, TOKENS, Keyturn, Reply, calling, client, document, limit, request, serving, until, write
 from tests.stores.servers import Server
 

@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from proxy.core.errors import Broken
-from proxy.core.events import Journal
-from proxy.core.health import KeyLook
-from proxy.core.http import Answer, Body, Fields, Request
-from proxy.core.model import SECOND, Client, Limit, Micros, Secret
-from proxy.gateway import Gateway, Retries
-from proxy.gateway.peeking import SECONDS
+from keyturn.core.errors import Broken
+from keyturn.core.events import Journal
+from keyturn.core.health import KeyLook
+from keyturn.core.http import Answer, Body, Fields, Request
+from keyturn.core.model import SECOND, Client, Limit, Micros, Secret
+from keyturn.gateway import Gateway, Retries
+from keyturn.gateway.peeking import SECONDS
+
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros

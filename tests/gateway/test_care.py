@@ -2,12 +2,12 @@ import asyncio
 import gc
 
 import pytest
+from keyturn.core.errors import Broken, NoKey
+from keyturn.core.events import KeyChanged, Retried, UpstreamThrottled
+from keyturn.core.exchange import Spent
+from keyturn.core.http import Answer, Request
+from keyturn.core.model import SECOND, Client, Key, Pool, Secret
 
-from proxy.core.errors import Broken, NoKey
-from proxy.core.events import KeyChanged, Retried, UpstreamThrottled
-from proxy.core.exchange import Spent
-from proxy.core.http import Answer, Request
-from proxy.core.model import SECOND, Client, Key, Pool, Secret
 from tests.gateway.settings import KEY_INVALID, NOT_AUTHORIZED, PLAIN_429, Bytes, Setting, answer, error, setting
 from tests.virtual import micros, task_of, virtual
 

@@ -2,13 +2,13 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from keyturn.core.errors import BadRequest, NoKey, TooMany
+from keyturn.core.events import UpstreamAnswered
+from keyturn.core.exchange import Spent, Unsent
+from keyturn.core.health import LOOK_AGAIN
+from keyturn.core.http import Answer
+from keyturn.core.model import SECOND
 
-from proxy.core.errors import BadRequest, NoKey, TooMany
-from proxy.core.events import UpstreamAnswered
-from proxy.core.exchange import Spent, Unsent
-from proxy.core.health import LOOK_AGAIN
-from proxy.core.http import Answer
-from proxy.core.model import SECOND
 from tests.gateway.settings import Bytes, FakeBody, answer, setting
 from tests.virtual import task_of, virtual
 

@@ -1,10 +1,11 @@
 import asyncio
 
-from proxy.core.events import ForeignSpent, LimitHigher, LimitLowered, MonthTold, SignalsIgnored
-from proxy.core.exchange import Seen, Spent
-from proxy.core.http import Answer, Request
-from proxy.core.lessons import Higher
-from proxy.core.model import SECOND
+from keyturn.core.events import ForeignSpent, LimitHigher, LimitLowered, MonthTold, SignalsIgnored
+from keyturn.core.exchange import Seen, Spent
+from keyturn.core.http import Answer, Request
+from keyturn.core.lessons import Higher
+from keyturn.core.model import SECOND
+
 from tests.core.worlds import limit
 from tests.gateway.settings import PLAIN_429, Setting, answer, setting
 from tests.virtual import virtual

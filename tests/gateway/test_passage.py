@@ -2,16 +2,16 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from keyturn.bodies import Bodies, BodySettings
+from keyturn.bodies.replay import MEMORY
+from keyturn.core.errors import BadRequest
+from keyturn.core.events import Journal
+from keyturn.core.exchange import Kind
+from keyturn.core.http import Request
+from keyturn.core.model import SECOND, Client
+from keyturn.core.signals import Route
+from keyturn.gateway.passage import Passage
 
-from proxy.bodies import Bodies, BodySettings
-from proxy.bodies.replay import MEMORY
-from proxy.core.errors import BadRequest
-from proxy.core.events import Journal
-from proxy.core.exchange import Kind
-from proxy.core.http import Request
-from proxy.core.model import SECOND, Client
-from proxy.core.signals import Route
-from proxy.gateway.passage import Passage
 from tests.core.worlds import limit, pool
 from tests.gateway.settings import Bytes
 from tests.rooms import Recorder

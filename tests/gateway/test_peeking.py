@@ -1,11 +1,11 @@
 import itertools
 
 import pytest
+from keyturn.core.complaints import BODY_LIMIT
+from keyturn.core.errors import Broken
+from keyturn.core.http import Answer, Whole
+from keyturn.gateway.peeking import SECONDS, Begun, BrokenOff, peek
 
-from proxy.core.complaints import BODY_LIMIT
-from proxy.core.errors import Broken
-from proxy.core.http import Answer, Whole
-from proxy.gateway.peeking import SECONDS, Begun, BrokenOff, peek
 from tests.gateway.settings import Breaking, FakeBody, Slow
 from tests.virtual import micros, virtual
 

@@ -5,11 +5,11 @@ from collections import Counter
 from random import Random
 
 import pytest
+from keyturn.core.errors import Refusal, Unreachable
+from keyturn.core.events import Journal
+from keyturn.core.http import Answer, Request
+from keyturn.core.model import SECOND, Client
 
-from proxy.core.errors import Refusal, Unreachable
-from proxy.core.events import Journal
-from proxy.core.http import Answer, Request
-from proxy.core.model import SECOND, Client
 from tests.core.worlds import limit
 from tests.gateway.settings import KEY_INVALID, PLAIN_429, Setting, answer, error, setting
 from tests.virtual import virtual

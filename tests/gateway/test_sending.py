@@ -1,12 +1,12 @@
 import asyncio
 
 import pytest
+from keyturn.core.errors import Broken, LocalTrouble, TooMany
+from keyturn.core.events import LocalTroubleMet, Retried, UpstreamAnswered
+from keyturn.core.exchange import Spent, Unsent
+from keyturn.core.http import Answer, Whole
+from keyturn.core.model import SECOND
 
-from proxy.core.errors import Broken, LocalTrouble, TooMany
-from proxy.core.events import LocalTroubleMet, Retried, UpstreamAnswered
-from proxy.core.exchange import Spent, Unsent
-from proxy.core.http import Answer, Whole
-from proxy.core.model import SECOND
 from tests.gateway.settings import FakeBody, setting
 from tests.virtual import micros, task_of, virtual
 

@@ -2,13 +2,13 @@ import asyncio
 import json
 
 import pytest
+from keyturn.core.complaints import BODY_LIMIT
+from keyturn.core.errors import TooMany
+from keyturn.core.events import Retried, ThrottledTogether, UpstreamThrottled
+from keyturn.core.exchange import Spent, Throttled
+from keyturn.core.http import Answer, Request
+from keyturn.core.model import SECOND
 
-from proxy.core.complaints import BODY_LIMIT
-from proxy.core.errors import TooMany
-from proxy.core.events import Retried, ThrottledTogether, UpstreamThrottled
-from proxy.core.exchange import Spent, Throttled
-from proxy.core.http import Answer, Request
-from proxy.core.model import SECOND
 from tests.core.worlds import limit
 from tests.gateway.settings import PLAIN_429, PLAN_429, Breaking, Bytes, FakeBody, Slow, answer, setting
 from tests.virtual import micros, task_of, virtual

@@ -2,14 +2,14 @@ import asyncio
 from contextlib import suppress
 
 import pytest
+from keyturn.core.breaker import FAILURES, FAILURES_TOLD, Scope
+from keyturn.core.errors import Broken, LocalTrouble, Outage, TimedOut, Unreachable
+from keyturn.core.events import BreakerMoved, Retried
+from keyturn.core.exchange import Spent, Unsent
+from keyturn.core.http import Answer, Request
+from keyturn.core.model import SECOND
+from keyturn.gateway import Retries
 
-from proxy.core.breaker import FAILURES, FAILURES_TOLD, Scope
-from proxy.core.errors import Broken, LocalTrouble, Outage, TimedOut, Unreachable
-from proxy.core.events import BreakerMoved, Retried
-from proxy.core.exchange import Spent, Unsent
-from proxy.core.http import Answer, Request
-from proxy.core.model import SECOND
-from proxy.gateway import Retries
 from tests.gateway.settings import Breaking, Bytes, Setting, answer, error, setting
 from tests.virtual import micros, task_of, virtual
 

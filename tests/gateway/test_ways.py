@@ -1,8 +1,8 @@
 import asyncio
 
 import pytest
+from keyturn.core.model import SECOND
 
-from proxy.core.model import SECOND
 from tests.core.worlds import limit
 from tests.gateway.settings import PLAIN_429, answer, setting
 from tests.virtual import micros, task_of, virtual

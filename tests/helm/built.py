@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keyturn.practice import PracticeApi
 
-from proxy.practice import PracticeApi
 from tests.helm import kubelet
 from tests.helm.charts import Rendered
 from tests.helm.test_process import SECRETS, USER, api, gateway
@@ -129,7 +129,7 @@ async def test_the_image_takes_rights_away(api: PracticeApi, place: Path) -> Non
 async def test_the_image_has_bytecode(api: PracticeApi, place: Path) -> None:
     """All that the command imports was compiled when the image was built: nobody could write it later."""
     code = (
-        "import sys, proxy.app, proxy.cli, importlib.util, pathlib\n"
+        "import sys, keyturn.app, keyturn.cli, importlib.util, pathlib\n"
         "for module in list(sys.modules.values()):\n"
         "    file = getattr(module, '__file__', None) or ''\n"
         "    if file.endswith('.py') and module.__spec__ and module.__spec__.origin != 'frozen':\n"
@@ -138,7 +138,7 @@ async def test_the_image_has_bytecode(api: PracticeApi, place: Path) -> None:
     )
     async with started(gateway(api), place):
         lines = inside(place, "python", "-c", code).stdout.splitlines()
-    assert "proxy.cli True" in lines
+    assert "keyturn.cli True" in lines
     assert [line for line in lines if not line.endswith("True")] == []
 
 

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 import yaml
+from keyturn.config import Config, load
 
-from proxy.config import Config, load
 from tests.helm.charts import CHART, CI, Rendered, render
 from tests.helm.kubelet import lay_out
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft7Validator
+from keyturn.config import load
 
-from proxy.config import load
 from tests.helm.charts import render
 from tests.process import ROOT
 

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 import yaml
+from keyturn.config import schema
 
 from helm import generate
-from proxy.config import schema
 
 
 def test_the_schema_is_the_application_s() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from keyturn.config import Config
+from keyturn.web.buffers import FLOOR
 
-from proxy.config import Config
-from proxy.web.buffers import FLOOR
 from tests.config.samples import with_digests
 from tests.helm.charts import CHART, EXAMPLE, NEWEST, OLDEST, helm, render
 from tests.helm.kubernetes import check

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keyturn.practice import PracticeApi, PracticeSettings
+from keyturn.tasks import finish, spawn
 
-from proxy.practice import PracticeApi, PracticeSettings
-from proxy.tasks import finish, spawn
 from tests.helm import kubelet
 from tests.helm.charts import RELEASE, Rendered, render
 from tests.process import KEYS, ROOT, TOKENS, Gate, Running, ask, calling, client, request, until

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
+from keyturn.config import load
 
-from proxy.config import load
 from tests.helm.charts import (
     CHART,
     EXAMPLE,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import trustme
+from keyturn.practice import PracticeApi
 
-from proxy.practice import PracticeApi
 from tests.helm import kubelet
 from tests.helm.test_process import SECRETS, api, gateway, place
 

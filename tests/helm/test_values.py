@@ -2,8 +2,8 @@ import re
 from typing import Any
 
 import pytest
+from keyturn.app.fixed import SETTINGS
 
-from proxy.app.fixed import SETTINGS
 from tests.helm.charts import CHART, CI, RELEASE, refusal, render
 
 NAME = f"{RELEASE}-keyturn"

@@ -2,10 +2,10 @@ import asyncio
 from dataclasses import dataclass
 
 import pytest
+from keyturn.core.errors import Broken
+from keyturn.joining import fanout
+from keyturn.joining.fanout import GRACE, PART, Fanout, FellBehind, Kept, Reader
 
-from proxy.core.errors import Broken
-from proxy.joining import fanout
-from proxy.joining.fanout import GRACE, PART, Fanout, FellBehind, Kept, Reader
 from tests.joining.steps import counting
 from tests.virtual import task_of, virtual
 

@@ -4,15 +4,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from keyturn.core.errors import Broken, NoKey, TooMany
+from keyturn.core.events import ConnectionEnded, Joined, Journal
+from keyturn.core.http import Answer, Fields, Request
+from keyturn.core.model import SECOND, Client, Micros
+from keyturn.core.policy import Rule
+from keyturn.joining import flights
+from keyturn.joining.fanout import BOUND, FellBehind
+from keyturn.joining.flights import Joining, likeness
 
-from proxy.core.errors import Broken, NoKey, TooMany
-from proxy.core.events import ConnectionEnded, Joined, Journal
-from proxy.core.http import Answer, Fields, Request
-from proxy.core.model import SECOND, Client, Micros
-from proxy.core.policy import Rule
-from proxy.joining import flights
-from proxy.joining.fanout import BOUND, FellBehind
-from proxy.joining.flights import Joining, likeness
 from tests.joining.steps import counting
 from tests.rooms import Recorder
 from tests.virtual import micros, task_of, virtual

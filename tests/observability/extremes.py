@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from proxy.core.model import SECOND
-from proxy.core.recent import Count
-from proxy.web.status.model import ClientStatus, KeyStatus, LaneStatus, PoolStatus, QuotaStatus, Snapshot
+from keyturn.core.model import SECOND
+from keyturn.core.recent import Count
+from keyturn.web.status.model import ClientStatus, KeyStatus, LaneStatus, PoolStatus, QuotaStatus, Snapshot
+
 from tests.observability.samples import AT, MINUTE, bucket, quiet
 
 LONG = "X" * 64

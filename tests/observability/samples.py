@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from proxy.core.health import State
-from proxy.core.model import SECOND, Micros
-from proxy.core.recent import Count
-from proxy.web.status import document as documents
-from proxy.web.status.model import (
+from keyturn.core.health import State
+from keyturn.core.model import SECOND, Micros
+from keyturn.core.recent import Count
+from keyturn.web.status import document as documents
+from keyturn.web.status.model import (
     BucketStatus,
     ClientStatus,
     KeyStatus,
@@ -27,7 +27,7 @@ from proxy.web.status.model import (
     StoreStatus,
     calendar,
 )
-from proxy.web.status.page import Asset, asset, status_json
+from keyturn.web.status.page import Asset, asset, status_json
 
 MINUTE: Micros = 60 * SECOND
 AT: Micros = 1_790_000_000 * SECOND

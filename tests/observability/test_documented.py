@@ -5,7 +5,8 @@ import re
 from io import StringIO
 from typing import Any
 
-from proxy.telemetry import RequestLog
+from keyturn.telemetry import RequestLog
+
 from tests.observability.documents import OBSERVABILITY
 from tests.telemetry.samples import Arrived, journal
 from tests.telemetry.test_traces import Collector, attributes

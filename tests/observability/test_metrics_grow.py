@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from keyturn import __version__
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy import __version__
 from tests.observability.documents import metrics
 from tests.process import Keyturn, calling, request, serving, until, write
 from tests.vectors.origin import OK, WAIT, Answering, Origin

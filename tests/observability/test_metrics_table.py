@@ -1,7 +1,7 @@
+from keyturn.core.errors import Refusal, UpstreamError
+from keyturn.telemetry import Metrics
 from prometheus_client import Metric as Family
 
-from proxy.core.errors import Refusal, UpstreamError
-from proxy.telemetry import Metrics
 from tests.observability.documents import metrics
 from tests.telemetry.samples import families
 

@@ -3,10 +3,10 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from keyturn.practice import PracticeSettings
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from proxy.practice import PracticeSettings
 from tests.observability.documents import metrics
 from tests.observability.promtool import promtool
 from tests.process import KEYS, ask, house, limit, request, until

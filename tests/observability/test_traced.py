@@ -74,10 +74,10 @@ from pathlib import Path
 
 if {absent}:
     sys.modules["opentelemetry"] = None
-import proxy.cli
-from proxy import config
-from proxy.app import App
-from proxy.core.errors import ConfigError
+import keyturn.cli
+from keyturn import config
+from keyturn.app import App
+from keyturn.core.errors import ConfigError
 
 
 async def run() -> None:

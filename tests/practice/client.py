@@ -6,9 +6,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import ClientSession, TCPConnector
+from keyturn.practice import PracticeApi, PracticeSettings
 from yarl import URL
-
-from proxy.practice import PracticeApi, PracticeSettings
 
 KEY = "PMAK-practice-1"
 OTHER = "PMAK-practice-2"

@@ -1,5 +1,6 @@
-from proxy.practice import PracticeSettings
-from proxy.practice.accounts import Accounts
+from keyturn.practice import PracticeSettings
+from keyturn.practice.accounts import Accounts
+
 from tests.practice.client import KEY, OTHER, UNKNOWN
 
 ME = ("GET", "me", 1)

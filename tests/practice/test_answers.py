@@ -4,8 +4,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
-
-from proxy.practice.answers import (
+from keyturn.practice.answers import (
     ApiError,
     Page,
     accepts_gzip,
@@ -16,8 +15,8 @@ from proxy.practice.answers import (
     refusal_of,
     unauthenticated,
 )
-from proxy.practice.settings import HeaderStyle
-from proxy.practice.windows import Verdict
+from keyturn.practice.settings import HeaderStyle
+from keyturn.practice.windows import Verdict
 
 VERDICT = Verdict(allowed=False, limit=60, window=60.0, remaining=0, reset=142.3, retry=142.3)
 

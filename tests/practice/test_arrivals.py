@@ -1,7 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.practice.arrivals import ArrivalLog, Record, most_within
+from keyturn.practice.arrivals import ArrivalLog, Record, most_within
 
 
 def record(at: float, key: str = "key-1", user: str = "ann", *, counted: bool = True, status: int = 200) -> Record:

@@ -4,10 +4,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.practice.answers import Page
-from proxy.practice.catalogue import COLLECTIONS, ENVIRONMENTS, WORKSPACES, Catalogue, merged
-from proxy.practice.generate import OWNER, PRACTICE_RUN
+from keyturn.practice.answers import Page
+from keyturn.practice.catalogue import COLLECTIONS, ENVIRONMENTS, WORKSPACES, Catalogue, merged
+from keyturn.practice.generate import OWNER, PRACTICE_RUN
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@ from random import Random
 from typing import Any
 
 import pytest
-
-from proxy.practice.contents import (
+from keyturn.practice.contents import (
     complete_collection,
     completed_values,
     is_sound_change,

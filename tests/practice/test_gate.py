@@ -3,8 +3,8 @@ import time
 from email.utils import parsedate_to_datetime
 
 import pytest
+from keyturn.practice import WindowKind
 
-from proxy.practice import WindowKind
 from tests.practice.client import KEY, OTHER, UNKNOWN, Clock, practising, session_of
 
 MISSING_BODY = (

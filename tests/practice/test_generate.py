@@ -1,6 +1,6 @@
 from random import Random
 
-from proxy.practice.generate import collection_of, environment_of, practice_run
+from keyturn.practice.generate import collection_of, environment_of, practice_run
 
 
 def test_same_seed_same_data() -> None:

@@ -1,7 +1,6 @@
 import pytest
-
-from proxy.practice.answers import ApiError
-from proxy.practice.listing import matching, page_by_cursor, page_by_offset
+from keyturn.practice.answers import ApiError
+from keyturn.practice.listing import matching, page_by_cursor, page_by_offset
 
 ROWS = [{"name": name, "type": "team" if name in "ab" else "personal"} for name in "abcde"]
 

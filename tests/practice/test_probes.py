@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientPayloadError
+from keyturn.practice.probes import noise
 
-from proxy.practice.probes import noise
 from tests.practice.client import KEY, exact, practising, session_of
 
 

@@ -16,9 +16,9 @@ from aiohttp import (
     ClientResponse,
     ClientSession,
 )
+from keyturn.core.errors import StartError
+from keyturn.practice import FaultKind, PracticeApi, PracticeSettings
 
-from proxy.core.errors import StartError
-from proxy.practice import FaultKind, PracticeApi, PracticeSettings
 from tests.practice.client import KEY, Clock, practising, session_of, trusting
 
 

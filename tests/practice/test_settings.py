@@ -1,9 +1,8 @@
 from typing import Any
 
 import pytest
-
-from proxy.core.errors import ConfigError
-from proxy.practice import PracticeSettings
+from keyturn.core.errors import ConfigError
+from keyturn.practice import PracticeSettings
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 import pytest
-
-from proxy.practice.target import parse_target
+from keyturn.practice.target import parse_target
 
 
 @pytest.mark.parametrize(

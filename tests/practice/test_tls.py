@@ -1,8 +1,7 @@
 import ssl
 
 import pytest
-
-from proxy.practice.tls import Certificates
+from keyturn.practice.tls import Certificates
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> None:

@@ -4,10 +4,9 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.practice.arrivals import most_within
-from proxy.practice.settings import WindowKind
-from proxy.practice.windows import Window, admit_all, window_of
+from keyturn.practice.arrivals import most_within
+from keyturn.practice.settings import WindowKind
+from keyturn.practice.windows import Window, admit_all, window_of
 
 KINDS: tuple[WindowKind, ...] = ("fixed", "first", "rolling")
 ROUNDING = 1 + 1e-12

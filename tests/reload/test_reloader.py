@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from keyturn.config.contents import content_of
+from keyturn.core.errors import ConfigError, Problem, StartError
+from keyturn.core.events import Event, Reloaded
+from keyturn.reload import Reloader, reloader
+from keyturn.reload.reloader import AGAIN
+from keyturn.reload.watch import Contents
 from structlog.testing import capture_logs
 
-from proxy.config.contents import content_of
-from proxy.core.errors import ConfigError, Problem, StartError
-from proxy.core.events import Event, Reloaded
-from proxy.reload import Reloader, reloader
-from proxy.reload.reloader import AGAIN
-from proxy.reload.watch import Contents
 from tests.rooms import Recorder
 
 

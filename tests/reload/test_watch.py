@@ -3,10 +3,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from proxy.config.contents import NOTHING, digest
-from proxy.reload import watch
-from proxy.reload.watch import Watch
+from keyturn.config.contents import NOTHING, digest
+from keyturn.reload import watch
+from keyturn.reload.watch import Watch
 
 
 class Clock:

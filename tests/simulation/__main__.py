@@ -15,7 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
-from proxy.core.model import MILLISECOND, SECOND, Micros
+from keyturn.core.model import MILLISECOND, SECOND, Micros
+
 from tests.simulation.judges import mean_and_most
 from tests.simulation.results import Result
 from tests.simulation.run import LEAST_USED, USUAL, Run

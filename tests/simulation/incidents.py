@@ -6,7 +6,8 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
-from proxy.core.model import MILLISECOND, SECOND, Micros, Pool
+from keyturn.core.model import MILLISECOND, SECOND, Micros, Pool
+
 from tests.core.worlds import BOUND
 from tests.simulation.replicas import Replica
 from tests.simulation.upstream import Trouble

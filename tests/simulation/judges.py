@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from proxy.core.exchange import Kind
-from proxy.core.model import SECOND, Micros
+from keyturn.core.exchange import Kind
+from keyturn.core.model import SECOND, Micros
 
 
 def most_in(counted: Sequence[Micros], window: Micros) -> int:

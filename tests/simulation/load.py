@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from proxy.core.http import Request
-from proxy.core.model import SECOND, Client, Micros
+from keyturn.core.http import Request
+from keyturn.core.model import SECOND, Client, Micros
+
 from tests.simulation.processes import Universe
 from tests.simulation.replicas import Findings, Replica, Told
 

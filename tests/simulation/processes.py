@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, TypeVar
 
-from proxy.core.model import SECOND, Micros
+from keyturn.core.model import SECOND, Micros
 
 T = TypeVar("T")
 

@@ -5,18 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from proxy.core.errors import Refusal, TooMany
-from proxy.core.events import Event, Journal, Observer, StoreChanged
-from proxy.core.exchange import Exchange, Kind, Lane, Turns
-from proxy.core.http import Answer, Request
-from proxy.core.messages import DemandClass
-from proxy.core.model import MILLISECOND, SECOND, Client, Micros, Pool
-from proxy.core.signals import TOO_MANY
-from proxy.dispatch import Dispatch, Lease, Ticket
-from proxy.dispatch.lanes import Queue, Waiter
-from proxy.dispatch.lease import Ending
-from proxy.gateway import Gateway, Retries
-from proxy.stores.memory import MemoryStore
+from keyturn.core.errors import Refusal, TooMany
+from keyturn.core.events import Event, Journal, Observer, StoreChanged
+from keyturn.core.exchange import Exchange, Kind, Lane, Turns
+from keyturn.core.http import Answer, Request
+from keyturn.core.messages import DemandClass
+from keyturn.core.model import MILLISECOND, SECOND, Client, Micros, Pool
+from keyturn.core.signals import TOO_MANY
+from keyturn.dispatch import Dispatch, Lease, Ticket
+from keyturn.dispatch.lanes import Queue, Waiter
+from keyturn.dispatch.lease import Ending
+from keyturn.gateway import Gateway, Retries
+from keyturn.stores.memory import MemoryStore
+
 from tests.core.worlds import BOUND
 from tests.simulation.judges import Estimate, Turn
 from tests.simulation.processes import Process

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from proxy.core.model import Micros
+from keyturn.core.model import Micros
 
 
 @dataclass

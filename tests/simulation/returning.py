@@ -13,8 +13,9 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.core.http import Request
-from proxy.core.model import MILLISECOND, SECOND, Client, Micros
+from keyturn.core.http import Request
+from keyturn.core.model import MILLISECOND, SECOND, Client, Micros
+
 from tests.simulation.replicas import Told
 
 if TYPE_CHECKING:

@@ -6,11 +6,12 @@ from random import Random
 from time import process_time
 from typing import TypedDict, get_args
 
-from proxy.core.events import Observer
-from proxy.core.flows import LAG
-from proxy.core.messages import DemandClass
-from proxy.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
-from proxy.stores.memory import Memory, MemoryStore
+from keyturn.core.events import Observer
+from keyturn.core.flows import LAG
+from keyturn.core.messages import DemandClass
+from keyturn.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
+from keyturn.stores.memory import Memory, MemoryStore
+
 from tests.core.worlds import BOUND, limit
 from tests.simulation.incidents import Incidents
 from tests.simulation.judges import beyond_neighbours, most_in, used, worst_in, wronged

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from proxy.core.exchange import PULSE
-from proxy.core.model import MILLISECOND, Micros
-from proxy.core.state import COLLECT, RECOVERY_GRACE
-from proxy.practice.settings import WindowKind
-from proxy.stores.shared import OnLoss
+from keyturn.core.exchange import PULSE
+from keyturn.core.model import MILLISECOND, Micros
+from keyturn.core.state import COLLECT, RECOVERY_GRACE
+from keyturn.practice.settings import WindowKind
+from keyturn.stores.shared import OnLoss
 
 Incident = Literal[
     "kill",

@@ -12,14 +12,15 @@ from functools import partial
 from random import Random
 from typing import Protocol, Self, TypeVar, cast
 
-from proxy.core.errors import StoreLost
-from proxy.core.events import Observer
-from proxy.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
-from proxy.core.model import MILLISECOND, Micros, Pool
-from proxy.stores.base import Pins
-from proxy.stores.links import Link
-from proxy.stores.redis import RedisStore, Wake
-from proxy.stores.shared import OnLoss, SharedStore
+from keyturn.core.errors import StoreLost
+from keyturn.core.events import Observer
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
+from keyturn.core.model import MILLISECOND, Micros, Pool
+from keyturn.stores.base import Pins
+from keyturn.stores.links import Link
+from keyturn.stores.redis import RedisStore, Wake
+from keyturn.stores.shared import OnLoss, SharedStore
+
 from tests.core.worlds import BOUND
 from tests.simulation.processes import MILLION, Process, Universe
 

@@ -1,10 +1,10 @@
 from typing import Any
 
 import pytest
+from keyturn.core.exchange import Kind, Lane, Turns
+from keyturn.core.model import SECOND
+from keyturn.stores.base import SessionStore
 
-from proxy.core.exchange import Kind, Lane, Turns
-from proxy.core.model import SECOND
-from proxy.stores.base import SessionStore
 from tests.simulation.judges import Estimate, Turn, beyond_neighbours, mean_and_most, wronged
 from tests.simulation.run import Run
 from tests.simulation.scenarios import BY_NAME, ROWS, Row

@@ -1,5 +1,6 @@
-from proxy.core.flows import FairQueue
-from proxy.core.messages import DemandClass
+from keyturn.core.flows import FairQueue
+from keyturn.core.messages import DemandClass
+
 from tests.simulation.watch import Shares
 
 DEMANDED = DemandClass("revision", (0,))

@@ -14,12 +14,13 @@ from functools import partial
 from random import Random
 from typing import Literal, cast
 
-from proxy.core.errors import Broken, Unreachable
-from proxy.core.http import Answer, Body, Fields, Request, Whole
-from proxy.core.model import MILLISECOND, SECOND, Limit, Micros, Secret
-from proxy.dispatch import Lease
-from proxy.practice.settings import WindowKind
-from proxy.practice.windows import Verdict, Window, admit_all, window_of
+from keyturn.core.errors import Broken, Unreachable
+from keyturn.core.http import Answer, Body, Fields, Request, Whole
+from keyturn.core.model import MILLISECOND, SECOND, Limit, Micros, Secret
+from keyturn.dispatch import Lease
+from keyturn.practice.settings import WindowKind
+from keyturn.practice.windows import Verdict, Window, admit_all, window_of
+
 from tests.core.worlds import BOUND
 from tests.simulation.processes import Process, Universe
 

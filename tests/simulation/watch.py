@@ -9,16 +9,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
-from proxy.core.dealing import Dealer
-from proxy.core.exchange import Throttled
-from proxy.core.flows import FairQueue
-from proxy.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, LeaseGrant, Snapshot
-from proxy.core.model import Micros
-from proxy.core.revisions import RevisionView
-from proxy.core.snapshots import snapshot
-from proxy.core.sortedset import SortedSet
-from proxy.core.state import DEALT, Member, PoolState
-from proxy.dispatch.room import OWN
+from keyturn.core.dealing import Dealer
+from keyturn.core.exchange import Throttled
+from keyturn.core.flows import FairQueue
+from keyturn.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, LeaseGrant, Snapshot
+from keyturn.core.model import Micros
+from keyturn.core.revisions import RevisionView
+from keyturn.core.snapshots import snapshot
+from keyturn.core.sortedset import SortedSet
+from keyturn.core.state import DEALT, Member, PoolState
+from keyturn.dispatch.room import OWN
+
 from tests.simulation.processes import Universe
 
 Waiting = Callable[[], Mapping[DemandClass, Micros]]

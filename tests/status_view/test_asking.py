@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
+from keyturn.status_view.asking import NoStatus, asker
 
-from proxy.status_view.asking import NoStatus, asker
 from tests.observability.samples import Replica, busy, document, serving
 
 

@@ -1,10 +1,9 @@
 from io import StringIO
 
 import pytest
+from keyturn.status_view.bars import Bar
 from rich.console import Console
 from rich.table import Table
-
-from proxy.status_view.bars import Bar
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@ import json
 from io import StringIO
 
 import pytest
+from keyturn.status_view import showing
+from keyturn.status_view.asking import NoStatus
 from rich.console import Console
 
-from proxy.status_view import showing
-from proxy.status_view.asking import NoStatus
 from tests.observability.extremes import crowd
 from tests.observability.samples import Replica, busy, document, quiet, serving
 

@@ -3,13 +3,13 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from keyturn.core.lessons import Higher
+from keyturn.core.model import SECOND
+from keyturn.core.recent import Count
+from keyturn.status_view.tables import UnknownVersion, render
+from keyturn.web.status.model import FailureStatus, OutageStatus
 from rich.console import Console
 
-from proxy.core.lessons import Higher
-from proxy.core.model import SECOND
-from proxy.core.recent import Count
-from proxy.status_view.tables import UnknownVersion, render
-from proxy.web.status.model import FailureStatus, OutageStatus
 from tests.observability.extremes import crowd, empty, long_names
 from tests.observability.samples import busy, document, quiet
 

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from proxy.core.exchange import USE_BY, Demand, Exchange, Seen, Settlement, Spent, Throttled, Unsent
-from proxy.core.model import SECOND, Micros, Pool
-from proxy.core.session import SNAPSHOT_LIFETIME
-from proxy.core.state import COLLECT
+from keyturn.core.exchange import USE_BY, Demand, Exchange, Seen, Settlement, Spent, Throttled, Unsent
+from keyturn.core.model import SECOND, Micros, Pool
+from keyturn.core.session import SNAPSHOT_LIFETIME
+from keyturn.core.state import COLLECT
+
 from tests.core.worlds import BOUND, lane, limit, pool
 
 W: Micros = 10 * SECOND + 105_000

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
 
-from proxy.core.exchange import Seen, Settlement, Spent, Throttled, Unsent
-from proxy.core.messages import (
+from keyturn.core.exchange import Seen, Settlement, Spent, Throttled, Unsent
+from keyturn.core.messages import (
     ExchangeRequest,
     ExchangeResponse,
     FlowDemand,
@@ -18,7 +18,7 @@ from proxy.core.messages import (
     RevisionLimit,
     Snapshot,
 )
-from proxy.core.model import MILLISECOND, SECOND, Micros
+from keyturn.core.model import MILLISECOND, SECOND, Micros
 
 BOUND: Micros = 3 * SECOND
 

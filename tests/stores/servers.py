@@ -22,8 +22,7 @@ from typing import Any
 
 import hiredis
 import trustme
-
-from proxy.tasks import finish, spawn
+from keyturn.tasks import finish, spawn
 
 DEADLINE = 30.0
 """Seconds for anything that has to happen: many, since only a failure waits for them."""

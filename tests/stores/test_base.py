@@ -4,15 +4,15 @@ from functools import wraps
 from typing import Any
 
 import pytest
+from keyturn.core.errors import StoreLost
+from keyturn.core.exchange import PULSE, Demand, Exchange, Seen, Settlement, Spent, Unsent
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
+from keyturn.core.model import MILLISECOND, SECOND, Micros, Pool
+from keyturn.core.session import SNAPSHOT_INTERVAL, SNAPSHOT_LIFETIME
+from keyturn.core.snapshots import snapshot
+from keyturn.core.state import RECOVERY_GRACE, PoolState
+from keyturn.stores.base import IDLE, ROUNDS, Pins, SessionStore
 
-from proxy.core.errors import StoreLost
-from proxy.core.exchange import PULSE, Demand, Exchange, Seen, Settlement, Spent, Unsent
-from proxy.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
-from proxy.core.model import MILLISECOND, SECOND, Micros, Pool
-from proxy.core.session import SNAPSHOT_INTERVAL, SNAPSHOT_LIFETIME
-from proxy.core.snapshots import snapshot
-from proxy.core.state import RECOVERY_GRACE, PoolState
-from proxy.stores.base import IDLE, ROUNDS, Pins, SessionStore
 from tests.core.worlds import BOUND, know, lane, limit, pool
 
 TRIP: Micros = 2 * MILLISECOND

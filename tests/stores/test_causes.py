@@ -2,12 +2,11 @@ import ssl
 from typing import Any
 
 import pytest
+from keyturn.stores.causes import lost
 from redis._parsers import BaseParser
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import ClusterError, ConnectionError, RedisClusterException  # noqa: A004  # redis-py's own
-
-from proxy.stores.causes import lost
 
 
 def said(answer: str) -> Exception:

@@ -3,11 +3,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keyturn.core.model import SECOND
+from keyturn.keepalive import OPTIONS
+from keyturn.stores.clients import Opened, opener
 from redis.asyncio import Redis, RedisCluster
 
-from proxy.core.model import SECOND
-from proxy.keepalive import OPTIONS
-from proxy.stores.clients import Opened, opener
 from tests.stores.servers import Certificates
 
 PASSWORD = "pa5s@cret"

@@ -1,10 +1,11 @@
 import asyncio
 from typing import Any
 
-from proxy.core.model import SECOND
-from proxy.stores.fitness import watch
-from proxy.stores.links import Link
-from proxy.tasks import finish, spawn
+from keyturn.core.model import SECOND
+from keyturn.stores.fitness import watch
+from keyturn.stores.links import Link
+from keyturn.tasks import finish, spawn
+
 from tests.process import until
 from tests.stores.servers import KINDS, Server, server
 

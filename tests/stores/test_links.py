@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import uvloop
+from keyturn.config.urls import parse_store_url
+from keyturn.core.errors import StartError, StoreLost
+from keyturn.core.model import SECOND, Micros
+from keyturn.stores import links
+from keyturn.stores.links import Link, Script
+from keyturn.tasks import finish, spawn
 
-from proxy.config.urls import parse_store_url
-from proxy.core.errors import StartError, StoreLost
-from proxy.core.model import SECOND, Micros
-from proxy.stores import links
-from proxy.stores.links import Link, Script
-from proxy.tasks import finish, spawn
 from tests.authorities import FAULTS, LENIENT, Authority, Sort
 from tests.stores.servers import (
     KINDS,

@@ -3,13 +3,13 @@ import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from keyturn.core.exchange import USE_BY, Demand, Grant, Kind, Lane, Spent, Throttled
+from keyturn.core.looks import BucketLook
+from keyturn.core.model import SECOND, Key, Pool, Secret
+from keyturn.stores import looks
+from keyturn.stores.links import Link
+from keyturn.stores.redis import RedisStore
 
-from proxy.core.exchange import USE_BY, Demand, Grant, Kind, Lane, Spent, Throttled
-from proxy.core.looks import BucketLook
-from proxy.core.model import SECOND, Key, Pool, Secret
-from proxy.stores import looks
-from proxy.stores.links import Link
-from proxy.stores.redis import RedisStore
 from tests.core.worlds import BOUND, limit, pool
 from tests.rooms import Recorder
 from tests.stores.servers import KINDS, Server, server

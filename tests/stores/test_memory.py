@@ -1,8 +1,9 @@
 import asyncio
 
-from proxy.core.exchange import Demand, Exchange, Settlement, Spent, Unsent
-from proxy.core.model import SECOND, Micros, Pool
-from proxy.stores.memory import Memory, MemoryStore
+from keyturn.core.exchange import Demand, Exchange, Settlement, Spent, Unsent
+from keyturn.core.model import SECOND, Micros, Pool
+from keyturn.stores.memory import Memory, MemoryStore
+
 from tests.core.worlds import BOUND, known, lane, limit, pool
 from tests.stores.conformance import StoreConformance
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import redis
+from keyturn.config import load
+from keyturn.core.errors import StoreLost
+from keyturn.core.exchange import Demand, Spent, Unsent
+from keyturn.core.model import SECOND, Pool
+from keyturn.stores.clients import Opened
+from keyturn.stores.links import Link
+from keyturn.stores.placements import SharedPlacements
+from keyturn.stores.redis import RedisStore
 
-from proxy.config import load
-from proxy.core.errors import StoreLost
-from proxy.core.exchange import Demand, Spent, Unsent
-from proxy.core.model import SECOND, Pool
-from proxy.stores.clients import Opened
-from proxy.stores.links import Link
-from proxy.stores.placements import SharedPlacements
-from proxy.stores.redis import RedisStore
 from tests.core.worlds import BOUND, lane, limit, pool
 from tests.process import ROOT, until
 from tests.rooms import Recorder
@@ -199,7 +199,7 @@ async def test_a_user_without_channels_is_served_and_told_of(one: Server) -> Non
 
 def _used(pattern: str) -> set[str]:
     """The commands that scripts in these files of the stores call."""
-    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "proxy" / "stores").glob(pattern)]
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "proxy" / "keyturn" / "stores").glob(pattern)]
     return {name.lower() for text in texts for name in re.findall(r"(?:call|create|chunked)\('([A-Z]+)'", text)}
 
 

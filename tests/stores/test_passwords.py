@@ -4,8 +4,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from keyturn.practice import PracticeApi, PracticeSettings
 
-from proxy.practice import PracticeApi, PracticeSettings
 from tests.process import KEYS, Keyturn, document, request, serving, until, write
 from tests.stores.servers import KINDS, server
 

@@ -2,12 +2,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from keyturn.core.errors import StoreLost
+from keyturn.core.model import SECOND
+from keyturn.core.placements import SILENT
+from keyturn.stores.links import Link
+from keyturn.stores.placements import LocalPlacements, Placements, SharedPlacements
 
-from proxy.core.errors import StoreLost
-from proxy.core.model import SECOND
-from proxy.core.placements import SILENT
-from proxy.stores.links import Link
-from proxy.stores.placements import LocalPlacements, Placements, SharedPlacements
 from tests.stores.servers import KINDS, Server, server
 
 HERE, THERE = {"#1": "a", "#2": "a"}, {"#1": "b", "#2": "a"}

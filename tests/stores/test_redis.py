@@ -5,16 +5,23 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+from keyturn.core.errors import StoreLost
+from keyturn.core.events import EpochBegan
+from keyturn.core.exchange import PULSE, Demand, Exchange, Settlement, Spent, Unsent
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
+from keyturn.core.model import SECOND, Micros, Pool
+from keyturn.stores.base import IDLE, Pins
+from keyturn.stores.links import Link
+from keyturn.stores.redis import RedisStore
+from keyturn.stores.scripts import (
+    EXCHANGE,
+    SNAPSHOT,
+    decode_exchange,
+    decode_snapshot,
+    encode_exchange,
+    encode_snapshot,
+)
 
-from proxy.core.errors import StoreLost
-from proxy.core.events import EpochBegan
-from proxy.core.exchange import PULSE, Demand, Exchange, Settlement, Spent, Unsent
-from proxy.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
-from proxy.core.model import SECOND, Micros, Pool
-from proxy.stores.base import IDLE, Pins
-from proxy.stores.links import Link
-from proxy.stores.redis import RedisStore
-from proxy.stores.scripts import EXCHANGE, SNAPSHOT, decode_exchange, decode_snapshot, encode_exchange, encode_snapshot
 from tests.core.worlds import BOUND, limit, pool
 from tests.process import until
 from tests.rooms import Recorder

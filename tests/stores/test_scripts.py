@@ -17,15 +17,14 @@ from typing import Any
 
 import pytest
 import redis
-
-from proxy.core import dealing, flows, revisions, snapshots, state, tokens
-from proxy.core.exchange import PULSE, Spent, Throttled, Unsent
-from proxy.core.messages import ExchangeRequest, ExchangeResponse, FlowDemand, Revision, RevisionLimit, Snapshot
-from proxy.core.model import SECOND, Micros
-from proxy.core.state import PoolState
-from proxy.stores.links import Script
-from proxy.stores.looks import LOOK
-from proxy.stores.scripts import (
+from keyturn.core import dealing, flows, revisions, snapshots, state, tokens
+from keyturn.core.exchange import PULSE, Spent, Throttled, Unsent
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, FlowDemand, Revision, RevisionLimit, Snapshot
+from keyturn.core.model import SECOND, Micros
+from keyturn.core.state import PoolState
+from keyturn.stores.links import Script
+from keyturn.stores.looks import LOOK
+from keyturn.stores.scripts import (
     EXCHANGE,
     SNAPSHOT,
     decode_exchange,
@@ -33,6 +32,7 @@ from proxy.stores.scripts import (
     encode_exchange,
     encode_snapshot,
 )
+
 from tests.stores.fleets import FleetHistory, Pins
 from tests.stores.servers import KINDS, Server, server
 

@@ -4,11 +4,11 @@ from itertools import pairwise
 from random import Random
 
 import pytest
+from keyturn.core.exchange import USE_BY, Demand, Lane, Spent, Throttled, Unsent
+from keyturn.core.messages import HeldLease, Revision, revision_of
+from keyturn.core.model import MILLISECOND, SECOND, Micros
+from keyturn.stores.share import Share
 
-from proxy.core.exchange import USE_BY, Demand, Lane, Spent, Throttled, Unsent
-from proxy.core.messages import HeldLease, Revision, revision_of
-from proxy.core.model import MILLISECOND, SECOND, Micros
-from proxy.stores.share import Share
 from tests.core.worlds import BOUND, lane, limit, pool
 from tests.virtual import micros, virtual
 

@@ -6,18 +6,18 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from keyturn.core.errors import StoreLost
+from keyturn.core.events import EpochBegan, StoreChanged, StoreMute
+from keyturn.core.exchange import Demand, Exchange, Grant, Settlement, Spent
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
+from keyturn.core.model import SECOND, Micros, Pool
+from keyturn.core.snapshots import snapshot
+from keyturn.core.state import PoolState
+from keyturn.stores.base import Pins
+from keyturn.stores.links import Link
+from keyturn.stores.redis import RedisStore, Wake
+from keyturn.stores.shared import COME_BACK, KNOCK, MUTE, PATIENCE, OnLoss, SharedStore
 
-from proxy.core.errors import StoreLost
-from proxy.core.events import EpochBegan, StoreChanged, StoreMute
-from proxy.core.exchange import Demand, Exchange, Grant, Settlement, Spent
-from proxy.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
-from proxy.core.model import SECOND, Micros, Pool
-from proxy.core.snapshots import snapshot
-from proxy.core.state import PoolState
-from proxy.stores.base import Pins
-from proxy.stores.links import Link
-from proxy.stores.redis import RedisStore, Wake
-from proxy.stores.shared import COME_BACK, KNOCK, MUTE, PATIENCE, OnLoss, SharedStore
 from tests.core.worlds import BOUND, know, lane, limit, pool
 from tests.rooms import Recorder
 from tests.virtual import micros, run

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from proxy.practice import PracticeApi, PracticeSettings
+from keyturn.practice import PracticeApi, PracticeSettings
+
 from tests.fleet.fleet import OF_REQUESTS
 from tests.process import KEYS, Keyturn, document, request, serving, until, write
 from tests.stores.servers import KINDS, Certificates, free_port, sentinel_of, server, tls_before

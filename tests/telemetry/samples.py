@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
-
-from proxy.core.events import (
+from keyturn.core.events import (
     AttemptFailed,
     ConnectionEnded,
     Event,
@@ -18,13 +15,15 @@ from proxy.core.events import (
     UpstreamAnswered,
     UpstreamThrottled,
 )
-from proxy.core.health import KeyLook
-from proxy.core.http import Fields
-from proxy.core.lessons import Higher
-from proxy.core.levels import BreakerLevel, BucketLevel, KeyLevel, LaneLevel, Levels
-from proxy.core.model import SECOND
-from proxy.telemetry import Metrics
-from proxy.telemetry.exposition import Form
+from keyturn.core.health import KeyLook
+from keyturn.core.http import Fields
+from keyturn.core.lessons import Higher
+from keyturn.core.levels import BreakerLevel, BucketLevel, KeyLevel, LaneLevel, Levels
+from keyturn.core.model import SECOND
+from keyturn.telemetry import Metrics
+from keyturn.telemetry.exposition import Form
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 LEVELS = Levels(
     buckets=(BucketLevel("default", "k0", "60/60s", 17, 60), BucketLevel("default", "k1", "60/60s", 60, 60)),

@@ -1,9 +1,10 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from proxy.core.events import Event
-from proxy.core.http import Answer, Request
-from proxy.telemetry import Telemetry
+from keyturn.core.events import Event
+from keyturn.core.http import Answer, Request
+from keyturn.telemetry import Telemetry
+
 from tests.telemetry.samples import families, value
 from tests.web.callers import Access, Gateway, World, an_answer, get
 

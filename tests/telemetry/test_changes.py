@@ -2,9 +2,8 @@ import re
 from typing import get_args
 
 import pytest
-
-from proxy.core.breaker import Scope
-from proxy.core.events import (
+from keyturn.core.breaker import Scope
+from keyturn.core.events import (
     AttemptFailed,
     BreakerMoved,
     ConnectionEnded,
@@ -31,10 +30,10 @@ from proxy.core.events import (
     UpstreamAnswered,
     UpstreamThrottled,
 )
-from proxy.core.lessons import Higher
-from proxy.core.model import SECOND
-from proxy.core.signals import Route
-from proxy.telemetry.changes import Line, told
+from keyturn.core.lessons import Higher
+from keyturn.core.model import SECOND
+from keyturn.core.signals import Route
+from keyturn.telemetry.changes import Line, told
 
 ROUTE = Route.of("POST", "/collections/1")
 

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.telemetry.exposition import OPENMETRICS_END, Form, ProcessMetrics, chosen
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-
-from proxy.telemetry.exposition import OPENMETRICS_END, Form, ProcessMetrics, chosen
 
 parse_openmetrics: Callable[[str], Iterator[Metric]] = text_string_to_metric_families
 

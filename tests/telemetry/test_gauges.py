@@ -1,7 +1,8 @@
 from dataclasses import replace
 
-from proxy.core.levels import Levels
-from proxy.telemetry import Metrics
+from keyturn.core.levels import Levels
+from keyturn.telemetry import Metrics
+
 from tests.telemetry.samples import LEVELS, value
 
 

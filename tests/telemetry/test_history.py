@@ -1,7 +1,7 @@
-from proxy.core.events import Event, Journal, Reloaded, StoreChanged, UpstreamThrottled
-from proxy.core.model import SECOND
-from proxy.core.recent import Count
-from proxy.telemetry.history import History, LastFailure, LastReload
+from keyturn.core.events import Event, Journal, Reloaded, StoreChanged, UpstreamThrottled
+from keyturn.core.model import SECOND
+from keyturn.core.recent import Count
+from keyturn.telemetry.history import History, LastFailure, LastReload
 
 
 class Clocks:

@@ -1,6 +1,5 @@
 import pytest
-
-from proxy.telemetry import labels
+from keyturn.telemetry import labels
 
 
 @pytest.mark.parametrize(("given", "told"), [("GET", "GET"), ("DELETE", "DELETE"), ("BREW", "other"), ("get", "other")])

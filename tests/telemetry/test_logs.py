@@ -4,10 +4,10 @@ import sys
 import pytest
 import structlog
 from aiohttp.http_exceptions import BadHttpMessage
+from keyturn.core.events import UpstreamThrottled
+from keyturn.core.model import MILLISECOND, SECOND, Secret
+from keyturn.telemetry import LogLevel, Telemetry, set_up_logs
 
-from proxy.core.events import UpstreamThrottled
-from proxy.core.model import MILLISECOND, SECOND, Secret
-from proxy.telemetry import LogLevel, Telemetry, set_up_logs
 from tests.telemetry.stderr import Stderr, entries
 
 

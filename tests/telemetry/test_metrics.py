@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.events import Journal, UpstreamAnswered, UpstreamThrottled
+from keyturn.core.model import SECOND
+from keyturn.telemetry import Metrics
+from keyturn.telemetry.exposition import Form
+from keyturn.telemetry.labels import CODES, METHODS
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from proxy.core.events import Journal, UpstreamAnswered, UpstreamThrottled
-from proxy.core.model import SECOND
-from proxy.telemetry import Metrics
-from proxy.telemetry.exposition import Form
-from proxy.telemetry.labels import CODES, METHODS
 from tests.telemetry.samples import LEVELS, families, full, journal, text, value
 
 INTERFACE = {

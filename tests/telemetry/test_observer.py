@@ -1,10 +1,10 @@
 import asyncio
 
 import pytest
+from keyturn.core.events import Journal, Reloaded, StoreChanged, UpstreamThrottled
+from keyturn.core.model import SECOND
+from keyturn.telemetry import Telemetry, set_up_logs
 
-from proxy.core.events import Journal, Reloaded, StoreChanged, UpstreamThrottled
-from proxy.core.model import SECOND
-from proxy.telemetry import Telemetry, set_up_logs
 from tests.telemetry.samples import journal, value
 from tests.telemetry.stderr import Stderr, entries
 

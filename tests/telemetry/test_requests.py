@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.events import Journal
+from keyturn.core.model import MILLISECOND
+from keyturn.core.recording import Unrecorded
+from keyturn.telemetry.requests import LONGEST_AGENT, LONGEST_PATH, NAME, RequestLog
 
-from proxy.core.events import Journal
-from proxy.core.model import MILLISECOND
-from proxy.core.recording import Unrecorded
-from proxy.telemetry.requests import LONGEST_AGENT, LONGEST_PATH, NAME, RequestLog
 from tests.telemetry.samples import journal
 
 

@@ -1,5 +1,5 @@
-from proxy.telemetry.exposition import Form
-from proxy.telemetry.series import NANOSECONDS, Counter, Histogram
+from keyturn.telemetry.exposition import Form
+from keyturn.telemetry.series import NANOSECONDS, Counter, Histogram
 
 BOUNDS = (0.1, 1.0)
 

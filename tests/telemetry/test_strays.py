@@ -6,9 +6,9 @@ import threading
 import warnings
 
 import pytest
+from keyturn.telemetry import set_up_logs, strays_logged
+from keyturn.telemetry.strays import LONGEST
 
-from proxy.telemetry import set_up_logs, strays_logged
-from proxy.telemetry.strays import LONGEST
 from tests.telemetry.stderr import Stderr, entries
 
 

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keyturn.core.http import Fields
+from keyturn.core.recording import UNRECORDED
+from keyturn.keepalive import INTERVAL
+from keyturn.telemetry import Metrics
+from keyturn.telemetry.exposition import Form
+from keyturn.telemetry.traces import SELDOM, Exporter, Recorded, Traces, Trusting
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from requests import Request
 
-from proxy.core.http import Fields
-from proxy.core.recording import UNRECORDED
-from proxy.keepalive import INTERVAL
-from proxy.telemetry import Metrics
-from proxy.telemetry.exposition import Form
-from proxy.telemetry.traces import SELDOM, Exporter, Recorded, Traces, Trusting
 from tests.authorities import FAULTS, LENIENT, Authority, Sort
 from tests.telemetry.samples import Arrived, journal, text
 

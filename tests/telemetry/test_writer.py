@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
-
-from proxy.telemetry import writer
-from proxy.telemetry.writer import CAPACITY, LogWriter
+from keyturn.telemetry import writer
+from keyturn.telemetry.writer import CAPACITY, LogWriter
 
 LINE = "x" * 1023 + "\n"
 

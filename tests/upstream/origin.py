@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from proxy.core.http import Answer, Body, Fields, Request
-from proxy.core.model import SECOND, Client, Micros, Secret
-from proxy.upstream import Upstream, UpstreamSettings
+from keyturn.core.http import Answer, Body, Fields, Request
+from keyturn.core.model import SECOND, Client, Micros, Secret
+from keyturn.upstream import Upstream, UpstreamSettings
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -1,9 +1,9 @@
 import asyncio
 
 import pytest
+from keyturn.core.errors import Broken
+from keyturn.core.model import MILLISECOND
 
-from proxy.core.errors import Broken
-from proxy.core.model import MILLISECOND
 from tests.upstream.origin import (
     OK,
     Script,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import trustme
+from keyturn.core.errors import Broken, LocalCause, LocalTrouble, StartError, TimedOut, Unreachable
+from keyturn.core.model import MILLISECOND
+from keyturn.keepalive import OPTIONS
+from keyturn.tasks import spawn
+from keyturn.upstream import Upstream, UpstreamSettings, trust_of
+from keyturn.upstream.connections import check_aiohttp
 
-from proxy.core.errors import Broken, LocalCause, LocalTrouble, StartError, TimedOut, Unreachable
-from proxy.core.model import MILLISECOND
-from proxy.keepalive import OPTIONS
-from proxy.tasks import spawn
-from proxy.upstream import Upstream, UpstreamSettings, trust_of
-from proxy.upstream.connections import check_aiohttp
 from tests.authorities import FAULTS, LENIENT, Authority, Sort
 from tests.upstream.origin import (
     KEY,

@@ -1,7 +1,7 @@
 import pytest
+from keyturn.core.model import Secret
+from keyturn.upstream.head import HeadWriter
 
-from proxy.core.model import Secret
-from proxy.upstream.head import HeadWriter
 from tests.upstream.origin import KEY, Chunks, a_request
 
 WRITER = HeadWriter("api.example", "X-Api-Key")

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-
-from proxy.core.errors import LocalCause
-from proxy.upstream.local import WHAT, local_cause
+from keyturn.core.errors import LocalCause
+from keyturn.upstream.local import WHAT, local_cause
 
 
 @contextmanager

@@ -3,8 +3,8 @@ from contextlib import suppress
 
 import pytest
 from aiohttp import SocketTimeoutError
+from keyturn.upstream.protocol import Protocol
 
-from proxy.upstream.protocol import Protocol
 from tests.virtual import virtual
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -1,7 +1,7 @@
 import asyncio
 
-from proxy.tasks import finish, spawn
-from proxy.upstream.slots import Slots
+from keyturn.tasks import finish, spawn
+from keyturn.upstream.slots import Slots
 
 
 class Street:

@@ -2,10 +2,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from keyturn.bodies import Bodies, BodySettings, ReplayBody
+from keyturn.core.errors import Broken, TimedOut, TooLarge
+from keyturn.core.model import MILLISECOND
 
-from proxy.bodies import Bodies, BodySettings, ReplayBody
-from proxy.core.errors import Broken, TimedOut, TooLarge
-from proxy.core.model import MILLISECOND
 from tests.rooms import Recorder
 from tests.upstream.origin import (
     KEY,

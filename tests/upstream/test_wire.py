@@ -3,12 +3,12 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+from keyturn.core.errors import Broken, TimedOut
+from keyturn.core.http import Fields
+from keyturn.core.model import MILLISECOND
+from keyturn.tasks import finish, spawn
+from keyturn.upstream import Upstream
 
-from proxy.core.errors import Broken, TimedOut
-from proxy.core.http import Fields
-from proxy.core.model import MILLISECOND
-from proxy.tasks import finish, spawn
-from proxy.upstream import Upstream
 from tests.upstream.origin import (
     KEY,
     OK,

@@ -5,10 +5,10 @@ import re
 from typing import Any
 
 import pytest
+from keyturn.core.http import Answer, Request
+from keyturn.web.bounds import Bounds
+from keyturn.web.connections import Connections
 
-from proxy.core.http import Answer, Request
-from proxy.web.bounds import Bounds
-from proxy.web.connections import Connections
 from tests.vectors.document import SECTIONS
 from tests.vectors.table import every, filled
 from tests.web.callers import Gateway, World, an_answer, receive

@@ -6,18 +6,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from proxy.config.units import TcpListener, UnixListener
-from proxy.core.errors import Unauthenticated
-from proxy.core.events import ConnectionEnded, Event, Journal
-from proxy.core.forwarded import Proxies
-from proxy.core.http import Answer, Fields, Request
-from proxy.core.model import MILLISECOND, SECOND, Client
-from proxy.core.redaction import Redactor
-from proxy.web.bounds import Bounds
-from proxy.web.buffers import Buffers
-from proxy.web.forward import Forward, ForwardSettings
-from proxy.web.intake import Intake
-from proxy.web.server import Listener
+from keyturn.config.units import TcpListener, UnixListener
+from keyturn.core.errors import Unauthenticated
+from keyturn.core.events import ConnectionEnded, Event, Journal
+from keyturn.core.forwarded import Proxies
+from keyturn.core.http import Answer, Fields, Request
+from keyturn.core.model import MILLISECOND, SECOND, Client
+from keyturn.core.redaction import Redactor
+from keyturn.web.bounds import Bounds
+from keyturn.web.buffers import Buffers
+from keyturn.web.forward import Forward, ForwardSettings
+from keyturn.web.intake import Intake
+from keyturn.web.server import Listener
 
 
 class Parts:

@@ -11,11 +11,10 @@ from typing import Any, cast
 import pytest
 import uvloop
 from aiohttp import web
-
-from proxy.web import acceptor
-from proxy.web.acceptor import Acceptor
-from proxy.web.bounds import Bounds
-from proxy.web.connections import MADE, Connections
+from keyturn.web import acceptor
+from keyturn.web.acceptor import Acceptor
+from keyturn.web.bounds import Bounds
+from keyturn.web.connections import MADE, Connections
 
 LOOPS = pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 

@@ -7,21 +7,21 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer, TestClient
+from keyturn.core.events import Retried
+from keyturn.core.health import KeyLook
+from keyturn.core.levels import BucketLevel, KeyLevel, LaneLevel, Levels
+from keyturn.core.model import Secret
+from keyturn.tasks import STEP
+from keyturn.telemetry import Metrics
+from keyturn.web.admin import Admin
+from keyturn.web.status import page
+from keyturn.web.status.document import document as document_of
+from keyturn.web.status.model import BucketStatus, KeyStatus, PoolStatus, QuotaStatus, Snapshot
+from keyturn.web.status.page import GUARD, PAGE_PATHS
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from proxy.core.events import Retried
-from proxy.core.health import KeyLook
-from proxy.core.levels import BucketLevel, KeyLevel, LaneLevel, Levels
-from proxy.core.model import Secret
-from proxy.tasks import STEP
-from proxy.telemetry import Metrics
-from proxy.web.admin import Admin
-from proxy.web.status import page
-from proxy.web.status.document import document as document_of
-from proxy.web.status.model import BucketStatus, KeyStatus, PoolStatus, QuotaStatus, Snapshot
-from proxy.web.status.page import GUARD, PAGE_PATHS
 from tests.observability.samples import busy, document
 
 parse_openmetrics: Callable[[str], Iterator[Metric]] = text_string_to_metric_families

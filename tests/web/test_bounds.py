@@ -1,6 +1,6 @@
-from proxy.config import Config
-from proxy.core.model import SECOND
-from proxy.web.bounds import Bounds
+from keyturn.config import Config
+from keyturn.core.model import SECOND
+from keyturn.web.bounds import Bounds
 
 
 def test_defaults_are_those_of_the_configuration() -> None:

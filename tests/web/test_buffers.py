@@ -2,8 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.web.buffers import FLOOR, Account, Buffers
+from keyturn.web.buffers import FLOOR, Account, Buffers
 
 LIMIT = 1 << 20
 

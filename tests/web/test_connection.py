@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 from aiohttp.streams import StreamReader
+from keyturn.core.http import Answer, Request
+from keyturn.web.bounds import Bounds
+from keyturn.web.parsing import MOST_READ
 
-from proxy.core.http import Answer, Request
-from proxy.web.bounds import Bounds
-from proxy.web.parsing import MOST_READ
 from tests.web.callers import Gateway, World, an_answer, deaf, ended, get, okay, read, until_closed
 
 SOON = 0.05

@@ -4,11 +4,11 @@ import asyncio
 import ssl
 
 import pytest
+from keyturn.core.http import Fields
+from keyturn.core.model import Client
+from keyturn.web import connections
+from keyturn.web.bounds import Bounds
 
-from proxy.core.http import Fields
-from proxy.core.model import Client
-from proxy.web import connections
-from proxy.web.bounds import Bounds
 from tests.web.callers import Access, Admission, Gateway, World, ended, get, okay, read, split, until_closed
 
 SOON = 0.05

@@ -3,8 +3,7 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-
-from proxy.web.departures import Departures
+from keyturn.web.departures import Departures
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 import json
 
 import pytest
+from keyturn.core import errors as tree
+from keyturn.core.errors import BadRequest, NoKey, Refusal, TooMany, Unauthenticated, Unreachable
+from keyturn.core.events import Journal
+from keyturn.web.errors import answer
 
-from proxy.core import errors as tree
-from proxy.core.errors import BadRequest, NoKey, Refusal, TooMany, Unauthenticated, Unreachable
-from proxy.core.events import Journal
-from proxy.web.errors import answer
 from tests.web.callers import split
 
 JOURNAL = Journal(id="id-1", method="GET", queued=1500, upstream=20_000)

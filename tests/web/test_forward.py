@@ -3,12 +3,12 @@ import json
 import logging
 
 import pytest
+from keyturn.core.errors import Broken, NoKey, TimedOut, TooMany
+from keyturn.core.http import Answer, Request
+from keyturn.core.model import SECOND, Client
+from keyturn.core.policy import Rule
+from keyturn.web.forward import ForwardSettings
 
-from proxy.core.errors import Broken, NoKey, TimedOut, TooMany
-from proxy.core.http import Answer, Request
-from proxy.core.model import SECOND, Client
-from proxy.core.policy import Rule
-from proxy.web.forward import ForwardSettings
 from tests.web.callers import Access, Gateway, World, an_answer, get, split
 
 

@@ -4,8 +4,7 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.web.heads import HeadCount
+from keyturn.web.heads import HeadCount
 
 HEADS = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\n\r\n"
 

@@ -3,11 +3,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from keyturn.core.errors import BadRequest
+from keyturn.core.http import Answer, Request
+from keyturn.web.bounds import Bounds
+from keyturn.web.incoming import postman_hosts
 
-from proxy.core.errors import BadRequest
-from proxy.core.http import Answer, Request
-from proxy.web.bounds import Bounds
-from proxy.web.incoming import postman_hosts
 from tests.web.callers import Gateway, World, an_answer, get, okay, split
 
 

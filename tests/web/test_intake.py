@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import trustme
 import uvloop
+from keyturn.web.intake import Intake
+from keyturn.web.parsing import MOST_READ
 
-from proxy.web.intake import Intake
-from proxy.web.parsing import MOST_READ
 from tests.web.callers import Gateway, World, get, okay
 
 MANY = 4 * MOST_READ

@@ -1,9 +1,8 @@
 import pytest
-
-from proxy.core.errors import LoopDetected
-from proxy.core.http import Request
-from proxy.core.model import Client
-from proxy.web.loops import MOST_TIMES, Loops
+from keyturn.core.errors import LoopDetected
+from keyturn.core.http import Request
+from keyturn.core.model import Client
+from keyturn.web.loops import MOST_TIMES, Loops
 
 
 def a_request(request_id: str = "id-1", method: str = "GET", target: bytes = b"/me") -> Request:

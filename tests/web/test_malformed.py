@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser
-
-from proxy.core.errors import BadRequest, HeadTooLarge, TargetTooLong
-from proxy.web.bounds import Bounds
-from proxy.web.malformed import plain, what_is_wrong
+from keyturn.core.errors import BadRequest, HeadTooLarge, TargetTooLong
+from keyturn.web.bounds import Bounds
+from keyturn.web.malformed import plain, what_is_wrong
 
 BOUNDS = Bounds(head=8192, fields=16, target=1024)
 MARK = "5ecret"

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from proxy.web.pace import SLOWEST, Pace
+from keyturn.web.pace import SLOWEST, Pace
+
 from tests.virtual import virtual
 
 PATIENCE = 60.0

@@ -6,12 +6,12 @@ import logging
 import tracemalloc
 
 import pytest
+from keyturn.core.errors import Unauthenticated
+from keyturn.core.http import Answer, Request
+from keyturn.web.bounds import Bounds
+from keyturn.web.buffers import FLOOR, Buffers
+from keyturn.web.parsing import MOST_READ
 
-from proxy.core.errors import Unauthenticated
-from proxy.core.http import Answer, Request
-from proxy.web.bounds import Bounds
-from proxy.web.buffers import FLOOR, Buffers
-from proxy.web.parsing import MOST_READ
 from tests.web.callers import Access, Gateway, World, an_answer, ended, get, okay, read, until_closed
 
 SOON = 0.05

@@ -5,12 +5,12 @@ from ipaddress import ip_network
 
 import pytest
 import trustme
+from keyturn.config.units import TcpListener
+from keyturn.core.errors import Unauthenticated
+from keyturn.core.events import ConnectionEnded
+from keyturn.core.forwarded import Proxies
+from keyturn.web.bounds import Bounds
 
-from proxy.config.units import TcpListener
-from proxy.core.errors import Unauthenticated
-from proxy.core.events import ConnectionEnded
-from proxy.core.forwarded import Proxies
-from proxy.web.bounds import Bounds
 from tests.process import until
 from tests.web.callers import Access, Gateway, World, ended, get, okay, read, split, until_closed
 

@@ -3,10 +3,10 @@ from contextlib import suppress
 from typing import cast
 
 import pytest
+from keyturn.core.errors import Broken
+from keyturn.core.http import Answer, Fields, Request
+from keyturn.web.turns import Turns
 
-from proxy.core.errors import Broken
-from proxy.core.http import Answer, Fields, Request
-from proxy.web.turns import Turns
 from tests.web.callers import Gateway, Parts, World, an_answer, get, split
 
 

@@ -13,16 +13,16 @@ import pytest
 import trustme
 import uvloop
 from aiohttp import web
+from keyturn.core.errors import StartError
+from keyturn.core.forwarded import Proxies
+from keyturn.core.http import Answer, Request
+from keyturn.tasks import spawn
+from keyturn.web import server
+from keyturn.web.bounds import Bounds
+from keyturn.web.connection import _FIRST, admit
+from keyturn.web.relay import KEPT, write
+from keyturn.web.server import Listener
 
-from proxy.core.errors import StartError
-from proxy.core.forwarded import Proxies
-from proxy.core.http import Answer, Request
-from proxy.tasks import spawn
-from proxy.web import server
-from proxy.web.bounds import Bounds
-from proxy.web.connection import _FIRST, admit
-from proxy.web.relay import KEPT, write
-from proxy.web.server import Listener
 from tests.web.callers import Gateway, Parts, World, an_answer, get
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -6,8 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-
-from proxy.web.sockets import tcp_sockets, unix_socket, why
+from keyturn.web.sockets import tcp_sockets, unix_socket, why
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])

@@ -1,6 +1,7 @@
 import asyncio
 
-from proxy.web.turns import Turns
+from keyturn.web.turns import Turns
+
 from tests.virtual import task_of
 
 

@@ -4,9 +4,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from proxy.core.lessons import Higher
-from proxy.core.model import SECOND
-from proxy.web.status.model import ClientStatus
+from keyturn.core.lessons import Higher
+from keyturn.core.model import SECOND
+from keyturn.web.status.model import ClientStatus
+
 from tests.observability.samples import AT, busy, document, quiet
 
 DOCS = Path(__file__).parent.parent.parent.parent / "docs" / "status.md"

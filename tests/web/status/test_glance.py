@@ -3,19 +3,20 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from proxy.core.breaker import BreakerView, Scope
-from proxy.core.events import Journal, Reloaded, StoreChanged, UpstreamThrottled
-from proxy.core.exchange import Kind
-from proxy.core.lessons import Higher
-from proxy.core.levels import BreakerLevel
-from proxy.core.looks import BucketLook
-from proxy.core.model import SECOND, Client
-from proxy.core.recent import Count
-from proxy.core.signals import Route
-from proxy.dispatch import Dispatch, Ticket
-from proxy.telemetry.history import History
-from proxy.web.status.glance import Glance, Sources
-from proxy.web.status.model import OutageStatus, ProcessStatus, ReloadStatus, StoreStatus
+from keyturn.core.breaker import BreakerView, Scope
+from keyturn.core.events import Journal, Reloaded, StoreChanged, UpstreamThrottled
+from keyturn.core.exchange import Kind
+from keyturn.core.lessons import Higher
+from keyturn.core.levels import BreakerLevel
+from keyturn.core.looks import BucketLook
+from keyturn.core.model import SECOND, Client
+from keyturn.core.recent import Count
+from keyturn.core.signals import Route
+from keyturn.dispatch import Dispatch, Ticket
+from keyturn.telemetry.history import History
+from keyturn.web.status.glance import Glance, Sources
+from keyturn.web.status.model import OutageStatus, ProcessStatus, ReloadStatus, StoreStatus
+
 from tests.core.worlds import limit, pool
 from tests.rooms import WatchedStore, room
 from tests.virtual import micros, task_of, virtual

@@ -1,8 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.model import SECOND
-from proxy.web.status.model import SLICES, Returning, calendar
+from keyturn.core.model import SECOND
+from keyturn.web.status.model import SLICES, Returning, calendar
 
 durations = st.integers(-10, 100 * SECOND)
 

@@ -2,8 +2,8 @@ import json
 import re
 
 import pytest
+from keyturn.web.status.page import PAGE_PATHS, asset, status_json
 
-from proxy.web.status.page import PAGE_PATHS, asset, status_json
 from tests.observability.samples import busy, document
 
 

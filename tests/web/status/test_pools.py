@@ -1,10 +1,11 @@
-from proxy.core.health import KeyLook
-from proxy.core.levels import BucketLevel
-from proxy.core.looks import BucketLook, LaneLook
-from proxy.core.model import SECOND, Client
-from proxy.core.recent import Count
-from proxy.web.status.model import BucketStatus, ClientStatus, KeyStatus, LaneStatus, QuotaStatus, Returning
-from proxy.web.status.pools import bucket_levels, clients, keys, quotas
+from keyturn.core.health import KeyLook
+from keyturn.core.levels import BucketLevel
+from keyturn.core.looks import BucketLook, LaneLook
+from keyturn.core.model import SECOND, Client
+from keyturn.core.recent import Count
+from keyturn.web.status.model import BucketStatus, ClientStatus, KeyStatus, LaneStatus, QuotaStatus, Returning
+from keyturn.web.status.pools import bucket_levels, clients, keys, quotas
+
 from tests.core.worlds import limit, pool
 
 POOL = pool(2, limit(60), limit(10, 10 * SECOND, "GET /collections"))

@@ -1,6 +1,0 @@
-"""Request bodies: read before their request waits for a lease, kept in memory or in a temporary file, sent again."""
-
-from proxy.bodies.replay import Bodies, BodySettings, ReplayBody
-from proxy.bodies.spool import Spool
-
-__all__ = ["Bodies", "BodySettings", "ReplayBody", "Spool"]

@@ -1,0 +1,205 @@
+"""What pydantic finds wrong, in this house's words: a path such as `clients[2].weight`, and what to write instead.
+
+No message shows a value, since any value may be a secret that stands in the wrong place.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from keyturn.core.errors import Problem
+
+Loc = tuple[str | int, ...]
+"""Where a value stands: keys of mappings and positions in lists, from the root."""
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_SHORT_KEY = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+
+MAX_PLACES = 4
+"""Of the places where a setting of some name stands, those that a hint names."""
+
+_MAPPING = "write a mapping: `name: value` lines, indented, a blank behind the colon"
+_LIST = "write a list: a line `- …` for each entry"
+_WHOLE = "write a whole number"
+_TEXT = "write text, in quotes if it looks like a number"
+_TOO_SHORT = "too_short"
+_FIXED: Mapping[str, str] = {
+    "bool_parsing": "write `true` or `false`",
+    "bool_type": "write `true` or `false`",
+    "dict_type": _MAPPING,
+    "finite_number": "write a number",
+    "float_parsing": "write a number",
+    "float_type": "write a number",
+    "frozen_set_type": _LIST,
+    "int_from_float": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_parsing_size": _WHOLE,
+    "int_type": _WHOLE,
+    "list_type": _LIST,
+    "mapping_type": _MAPPING,
+    "missing": "is missing: write it",
+    "model_attributes_type": _MAPPING,
+    "model_type": _MAPPING,
+    "path_type": "write the path of a file",
+    "string_type": _TEXT,
+    _TOO_SHORT: "write at least one entry",
+    "tuple_type": _LIST,
+}
+_GONE: Mapping[Loc, str] = {
+    ("inbound", "max_pipelined"): "is gone, for requests of a connection are read one at a time: leave it out",
+}
+"""Settings of earlier versions."""
+_MADE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "greater_than": lambda of: f"write a number above {of['gt']}",
+    "greater_than_equal": lambda of: f"write a number of at least {of['ge']}",
+    "less_than": lambda of: f"write a number below {of['lt']}",
+    "less_than_equal": lambda of: f"write a number of at most {of['le']}",
+    "literal_error": lambda of: f"write one of {str(of['expected']).replace(chr(39), '`').replace(' or ', ', ')}",
+    "string_too_long": lambda of: f"write at most {of['max_length']} characters",
+    "string_too_short": lambda of: f"write at least {of['min_length']} character(s)",
+    "value_error": lambda of: str(of["error"]),
+}
+
+
+def path_of(loc: Loc) -> str:
+    """Write a place as a path; a key with other characters stands in brackets, an overlong one is not shown."""
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif _PLAIN_KEY.fullmatch(part) and _SHORT_KEY.fullmatch(part):
+            path += f".{part}" if path else part
+        else:
+            path += f'["{part}"]' if _SHORT_KEY.fullmatch(part) else '["…"]'
+    return path
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A closing `; did you mean …?` when one of the words is close, else nothing."""
+    close = get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def problems_of(error: ValidationError, model: type[BaseModel], document: Any) -> list[Problem]:
+    """Translate what pydantic reports on a document."""
+    details = error.errors(include_url=False, include_input=False)
+    located = [(path_of(_located(detail["loc"], document)), detail) for detail in details]
+    wrong = {place for place, detail in located if detail["type"] != _TOO_SHORT}
+    return [
+        Problem(place, _message(detail, model, document))
+        for place, detail in located
+        if detail["type"] != _TOO_SHORT or place not in wrong  # a list of one wrong entry is not empty
+    ]
+
+
+def _located(loc: Loc, document: Any) -> Loc:
+    """Keep of pydantic's location what is in the document: no tags of unions, no index into a lone value."""
+    place: list[str | int] = []
+    for index, part in enumerate(loc):
+        if isinstance(document, dict) and (part in document or (index == len(loc) - 1 and part != "[key]")):
+            document = document.get(part)
+        elif isinstance(document, list) and isinstance(part, int) and part < len(document):
+            document = document[part]
+        else:
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _message(detail: ErrorDetails, model: type[BaseModel], document: Any) -> str:
+    kind, loc = detail["type"], detail["loc"]
+    if kind == "extra_forbidden":
+        return _unknown_key(loc, model, document)
+    if kind in ("model_type", "model_attributes_type") and (hint := _not_a_section(loc, model)):
+        return hint
+    if kind in _MADE:
+        return _MADE[kind](detail.get("ctx", {}))
+    return _FIXED.get(kind, "this value cannot stand here")
+
+
+def _unknown_key(loc: Loc, model: type[BaseModel], document: Any) -> str:
+    if loc in _GONE:
+        return _GONE[loc]
+    name, known = str(loc[-1]), _model_at(loc[:-1], model).model_fields
+    guess = did_you_mean(name, known)
+    hint = "" if guess else _is_no_entry(loc[:-1], model) or _stray_entry(loc, model, document)
+    if hint:
+        return f"unknown key; {hint}"
+    if places := list(_places(name, model)):
+        listed = ", ".join(f"`{place}`" for place in places[:MAX_PLACES])
+        return f"unknown key here; there is {listed}: check the indentation"
+    return f"unknown key{guess}" if guess else f"unknown key; known here: {', '.join(known)}"
+
+
+def _not_a_section(loc: Loc, model: type[BaseModel]) -> str:
+    """A hint if a value stands in the place of an entry of a mapping, such as a pool."""
+    if hint := _is_no_entry(loc, model):
+        return hint
+    places = list(_places(str(loc[-1]), model)) if _entry_at(loc, model) else []
+    return f"under `{loc[-2]}` stand names; there is `{places[0]}`: check the indentation" if places else ""
+
+
+def _is_no_entry(loc: Loc, model: type[BaseModel]) -> str:
+    """A hint if an entry of a mapping has the name of one of its settings: that stands one level too high."""
+    entry, name = _entry_at(loc, model), str(loc[-1]) if loc else ""
+    if entry is None or name not in entry.model_fields:
+        return ""
+    return f"under `{loc[-2]}` stand names: write one, such as `default:`, above `{name}`, and indent `{name}` below it"
+
+
+def _entry_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel] | None:
+    """What the entries of a mapping are, if the place is that of one."""
+    field = _model_at(loc[:-2], model).model_fields.get(str(loc[-2])) if len(loc) > 1 else None
+    return _model_in(field.annotation) if field is not None and _is_mapping(field.annotation) else None
+
+
+def _stray_entry(loc: Loc, model: type[BaseModel], document: Any) -> str:
+    """A hint if an unknown section looks like an entry of a mapping, such as a pool, that is not indented."""
+    value: Any = document.get(loc[0]) if len(loc) == 1 and isinstance(document, dict) else None
+    settings = list(value) if isinstance(value, dict) else []
+    for name, field in model.model_fields.items():
+        entry = _model_in(field.annotation) if _is_mapping(field.annotation) else None
+        if entry is not None and any(key in entry.model_fields for key in settings):
+            return f"if it is one of the `{name}`, indent it under `{name}:`"
+    return ""
+
+
+def _places(name: str, model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Where a setting of this name stands: `upstream.url`, `clients[].weight`, `pools.NAME.keys`."""
+    for other, field in model.model_fields.items():
+        place = f"{above}{other}"
+        if other == name:
+            yield place
+        elif section := _model_in(field.annotation):
+            entry = ".NAME" if _is_mapping(field.annotation) else "[]" if _is_list(field.annotation) else ""
+            yield from _places(name, section, f"{place}{entry}.")
+
+
+def _model_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel]:
+    skip = False
+    for part in loc:
+        field = model.model_fields.get(str(part)) if not skip and isinstance(part, str) else None
+        skip = False
+        if field is not None:
+            model = _model_in(field.annotation) or model
+            skip = _is_mapping(field.annotation)
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+
+
+def _is_mapping(annotation: Any) -> bool:
+    origin = get_origin(annotation)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple

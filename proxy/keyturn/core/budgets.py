@@ -1,0 +1,47 @@
+"""How many tokens of each limit are available over all quotas of a revision, and when the next one is.
+
+`stores/lua/tokens.lua` says the same in Lua.
+"""
+
+from keyturn.core.exchange import Budget
+from keyturn.core.model import Micros
+from keyturn.core.revisions import RevisionView
+from keyturn.core.sortedset import SortedSet
+from keyturn.core.tokens import REOPENED, TokenBuckets
+
+
+def budgets(tokens: TokenBuckets, view: RevisionView, now: Micros) -> tuple[Budget, ...]:
+    """Of each limit, over all quotas of the revision: tokens in all, available, and the delay until the next."""
+    return tuple([budget(tokens, view, index, now) for index in range(len(view.limits))])
+
+
+def budget(tokens: TokenBuckets, view: RevisionView, index: int, now: Micros) -> Budget:
+    """The same of one limit."""
+    limit = view.limits[index]
+    size = limit.requests * len(view.quotas)
+    taken = tokens.total.get(limit.id, 0)
+    hand = max(0, size - taken)
+    first = (tokens.returns.get(limit.id) or SortedSet[str, Micros]()).first()
+    delay = max(0, first[0] - now) if first else (limit.window + tokens.service if taken else 0)
+    if closed := closed_quotas(tokens, view, limit.id):
+        opens = max(0, min(closed.values()) - now)
+        lost = sum([max(0, limit.requests - tokens.taken.get((limit.id, quota), 0)) for quota in closed])
+        if len(closed) >= len(view.quotas):
+            delay = opens if hand else max(delay, opens)
+        elif hand and hand <= lost:
+            delay = min(delay, opens) if taken else opens
+        hand = max(0, hand - lost)
+    return Budget(size, hand, delay)
+
+
+def closed_quotas(tokens: TokenBuckets, view: RevisionView, limit: str) -> dict[str, Micros]:
+    """Until when quotas of a revision are closed under a limit, or rest; of the first `REOPENED` that are."""
+    buckets = [
+        (quota, until) for _, (until, (of, quota)) in zip(range(REOPENED), tokens.closed, strict=False) if of == limit
+    ]
+    resting = [(quota, until) for _, (until, quota) in zip(range(REOPENED), tokens.resting, strict=False)]
+    found: dict[str, Micros] = {}
+    for quota, until in (*buckets, *resting):
+        if quota in view.quotas:
+            found[quota] = max(until, found.get(quota, 0))
+    return found

@@ -1,0 +1,243 @@
+"""What an answer says about limits, keys and outages: pure functions from a head and a body to value objects.
+
+What counts when several things are said:
+
+1.  An instruction beats a description. `Retry-After`, `RetryAfter`, `X-RateLimit-RetryAfter` and the error's text and
+    details tell when to come again; of several the latest counts. A reset only describes a window, in a rolling one
+    the whole of it, and counts where a 429 tells nothing more.
+2.  A description counts if its budget is used up. What has requests left, such as a month's or another limit's, is not
+    what was hit: neither its reset nor its size is taken. Of several that are used up the latest reset counts.
+3.  Fields that speak of a month (`X-RateLimit-Remaining-Month`) say nothing about waiting.
+
+Law 9: what is learnt from an answer only takes tokens away. Nothing is learnt from a 401 (its headers were seen to
+speak of another bucket), from an answer that a cache gave (`Age`, `Cache-Status`), or from what cannot be told apart.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from keyturn.core.allowances import BESIDE, CACHE_STATUS, CACHES, Allowance, Reader, Said, plain, said
+from keyturn.core.complaints import Complaint, complaint
+from keyturn.core.exchange import Seen
+from keyturn.core.http import Fields
+from keyturn.core.model import SECOND, Limit, Micros
+from keyturn.core.moments import ROUNDING, date, wait
+from keyturn.core.values import value_object
+
+About = Literal["nothing", "limit", "plan", "key", "outage"]
+
+UNAUTHORIZED, FORBIDDEN, TOO_MANY = 401, 403, 429
+OUTAGES = frozenset((502, 503, 504))
+"""Statuses that tell of trouble on the way to the API or in it, whatever was asked."""
+
+SPEAKING = OUTAGES | {UNAUTHORIZED, FORBIDDEN, TOO_MANY}
+"""Statuses of answers whose bodies are read for what they say."""
+
+
+FAR: Micros = 3600 * SECOND
+"""A wait by so much longer than a limit's window is none of that limit's, whatever a penalty adds to it."""
+
+
+MAX_FIRST_SEGMENT = 64
+"""Characters of a path's first segment that tell routes apart: routes are remembered, and callers choose paths."""
+
+MAX_TEMPLATE = 8
+"""Segments of a route's path that are written out where it is named."""
+
+
+class Route(NamedTuple):
+    """What requests have in common that an upstream would limit together: the method, and the path by its shape."""
+
+    method: str
+    first: str
+    segments: int
+
+    @classmethod
+    def of(cls, method: str, path: str | None) -> "Route":
+        """The route of a request by its normalised path; HEAD falls under what GET falls under."""
+        segments = (path or "").strip("/").split("/")
+        return cls("GET" if method == "HEAD" else method, segments[0][:MAX_FIRST_SEGMENT], len(segments))
+
+    def __str__(self) -> str:
+        """Its template, `GET /collections/{}`; a first segment that looks like an id is left out, too."""
+        segments = [self.first if _RESOURCE.fullmatch(self.first) else "{}", *["{}"] * (self.segments - 1)]
+        if len(segments) > MAX_TEMPLATE:
+            segments[MAX_TEMPLATE:] = ["..."]
+        return f"{self.method} /{'/'.join(segments)}"
+
+
+_RESOURCE = re.compile(r"[A-Za-z_-]{0,32}")
+
+
+@value_object
+class Signals:
+    """All that one answer says."""
+
+    about: About = "nothing"
+    """What a refusal is about."""
+    wait: Micros | None = None
+    """From the answer until the upstream wants another try."""
+    allowances: tuple[Allowance, ...] = ()
+    over_within: Micros | None = None
+    """In what time an outage is usually over, by its own words."""
+    month_left: int | None = None
+    """The requests that the month's plan still holds."""
+    own: bool = True
+    """Whether it speaks of this key's limits as they stand now, so that something may be learnt from it."""
+    ignored: tuple[str, ...] = ()
+    """The fields whose values were malformed or absurd."""
+
+    def throttle(self, limits: Sequence[int], of: Sequence[Limit]) -> "Throttle":
+        """What a 429 closes of a request's limits; `limits` are indices into `of`, the pool's."""
+        if self.about == "plan":
+            return Throttle("plan", self.wait)
+        used_up = [allowance for allowance in self.allowances if not allowance.left]
+        sizes = {allowance.size for allowance in used_up} - {None}
+        named = tuple([index for index in limits if of[index].requests in sizes])
+        if named or not limits:
+            return Throttle("window", self.wait, named)
+        if (self.allowances and not used_up) or any(_is_less(size, limits, of) for size in sizes):
+            return Throttle("endpoint", self.wait)
+        if self.wait is not None and self.wait > max(of[index].window for index in limits) + FAR:
+            return Throttle("endpoint", self.wait)
+        return Throttle("window", self.wait, tuple(limits))
+
+    def seen(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[Seen, ...]:
+        """What the answer tells of the limits of its request: how many requests remain, until when (law 9)."""
+        if not self.own:
+            return ()
+        found = []
+        for allowance in self.allowances:
+            size, left, reset = allowance.size, allowance.left, allowance.reset
+            if size is None or left is None:
+                continue
+            meant = [index for index in limits if of[index].requests == size and _fits(allowance, of[index])]
+            if len(meant) == 1:
+                found.append(Seen(meant[0], left, reset if reset is not None else of[meant[0]].window))
+        return tuple(found)
+
+    def lower(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[int, int] | None:
+        """A limit that the answer tells to be lower than it is configured, and its size."""
+        if not self.own:
+            return None
+        general = [index for index in limits if not of[index].match]
+        sizes = {of[index].requests for index in limits}
+        for allowance in self.allowances:
+            meant = [index for index in general if _fits(allowance, of[index])]
+            if len(meant) == 1 and allowance.size and allowance.size < min(sizes):
+                return meant[0], allowance.size
+        return None
+
+    def above(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[tuple[int | None, int], ...]:
+        """Sizes above those that are configured: each with the limit of whose window it is, `None` when of another."""
+        if not self.own:
+            return ()
+        most = max([of[index].requests for index in limits], default=0)
+        found: list[tuple[int | None, int]] = []
+        for allowance in self.allowances:
+            size = allowance.size
+            if size is None or size <= most or (allowance.window is None and allowance.reset is None):
+                continue
+            meant = [index for index in limits if _fits(allowance, of[index])]
+            found.append((meant[0] if len(meant) == 1 else None, size))
+        return tuple(found)
+
+
+@value_object
+class Throttle:
+    """A 429: `window` a limit that is known is full, `endpoint` another one that is not known, `plan` a month's."""
+
+    kind: Literal["window", "endpoint", "plan"]
+    wait: Micros | None
+    limits: tuple[int, ...] = ()
+    """The limits that are full: those of the size that is told, else all of the request's, for any of them may be."""
+
+
+def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signals:
+    """Read an answer; `wall` is the local time in epoch microseconds, used when the answer has no `Date`.
+
+    `body` is needed of the `SPEAKING` statuses only, as it came over the wire.
+    """
+    values = said(fields)
+    if not body and values.keys() <= BESIDE:
+        return _REFUSED if status == TOO_MANY else _NOTHING
+    now = sent_at(values, wall)
+    own = status != UNAUTHORIZED and (values.keys().isdisjoint(CACHES) or not _cached(values))
+    if not body and status not in SPEAKING and (only := plain(values, now)) is not None:
+        return Signals("nothing", None, (only,), None, None, own)
+    reader = Reader(values, now)
+    found = complaint(body, values.get(b"content-encoding", [b""])[0]) if body else _SILENCE
+    waits = reader.instructions()
+    if found.moments:
+        waits += _told(found, now, reader.ignored)
+    allowances = reader.allowances()
+    about = _about(status, found) if status in SPEAKING else "nothing"
+    if about == "limit" and not waits:
+        waits = [one.reset for one in allowances if not one.left and one.reset is not None]
+    return Signals(
+        about,
+        max(waits) if waits else None,
+        allowances,
+        found.over_within if about == "outage" else None,
+        reader.month_left(),
+        own,
+        tuple(reader.ignored),
+    )
+
+
+_NOTHING, _REFUSED, _SILENCE = Signals(), Signals("limit"), Complaint()
+
+
+def sent_at(values: Said, wall: Micros) -> Micros:
+    """The answer's own `Date`, in epoch microseconds."""
+    instant = date(values[b"date"][0]) if b"date" in values else None
+    return wall if instant is None else instant
+
+
+def _told(found: Complaint, now: Micros, ignored: list[str]) -> list[Micros]:
+    """Waits that an error's text and details tell."""
+    waits = []
+    for moment in found.moments:
+        try:
+            if isinstance(moment, bool) or not isinstance(moment, str | int | float):
+                raise ValueError("no moment")  # noqa: TRY301, TRY004  # as what `wait` raises
+            told = wait(str(moment).encode(errors="replace"), now)
+        except ValueError:
+            ignored.append("body")
+        else:
+            waits += [told] if told is not None else []
+    return waits
+
+
+def _about(status: int, found: Complaint) -> About:
+    if status == TOO_MANY:
+        return "plan" if found.of_plan else "limit"
+    if status in OUTAGES:
+        return "outage"
+    return "key" if found.about_key(status) else "nothing"
+
+
+_HIT = re.compile(rb";\s*hit(?:=\?1)?\s*(?:[;,]|\Z)")
+_STORED = (b"hit", b"stale", b"updating", b"revalidated")
+
+
+def _cached(values: Said) -> bool:
+    """Whether a cache on the way gave the answer: RFC 9111 (section 5.1), RFC 9211 (section 2.1), or its own way."""
+    if any(value.strip().lstrip(b"0") for value in values.get(b"age", ())):
+        return True
+    if any(_HIT.search(value) for value in values.get(CACHE_STATUS, ())):
+        return True
+    told = [value.lower() for name in CACHES[2:] for value in values.get(name, ())]
+    return any(word in value for value in told for word in _STORED)
+
+
+def _fits(allowance: Allowance, limit: Limit) -> bool:
+    """Whether an allowance may speak of a limit, by its window, or by when that is over."""
+    if allowance.window is not None:
+        return allowance.window == limit.window
+    return allowance.reset is None or allowance.reset <= limit.window + ROUNDING
+
+
+def _is_less(size: int | None, limits: Sequence[int], of: Sequence[Limit]) -> bool:
+    return size is not None and all(size < of[index].requests for index in limits)

@@ -1,0 +1,129 @@
+"""The answer's fields as the caller gets them: the upstream's own, without what speaks for a single key.
+
+`X-RateLimit-*`, `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-11) speak for the caller's
+whole pool; one `Retry-After` in whole seconds replaces every form of a wait (RFC 9110, section 10.2.3).
+
+Every answer comes through here, so what depends on names and on the configuration only is worked out once and kept.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from keyturn.core.exchange import Budget
+from keyturn.core.headers import ByName
+from keyturn.core.http import Fields
+from keyturn.core.model import SECOND, Limit, Micros
+from keyturn.core.values import value_object
+
+VIA = b"1.1 keyturn"
+
+_OF_ONE_KEY = (b"ratelimit", b"rate-limit", b"retryafter")
+_OF_ONE_PLAN = (b"limit-month", b"remaining-month", b"reset-month")
+_OURS = frozenset((b"x-request-id", b"keyturn-key"))
+
+
+@value_object
+class Standing:
+    """The budgets of the limits that a request falls under, and the wall clock in epoch microseconds."""
+
+    limits: Sequence[tuple[Limit, Budget]]
+    wall: Micros
+
+
+@value_object
+class Story:
+    """What an answer tells about its own way."""
+
+    request_id: str
+    key: str
+    queued: Micros
+    upstream: Micros
+
+
+def to_caller(
+    fields: Fields, story: Story, standing: Standing, retry_after: int | None, *, refused: bool = False
+) -> Fields:
+    """The fields for the caller: the upstream's in their order, then ours.
+
+    `retry_after`: whole seconds, put in place of the upstream's waits; with `None` the upstream's own `Retry-After`
+    stays where it tells of a task or of something that has moved. Of a refusal (`refused`) it never does: what could be
+    read of it is in `retry_after`.
+    """
+    stays = _stays_beside_a_wait if refused or retry_after is not None else _stays
+    kept = [field for field in fields if stays[field[0]]]
+    kept += (
+        (b"Via", VIA),
+        (b"X-Request-Id", story.request_id.encode()),
+        (b"Keyturn-Key", story.key.encode()),
+        (b"Server-Timing", server_timing(story.queued, story.upstream)),
+    )
+    if retry_after is not None:
+        kept.append((b"Retry-After", b"%d" % retry_after))
+    kept += rates(standing)
+    return tuple(kept)
+
+
+def beforehand(fields: Fields) -> Fields:
+    """The fields of an interim answer for the caller: the upstream's in their order, none that is ours to tell."""
+    return tuple([field for field in fields if _stays[field[0]]])
+
+
+def _is_kept(name: bytes) -> bool:
+    """Whether the upstream's field of that (lower-case) name goes to the caller."""
+    return name not in _OURS and not name.endswith(_OF_ONE_PLAN) and not any(part in name for part in _OF_ONE_KEY)
+
+
+_stays = ByName(_is_kept)
+_stays_beside_a_wait = ByName(lambda name: _is_kept(name) and name != b"retry-after")
+
+
+def retold(fields: Fields, request_id: str, queued: Micros, upstream: Micros, rates_of_its: Fields) -> Fields:
+    """Fields of `to_caller` for another request that the same answer goes to: with its own id, times and rates."""
+    own = {
+        b"X-Request-Id": request_id.encode(),
+        b"Server-Timing": server_timing(queued, upstream),
+        **dict(rates_of_its),
+    }
+    return tuple([(name, own.get(name, value)) for name, value in fields])
+
+
+def server_timing(queued: Micros, upstream: Micros) -> bytes:
+    """`Server-Timing`, in milliseconds."""
+    return b"queue;dur=%.1f, upstream;dur=%.1f" % (queued / 1000, upstream / 1000)
+
+
+def rates(standing: Standing) -> Fields:
+    """What is left of the pool's limits; the three `X-RateLimit` fields have room for the tightest only."""
+    limits = standing.limits
+    if not limits:
+        return ()
+    tightest = limits[0][1] if len(limits) == 1 else min((budget for _, budget in limits), key=_tightness)
+    policies, left = [], []
+    for limit, budget in limits:
+        policy, name = _names(limit.name, limit.window, budget.size)
+        policies.append(policy)
+        left.append(b"%s;r=%d;t=%d" % (name, max(0, budget.at_hand), whole_seconds(budget.returns)))
+    return (
+        (b"X-RateLimit-Limit", b"%d" % tightest.size),
+        (b"X-RateLimit-Remaining", b"%d" % max(0, tightest.at_hand)),
+        (b"X-RateLimit-Reset", b"%d" % whole_seconds(standing.wall + tightest.returns)),
+        (b"RateLimit-Policy", b", ".join(policies)),
+        (b"RateLimit", b", ".join(left)),
+    )
+
+
+def _tightness(budget: Budget) -> tuple[int, Micros]:
+    """Fewest requests left; among equals the one whose next comes latest."""
+    return budget.at_hand, -budget.returns
+
+
+@lru_cache(maxsize=1024)
+def _names(limit: str, window: Micros, size: int) -> tuple[bytes, bytes]:
+    """A limit's policy, and its name as a structured string (RFC 9651, section 3.3.3)."""
+    name = b'"%s"' % limit.encode()
+    return b"%s;q=%d;w=%d" % (name, size, whole_seconds(window)), name
+
+
+def whole_seconds(duration: Micros) -> int:
+    """Rounded up, never below zero."""
+    return max(0, -(-duration // SECOND))

@@ -1,0 +1,48 @@
+"""The ways that narrower limits leave open: on which quota a request may wait, and from when (`core.narrows`)."""
+
+import asyncio
+from dataclasses import replace
+
+from keyturn.core.exchange import Kind
+from keyturn.core.model import SECOND
+from keyturn.dispatch import Ticket
+from keyturn.dispatch.refusals import too_late
+from keyturn.gateway.desk import Desk, Means
+from keyturn.gateway.passage import Passage
+
+
+class Ways:
+    """Leads requests around what showed to be closed."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+
+    async def choose(self, desk: Desk, passage: Passage) -> Ticket:
+        """The ticket to wait with; holds a place of a narrower limit until `free`.
+
+        Raises:
+            TooMany: no place comes before the deadline.
+        """
+        ticket, narrows = passage.ticket, desk.narrows
+        while narrows:
+            now, insists = self._means.clock(), ticket.kind.pinned
+            quotas = desk.dispatch.quotas if insists is None else (insists,)
+            way = narrows.way(passage.route, quotas, now)
+            if way.later is not None:
+                if way.later >= ticket.deadline:
+                    raise too_late(way.later - now)
+                await asyncio.sleep((way.later - now) / SECOND)
+                continue
+            if way.quota is None:
+                break
+            if narrows.took(passage.route, way.quota):
+                passage.narrow = (narrows, way.quota)
+            return replace(ticket, kind=Kind(ticket.kind.limits, way.quota))
+        return ticket
+
+    def free(self, passage: Passage, *, counted: bool) -> None:
+        """The request has been answered, or does not go out; whether the upstream may have counted it."""
+        if passage.narrow is not None:
+            narrows, quota = passage.narrow
+            passage.narrow = None
+            narrows.ended(passage.route, quota, self._means.clock(), counted=counted)

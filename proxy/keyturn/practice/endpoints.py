@@ -1,0 +1,242 @@
+"""What each endpoint of the practice API does, once a request is let in."""
+
+import asyncio
+from hashlib import sha256
+from random import Random
+from typing import Any
+
+from aiohttp import web
+
+from keyturn.practice.answers import ApiError, Page, error_answer, json_answer, not_found, page_answer
+from keyturn.practice.catalogue import Catalogue, Entry
+from keyturn.practice.contents import is_sound_change, is_sound_collection, is_sound_environment
+from keyturn.practice.generate import OWNER, made_uuid, moment, now
+from keyturn.practice.probes import Probes
+from keyturn.practice.settings import PracticeSettings
+from keyturn.practice.target import Endpoint
+from keyturn.practice.visit import Handler, Visit, malformed, read_content
+
+_MAX_TASKS = 1000
+_SPEC_FILES = ("index.yaml", "components/schemas.json", "components/responses.json", "paths/orders.json")
+
+
+class Endpoints:
+    """The endpoints over one catalogue."""
+
+    def __init__(self, settings: PracticeSettings, catalogue: Catalogue) -> None:
+        self._settings = settings
+        self._catalogue = catalogue
+        self._random = Random(f"{settings.seed}/tasks")
+        self._probes = Probes(settings)
+        self._users: dict[str, Page] = {}
+        self._specs: dict[tuple[str, str], Page] = {}
+        self._tasks: dict[str, int] = {}
+        self._routes: dict[Endpoint, Handler] = {**self._reads(), **self._changes(), **self._probes.routes()}
+
+    async def answer(self, visit: Visit) -> web.StreamResponse:
+        """What to answer; an `ApiError` becomes its answer."""
+        try:
+            return await self._route(visit)(visit)
+        except ApiError as error:
+            return error_answer(visit.request, error)
+
+    def _route(self, visit: Visit) -> Handler:
+        if visit.segments[0] == "echo":
+            return self._probes.echo
+        handler = self._routes.get((visit.method, visit.segments[0], len(visit.segments)))
+        return handler or _nowhere
+
+    def _reads(self) -> dict[Endpoint, Handler]:
+        return {
+            ("GET", "me", 1): self._me,
+            ("GET", "workspaces", 1): self._list_workspaces,
+            ("GET", "workspaces", 2): self._get_workspace,
+            ("GET", "collections", 1): self._list,
+            ("GET", "environments", 1): self._list,
+            ("GET", "collections", 2): self._get,
+            ("GET", "environments", 2): self._get,
+            ("GET", "specs", 4): self._spec_file,
+            ("GET", "collection-updates-tasks", 2): self._task,
+        }
+
+    def _changes(self) -> dict[Endpoint, Handler]:
+        return {
+            ("POST", "collections", 1): self._post,
+            ("POST", "environments", 1): self._post,
+            ("PUT", "collections", 2): self._put,
+            ("PUT", "environments", 2): self._put,
+            ("PATCH", "collections", 2): self._patch,
+            ("DELETE", "collections", 2): self._delete,
+            ("DELETE", "environments", 2): self._delete,
+            ("POST", "monitors", 3): self._run_monitor,
+        }
+
+    # Reading
+
+    async def _me(self, visit: Visit) -> web.StreamResponse:
+        page = self._users.get(visit.user)
+        if page is None:
+            page = self._users[visit.user] = Page(_user(visit.user))
+        return page_answer(visit.request, page)
+
+    async def _list_workspaces(self, visit: Visit) -> web.StreamResponse:
+        return page_answer(visit.request, self._catalogue.workspaces(visit.target.query))
+
+    async def _get_workspace(self, visit: Visit) -> web.StreamResponse:
+        page = self._catalogue.workspace(visit.segments[1])
+        if page is None:
+            raise not_found("The workspace")
+        return page_answer(visit.request, page)
+
+    async def _list(self, visit: Visit) -> web.StreamResponse:
+        return page_answer(visit.request, self._catalogue.entries(visit.kind, visit.target.query))
+
+    async def _get(self, visit: Visit) -> web.StreamResponse:
+        return page_answer(visit.request, self._entry(visit).page())
+
+    async def _spec_file(self, visit: Visit) -> web.StreamResponse:
+        _specs, ref, files, path = visit.segments
+        if files != "files" or path not in _SPEC_FILES:
+            raise not_found("The file")
+        page = self._specs.get((ref, path))
+        if page is None:
+            page = Page(_spec_file(path))
+            if len(self._specs) < _MAX_TASKS:
+                self._specs[ref, path] = page
+        return page_answer(visit.request, page)
+
+    async def _task(self, visit: Visit) -> web.StreamResponse:
+        ref = visit.segments[1]
+        polls = self._tasks.get(ref)
+        if polls is None:
+            raise not_found("The task")
+        self._tasks[ref] = polls + 1
+        return json_answer({"id": ref, "status": "successful" if polls else "in-progress"})
+
+    # Changing
+
+    async def _post(self, visit: Visit) -> web.StreamResponse:
+        content = await self._content(visit)
+        entry = self._catalogue.add(visit.kind, content, visit.target.query.get("workspace"))
+        return json_answer({visit.kind: entry.reference()})
+
+    async def _put(self, visit: Visit) -> web.StreamResponse:
+        entry = self._entry(visit)
+        content = await self._content(visit)
+        self._catalogue.replace(visit.kind, entry, content)
+        if visit.kind == "collection" and "respond-async" in visit.request.headers.get("Prefer", ""):
+            return self._accepted()
+        return json_answer({visit.kind: entry.reference()})
+
+    async def _patch(self, visit: Visit) -> web.StreamResponse:
+        entry = self._entry(visit)
+        change = await read_content(visit)
+        if "events" in change:
+            change["event"] = change.pop("events")
+        if not is_sound_change(change):
+            raise malformed(visit.kind)
+        info = self._catalogue.patch(entry, change)
+        return json_answer(
+            {visit.kind: {"id": entry.id, "name": entry.name, "description": info.get("description", "")}}
+        )
+
+    async def _delete(self, visit: Visit) -> web.StreamResponse:
+        entry = self._entry(visit)
+        self._catalogue.remove(visit.kind, entry)
+        return json_answer({visit.kind: {"id": entry.id, "uid": entry.uid}})
+
+    async def _run_monitor(self, visit: Visit) -> web.StreamResponse:
+        if visit.segments[2] != "run":
+            raise not_found("The requested resource")
+        monitor = visit.segments[1]
+        if visit.target.query.get("async") == "true":
+            info = {"monitorId": monitor, "status": "running", "message": "The monitor runs."}
+            return json_answer({"run": {"info": info}}, status=202)
+        started = now()
+        await asyncio.sleep(self._settings.monitor_delay)
+        return json_answer(_monitor_run(monitor, started, made_uuid(self._random)))
+
+    def _accepted(self) -> web.StreamResponse:
+        ref = made_uuid(self._random)
+        while len(self._tasks) >= _MAX_TASKS:
+            self._tasks.pop(next(iter(self._tasks)))
+        self._tasks[ref] = 0
+        url = f"/collection-updates-tasks/{ref}"
+        return json_answer(
+            {"task": {"id": ref, "status": "in-progress", "url": url}},
+            status=202,
+            headers={"Location": url, "Preference-Applied": "respond-async"},
+        )
+
+    def _entry(self, visit: Visit) -> Entry:
+        entry = self._catalogue.find(visit.kind, visit.segments[1])
+        if entry is None:
+            raise not_found(f"The {visit.kind}")
+        return entry
+
+    async def _content(self, visit: Visit) -> dict[str, Any]:
+        if "Content-Length" not in visit.request.headers:
+            raise ApiError(411, "lengthRequired", "Send the length of the body in a Content-Length header.")
+        content = await read_content(visit)
+        sound = is_sound_collection if visit.kind == "collection" else is_sound_environment
+        if not sound(content):
+            raise malformed(visit.kind)
+        return content
+
+
+async def _nowhere(_visit: Visit) -> web.StreamResponse:
+    raise not_found("The requested resource")
+
+
+def _user(name: str) -> dict[str, Any]:
+    number = int.from_bytes(sha256(name.encode()).digest()[:4], "big")
+    return {
+        "user": {
+            "id": number,
+            "sub": made_uuid(Random(name)),
+            "username": name,
+            "email": f"{number}@example.com",
+            "fullName": name,
+            "avatar": None,
+            "isPublic": False,
+            "emailVerified": True,
+            "teamId": 1,
+            "teamName": "Practice",
+            "teamDomain": "practice",
+            "roles": ["user"],
+        },
+        "operations": [
+            {"name": "api_object_usage", "limit": 3, "usage": 0, "overage": 0},
+            {"name": "collection_run_limit", "limit": 25, "usage": 0, "overage": 0},
+        ],
+    }
+
+
+def _monitor_run(monitor: str, started: str, job: str) -> dict[str, Any]:
+    info = {
+        "jobId": job,
+        "monitorId": monitor,
+        "name": "Practice monitor",
+        "status": "success",
+        "startedAt": started,
+        "finishedAt": now(),
+    }
+    counts = {"total": 3, "failed": 0}
+    stats = {"assertions": counts, "requests": counts, "runCount": 1, "errorCount": 0, "abortedCount": 0}
+    return {"run": {"info": info, "stats": stats, "executions": [], "failures": []}}
+
+
+def _spec_file(path: str) -> dict[str, Any]:
+    random = Random(path)
+    created = moment(random)
+    return {
+        "id": made_uuid(random),
+        "name": path.rpartition("/")[2],
+        "path": path,
+        "createdBy": OWNER,
+        "updatedBy": OWNER,
+        "createdAt": created,
+        "updatedAt": created,
+        "type": "ROOT" if path == _SPEC_FILES[0] else "DEFAULT",
+        "content": "openapi: 3.0.3\n" if path.endswith(".yaml") else '{"type": "object"}',
+    }

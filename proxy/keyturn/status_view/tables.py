@@ -1,0 +1,269 @@
+"""The status document (`docs/status.md`) as tables for a terminal: what `keyturn status` prints."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from keyturn.core.errors import KeyturnError
+from keyturn.status_view.bars import Bar
+
+VERSION = 1
+"""Of the document that is understood here."""
+
+NEXT = {"quarantined": "tried ", "parked": "opens "}
+"""What happens to a key when its time comes."""
+
+STEADY = {"next": 8, "last": 7, "longest": 7, "next turn": 9}
+"""Characters that a column has at least, so that it stays where it is while its times change."""
+
+STYLES = {"ready": "green", "parked": "yellow", "quarantined": "bold red", "paused": "blue"}
+
+COUNTS = (
+    ("throttled", "upstream 429s", "bold red"),
+    ("refused", "refused", "yellow"),
+    ("failed", "failed", "bold red"),
+)
+"""Counts of a pool: the field, what it is called, and how it looks when it is not 0."""
+
+NOW = 0.05
+"""Seconds that are told as `now`."""
+
+Document = Mapping[str, Any]
+
+
+class UnknownVersion(KeyturnError):
+    """The document is of another version than this command understands."""
+
+
+def render(document: Document, rows: int | None = None) -> RenderableType:
+    """The document as something that rich can print; nothing in it is read as markup.
+
+    `rows` is how many a table has at most: those that matter most stay, the others are counted.
+
+    Raises:
+        UnknownVersion: use the `keyturn` of the proxy's own version.
+    """
+    if document.get("version") != VERSION:
+        raise UnknownVersion(
+            f"This command reads version {VERSION} of status.json, and the proxy writes {document.get('version')!r}: "
+            "use the keyturn command of the proxy's version."
+        )
+    return Group(*_parts(document, rows))
+
+
+def _parts(document: Document, rows: int | None) -> Iterator[RenderableType]:
+    yield _process(document)
+    yield _store(document)
+    if document["reload"]:
+        yield _reload(document)
+    for pool in document["pools"]:
+        yield Text()
+        yield _pool(pool, document["at"])
+        yield from _quotas(pool, rows)
+        yield Text()
+        yield from _clients(pool, rows)
+        yield Text()
+        yield from _keys(pool, document["at"], rows)
+    if any(count["total"] for count in document["refused"].values()):
+        yield Text()
+        yield _refused(document["refused"])
+
+
+def _process(document: Document) -> Text:
+    process = document["process"]
+    text = Text("Keyturn ", style="bold")
+    text.append(process["replica"])
+    if process["draining"]:
+        text.append("  draining", "bold yellow")
+    elif process["unready"]:
+        text.append(f"  not ready: {'; '.join(process['unready'])}", "bold red")
+    else:
+        text.append("  ready", "green")
+    text.append(f"  version {process['version']}, Python {process['python']}, ", "dim")
+    text.append(f"up {_age(process['started'], document['at'])}", "dim")
+    return text
+
+
+def _store(document: Document) -> Text:
+    store = document["store"]
+    age = _age(store["since"], document["at"])
+    text = Text(f"Store {store['kind']} ")
+    if store["up"]:
+        text.append("up", "green")
+        seen = "" if store["kind"] == "memory" else f", {_plural(store['replicas'], 'replica')} seen"
+        text.append(f" for {age}{seen}", "dim")
+    else:
+        text.append(f"lost for {age}: {store['cause'] or 'cause unknown'}", "bold red")
+        text.append(f", on loss: {store['on_loss']}" if store["on_loss"] else "")
+    return text
+
+
+def _reload(document: Document) -> Text:
+    reload = document["reload"]
+    age = _age(reload["at"], document["at"])
+    if reload["ok"]:
+        return Text(f"Reloaded {age} ago", "dim")
+    return Text(f"Reload refused {age} ago: {reload['reason']}", "bold red")
+
+
+def _pool(pool: Document, at: str) -> Text:
+    text = Text(f"Pool {pool['name']}", "bold")
+    text.append(f"  {_at_hand(pool['quotas'])}, {pool['in_flight']:,} in flight\n", "not bold")
+    text.append("  last minute:", "not bold dim")
+    for name, words, style in COUNTS:
+        count = pool.get(name) or {"minute": 0, "total": 0}
+        text.append(f" {words} ", "not bold")
+        text.append(f"{count['minute']:,}", style if count["minute"] else "not bold")
+        text.append(f" ({count['total']:,} in all)", "not bold dim")
+    if outage := pool.get("outage"):
+        text.append(f"\n  the upstream is out of order for {_age(outage['since'], at)}: {outage['cause']}", "bold red")
+        text.append(f", tried again {_again(at, outage['until'], 'with the next request')}", "not bold")
+    elif (failure := pool.get("failure")) and pool["failed"]["minute"]:
+        text.append(f"\n  the last request failed {_age(failure['at'], at)} ago: {failure['cause']}", "yellow")
+    for limit in pool.get("upstream_limits", ()):
+        text.append(f"\n  the upstream permits {limit['told']:,} where {limit['limit']} is configured: ", "yellow")
+        text.append(limit["setting"], "not bold")
+    if failing := pool.get("failing"):
+        names = ", ".join(f"{one['client']} {one['route'] or '(all routes)'}" for one in failing)
+        text.append(f"\n  the upstream fails {names}; the others go on", "yellow")
+    return text
+
+
+def _at_hand(quotas: Sequence[Document]) -> str:
+    """What all quotas together have, by limit."""
+    sums: dict[str, list[int]] = {}
+    for limit in (limit for quota in quotas for limit in quota["limits"]):
+        found = sums.setdefault(limit["name"], [0, 0])
+        found[0] += limit["at_hand"]
+        found[1] += limit["size"]
+    parts = [f"{hand:,} of {size:,}{f' ({name})' if len(sums) > 1 else ''}" for name, (hand, size) in sums.items()]
+    return f"{', '.join(parts) or 'no token'} at hand"
+
+
+def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in numbers else "left"
+        table.add_column(column, justify=justify, overflow="fold", min_width=STEADY.get(column))
+    return table
+
+
+def _quotas(pool: Document, rows: int | None) -> Iterator[RenderableType]:
+    numbers = ("at hand", "in use", "cooling", "next", "last")
+    table = _table("quota", "limit", "tokens", *numbers, numbers=numbers)
+    told = [quota for quota in pool["quotas"] if quota["limits"]]
+    for quota in told[:rows]:
+        for index, limit in enumerate(quota["limits"]):
+            table.add_row(
+                Text("" if index else quota["name"], "bold"),
+                Text(limit["name"]),
+                Bar(limit),
+                *(f"{limit[name]:,}" for name in ("at_hand", "in_use", "cooling")),
+                Text(_next(limit["returns"]), "dim"),
+                Text(_last(limit["returns"]), "dim"),
+            )
+    yield from _shown(table, len(told) - len(told[:rows]), "quota")
+
+
+def _next(returns: Sequence[Document]) -> str:
+    return f"{returns[0]['tokens']} in {_span(max(1, returns[0]['within']))}" if returns else ""
+
+
+def _last(returns: Sequence[Document]) -> str:
+    return f"in {_span(max(1, returns[-1]['within']))}" if returns else ""
+
+
+def _keys(pool: Document, at: str, rows: int | None) -> Iterator[RenderableType]:
+    if not pool["keys"]:
+        yield Text("This pool has no key", "dim")
+        return
+    keys = pool["keys"]
+    if rows is not None and len(keys) > rows:
+        keys = [key for key in keys if key["state"] != "ready" or key["month_remaining"] == 0]
+    table = _table("key", "state", "for", "reason", "next", "month left", numbers=("for", "next", "month left"))
+    for key in keys[:rows]:
+        left = key["month_remaining"]
+        table.add_row(
+            Text(key["name"], "bold"),
+            Text(key["state"], STYLES.get(key["state"], "")),
+            _age(key["since"], at),
+            Text(key["reason"]),
+            f"{NEXT.get(key['state'], '')}{_again(at, key['until'])}" if key["until"] else "",
+            "" if left is None else f"{left:,}" if left else Text("used up", "bold red"),
+        )
+    yield from _shown(table, len(pool["keys"]) - table.row_count, "key")
+
+
+def _clients(pool: Document, rows: int | None) -> Iterator[RenderableType]:
+    numbers = ("weight", "waiting", "longest", "next turn", "share", "due")
+    table = _table("client", *numbers, numbers=numbers)
+    active = [client for client in pool["clients"] if client["due"] is not None]
+    busiest = sorted(active, key=lambda client: (-client["waiting"], -client["granted"], client["name"]))[:rows]
+    for client in busiest:
+        table.add_row(Text(client["name"], "bold"), str(client["weight"]), *_queue(client), *_shares(client))
+        if len(client["lanes"]) > 1:
+            for lane in client["lanes"]:
+                table.add_row(Text(f"  {_lane(lane)}", "dim"), "", *_queue(lane))
+    yield from _shown(table, len(active) - len(busiest), "active client")
+    idle = len(pool["clients"]) - len(active)
+    if not active:
+        yield Text("No client has called in the last minute", "dim")
+    if idle:
+        yield Text(f"{_plural(idle, 'client')} idle", "dim")
+
+
+def _shown(table: Table, rest: int, noun: str) -> Iterator[RenderableType]:
+    """A table if there is something in it, and how much of it is left out."""
+    if table.row_count:
+        yield table
+    if rest:
+        yield Text(f"and {_plural(rest, f'more {noun}')}" if table.row_count else _plural(rest, noun), "dim")
+
+
+def _queue(lane: Document) -> tuple[str, str, str]:
+    if not lane["waiting"]:
+        return "0", "", ""
+    turn = "unknown" if lane["turn"] is None else "now" if lane["turn"] < NOW else f"in {_span(lane['turn'])}"
+    return f"{lane['waiting']:,}", _span(lane["oldest"]), turn
+
+
+def _shares(client: Document) -> tuple[str, str]:
+    return f"{client['share'] or 0:.0%}", f"{client['due']:.0%}" if client["waiting"] else ""
+
+
+def _lane(lane: Document) -> str:
+    limits = " + ".join(lane["limits"]) or "no limit"
+    return f"{limits}, key {lane['pinned']}" if lane["pinned"] else limits
+
+
+def _refused(refused: Document) -> Table:
+    numbers = ("last minute", "in all")
+    table = _table("refused", *numbers, numbers=numbers)
+    for reason, count in sorted(refused.items(), key=lambda entry: (-entry[1]["minute"], -entry[1]["total"], entry[0])):
+        if count["total"]:
+            table.add_row(Text(reason), f"{count['minute']:,}", f"{count['total']:,}")
+    return table
+
+
+def _again(at: str, until: str, due: str = "now") -> str:
+    seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(at)).total_seconds()
+    return due if seconds < 1 else f"in {_span(seconds)}"
+
+
+def _age(since: str, at: str) -> str:
+    return _span((datetime.fromisoformat(at) - datetime.fromisoformat(since)).total_seconds())
+
+
+def _span(seconds: float) -> str:
+    for unit, size, least in (("d", 86400, 2), ("h", 3600, 2), ("min", 60, 2)):
+        if seconds >= least * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.1f} s" if seconds < 1 else f"{seconds:.0f} s"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,147 @@
+"""What all stores have in common, as one replica sees them: a session that exchanges, and estimates by snapshots."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+
+from keyturn.core.errors import StoreLost
+from keyturn.core.estimator import Estimator
+from keyturn.core.exchange import PULSE, USE_BY, Demand, Exchange, Grant, Lane, Settlement, Turns, pulse
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Revision, Snapshot, revision_of
+from keyturn.core.model import MILLISECOND, SECOND, Micros, Pool
+from keyturn.core.session import Session, grants_of
+
+ROUNDS = 6
+"""Requests to one exchange at the most: a revision, what is held, demands, a clock that stepped, and a connection that
+broke, with one to spare."""
+
+ESTIMATED = 100
+"""Flows that are estimated in one exchange at the most; an event loop does nothing else meanwhile."""
+
+IDLE: Micros = 5 * SECOND
+"""A replica that has nothing out says this often that it is there, so that others know how many share the pool.
+
+One that has spent something within the last window speaks as often as one that has leases out: a new epoch waits no
+longer for its report (`core.state.RECOVERY_GRACE`).
+"""
+
+DRIFT_PULSE: Micros = SECOND // 4
+"""While the store's clock runs fast a replica speaks this often, so that it is corrected within the guard."""
+
+Pins = tuple[tuple[int, str], ...]
+"""The limits and quotas that a snapshot is asked for besides."""
+
+
+class SessionStore:
+    """One replica's way to the state of one pool; a subclass carries the messages (`send`, `fetch`)."""
+
+    def __init__(self, pool: Pool, *, replica: str, settle_bound: Micros, clock: Callable[[], Micros]) -> None:
+        self.pool = pool.name
+        self.revision: Revision = revision_of(pool, USE_BY + settle_bound)
+        """That of the next exchange; one that is under way goes on with the one that it began with."""
+        self.session = Session(replica, self.revision)
+        self._settle_bound = settle_bound
+        self._clock = clock
+        self._next = 0
+        """Where the rotation of the flows that are estimated goes on."""
+
+    def adopt(self, pool: Pool) -> None:
+        """Go on with another configuration of the pool; what was spent stays spent."""
+        self.revision = revision_of(pool, USE_BY + self._settle_bound)
+
+    @property
+    def replicas(self) -> int:
+        """How many share the pool, as far as is known."""
+        return self.session.replicas
+
+    async def send(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        """Carry one request, and with `pins` the wish for a snapshot after it: one round trip.
+
+        Raises:
+            StoreLost: no answer.
+        """
+        raise NotImplementedError
+
+    async def fetch(self, revision: str, pins: Pins) -> Snapshot | None:
+        """A snapshot; `None` when the store does not know the revision.
+
+        Raises:
+            StoreLost: no answer.
+        """
+        raise NotImplementedError
+
+    def epoch_began(self) -> None:
+        """Take note that the state was new, restarted, failed over or behind: every bucket opens by a probe (law 8)."""
+
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
+        """See `core.exchange.Store`.
+
+        A connection that breaks is no loss yet: once in an exchange the request is made again over a new one. What the
+        first came to does not matter, for its grants are taken back, and what ended has ended.
+        """
+        session, broke = self.session, False
+        session.revision = self.revision
+        epoch = session.epoch
+        for _ in range(ROUNDS):
+            sent = self._clock()
+            request = session.request(sent, settlements, demands)
+            try:
+                response, snapshot = await self.send(request, session.pins() if session.wants_snapshot() else None)
+            except StoreLost as lost:
+                if broke or not lost.broke:
+                    raise
+                broke = True
+                continue
+            now = self._clock()
+            heard = session.hear(sent, now, request, response)
+            if heard is None:
+                continue
+            if epoch not in ("", session.epoch):
+                self.epoch_began()
+            return await self._answer(heard, demands, snapshot)
+        raise StoreLost("The shared store does not come to terms with this replica.", cause=_AT_ODDS)
+
+    async def _answer(
+        self, heard: ExchangeResponse, demands: tuple[Demand, ...], snapshot: Snapshot | None
+    ) -> Exchange:
+        """What the waiting room is told: with estimates, if there is a new snapshot."""
+        session, grants = self.session, grants_of(heard)
+        if snapshot is None and session.snapshot_due(self._clock()):
+            with suppress(StoreLost):  # the grants are here, and the next exchange says so, too
+                snapshot = await self.fetch(session.revision.name, session.pins())
+        turns = self._turns(snapshot, demands, grants) if snapshot is not None else {}
+        again = heard.again
+        if session.newcomers and snapshot is not None:
+            again = MILLISECOND
+        elif again is None:
+            again = pulse(session.revision.bound, PULSE if len(session.held) else IDLE)
+        if session.clock_is_fast(self._clock()):
+            again = min(again, DRIFT_PULSE)
+        return Exchange(heard.version, grants, turns, heard.available, again, heard.replicas, heard.foreign)
+
+    def _turns(self, snapshot: Snapshot, demands: Iterable[Demand], grants: Iterable[Grant]) -> Mapping[Lane, Turns]:
+        """The estimates of flows of which requests still wait: of newcomers first, then of the others in rotation."""
+        session, granted = self.session, Counter([grant.lane for grant in grants])
+        waiting = {one.lane: one for one in demands if one.waiting > granted[one.lane]}
+        pins = {(limit, quota) for limit, quota, _ in snapshot.pinned}
+        shown = [
+            one for one in waiting if not one.kind.pinned or all((i, one.kind.pinned) in pins for i in one.kind.limits)
+        ]
+        newcomers = [lane for lane in shown if lane in session.newcomers]
+        others = [lane for lane in shown if lane not in session.newcomers]
+        begin = self._next % len(others) if others else 0
+        chosen = [*newcomers, *others[begin:], *others[:begin]][:ESTIMATED]
+        self._next = begin + max(0, len(chosen) - len(newcomers))
+        session.took(self._clock(), snapshot, session.newcomers.difference(chosen))
+        estimator = Estimator(snapshot, session.revision, session.replicas)
+        told: dict[Lane, Turns] = {}
+        for demand in [waiting[lane] for lane in chosen]:
+            turns = estimator.turns(demand.lane, demand.waiting - granted[demand.lane], demand.weight)
+            if turns is not None:
+                told[demand.lane] = turns
+        return told
+
+
+_AT_ODDS = (
+    "the store asks for the same thing again and again: is its memory full, or is it two servers behind one name?"
+)

@@ -1,0 +1,77 @@
+"""The store of one process: the state itself, on the process's monotonic clock.
+
+It forgets everything when the process ends, so it is for one replica only. What its keys had spent before it began it
+does not know either: each bucket is opened by a probe (law 8).
+"""
+
+from collections.abc import Callable
+
+from keyturn.core.exchange import Grant, Lane
+from keyturn.core.looks import BucketLook, look
+from keyturn.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, Snapshot
+from keyturn.core.model import Micros, Pool
+from keyturn.core.snapshots import snapshot
+from keyturn.core.state import PoolState
+from keyturn.stores.base import Pins, SessionStore
+
+Wake = Callable[[Micros], None]
+"""Called with the delay after which a replica is to call."""
+
+
+class Memory:
+    """The state of one pool, and the replicas that share it: one in production, several in tests."""
+
+    def __init__(self, clock: Callable[[], Micros]) -> None:
+        self.state = PoolState()
+        self.clock = clock
+        self.sleepers: dict[str, Wake] = {}
+
+    def exchange(self, request: ExchangeRequest) -> ExchangeResponse:
+        """Answer a request, and wake the replicas whose turn is next."""
+        response = self.state.exchange(self.clock(), "", request)
+        for replica, delay in response.wake:
+            if wake := self.sleepers.get(replica):
+                wake(delay)
+        return response
+
+
+class MemoryStore(SessionStore):
+    """One replica's way to the memory."""
+
+    def __init__(self, memory: Memory, pool: Pool, *, replica: str, settle_bound: Micros) -> None:
+        super().__init__(pool, replica=replica, settle_bound=settle_bound, clock=memory.clock)
+        self._memory = memory
+
+    def listen(self, wake: Wake) -> None:
+        """Call `wake` when a turn comes earlier than was told."""
+        self._memory.sleepers[self.session.replica] = wake
+
+    @property
+    def degraded(self) -> float:
+        """Seconds without the store: it cannot be lost."""
+        return 0.0
+
+    async def look(self) -> tuple[BucketLook, ...]:
+        """The tokens of every bucket."""
+        return look(self._memory.state, self.revision, self._memory.clock())
+
+    def at_once(self, lane: Lane, weight: int) -> Grant | None:
+        """See `core.exchange.Store`."""
+        memory = self._memory
+        demanded = DemandClass(self.revision.name, *lane.kind)
+        granted = memory.state.at_once(memory.clock(), self.session.replica, demanded, lane.client, weight)
+        if granted is None:
+            return None
+        grant = Grant(granted.lease, lane, granted.quota, granted.probe)
+        self.session.held.granted(memory.clock(), grant, self.revision)
+        return grant
+
+    async def send(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
+        """See `SessionStore`."""
+        response = self._memory.exchange(request)
+        return response, None if pins is None or response.asks else await self.fetch(request.revision, pins)
+
+    async def fetch(self, revision: str, pins: Pins) -> Snapshot | None:
+        """See `SessionStore`."""
+        state = self._memory.state
+        return snapshot(state, self._memory.clock(), revision, pins) if revision in state.revisions.views else None

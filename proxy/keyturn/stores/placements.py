@@ -1,0 +1,136 @@
+"""The revisions that are in use, by which keys that change their pool are found (`core.placements`).
+
+In Redis: `prefix:{~placements}`, a hash with a field for each revision (its rank, when it appeared, when it was last
+named), and beside it a hash for each with the pool of each key. Both go when nobody has named a revision for an hour.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, count
+from typing import Any, Protocol
+
+from keyturn.core.errors import StoreLost
+from keyturn.core.model import SECOND, Micros
+from keyturn.core.placements import SILENT, Placement, Revision, name_of
+from keyturn.stores.links import Link, Script
+
+KEPT: Micros = 3600 * SECOND
+_BATCH = 1000
+"""Keys that are told of in one call."""
+
+_NAMED = Script.of("""
+local base, name, keys, silent, kept = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+if redis.call('HLEN', base .. ':' .. name) ~= keys then return {} end
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local rank, since, heard = string.match(redis.call('HGET', base, name) or '', '^(%d+) (%d+) (%d+)$')
+rank = rank or redis.call('HINCRBY', base, 'ranks', 1)
+if not heard or now - heard > silent then since = now end
+redis.call('HSET', base, name, string.format('%d %d %d', rank, since, now))
+local told, entries = {}, redis.call('HGETALL', base)
+for index = 1, #entries, 2 do
+  local rank, since, heard = string.match(entries[index + 1], '^(%d+) (%d+) (%d+)$')
+  if rank and now - heard > kept then
+    redis.call('HDEL', base, entries[index])
+  elseif rank then
+    told[#told + 1] = { entries[index], rank, string.format('%d', now - since), string.format('%d', now - heard) }
+  end
+end
+redis.call('PEXPIRE', base, math.floor(kept / 1000))
+redis.call('PEXPIRE', base .. ':' .. name, math.floor(kept / 1000))
+return told
+""")
+_TOLD = Script.of("""
+local base = KEYS[1] .. ':' .. ARGV[1]
+redis.call('HSET', base, unpack(ARGV, 3))
+redis.call('PEXPIRE', base, ARGV[2])
+""")
+_READ = Script.of("return redis.call('HGETALL', KEYS[1] .. ':' .. ARGV[1])")
+
+
+class Placements(Protocol):
+    """What keeps the revisions."""
+
+    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
+        """Say that this replica goes by a revision; returns it as it is known, and the others.
+
+        Raises:
+            StoreLost: no answer.
+        """
+
+
+class LocalPlacements:
+    """Those of one process, or in tests of several replicas: what the script does, in memory."""
+
+    def __init__(self, clock: Callable[[], Micros]) -> None:
+        self._clock = clock
+        self._known: dict[str, tuple[Placement, int, Micros, Micros]] = {}
+        """Each with its rank, when it appeared and when it was last named."""
+        self._ranks = count(1)
+
+    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
+        """See `Placements`."""
+        now, name = self._clock(), name_of(placement)
+        _, rank, since, heard = self._known.get(name) or (placement, next(self._ranks), now, now)
+        self._known[name] = (placement, rank, now if now - heard > SILENT else since, now)
+        self._known = {other: known for other, known in self._known.items() if now - known[3] <= KEPT}
+        told = {other: Revision(what, rank, now - a, now - b) for other, (what, rank, a, b) in self._known.items()}
+        return told.pop(name), list(told.values())
+
+
+class SharedPlacements:
+    """Those of all replicas that share a store under one prefix."""
+
+    def __init__(self, link: Link, prefix: str) -> None:
+        self._link = link
+        self._base = f"{prefix}:{{~placements}}"
+        self._own: tuple[str, Placement] = ("", {})
+        self._read: dict[str, Placement] = {}
+        """The placements of others, which do not change under their names."""
+
+    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
+        """See `Placements`."""
+        if self._own[1] is not placement:
+            self._own = (name_of(placement), placement)
+        name, told = self._own[0], await self._named(placement)
+        if name not in told:
+            await self._tell(name, placement)
+            told = await self._named(placement)
+        if name not in told:
+            raise StoreLost("The shared store did not keep what it was told of the keys.")
+        self._read = {other: known for other in told if other != name and (known := await self._placement(other))}
+        others = [Revision(known, *told[other]) for other, known in self._read.items()]
+        return Revision(placement, *told[name]), others
+
+    async def _named(self, placement: Placement) -> Mapping[str, tuple[int, Micros, Micros]]:
+        name, keys = self._own[0], len(placement)
+        found: Mapping[str, tuple[int, Micros, Micros]] = await self._link.run(
+            _NAMED, self._base, name, keys, SILENT, KEPT, read=_revisions
+        )
+        return found
+
+    async def _tell(self, name: str, placement: Placement) -> None:
+        pairs = list(placement.items())
+        for begin in range(0, len(pairs), _BATCH):
+            some = chain.from_iterable(pairs[begin : begin + _BATCH])
+            await self._link.run(_TOLD, self._base, name, KEPT // 1000, *some)
+
+    async def _placement(self, name: str) -> Placement:
+        """Another revision's placement; empty while it is not there as a whole."""
+        if name in self._read:
+            return self._read[name]
+        found: Placement = await self._link.run(_READ, self._base, name, read=_placement)
+        return found if name_of(found) == name else {}
+
+
+def placements_of(link: Link | None, prefix: str, clock: Callable[[], Micros]) -> Placements:
+    """The keeper of revisions: the shared store, or the memory of a process without one."""
+    return LocalPlacements(clock) if link is None else SharedPlacements(link, prefix)
+
+
+def _revisions(answer: Any) -> Mapping[str, tuple[int, Micros, Micros]]:
+    return {name.decode(): (int(rank), int(since), int(heard)) for name, rank, since, heard in answer}
+
+
+def _placement(answer: Sequence[bytes]) -> Placement:
+    flat: Iterator[bytes] = iter(answer)
+    return {key.decode(): pool.decode() for key, pool in zip(flat, flat, strict=True)}

@@ -1,0 +1,190 @@
+"""One line of the log for each request, at its end: who asked for what, how it ended, and where the time went.
+
+It is written for every request, so it takes a shorter way than other lines: without `logging` but for the level, and
+for machines without structlog's chain, whose fields and whose order it has. The long and strange parts
+come from the caller, its path and its `User-Agent`: they are cut, and escaped where they cannot be printed.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from json.encoder import encode_basestring
+from random import random
+from typing import Any, Literal, TextIO, cast
+
+import structlog
+from structlog.typing import Processor
+
+from keyturn.core.events import Journal
+from keyturn.core.model import SECOND, Micros
+from keyturn.telemetry.logs import console, is_text, without_credentials
+from keyturn.telemetry.writer import LogWriter
+
+NAME = "keyturn.requests"
+
+LONGEST_PATH, LONGEST_AGENT = 512, 256
+"""Characters of a path, and of what a caller calls itself; what is longer ends in `…`."""
+
+UNITS = ("B", "kB", "MB", "GB")
+
+ERRORS = 400
+FAILURES = 500
+
+
+class RequestLog:
+    """Writes to stderr, or to `stream`; `sample` is the part of the successful requests that is written.
+
+    `chance`: a number from 0 up to 1, another each time.
+    """
+
+    def __init__(
+        self,
+        form: Literal["text", "json"] | None = None,
+        sample: float = 1.0,
+        *,
+        stream: TextIO | LogWriter | None = None,
+        chance: Callable[[], float] = random,
+    ) -> None:
+        self.sample = sample
+        self._chance = chance
+        self._level = logging.getLogger(NAME)
+        self._out = out = stream or sys.stderr
+        self._text = _text_log(out) if is_text(form, out) else None
+
+    def write(self, journal: Journal) -> None:
+        """The line of a request that has ended."""
+        failed = journal.outcome == "failed" or journal.code >= FAILURES
+        level = logging.WARNING if failed else logging.INFO
+        if self._level.isEnabledFor(level) and self._wanted(journal):
+            if self._text is not None:
+                text, values = _words(journal)
+                self._text.log(level, text, **values)
+            else:
+                self._out.write(_json_line(journal, "warning" if failed else "info"))
+                self._out.flush()
+
+    def _wanted(self, journal: Journal) -> bool:
+        if self.sample >= 1 or journal.outcome != "forwarded" or journal.code >= ERRORS:
+            return True
+        return self._chance() < self.sample
+
+
+def _text_log(out: TextIO | LogWriter) -> Any:
+    processors: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        console(out),
+    ]
+    level = structlog.make_filtering_bound_logger(logging.DEBUG)
+    return structlog.wrap_logger(
+        structlog.WriteLogger(cast("TextIO", out)), processors=processors, wrapper_class=level
+    ).bind()
+
+
+def _json_line(journal: Journal, level: str) -> str:
+    """The line for machines; texts that would be empty are left out.
+
+    Written out, since `json.dumps` takes as long as all the rest of a line.
+    """
+    said = (
+        f"{_said('id', without_credentials(journal.id))}"
+        f"{_names(journal.client, journal.pool, journal.key, journal.method)}"
+        f"{_said('path', shown_path(journal.path))}"
+        f"{_caller(journal.address, journal.agent[: LONGEST_AGENT + 1])}"
+        f"{_end(journal.outcome, journal.reason)}"
+    )
+    if journal.problem:
+        said += _said("problem", without_credentials(journal.problem))
+    if trace := journal.trace:
+        said += _said("trace_id", trace)
+    reading = f'"body_seconds": {journal.reading / SECOND}, ' if journal.reading else ""
+    retried = f', "retried": {json.dumps(journal.retried)}' if journal.retried else ""
+    return (
+        f'{{{said}"code": {journal.code}, "received_bytes": {journal.received}, "sent_bytes": {journal.sent}, '
+        f'{reading}"queue_seconds": {journal.queued / SECOND}, "upstream_seconds": {journal.upstream / SECOND}, '
+        f'"total_seconds": {journal.total / SECOND}, "tries": {journal.attempts}{retried}, "logger": "{NAME}", '
+        f'"event": "request", "level": "{level}", "timestamp": "{_timestamp(time.time_ns() // 1000)}"}}\n'
+    )
+
+
+def _said(name: str, text: str) -> str:
+    return f'"{name}": {encode_basestring(text)}, ' if text else ""
+
+
+@lru_cache(maxsize=1024)
+def _names(client: str, pool: str, key: str, method: str) -> str:
+    """What is the same in many lines."""
+    return _said("client", client) + _said("pool", pool) + _said("key", key) + _said("method", method)
+
+
+@lru_cache(maxsize=1024)
+def _caller(address: str, agent: str) -> str:
+    return _said("client_address", address) + _said("user_agent", shown_agent(agent))
+
+
+@lru_cache(maxsize=64)
+def _end(outcome: str, reason: str) -> str:
+    return _said("outcome", outcome) + _said("reason", reason)
+
+
+def _timestamp(wall: Micros) -> str:
+    """An instant in epoch microseconds as ISO 8601 in UTC."""
+    second, rest = divmod(wall, SECOND)
+    return f"{_second(second)}.{rest:06d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(epoch: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(epoch))
+
+
+def _words(journal: Journal) -> tuple[str, dict[str, Any]]:
+    """The line for people: what they look for first comes first, and what is usual is not said."""
+    values: dict[str, Any] = {
+        "client": journal.client or "unknown",
+        "key": journal.key,
+        "time": _span(journal.total),
+        "body": _span(journal.reading) if journal.reading >= SECOND // 100 else "",
+        "waited": _span(journal.queued) if journal.queued >= SECOND // 100 else "",
+        "upstream": _span(journal.upstream) if journal.tries else "",
+        "sent": _size(journal.sent),
+        "received": _size(journal.received),
+        "why": without_credentials(journal.problem)
+        or journal.reason
+        or (journal.outcome if journal.outcome != "forwarded" else ""),
+        "tries": str(journal.attempts) if journal.attempts > 1 else "",
+        "retried": ",".join(journal.retried),
+        "from": journal.address,
+        "agent": shown_agent(journal.agent),
+        "id": without_credentials(journal.id),
+        "trace": journal.trace,
+    }
+    text = f"{journal.code or '---'} {journal.method} {shown_path(journal.path) or '?'}"
+    return text, {name: value for name, value in values.items() if value}
+
+
+def shown_path(path: str) -> str:
+    """A path as it is shown: cut, on one line, without what looks like a credential."""
+    return _shown(path, LONGEST_PATH)
+
+
+def shown_agent(agent: str) -> str:
+    """A `User-Agent` as it is shown: in the same way."""
+    return _shown(agent, LONGEST_AGENT)
+
+
+def _shown(text: str, most: int) -> str:
+    shown = without_credentials(text if len(text) <= most else f"{text[:most]}…")
+    return shown if shown.isprintable() else shown.encode("unicode_escape").decode("ascii")
+
+
+def _span(duration: Micros) -> str:
+    return f"{duration / SECOND:.3f}s" if duration < 100 * SECOND else f"{duration / SECOND:.0f}s"
+
+
+def _size(number: int) -> str:
+    power = min(len(UNITS) - 1, (len(str(number)) - 1) // 3)
+    return "" if not number else f"{number / 1000**power:.{1 if power else 0}f}{UNITS[power]}"

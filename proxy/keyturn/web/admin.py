@@ -1,0 +1,184 @@
+"""The admin listener: whether the process lives and can serve, its metrics, its status, and a few things to do to it.
+
+Whoever reaches it may look; never is there a secret to see. Only the bearer of `admin_token` may change anything. Over
+the loopback browsers know it by no name that somebody may own, or the web pages of that name could look, too.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from itertools import chain
+from typing import Protocol
+
+from aiohttp import web
+from aiohttp.hdrs import ACCEPT, ACCEPT_LANGUAGE, AUTHORIZATION, HOST
+
+from keyturn.core.levels import Levels
+from keyturn.core.model import Secret
+from keyturn.tasks import encoded_in_steps
+from keyturn.telemetry import Metrics
+from keyturn.telemetry.exposition import ProcessMetrics, chosen
+from keyturn.web.errors import error_body
+from keyturn.web.status.model import Snapshot
+from keyturn.web.status.page import PAGE_PATHS, Asset, asset, status_json
+
+_OURS = re.compile(r"(?:[\w-]*|(?:[\w-]+\.)*localhost|[\d.]+|\[[\da-f:.]+\])(?::\d*)?", re.ASCII | re.IGNORECASE)
+"""Addresses, and names that are no domain's."""
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Glance(Protocol):
+    """Who can tell how things stand."""
+
+    async def levels(self) -> Levels:
+        """The gauges of this moment."""
+
+    async def snapshot(self) -> Snapshot:
+        """Everything that the status shows."""
+
+
+class Controls(Protocol):
+    """What the bearer of the token may do. Each returns whether there is what it was asked for."""
+
+    def pause(self, pool: str, key: str) -> bool:
+        """Use a key no more until it is resumed."""
+
+    def resume(self, pool: str, key: str) -> bool:
+        """Use a key again."""
+
+    def log(self, level: str) -> bool:
+        """Log from this severity on."""
+
+
+class Admin:
+    """Answers what Kubernetes, Prometheus and people ask.
+
+    `unready` says why requests cannot be served now; empty when they can. `token` is the one that changing calls need;
+    without it there are none.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        unready: Callable[[], tuple[str, ...]],
+        glance: Glance,
+        controls: Controls,
+        token: Callable[[], Secret | None],
+    ) -> None:
+        self._metrics = metrics
+        self._process = ProcessMetrics()
+        self._unready = unready
+        self._glance = glance
+        self._controls = controls
+        self._token = token
+        self._pages: dict[str, Handler] = {
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/metrics": self._show_metrics,
+            "/status.json": self._status,
+            **dict.fromkeys(PAGE_PATHS, self._file),
+        }
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        if _is_misled(request):
+            return _error(421, "misdirectedRequest", "On this machine the name of this listener is localhost.")
+        if page := self._pages.get(request.path):
+            return await page(request) if request.method in ("GET", "HEAD") else _not_allowed(request, "GET, HEAD")
+        match request.path.split("/")[1:]:
+            case ["keys", pool, key, ("pause" | "resume") as what]:
+                return self._change(request, lambda: self._set(pool, key, what))
+            case ["log", level]:
+                return self._change(request, lambda: self._log(level))
+            case _:
+                return _error(404, "notFound", "Here are /, /status.json, /healthz, /readyz and /metrics.")
+
+    # Looking
+
+    async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:
+        return _json(200, {"status": "alive"})
+
+    async def _readyz(self, _: web.BaseRequest) -> web.StreamResponse:
+        reasons = self._unready()
+        if reasons:
+            return _json(503, {"status": "unready", "reasons": list(reasons)})
+        return _json(200, {"status": "ready"})
+
+    async def _show_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        # Several fields of one name are one list (RFC 9110, section 5.3).
+        form = chosen(",".join(request.headers.getall(ACCEPT, ())))
+        process = await asyncio.to_thread(self._process.exposition, form)
+        pieces = self._metrics.exposition(form, await self._glance.levels())
+        body = await encoded_in_steps(chain([process], pieces))
+        return web.Response(body=body, headers={"Content-Type": form.value, "Cache-Control": "no-store"})
+
+    async def _status(self, _: web.BaseRequest) -> web.StreamResponse:
+        return _file(await status_json(await self._glance.snapshot()))
+
+    async def _file(self, request: web.BaseRequest) -> web.StreamResponse:
+        found = asset(request.path)
+        assert found is not None
+        return _file(found)
+
+    # Changing
+
+    def _change(self, request: web.BaseRequest, change: Callable[[], web.Response]) -> web.Response:
+        if request.method != "POST":
+            return _not_allowed(request, "POST")
+        token = self._token()
+        if token is None:
+            return _error(
+                403, "forbiddenError", "Nothing can be changed here: the configuration sets no `admin_token`."
+            )
+        scheme, _, given = request.headers.get(AUTHORIZATION, "").partition(" ")
+        if scheme.lower() != "bearer" or Secret(given.strip()) != token:
+            message = "Send the `admin_token` of the configuration as `Authorization: Bearer TOKEN`."
+            return _error(401, "AuthenticationError", message, **{"WWW-Authenticate": "Bearer"})
+        return change()
+
+    def _set(self, pool: str, key: str, what: str) -> web.Response:
+        if not (self._controls.pause if what == "pause" else self._controls.resume)(pool, key):
+            return _error(404, "notFound", "There is no such key in such a pool; /status.json lists them.")
+        return _json(200, {"pool": pool, "key": key, "done": what})
+
+    def _log(self, level: str) -> web.Response:
+        if not self._controls.log(level):
+            return _error(404, "notFound", "The levels are debug, info, warning and error.")
+        return _json(200, {"level": level})
+
+
+def _is_misled(request: web.BaseRequest) -> bool:
+    """Whether a browser came here, over the loopback, by a name that somebody made resolve to this machine.
+
+    Browsers send `Accept-Language` with everything, which a page may change but not leave out; who measures does not.
+    """
+    address = request.get_extra_info("sockname")
+    if ACCEPT_LANGUAGE not in request.headers or not isinstance(address, tuple):
+        return False
+    loopback = ip_address(address[0].partition("%")[0]).is_loopback
+    return loopback and not _OURS.fullmatch(request.headers.get(HOST, ""))
+
+
+def _file(found: Asset) -> web.Response:
+    return web.Response(body=found.body, headers=dict(found.headers))
+
+
+def _not_allowed(request: web.BaseRequest, methods: str) -> web.Response:
+    return _error(405, "methodNotAllowed", f"{request.path} answers {methods.partition(',')[0]}.", Allow=methods)
+
+
+def _error(status: int, name: str, message: str, **headers: str) -> web.Response:
+    return _body(status, error_body(status, name, message), **headers)
+
+
+def _json(status: int, document: object, **headers: str) -> web.Response:
+    return _body(status, json.dumps(document).encode() + b"\n", **headers)
+
+
+def _body(status: int, body: bytes, **headers: str) -> web.Response:
+    return web.Response(
+        status=status, body=body, headers={"Content-Type": "application/json", "Cache-Control": "no-store", **headers}
+    )

@@ -1,0 +1,186 @@
+"""A snapshot as the JSON document of `docs/status.md`: durations in seconds, instants in UTC by ISO 8601."""
+
+import json
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from keyturn.core.lessons import Higher
+from keyturn.core.model import SECOND, Micros
+from keyturn.core.recent import Count
+from keyturn.web.status.model import (
+    BucketStatus,
+    ClientStatus,
+    KeyStatus,
+    LaneStatus,
+    OutageStatus,
+    PoolStatus,
+    ProcessStatus,
+    QuotaStatus,
+    ReloadStatus,
+    Snapshot,
+    StoreStatus,
+)
+
+VERSION = 1
+"""Of the document. New fields may appear within a version; what a field means, and that it is there, stays."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def document(snapshot: Snapshot) -> Iterator[str]:
+    """The text of `status.json`, by the names of `docs/status.md`, in pieces of one entry of a pool at the most."""
+    yield from _object(
+        {
+            "version": VERSION,
+            "at": _instant(snapshot.at),
+            "process": _process(snapshot.process),
+            "store": _store(snapshot.store),
+            "reload": _reload(snapshot.reload),
+            "refused": {reason: _counted(count) for reason, count in sorted(snapshot.refused.items())},
+        },
+        {"pools": map(_pool, snapshot.pools)},
+    )
+    yield "\n"
+
+
+def _object(fields: dict[str, Any], lists: dict[str, Iterable[Iterable[str]]]) -> Iterator[str]:
+    """An object of some fields, and of some lists whose entries come as text."""
+    yield _text(fields).removesuffix("}")
+    for name, entries in lists.items():
+        yield f',"{name}":['
+        for number, entry in enumerate(entries):
+            yield "," if number else ""
+            yield from entry
+        yield "]"
+    yield "}"
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _process(process: ProcessStatus) -> dict[str, Any]:
+    return {
+        "replica": process.replica,
+        "version": process.version,
+        "python": process.python,
+        "started": _instant(process.started),
+        "draining": process.draining,
+        "unready": list(process.unready),
+    }
+
+
+def _store(store: StoreStatus) -> dict[str, Any]:
+    return {
+        "kind": store.kind,
+        "up": store.up,
+        "since": _instant(store.since),
+        "replicas": store.replicas,
+        "cause": store.cause,
+        "on_loss": store.on_loss,
+    }
+
+
+def _reload(reload: ReloadStatus | None) -> dict[str, Any] | None:
+    return None if reload is None else {"at": _instant(reload.at), "ok": reload.ok, "reason": reload.reason}
+
+
+def _pool(pool: PoolStatus) -> Iterator[str]:
+    granted = sum(client.granted for client in pool.clients)
+    weights = sum(client.weight for client in pool.clients if client.active)
+    return _object(
+        {
+            "name": pool.name,
+            "in_flight": pool.in_flight,
+            "refused": _counted(pool.refused),
+            "throttled": _counted(pool.throttled),
+            "failed": _counted(pool.failed),
+            "failure": None if (last := pool.failure) is None else {"at": _instant(last.at), "cause": last.cause},
+            "outage": None if pool.outage is None else _outage(pool.outage),
+            "upstream_limits": [_higher(pool.name, one) for one in pool.higher],
+            "failing": [{"client": one.client, "route": one.route or None, **_outage(one)} for one in pool.failing],
+        },
+        {
+            "keys": ([_text(_key(key))] for key in pool.keys),
+            "quotas": ([_text(_quota(quota))] for quota in pool.quotas),
+            "clients": ([_text(_client(client, granted, weights))] for client in pool.clients),
+        },
+    )
+
+
+def _outage(outage: OutageStatus) -> dict[str, Any]:
+    return {"since": _instant(outage.since), "cause": outage.cause, "until": _instant(outage.until)}
+
+
+def _higher(pool: str, one: Higher) -> dict[str, Any]:
+    return {"limit": one.limit, "configured": one.configured, "told": one.told, "setting": one.setting(pool)}
+
+
+def _key(key: KeyStatus) -> dict[str, Any]:
+    return {
+        "name": key.name,
+        "quota": key.quota,
+        "state": key.state,
+        "reason": key.reason,
+        "since": _instant(key.since),
+        "until": None if key.until is None else _instant(key.until),
+        "month_remaining": key.month_remaining,
+    }
+
+
+def _quota(quota: QuotaStatus) -> dict[str, Any]:
+    return {"name": quota.name, "limits": [_bucket(bucket) for bucket in quota.buckets]}
+
+
+def _bucket(bucket: BucketStatus) -> dict[str, Any]:
+    return {
+        "name": bucket.limit,
+        "size": bucket.size,
+        "window": _seconds(bucket.window),
+        "at_hand": bucket.at_hand,
+        "in_use": bucket.in_use,
+        "cooling": sum(entry.tokens for entry in bucket.cooling),
+        "returns": [{"within": _seconds(entry.within), "tokens": entry.tokens} for entry in bucket.cooling],
+    }
+
+
+def _client(client: ClientStatus, granted: int, weights: int) -> dict[str, Any]:
+    turns = [lane.turn for lane in client.lanes if lane.turn is not None]
+    return {
+        "name": client.name,
+        "weight": client.weight,
+        "granted": client.granted,
+        "share": _ratio(client.granted, granted),
+        "due": _ratio(client.weight, weights) if client.active else None,
+        "waiting": sum(lane.waiting for lane in client.lanes),
+        "oldest": _seconds(max((lane.oldest for lane in client.lanes), default=0)),
+        "turn": _seconds(min(turns)) if turns else None,
+        "lanes": [_lane(lane) for lane in client.lanes],
+    }
+
+
+def _lane(lane: LaneStatus) -> dict[str, Any]:
+    return {
+        "limits": list(lane.limits),
+        "pinned": lane.pinned,
+        "waiting": lane.waiting,
+        "oldest": _seconds(lane.oldest),
+        "turn": None if lane.turn is None else _seconds(lane.turn),
+    }
+
+
+def _counted(count: Count) -> dict[str, int]:
+    return {"total": count.total, "minute": count.minute}
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None
+
+
+def _seconds(duration: Micros) -> float:
+    return round(duration / SECOND, 3)
+
+
+def _instant(at: Micros) -> str:
+    return (_EPOCH + timedelta(microseconds=at)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
