@@ -12,7 +12,7 @@ from typing import Any
 
 from keyturn.core.exchange import Demand, Exchange, Kind, Settlement
 from keyturn.core.model import SECOND, Client, Limit, Pool
-from keyturn.dispatch import Dispatch, Ticket
+from keyturn.scheduler import Scheduler, Ticket
 from keyturn.stores.links import Link
 from keyturn.stores.redis import RedisStore
 from keyturn.stores.shared import SharedStore
@@ -54,15 +54,15 @@ class Counting(SharedStore):
 class Room:
     """The waiting room of one replica; `made`: its exchanges by what they were good for."""
 
-    def __init__(self, dispatch: Dispatch, made: Counter[str]) -> None:
+    def __init__(self, scheduler: Scheduler, made: Counter[str]) -> None:
         self.served = 0
         self.made = made
-        self._dispatch = dispatch
+        self._scheduler = scheduler
 
     async def request(self, client: str) -> None:
         """Wait for the turn, and use it."""
         ticket = Ticket(Client(client), Kind((0,)), now() + 600 * SECOND)
-        with await self._dispatch.lease(ticket) as lease:
+        with await self._scheduler.lease(ticket) as lease:
             self.served += 1
             lease.written()
             await asyncio.sleep(random.uniform(*TRIPS))
@@ -79,11 +79,11 @@ async def room(url: str, pool: Pool, name: str) -> AsyncIterator[Room]:
         shared = RedisStore(link, pool, prefix="bench", replica=name, settle_bound=bound, clock=now, observer=Nobody())
         store = Counting(shared)
         stack.push_async_callback(store.close)
-        dispatch = Dispatch(pool, store, settle_bound=bound, max_waiting=10**6, clock=now, observer=Nobody())
-        stack.push_async_callback(dispatch.stop)
-        store.listen(dispatch.wake)
-        await dispatch.start()
-        yield Room(dispatch, store.made)
+        scheduler = Scheduler(pool, store, settle_bound=bound, max_waiting=10**6, clock=now, observer=Nobody())
+        stack.push_async_callback(scheduler.stop)
+        store.listen(scheduler.wake)
+        await scheduler.start()
+        yield Room(scheduler, store.made)
 
 
 def calls(one: Server) -> Counter[str]:

@@ -10,8 +10,8 @@ from keyturn.core.events import Event
 from keyturn.core.exchange import Demand, Exchange, Grant, Kind, Lane, Settlement
 from keyturn.core.model import SECOND, Client, Micros, Pool
 from keyturn.core.state import PoolState
-from keyturn.dispatch import Capacity, Dispatch, Ticket
-from keyturn.dispatch.rides import RIDE
+from keyturn.scheduler import Capacity, Scheduler, Ticket
+from keyturn.scheduler.rides import RIDE
 from keyturn.stores.memory import Memory, MemoryStore
 
 from tests.core.worlds import BOUND, check_conservation, known
@@ -65,7 +65,7 @@ class WatchedStore(MemoryStore):
 class Room:
     """One waiting room and its store."""
 
-    dispatch: Dispatch
+    scheduler: Scheduler
     store: WatchedStore
     recorder: Recorder
 
@@ -87,8 +87,8 @@ class Room:
 
     def check_empty(self) -> None:
         """Nobody waits, no lease is out, and every token is accounted for."""
-        assert self.dispatch.waiting == 0
-        assert self.dispatch.in_flight == 0
+        assert self.scheduler.waiting == 0
+        assert self.scheduler.in_flight == 0
         assert not self.store.state.tokens.leases
         check_conservation(self.store.state)
         assert sorted(self.store.granted) == sorted(settlement.lease for settlement in self.store.settled)
@@ -105,7 +105,7 @@ async def room(
 ) -> AsyncIterator[Room]:
     """A waiting room that is started and stopped."""
     store, recorder = WatchedStore(pool, memory, replica), Recorder()
-    dispatch = Dispatch(
+    scheduler = Scheduler(
         pool,
         store,
         settle_bound=BOUND,
@@ -114,9 +114,9 @@ async def room(
         observer=recorder,
         capacity=capacity,
     )
-    store.listen(dispatch.wake)
-    await dispatch.start()
+    store.listen(scheduler.wake)
+    await scheduler.start()
     try:
-        yield Room(dispatch, store, recorder)
+        yield Room(scheduler, store, recorder)
     finally:
-        await dispatch.stop()
+        await scheduler.stop()

@@ -249,7 +249,7 @@ async def settled(app: App) -> None:
     """Nobody is connected, nothing waits, no token is out."""
     await until(lambda: app._data.connections == 0, "no caller is connected")
     await until(lambda: app.pools.waiting == 0, "nothing waits")
-    await until(lambda: all(dispatch.in_flight == 0 for dispatch in app.pools.dispatches.values()), "no lease is out")
+    await until(lambda: all(scheduler.in_flight == 0 for scheduler in app.pools.schedulers.values()), "no lease is out")
 
     async def all_at_hand() -> bool:
         levels = await app.glance.levels()

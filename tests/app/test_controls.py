@@ -13,7 +13,7 @@ from tests.virtual import micros, task_of, virtual
 
 def controls_of(it: Room) -> Controls:
     """Of a process with one pool."""
-    return Controls({"default": it.dispatch}, LogLevel("info"), it.recorder, micros)
+    return Controls({"default": it.scheduler}, LogLevel("info"), it.recorder, micros)
 
 
 @virtual
@@ -22,10 +22,10 @@ async def test_a_paused_key_is_not_leased_until_it_is_resumed() -> None:
     async with room(pool(2, limit(1))) as it:
         controls = controls_of(it)
         assert controls.pause("default", "k0")
-        with await it.dispatch.lease(it.ticket()) as lease:
+        with await it.scheduler.lease(it.ticket()) as lease:
             lease.spent()
             assert lease.key.name == "k1"
-        waiting = task_of(it.dispatch.lease(it.ticket()))
+        waiting = task_of(it.scheduler.lease(it.ticket()))
         await asyncio.sleep(30)
         assert not waiting.done()
         resumed = micros()
@@ -41,11 +41,11 @@ async def test_a_paused_key_is_not_leased_until_it_is_resumed() -> None:
 async def test_with_all_keys_paused_nobody_is_kept_waiting() -> None:
     """Who waits is refused with 503 noKeyAvailable at once, as is whoever comes."""
     async with room(pool(1, limit(1))) as it:
-        with await it.dispatch.lease(it.ticket()) as lease:
+        with await it.scheduler.lease(it.ticket()) as lease:
             lease.spent()
-        waiting = task_of(it.dispatch.lease(it.ticket()))
+        waiting = task_of(it.scheduler.lease(it.ticket()))
         controls_of(it).pause("default", "k0")
-        for task in (waiting, it.dispatch.lease(it.ticket())):
+        for task in (waiting, it.scheduler.lease(it.ticket())):
             with pytest.raises(NoKey) as refused:
                 await task
             assert (refused.value.status, refused.value.name) == (503, "noKeyAvailable")

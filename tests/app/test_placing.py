@@ -22,7 +22,7 @@ SPAN = HERE.stretched(HERE.limits[0]) + SECOND + BOUND
 
 def placing(it: Room, placements: Any) -> Placing:
     """The placing of a process with one pool."""
-    return Placing(placements, {"default": it.dispatch}, BOUND, micros)
+    return Placing(placements, {"default": it.scheduler}, BOUND, micros)
 
 
 class _Lost:
@@ -41,15 +41,15 @@ async def test_a_key_that_came_from_another_pool_rests_and_requests_wait() -> No
         moved = micros()
         process.apply(await process.prepare((HERE,)))
         spawn(process.run(), name="place keys", owner=tasks)
-        waiting = task_of(it.dispatch.lease(it.ticket(wait=200 * SECOND)))
+        waiting = task_of(it.scheduler.lease(it.ticket(wait=200 * SECOND)))
         await asyncio.sleep(1)
-        (look,) = it.dispatch.health.looks(micros())
+        (look,) = it.scheduler.health.looks(micros())
         assert (look.state, look.until) == ("parked", moved + SPAN + STOP)
         assert look.reason == "its requests in the pool other still count"
         with await waiting as lease:
             lease.spent()
         assert SPAN + STOP <= micros() - moved < SPAN + STOP + 3 * SECOND
-        assert [look.state for look in it.dispatch.health.looks(micros())] == ["ready"]
+        assert [look.state for look in it.scheduler.health.looks(micros())] == ["ready"]
         await finish(tasks)
 
 
@@ -66,7 +66,7 @@ async def test_without_the_store_no_key_rests() -> None:
         assert await process.prepare((HERE,)) == {}
         spawn(process.run(), name="place keys", owner=tasks)
         await asyncio.sleep(10)
-        with await it.dispatch.lease(it.ticket()) as lease:
+        with await it.scheduler.lease(it.ticket()) as lease:
             lease.spent()
         await finish(tasks)
 

@@ -11,7 +11,7 @@ from keyturn.core.errors import ShuttingDown, TooMany, Unauthenticated
 from keyturn.core.events import StoreChanged
 from keyturn.core.exchange import Kind
 from keyturn.core.model import SECOND, Client
-from keyturn.dispatch import Moved, Ticket
+from keyturn.scheduler import Moved, Ticket
 
 from tests.process import KEYS, until, write
 from tests.rooms import Recorder
@@ -44,17 +44,17 @@ def test_each_pool_is_at_work(tmp_path: Path) -> None:
     async def scenario() -> None:
         it = pools(tmp_path)
         await it.start()
-        assert list(it.dispatches) == ["default", "other"]
+        assert list(it.schedulers) == ["default", "other"]
         assert it.without_keys == ["other"]
-        with await it.dispatches["default"].lease(ticket()) as lease:
+        with await it.schedulers["default"].lease(ticket()) as lease:
             lease.spent()
             looks = [await station.store.look() for station in it.stations()]
             assert [[look.at_hand for look in pool] for pool in looks] == [[0], []]
         with pytest.raises(TooMany):
-            await it.dispatches["default"].lease(Ticket(Client("a"), Kind((0,)), micros()))
+            await it.schedulers["default"].lease(Ticket(Client("a"), Kind((0,)), micros()))
         assert it.shared() == []
         serving = [it.can_serve]
-        it.dispatches["default"].health.pause("a", micros())
+        it.schedulers["default"].health.pause("a", micros())
         assert [*serving, it.can_serve] == [True, False]
         await it.stop()
 
@@ -68,9 +68,9 @@ def test_who_waits_is_refused_in_all_of_them(tmp_path: Path) -> None:
     async def scenario() -> None:
         it = pools(tmp_path)
         await it.start()
-        dispatch = it.dispatches["default"]
-        (await dispatch.lease(ticket())).close()
-        waiting = task_of(dispatch.lease(ticket()))
+        scheduler = it.schedulers["default"]
+        (await scheduler.lease(ticket())).close()
+        waiting = task_of(scheduler.lease(ticket()))
         await asyncio.sleep(1)
         assert it.waiting == 1
         it.refuse_all()
@@ -92,10 +92,10 @@ def test_the_failure_of_one_is_a_failure(tmp_path: Path) -> None:
         async def broken(*_: object) -> None:
             raise ZeroDivisionError
 
-        dispatch = it.dispatches["default"]
-        dispatch._store.exchange = broken  # type: ignore[method-assign, assignment]  # a store with a bug
+        scheduler = it.schedulers["default"]
+        scheduler._store.exchange = broken  # type: ignore[method-assign, assignment]  # a store with a bug
         await it.start()
-        waiting = task_of(dispatch.lease(ticket()))
+        waiting = task_of(scheduler.lease(ticket()))
         with pytest.raises(ZeroDivisionError):
             await it.failure()
         waiting.cancel()
@@ -112,10 +112,10 @@ def test_pools_come_and_go(tmp_path: Path) -> None:
     async def scenario() -> None:
         it = pools(tmp_path)
         await it.start()
-        first = it.dispatches["default"].pool
-        (await it.dispatches["default"].lease(ticket())).close()
-        waiting, gone = task_of(it.dispatches["default"].lease(ticket())), ticket()
-        leaving = task_of(it.dispatches["default"].lease(replace(gone, client=Client("b"))))
+        first = it.schedulers["default"].pool
+        (await it.schedulers["default"].lease(ticket())).close()
+        waiting, gone = task_of(it.schedulers["default"].lease(ticket())), ticket()
+        leaving = task_of(it.schedulers["default"].lease(replace(gone, client=Client("b"))))
         await asyncio.sleep(1)
         spare = replace(first, name="spare")
         fresh = await it.prepare([spare])
@@ -125,14 +125,14 @@ def test_pools_come_and_go(tmp_path: Path) -> None:
             await waiting
         with pytest.raises(Unauthenticated):
             await leaving
-        assert list(it.dispatches) == ["spare"]
+        assert list(it.schedulers) == ["spare"]
         assert len(it.stations()) == 1
         assert await it.prepare([first, spare]) == {}
         clients = {"a": Client("a"), "b": Client("b", pool="spare")}
         it.adopt([first, spare], clients, max_waiting=9, fresh={})
         with pytest.raises(TooMany):
-            await it.dispatches["default"].lease(Ticket(Client("a"), Kind((0,)), micros()))
-        (await it.dispatches["spare"].lease(Ticket(clients["b"], Kind((0,)), micros()))).close()
+            await it.schedulers["default"].lease(Ticket(Client("a"), Kind((0,)), micros()))
+        (await it.schedulers["spare"].lease(Ticket(clients["b"], Kind((0,)), micros()))).close()
         await it.stop()
 
     scenario()
@@ -145,16 +145,16 @@ def test_a_pool_that_is_away_says_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         it = pools(tmp_path)
         await it.start()
-        dispatch, spare = it.dispatches["default"], replace(it.dispatches["default"].pool, name="spare")
-        lease = await dispatch.lease(ticket())
+        scheduler, spare = it.schedulers["default"], replace(it.schedulers["default"].pool, name="spare")
+        lease = await scheduler.lease(ticket())
         exchanges: list[int] = []
-        exchange = dispatch._store.exchange
+        exchange = scheduler._store.exchange
 
         async def counted(*args: Any) -> Any:
             exchanges.append(micros())
             return await exchange(*args)
 
-        dispatch._store.exchange = counted  # type: ignore[method-assign, assignment]  # it counts
+        scheduler._store.exchange = counted  # type: ignore[method-assign, assignment]  # it counts
         it.adopt([spare], {}, max_waiting=9, fresh=await it.prepare([spare]))
         await asyncio.sleep(60)
         during = len(exchanges)

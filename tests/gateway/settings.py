@@ -178,17 +178,17 @@ class Setting:
 
     def looks(self) -> tuple[KeyLook, ...]:
         """Every key as it stands."""
-        return tuple(self.room.dispatch.health.looks(micros()))
+        return tuple(self.room.scheduler.health.looks(micros()))
 
     def pause(self, key: str) -> None:
         """As an operator does."""
-        assert self.room.dispatch.health.pause(key, micros())
-        self.room.dispatch.heed()
+        assert self.room.scheduler.health.pause(key, micros())
+        self.room.scheduler.heed()
 
     def resume(self, key: str) -> None:
         """As an operator does."""
-        assert self.room.dispatch.health.resume(key, micros())
-        self.room.dispatch.heed()
+        assert self.room.scheduler.health.resume(key, micros())
+        self.room.scheduler.heed()
 
     def happened(self, kind: type[Happened]) -> list[Happened]:
         return [event for event in self.room.recorder.events if isinstance(event, kind)]
@@ -206,7 +206,7 @@ async def setting(
     async with room(pool(quotas, *(limits or (limit(requests),)))) as it:
         upstream = FakeUpstream(list(script))
         gateway = Gateway(
-            {"default": it.dispatch},
+            {"default": it.scheduler},
             upstream,
             retries=retries or Retries(),
             observer=it.recorder,

@@ -185,9 +185,9 @@ async def test_a_changed_secret_is_asked_after_at_once() -> None:
         revoke(it, "s-k0")
         with pytest.raises(NoKey):
             await it.ask()
-        renewed = Pool("default", (Key("k0", Secret("s-new"), "k0"),), it.room.dispatch.pool.limits)
+        renewed = Pool("default", (Key("k0", Secret("s-new"), "k0"),), it.room.scheduler.pool.limits)
         clients = {"a": Client("a")}
-        it.room.dispatch.adopt(renewed, clients, max_waiting=10)
+        it.room.scheduler.adopt(renewed, clients, max_waiting=10)
         await asyncio.sleep(1)
         assert it.keys[-1] == "s-new"
         assert states(it) == ["ready"]

@@ -69,7 +69,7 @@ def test_a_caller_may_leave_at_any_moment(moment: float) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert it.room.dispatch.waiting == it.room.dispatch.in_flight == 0
+            assert it.room.scheduler.waiting == it.room.scheduler.in_flight == 0
             await it.room.settled()
             sent = moment > 0.3
             assert [type(settlement) for settlement in it.room.store.settled] == [Spent if sent else Unsent]
@@ -123,7 +123,7 @@ async def test_a_body_is_read_before_a_token_is_taken() -> None:
     async with setting(answer(), answer(), quotas=1, requests=1) as it:
         slow = task_of(it.ask(it.request("PUT", Slow(b"body"), wait=70 * SECOND)))
         await asyncio.sleep(100)
-        assert it.room.dispatch.in_flight == 0
+        assert it.room.scheduler.in_flight == 0
         assert (await it.ask(it.request(wait=0))).status == 200
         arrived.set()
         assert (await slow).status == 200
@@ -141,7 +141,7 @@ async def test_a_body_is_not_read_for_a_request_that_would_be_refused() -> None:
             raise AssertionError("it is read")
 
     async with setting(answer(), quotas=1, requests=1) as it:
-        it.room.dispatch._max_waiting = 1
+        it.room.scheduler._max_waiting = 1
         await it.ask()
         waits = task_of(it.ask())
         await asyncio.sleep(1)

@@ -82,10 +82,10 @@ async def test_a_limit_lower_than_configured_is_believed_after_two_confirmations
         assert it.happened(LimitLowered) == []
         await it.ask(it.request(path="/a"))
         assert it.happened(LimitLowered) == [LimitLowered("default", "60/60s", 60, 4)]
-        assert it.room.dispatch.pool.limits[0].requests == 4
+        assert it.room.scheduler.pool.limits[0].requests == 4
         it.upstream.rule = lambda *_: told(60, 59)
         assert (await it.ask()).status == 200
-        assert it.room.dispatch.pool.limits[0].requests == 4, "never up"
+        assert it.room.scheduler.pool.limits[0].requests == 4, "never up"
         assert len(it.upstream.arrived) == 4
 
 
@@ -113,7 +113,7 @@ async def test_a_limit_higher_than_configured_is_told_and_never_taken() -> None:
         higher = Higher(0, "60/60s", 60, 300)
         assert it.happened(LimitHigher) == [LimitHigher("default", higher)]
         assert it.gateway.higher("default") == [higher]
-        assert it.room.dispatch.pool.limits[0].requests == 60
+        assert it.room.scheduler.pool.limits[0].requests == 60
         it.upstream.rule = lambda *_: told(60, 59)
         await it.ask()
         assert it.gateway.higher("default") == []

@@ -104,5 +104,5 @@ async def test_an_answer_that_is_all_here_takes_no_place() -> None:
     async with setting(Answer(200, b"", (), Whole(b"{}")), Answer(200, b"", (), FakeBody([b"x"]))) as it:
         for in_flight in (0, 1):
             async with it.gateway.handle(it.request(), it.journal):
-                assert it.room.dispatch.in_flight == in_flight
-        assert it.room.dispatch.in_flight == 0
+                assert it.room.scheduler.in_flight == in_flight
+        assert it.room.scheduler.in_flight == 0

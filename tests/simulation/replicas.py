@@ -12,10 +12,10 @@ from keyturn.core.http import Answer, Request
 from keyturn.core.messages import DemandClass
 from keyturn.core.model import MILLISECOND, SECOND, Client, Micros, Pool
 from keyturn.core.signals import TOO_MANY
-from keyturn.dispatch import Dispatch, Lease, Ticket
-from keyturn.dispatch.lanes import Queue, Waiter
-from keyturn.dispatch.lease import Ending
 from keyturn.gateway import Gateway, Retries
+from keyturn.scheduler import Lease, Scheduler, Ticket
+from keyturn.scheduler.lanes import Queue, Waiter
+from keyturn.scheduler.lease import Ending
 from keyturn.stores.memory import MemoryStore
 
 from tests.core.worlds import BOUND
@@ -73,7 +73,7 @@ class Findings:
     """What requests that were served were estimated to wait when they came."""
 
 
-class Room(Dispatch):
+class Room(Scheduler):
     """The waiting room, watched: the order of each lane (law 5), and that each lease is settled once (law 2)."""
 
     def __init__(

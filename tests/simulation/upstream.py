@@ -17,9 +17,9 @@ from typing import Literal, cast
 from keyturn.core.errors import Broken, Unreachable
 from keyturn.core.http import Answer, Body, Fields, Request, Whole
 from keyturn.core.model import MILLISECOND, SECOND, Limit, Micros, Secret
-from keyturn.dispatch import Lease
 from keyturn.practice.settings import WindowKind
 from keyturn.practice.windows import Verdict, Window, admit_all, window_of
+from keyturn.scheduler import Lease
 
 from tests.core.worlds import BOUND
 from tests.simulation.processes import Process, Universe

@@ -18,7 +18,7 @@ from keyturn.core.revisions import RevisionView
 from keyturn.core.snapshots import snapshot
 from keyturn.core.sortedset import SortedSet
 from keyturn.core.state import DEALT, Member, PoolState
-from keyturn.dispatch.room import OWN
+from keyturn.scheduler.scheduler import OWN
 
 from tests.simulation.processes import Universe
 

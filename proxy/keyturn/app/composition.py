@@ -136,7 +136,7 @@ class App:
 
     def _make_gateway(self, config: Config) -> Gateway:
         return Gateway(
-            self.pools.dispatches,
+            self.pools.schedulers,
             self._upstream,
             retries=Retries(config.retry.attempts, config.retry.budget),
             observer=self.telemetry,
@@ -147,14 +147,14 @@ class App:
 
     def _keys_placed(self, config: Config) -> Placing:
         placements = placements_of(self._link, config.store.prefix, monotonic)
-        return Placing(placements, self.pools.dispatches, config.upstream.settle_bound, monotonic)
+        return Placing(placements, self.pools.schedulers, config.upstream.settle_bound, monotonic)
 
     def _admin_pages(self) -> Admin:
         return Admin(
             self.telemetry.metrics,
             self.unready,
             self.glance,
-            Controls(self.pools.dispatches, self.log_level, self.telemetry, monotonic),
+            Controls(self.pools.schedulers, self.log_level, self.telemetry, monotonic),
             lambda: self._config.admin_token,
         )
 
@@ -219,14 +219,14 @@ class App:
         if self.pools.can_serve:
             return ()
         empty = tuple(f"the pool {name} has no key" for name in self.pools.without_keys)
-        with_keys = len(self.pools.dispatches) > len(empty)
+        with_keys = len(self.pools.schedulers) > len(empty)
         return (*empty, "no key can serve: all are quarantined or paused") if with_keys else empty
 
     async def _watch_store(self, link: Link) -> None:
         def tell(problem: str) -> None:
             self._log.warning("the store is not fit for its purpose", problem=problem)
 
-        await watch(link, f"{self._config.store.prefix}:{{{next(iter(self.pools.dispatches))}}}", tell)
+        await watch(link, f"{self._config.store.prefix}:{{{next(iter(self.pools.schedulers))}}}", tell)
 
     # Another configuration
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from keyturn.core.events import KeySwitched, Observer
 from keyturn.core.model import Micros
-from keyturn.dispatch import Dispatch
+from keyturn.scheduler import Scheduler
 from keyturn.telemetry.logs import LogLevel
 
 
@@ -12,16 +12,16 @@ class Controls:
     """Acts on this replica only."""
 
     def __init__(
-        self, dispatches: Mapping[str, Dispatch], level: LogLevel, observer: Observer, clock: Callable[[], Micros]
+        self, schedulers: Mapping[str, Scheduler], level: LogLevel, observer: Observer, clock: Callable[[], Micros]
     ) -> None:
-        self._dispatches = dispatches
+        self._schedulers = schedulers
         self._level = level
         self._observer = observer
         self._clock = clock
 
     def pause(self, pool: str, key: str) -> bool:
         """Use a key no more until it is resumed; whether there is such a key. What is under way with it goes on."""
-        room = self._dispatches.get(pool)
+        room = self._schedulers.get(pool)
         if room is None or not room.health.pause(key, self._clock()):
             return False
         room.heed()
@@ -30,7 +30,7 @@ class Controls:
 
     def resume(self, pool: str, key: str) -> bool:
         """Use a key again; whether there is such a key."""
-        room = self._dispatches.get(pool)
+        room = self._schedulers.get(pool)
         if room is None or not room.health.resume(key, self._clock()):
             return False
         room.heed()

@@ -8,7 +8,7 @@ from keyturn.core.errors import StoreLost
 from keyturn.core.exchange import USE_BY
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.core.placements import BEAT, LONGEST, Placement, Rest, placement_of, rests
-from keyturn.dispatch import Dispatch
+from keyturn.scheduler import Scheduler
 from keyturn.stores.placements import Placements
 
 
@@ -18,12 +18,12 @@ class Placing:
     def __init__(
         self,
         placements: Placements,
-        dispatches: Mapping[str, Dispatch],
+        schedulers: Mapping[str, Scheduler],
         settle_bound: Micros,
         clock: Callable[[], Micros],
     ) -> None:
         self._placements = placements
-        self._dispatches = dispatches
+        self._schedulers = schedulers
         self._settle_bound = settle_bound
         self._clock = clock
         self._placement: Placement = {}
@@ -47,9 +47,9 @@ class Placing:
             return
         self._resting = bool(found)
         now = self._clock()
-        for dispatch in self._dispatches.values():
-            if dispatch.health.rest(found, now):
-                dispatch.heed()
+        for scheduler in self._schedulers.values():
+            if scheduler.health.rest(found, now):
+                scheduler.heed()
 
     async def run(self) -> None:
         """Keep it up to date, until it is cancelled."""

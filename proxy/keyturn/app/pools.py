@@ -8,7 +8,7 @@ from typing import Any
 from keyturn.config import Config
 from keyturn.core.events import Observer
 from keyturn.core.model import Client, Micros, Pool
-from keyturn.dispatch import Capacity, Dispatch
+from keyturn.scheduler import Capacity, Scheduler
 from keyturn.stores.links import Link
 from keyturn.stores.memory import Memory, MemoryStore
 from keyturn.stores.redis import RedisStore
@@ -21,17 +21,17 @@ class Station:
     """Where one pool is at work."""
 
     store: MemoryStore | SharedStore
-    dispatch: Dispatch
+    scheduler: Scheduler
 
     async def start(self) -> None:
         """Begin to exchange, at once: every answer tells what is left, and of a shared store what is wrong."""
-        self.store.listen(self.dispatch.wake)
-        await self.dispatch.start()
-        self.dispatch.wake()
+        self.store.listen(self.scheduler.wake)
+        await self.scheduler.start()
+        self.scheduler.wake()
 
     async def stop(self) -> None:
         """Refuse whoever waits, report the last settlements, and end."""
-        await self.dispatch.stop()
+        await self.scheduler.stop()
         if isinstance(self.store, SharedStore):
             await self.store.close()
 
@@ -52,7 +52,7 @@ class Stations:
     def make(self, pool: Pool) -> Station:
         """A new one, not started yet."""
         store = self._store(pool)
-        dispatch = Dispatch(
+        scheduler = Scheduler(
             pool,
             store,
             settle_bound=self._config.upstream.settle_bound,
@@ -61,7 +61,7 @@ class Stations:
             observer=self._observer,
             capacity=self._capacity,
         )
-        return Station(store, dispatch)
+        return Station(store, scheduler)
 
     def _store(self, pool: Pool) -> MemoryStore | SharedStore:
         settle_bound = self._config.upstream.settle_bound
@@ -87,7 +87,7 @@ class Pools:
         self._stations = {pool.name: stations.make(pool) for pool in pools}
         self._away: dict[str, Station] = {}
         """Of pools that were taken out: without keys and out of sight, until they come back to what was spent."""
-        self.dispatches = {name: station.dispatch for name, station in self._stations.items()}
+        self.schedulers = {name: station.scheduler for name, station in self._stations.items()}
         """The waiting rooms by the names of their pools; always the same mapping."""
         self._guards: set[asyncio.Task[Any]] = set()
         self._broken: list[Exception] = []
@@ -106,7 +106,7 @@ class Pools:
 
     async def _guard(self, station: Station) -> None:
         try:
-            await station.dispatch.failure()
+            await station.scheduler.failure()
         except Exception as problem:  # noqa: BLE001  # whatever it is, it is told
             self._broken.append(problem)
             self._break.set()
@@ -149,18 +149,18 @@ class Pools:
         wanted = {pool.name: pool for pool in pools}
         self._stations = {name: known[name] for name in wanted}
         self._away = {name: station for name, station in known.items() if name not in wanted}
-        self.dispatches.clear()
-        self.dispatches.update({name: station.dispatch for name, station in self._stations.items()})
+        self.schedulers.clear()
+        self.schedulers.update({name: station.scheduler for name, station in self._stations.items()})
         for station in self._away.values():
-            closed = replace(station.dispatch.pool, keys=())
-            station.dispatch.adopt(closed, clients, max_waiting=max_waiting)
+            closed = replace(station.scheduler.pool, keys=())
+            station.scheduler.adopt(closed, clients, max_waiting=max_waiting)
         for name, pool in wanted.items():
-            self.dispatches[name].adopt(pool, clients, max_waiting=max_waiting)
+            self.schedulers[name].adopt(pool, clients, max_waiting=max_waiting)
 
     def refuse_all(self) -> None:
         """Refuse whoever waits and whoever comes."""
         for station in (*self._stations.values(), *self._away.values()):
-            station.dispatch.refuse_all()
+            station.scheduler.refuse_all()
 
     async def stop(self) -> None:
         """Refuse whoever waits, report the last settlements, and end."""
@@ -173,17 +173,17 @@ class Pools:
     @property
     def waiting(self) -> int:
         """How many requests wait."""
-        return sum(dispatch.waiting for dispatch in self.dispatches.values())
+        return sum(scheduler.waiting for scheduler in self.schedulers.values())
 
     @property
     def without_keys(self) -> list[str]:
         """The pools that cannot serve anything."""
-        return [name for name, dispatch in self.dispatches.items() if not dispatch.pool.keys]
+        return [name for name, scheduler in self.schedulers.items() if not scheduler.pool.keys]
 
     @property
     def can_serve(self) -> bool:
         """Whether any pool has a key that may be used, or may turn out to be."""
-        return any(dispatch.health.refusal(dispatch.clock()) is None for dispatch in self.dispatches.values())
+        return any(scheduler.health.refusal(scheduler.clock()) is None for scheduler in self.schedulers.values())
 
     def shared(self) -> list[SharedStore]:
         """The stores that other replicas share."""

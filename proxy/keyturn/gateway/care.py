@@ -14,12 +14,12 @@ from keyturn.core.exchange import Kind
 from keyturn.core.http import Request
 from keyturn.core.model import SECOND, Key, Micros
 from keyturn.core.signals import FORBIDDEN, TOO_MANY, UNAUTHORIZED
-from keyturn.dispatch import Lease, Ticket
-from keyturn.dispatch.room import OWN
 from keyturn.gateway.desk import Again, Desk, Means, Outcome, Relay
 from keyturn.gateway.passage import Passage
 from keyturn.gateway.sending import Heard, Late, Sender
 from keyturn.gateway.throttling import Throttling
+from keyturn.scheduler import Lease, Ticket
+from keyturn.scheduler.scheduler import OWN
 from keyturn.tasks import finish, spawn
 
 ASK_WITHIN: Micros = 90 * SECOND
@@ -53,7 +53,7 @@ class Care:
 
     def attend(self, desk: Desk) -> None:
         """Be there when a key of this pool is to be asked after."""
-        desk.dispatch.health.on_due = lambda name: self._look_again(desk, name)
+        desk.scheduler.health.on_due = lambda name: self._look_again(desk, name)
 
     # Answers 401 and 403
 
@@ -65,12 +65,12 @@ class Care:
         Raises:
             NoKey: the key is dead, and the request cannot be sent again.
         """
-        name, health = lease.key.name, desk.dispatch.health
+        name, health = lease.key.name, desk.scheduler.health
         lease.spent()
         if heard.signals.about != "key" and passage.request.method != "HEAD":
             return Relay(heard.answer)
         if health.suspect(name, self._means.clock()):
-            desk.dispatch.heed()
+            desk.scheduler.heed()
             self._ask(desk, name)
         passage.end_lease()
         elsewhere = self._may_go_elsewhere(desk, passage)
@@ -89,7 +89,7 @@ class Care:
         The asking may have to wait long for a token of that key. But what all keys are refused is about the request:
         so not more than a few are tried by it.
         """
-        others = passage.ticket.pinned is None and bool(desk.dispatch.quotas)
+        others = passage.ticket.pinned is None and bool(desk.scheduler.quotas)
         return others and passage.replayable and passage.doubts + 1 < self._means.retries.attempts
 
     async def _wait(self, desk: Desk, name: str, deadline: Micros) -> None:
@@ -110,7 +110,7 @@ class Care:
         return asking
 
     async def _find_out(self, desk: Desk, name: str) -> None:
-        key = desk.dispatch.pool.key(name)
+        key = desk.scheduler.pool.key(name)
         verdict: Verdict = "unknown"
         reason = ""
         try:
@@ -121,7 +121,7 @@ class Care:
 
     def _settle(self, desk: Desk, name: str, verdict: Verdict, reason: str) -> None:
         """Take note of what was found out about a key."""
-        health, now, chance = desk.dispatch.health, self._means.clock(), self._means.chance()
+        health, now, chance = desk.scheduler.health, self._means.clock(), self._means.chance()
         if verdict == "dead":
             if health.dead(name, now, reason, chance):
                 self._means.observer.observe(KeyChanged(desk.name, name, "quarantined", reason))
@@ -131,19 +131,19 @@ class Care:
                 self._means.observer.observe(KeyChanged(desk.name, name, "ready"))
         else:
             health.unknown(name, now, chance)
-        desk.dispatch.heed()
+        desk.scheduler.heed()
 
     async def _verdict(self, desk: Desk, key: Key) -> tuple[Verdict, str]:
         """Ask the upstream; the reason why a key is dead holds nothing but a status and a name."""
-        dispatch = desk.dispatch
+        scheduler = desk.scheduler
         if not desk.breakers.pool.closed or desk.throttles.closed:
             return "unknown", ""
-        kind = Kind(dispatch.pool.limits_on("GET", _PATH), key.quota)
+        kind = Kind(scheduler.pool.limits_on("GET", _PATH), key.quota)
         deadline = self._means.clock() + ASK_WITHIN
         ticket = Ticket(OWN, kind, deadline, 0, key.name, own=True, method="GET", path=_PATH)
         passage = Passage(_request(ticket), Journal(), None, ticket)
         try:
-            with await dispatch.lease(ticket, front=True) as lease:
+            with await scheduler.lease(ticket, front=True) as lease:
                 async with asyncio.timeout(ANSWER_WITHIN):
                     heard = await self._sender.send(lease, passage.request, None, passage.journal)
                 return self._judge(desk, passage, lease, heard)
@@ -173,13 +173,13 @@ class Care:
 
     def _watch(self, desk: Desk, name: str) -> None:
         """See that a dead key is asked after again until it lives."""
-        if desk.dispatch.health.ask_again(name) is not None and (desk.name, name) not in self._watches:
+        if desk.scheduler.health.ask_again(name) is not None and (desk.name, name) not in self._watches:
             watch = spawn(self._keep_asking(desk, name), name=f"watch {desk.name}/{name}", owner=self._tasks)
             self._watches[desk.name, name] = watch
 
     async def _keep_asking(self, desk: Desk, name: str) -> None:
         try:
-            while (at := desk.dispatch.health.ask_again(name)) is not None:
+            while (at := desk.scheduler.health.ask_again(name)) is not None:
                 wait = at - self._means.clock()
                 if wait > 0:
                     await asyncio.sleep(wait / SECOND)

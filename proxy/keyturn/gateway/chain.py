@@ -1,7 +1,7 @@
 """The one chain of a request, from its caller's place in the queue to the upstream's answer.
 
     read     its body, to its end or as far as may be, before it waits (`bodies`)
-    lease    waits for its turn (`dispatch`), where no breaker and no narrower limit stands in the way
+    lease    waits for its turn (`scheduler`), where no breaker and no narrower limit stands in the way
     send     goes out with the lease's key (`sending`), if the lease is still fresh (law 10)
     judge    a 429 (`throttling`), a key that is not accepted (`care`), an outage (`trouble`), or an answer
     learn    what the answer says of limits (`learning`)
@@ -29,7 +29,6 @@ from keyturn.core.model import SECOND, Micros
 from keyturn.core.retries import RetryBudget
 from keyturn.core.signals import FORBIDDEN, OUTAGES, TOO_MANY, UNAUTHORIZED
 from keyturn.core.translate import Standing, Story, rates, to_caller
-from keyturn.dispatch import Dispatch, Displaced, Lease, Moved
 from keyturn.gateway.care import Care
 from keyturn.gateway.desk import Again, Desk, Means, Outcome, Relay, Retries
 from keyturn.gateway.learning import Learning
@@ -38,6 +37,7 @@ from keyturn.gateway.sending import Heard, Late, Sender, Upstream
 from keyturn.gateway.throttling import Throttling
 from keyturn.gateway.trouble import OnTrial, Trouble
 from keyturn.gateway.ways import Ways
+from keyturn.scheduler import Displaced, Lease, Moved, Scheduler
 
 ERRORS = 500
 """Statuses from here on are errors of the upstream's own."""
@@ -75,7 +75,7 @@ class Gateway:
 
     def __init__(
         self,
-        dispatches: Mapping[str, Dispatch],
+        schedulers: Mapping[str, Scheduler],
         upstream: Upstream,
         *,
         retries: Retries,
@@ -87,7 +87,7 @@ class Gateway:
     ) -> None:
         """Without `bodies`, they are kept in memory only."""
         self._means = means = Means(clock, wall, chance, retries, RetryBudget(retries.budget), observer)
-        self._dispatches = dispatches
+        self._schedulers = schedulers
         self._bodies = bodies or Bodies(BodySettings(), observer, clock)
         self._desks: dict[str, Desk] = {}
         self._sender = Sender(upstream, means)
@@ -110,9 +110,9 @@ class Gateway:
 
     def _desk(self, pool: str) -> Desk:
         """What is known of a pool; of one that is new, or was closed and opened again, nothing."""
-        dispatch, desk = self._dispatches[pool], self._desks.get(pool)
-        if desk is None or desk.dispatch is not dispatch:
-            desk = self._desks[pool] = Desk(dispatch)
+        scheduler, desk = self._schedulers[pool], self._desks.get(pool)
+        if desk is None or desk.scheduler is not scheduler:
+            desk = self._desks[pool] = Desk(scheduler)
             self._care.attend(desk)
         return desk
 
@@ -127,7 +127,7 @@ class Gateway:
     def higher(self, pool: str) -> list[Higher]:
         """The limits of a pool that the upstream tells to be higher than they are configured."""
         desk = self._desks.get(pool)
-        return [] if desk is None else list(desk.lessons.higher(desk.dispatch.pool.limits))
+        return [] if desk is None else list(desk.lessons.higher(desk.scheduler.pool.limits))
 
     # A request's way
 
@@ -139,17 +139,17 @@ class Gateway:
         Raises:
             Refusal: the proxy answers itself.
         """
-        if request.client.pool not in self._dispatches:
+        if request.client.pool not in self._schedulers:
             raise NoKey("The pool of this request was taken out just now. Send it again.", retry_after=1)
         desk = self._desk(request.client.pool)
         now = self._means.clock()
         self._means.budget.request(request.client.name, now)
-        return Handled(self, desk, Passage.of(request, journal, desk.dispatch.pool, now, sending))
+        return Handled(self, desk, Passage.of(request, journal, desk.scheduler.pool, now, sending))
 
     def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
         """What is left of the limits that a request falls under, for an answer that is not the upstream's."""
-        dispatch = self._dispatches.get(pool)
-        return rates(Standing(dispatch.standing(client, method, path), self._means.wall())) if dispatch else ()
+        scheduler = self._schedulers.get(pool)
+        return rates(Standing(scheduler.standing(client, method, path), self._means.wall())) if scheduler else ()
 
     async def read_ahead(self, desk: Desk, passage: Passage, body: Body) -> None:
         """Read a request's body, unless the request would be refused at once behind it.
@@ -161,7 +161,7 @@ class Gateway:
         if not desk.breakers.idle:
             await self._trouble.check(desk, passage)
         with suppress(Displaced, Moved):
-            desk.dispatch.admit(passage.ticket)
+            desk.scheduler.admit(passage.ticket)
         await passage.read_ahead(body, self._bodies)
 
     async def answer(self, desk: Desk, passage: Passage) -> Answer:
@@ -202,7 +202,7 @@ class Gateway:
         """The lease of a request that need not wait."""
         if passage.back or desk.narrows:
             return None
-        lease = desk.dispatch.at_once(passage.ticket)
+        lease = desk.scheduler.at_once(passage.ticket)
         if lease is not None:
             journal = passage.journal
             journal.key = lease.key.name
@@ -215,7 +215,7 @@ class Gateway:
         recording.waits()
         try:
             ticket = await self._ways.choose(desk, passage) if desk.narrows else passage.ticket
-            lease = await desk.dispatch.lease(ticket, front=passage.back)
+            lease = await desk.scheduler.lease(ticket, front=passage.back)
         finally:
             passage.journal.queued += self._means.clock() - began
             recording.waited()
@@ -291,7 +291,7 @@ class Gateway:
         passage.ticket = replace(passage.ticket, deadline=self._means.clock())
         try:
             ticket = await self._ways.choose(desk, passage) if desk.narrows else passage.ticket
-            passage.lease = await desk.dispatch.lease(ticket)
+            passage.lease = await desk.scheduler.lease(ticket)
             passage.lease.unsent()
         except TooMany as refusal:
             return replace(relay, retry_after=refusal.retry_after)
@@ -307,7 +307,7 @@ class Gateway:
             passage.end_lease()  # nothing of it is at the upstream any more, however slowly its caller reads
         story = Story(passage.request.id, journal.key, journal.queued, journal.upstream)
         ticket = passage.ticket
-        left = desk.dispatch.standing(ticket.client.name, ticket.method, ticket.path)
+        left = desk.scheduler.standing(ticket.client.name, ticket.method, ticket.path)
         standing = Standing(left, self._means.wall())
         refused = answer.status == TOO_MANY or answer.status in OUTAGES
         fields = to_caller(answer.fields, story, standing, relay.retry_after, refused=refused)

@@ -15,7 +15,7 @@ from keyturn.core.narrows import Narrows
 from keyturn.core.retries import RetryBudget
 from keyturn.core.throttles import Throttles
 from keyturn.core.values import value_object
-from keyturn.dispatch import Dispatch
+from keyturn.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Means:
 class Desk:
     """One pool: its waiting room, and what its answers have told."""
 
-    dispatch: Dispatch
+    scheduler: Scheduler
     breakers: Breakers = field(default_factory=Breakers)
     outcomes: dict[Scope, asyncio.Event] = field(default_factory=dict)
     """Of each trial that is in flight: set when it has ended, whatever it told."""
@@ -55,7 +55,7 @@ class Desk:
     @property
     def name(self) -> str:
         """The pool's."""
-        return self.dispatch.pool.name
+        return self.scheduler.pool.name
 
 
 @value_object

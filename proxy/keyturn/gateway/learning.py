@@ -4,10 +4,10 @@ from keyturn.core.events import LimitHigher, LimitLowered, MonthTold, SignalsIgn
 from keyturn.core.exchange import Seen
 from keyturn.core.messages import same_limits
 from keyturn.core.signals import Signals
-from keyturn.dispatch import Lease
 from keyturn.gateway.desk import Desk, Means
 from keyturn.gateway.passage import Passage
 from keyturn.gateway.sending import Heard
+from keyturn.scheduler import Lease
 
 
 class Learning:
@@ -38,23 +38,23 @@ class Learning:
 
     def _above(self, desk: Desk, lease: Lease, signals: Signals) -> None:
         """Report a limit that is higher than configured; it is never raised (law 9)."""
-        dispatch = desk.dispatch
+        scheduler = desk.scheduler
         for meant, size in signals.above(lease.limits, lease.pool.limits):
             index = meant
-            if meant is not None and lease.pool is not dispatch.pool:
-                index = same_limits(lease.pool, dispatch.pool).get(meant)
+            if meant is not None and lease.pool is not scheduler.pool:
+                index = same_limits(lease.pool, scheduler.pool).get(meant)
                 if index is None:
                     continue
             if desk.lessons.above(index, size):
-                for higher in desk.lessons.higher(dispatch.pool.limits):
+                for higher in desk.lessons.higher(scheduler.pool.limits):
                     if higher.place == index:
                         self._means.observer.observe(LimitHigher(desk.name, higher))
 
     def _lower(self, desk: Desk, lease: Lease, index: int, size: int) -> None:
-        dispatch, limit = desk.dispatch, lease.pool.limits[index]
-        now = same_limits(lease.pool, dispatch.pool).get(index)
-        if now is not None and size < dispatch.pool.limits[now].requests:
-            dispatch.lower(now, size)
+        scheduler, limit = desk.scheduler, lease.pool.limits[index]
+        now = same_limits(lease.pool, scheduler.pool).get(index)
+        if now is not None and size < scheduler.pool.limits[now].requests:
+            scheduler.lower(now, size)
             self._means.observer.observe(LimitLowered(desk.name, limit.name, limit.requests, size))
 
     def _beside(self, desk: Desk, lease: Lease, heard: Heard) -> None:
@@ -63,5 +63,5 @@ class Learning:
         if signals.ignored:
             self._means.observer.observe(SignalsIgnored(desk.name, signals.ignored))
         left = signals.month_left
-        if left is not None and signals.own and desk.dispatch.health.month(lease.key.name, left):
+        if left is not None and signals.own and desk.scheduler.health.month(lease.key.name, left):
             self._means.observer.observe(MonthTold(desk.name, lease.key.name, left))

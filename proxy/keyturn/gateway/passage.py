@@ -13,8 +13,8 @@ from keyturn.core.model import Client, Micros, Pool
 from keyturn.core.narrows import Narrows
 from keyturn.core.retries import IDEMPOTENT
 from keyturn.core.signals import Route
-from keyturn.dispatch import Lease, Ticket, quota_of
 from keyturn.gateway.desk import Desk
+from keyturn.scheduler import Lease, Ticket, quota_of
 
 
 @dataclass(slots=True)

@@ -16,10 +16,10 @@ from keyturn.core.http import Answer, Body, Fields, Request, Whole
 from keyturn.core.model import SECOND, Micros, Secret
 from keyturn.core.signals import SPEAKING, Signals, read
 from keyturn.core.values import value_object
-from keyturn.dispatch import Lease
-from keyturn.dispatch.refusals import no_connection
 from keyturn.gateway.desk import Means
 from keyturn.gateway.peeking import BrokenOff, peek
+from keyturn.scheduler import Lease
+from keyturn.scheduler.refusals import no_connection
 
 
 class Wire(Protocol):

@@ -21,11 +21,11 @@ from keyturn.core.narrows import GUARD, UNTOLD
 from keyturn.core.signals import Throttle
 from keyturn.core.throttles import PATIENCE
 from keyturn.core.translate import whole_seconds
-from keyturn.dispatch import Lease
-from keyturn.dispatch.refusals import too_late
 from keyturn.gateway.desk import Again, Desk, Means, Outcome, Relay
 from keyturn.gateway.passage import Passage
 from keyturn.gateway.sending import Heard
+from keyturn.scheduler import Lease
+from keyturn.scheduler.refusals import too_late
 
 
 class Throttling:
@@ -76,7 +76,7 @@ class Throttling:
         lease.throttled(park, told.limits)
         now = self._means.clock()
         names = ", ".join(pool.limits[index].name for index in told.limits)
-        desk.dispatch.health.parked(lease.quota, now, now + park, f"the upstream answered 429 ({names})")
+        desk.scheduler.health.parked(lease.quota, now, now + park, f"the upstream answered 429 ({names})")
 
     def _hold(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard, wait: Micros) -> None:
         """Hold the route back on this quota."""
@@ -89,7 +89,7 @@ class Throttling:
 
     def _together(self, desk: Desk, passage: Passage, lease: Lease, *, named: bool) -> None:
         """Close the pool if this is not about one key."""
-        now, quotas, trial = self._means.clock(), len(desk.dispatch.quotas), passage.reopens is desk
+        now, quotas, trial = self._means.clock(), len(desk.scheduler.quotas), passage.reopens is desk
         if desk.throttles.refused(lease.quota, quotas, passage.route, now, named=named, trial=trial):
             wait = desk.throttles.wait(now, passage.route) or 0
             self._means.observer.observe(ThrottledTogether(desk.name, desk.throttles.together, wait))
@@ -150,7 +150,7 @@ class Throttling:
         passage.plans += 1
         if passage.ticket.pinned is not None or passage.plans >= self._means.retries.attempts:
             return False
-        return desk.narrows.way(passage.route, desk.dispatch.quotas, now).quota is not None
+        return desk.narrows.way(passage.route, desk.scheduler.quotas, now).quota is not None
 
     def _tell(self, desk: Desk, passage: Passage, lease: Lease, told: Throttle, wait: Micros) -> None:
         pool = lease.pool

@@ -20,10 +20,10 @@ from keyturn.core.events import BreakerMoved
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.retries import pause
 from keyturn.core.translate import whole_seconds
-from keyturn.dispatch import Lease
 from keyturn.gateway.desk import Again, Desk, Means, Outcome, Relay
 from keyturn.gateway.passage import Passage
 from keyturn.gateway.sending import Heard
+from keyturn.scheduler import Lease
 
 TRIAL: Micros = 2 * SECOND
 """How long a request waits for what a trial tells: an upstream that is well has answered by then."""

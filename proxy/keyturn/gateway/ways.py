@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from keyturn.core.exchange import Kind
 from keyturn.core.model import SECOND
-from keyturn.dispatch import Ticket
-from keyturn.dispatch.refusals import too_late
 from keyturn.gateway.desk import Desk, Means
 from keyturn.gateway.passage import Passage
+from keyturn.scheduler import Ticket
+from keyturn.scheduler.refusals import too_late
 
 
 class Ways:
@@ -26,7 +26,7 @@ class Ways:
         ticket, narrows = passage.ticket, desk.narrows
         while narrows:
             now, insists = self._means.clock(), ticket.kind.pinned
-            quotas = desk.dispatch.quotas if insists is None else (insists,)
+            quotas = desk.scheduler.quotas if insists is None else (insists,)
             way = narrows.way(passage.route, quotas, now)
             if way.later is not None:
                 if way.later >= ticket.deadline:

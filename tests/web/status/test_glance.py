@@ -12,7 +12,7 @@ from keyturn.core.looks import BucketLook
 from keyturn.core.model import SECOND, Client
 from keyturn.core.recent import Count
 from keyturn.core.signals import Route
-from keyturn.dispatch import Dispatch, Ticket
+from keyturn.scheduler import Scheduler, Ticket
 from keyturn.telemetry.history import History
 from keyturn.web.status.glance import Glance, Sources
 from keyturn.web.status.model import OutageStatus, ProcessStatus, ReloadStatus, StoreStatus
@@ -48,7 +48,7 @@ class Watched:
 class Place:
     """A pool at work, and whoever looks at it."""
 
-    dispatch: Dispatch
+    scheduler: Scheduler
     store: Watched
     breakers: list[BreakerView] = field(default_factory=list)
     higher: list[Higher] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Place:
 async def place() -> AsyncIterator[Place]:
     """A pool of two keys with one token each."""
     async with room(pool(2, limit(1))) as it:
-        yield Place(it.dispatch, Watched(it.store))
+        yield Place(it.scheduler, Watched(it.store))
 
 
 @virtual
@@ -88,9 +88,9 @@ async def test_everything_is_seen_at_once() -> None:
     """Keys, tokens, clients and lanes, the process and its store, of one moment."""
     async with place() as it:
         for _ in range(2):
-            with await it.dispatch.lease(ticket()) as lease:
+            with await it.scheduler.lease(ticket()) as lease:
                 lease.spent()
-        waiting = task_of(it.dispatch.lease(ticket()))
+        waiting = task_of(it.scheduler.lease(ticket()))
         await asyncio.sleep(5)
         seen = await it.glance.snapshot()
         assert seen.at == wall()
@@ -165,8 +165,8 @@ async def test_a_paused_key_is_shown_with_its_moment() -> None:
     """In epoch time, and as a gauge."""
     async with place() as it:
         await asyncio.sleep(7)
-        it.dispatch.health.pause("k1", micros())
-        it.dispatch.heed()
+        it.scheduler.health.pause("k1", micros())
+        it.scheduler.heed()
         await asyncio.sleep(7)
         seen = await it.glance.snapshot()
         assert [(key.state, key.since) for key in seen.pools[0].keys][1] == ("paused", wall() - 7 * SECOND)
@@ -196,10 +196,10 @@ async def test_other_limits_are_looked_at_anew() -> None:
     """What was seen of the limits of before is not told of those that hold now, not even if they change meanwhile."""
     async with place() as it:
         await it.glance.levels()
-        it.dispatch.adopt(pool(2, limit(5), limit(7, SECOND)), {}, max_waiting=1)
+        it.scheduler.adopt(pool(2, limit(5), limit(7, SECOND)), {}, max_waiting=1)
         looking = task_of(it.glance.levels())
         await asyncio.sleep(0)
-        it.dispatch.adopt(pool(1, limit(9)), {}, max_waiting=1)
+        it.scheduler.adopt(pool(1, limit(9)), {}, max_waiting=1)
         levels = await looking
         assert [(level.quota, level.at_hand, level.size) for level in levels.buckets] == [("k0", 9, 9)]
         assert it.store.looks == 3

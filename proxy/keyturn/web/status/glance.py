@@ -17,7 +17,7 @@ from keyturn.core.levels import BreakerLevel, KeyLevel, Levels
 from keyturn.core.looks import BucketLook
 from keyturn.core.model import SECOND, Client, Micros, Pool
 from keyturn.core.recent import NEVER
-from keyturn.dispatch import Dispatch
+from keyturn.scheduler import Scheduler
 from keyturn.tasks import in_steps
 from keyturn.telemetry.history import History
 from keyturn.web.status.model import FailureStatus, PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
@@ -48,7 +48,7 @@ class Station(Protocol):
     """A pool at work."""
 
     @property
-    def dispatch(self) -> Dispatch:
+    def scheduler(self) -> Scheduler:
         """Its waiting room."""
 
     @property
@@ -101,7 +101,7 @@ class Glance:
         """The gauges of this moment."""
         stations, seen = await self._look()
         now = self._clock()
-        rooms = [station.dispatch for station in stations]
+        rooms = [station.scheduler for station in stations]
         in_use, limit = self._sources.upstream()
         buckets = [bucket_levels(room.pool, seen.get(room.pool.name, ())) for room in rooms]
         keys = [(room.pool.name, room.health.looks(now)) for room in rooms]
@@ -135,7 +135,7 @@ class Glance:
             wall,
             self._sources.process(),
             self._store(stations),
-            [await self._pool(station.dispatch, seen, now, wall - now) for station in stations],
+            [await self._pool(station.scheduler, seen, now, wall - now) for station in stations],
             None if (last := history.reload) is None else ReloadStatus(last.at, last.ok, "; ".join(last.reasons)),
             history.reasons(),
         )
@@ -144,10 +144,10 @@ class Glance:
         async with self._looking:
             while True:
                 stations = list(self._sources.stations())
-                pools = [station.dispatch.pool for station in stations]
+                pools = [station.scheduler.pool for station in stations]
                 if self._seen_of == pools and self._clock() - self._seen_at < FRESH:
                     return stations, self._seen
-                self._seen = {station.dispatch.pool.name: await station.store.look() for station in stations}
+                self._seen = {station.scheduler.pool.name: await station.store.look() for station in stations}
                 self._seen_at, self._seen_of = self._clock(), pools
 
     def _store(self, stations: Sequence[Station]) -> StoreStatus:
@@ -161,7 +161,7 @@ class Glance:
             on_loss=self._sources.on_loss,
         )
 
-    async def _pool(self, room: Dispatch, seen: Looks, now: Micros, epoch: Micros) -> PoolStatus:
+    async def _pool(self, room: Scheduler, seen: Looks, now: Micros, epoch: Micros) -> PoolStatus:
         pool, history = room.pool, self._sources.history
         known = [client for client in self._sources.clients() if client.pool == pool.name]
         shown_clients = clients(pool, known, room.lanes(), room.granted.counts(now))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from keyturn.core.errors import BadRequest, NoKey, Refusal, TooMany, Unauthenticated
 from keyturn.core.exchange import Kind, Seen, Throttled, Unsent
 from keyturn.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
-from keyturn.dispatch import Lease, Moved, Ticket
 from keyturn.practice.arrivals import most_within
+from keyturn.scheduler import Lease, Moved, Ticket
 
 from tests.core.worlds import BOUND, limit, pool
 from tests.rooms import Room, room
@@ -25,7 +25,7 @@ CLIENTS = {name: Client(name) for name in "abc"}
 
 def adopt(it: Room, pool_: Pool, clients: Mapping[str, Client] = CLIENTS, max_waiting: int = 10_000) -> None:
     """Another configuration."""
-    it.dispatch.adopt(pool_, clients, max_waiting=max_waiting)
+    it.scheduler.adopt(pool_, clients, max_waiting=max_waiting)
 
 
 def ticket(client: str = "a", path: str = "/me", *, wait: Micros = 300 * SECOND, pinned: str | None = None) -> Ticket:
@@ -36,7 +36,7 @@ def ticket(client: str = "a", path: str = "/me", *, wait: Micros = 300 * SECOND,
 
 async def used_up(it: Room) -> None:
     """Spend the only token."""
-    with await it.dispatch.lease(ticket()) as lease:
+    with await it.scheduler.lease(ticket()) as lease:
         lease.spent()
 
 
@@ -48,15 +48,15 @@ async def test_who_waits_keeps_its_place() -> None:
         served: list[int] = []
 
         async def wait(number: int) -> None:
-            with await it.dispatch.lease(ticket()) as lease:
+            with await it.scheduler.lease(ticket()) as lease:
                 served.append(number)
                 lease.spent()
 
         waiting = [task_of(wait(number)) for number in range(3)]
-        late = task_of(it.dispatch.lease(ticket(wait=100 * MILLISECOND)))
+        late = task_of(it.scheduler.lease(ticket(wait=100 * MILLISECOND)))
         await asyncio.sleep(0.5)
         adopt(it, pool(1, limit(1, SECOND), guard=0))
-        assert it.dispatch.waiting == 3
+        assert it.scheduler.waiting == 3
         await asyncio.gather(*waiting)
         assert served == [0, 1, 2]
         assert isinstance(late.exception(), TooMany)
@@ -70,7 +70,7 @@ async def test_who_waits_falls_under_the_limits_that_hold_now() -> None:
     both = (limit(9, SECOND), limit(1, 60 * SECOND, "GET /narrow"))
     async with room(pool(1, limit(1))) as it:
         await used_up(it)
-        waiting = [task_of(it.dispatch.lease(ticket(path="/narrow"))) for _ in range(3)]
+        waiting = [task_of(it.scheduler.lease(ticket(path="/narrow"))) for _ in range(3)]
         await asyncio.sleep(1)
         adopt(it, pool(1, *both))
         await asyncio.sleep(1)
@@ -91,19 +91,19 @@ async def test_who_cannot_be_served_any_more_hears_why() -> None:
         for _ in range(2):
             await used_up(it)
         gone, elsewhere, pinned, plain = (
-            task_of(it.dispatch.lease(one)) for one in (ticket("b"), ticket("c"), ticket(pinned="k1"), ticket())
+            task_of(it.scheduler.lease(one)) for one in (ticket("b"), ticket("c"), ticket(pinned="k1"), ticket())
         )
         await asyncio.sleep(1)
         adopt(it, pool(1, limit(1)), {"a": CLIENTS["a"], "c": Client("c", pool="other")})
         for task, error in ((gone, Unauthenticated), (elsewhere, Moved), (pinned, BadRequest)):
             with pytest.raises(error):
                 await task
-        assert it.dispatch.waiting == 1
+        assert it.scheduler.waiting == 1
         adopt(it, pool(0, limit(1)))
         with pytest.raises(NoKey):
             await plain
-        assert it.dispatch.waiting == 0
-        assert {level.client for level in it.dispatch.levels()} == {"a"}
+        assert it.scheduler.waiting == 0
+        assert {level.client for level in it.scheduler.levels()} == {"a"}
 
 
 @virtual
@@ -112,36 +112,36 @@ async def test_who_leaves_in_the_same_tick_is_gone() -> None:
     for clients in (CLIENTS, {}):
         async with room(pool(1, limit(1))) as it:
             await used_up(it)
-            leaving = task_of(it.dispatch.lease(ticket()))
+            leaving = task_of(it.scheduler.lease(ticket()))
             await asyncio.sleep(1)
             leaving.cancel()
             adopt(it, pool(1, limit(1)), clients)
             with pytest.raises(asyncio.CancelledError):
                 await leaving
-            assert it.dispatch.waiting == 0
+            assert it.scheduler.waiting == 0
 
 
 @virtual
 async def test_a_rotated_secret_is_used_from_the_next_lease_on() -> None:
     """What is out keeps the key that it has, and the quota what was spent."""
     async with room(pool(1, limit(2))) as it:
-        first = await it.dispatch.lease(ticket())
-        rotated = replace(it.dispatch.pool, keys=(Key("k0", Secret("new"), "k0"),))
+        first = await it.scheduler.lease(ticket())
+        rotated = replace(it.scheduler.pool, keys=(Key("k0", Secret("new"), "k0"),))
         adopt(it, rotated)
-        second = await it.dispatch.lease(ticket())
+        second = await it.scheduler.lease(ticket())
         assert [lease.key.secret.reveal() for lease in (first, second)] == ["s-k0", "new"]
         with first, second:
             first.spent()
             second.spent()
         with pytest.raises(TooMany):
-            await it.dispatch.lease(ticket(wait=30 * SECOND))
+            await it.scheduler.lease(ticket(wait=30 * SECOND))
 
 
 @virtual
 async def test_a_key_that_comes_back_finds_its_window_as_it_was() -> None:
     """What was spent under a name stays spent, and what is out may end meanwhile."""
     async with room(pool(2, limit(1))) as it:
-        leases = [await it.dispatch.lease(ticket()) for _ in range(2)]
+        leases = [await it.scheduler.lease(ticket()) for _ in range(2)]
         adopt(it, pool(0, limit(1)))
         for lease in leases:
             with lease:
@@ -149,7 +149,7 @@ async def test_a_key_that_comes_back_finds_its_window_as_it_was() -> None:
         await it.settled()
         adopt(it, pool(2, limit(1)))
         with pytest.raises(TooMany):
-            await it.dispatch.lease(ticket(wait=30 * SECOND))
+            await it.scheduler.lease(ticket(wait=30 * SECOND))
         it.check_empty()
 
 
@@ -162,12 +162,12 @@ async def test_a_limit_that_is_raised_or_lowered_counts_what_was_spent() -> None
         await it.settled()
         adopt(it, pool(1, limit(1)))
         with pytest.raises(TooMany):
-            await it.dispatch.lease(ticket(wait=30 * SECOND))
+            await it.scheduler.lease(ticket(wait=30 * SECOND))
         adopt(it, pool(1, limit(4)))
         for _ in range(2):
             await used_up(it)
         with pytest.raises(TooMany):
-            await it.dispatch.lease(ticket(wait=30 * SECOND))
+            await it.scheduler.lease(ticket(wait=30 * SECOND))
 
 
 @virtual
@@ -175,7 +175,7 @@ async def test_what_an_answer_says_of_a_limit_is_about_that_limit() -> None:
     """Wherever it stands by now; what is about a limit that is gone is nothing any more."""
     narrow, wide = limit(5, 10 * SECOND, "GET /narrow"), limit(9)
     async with room(pool(1, wide, narrow)) as it:
-        leases = [await it.dispatch.lease(replace(ticket(path="/narrow"), kind=Kind((0, 1)))) for _ in range(3)]
+        leases = [await it.scheduler.lease(replace(ticket(path="/narrow"), kind=Kind((0, 1)))) for _ in range(3)]
         adopt(it, pool(1, limit(7, 2 * SECOND), narrow))
         closed, seen, gone = leases
         with closed, seen, gone:
@@ -205,7 +205,7 @@ async def test_what_was_asked_for_before_goes_back() -> None:
             return answer
 
         it.store.exchange = slow  # type: ignore[method-assign, assignment]  # a store that answers late
-        waiting = task_of(it.dispatch.lease(ticket()))
+        waiting = task_of(it.scheduler.lease(ticket()))
         while not it.store.granted:
             await asyncio.sleep(0)
         adopt(it, pool(1, limit(2, SECOND)))
@@ -227,15 +227,15 @@ async def test_bounds_and_weights_hold_from_now_on() -> None:
         served: list[str] = []
 
         async def wait(client: str) -> None:
-            with await it.dispatch.lease(ticket(client)) as lease:
+            with await it.scheduler.lease(ticket(client)) as lease:
                 served.append(client)
                 lease.spent()
 
         waiting = [task_of(wait(client)) for client in "ab" for _ in range(9)]
         await asyncio.sleep(0.5)
-        adopt(it, it.dispatch.pool, {**CLIENTS, "a": Client("a", weight=2)}, max_waiting=2)
+        adopt(it, it.scheduler.pool, {**CLIENTS, "a": Client("a", weight=2)}, max_waiting=2)
         with pytest.raises(TooMany, match="wait already"):
-            await it.dispatch.lease(ticket("c"))
+            await it.scheduler.lease(ticket("c"))
         await asyncio.gather(*waiting)
         assert served[:12].count("a") >= 7, "twice as many, within one"
 
@@ -244,12 +244,12 @@ async def test_bounds_and_weights_hold_from_now_on() -> None:
 async def test_what_comes_back_comes_back_to_what_is_now() -> None:
     """A request that was under way and has to wait again is judged anew."""
     async with room(pool(1, limit(2))) as it:
-        with await it.dispatch.lease(ticket("b")) as lease:
+        with await it.scheduler.lease(ticket("b")) as lease:
             adopt(it, pool(1, limit(2), limit(5, SECOND)), {"a": CLIENTS["a"]})
             lease.unsent()
         with pytest.raises(Unauthenticated):
-            await it.dispatch.lease(ticket("b"), front=True)
-        with await it.dispatch.lease(ticket("a"), front=True) as lease:
+            await it.scheduler.lease(ticket("b"), front=True)
+        with await it.scheduler.lease(ticket("a"), front=True) as lease:
             assert lease.limits == (0, 1)
             lease.unsent()
 
@@ -330,16 +330,16 @@ class Trial:
         for edition in self.sequence:
             await asyncio.sleep(edition.after)
             clients = {name: CLIENTS[name] for name in edition.clients}
-            self.it.dispatch.adopt(edition.pool(), clients, max_waiting=100)
+            self.it.scheduler.adopt(edition.pool(), clients, max_waiting=100)
 
     async def call(self, caller: Caller) -> None:
         client, begins, path, patience, outcome, trip, when = caller
         await asyncio.sleep(begins)
         try:
             async with asyncio.timeout(patience + 0.1) as waiting:
-                kind = Kind(self.it.dispatch.pool.limits_on("GET", path))
+                kind = Kind(self.it.scheduler.pool.limits_on("GET", path))
                 asked = replace(ticket(client, path, wait=int(patience * SECOND)), kind=kind)
-                lease = await self.it.dispatch.lease(asked)
+                lease = await self.it.scheduler.lease(asked)
                 waiting.reschedule(None)
             await self._use(lease, outcome, trip, when)
         except (Refusal, TimeoutError):

@@ -2,7 +2,7 @@ import asyncio
 
 import uvloop
 from keyturn.core.model import MILLISECOND, SECOND
-from keyturn.dispatch.alarm import BATCHING, FEW, Alarm
+from keyturn.scheduler.alarm import BATCHING, FEW, Alarm
 
 from tests.virtual import micros, virtual
 

@@ -3,9 +3,9 @@ import asyncio
 from keyturn.core.exchange import Budget, Kind, Turns
 from keyturn.core.model import SECOND, Client, Limit
 from keyturn.core.recent import Count
-from keyturn.dispatch import Ticket
-from keyturn.dispatch.lanes import Queue
-from keyturn.dispatch.looks import general, left, next_token
+from keyturn.scheduler import Ticket
+from keyturn.scheduler.lanes import Queue
+from keyturn.scheduler.looks import general, left, next_token
 
 from tests.core.worlds import lane, limit, pool
 from tests.rooms import room
@@ -16,12 +16,12 @@ from tests.virtual import micros, task_of, virtual
 async def test_a_lane_is_seen_with_its_length_its_oldest_and_its_next_turn() -> None:
     """The turn is what the store foretold, less what has passed since."""
     async with room(pool(1, limit(1))) as it:
-        with await it.dispatch.lease(it.ticket("b")) as lease:
+        with await it.scheduler.lease(it.ticket("b")) as lease:
             lease.spent()
-        assert it.dispatch.lanes() == []
-        waiting = [task_of(it.dispatch.lease(it.ticket())) for _ in range(3)]
+        assert it.scheduler.lanes() == []
+        waiting = [task_of(it.scheduler.lease(it.ticket())) for _ in range(3)]
         await asyncio.sleep(20)
-        (seen,) = it.dispatch.lanes()
+        (seen,) = it.scheduler.lanes()
         assert (seen.client, seen.limits, seen.pinned, seen.waiting) == ("a", (0,), None, 3)
         assert seen.oldest == 20 * SECOND
         assert seen.turn is not None
@@ -35,20 +35,20 @@ async def test_a_new_request_would_wait_behind_those_of_its_client() -> None:
     """Without any, for the next token; nothing while one is at hand."""
     async with room(pool(1, limit(1))) as it:
         for client in ("a", "b"):
-            with await it.dispatch.lease(it.ticket(client)) as lease:
+            with await it.scheduler.lease(it.ticket(client)) as lease:
                 lease.spent()
         await it.settled()
-        idle = {level.client: level.turn for level in it.dispatch.levels()}
+        idle = {level.client: level.turn for level in it.scheduler.levels()}
         assert idle["a"] == idle["b"]
         assert 57 * SECOND < (idle["a"] or 0) < 61 * SECOND
-        waiting = [task_of(it.dispatch.lease(it.ticket())) for _ in range(2)]
+        waiting = [task_of(it.scheduler.lease(it.ticket())) for _ in range(2)]
         await asyncio.sleep(1)
-        busy = {level.client: level.turn for level in it.dispatch.levels()}
+        busy = {level.client: level.turn for level in it.scheduler.levels()}
         assert (busy["a"] or 0) > 110 * SECOND > 61 * SECOND > (busy["b"] or 0)
         for task in waiting:
             task.cancel()
         await asyncio.sleep(70)
-        assert {level.turn for level in it.dispatch.levels()} == {0}
+        assert {level.turn for level in it.scheduler.levels()} == {0}
 
 
 @virtual
@@ -56,11 +56,11 @@ async def test_leases_are_counted_by_client() -> None:
     """For the shares of the last minute."""
     async with room(pool(1, limit(5))) as it:
         for client in ("a", "b", "a"):
-            with await it.dispatch.lease(it.ticket(client)) as lease:
+            with await it.scheduler.lease(it.ticket(client)) as lease:
                 lease.spent()
-        assert it.dispatch.granted.counts(micros()) == {"a": Count(2, 2), "b": Count(1, 1)}
+        assert it.scheduler.granted.counts(micros()) == {"a": Count(2, 2), "b": Count(1, 1)}
         await asyncio.sleep(61)
-        assert it.dispatch.granted.counts(micros())["a"] == Count(2, 0)
+        assert it.scheduler.granted.counts(micros())["a"] == Count(2, 0)
 
 
 @virtual
@@ -68,11 +68,11 @@ async def test_a_pinned_lane_is_one_of_its_own() -> None:
     """It names the quota that it insists on."""
     async with room(pool(2, limit(1))) as it:
         ticket = Ticket(Client("a"), Kind((0,), "k1"), micros() + 300 * SECOND, pinned="k1")
-        with await it.dispatch.lease(ticket) as lease:
+        with await it.scheduler.lease(ticket) as lease:
             lease.spent()
-        waiting = task_of(it.dispatch.lease(ticket))
+        waiting = task_of(it.scheduler.lease(ticket))
         await asyncio.sleep(1)
-        assert [seen.pinned for seen in it.dispatch.lanes()] == ["k1"]
+        assert [seen.pinned for seen in it.scheduler.lanes()] == ["k1"]
         waiting.cancel()
 
 
@@ -110,16 +110,16 @@ async def test_a_share_is_by_the_weights_of_who_waits() -> None:
     async with room(pool(1, limit(6))) as it:
 
         def size(client: str) -> int:
-            ((_, budget),) = it.dispatch.standing(client, "GET", "/")
+            ((_, budget),) = it.scheduler.standing(client, "GET", "/")
             return budget.size
 
         for _ in range(6):
-            with await it.dispatch.lease(it.ticket("a", weight=2)) as lease:
+            with await it.scheduler.lease(it.ticket("a", weight=2)) as lease:
                 lease.spent()
         await it.settled()
         assert size("a") == 6
-        waiting = [task_of(it.dispatch.lease(it.ticket("a", weight=2))) for _ in range(2)]
-        waiting.append(task_of(it.dispatch.lease(it.ticket("b"))))
+        waiting = [task_of(it.scheduler.lease(it.ticket("a", weight=2))) for _ in range(2)]
+        waiting.append(task_of(it.scheduler.lease(it.ticket("b"))))
         await asyncio.sleep(1)
         assert (size("a"), size("b"), size("stranger")) == (4, 2, 1)
         waiting[2].cancel()

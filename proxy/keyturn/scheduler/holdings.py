@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from keyturn.core.model import Micros
 from keyturn.core.recent import Recent
-from keyturn.dispatch.capacity import Portions
-from keyturn.dispatch.lease import Ending, Lease
+from keyturn.scheduler.capacity import Portions
+from keyturn.scheduler.lease import Ending, Lease
 
 
 class Holdings:

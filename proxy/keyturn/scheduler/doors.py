@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from keyturn.core.errors import TooMany
 from keyturn.core.exchange import Lane
 from keyturn.core.model import Micros
-from keyturn.dispatch.keys import Keys
-from keyturn.dispatch.lanes import Lanes, Queue, Waiter
-from keyturn.dispatch.refusals import queue_full
-from keyturn.dispatch.tickets import Ticket
+from keyturn.scheduler.keys import Keys
+from keyturn.scheduler.lanes import Lanes, Queue, Waiter
+from keyturn.scheduler.refusals import queue_full
+from keyturn.scheduler.tickets import Ticket
 
 NEWCOMERS = 1000
 """Requests beyond the bounds that may stand in one lane until it is known whether they have to wait."""

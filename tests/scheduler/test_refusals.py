@@ -1,5 +1,5 @@
 from keyturn.core.model import SECOND
-from keyturn.dispatch.refusals import no_word, queue_full, too_late, whole_seconds
+from keyturn.scheduler.refusals import no_word, queue_full, too_late, whole_seconds
 
 
 def test_whole_seconds_are_rounded_up() -> None:

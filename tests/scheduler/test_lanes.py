@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keyturn.core.exchange import Kind, Turns
 from keyturn.core.model import SECOND, Client
-from keyturn.dispatch.lanes import Lanes, Queue, Waiter
-from keyturn.dispatch.tickets import Ticket
+from keyturn.scheduler.lanes import Lanes, Queue, Waiter
+from keyturn.scheduler.tickets import Ticket
 
 from tests.core.worlds import lane
 from tests.virtual import run

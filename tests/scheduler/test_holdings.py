@@ -1,9 +1,9 @@
 from keyturn.core.exchange import Grant, Unsent
 from keyturn.core.model import SECOND, Key, Secret
-from keyturn.dispatch.capacity import Capacity, Portions
-from keyturn.dispatch.holdings import Holdings
-from keyturn.dispatch.lanes import Lanes
-from keyturn.dispatch.lease import Ending, Lease
+from keyturn.scheduler.capacity import Capacity, Portions
+from keyturn.scheduler.holdings import Holdings
+from keyturn.scheduler.lanes import Lanes
+from keyturn.scheduler.lease import Ending, Lease
 
 from tests.core.worlds import lane, limit, pool
 

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from keyturn.core.exchange import Demand, Exchange, Settlement, Spent
 from keyturn.core.model import MILLISECOND, SECOND, Micros
-from keyturn.dispatch.rides import FLUSH, RIDE, Rides
+from keyturn.scheduler.rides import FLUSH, RIDE, Rides
 
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
@@ -63,7 +63,7 @@ def test_a_turn_is_waited_for_as_long_as_a_request() -> None:
 
 async def request(it: Room, trip: float) -> None:
     """One request whose answer begins after so many seconds."""
-    with await it.dispatch.lease(it.ticket()) as lease:
+    with await it.scheduler.lease(it.ticket()) as lease:
         await asyncio.sleep(trip)
         lease.spent()
 

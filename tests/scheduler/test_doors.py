@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 from keyturn.core.errors import ShuttingDown, TooMany
 from keyturn.core.model import SECOND, Client
-from keyturn.dispatch import Lease, Ticket
-from keyturn.dispatch.doors import NEWCOMERS
+from keyturn.scheduler import Lease, Ticket
+from keyturn.scheduler.doors import NEWCOMERS
 
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
@@ -19,7 +19,7 @@ def ticket(it: Room, most: int | None, *, wait: int = 1_000_000 * SECOND, name: 
 
 async def come(it: Room, number: int, most: int | None) -> list["asyncio.Task[Lease]"]:
     """So many come at once."""
-    tasks = [task_of(it.dispatch.lease(ticket(it, most))) for _ in range(number)]
+    tasks = [task_of(it.scheduler.lease(ticket(it, most))) for _ in range(number)]
     await asyncio.sleep(0.1)
     return tasks
 
@@ -67,7 +67,7 @@ async def test_who_comes_behind_others_that_wait_is_refused_at_once() -> None:
     async with room(pool(1, limit(1), limit(1, 60 * SECOND, "GET /narrow"))) as it:
         tasks = await come(it, 3, 2)
         with pytest.raises(TooMany) as refusal:
-            await it.dispatch.lease(ticket(it, 2))
+            await it.scheduler.lease(ticket(it, 2))
         assert refusal.value.reason == "queue_full"
         end(tasks)
 
@@ -80,12 +80,12 @@ async def test_all_together_are_bounded() -> None:
         assert refused(tasks) == [False] * 4 + [True] * 4
         end(tasks)
     async with room(pool(1, limit(1)), max_waiting=3) as it:
-        tasks = [task_of(it.dispatch.lease(ticket(it, None))) for _ in range(NEWCOMERS + 10)]
+        tasks = [task_of(it.scheduler.lease(ticket(it, None))) for _ in range(NEWCOMERS + 10)]
         for _ in range(3):
             await asyncio.sleep(0)
         assert sum(refused(tasks)) >= 10
         await asyncio.sleep(0.1)
-        assert it.dispatch.waiting == 3
+        assert it.scheduler.waiting == 3
         end(tasks)
 
 
@@ -95,7 +95,7 @@ async def come_back(it: Room, most: int, after: float) -> int:
     refusals = 0
     while True:
         try:
-            lease = await it.dispatch.lease(ticket(it, most))
+            lease = await it.scheduler.lease(ticket(it, most))
         except TooMany as refusal:
             refusals += 1
             await asyncio.sleep(refusal.retry_after or 0)
@@ -122,16 +122,16 @@ async def test_a_crowd_that_may_not_wait_comes_back_to_be_served(most: int, over
 async def test_a_full_queue_is_noticed_before_a_body_is_read() -> None:
     """As `lease` would, and without a trace of a request that may come."""
     async with room(pool(1, limit(1), limit(1, 60 * SECOND, "GET /narrow"))) as it:
-        it.dispatch.admit(ticket(it, 0))
+        it.scheduler.admit(ticket(it, 0))
         tasks = await come(it, 2, 2)
-        it.dispatch.admit(ticket(it, 2))
+        it.scheduler.admit(ticket(it, 2))
         tasks += await come(it, 1, 2)
         with pytest.raises(TooMany) as refusal:
-            it.dispatch.admit(ticket(it, 2))
-        assert (refusal.value.reason, it.dispatch.waiting) == ("queue_full", 2)
-        it.dispatch.admit(ticket(it, 2, name="another"))
-        it.dispatch.refuse_all()
+            it.scheduler.admit(ticket(it, 2))
+        assert (refusal.value.reason, it.scheduler.waiting) == ("queue_full", 2)
+        it.scheduler.admit(ticket(it, 2, name="another"))
+        it.scheduler.refuse_all()
         with pytest.raises(ShuttingDown):
-            it.dispatch.admit(ticket(it, None))
+            it.scheduler.admit(ticket(it, None))
         await asyncio.gather(*tasks, return_exceptions=True)
         end([task for task in tasks if not task.exception()])

@@ -16,8 +16,8 @@ from heapq import heapify, heappop, heapreplace
 from keyturn.core.errors import TooMany
 from keyturn.core.exchange import Demand, Grant, Lane
 from keyturn.core.model import Client, Micros
-from keyturn.dispatch.lanes import Lanes, Queue, Waiter
-from keyturn.dispatch.refusals import no_connection, too_many_in_flight
+from keyturn.scheduler.lanes import Lanes, Queue, Waiter
+from keyturn.scheduler.refusals import no_connection, too_many_in_flight
 
 _SMOOTH = 8
 """The usual time in flight is the mean of about so many."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 import pytest
 from keyturn.core.exchange import Grant, Seen, Settlement, Spent, Throttled, Unsent
 from keyturn.core.model import SECOND, Key, Secret
-from keyturn.dispatch.lease import Ending, Lease
+from keyturn.scheduler.lease import Ending, Lease
 
 from tests.core.worlds import lane, limit, pool
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from keyturn.core.exchange import Budget
 from keyturn.core.model import MILLISECOND, Limit, Micros, Pool
-from keyturn.dispatch.looks import left, next_token
+from keyturn.scheduler.looks import left, next_token
 
 PLENTY = 64
 """With so many tokens at hand it makes no difference in which order those are served who come at the same moment."""

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 
 from keyturn.core.errors import TooMany
 from keyturn.core.model import SECOND, Micros
-from keyturn.dispatch.keys import Keys
-from keyturn.dispatch.lanes import Lanes, Queue, Waiter
-from keyturn.dispatch.refusals import no_word, too_late
+from keyturn.scheduler.keys import Keys
+from keyturn.scheduler.lanes import Lanes, Queue, Waiter
+from keyturn.scheduler.refusals import no_word, too_late
 
 REVIEW: Micros = SECOND // 4
 """How often those who wait are measured against the newest turns."""

@@ -1,6 +1,6 @@
 from keyturn.core.exchange import Budget
 from keyturn.core.model import SECOND
-from keyturn.dispatch.stock import FRESH, PLENTY, Stock
+from keyturn.scheduler.stock import FRESH, PLENTY, Stock
 
 from tests.core.worlds import limit, pool
 

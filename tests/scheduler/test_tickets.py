@@ -2,7 +2,7 @@ import pytest
 from keyturn.core.errors import BadRequest, Unauthenticated
 from keyturn.core.exchange import Kind
 from keyturn.core.model import SECOND, Client
-from keyturn.dispatch.tickets import Displaced, Moved, Ticket, quota_of
+from keyturn.scheduler.tickets import Displaced, Moved, Ticket, quota_of
 
 from tests.core.worlds import limit, pool
 

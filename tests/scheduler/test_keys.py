@@ -1,8 +1,8 @@
 from keyturn.core.exchange import Kind
 from keyturn.core.health import Health
 from keyturn.core.model import SECOND, Client, Key, Pool, Secret
-from keyturn.dispatch.keys import Keys
-from keyturn.dispatch.tickets import Ticket
+from keyturn.scheduler.keys import Keys
+from keyturn.scheduler.tickets import Ticket
 
 from tests.core.worlds import limit
 

@@ -21,18 +21,18 @@ from keyturn.core.health import Health
 from keyturn.core.levels import LaneLevel
 from keyturn.core.looks import LaneLook
 from keyturn.core.model import SECOND, Client, Limit, Micros, Pool
-from keyturn.dispatch.alarm import FEW, Alarm
-from keyturn.dispatch.capacity import Capacity, Portions
-from keyturn.dispatch.deadlines import Deadlines
-from keyturn.dispatch.doors import check, surplus
-from keyturn.dispatch.holdings import Holdings
-from keyturn.dispatch.keys import NO_KEY, Keys
-from keyturn.dispatch.lanes import Lanes, Waiter
-from keyturn.dispatch.lease import Ending, Lease, surprising
-from keyturn.dispatch.looks import lane_levels, lane_looks
-from keyturn.dispatch.rides import FLUSH, Rides
-from keyturn.dispatch.stock import Stock
-from keyturn.dispatch.tickets import Displaced, Moved, Ticket
+from keyturn.scheduler.alarm import FEW, Alarm
+from keyturn.scheduler.capacity import Capacity, Portions
+from keyturn.scheduler.deadlines import Deadlines
+from keyturn.scheduler.doors import check, surplus
+from keyturn.scheduler.holdings import Holdings
+from keyturn.scheduler.keys import NO_KEY, Keys
+from keyturn.scheduler.lanes import Lanes, Waiter
+from keyturn.scheduler.lease import Ending, Lease, surprising
+from keyturn.scheduler.looks import lane_levels, lane_looks
+from keyturn.scheduler.rides import FLUSH, Rides
+from keyturn.scheduler.stock import Stock
+from keyturn.scheduler.tickets import Displaced, Moved, Ticket
 from keyturn.tasks import finish, spawn
 
 OWN = Client("(keyturn)")
@@ -42,7 +42,7 @@ RETRY_LOST: Micros = SECOND // 2
 """How long after a lost exchange the next is tried."""
 
 
-class Dispatch:
+class Scheduler:
     """The waiting room of one pool in this replica; all rooms of a process share one `capacity`."""
 
     def __init__(

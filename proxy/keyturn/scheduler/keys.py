@@ -9,7 +9,7 @@ from keyturn.core.errors import NoKey
 from keyturn.core.exchange import Kind
 from keyturn.core.health import Health
 from keyturn.core.model import Key, Micros, Pool, Secret
-from keyturn.dispatch.tickets import Ticket
+from keyturn.scheduler.tickets import Ticket
 
 NO_KEY = Key("", Secret(""), "")
 """Placeholder for a lease that is returned unused."""

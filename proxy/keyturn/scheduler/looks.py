@@ -6,7 +6,7 @@ from keyturn.core.exchange import Budget, Kind, Lane
 from keyturn.core.levels import LaneLevel
 from keyturn.core.looks import LaneLook
 from keyturn.core.model import Limit, Micros, Pool
-from keyturn.dispatch.lanes import Queue
+from keyturn.scheduler.lanes import Queue
 
 
 def lane_looks(queues: Iterable[Queue], now: Micros) -> Iterator[LaneLook]:

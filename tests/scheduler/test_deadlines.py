@@ -5,10 +5,10 @@ from keyturn.core.errors import TooMany
 from keyturn.core.exchange import Kind, Turns
 from keyturn.core.health import Health
 from keyturn.core.model import SECOND, Client, Micros
-from keyturn.dispatch.deadlines import REVIEW, Deadlines
-from keyturn.dispatch.keys import Keys
-from keyturn.dispatch.lanes import Lanes, Queue, Waiter
-from keyturn.dispatch.tickets import Ticket
+from keyturn.scheduler.deadlines import REVIEW, Deadlines
+from keyturn.scheduler.keys import Keys
+from keyturn.scheduler.lanes import Lanes, Queue, Waiter
+from keyturn.scheduler.tickets import Ticket
 
 from tests.core.worlds import lane, limit, pool
 from tests.virtual import micros, virtual

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from keyturn.core.errors import TooMany
 from keyturn.core.exchange import Kind, Unsent
 from keyturn.core.model import MILLISECOND, SECOND
-from keyturn.dispatch import Capacity, Lease, Ticket
+from keyturn.scheduler import Capacity, Lease, Ticket
 
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
@@ -27,7 +27,7 @@ async def use(room_: Room, lease: Lease, trip: float = 0.1) -> None:
 
 async def ask(room_: Room, ticket: Ticket, trip: float = 0.1) -> None:
     """A request as the gateway sends it."""
-    await use(room_, room_.dispatch.at_once(ticket) or await room_.dispatch.lease(ticket), trip)
+    await use(room_, room_.scheduler.at_once(ticket) or await room_.scheduler.lease(ticket), trip)
 
 
 def returned(room_: Room) -> list[Unsent]:
@@ -39,12 +39,12 @@ def returned(room_: Room) -> list[Unsent]:
 async def test_a_client_at_its_cap_waits_without_a_token() -> None:
     """The next request gets one at the moment at which another ends."""
     async with room(pool(1, limit(9))) as it:
-        first = await it.dispatch.lease(it.ticket(max_in_flight=1))
-        waiting = task_of(it.dispatch.lease(it.ticket(max_in_flight=1)))
+        first = await it.scheduler.lease(it.ticket(max_in_flight=1))
+        waiting = task_of(it.scheduler.lease(it.ticket(max_in_flight=1)))
         await asyncio.sleep(5)
-        assert it.dispatch.waiting == 1
+        assert it.scheduler.waiting == 1
         assert len(it.store.granted) == 1
-        assert it.dispatch.at_once(it.ticket(max_in_flight=1)) is None
+        assert it.scheduler.at_once(it.ticket(max_in_flight=1)) is None
         ended = micros()
         with first:
             first.spent()
@@ -59,15 +59,15 @@ async def test_a_client_at_its_cap_waits_without_a_token() -> None:
 async def test_a_caller_that_leaves_gives_back_its_place() -> None:
     """Whether it waits for one, or has just got one."""
     async with room(pool(1, PLENTY), capacity=Capacity(1)) as it:
-        first = await it.dispatch.lease(it.ticket())
-        leaving, staying = (task_of(it.dispatch.lease(it.ticket())) for _ in range(2))
+        first = await it.scheduler.lease(it.ticket())
+        leaving, staying = (task_of(it.scheduler.lease(it.ticket())) for _ in range(2))
         await asyncio.sleep(1)
         leaving.cancel()
         with first:
             first.spent()
         await use(it, await staying)
         for turns in range(8):
-            last = task_of(it.dispatch.lease(it.ticket()))
+            last = task_of(it.scheduler.lease(it.ticket()))
             for _ in range(turns):
                 await asyncio.sleep(0)
             last.cancel()
@@ -142,15 +142,15 @@ async def test_at_its_deadline_a_request_is_told_what_it_waited_for() -> None:
     """Its own client's cap, or the connections of all; and when one is expected to be free."""
     capacity = Capacity(2)
     async with room(pool(1, PLENTY), capacity=capacity) as it:
-        leases = [await it.dispatch.lease(it.ticket(max_in_flight=1))]
+        leases = [await it.scheduler.lease(it.ticket(max_in_flight=1))]
         await asyncio.sleep(20)
         with pytest.raises(TooMany, match=r"1 requests of a are in flight.*`max_in_flight`") as caught:
-            await it.dispatch.lease(it.ticket(wait=0, max_in_flight=1))
+            await it.scheduler.lease(it.ticket(wait=0, max_in_flight=1))
         assert (caught.value.reason, caught.value.retry_after) == ("max_in_flight", 20)
         await asyncio.sleep(1)
-        leases.append(await it.dispatch.lease(it.ticket("b")))
+        leases.append(await it.scheduler.lease(it.ticket("b")))
         with pytest.raises(TooMany, match=r"All 2 connections.*`upstream.max_connections`") as caught:
-            await it.dispatch.lease(it.ticket("c", wait=9 * SECOND))
+            await it.scheduler.lease(it.ticket("c", wait=9 * SECOND))
         assert caught.value.reason == "max_connections"
         assert caught.value.retry_after == 20  # as long again as the two have lasted on average
         for lease in leases:
@@ -164,11 +164,11 @@ async def test_nobody_is_refused_at_once_for_want_of_a_place() -> None:
     """One may end at any time: the token's turn alone decides early, for as many as asked for one."""
     async with room(pool(1, limit(1))) as it:
         await ask(it, it.ticket())
-        holding = task_of(it.dispatch.lease(it.ticket("b", max_in_flight=1)))
+        holding = task_of(it.scheduler.lease(it.ticket("b", max_in_flight=1)))
         await asyncio.sleep(1)
         began = micros()
         with pytest.raises(TooMany) as caught:
-            await it.dispatch.lease(it.ticket("b", wait=2 * SECOND, max_in_flight=1))
+            await it.scheduler.lease(it.ticket("b", wait=2 * SECOND, max_in_flight=1))
         assert caught.value.reason == "deadline"
         assert micros() - began == 2 * SECOND
         await use(it, await holding)
@@ -197,7 +197,7 @@ def test_places_are_never_more_than_there_are_and_none_idles(
             await asyncio.sleep(come / 1000)
             ticket = it.ticket(name, max_in_flight=clients[name])
             waiting[name] += 1
-            lease = it.dispatch.at_once(ticket) or await it.dispatch.lease(ticket)
+            lease = it.scheduler.at_once(ticket) or await it.scheduler.lease(ticket)
             waiting[name] -= 1
             with lease:
                 in_flight[name] += 1

@@ -6,8 +6,8 @@ import pytest
 from keyturn.core.errors import NoKey, TooMany
 from keyturn.core.exchange import Kind, Unsent
 from keyturn.core.model import SECOND, Client
-from keyturn.dispatch import Displaced, Ticket
-from keyturn.dispatch.room import OWN
+from keyturn.scheduler import Displaced, Ticket
+from keyturn.scheduler.scheduler import OWN
 
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
@@ -21,7 +21,7 @@ def pinned(quota: str, key: str | None = None, *, own: bool = False) -> Ticket:
 
 async def quotas(it: Room, number: int) -> list[str]:
     """The quotas of the next leases, which come back unsent."""
-    leases = [await it.dispatch.lease(it.ticket()) for _ in range(number)]
+    leases = [await it.scheduler.lease(it.ticket()) for _ in range(number)]
     for lease in leases:
         lease.unsent()
         lease.close()
@@ -33,11 +33,11 @@ async def test_nothing_is_granted_on_a_dead_quota() -> None:
     """Others serve, and when it is alive again it serves with them."""
     async with room(pool(2, limit(5))) as it:
         assert await quotas(it, 4) == ["k0", "k1"]
-        it.dispatch.health.dead("k0", micros(), "401", 0.0)
-        it.dispatch.heed()
+        it.scheduler.health.dead("k0", micros(), "401", 0.0)
+        it.scheduler.heed()
         assert await quotas(it, 5) == ["k1"]
-        it.dispatch.health.alive("k0", micros())
-        it.dispatch.heed()
+        it.scheduler.health.alive("k0", micros())
+        it.scheduler.heed()
         assert await quotas(it, 4) == ["k0", "k1"]
         await it.settled()
         it.check_empty()
@@ -47,13 +47,13 @@ async def test_nothing_is_granted_on_a_dead_quota() -> None:
 async def test_the_last_keys_death_is_told_at_once() -> None:
     """To those who wait and to those who come: no hang (503)."""
     async with room(pool(1, limit(1))) as it:
-        lease = await it.dispatch.lease(it.ticket())
-        waiting = task_of(it.dispatch.lease(it.ticket()))
+        lease = await it.scheduler.lease(it.ticket())
+        waiting = task_of(it.scheduler.lease(it.ticket()))
         await asyncio.sleep(0.1)
-        it.dispatch.health.dead("k0", micros(), "401", 0.0)
-        it.dispatch.heed()
+        it.scheduler.health.dead("k0", micros(), "401", 0.0)
+        it.scheduler.heed()
         began = micros()
-        for request in (waiting, it.dispatch.lease(it.ticket())):
+        for request in (waiting, it.scheduler.lease(it.ticket())):
             with pytest.raises(NoKey) as told:
                 await request
             assert told.value.retry_after == 16
@@ -68,19 +68,19 @@ async def test_the_last_keys_death_is_told_at_once() -> None:
 async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
     """Found alive it serves them; if that takes too long, they are refused at their deadline (law 6)."""
     async with room(pool(1, limit(5))) as it:
-        it.dispatch.health.suspect("k0", micros())
-        it.dispatch.heed()
-        waiting = task_of(it.dispatch.lease(it.ticket()))
-        hasty = task_of(it.dispatch.lease(it.ticket(wait=SECOND)))
-        insisting = task_of(it.dispatch.lease(pinned("k0", "k0")))
-        hasty_too = task_of(it.dispatch.lease(Ticket(Client("b"), Kind((0,), "k0"), micros() + SECOND, 3, "k0")))
+        it.scheduler.health.suspect("k0", micros())
+        it.scheduler.heed()
+        waiting = task_of(it.scheduler.lease(it.ticket()))
+        hasty = task_of(it.scheduler.lease(it.ticket(wait=SECOND)))
+        insisting = task_of(it.scheduler.lease(pinned("k0", "k0")))
+        hasty_too = task_of(it.scheduler.lease(Ticket(Client("b"), Kind((0,), "k0"), micros() + SECOND, 3, "k0")))
         await asyncio.sleep(5)
-        assert it.dispatch.waiting == 2
+        assert it.scheduler.waiting == 2
         for request in (hasty, hasty_too):
             with pytest.raises(TooMany):
                 await request
-        it.dispatch.health.alive("k0", micros())
-        it.dispatch.heed()
+        it.scheduler.health.alive("k0", micros())
+        it.scheduler.heed()
         for lease in (await waiting, await insisting):
             lease.unsent()
             lease.close()
@@ -92,13 +92,13 @@ async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
 async def test_the_proxy_asks_after_a_dead_key_under_its_own_lease() -> None:
     """Nobody else gets it, and its lane is none of the callers'."""
     async with room(pool(1, limit(5))) as it:
-        it.dispatch.health.dead("k0", micros(), "401", 0.0)
-        it.dispatch.heed()
-        lease = await it.dispatch.lease(pinned("k0", "k0", own=True), front=True)
+        it.scheduler.health.dead("k0", micros(), "401", 0.0)
+        it.scheduler.heed()
+        lease = await it.scheduler.lease(pinned("k0", "k0", own=True), front=True)
         assert lease.key.name == "k0"
         with lease:
             lease.spent()
-        assert it.dispatch.levels() == []
+        assert it.scheduler.levels() == []
         await it.settled()
         it.check_empty()
 
@@ -107,9 +107,9 @@ async def test_the_proxy_asks_after_a_dead_key_under_its_own_lease() -> None:
 async def test_a_grant_that_comes_too_late_for_its_key_goes_back() -> None:
     """What the store dealt before it heard of the death returns unsent, and its request waits on."""
     async with room(pool(2, limit(1))) as it:
-        it.dispatch.health.dead("k0", micros(), "401", 0.0)
-        it.dispatch._keys.sort()  # the store does not know yet
-        lease = await it.dispatch.lease(it.ticket())
+        it.scheduler.health.dead("k0", micros(), "401", 0.0)
+        it.scheduler._keys.sort()  # the store does not know yet
+        lease = await it.scheduler.lease(it.ticket())
         assert lease.quota == "k1"
         assert len(it.store.granted) == 2
         assert it.store.settled == [Unsent(it.store.granted[0])]
@@ -123,11 +123,11 @@ async def test_a_grant_that_comes_too_late_for_its_key_goes_back() -> None:
 async def test_who_was_sent_to_a_quota_that_died_may_go_elsewhere() -> None:
     """A request that insists on no key but was put into a quota's lane is told so."""
     async with room(pool(2, limit(1))) as it:
-        first = await it.dispatch.lease(pinned("k0"))
-        waiting = task_of(it.dispatch.lease(pinned("k0")))
+        first = await it.scheduler.lease(pinned("k0"))
+        waiting = task_of(it.scheduler.lease(pinned("k0")))
         await asyncio.sleep(0.1)
-        it.dispatch.health.dead("k0", micros(), "401", 0.0)
-        it.dispatch.heed()
+        it.scheduler.health.dead("k0", micros(), "401", 0.0)
+        it.scheduler.heed()
         with pytest.raises(Displaced):
             await waiting
         first.unsent()
@@ -140,14 +140,14 @@ async def test_who_was_sent_to_a_quota_that_died_may_go_elsewhere() -> None:
 async def test_a_lowered_limit_holds_from_the_next_exchange_on() -> None:
     """Only downwards (law 9): what is out counts, and a larger number changes nothing."""
     async with room(pool(1, limit(5))) as it:
-        leases = [await it.dispatch.lease(it.ticket())]
-        it.dispatch.lower(0, 3)
-        it.dispatch.lower(0, 4)
-        assert it.dispatch.pool.limits[0].requests == 3
-        assert it.dispatch.pool.limits[0].name == "5/60s"
-        leases += [await it.dispatch.lease(it.ticket()) for _ in range(2)]
+        leases = [await it.scheduler.lease(it.ticket())]
+        it.scheduler.lower(0, 3)
+        it.scheduler.lower(0, 4)
+        assert it.scheduler.pool.limits[0].requests == 3
+        assert it.scheduler.pool.limits[0].name == "5/60s"
+        leases += [await it.scheduler.lease(it.ticket()) for _ in range(2)]
         with pytest.raises(TooMany):
-            await it.dispatch.lease(it.ticket(wait=SECOND))
+            await it.scheduler.lease(it.ticket(wait=SECOND))
         for lease in leases:
             with lease:
                 lease.spent()

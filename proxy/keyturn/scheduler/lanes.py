@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from keyturn.core.backoff import Backoff, Pace
 from keyturn.core.exchange import Lane, Turns
 from keyturn.core.model import SECOND, Client, Micros
-from keyturn.dispatch.lease import Lease
-from keyturn.dispatch.tickets import Ticket
+from keyturn.scheduler.lease import Lease
+from keyturn.scheduler.tickets import Ticket
 
 RECOUNT: Micros = SECOND // 10
 """How often the clients whose refused requests are to come back are counted."""
