@@ -40,11 +40,12 @@ run: $(VENV)/.runtime ## start the proxy with the keys of config.yaml or POSTMAN
 test: $(VENV)/.dev ## run the test suite, on every core
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-check: $(VENV)/.dev ## lint, formatting, types, layers
+check: $(VENV)/.dev ## lint (Python and Lua), formatting, types, layers, commit subjects
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.gates
 
 simulate: $(VENV)/.dev ## fleets on virtual time, every law judged: SEEDS=1000 runs in all, ROWS=crashes,flush, RUN=crashes/17
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds "$(SEEDS)" --only "$(ROWS)" --run "$(RUN)" $(ARGS)

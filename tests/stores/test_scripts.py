@@ -7,12 +7,9 @@ import copy
 import json
 import os
 import re
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +19,6 @@ from keyturn.core.exchange import PULSE, Spent, Throttled, Unsent
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, FlowDemand, Revision, RevisionLimit, Snapshot
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.state import PoolState
-from keyturn.stores.links import Script
-from keyturn.stores.looks import LOOK
 from keyturn.stores.scripts import (
     EXCHANGE,
     SNAPSHOT,
@@ -329,17 +324,3 @@ def test_scripts_and_state_are_alike(running: Server, seed: int) -> None:
                 assert scripts.stored() == memory.stored()
         assert history.granted > 20
         assert scripts.lasting() == []
-
-
-@pytest.mark.skipif(not shutil.which("luacheck"), reason="luacheck is not here (Debian: `apt-get install lua-check`)")
-@pytest.mark.parametrize("script", [EXCHANGE, SNAPSHOT, LOOK], ids=["exchange", "snapshot", "look"])
-def test_the_linter_finds_nothing(script: Script, tmp_path: Path) -> None:
-    """But that the snapshot alone does not use all of what is stored how."""
-    text = tmp_path / "script.lua"
-    text.write_text(script.text)
-    shared = ["--ignore", "211/MILLISECOND", "211/save_state", "241/expiring"]
-    known = ["--std", "lua51", "--globals", "redis", "cjson", "cmsgpack", "KEYS", "ARGV", "--no-max-line-length"]
-    ended = subprocess.run(
-        ["luacheck", str(text), "--no-color", *known, *shared], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stdout
