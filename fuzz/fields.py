@@ -1,7 +1,7 @@
 """Reading fields: nothing makes it fail, nothing that ends here goes on, and what goes on is as it was."""
 
 from hypothesis import strategies as st
-from keyturn.core.credentials import Places, take_off
+from keyturn.core.credentials import CredentialPlaces, remove_credentials
 from keyturn.core.errors import Broken
 from keyturn.core.headers import (
     accepts_problem,
@@ -19,7 +19,7 @@ from keyturn.core.model import Secret
 
 KEY = "PMAK-5ecret+of the/pool"
 TOKEN = b"5ecret-token"
-PLACES = Places.named("X-Key", "apikey")
+PLACES = CredentialPlaces.named("X-Key", "apikey")
 
 _KNOWN = [
     b"Connection", b"Keep-Alive", b"TE", b"Trailer", b"Transfer-Encoding", b"Upgrade", b"Proxy-Connection", b"Expect",
@@ -61,7 +61,7 @@ def _check_what_is_read(fields: Fields) -> None:
 
 
 def _check_what_goes_up(fields: Fields) -> None:
-    found = take_off(fields, b"/?a=1&apikey=x", PLACES, lambda token: "somebody" if token == TOKEN else None)
+    found = remove_credentials(fields, b"/?a=1&apikey=x", PLACES, lambda token: "somebody" if token == TOKEN else None)
     kept = to_upstream(found.fields)
     names = {name.lower().replace(b"_", b"-") for name, _ in kept if b"_" in name} | {name.lower() for name, _ in kept}
     assert not names & _ENDS_HERE

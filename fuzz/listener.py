@@ -18,10 +18,10 @@ from keyturn.access import Access
 from keyturn.core.events import Event, Journal
 from keyturn.core.http import Answer, Fields, Request, Whole
 from keyturn.core.model import Client, Secret
-from keyturn.upstream.head import HeadWriter
-from keyturn.web.bounds import Bounds
+from keyturn.upstream.request_writer import HeadWriter
 from keyturn.web.connections import Connections
 from keyturn.web.forward import Forward, ForwardSettings
+from keyturn.web.overload import Bounds
 
 from tests.vectors.document import SECTIONS
 from tests.vectors.table import every, filled

@@ -9,7 +9,7 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import strategies as st
 from keyturn.access.jwts import _read as read_jwt
 from keyturn.core.complaints import complaint
-from keyturn.core.credentials import take_off
+from keyturn.core.credentials import remove_credentials
 from keyturn.core.errors import Unauthenticated
 from keyturn.core.events import Journal
 from keyturn.core.headers import (
@@ -27,7 +27,7 @@ from keyturn.core.signals import read
 from keyturn.telemetry.exposition import chosen
 from keyturn.telemetry.requests import shown_path
 from keyturn.telemetry.traces import Traces
-from keyturn.web import errors
+from keyturn.web.error_responses import error_response
 from keyturn.web.incoming import check_framing, origin_form
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -96,7 +96,7 @@ def _signal(name: bytes) -> Callable[[bytes], object]:
 
 
 READERS: Mapping[str, Callable[[bytes], object]] = {
-    "Accept": lambda text: errors.answer(Unauthenticated("x"), Journal(id="1", method="GET"), ((b"Accept", text),)),
+    "Accept": lambda text: error_response(Unauthenticated("x"), Journal(id="1", method="GET"), ((b"Accept", text),)),
     "Connection": lambda text: to_upstream(((b"Connection", text), (b"X", b""), (b"Date", b""))),
     "Origin": lambda text: from_another_site(((b"Origin", text),)),
     "Prefer": lambda text: prefer_wait(((b"Prefer", text),)),
@@ -105,7 +105,7 @@ READERS: Mapping[str, Callable[[bytes], object]] = {
     "X-Request-Id": sane_request_id,
     "Accept of a scrape": lambda text: chosen(text.decode("latin-1")),
     "trace": _trace,
-    "credentials": lambda text: take_off(
+    "credentials": lambda text: remove_credentials(
         ((b"Authorization", b"Bearer " + text), (b"Authorization", text)), b"/?" + text, PLACES, lambda _: None
     ),
     "JSON Web Token": lambda text: read_jwt(b"ey" + text),

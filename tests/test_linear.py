@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import keyturn
 import pytest
-from keyturn.access.claims import subject_pattern
+from keyturn.access.jwts import subject_pattern
 from keyturn.config.document import _Loader
 from keyturn.core import headers
 from keyturn.core.credentials import parameter
 from keyturn.core.policy import Rule
 from keyturn.core.references import OwnReferences
-from keyturn.web.bounds import Bounds
+from keyturn.web.overload import Bounds
 
 from fuzz import listener, readers
 from fuzz.attacks import SEARCHING, Attack, steps, worst
@@ -36,7 +36,7 @@ _FUNCTIONS = SEARCHING | {"compile", "match", "fullmatch"}
 _ROOT = Path(keyturn.__file__).parent
 
 MADE: dict[tuple[str, str], tuple[str, list["re.Pattern[Any]"]]] = {
-    ("keyturn.access.claims", "subject_pattern"): (
+    ("keyturn.access.jwts", "subject_pattern"): (
         "fullmatch",
         [subject_pattern(text) for text in ("a:*", "a*b*c:*:*d*e", "*:*", "***")],
     ),

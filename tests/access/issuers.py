@@ -8,7 +8,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from jwt.algorithms import get_default_algorithms
-from keyturn.access.sources import SourceError
+from keyturn.access.jwks_sources import SourceError
 from keyturn.core.model import SECOND, Client, Issuer, Jwt
 
 ISSUER = "https://issuer.example"

@@ -12,10 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 from keyturn.access import jwts
-from keyturn.access.claims import Rejected
-from keyturn.access.jwts import LONGEST, Jwts
-from keyturn.access.refusals import NotYetKnown
-from keyturn.core.model import Client
+from keyturn.access.jwts import MAX_JWT_BYTES, AcceptedJwt, JwtHolder, Jwts, RejectedJwt, check_claims, subject_pattern
+from keyturn.access.rate_limits import SigningKeyUnknown
+from keyturn.core.model import SECOND, Client, Issuer, Jwt
 
 from tests.access.issuers import (
     ED25519,
@@ -32,6 +31,121 @@ from tests.access.issuers import (
     jwks,
     token,
 )
+
+LEEWAY = 30
+CLAIMS_NOW = 1000.0
+USUAL = {"aud": "keyturn", "sub": "a:b", "exp": 2000}
+
+
+def holders(*jwts: tuple[str, str, str]) -> list[JwtHolder]:
+    """Clients by name, audience and subject."""
+    issuer = Issuer("i")
+    return [JwtHolder.of(Client(name), Jwt(issuer, audience, subject)) for name, audience, subject in jwts]
+
+
+def verdict(claims: dict[str, Any], now: float = CLAIMS_NOW) -> AcceptedJwt | RejectedJwt:
+    """Judge with the usual client and leeway."""
+    return check_claims(
+        {**USUAL, **claims}, holders(("ci", "keyturn", "a:*")), leeway=LEEWAY * SECOND, now=round(now * SECOND)
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "matches"),
+    [
+        ("system:serviceaccount:team-a:*", "system:serviceaccount:team-a:builder", True),
+        ("system:serviceaccount:team-a:*", "system:serviceaccount:team-a:", False),
+        ("system:serviceaccount:team-a:*", "system:serviceaccount:team-a", False),
+        ("system:serviceaccount:team-a:*", "system:serviceaccount:team-a:x:y", False),
+        ("system:serviceaccount:team-a:*", "system:serviceaccount:team-ab:x", False),
+        ("system:serviceaccount:*:builder", "system:serviceaccount:team-b:builder", True),
+        ("system:serviceaccount:*:builder", "system:serviceaccount:a:b:builder", False),
+        ("a:ci-*-job", "a:ci-7-job", True),
+        ("a:ci-*-job", "a:ci--job", False),
+        ("a:ci-*-*-job", "a:ci-1-2-3-job", True),
+        ("a.b", "axb", False),
+        ("A", "a", False),
+        ("a", "a\n", False),
+        ("*", "a", True),
+        ("*", "a:b", False),
+        ("**", "a:b", False),
+    ],
+)
+def test_a_star_stays_within_its_part(pattern: str, subject: str, matches: bool) -> None:
+    """It stands for one or more characters but no colon; everything else is compared letter by letter."""
+    assert bool(subject_pattern(pattern).fullmatch(subject)) is matches
+
+
+@pytest.mark.parametrize(
+    ("claims", "now", "why"),
+    [
+        ({"exp": None}, CLAIMS_NOW, "no time at which it expires"),
+        ({"exp": "2000"}, CLAIMS_NOW, "no time at which it expires"),
+        ({"exp": True}, CLAIMS_NOW, "no time at which it expires"),
+        ({"exp": float("inf")}, CLAIMS_NOW, "no time at which it expires"),
+        ({"exp": float("nan")}, CLAIMS_NOW, "no time at which it expires"),
+        ({"exp": 10**400}, CLAIMS_NOW, "no time at which it expires"),
+        ({"nbf": "x"}, CLAIMS_NOW, "a time that is no number"),
+        ({"iat": [1]}, CLAIMS_NOW, "a time that is no number"),
+        ({}, 2000 + LEEWAY, "has expired"),
+        ({"nbf": CLAIMS_NOW + LEEWAY + 1}, CLAIMS_NOW, "not valid yet"),
+        ({"iat": CLAIMS_NOW + LEEWAY + 1}, CLAIMS_NOW, "not valid yet"),
+        ({"aud": "other"}, CLAIMS_NOW, "another audience"),
+        ({"aud": None}, CLAIMS_NOW, "another audience"),
+        ({"aud": {"keyturn": 1}}, CLAIMS_NOW, "another audience"),
+        ({"aud": ["other", 7]}, CLAIMS_NOW, "another audience"),
+        ({"sub": "b:a"}, CLAIMS_NOW, "no client's"),
+        ({"sub": None}, CLAIMS_NOW, "has no subject"),
+        ({"sub": ["a:b"]}, CLAIMS_NOW, "has no subject"),
+    ],
+)
+def test_what_is_not_right_lets_nobody_in(claims: dict[str, Any], now: float, why: str) -> None:
+    """Each claim that counts has to be there and right."""
+    found = verdict(claims, now)
+    assert isinstance(found, RejectedJwt)
+    assert not found
+    assert why in found.why
+
+
+@pytest.mark.parametrize(
+    ("claims", "now"),
+    [
+        ({}, CLAIMS_NOW),
+        ({}, 2000 + LEEWAY - 0.001),
+        ({"exp": 2000.5}, 2000 + LEEWAY),
+        ({"nbf": CLAIMS_NOW + LEEWAY, "iat": CLAIMS_NOW + LEEWAY}, CLAIMS_NOW),
+        ({"aud": ["other", "keyturn"]}, CLAIMS_NOW),
+    ],
+)
+def test_clocks_may_differ_by_the_leeway(claims: dict[str, Any], now: float) -> None:
+    """At both ends of a token's time."""
+    found = verdict(claims, now)
+    assert isinstance(found, AcceptedJwt)
+    assert found.client.name == "ci"
+    assert found.until == round((claims.get("exp", 2000) + LEEWAY) * SECOND)
+
+
+def test_the_first_client_that_fits_counts() -> None:
+    """By audience and subject together."""
+    several = holders(("a", "x", "a:b"), ("b", "y", "a:*"), ("c", "x", "a:*"))
+    for audience, subject, name in (("x", "a:b", "a"), ("y", "a:b", "b"), ("x", "a:z", "c"), (["y", "x"], "a:b", "a")):
+        found = check_claims({"exp": 2, "aud": audience, "sub": subject}, several, leeway=0, now=0)
+        assert isinstance(found, AcceptedJwt)
+        assert found.client.name == name
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["exp", "nbf", "iat", "aud", "sub"]), JSON))
+def test_any_claims_are_judged(claims: dict[str, Any]) -> None:
+    """Whatever an issuer signs, judging it ends with a verdict."""
+    assert isinstance(verdict(claims), AcceptedJwt | RejectedJwt)
+
 
 KEYS = (
     jwk(RSA, "RS256"),
@@ -66,14 +180,14 @@ class Office:
         for _ in range(5):
             await asyncio.sleep(0)
 
-    def owner(self, text: bytes) -> Client | Rejected | None:
+    def owner(self, text: bytes) -> Client | RejectedJwt | None:
         """Whose it is."""
         return self.jwts.owner(text, sha256(text).hexdigest())
 
     def why(self, text: bytes) -> str:
         """Why it is nobody's."""
         found = self.owner(text)
-        assert isinstance(found, Rejected)
+        assert isinstance(found, RejectedJwt)
         return found.why
 
 
@@ -124,7 +238,7 @@ def confused() -> bytes:
         (token(exp=None), "no time at which it expires"),
         (token(aud="other"), "another audience"),
         (token(sub="system:serviceaccount:team-b:builder"), "no client's"),
-        (token(x="x" * LONGEST), "bytes"),
+        (token(x="x" * MAX_JWT_BYTES), "bytes"),
         (token()[:-5] + b"AAAAA", "not signed by its issuer"),
         (token().rpartition(b".")[0] + b".", "not signed by its issuer"),
         (part({"alg": "RS256", "kid": 7}) + b"." + part({"iss": ISSUER}) + b".x", "kid"),
@@ -195,7 +309,7 @@ async def test_a_verified_token_ends_when_it_expires() -> None:
 
 async def test_only_so_many_tokens_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one not seen for longest is verified again."""
-    monkeypatch.setattr(jwts, "REMEMBERED", 2)
+    monkeypatch.setattr(jwts, "MAX_VERIFIED", 2)
     async with Office().running() as office:
         texts = [token(P256, "ES256", "p256", jti=str(number)) for number in range(3)]
         for text in (texts[0], texts[1], texts[0], texts[2], texts[1]):
@@ -209,10 +323,10 @@ async def test_a_key_that_is_new_is_learned() -> None:
         text = token(OTHER_RSA, kid="two")
         assert "does not publish" in office.why(text)
         office.clock.go_on(10)
-        with pytest.raises(NotYetKnown) as caught:
+        with pytest.raises(SigningKeyUnknown) as caught:
             office.owner(text)
         office.publisher.document = jwks(*KEYS, jwk(OTHER_RSA, "RS256", "two"))
-        await caught.value.teacher.learn()
+        await caught.value.refresh()
         assert office.owner(text) is CLIENT
         assert "does not publish" in office.why(token(kid="three"))
         assert office.publisher.asked == 2
@@ -224,7 +338,7 @@ async def test_without_keys_nobody_is_known() -> None:
     assert "not at hand" in office.why(token())
     office.publisher.open.clear()
     async with office.running():
-        with pytest.raises(NotYetKnown):
+        with pytest.raises(SigningKeyUnknown):
             office.owner(token())
         office.publisher.fails = True
         office.publisher.open.set()

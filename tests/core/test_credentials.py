@@ -3,13 +3,22 @@ from base64 import b64encode
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from keyturn.core.credentials import MAX_WORDS, Found, Places, parameter, take_off, take_off_target, without, words
+from keyturn.core.credentials import (
+    MAX_STRAY_WORDS,
+    CredentialPlaces,
+    FoundCredentials,
+    parameter,
+    remove_credentials,
+    remove_parameter,
+    stray_words,
+    without,
+)
 from keyturn.core.http import Fields
 from keyturn.core.redaction import Redactor
 
 MARK = b"5ecret"
 OURS = {b"5ecret-ci": "ci", b"5ecret-web": "web"}
-PLACES = Places.named("X-Api-Key", "apikey")
+PLACES = CredentialPlaces.named("X-Api-Key", "apikey")
 APIKEY = parameter("apikey")
 
 NAME = st.sampled_from(
@@ -32,9 +41,11 @@ PIECE = st.builds(bytes.__add__, NAME, VALUE)
 PATH = st.sampled_from([b"/", b"/a%2Fb", b"/apikey", b"http://h/apikey=1", b"*", b""])
 
 
-def found(target: bytes = b"/", *fields: tuple[bytes, bytes], places: Places = PLACES) -> Found[str]:
+def found(
+    target: bytes = b"/", *fields: tuple[bytes, bytes], places: CredentialPlaces = PLACES
+) -> FoundCredentials[str]:
     """What is found in a request."""
-    return take_off(fields, target, places, OURS.get)
+    return remove_credentials(fields, target, places, OURS.get)
 
 
 def is_ours(piece: bytes) -> bool:
@@ -47,7 +58,7 @@ def is_ours(piece: bytes) -> bool:
 def test_all_but_the_parameter_survives(path: bytes, pieces: list[bytes]) -> None:
     """Byte for byte, in order; without anything left, the query goes with its `?`."""
     target = path + b"?" + b"&".join(pieces)
-    _, rest = take_off_target(target, APIKEY)
+    _, rest = remove_parameter(target, APIKEY)
     kept = [piece for piece in pieces if not is_ours(piece)]
     if len(kept) == len(pieces):
         assert rest is target
@@ -59,14 +70,14 @@ def test_all_but_the_parameter_survives(path: bytes, pieces: list[bytes]) -> Non
 def test_a_target_without_the_parameter_stays(noise: bytes) -> None:
     """Whatever it looks like."""
     target = noise.replace(b"k", b"_").replace(b"K", b"_").replace(b"%", b"_")
-    assert take_off_target(target, APIKEY) == ([], target)
+    assert remove_parameter(target, APIKEY) == ([], target)
 
 
 @given(st.binary(max_size=30), st.binary(max_size=10))
 def test_taking_off_leaves_nothing_to_take_off(path: bytes, value: bytes) -> None:
     """Once is enough."""
-    _, rest = take_off_target(path + b"?apikey=" + value, APIKEY)
-    assert take_off_target(rest, APIKEY) == ([], rest)
+    _, rest = remove_parameter(path + b"?apikey=" + value, APIKEY)
+    assert remove_parameter(rest, APIKEY) == ([], rest)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +85,7 @@ def test_taking_off_leaves_nothing_to_take_off(path: bytes, value: bytes) -> Non
 )
 def test_other_targets_stay_as_they_are(target: bytes) -> None:
     """The very same bytes."""
-    assert take_off_target(target, APIKEY)[1] is target
+    assert remove_parameter(target, APIKEY)[1] is target
 
 
 @pytest.mark.parametrize(
@@ -109,14 +120,14 @@ def test_other_targets_stay_as_they_are(target: bytes) -> None:
 )
 def test_the_parameter_is_taken_off(target: bytes, value: bytes | None, rest: bytes) -> None:
     """Its first value that is not empty is the credential, decoded; every way in which servers read the name counts."""
-    values, left = take_off_target(target, APIKEY)
+    values, left = remove_parameter(target, APIKEY)
     assert (next(iter(values), None), left) == (value, rest)
 
 
 def test_nothing_is_made_anew_when_nothing_is_taken_off() -> None:
     """The request passes as it came."""
     fields: Fields = ((b"Accept", b"*/*"), (b"Authorization", b"Basic abc"))
-    request = take_off(fields, b"/a?b=1", PLACES, OURS.get)
+    request = remove_credentials(fields, b"/a?b=1", PLACES, OURS.get)
     assert request.fields is fields
     assert (request.authorized, request.header, request.query) == (None, None, None)
 
@@ -227,7 +238,7 @@ def test_a_name_that_servers_read_alike_is_taken_off() -> None:
 
 def test_the_upstreams_own_key_header_is_one_more() -> None:
     """Beside `X-Api-Key`, which clients know."""
-    places = Places.named("X-Other", "key")
+    places = CredentialPlaces.named("X-Other", "key")
     fields = ((b"x-other", b"a"), (b"X-Api-Key", b"b"), (b"apikey", b"c"))
     request = found(b"/?apikey=1&key=2", *fields, places=places)
     assert (request.header, request.query) == (b"a", b"2")
@@ -264,10 +275,10 @@ def test_a_token_of_ours_that_lets_nobody_in_is_taken_off() -> None:
     """It belongs to this proxy all the same; a bearer token behind it counts, and one of nobody's passes."""
     owners = {b"5ecret-late": "", b"5ecret-ci": "ci"}
     late, known, foreign = ((b"Authorization", b"Bearer " + token) for token in (b"5ecret-late", b"5ecret-ci", b"scim"))
-    refused = take_off((late, foreign), b"/", PLACES, owners.get)
+    refused = remove_credentials((late, foreign), b"/", PLACES, owners.get)
     assert (refused.authorized, refused.fields) == ("", (foreign,))
     for fields in ((late, known), (known, late)):
-        assert take_off(fields, b"/", PLACES, owners.get).authorized == "ci"
+        assert remove_credentials(fields, b"/", PLACES, owners.get).authorized == "ci"
 
 
 HIDDEN = Redactor([b"5ecret-ci"])
@@ -325,9 +336,9 @@ def test_nothing_is_made_anew_when_nothing_repeats_it() -> None:
 
 def test_the_words_of_a_head_are_bounded() -> None:
     """Percent-encoding is undone first."""
-    assert b"5ecret-ci" in words(((b"A", b'x="5ecret-ci"'),), b"/")
-    assert b"5ecret-ci" in words((), b"/a;k=5%65cret-ci/b")
-    assert len(list(words(((b"A", b"x " * 60_000),), b"/"))) == MAX_WORDS
+    assert b"5ecret-ci" in stray_words(((b"A", b'x="5ecret-ci"'),), b"/")
+    assert b"5ecret-ci" in stray_words((), b"/a;k=5%65cret-ci/b")
+    assert len(list(stray_words(((b"A", b"x " * 60_000),), b"/"))) == MAX_STRAY_WORDS
 
 
 def test_many_parameters_are_cleaned_of_some() -> None:

@@ -3,11 +3,11 @@ from ipaddress import ip_network
 
 import pytest
 from keyturn.core import forwarded
-from keyturn.core.forwarded import Proxies, telling
+from keyturn.core.forwarded import TrustedProxies, telling
 from keyturn.core.http import Fields
 
 BALANCER, INNER = "10.0.0.1", "10.9.9.9"
-TRUSTED = Proxies((ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"), "unix"))
+TRUSTED = TrustedProxies((ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"), "unix"))
 
 
 def fields(*lines: str) -> Fields:
@@ -16,7 +16,7 @@ def fields(*lines: str) -> Fields:
     return tuple((name.encode(), value.encode("latin-1")) for name, _, value in pairs)
 
 
-def caller(*lines: str, peer: str = BALANCER, proxies: Proxies = TRUSTED) -> str:
+def caller(*lines: str, peer: str = BALANCER, proxies: TrustedProxies = TRUSTED) -> str:
     """The caller that fields tell."""
     return proxies.caller(peer, fields(*lines))
 
@@ -96,12 +96,14 @@ def test_without_an_address_it_is_the_peers_own(lines: list[str]) -> None:
 def test_strangers_are_not_believed() -> None:
     """Nor is anybody when nobody is trusted; a socket is when it is named."""
     assert caller("X-Forwarded-For: 192.0.2.7", peer="203.0.113.1") == "203.0.113.1"
-    assert caller("X-Forwarded-For: 192.0.2.7", proxies=Proxies()) == BALANCER
+    assert caller("X-Forwarded-For: 192.0.2.7", proxies=TrustedProxies()) == BALANCER
     assert caller("X-Forwarded-For: 192.0.2.7", peer="unix") == "192.0.2.7"
-    assert caller("X-Forwarded-For: 192.0.2.7", peer="unix", proxies=Proxies((ip_network("0.0.0.0/1"),))) == "unix"
+    assert (
+        caller("X-Forwarded-For: 192.0.2.7", peer="unix", proxies=TrustedProxies((ip_network("0.0.0.0/1"),))) == "unix"
+    )
     assert caller("X-Forwarded-For: 192.0.2.7", peer="") == ""
     assert "::ffff:10.0.0.1" in TRUSTED
-    assert (bool(TRUSTED), bool(Proxies())) == (True, False)
+    assert (bool(TRUSTED), bool(TrustedProxies())) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import socket
 import struct
 
 import pytest
-from keyturn.core.proxy_protocol import LONGEST_BLOCK, LONGEST_LINE, Announced, NoHeader, read
+from keyturn.core.proxy_protocol import LONGEST_BLOCK, LONGEST_LINE, InvalidProxyHeader, ProxyHeader, read
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 FOUR = socket.inet_aton("192.0.2.7") + socket.inet_aton("192.0.2.1") + struct.pack("!HH", 1000, 443)
@@ -14,13 +14,13 @@ def block(command: int, family: int, content: bytes) -> bytes:
     return SIGNATURE + bytes([command, family]) + struct.pack("!H", len(content)) + content
 
 
-def step_by_step(data: bytes) -> tuple[Announced, int]:
+def step_by_step(data: bytes) -> tuple[ProxyHeader, int]:
     """Read it as a connection is read: as many bytes as are asked for, but not always all of them at once."""
     taken = 0
     reads = 0
     while True:
         found = read(data[:taken])
-        if isinstance(found, Announced):
+        if isinstance(found, ProxyHeader):
             return found, taken
         assert 0 < found <= LONGEST_BLOCK
         reads += 1
@@ -52,7 +52,7 @@ def step_by_step(data: bytes) -> tuple[Announced, int]:
 )
 def test_a_header_is_read_and_no_byte_more(header: bytes, address: str | None) -> None:
     """However it arrives."""
-    assert step_by_step(header + b"GET / HTTP/1.1\r\n\r\n") == (Announced(address), len(header))
+    assert step_by_step(header + b"GET / HTTP/1.1\r\n\r\n") == (ProxyHeader(address), len(header))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_header_is_read_and_no_byte_more(header: bytes, address: str | None) -
 )
 def test_anything_else_is_refused(data: bytes) -> None:
     """As soon as it can be told."""
-    with pytest.raises(NoHeader):
+    with pytest.raises(InvalidProxyHeader):
         step_by_step(data + b"x" * 200)
 
 
@@ -94,6 +94,6 @@ def test_a_line_is_read_in_few_pieces() -> None:
     """Not byte by byte."""
     line = b"PROXY TCP4 192.168.100.100 192.168.100.101 51000 8080\r\n"
     taken = reads = 0
-    while not isinstance(found := read(line[:taken]), Announced):
+    while not isinstance(found := read(line[:taken]), ProxyHeader):
         taken, reads = taken + found, reads + 1
     assert reads <= 16

@@ -97,10 +97,10 @@ class FakeUpstream:
     freed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a connection is free again."""
 
-    def at_hand(self) -> None:
+    def idle_connection(self) -> None:
         """Every connection is asked for."""
 
-    async def free(self) -> None:
+    async def wait_until_free(self) -> None:
         await self.freed.wait()
 
     async def connect(self, *, fresh: bool = False) -> "FakeUpstream":

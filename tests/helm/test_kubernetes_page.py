@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from keyturn.config import Config
-from keyturn.web.buffers import FLOOR
+from keyturn.web.overload import BYTES_FLOOR
 
 from tests.config.samples import with_digests
 from tests.helm.charts import CHART, EXAMPLE, NEWEST, OLDEST, helm, render
@@ -154,7 +154,7 @@ def test_numbers_are_the_chart_s() -> None:
 def test_the_memory_limit_follows_from_the_defaults() -> None:
     """The sum that the page shows is that of the configuration's defaults, and below the limit."""
     config = Config.model_validate({})
-    connections = config.inbound.max_connections * (3 * FLOOR) >> 20
+    connections = config.inbound.max_connections * (3 * BYTES_FLOOR) >> 20
     answers = config.upstream.max_connections * 400 >> 10
     total = 80 + (config.inbound.max_buffered >> 20) + 64 + 64 + answers + connections
     assert f"with their defaults {total} MiB, so 512 MiB" in PAGE

@@ -207,12 +207,12 @@ class Way:
         self._api = api
         self._process = process
 
-    def at_hand(self) -> None:
+    def idle_connection(self) -> None:
         """Every connection is asked for."""
 
     limit, full = 256, False
 
-    async def free(self) -> None:
+    async def wait_until_free(self) -> None:
         """There is always a free connection."""
 
     async def connect(self, *, fresh: bool = False) -> "Way":

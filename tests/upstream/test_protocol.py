@@ -3,7 +3,7 @@ from contextlib import suppress
 
 import pytest
 from aiohttp import SocketTimeoutError
-from keyturn.upstream.protocol import Protocol
+from keyturn.upstream.protocol import UpstreamProtocol
 
 from tests.virtual import virtual
 
@@ -26,14 +26,14 @@ class Transport(asyncio.Transport):
         """Nothing to do."""
 
 
-def connected() -> Protocol:
+def connected() -> UpstreamProtocol:
     """A protocol on an open connection."""
-    protocol = Protocol(asyncio.get_running_loop())
+    protocol = UpstreamProtocol(asyncio.get_running_loop())
     protocol.connection_made(Transport())
     return protocol
 
 
-async def exchange(protocol: Protocol, answer: bytes = ANSWER, *, without_body: bool = False) -> bytes:
+async def exchange(protocol: UpstreamProtocol, answer: bytes = ANSWER, *, without_body: bool = False) -> bytes:
     """One answer's body, read to its end."""
     protocol.expect(without_body=without_body, timeout=60)
     protocol.data_received(answer)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from keyturn.core.http import Answer, Request
-from keyturn.web.bounds import Bounds
 from keyturn.web.connections import Connections
+from keyturn.web.overload import Bounds
 
 from tests.vectors.document import SECTIONS
 from tests.vectors.table import every, filled

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from keyturn.config.units import TcpListener, UnixListener
 from keyturn.core.errors import Unauthenticated
 from keyturn.core.events import ConnectionEnded, Event, Journal
-from keyturn.core.forwarded import Proxies
+from keyturn.core.forwarded import TrustedProxies
 from keyturn.core.http import Answer, Fields, Request
 from keyturn.core.model import MILLISECOND, SECOND, Client
 from keyturn.core.redaction import Redactor
-from keyturn.web.bounds import Bounds
-from keyturn.web.buffers import Buffers
+from keyturn.web.connection import BoundedReader
 from keyturn.web.forward import Forward, ForwardSettings
-from keyturn.web.intake import Intake
-from keyturn.web.server import Listener
+from keyturn.web.listener import Listener
+from keyturn.web.overload import Bounds, ByteBudget
 
 
 class Parts:
@@ -85,7 +84,7 @@ class Access:
         """Nothing: whoever is refused has shown nothing."""
         return Redactor(())
 
-    async def learn(self, refusal: Unauthenticated) -> bool:
+    async def refresh_keys(self, refusal: Unauthenticated) -> bool:
         """Learn that everybody is known, if the test says so."""
         self.required = self.required and not self.teachable
         return self.teachable
@@ -163,11 +162,11 @@ class World:
     draining: bool = False
     observed: asyncio.Event = field(default_factory=asyncio.Event)
     bind: tuple[str | TcpListener | UnixListener, ...] = ("127.0.0.1:0",)
-    proxies: Proxies = field(default_factory=Proxies)
+    proxies: TrustedProxies = field(default_factory=TrustedProxies)
     forwarded: bool = False
     tls: ssl.SSLContext | None = None
     bounds: Bounds = field(default_factory=Bounds)
-    buffers: Buffers = field(default_factory=Buffers)
+    buffers: ByteBudget = field(default_factory=ByteBudget)
     body_timeout: int = 30 * SECOND
     forward: Forward = field(init=False)
     listener: Listener = field(init=False)
@@ -263,7 +262,7 @@ def split(answer: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes]:
     return status, [(name, value) for name, _, value in pairs], body
 
 
-def receive(protocol: Intake, data: bytes) -> None:
+def receive(protocol: BoundedReader, data: bytes) -> None:
     """Hand over bytes as a transport does, as many at a time as are asked for."""
     while data:
         into = protocol.get_buffer(-1)

@@ -3,15 +3,56 @@
 import asyncio
 import gc
 import re
+import ssl
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import trustme
+import uvloop
 from aiohttp.streams import StreamReader
 from keyturn.core.http import Answer, Request
-from keyturn.web.bounds import Bounds
-from keyturn.web.parsing import MOST_READ
+from keyturn.web.connection import BoundedReader
+from keyturn.web.overload import Bounds
+from keyturn.web.parsing import MAX_READ
 
 from tests.web.callers import Gateway, World, an_answer, deaf, ended, get, okay, read, until_closed
+
+MANY = 4 * MAX_READ
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+def test_a_read_is_no_larger_than_asked_for(loop: Callable[[Any], None], *, encrypted: bool) -> None:
+    """A quarter before a request has been admitted, whatever has come meanwhile."""
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    reads: list[int] = []
+    updated = BoundedReader.buffer_updated
+
+    def counted(self: BoundedReader, nbytes: int) -> None:
+        reads.append(nbytes)
+        updated(self, nbytes)
+
+    async def scenario() -> None:
+        async with World(gateway=Gateway(okay), tls=server if encrypted else None).running() as world:
+            world.access.required = True
+            world.access.cut = True
+            tls: dict[str, Any] = {"ssl": client, "server_hostname": "localhost"} if encrypted else {}
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.port, **tls)
+            writer.write(get(b"/", b"Content-Length: %d" % MANY, method=b"PUT", body=b"x" * MANY))
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401 ")
+            writer.transport.abort()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(BoundedReader, "buffer_updated", counted)
+        loop(scenario())
+    assert 0 < reads[0] <= MAX_READ // 4
+    assert max(reads) <= MAX_READ
+
 
 SOON = 0.05
 """Seconds that run out."""
@@ -266,7 +307,7 @@ async def test_pipelined_requests_wait_outside() -> None:
         assert world.listener._protocols is not None
         (connection,) = world.listener._protocols._open
         assert not connection._messages
-        assert world.listener._protocols.buffers.held <= MOST_READ
+        assert world.listener._protocols.buffers.held <= MAX_READ
         go_on.set()
         for number in range(100):
             assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200 ")

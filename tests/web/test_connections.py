@@ -1,13 +1,16 @@
 """How many connections callers may have, over real sockets."""
 
 import asyncio
+import socket
 import ssl
+from collections.abc import AsyncIterator
 
 import pytest
 from keyturn.core.http import Fields
 from keyturn.core.model import Client
 from keyturn.web import connections
-from keyturn.web.bounds import Bounds
+from keyturn.web.connections import DisconnectWatcher
+from keyturn.web.overload import Bounds
 
 from tests.web.callers import Access, Admission, Gateway, World, ended, get, okay, read, split, until_closed
 
@@ -176,6 +179,56 @@ async def test_a_crowd_of_strangers_is_refused_some_in_each_turn() -> None:
         while before < 100:
             await asyncio.sleep(0)
             most, before = max(most, len(world.journals) - before), len(world.journals)
-        assert most <= 2 * connections.BEGUN, "those that are woken and those that come anew"
+        assert most <= 2 * connections.REQUESTS_BEGUN, "those that are woken and those that come anew"
         for _, writer in callers:
             writer.close()
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[tuple[DisconnectWatcher, socket.socket, socket.socket, asyncio.Event]]:
+    """A socket that is watched, its peer, and what happens when that leaves."""
+    departures, gone = DisconnectWatcher(asyncio.get_running_loop()), asyncio.Event()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        departures.watch(ours.fileno(), gone.set)
+        yield departures, ours, theirs, gone
+        departures.close()
+
+
+Watched = tuple[DisconnectWatcher, socket.socket, socket.socket, asyncio.Event]
+
+
+async def test_a_peer_that_leaves_is_noticed_behind_unread_bytes(watched: Watched) -> None:
+    """What it has sent before need not be read for that."""
+    _, _, theirs, gone = watched
+    theirs.send(b"unread")
+    theirs.close()
+    async with asyncio.timeout(30):
+        await gone.wait()
+
+
+async def test_bytes_alone_are_no_departure(watched: Watched) -> None:
+    """A peer that only sends is still there; the one that leaves afterwards is told first."""
+    departures, _, theirs, gone = watched
+    theirs.send(b"unread")
+    other_gone = asyncio.Event()
+    ours, other = socket.socketpair()
+    with ours, other:
+        departures.watch(ours.fileno(), other_gone.set)
+        other.close()
+        async with asyncio.timeout(30):
+            await other_gone.wait()
+        assert not gone.is_set()
+
+
+async def test_what_is_forgotten_is_not_told(watched: Watched) -> None:
+    """A socket that is read again, or closed, is no longer watched; forgetting it twice does no harm."""
+    departures, ours, theirs, gone = watched
+    departures.forget(ours.fileno())
+    departures.forget(ours.fileno())
+    theirs.close()
+    await asyncio.sleep(0)
+    assert not gone.is_set()
+    departures.watch(ours.fileno(), gone.set)
+    async with asyncio.timeout(30):
+        await gone.wait()

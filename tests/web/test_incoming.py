@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from keyturn.core.errors import BadRequest
 from keyturn.core.http import Answer, Request
-from keyturn.web.bounds import Bounds
 from keyturn.web.incoming import postman_hosts
+from keyturn.web.overload import Bounds
 
 from tests.web.callers import Gateway, World, an_answer, get, okay, split
 

@@ -2,17 +2,57 @@
 
 import asyncio
 import gc
+import itertools
 import logging
 import tracemalloc
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from keyturn.core.errors import Unauthenticated
 from keyturn.core.http import Answer, Request
-from keyturn.web.bounds import Bounds
-from keyturn.web.buffers import FLOOR, Buffers
-from keyturn.web.parsing import MOST_READ
+from keyturn.web.overload import BYTES_FLOOR, Bounds, ByteBudget
+from keyturn.web.parsing import MAX_READ, HeadCounter
 
 from tests.web.callers import Access, Gateway, World, an_answer, ended, get, okay, read, until_closed
+
+HEADS = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\n\r\n"
+
+
+def lengths(data: bytes, cuts: list[int]) -> list[int]:
+    """The lengths of the heads in data that comes in pieces."""
+    places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
+    count, found = HeadCounter(), []
+    for start, end in itertools.pairwise(places):
+        piece, at = data[start:end], 0
+        while at < len(piece):
+            length = count.length(piece, at)
+            count.add(piece[at : at + length])
+            at += length
+            if HEADS.startswith(b"\r\n\r\n", start + at - 4):
+                found.append(count.received)
+                count.begin()
+    return found
+
+
+@given(st.lists(st.integers(0, 100), max_size=8))
+def test_a_head_ends_behind_its_empty_line(cuts: list[int]) -> None:
+    """Wherever its bytes are cut; what stands behind belongs to the next."""
+    assert lengths(HEADS, cuts) == [27, 19]
+
+
+def test_text_beyond_ascii_costs_more() -> None:
+    """For the whole head, since one character widens the text that it stands in."""
+    count = HeadCounter()
+    count.add(b"x" * 1000)
+    assert count.cost == 2000
+    assert count.affordable(2000) == 1000
+    count.add("€".encode())
+    assert count.cost == 5 * 1003
+    assert count.affordable(2000) == 400
+    count.begin()
+    assert count.cost == 0
+
 
 SOON = 0.05
 """Seconds that run out."""
@@ -63,7 +103,7 @@ async def test_a_body_is_not_read_before_its_request_is_admitted(framing: bytes)
         body = b"x" * 900 if framing.startswith(b"C") else b"1\r\nx\r\n" * 150
         await as_much_as_goes(writer, get(b"/", framing, method=b"POST", body=body * 1000))
         await asked.wait()
-        assert 0 < held(world) <= MOST_READ // 4 + 1000
+        assert 0 < held(world) <= MAX_READ // 4 + 1000
         go_on.set()
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401 ")
         writer.transport.abort()
@@ -109,13 +149,13 @@ async def test_memory_of_an_answered_request_is_given_back(*, close: bool) -> No
 
 async def test_a_crowd_with_half_heads_holds_no_more_than_it_may() -> None:
     """And a caller with a usual head is served beside it, as is one with a body."""
-    buffers = Buffers(1 << 20)
+    buffers = ByteBudget(1 << 20)
     async with World(gateway=Gateway(read_all), buffers=buffers).running() as world:
         crowd = [(await world.connect())[1] for _ in range(60)]
         for writer in crowd:
             await as_much_as_goes(writer, b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 60_000)
         assert buffers.paused > 0
-        assert buffers.held <= buffers.limit // 4 + 61 * FLOOR + 2 * Bounds().head
+        assert buffers.held <= buffers.limit // 4 + 61 * BYTES_FLOOR + 2 * Bounds().head
         body = b"x" * 1000
         answer = await world.ask(get(b"/", b"Content-Length: %d" % len(body), method=b"PUT", body=body))
         assert answer.endswith(b"\r\n\r\nok")
@@ -127,7 +167,7 @@ async def test_a_crowd_with_half_heads_holds_no_more_than_it_may() -> None:
 
 async def test_heads_that_were_paused_go_on() -> None:
     """When others have gone; nothing of them is lost."""
-    buffers = Buffers(1 << 20)
+    buffers = ByteBudget(1 << 20)
     async with World(gateway=Gateway(okay), buffers=buffers).running() as world:
         crowd = [await world.connect() for _ in range(60)]
         head = get(b"/", b"X: " + b"x" * 30_000)
@@ -143,7 +183,7 @@ async def test_heads_that_were_paused_go_on() -> None:
 
 async def test_a_head_that_found_no_room_in_its_time_is_told_so() -> None:
     """It was not its caller that was slow."""
-    async with World(bounds=Bounds(head_time=4 * SOON), buffers=Buffers(0)).running() as world:
+    async with World(bounds=Bounds(head_time=4 * SOON), buffers=ByteBudget(0)).running() as world:
         head = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 30_000
         first, second = [await world.connect() for _ in range(2)]
         for _, writer in (first, second):
@@ -165,7 +205,7 @@ async def test_clients_that_hold_everything_are_refused() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    buffers = Buffers(20_000)
+    buffers = ByteBudget(20_000)
     async with World(gateway=Gateway(reply), buffers=buffers).running() as world:
         writers = []
         for number in range(1, 11):

@@ -5,7 +5,7 @@ from typing import cast
 import pytest
 from keyturn.core.errors import Broken
 from keyturn.core.http import Answer, Fields, Request
-from keyturn.web.turns import Turns
+from keyturn.web.overload import IterationBudget
 
 from tests.web.callers import Gateway, Parts, World, an_answer, get, split
 
@@ -280,7 +280,7 @@ async def test_an_upgrade_is_not_taken_up() -> None:
         assert world.gateway.requests[0].fields == ()
 
 
-class NoTurns(Turns):
+class NoTurns(IterationBudget):
     """Large answers to others have all of them."""
 
     async def take(self, number: int, party: str = "") -> None:

@@ -4,6 +4,6 @@ The order in which a request is asked who sent it: what it carries (a bearer tok
 query, and in each place a token before a JSON Web Token), then its connection's certificate, then nobody in particular.
 """
 
-from keyturn.access.door import Access, Admission
+from keyturn.access.authentication import Access, Admission
 
 __all__ = ["Access", "Admission"]

@@ -43,10 +43,10 @@ from keyturn.tasks import finish, spawn
 from keyturn.telemetry import LogLevel, LogWriter, RequestLog, Telemetry
 from keyturn.upstream import Upstream
 from keyturn.web.admin import Admin
-from keyturn.web.buffers import Buffers
 from keyturn.web.forward import Forward, ForwardSettings
 from keyturn.web.incoming import postman_hosts
-from keyturn.web.server import Listener
+from keyturn.web.listener import Listener
+from keyturn.web.overload import ByteBudget
 from keyturn.web.status.glance import Glance, Sources
 from keyturn.web.status.model import ProcessStatus
 
@@ -115,7 +115,7 @@ class App:
         self._traces = traces(config, replica)
         if self._traces is not None:
             self._forward.recorder = self._traces
-        self._buffers = Buffers(config.inbound.max_buffered)
+        self._buffers = ByteBudget(config.inbound.max_buffered)
         self._data = self._data_listener(plan)
         self.glance = Glance(self._sources(replica, log), clock=monotonic, wall=wall)
         self._admin = Listener(self._admin_pages(), [config.admin], bounds=ADMIN_BOUNDS, buffers=self._buffers)

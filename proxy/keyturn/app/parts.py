@@ -12,7 +12,7 @@ from keyturn.core.model import SECOND
 from keyturn.stores.links import Link
 from keyturn.trust import apply_rules
 from keyturn.upstream import UpstreamSettings
-from keyturn.web.bounds import Bounds
+from keyturn.web.overload import Bounds
 
 if TYPE_CHECKING:
     from keyturn.telemetry.traces import Traces

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from keyturn.access.keysets import read_key_set
+from keyturn.access.jwks_cache import parse_jwks
 from keyturn.app.fixed import needs_a_restart
 from keyturn.app.parts import inbound_tls
 from keyturn.config import Config
 from keyturn.config.contents import content_of
 from keyturn.core.errors import ConfigError, Problem, StartError
-from keyturn.core.forwarded import Proxies
+from keyturn.core.forwarded import TrustedProxies
 from keyturn.core.model import Client, Pool
 from keyturn.upstream import trust_of
 
@@ -30,7 +30,7 @@ class Plan:
     pools: tuple[Pool, ...]
     clients: tuple[Client, ...]
     anonymous: Client | None
-    proxies: Proxies
+    proxies: TrustedProxies
     """Those in front of the data listeners that are trusted."""
 
     @classmethod
@@ -55,7 +55,7 @@ class Plan:
         if problems or trust is None:
             raise ConfigError(tuple(problems))
         pools, clients = config.pools_of_model(), config.client_models()
-        proxies = Proxies(config.inbound.trusted_proxies)
+        proxies = TrustedProxies(config.inbound.trusted_proxies)
         return cls(config, contents, tls, trust, pools, clients, config.anonymous_client(), proxies)
 
     def follow(self, config: Config) -> "Plan":
@@ -101,6 +101,6 @@ def _bad_key_sets(config: Config) -> Iterator[Problem]:
         if client.jwt is None or client.jwt.jwks_file is None:
             continue
         try:
-            read_key_set(client.jwt.jwks_file.read_bytes(), ())
+            parse_jwks(client.jwt.jwks_file.read_bytes(), ())
         except (OSError, ValueError):
             yield Problem(f"clients[{index}].jwt.jwks_file", "no set of public keys in JSON (RFC 7517)")

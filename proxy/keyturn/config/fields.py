@@ -30,7 +30,7 @@ from keyturn.config.units import (
     parse_trusted,
 )
 from keyturn.config.urls import StoreUrl, parse_store_url, parse_upstream_url
-from keyturn.core.forwarded import Trusted
+from keyturn.core.forwarded import TrustedAddress
 from keyturn.core.model import MILLISECOND, SECOND, Micros, Secret
 from keyturn.core.policy import Rule
 
@@ -276,7 +276,7 @@ Listeners = Annotated[
     ),
 ]
 TrustedProxy = Annotated[
-    Trusted,
+    TrustedAddress,
     PlainValidator(parse_trusted),
     PlainSerializer(str, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^(unix|[0-9A-Fa-f.:]+(/[0-9]{1,3})?)$"}),

@@ -32,9 +32,9 @@ _SCHEMES = frozenset({b"", b"bearer", _BASIC, b"token", b"apikey"})
 
 MAX_CANDIDATES = 16
 """Words of one `Authorization` that are looked at: `Digest` and its like have about ten."""
-MAX_WORDS = 256
+MAX_STRAY_WORDS = 256
 """Words of a head that are looked at where no place holds a token of ours, within its first `MAX_LOOKED_AT` bytes."""
-MAX_LOOKED_AT = 16_384
+MAX_BYTES_SEARCHED = 16_384
 
 _WORD = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
 """What RFC 9110, section 11.2, calls `token68`."""
@@ -45,7 +45,7 @@ _BLANK, _OPEN, _CLOSE = rb"[ +\t\0]|%(?:20|09|00)", rb"\[|%5b", rb"\]|%5d"
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class CredentialPlaces:
     """Where a credential may stand: lower-case names of headers, and a parameter of the query."""
 
     headers: frozenset[bytes]
@@ -55,7 +55,7 @@ class Places:
     """Of the names of all headers that are looked at: most others are told apart by theirs alone."""
 
     @classmethod
-    def named(cls, key_header: str, key_query: str) -> "Places":
+    def named(cls, key_header: str, key_query: str) -> "CredentialPlaces":
         """The places for a configured key header, beside `X-Api-Key`, and a query parameter."""
         headers = frozenset({_KEY_HEADER, key_header.lower().encode("ascii")})
         others = (_AUTHORIZATION, _PROXY_AUTHORIZATION, _REFERER)
@@ -63,7 +63,7 @@ class Places:
 
 
 @value_object
-class Found(Generic[Owner]):
+class FoundCredentials(Generic[Owner]):
     """What a request held, and the request without it. Its `repr` shows none of it."""
 
     authorized: Owner | None
@@ -84,7 +84,9 @@ class Found(Generic[Owner]):
     target: bytes = field(repr=False)
 
 
-def take_off(fields: Fields, target: bytes, places: Places, owner_of: Callable[[bytes], Owner | None]) -> Found[Owner]:
+def remove_credentials(
+    fields: Fields, target: bytes, places: CredentialPlaces, owner_of: Callable[[bytes], Owner | None]
+) -> FoundCredentials[Owner]:
     """Find a request's credentials and take them off; `owner_of` says whose a token of an `Authorization` is.
 
     An owner that is false stands for a token of ours that lets nobody in: it is taken off too, and the next counts.
@@ -112,15 +114,15 @@ def take_off(fields: Fields, target: bytes, places: Places, owner_of: Callable[[
                 owners[lower] = owners.get(lower) or owner
                 basic = basic and value.lstrip()[: len(_BASIC)].lower() == _BASIC
         elif lower == _REFERER:
-            values, rest = take_off_target(value, places.query)
+            values, rest = remove_parameter(value, places.query)
             if rest is not value:
                 taken[index] = rest
                 ours += values
         elif b"_" in lower and lower.replace(b"_", b"-") in headers:
             taken[index] = None  # no credential here, but one to a server that makes no difference
             ours.append(value.strip())
-    values, target = take_off_target(target, places.query)
-    return Found(
+    values, target = remove_parameter(target, places.query)
+    return FoundCredentials(
         owners.get(_AUTHORIZATION) or owners.get(_PROXY_AUTHORIZATION) or next(iter(owners.values()), None),
         basic and bool(owners),
         header,
@@ -149,7 +151,7 @@ def parameter(name: str) -> re.Pattern[bytes]:
     return re.compile(rb"(?:\A|[&;])" + named + rb"(?:=([^&;]*+))?+(?=[&;]|\Z)", re.IGNORECASE)
 
 
-def take_off_target(target: bytes, taken: re.Pattern[bytes]) -> tuple[list[bytes], bytes]:
+def remove_parameter(target: bytes, taken: re.Pattern[bytes]) -> tuple[list[bytes], bytes]:
     """The values of a parameter in a target's query, decoded, but for empty ones, and the target without any of them.
 
     A query that becomes empty goes with its `?`.
@@ -214,10 +216,10 @@ def _clean(parts: list[bytes], hidden: Redactor) -> list[bytes]:
     return _clean(parts[:half], hidden) + _clean(parts[half:], hidden)
 
 
-def words(fields: Fields, target: bytes) -> Iterator[bytes]:
+def stray_words(fields: Fields, target: bytes) -> Iterator[bytes]:
     """The words of a head that could be a token, percent-encoding undone."""
-    head = unquote_to_bytes(b"\n".join((target, *chain.from_iterable(fields)))[:MAX_LOOKED_AT])
-    return (found[0] for found in islice(_STRAY_WORD.finditer(head), MAX_WORDS))
+    head = unquote_to_bytes(b"\n".join((target, *chain.from_iterable(fields)))[:MAX_BYTES_SEARCHED])
+    return (found[0] for found in islice(_STRAY_WORD.finditer(head), MAX_STRAY_WORDS))
 
 
 def _owner(value: bytes, owner_of: Callable[[bytes], Owner | None], unknown: list[bytes]) -> tuple[bytes, Owner | None]:

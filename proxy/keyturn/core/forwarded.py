@@ -15,7 +15,7 @@ from keyturn.core.http import Fields
 UNIX = "unix"
 """The address of whatever connects at a Unix socket."""
 
-Trusted = IPv4Network | IPv6Network | str
+TrustedAddress = IPv4Network | IPv6Network | str
 """The addresses of proxies whose word on their callers counts; of text there is only `UNIX`."""
 
 _FORWARDED, _FOR, _HOST, _PROTO = b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"
@@ -35,10 +35,10 @@ _PAIR = re.compile(rb"[ \t]*+(?:([!#$%&'*+\-.^_`|~0-9A-Za-z]++)=(" + _VALUE + rb
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 
 
-class Proxies:
+class TrustedProxies:
     """The proxies in front of this one that are trusted to tell whom they speak for."""
 
-    def __init__(self, trusted: Iterable[Trusted] = ()) -> None:
+    def __init__(self, trusted: Iterable[TrustedAddress] = ()) -> None:
         self._trusted = tuple(trusted)
         self._includes = lru_cache(_REMEMBERED)(self._look_up)
 

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from keyturn.core.forwarded import parse_address
 from keyturn.core.values import value_object
 
-SHORTEST = 15
+SHORTEST_HEADER = 15
 """Bytes of the shortest header, `PROXY UNKNOWN` and its line end."""
 LONGEST_LINE = 107
 LONGEST_BLOCK = 4096
@@ -28,19 +28,19 @@ _FAMILIES = {b"TCP4": IPv4Address, b"TCP6": IPv6Address}
 _MOST_PORT = 65_535
 
 
-class NoHeader(Exception):
+class InvalidProxyHeader(Exception):
     """These bytes are no header of the PROXY protocol, or one that is not accepted; the message says why."""
 
 
 @value_object
-class Announced:
+class ProxyHeader:
     """A header that is whole."""
 
     address: str | None
     """The address of the caller; `None` when the balancer speaks for itself, or does not know it."""
 
 
-def read(data: bytes) -> Announced | int:
+def read(data: bytes) -> ProxyHeader | int:
     """The header that these bytes are, or how many more it has for certain.
 
     Raises:
@@ -51,28 +51,28 @@ def read(data: bytes) -> Announced | int:
     return _read_line(data)
 
 
-def _read_line(data: bytes) -> Announced | int:
+def _read_line(data: bytes) -> ProxyHeader | int:
     """Version 1: `PROXY TCP4 192.0.2.1 192.0.2.2 1000 443`."""
     if not b"PROXY ".startswith(data[:6]):
-        raise NoHeader("it is missing")
-    if len(data) < SHORTEST:
-        return SHORTEST - len(data)
+        raise InvalidProxyHeader("it is missing")
+    if len(data) < SHORTEST_HEADER:
+        return SHORTEST_HEADER - len(data)
     if not data.endswith(b"\r\n"):
         if len(data) >= LONGEST_LINE:
-            raise NoHeader(f"its line has more than {LONGEST_LINE} bytes")
+            raise InvalidProxyHeader(f"its line has more than {LONGEST_LINE} bytes")
         if b"\n" in data:
-            raise NoHeader("its line does not end in CR LF")
+            raise InvalidProxyHeader("its line does not end in CR LF")
         return min(_left(data), LONGEST_LINE - len(data))
     _, family, *rest = data[:-2].split(b" ")
     if family == b"UNKNOWN":
-        return Announced(None)
+        return ProxyHeader(None)
     if family not in _FAMILIES or len(rest) != _PARTS - 2 or not all(map(_is_port, rest[2:])):
-        raise NoHeader("its line is malformed")
+        raise InvalidProxyHeader("its line is malformed")
     try:
         source, _ = (_FAMILIES[family](address.decode("ascii")) for address in rest[:2])
     except ValueError:
-        raise NoHeader("its line has no addresses") from None
-    return Announced(str(parse_address(str(source))))
+        raise InvalidProxyHeader("its line has no addresses") from None
+    return ProxyHeader(str(parse_address(str(source))))
 
 
 def _left(data: bytes) -> int:
@@ -86,21 +86,21 @@ def _is_port(text: bytes) -> bool:
     return text.isdigit() and len(text) <= len(str(_MOST_PORT)) and int(text) <= _MOST_PORT
 
 
-def _read_block(data: bytes) -> Announced | int:
+def _read_block(data: bytes) -> ProxyHeader | int:
     """Version 2: a signature, what it is about, a length, and so many bytes of addresses and extensions."""
     if not _SIGNATURE.startswith(data[: len(_SIGNATURE)]):
-        raise NoHeader("it is missing")
+        raise InvalidProxyHeader("it is missing")
     if len(data) < _FIXED:
         return _FIXED - len(data)
     command, family = data[12] - _VERSION, data[13]
     length = int.from_bytes(data[14:_FIXED], "big")
     if command not in (_LOCAL, _PROXIED):
-        raise NoHeader("its version or command is unknown")
+        raise InvalidProxyHeader("its version or command is unknown")
     if length > LONGEST_BLOCK:
-        raise NoHeader(f"it has more than {LONGEST_BLOCK} bytes")
+        raise InvalidProxyHeader(f"it has more than {LONGEST_BLOCK} bytes")
     size = _BYTES.get(family >> 4, 0) if command == _PROXIED and family & 0xF == _STREAM else 0
     if size and length < 2 * size + _PORTS:
-        raise NoHeader("its addresses are cut short")
+        raise InvalidProxyHeader("its addresses are cut short")
     if len(data) < _FIXED + length:
         return _FIXED + length - len(data)
-    return Announced(str(parse_address(str(ip_address(data[_FIXED : _FIXED + size])))) if size else None)
+    return ProxyHeader(str(parse_address(str(ip_address(data[_FIXED : _FIXED + size])))) if size else None)

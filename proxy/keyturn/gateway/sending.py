@@ -37,7 +37,7 @@ class Wire(Protocol):
 class Upstream(Protocol):
     """Where requests go."""
 
-    def at_hand(self) -> Wire | None:
+    def idle_connection(self) -> Wire | None:
         """A connection that was kept alive, if there is one."""
 
     async def connect(self, *, fresh: bool = False) -> Wire:
@@ -51,7 +51,7 @@ class Upstream(Protocol):
     def full(self) -> bool:
         """Whether `free` has to be awaited before a connection is taken."""
 
-    async def free(self) -> None:
+    async def wait_until_free(self) -> None:
         """Wait until a connection may be taken; that has to be done before anything else is awaited."""
 
 
@@ -117,7 +117,7 @@ class Sender:
             request = replace(request, fields=fields)
         try:
             try:
-                wire = None if fresh else self._upstream.at_hand()
+                wire = None if fresh else self._upstream.idle_connection()
                 if wire is None:
                     wire = await self._upstream.connect(fresh=fresh)
             except BaseException:
@@ -154,7 +154,7 @@ class Sender:
         last = lease.use_by if deadline is None else min(lease.use_by, deadline)
         try:
             async with asyncio.timeout(max(0, last - began) / SECOND):
-                await self._upstream.free()
+                await self._upstream.wait_until_free()
         except BaseException as error:
             lease.unsent()
             if not isinstance(error, TimeoutError):

@@ -27,7 +27,7 @@ _LONGEST_LINE = 2**16
 _MOST_FIELDS = 512
 
 
-class Protocol(ResponseHandler):
+class UpstreamProtocol(ResponseHandler):
     """A connection whose reader learns of everything that goes wrong, also in the middle of an answer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,37 +1,41 @@
-"""Accepting: the connections that wait at a listening socket are taken some in each turn of the event loop.
+"""TLS handshakes that fail: who tried, why it failed, and an answer for callers that speak plain HTTP.
 
-uvloop's servers accept one connection in each turn, so a caller that connects behind a thousand others waits for a
-thousand turns, which are long while many are served. asyncio's servers accept all in one turn, which is then long
-itself. Here each turn makes a bounded number of connections, one of each network address after another.
+Event loops say nothing of a handshake that failed, for its error is an `OSError`. One that is none goes to the loop's
+exception handler, together with the transport, and so with the caller's address.
 """
 
 import asyncio
 import errno
 import logging
+import os
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from keyturn.access.failures import origin_of
+from keyturn.access.rate_limits import address_of, network_of
+from keyturn.core.errors import BadRequest
+from keyturn.core.events import WhyEnded
 from keyturn.core.forwarded import UNIX, parse_address
+from keyturn.core.proxy_protocol import SHORTEST_HEADER, InvalidProxyHeader, ProxyHeader, read
 from keyturn.tasks import spawn
-from keyturn.web.handshakes import HandshakeFailed
+from keyturn.web.error_responses import plain_response
 
 if TYPE_CHECKING:
     from keyturn.web.connections import Connections
 
-BACKLOG = 1024
+ACCEPT_BACKLOG = 1024
 """Connections that wait in the kernel."""
-ACCEPTED = 128
+ACCEPTED_AT_ONCE = 128
 """Connections that are accepted in one turn of the loop, to see where they come from."""
-MOST_WAITING = 512
+MAX_ACCEPTED_WAITING = 512
 """Accepted connections that wait for their turn; those behind them wait in the kernel."""
-_NOTHING_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The system has no descriptor or memory for another connection."""
-_AGAIN = 0.1
+_RETRY_SECONDS = 0.1
 """Seconds until it is asked again."""
-_TELL_EVERY = 60.0
+_WARN_EVERY = 60.0
 """Seconds."""
 
 _log = logging.getLogger("keyturn")
@@ -64,7 +68,7 @@ class Acceptor:
         self._told = float("-inf")
         """When the log told last that the system has nothing left."""
         sock.setblocking(False)
-        sock.listen(BACKLOG)
+        sock.listen(ACCEPT_BACKLOG)
         self._go_on()
 
     @property
@@ -75,7 +79,7 @@ class Acceptor:
     async def close(self) -> None:
         """Take what has connected up to now, then listen no more; handshakes of TLS go on."""
         self._pause()
-        for _ in range(BACKLOG):
+        for _ in range(ACCEPT_BACKLOG):
             if not self._accept():
                 break
         if self._later is not None:
@@ -95,10 +99,10 @@ class Acceptor:
             self._loop.remove_reader(self._sock)
 
     def _accept_some(self) -> None:
-        for _ in range(min(ACCEPTED, MOST_WAITING - len(self._making))):
+        for _ in range(min(ACCEPTED_AT_ONCE, MAX_ACCEPTED_WAITING - len(self._making))):
             if not self._accept():
                 break
-        if len(self._making) >= MOST_WAITING:
+        if len(self._making) >= MAX_ACCEPTED_WAITING:
             self._pause()
 
     def _accept(self) -> bool:
@@ -108,12 +112,12 @@ class Acceptor:
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            if error.errno in _NOTHING_LEFT:
+            if error.errno in _EXHAUSTED:
                 self._ask_later(error)
                 return False
             return True  # Linux tells here what went wrong on one connection; the next one may be well
         sock.setblocking(False)
-        peer = origin_of(str(parse_address(name[0]))) if isinstance(name, tuple) else UNIX
+        peer = network_of(str(parse_address(name[0]))) if isinstance(name, tuple) else UNIX
         task = spawn(self._make(sock, peer), name="make a connection", owner=self._making)
         task.add_done_callback(self._go_on)
         return True
@@ -122,8 +126,8 @@ class Acceptor:
         """Leave connections in the kernel for a moment."""
         self._pause()
         if self._later is None:
-            self._later = self._loop.call_later(_AGAIN, self._ask_again)
-        if self._loop.time() - self._told >= _TELL_EVERY:
+            self._later = self._loop.call_later(_RETRY_SECONDS, self._ask_again)
+        if self._loop.time() - self._told >= _WARN_EVERY:
             self._told = self._loop.time()
             _log.warning("connections wait, since the system has nothing left for them: %s", error.strerror)
 
@@ -140,5 +144,184 @@ class Acceptor:
             await self._connect(sock)
 
     async def _connect(self, sock: socket.socket) -> None:
-        with suppress(OSError, HandshakeFailed):  # the loop's exception handler tells of handshakes that failed
+        with suppress(OSError, TlsHandshakeError):  # the loop's exception handler tells of handshakes that failed
             await self._loop.connect_accepted_socket(self.factory, sock, **self.secured)
+
+
+class ProxyHeaderReader(asyncio.BufferedProtocol):
+    """Reads the header of one connection, and no byte more; the rest is the connection's, or its TLS handshake's.
+
+    A connection of somebody who is not trusted, without a header, or with a malformed or late one is closed.
+    """
+
+    __slots__ = ("_loop", "_owner", "_read", "_timer", "_tls", "_wanted", "_wire", "address")
+
+    def __init__(self, owner: "Connections", tls: ssl.SSLContext | None) -> None:
+        self._owner = owner
+        self._tls = tls
+        self._loop = asyncio.get_running_loop()
+        self._read = bytearray()
+        self._wanted = memoryview(bytearray(SHORTEST_HEADER))
+        self._timer: asyncio.TimerHandle | None = None
+        self._wire: asyncio.Transport | None = None
+        self.address = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there."""
+        self._wire = cast("asyncio.Transport", transport)
+        self.address = address_of(self._wire)
+        if self.address not in self._owner.proxies:
+            self._end("proxy_protocol", "a connection that `inbound.trusted_proxies` does not allow at this listener")
+        elif not self._owner.expect(self._wire, self):
+            self.cut()
+        else:
+            self._timer = self._loop.call_later(self._owner.bounds.head_time, self._is_late)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # what is read is what the header still has
+        """Room for what the header has for certain."""
+        return self._wanted
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes have been read."""
+        self._read += self._wanted[:nbytes]
+        try:
+            found = read(bytes(self._read))
+        except InvalidProxyHeader as error:
+            self._end("proxy_protocol", f"a connection without a header of the PROXY protocol ({error})")
+            return
+        if isinstance(found, ProxyHeader):
+            self._go_on(found.address or self.address)
+        else:
+            self._wanted = memoryview(bytearray(found))
+
+    def eof_received(self) -> None:
+        """The header is not whole; a connection without a byte is a balancer's check of this port."""
+        if self._read:
+            self._end("proxy_protocol", "a connection that ended within its header of the PROXY protocol")
+
+    def connection_lost(self, exc: BaseException | None) -> None:  # noqa: ARG002  # it is over in either case
+        """The connection is closed."""
+        self._done()
+
+    def cut(self) -> None:
+        """End the connection at once."""
+        self._done()
+        assert self._wire is not None
+        self._wire.abort()
+
+    def _done(self) -> None:
+        self._stop_timer()
+        if self._wire is not None:
+            self._owner.expect_no_more(self._wire)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _is_late(self) -> None:
+        self._timer = None
+        self._end("head_timeout", "a connection whose header of the PROXY protocol is late")
+
+    def _end(self, why: WhyEnded, what: str) -> None:
+        self._owner.tell(why)
+        self._owner.mention(what, self.address)
+        self.cut()
+
+    def _go_on(self, address: str) -> None:
+        assert self._wire is not None
+        self._stop_timer()
+        self.address = address
+        if self._tls is not None:
+            self._wire.pause_reading()  # what comes now is for the handshake, which begins in the next turn of the loop
+            self._owner.secure(self._secure(self._wire, self._tls))
+        else:
+            self._hand_over(self._wire, b"")
+
+    def _hand_over(self, wire: asyncio.Transport, early: bytes) -> None:
+        self._done()
+        intake = self._owner.intake(self.address)
+        wire.set_protocol(intake)
+        intake.connection_made(wire)
+        if early:
+            intake.take(early)
+
+    async def _secure(self, wire: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        """Shake hands, then hand over; what fails is told as it is for other connections."""
+        early = _Early()
+        bounds = self._owner.bounds
+        try:
+            secured = await self._loop.start_tls(
+                wire,
+                early,
+                tls,
+                server_side=True,
+                ssl_handshake_timeout=bounds.head_time,
+                ssl_shutdown_timeout=bounds.write_time,
+            )
+        except (OSError, TlsHandshakeError):
+            self.cut()
+        else:
+            if secured is None:  # the connection was lost meanwhile
+                self.cut()
+            else:
+                self._hand_over(secured, bytes(early.data))
+
+
+class _Early(asyncio.Protocol):
+    """Keeps what comes in the moment between the handshake and the connection: no more than one read."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        """Keep it."""
+        self.data += data
+
+
+Mention = Callable[[str, asyncio.Transport | None], None]
+"""Takes what happened, and the connection on which it did."""
+
+_PLAIN = {"HTTP_REQUEST", "HTTPS_PROXY_REQUEST"}
+"""What OpenSSL calls a handshake that is plain HTTP."""
+_HANDSHAKE_GOES_ON = (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLSyscallError)
+
+
+class TlsHandshakeError(Exception):
+    """A handshake came to nothing; `why` is OpenSSL's word for it."""
+
+    def __init__(self, why: str, mention: Mention) -> None:
+        super().__init__(why)
+        self.why = why
+        self.mention = mention
+
+
+def watch(tls: ssl.SSLContext, mention: Mention) -> None:
+    """Mention the handshakes with this context that fail; it is called within the running loop."""
+
+    class Handshake(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except _HANDSHAKE_GOES_ON:
+                raise
+            except ssl.SSLError as error:
+                raise TlsHandshakeError(error.reason or type(error).__name__, mention) from None
+
+    tls.sslobject_class = Handshake
+    loop = asyncio.get_running_loop()
+    if loop.get_exception_handler() is not _hear:
+        loop.set_exception_handler(_hear)
+
+
+def _hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error, transport = context.get("exception"), context.get("transport")
+    if not isinstance(error, TlsHandshakeError):
+        loop.default_exception_handler(context)
+    elif error.why in _PLAIN:
+        error.mention("plain HTTP on a port of TLS", transport)
+        refusal = BadRequest("This port speaks TLS, and was sent plain HTTP. Use https://, not http://.")
+        with suppress(OSError, AttributeError):  # the transport is being closed, its socket is still there
+            os.write(transport.get_extra_info("socket").fileno(), plain_response(refusal))  # type: ignore[union-attr]
+    else:
+        error.mention(f"a TLS handshake that failed ({error.why.lower().replace('_', ' ')})", transport)

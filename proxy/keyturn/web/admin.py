@@ -20,7 +20,7 @@ from keyturn.core.model import Secret
 from keyturn.tasks import encoded_in_steps
 from keyturn.telemetry import Metrics
 from keyturn.telemetry.exposition import ProcessMetrics, chosen
-from keyturn.web.errors import error_body
+from keyturn.web.error_responses import error_body
 from keyturn.web.status.model import Snapshot
 from keyturn.web.status.page import PAGE_PATHS, Asset, asset, status_json
 

@@ -1,4 +1,4 @@
-"""One connection of a caller: its requests one after another, and how long it may keep us waiting."""
+"""One connection of a caller: its requests are answered one after another."""
 
 import asyncio
 import logging
@@ -12,14 +12,59 @@ from aiohttp.web_protocol import _PAYLOAD_ACCESS_ERROR, ERROR, _ErrInfo
 
 from keyturn.core.errors import BadRequest, Refusal
 from keyturn.core.events import WhyEnded
-from keyturn.web.bounds import Bounds
-from keyturn.web.malformed import plain, what_is_wrong
-from keyturn.web.pace import Pace
-from keyturn.web.parsing import Parsing
+from keyturn.web.error_responses import plain_response, refusal_of
+from keyturn.web.overload import Bounds, WriteTimeout
+from keyturn.web.parsing import MAX_READ, RequestReader
 from keyturn.web.relay import CLOSED, KEPT, has_begun, write
 
 if TYPE_CHECKING:
     from keyturn.web.connections import Connections
+
+_INTO = memoryview(bytearray(MAX_READ))
+"""Where every read goes: bytes are taken out of it before the event loop does anything else."""
+
+
+class BoundedReader(asyncio.BufferedProtocol):
+    """Reads for a connection as many bytes as it can take, and passes everything else on."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: RequestReader) -> None:
+        self._connection = connection
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # uvloop always says 64 KiB, asyncio nothing
+        """As much room as may be read at once."""
+        return _INTO[: self._connection.appetite()]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes have been read."""
+        if not self._connection.deaf:
+            self._connection.data_received(bytes(_INTO[:nbytes]))
+
+    def take(self, data: bytes) -> None:
+        """Take bytes that were read before the connection was there."""
+        self._connection.data_received(data)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there."""
+        self._connection.connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """It is closed."""
+        self._connection.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """The caller sends no more."""
+        self._connection.eof_received()
+
+    def pause_writing(self) -> None:
+        """The caller takes less than is written to it."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The caller has taken what was written."""
+        self._connection.resume_writing()
+
 
 _OF_TLS = 2**15
 """Bytes to decrypt that are kept, and one read, while nothing of them is wanted; more than the largest record has."""
@@ -55,7 +100,7 @@ def why_cut(incoming: web.BaseRequest) -> str:
     return cast("Connection", incoming.protocol).why_cut or ""
 
 
-class Connection(Parsing):
+class Connection(RequestReader):
     """One caller's connection: its requests are answered one after another.
 
     Two things are timed, each by a timer that exists only while it may be needed: bytes that the caller does not take,
@@ -76,7 +121,7 @@ class Connection(Parsing):
         """Whether bytes of the caller are left behind the last answer; `None` before that."""
         self._lingers = False
         """Whether the last answer has been written, and its caller has time to read it."""
-        self._pace = Pace(loop, bounds.write_time, self._unsent, self._takes_too_long)
+        self._pace = WriteTimeout(loop, bounds.write_time, self._unsent, self._takes_too_long)
         self.late = False
         """Whether it came when no connection was to be kept any more."""
         self.why_cut: WhyEnded | None = None
@@ -131,7 +176,7 @@ class Connection(Parsing):
         """
         assert self._wire is not None
         self.deaf = True
-        self._wire.write(plain(refusal))
+        self._wire.write(plain_response(refusal))
         if not self._owner.let_linger(self):
             self.force_close()
             return
@@ -317,11 +362,11 @@ class Connection(Parsing):
         if isinstance(exc, Refusal):
             refusal = exc
         elif isinstance(exc, HttpProcessingError) and status == BadRequest.status:
-            refusal = self._malformed(what_is_wrong(exc, self._bounds))
+            refusal = self._malformed(refusal_of(exc, self._bounds))
         else:
             refusal = Refusal("Something unexpected happened in this proxy; its log says what.")
             _log.error("unexpected error in a handler", exc_info=exc)
         if has_begun(request):
             raise ConnectionResetError("the answer has begun")
-        write(request, plain(refusal, request.method))
+        write(request, plain_response(refusal, request.method))
         return CLOSED

@@ -1,37 +1,34 @@
-"""The connections that callers make: which are open, and how many there may be."""
+"""The open connections of callers: how many there may be, and the work that they share."""
 
 import asyncio
 import logging
+import select
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from aiohttp import web
 
-from keyturn.access.failures import address_of, origin_of
+from keyturn.access.rate_limits import address_of, network_of
 from keyturn.core.errors import TooManyConnections
 from keyturn.core.events import ConnectionEnded, Observer, WhyEnded
-from keyturn.core.forwarded import UNIX, Proxies
+from keyturn.core.forwarded import UNIX, TrustedProxies
 from keyturn.tasks import finish, spawn
-from keyturn.web.bounds import Bounds
-from keyturn.web.buffers import Buffers
-from keyturn.web.connection import Connection
-from keyturn.web.departures import Departures
-from keyturn.web.intake import Intake
-from keyturn.web.preamble import Preamble
-from keyturn.web.turns import Turns
+from keyturn.web.acceptor import ProxyHeaderReader
+from keyturn.web.connection import BoundedReader, Connection
+from keyturn.web.overload import Bounds, ByteBudget, IterationBudget
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-RELAYED = 2**19
+RELAYED_BYTES = 2**19
 """Bytes of answers that are relayed in one turn of the event loop."""
-MADE = 64
+CONNECTIONS_MADE = 64
 """Connections that are made of accepted sockets in one turn."""
-LOOKED_AT = 32
+CREDENTIALS_CHECKED = 32
 """Requests whose credential is looked at in one turn, of connections from which none has been admitted yet."""
-BEGUN = 4
+REQUESTS_BEGUN = 4
 """Requests that are begun, or refused, in one turn."""
-_MENTION_EVERY = 60.0
+_LOG_EVERY = 60.0
 """Seconds."""
 _DRAINED = 64
 """Callers that are read at a time only to let them read their answer."""
@@ -53,18 +50,18 @@ class Connections(web.Server):
         handler: Handler,
         bounds: Bounds,
         observer: Observer | None,
-        buffers: Buffers | None = None,
-        proxies: Proxies | None = None,
+        buffers: ByteBudget | None = None,
+        proxies: TrustedProxies | None = None,
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.bounds = bounds
-        self.buffers = buffers or Buffers()
-        self.proxies = proxies or Proxies()
-        self.departures = Departures(self._loop)
-        self.relaying = Turns(self._loop, RELAYED)
-        self.making = Turns(self._loop, MADE)
-        self.looking = Turns(self._loop, LOOKED_AT)
-        self.beginning = Turns(self._loop, BEGUN)
+        self.buffers = buffers or ByteBudget()
+        self.proxies = proxies or TrustedProxies()
+        self.departures = DisconnectWatcher(self._loop)
+        self.relaying = IterationBudget(self._loop, RELAYED_BYTES)
+        self.making = IterationBudget(self._loop, CONNECTIONS_MADE)
+        self.looking = IterationBudget(self._loop, CREDENTIALS_CHECKED)
+        self.beginning = IterationBudget(self._loop, REQUESTS_BEGUN)
         self.retired = False
         self.quiet = asyncio.Event()
         """Set while no connection is open, but for those that came after `retire`; `cut` waits for these, too."""
@@ -73,7 +70,7 @@ class Connections(web.Server):
         self._cutting = False
         self._observer = observer
         self._open: set[Connection] = set()
-        self._expected: dict[asyncio.BaseTransport, Preamble] = {}
+        self._expected: dict[asyncio.BaseTransport, ProxyHeaderReader] = {}
         """Those that have not told yet whose they are, or are not secured yet."""
         self._handshakes: set[asyncio.Task[None]] = set()
         self._turned_away: set[Connection] = set()
@@ -88,15 +85,15 @@ class Connections(web.Server):
         """When the log told of something last, and how often it has come since."""
         self._ending: set[asyncio.Task[None]] = set()
 
-    def __call__(self) -> Intake:  # type: ignore[override]  # what reads for aiohttp's protocol
+    def __call__(self) -> BoundedReader:  # type: ignore[override]  # what reads for aiohttp's protocol
         """A protocol for a connection that has just been accepted."""
         return self.intake("")
 
-    def intake(self, address: str) -> Intake:
+    def intake(self, address: str) -> BoundedReader:
         """A protocol for a connection that comes from an address; by default from where its transport says."""
-        return Intake(Connection(self, self.bounds, self._loop, address))
+        return BoundedReader(Connection(self, self.bounds, self._loop, address))
 
-    def expect(self, transport: asyncio.BaseTransport, preamble: Preamble) -> bool:
+    def expect(self, transport: asyncio.BaseTransport, preamble: ProxyHeaderReader) -> bool:
         """Whether a connection may begin with a header of the PROXY protocol."""
         if len(self._open) + len(self._expected) >= self.bounds.connections:
             self.tell("too_many")
@@ -125,7 +122,7 @@ class Connections(web.Server):
         super().connection_made(handler, transport)
         assert isinstance(handler, Connection)
         handler.address = handler.address or address_of(transport)
-        handler.peer = origin_of(handler.address)
+        handler.peer = network_of(handler.address)
         handler.late = self.retired
         self._open.add(handler)
         self._most = max(self._most, len(self._open))
@@ -195,8 +192,8 @@ class Connections(web.Server):
     def mention(self, what: str, peer: str) -> None:
         """Let the log tell what somebody sent in place of HTTP: once a minute for each kind, which are few."""
         now = self._loop.time()
-        told, since = self._mentioned.get(what, (now - _MENTION_EVERY, 0))
-        if now - told < _MENTION_EVERY:
+        told, since = self._mentioned.get(what, (now - _LOG_EVERY, 0))
+        if now - told < _LOG_EVERY:
             self._mentioned[what] = (told, since + 1)
             return
         self._mentioned[what] = (now, 0)
@@ -242,3 +239,44 @@ class Connections(web.Server):
         await self.quiet.wait()
         await asyncio.gather(*self._ending, return_exceptions=True)
         self.departures.close()
+
+
+class DisconnectWatcher:
+    """Watches sockets for the end of their peer only. Costs one file descriptor, from the first socket watched on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._poll: select.epoll | None = None
+        self._gone: dict[int, Callable[[], None]] = {}
+
+    def watch(self, number: int, gone: Callable[[], None]) -> None:
+        """Call `gone` once when the peer of the socket with that file descriptor has left."""
+        if not hasattr(select, "epoll") or number < 0 or number in self._gone:
+            return
+        if self._poll is None:
+            self._poll = select.epoll()
+            self._loop.add_reader(self._poll.fileno(), self._look)
+        self._gone[number] = gone
+        self._poll.register(number, select.EPOLLRDHUP)
+
+    def forget(self, number: int) -> None:
+        """Watch a socket no longer."""
+        if self._gone.pop(number, None) is not None and self._poll is not None:
+            with suppress(OSError):  # closed meanwhile: it is not watched any more either
+                self._poll.unregister(number)
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        self._gone.clear()
+        if self._poll is not None:
+            self._loop.remove_reader(self._poll.fileno())
+            self._poll.close()
+            self._poll = None
+
+    def _look(self) -> None:
+        assert self._poll is not None
+        for number, _ in self._poll.poll(0):
+            gone = self._gone.get(number)
+            self.forget(number)
+            if gone is not None:
+                gone()

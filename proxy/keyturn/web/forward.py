@@ -23,17 +23,17 @@ from keyturn.core.errors import (
     UpstreamError,
 )
 from keyturn.core.events import Journal, Observer
-from keyturn.core.forwarded import Proxies, telling
+from keyturn.core.forwarded import TrustedProxies, telling
 from keyturn.core.headers import passed, prefer_wait, priority_urgency, sane_request_id, to_upstream, values
 from keyturn.core.http import Answer, Fields, Request
 from keyturn.core.model import SECOND, Client, Micros
 from keyturn.core.policy import normalise
 from keyturn.core.recording import Arrived, NoRecorder, Recorder
 from keyturn.core.redaction import Redactor
-from keyturn.web import errors
 from keyturn.web.connection import admit, begin, peer_of, why_cut
-from keyturn.web.incoming import Content, check_framing, origin_form, own_url, postman_hosts, raw_target
-from keyturn.web.loops import Loops
+from keyturn.web.error_responses import error_response
+from keyturn.web.incoming import RequestBody, check_framing, origin_form, own_url, postman_hosts, raw_target
+from keyturn.web.loops import LoopDetector
 from keyturn.web.relay import CLOSED, KEPT, connection, has_begun, pass_on, relay, write
 
 _NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
@@ -77,7 +77,7 @@ class Access(Protocol):
     def hidden(self, fields: Fields, target: bytes) -> Redactor:
         """What neither a log nor an answer may show of a request that was not admitted."""
 
-    async def learn(self, refusal: Unauthenticated) -> bool:
+    async def refresh_keys(self, refusal: Unauthenticated) -> bool:
         """Whether a refused request is worth a second look, once more is known of what it carries."""
 
     async def slow(self, refusal: Unauthenticated, caller: str) -> bool:
@@ -113,7 +113,7 @@ class ForwardSettings:
     max_wait_ceiling: Micros
     body_timeout: Micros = 30 * SECOND
     hosts: frozenset[bytes] = postman_hosts()
-    proxies: Proxies = field(default_factory=Proxies)
+    proxies: TrustedProxies = field(default_factory=TrustedProxies)
     """Those whose word on their callers counts."""
     forwarded: bool = False
     """Whether the upstream learns the callers' addresses."""
@@ -150,7 +150,7 @@ class Forward:
         self._leaving = leaving
         self._draining = draining
         self.recorder: Recorder = NoRecorder()
-        self._loops = Loops()
+        self._loops = LoopDetector()
 
     async def __call__(self, incoming: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; its journal is handed to the observer at its end, whatever that is."""
@@ -186,7 +186,7 @@ class Forward:
             await begin(incoming, journal.client)
         await self._access.accept(request.client)
         admit(incoming)
-        if isinstance(request.body, Content):
+        if isinstance(request.body, RequestBody):
             request.body.check()
         mark = self._loops.enter(request, passed(request.fields, _PROXY) if VIA in incoming.headers else 0)
         try:
@@ -199,7 +199,7 @@ class Forward:
                     journal.streamed = self._clock() - began
         finally:
             self._loops.leave(mark)
-            if isinstance(request.body, Content):
+            if isinstance(request.body, RequestBody):
                 journal.received = request.body.received
 
     def _arrived(self, incoming: web.BaseRequest) -> Arrived:
@@ -244,7 +244,7 @@ class Forward:
         journal.pool = client.pool
         path = normalise(admission.target)
         _judge(client, incoming.method, path, pins=_KEY in present)
-        body = Content.of(incoming, self.settings.max_body, self.settings.body_timeout / SECOND)
+        body = RequestBody.of(incoming, self.settings.max_body, self.settings.body_timeout / SECOND)
         urgency = priority_urgency(fields) if _PRIORITY in present else None
         return Request(
             id=journal.id,
@@ -275,7 +275,7 @@ class Forward:
         Raises:
             Unauthenticated: it is not; from where there are many of them that may take a while.
         """
-        if await self._access.learn(refusal):
+        if await self._access.refresh_keys(refusal):
             try:
                 return self._read(incoming, journal)
             except Unauthenticated as again:
@@ -322,7 +322,7 @@ class Forward:
         journal.code = refusal.status
         close = refusal.close or self._must_close(incoming)
         left = self._gateway.rates(journal.pool, journal.client, journal.method, _path(journal)) if journal.pool else ()
-        answer = errors.answer(refusal, journal, incoming.raw_headers, connection(incoming, close=close), left)
+        answer = error_response(refusal, journal, incoming.raw_headers, connection(incoming, close=close), left)
         try:
             write(incoming, answer)
         except ConnectionError:

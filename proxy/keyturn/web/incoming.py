@@ -10,7 +10,7 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from keyturn.core.errors import BadRequest, Misdirected, Refusal, TooLarge, TooSlow
-from keyturn.web.malformed import Broken
+from keyturn.web.error_responses import Broken
 
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*+)(.*)", re.IGNORECASE)
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.v]+\])(?::\d{0,5})?")
@@ -109,7 +109,7 @@ def _own(incoming: web.BaseRequest) -> tuple[bytes, ...]:
     return f"{shown}:{port}".encode(), f"localhost:{port}".encode()
 
 
-class Content:
+class RequestBody:
     """A request's body as it comes in: counted, and refused beyond `most` bytes.
 
     All the waiting for its bytes may take `patience` seconds, and one more for each KiB: who sends a byte now and then
@@ -132,7 +132,7 @@ class Content:
         """Bytes read so far."""
 
     @classmethod
-    def of(cls, incoming: web.BaseRequest, most: int, patience: float) -> "Content | None":
+    def of(cls, incoming: web.BaseRequest, most: int, patience: float) -> "RequestBody | None":
         """The body, `None` when there is none.
 
         Raises:

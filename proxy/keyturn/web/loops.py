@@ -9,14 +9,14 @@ come the same way as the first, so it has one name less than the first went out 
 from keyturn.core.errors import LoopDetected
 from keyturn.core.http import Request
 
-MOST_TIMES = 4
+MAX_PASSES = 4
 """How often a request may pass a Keyturn at all, should its id be changed on the way round."""
 
 Mark = tuple[str, str, bytes, int]
 """Id, method, target, and how many Keyturns it names as it goes out."""
 
 
-class Loops:
+class LoopDetector:
     """The requests that are under way."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Loops:
             LoopDetected: it has been here before.
         """
         times = range(1, passed + 1)
-        if passed >= MOST_TIMES or any((request_id, method, target, time) in self._under_way for time in times):
+        if passed >= MAX_PASSES or any((request_id, method, target, time) in self._under_way for time in times):
             raise LoopDetected("This request has come back to this proxy: `upstream.url` leads here.")
 
     def enter(self, request: Request, passed: int) -> Mark:

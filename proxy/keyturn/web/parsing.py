@@ -1,7 +1,4 @@
-"""Reading from a caller's connection: one head or one body at a time, within the byte budget of all connections.
-
-The one class here does one half of `connection.Connection`, the reading; it is tried with that.
-"""
+"""Reading from a caller's connection: one head or one body at a time, within the byte budget of all connections."""
 
 import asyncio
 import logging
@@ -16,15 +13,62 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import _ErrInfo
 
 from keyturn.core.errors import BadRequest, Refusal, TooManyConnections, TooSlow
-from keyturn.web.bounds import Bounds
-from keyturn.web.buffers import Account
-from keyturn.web.heads import HeadCount
-from keyturn.web.malformed import Broken, foreign, head_too_large, what_is_wrong
+from keyturn.web.error_responses import Broken, foreign_protocol, head_too_large, refusal_of
+from keyturn.web.overload import Bounds, ConnectionBytes
 
 if TYPE_CHECKING:
     from keyturn.web.connections import Connections
 
-MOST_READ = 2**16
+_END = b"\r\n\r\n"
+_SEAM = len(_END) - 1
+_COST, _COST_BEYOND_ASCII = 2, 5
+"""Bytes of memory for each byte of a head: the parser keeps every field as bytes and as text, and text with one
+character outside ASCII may take four bytes for each."""
+
+
+class HeadCounter:
+    """Counts the bytes of one head after another, as they come in pieces."""
+
+    __slots__ = ("_cost", "_seam", "received")
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Expect another head."""
+        self.received = 0
+        """Bytes of a head that has begun and is not complete."""
+        self._seam = b""
+        """The last few of them, where its end may have begun."""
+        self._cost = _COST
+
+    @property
+    def cost(self) -> int:
+        """Bytes of memory that what has been received takes."""
+        return self.received * self._cost
+
+    def affordable(self, room: int) -> int:
+        """How many bytes of a head fit into so much memory."""
+        return room // self._cost
+
+    def length(self, data: bytes, at: int) -> int:
+        """How many of the bytes from `at` on belong to this head."""
+        if self._seam:
+            across = (self._seam + data[at : at + _SEAM]).find(_END)
+            if across >= 0:
+                return across + len(_END) - len(self._seam)
+        end = data.find(_END, at)
+        return (len(data) if end < 0 else end + len(_END)) - at
+
+    def add(self, piece: bytes) -> None:
+        """Count a piece of it."""
+        self.received += len(piece)
+        self._seam = piece[-_SEAM:] if len(piece) >= _SEAM else (self._seam + piece)[-_SEAM:]
+        if not piece.isascii():
+            self._cost = _COST_BEYOND_ASCII
+
+
+MAX_READ = 2**16
 """Bytes that are read at once; of a request that has not been admitted yet a quarter of them."""
 _BUFFER = 2**16
 """Bytes of a body that are read ahead once its request has been admitted; at most twice as many."""
@@ -40,7 +84,7 @@ _NO_LOG: Any = None
 _log = logging.getLogger("keyturn")
 
 
-class Parsing(web.RequestHandler):
+class RequestReader(web.RequestHandler):
     """Reads requests, and has them parsed one at a time: the next head when the one before is answered.
 
     A body is read when its request has been admitted. What has come before that is held as it is, and no more is read.
@@ -73,7 +117,7 @@ class Parsing(web.RequestHandler):
         """Whether what still comes is thrown away: the end of the message is not known, or too much was sent."""
         self._drains = True
         """Whether it is read to be thrown away."""
-        self._head = HeadCount()
+        self._head = HeadCounter()
         self._head_timer: asyncio.TimerHandle | None = None
         self._busy = False
         """Whether a request, or what is none, has come and is not answered."""
@@ -92,7 +136,7 @@ class Parsing(web.RequestHandler):
         self._parsing = False
         self._stopped = False
         """Whether the transport reads nothing."""
-        self._account = Account(owner.buffers, self._balance)
+        self._account = ConnectionBytes(owner.buffers, self._balance)
         self._narrow = False
         """Whether the system keeps few bytes of it, see `server`."""
         self._watched = -1
@@ -119,11 +163,11 @@ class Parsing(web.RequestHandler):
     def appetite(self) -> int:
         """How many bytes may be read at once now; at least one."""
         if self.deaf:
-            return MOST_READ
+            return MAX_READ
         room = self._account.room()
         if not self._busy:
             room = self._head.affordable(room)
-        return max(1, min(room, MOST_READ if self._admitted else MOST_READ // 4))
+        return max(1, min(room, MAX_READ if self._admitted else MAX_READ // 4))
 
     def data_received(self, data: bytes) -> None:
         """Take what has come in; without bytes, go on with what the parser holds of a body."""
@@ -207,7 +251,7 @@ class Parsing(web.RequestHandler):
         if not self._reading.is_eof():
             self._feed(data)
             return
-        if not self._head.received and (refusal := foreign(data)) is not None:
+        if not self._head.received and (refusal := foreign_protocol(data)) is not None:
             self._refuse(self._malformed(refusal))
             return
         if self._head.received + len(data) > self._bounds.head:
@@ -240,7 +284,7 @@ class Parsing(web.RequestHandler):
         self.deaf = True
         if not body.is_eof():
             assert isinstance(message.exc, HttpProcessingError)
-            self._fail(body, Broken(what_is_wrong(message.exc, self._bounds)))
+            self._fail(body, Broken(refusal_of(message.exc, self._bounds)))
 
     def _fail(self, body: StreamReader, error: Broken) -> None:
         """Let a body's reader meet an error.

@@ -16,7 +16,7 @@ from keyturn.core.events import Journal
 from keyturn.core.headers import ByName
 from keyturn.core.http import Answer, Fields, Whole
 from keyturn.core.translate import VIA, beforehand
-from keyturn.web.turns import Turns
+from keyturn.web.overload import IterationBudget
 
 _FRAMING = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"trailer", b"transfer-encoding", b"upgrade",
@@ -100,7 +100,7 @@ async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, 
             await incoming.writer.drain()
         journal.outcome = "forwarded"
         return CLOSED if framing.close else KEPT
-    outlet = _Outlet(incoming, framing.head, journal.client)
+    outlet = _AnswerWriter(incoming, framing.head, journal.client)
     try:
         if framing.without_body:
             outlet.write(b"")
@@ -115,7 +115,7 @@ async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, 
     return CLOSED if framing.close else KEPT
 
 
-async def _copy(answer: Answer, framing: "_Framing", outlet: "_Outlet", journal: Journal) -> None:
+async def _copy(answer: Answer, framing: "_Framing", outlet: "_AnswerWriter", journal: Journal) -> None:
     left = framing.length
     while data := await answer.body.read():
         journal.sent += len(data)
@@ -172,7 +172,7 @@ _role = ByName(lambda name: _ROLES.get(name, ""))
 """What a field of that name says about the message itself; empty for most."""
 
 
-class _Outlet:
+class _AnswerWriter:
     """Writes the head together with what is there in the same turn of the event loop, and otherwise at its end."""
 
     __slots__ = ("_client", "_flush", "_head", "_incoming", "_turns")
@@ -180,7 +180,7 @@ class _Outlet:
     def __init__(self, incoming: web.BaseRequest, head: bytes, client: str) -> None:
         self._incoming = incoming
         self._client = client
-        self._turns: Turns = incoming.protocol._manager.relaying  # type: ignore[union-attr]  # noqa: SLF001  # our server
+        self._turns: IterationBudget = incoming.protocol._manager.relaying  # type: ignore[union-attr]  # noqa: SLF001  # our server
         self._head = head
         self._flush = asyncio.get_running_loop().call_soon(self._write_head)
 

@@ -1,0 +1,358 @@
+"""Connections to the upstream, kept alive in a pool: who opens, lends out and closes them.
+
+So many of them may be in use at once. Waiting for one is waiting, and no failure of the upstream's; nor is a trouble of
+this machine. A connection is not used any more when it is old, so that a name that leads elsewhere by now is followed.
+"""
+
+import asyncio
+import re
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib import metadata
+from pathlib import Path
+from time import monotonic
+from typing import Any, cast
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.http import HttpRequestParser, HttpResponseParser
+from yarl import URL
+
+from keyturn.core.errors import LocalTrouble, StartError, Unreachable
+from keyturn.core.model import SECOND, Micros
+from keyturn.core.references import OwnReferences
+from keyturn.keepalive import tcp_socket
+from keyturn.oserrors import words
+from keyturn.tasks import finish, spawn
+from keyturn.trust import client_context, refusal
+from keyturn.upstream.connect_errors import WHAT, local_cause
+from keyturn.upstream.protocol import KEPT_ALIVE, UpstreamProtocol
+from keyturn.upstream.request_writer import HeadWriter
+from keyturn.upstream.transmission import Transmission
+
+
+class ConnectionSlots:
+    """The line for a free connection; `in_use` tells how many are taken."""
+
+    def __init__(self, most: int, in_use: Callable[[], int]) -> None:
+        self.most = most
+        self._in_use = in_use
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._promised = 0
+        """Freed for somebody who has not taken it yet."""
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody may take one who has not waited for it."""
+        return bool(self._line) or self._none_left
+
+    @property
+    def _none_left(self) -> bool:
+        return self._in_use() + self._promised >= self.most
+
+    async def wait(self) -> None:
+        """Wait until one is free, in the order of arrival. It has to be taken before anything else is awaited."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append(place)
+        try:
+            self.freed()
+            await place
+        except BaseException:
+            if place.done() and not place.cancelled():  # told in the tick in which it left
+                self._promised -= 1
+                self.freed()
+            elif place in self._line:
+                self._line.remove(place)
+            raise
+        self._promised -= 1
+
+    def freed(self) -> None:
+        """Tell those who are first that there is one for each."""
+        while self._line and not self._none_left:
+            place = self._line.popleft()
+            if not place.done():
+                self._promised += 1
+                place.set_result(None)
+
+
+_AIOHTTP = ((3, 14, 5), (3, 15))
+"""The versions of aiohttp whose insides this room knows: from, and below."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """Where the upstream is and how long it may take; `ca` is a file of certificates trusted beside the system's."""
+
+    url: str
+    ca: Path | None = None
+    connect_timeout: Micros = 5 * SECOND
+    response_timeout: Micros = 310 * SECOND
+    max_connections: int = 256
+    max_connection_age: Micros = 300 * SECOND
+    key_header: str = "X-Api-Key"
+
+
+class Upstream:
+    """The way to one upstream."""
+
+    def __init__(self, settings: UpstreamSettings, trust: ssl.SSLContext | None = None) -> None:
+        """`trust`: what `trust_of` has made of the settings, if it was asked already."""
+        url = URL(settings.url)
+        self.authority: str = url.host_port_subcomponent or ""
+        self._settings = settings
+        self._trust = trust
+        self._origin = url.origin()
+        self._head = HeadWriter(self.authority, settings.key_header)
+        self._references = OwnReferences(settings.url)
+        self._slots = ConnectionSlots(settings.max_connections, lambda: self.in_use)
+        self._take_times(settings)
+        self._uploads: set[asyncio.Task[Any]] = set()
+        self._connector: _Connector | None = None
+        self._retired: list[_Connector] = []
+        """Whose connections are still in use."""
+        self._template: ClientRequest
+
+    def _take_times(self, settings: UpstreamSettings) -> None:
+        self._timeout = aiohttp.ClientTimeout(
+            connect=settings.connect_timeout / SECOND, ceil_threshold=settings.connect_timeout / SECOND + 1
+        )
+        self._response_timeout = settings.response_timeout / SECOND
+        self._max_age = settings.max_connection_age / SECOND
+
+    def adopt(self, settings: UpstreamSettings, trust: ssl.SSLContext | None) -> None:
+        """Take other times from the next connection on, and other certificates if `trust` is given.
+
+        Then no connection that was made by the old ones is used for another request; what is under way on it goes on.
+        """
+        self._take_times(settings)
+        if self._connector is None:
+            return
+        self._connector.max_age = self._max_age
+        if trust is None:
+            return
+        self._connector.retire()
+        retired = [*self._retired, self._connector]
+        self._connector = self._made(trust)
+        self._retired = [connector for connector in retired if connector.in_use]
+        for connector in retired:
+            if not connector.in_use:
+                spawn(_close(connector), name="close connections", owner=self._uploads)
+
+    async def open(self) -> None:
+        """Get ready to connect.
+
+        Raises:
+            StartError: the certificates cannot be read, or aiohttp is not the one that this room was written for.
+        """
+        check_aiohttp()
+        self._connector = self._made(self._trust or trust_of(self._settings.ca))
+        self._template = _Template("GET", self._origin, loop=asyncio.get_running_loop())
+
+    def _made(self, trust: ssl.SSLContext) -> "_Connector":
+        return _Connector(trust, self._max_age, self._slots.freed)
+
+    async def close(self) -> None:
+        """Close every connection, also those in use, and wait until they are closed."""
+        await finish(self._uploads)
+        for connector in (*self._retired, *filter(None, [self._connector])):
+            await _close(connector)
+        self._slots.freed()
+
+    @property
+    def limit(self) -> int:
+        """Connections that may be in use at once."""
+        return self._slots.most
+
+    @property
+    def in_use(self) -> int:
+        """Connections that are in use, or being made."""
+        return sum([connector.in_use for connector in (*self._retired, *filter(None, [self._connector]))])
+
+    @property
+    def full(self) -> bool:
+        """Whether `free` has to be awaited before a connection is taken."""
+        return self._slots.full
+
+    async def wait_until_free(self) -> None:
+        """Wait until a connection may be taken; that has to be done before anything else is awaited."""
+        await self._slots.wait()
+
+    def idle_connection(self) -> Transmission | None:
+        """A connection that was kept alive and is fit for a request, if there is one."""
+        assert self._connector is not None
+        connection = self._connector.reuse(self._template.connection_key)
+        return None if connection is None else self._wire(connection, kept=True)
+
+    def _wire(self, connection: Connection, *, kept: bool) -> Transmission:
+        return Transmission(connection, self._head, self._references, self._response_timeout, self._uploads, kept=kept)
+
+    async def connect(self, *, fresh: bool = False) -> Transmission:
+        """A kept-alive or a new connection, within `connect_timeout` for DNS, TCP and TLS; not while it is `full`.
+
+        `fresh`: a new one, since one that was kept turned out dead; the others that are idle are let go, too.
+
+        Raises:
+            LocalTrouble: this machine cannot make one.
+            Unreachable: there is none; not `transient` when the upstream's certificate is refused.
+        """
+        assert self._connector is not None
+        if fresh:
+            self._connector.let_go()
+        connection = self._connector.reuse(self._template.connection_key)
+        kept = connection is not None
+        while connection is None:
+            connection = _fit(await self._connect(self._connector))
+        return self._wire(connection, kept=kept)
+
+    async def _connect(self, connector: "_Connector") -> Connection:
+        try:
+            return await connector.connect(self._template, [], self._timeout)
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise self._unreachable(error, looking_up=connector.looking_up) from error
+
+    def _unreachable(self, error: Exception, *, looking_up: bool) -> Unreachable:
+        name = self.authority
+        late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientConnectorError)
+        cause = "resolver" if late and looking_up else local_cause(error)
+        if cause is not None:
+            lookup = "dns_timeout" if late else "dns_error"
+            kind = lookup if cause == "resolver" else ""
+            return LocalTrouble(f"This machine {WHAT[cause].format(name=name)}.", cause=cause, proxy_error=kind)
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            reason = refusal(error.certificate_error, "check `upstream.url` and `upstream.ca`")
+            return Unreachable(
+                f"The certificate of {name} is refused: {reason}.",
+                transient=False,
+                proxy_error="tls_certificate_error",
+            )
+        if isinstance(error, TimeoutError):
+            message = f"No connection to {name} within {self._timeout.connect:g} s. Try again later."
+            return Unreachable(message, proxy_error="connection_timeout")
+        return Unreachable(f"No connection to {name}: {_reason(error)}. Try again later.", proxy_error=_kind(error))
+
+
+def _reason(error: Exception) -> str:
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return words(cause) if isinstance(cause, OSError) else type(error).__name__
+
+
+def _kind(error: Exception) -> str:
+    """What failed, as RFC 9209 (section 2.3) calls it."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "dns_error"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return "tls_protocol_error"
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return "connection_refused" if isinstance(cause, ConnectionRefusedError) else "destination_unavailable"
+
+
+class _Template(ClientRequest):
+    """What the connector is asked with: the upstream's origin, always the same."""
+
+    @cached_property
+    def connection_key(self) -> ConnectionKey:
+        """Under which the pool keeps its connections: always the same, so computed once."""
+        return super().connection_key
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's pool, with our protocol in it; `freed` is called when a connection is not in use any more."""
+
+    def __init__(self, context: ssl.SSLContext, max_age: float, freed: Callable[[], None]) -> None:
+        super().__init__(limit=0, ssl=context, keepalive_timeout=KEPT_ALIVE, socket_factory=tcp_socket)
+        self.max_age = max_age
+        self._freed = freed
+        self._factory = cast("partial[ResponseHandler]", partial(UpstreamProtocol, loop=self._loop))
+
+    def reuse(self, key: ConnectionKey) -> Connection | None:
+        """A kept-alive connection, if there is one: what `connect` begins with, without its coroutines."""
+        idle = self._conns.get(key)
+        now = monotonic()
+        connection = None
+        while idle and connection is None:
+            protocol, since = idle.popleft()
+            assert isinstance(protocol, UpstreamProtocol)
+            if protocol.is_connected() and protocol.lasts(now, since, self.max_age):
+                self._acquired.add(protocol)
+                connection = _fit(Connection(self, key, protocol, self._loop))
+            else:
+                protocol.close()
+        if idle is not None and not idle:
+            del self._conns[key]
+        return connection
+
+    @property
+    def in_use(self) -> int:
+        """Connections that are lent out, or being made."""
+        return len(self._acquired)
+
+    @property
+    def looking_up(self) -> bool:
+        """Whether a look-up of the upstream's name has begun and not ended."""
+        return bool(self._throttle_dns_futures)
+
+    def _release_acquired(self, key: ConnectionKey, proto: ResponseHandler) -> None:
+        super()._release_acquired(key, proto)
+        self._freed()
+
+    def retire(self) -> None:
+        """Close idle connections now, and the others when they are given back."""
+        self._force_close = True
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close idle connections."""
+        for idle in self._conns.values():
+            for protocol, _ in idle:
+                protocol.close()
+        self._conns.clear()
+
+
+def _fit(connection: Connection) -> Connection | None:
+    """A connection, closed when it is not fit for an answer.
+
+    What it said unasked while it was idle, whatever that was, must not be read as one.
+    """
+    if connection.protocol is None or connection.protocol.should_close:
+        connection.close()
+        return None
+    return connection
+
+
+async def _close(connector: _Connector) -> None:
+    await connector.close(abort_ssl=True)
+
+
+def trust_of(ca: Path | None, *, strict: bool = False) -> ssl.SSLContext:
+    """The system's certificates and those of `ca`; host names are checked, `strict`: by all of RFC 5280.
+
+    Raises:
+        StartError: the file holds none, or cannot be read.
+    """
+    try:
+        context = client_context(strict=strict, ca=ca)
+    except OSError as error:
+        raise StartError(f"cannot read certificates from upstream.ca {ca}: {error.strerror or error}") from error
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def check_aiohttp(
+    version: str | None = None, parsers: tuple[type, ...] = (HttpRequestParser, HttpResponseParser)
+) -> None:
+    """See that aiohttp is of the known version and parses in C.
+
+    Raises:
+        StartError: it is another, or it parses in Python: slower, and more lenient about what is HTTP.
+    """
+    version = version or metadata.version("aiohttp")
+    lowest, below = _AIOHTTP
+    if not lowest <= tuple(map(int, re.findall(r"\d+", version)[:3])) < below:
+        raise StartError(f"aiohttp {version} is installed; install aiohttp>=3.14.5,<3.15 (make run does)")
+    if any(parser.__module__ != "aiohttp._http_parser" for parser in parsers):
+        raise StartError("aiohttp runs without its C extensions; unset AIOHTTP_NO_EXTENSIONS, or install its wheel")
