@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from keyturn.core.exchange import Demand, Exchange, Kind, Settlement
+from keyturn.core.exchange import DemandClass, ExchangeResult, FlowDemand, Settlement
 from keyturn.core.model import SECOND, Client, Limit, Pool
 from keyturn.scheduler import Scheduler, Ticket
 from keyturn.stores.links import Link
@@ -44,8 +44,8 @@ class Counting(SharedStore):
         super().__init__(store, on_loss="wait", clock=now, observer=Nobody())
         self.made: Counter[str] = Counter()
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
-        """See `core.exchange.Store`."""
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
+        """See `core.exchange.PoolStore`."""
         answer = await super().exchange(settlements, demands)
         self.made["granted" if answer.grants else "settled" if settlements else "heartbeats"] += 1
         return answer
@@ -61,7 +61,7 @@ class Room:
 
     async def request(self, client: str) -> None:
         """Wait for the turn, and use it."""
-        ticket = Ticket(Client(client), Kind((0,)), now() + 600 * SECOND)
+        ticket = Ticket(Client(client), DemandClass((0,)), now() + 600 * SECOND)
         with await self._scheduler.lease(ticket) as lease:
             self.served += 1
             lease.written()

@@ -8,10 +8,10 @@ import statistics
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from keyturn.core.exchange import USE_BY, Demand, Grant, Kind, Lane, Spent
+from keyturn.core.exchange import LEASE_LIFETIME, DemandClass, Flow, FlowDemand, LeaseGrant, Spent
 from keyturn.core.messages import revision_of
 from keyturn.core.model import MILLISECOND, SECOND, Limit, Micros, Pool
-from keyturn.core.session import Session, grants_of
+from keyturn.core.session import Session
 from keyturn.stores.links import Link, Script
 from keyturn.stores.scripts import (
     EXCHANGE,
@@ -60,7 +60,7 @@ class Replica:
 
     session: Session
     due: Micros
-    spent: list[tuple[Grant, Micros]] = field(default_factory=list)
+    spent: list[tuple[LeaseGrant, Micros]] = field(default_factory=list)
     """Requests to settle, with the instant at which each was counted."""
 
 
@@ -76,7 +76,7 @@ class Done:
 class Fleet:
     """Replicas in whose queues requests wait for the tokens of one server."""
 
-    def __init__(self, one: Server, link: Link, pool: Pool, replicas: int, demands: tuple[Demand, ...]) -> None:
+    def __init__(self, one: Server, link: Link, pool: Pool, replicas: int, demands: tuple[FlowDemand, ...]) -> None:
         self.now: Micros = 10**6 * SECOND
         self.woken = 0
         self.announced: list[Done] = []
@@ -84,7 +84,7 @@ class Fleet:
         self._pid = one.pid
         self._link = link
         self._key = f"bench:{{{pool.name}}}"
-        self._revision = revision_of(pool, USE_BY + BOUND)
+        self._revision = revision_of(pool, LEASE_LIFETIME + BOUND)
         self._demands = demands
         self._counted = self.now
         self._together = self._dealt = 0
@@ -136,7 +136,7 @@ class Fleet:
             cpu = 1e6 * (cpu_exactly(self._pid) - before)
             if session.hear(now, now, request, response):
                 break
-        grants = grants_of(response)
+        grants = response.grants
         replica.spent = [(grant, self._count(together)) for grant in grants]
         replica.due = now + (2 * SECOND if response.again is None else response.again)
         for name, delay in response.wake:
@@ -182,13 +182,15 @@ def pool(keys: int, limits: int) -> Pool:
     return pool_of(keys, *[Limit(each, window - number * MILLISECOND, ()) for number in range(limits)])
 
 
-def demands_of(clients: int, limits: int) -> tuple[Demand, ...]:
+def demands_of(clients: int, limits: int) -> tuple[FlowDemand, ...]:
     """What waits in each replica, for ever: as many flows as clients, enough for one exchange of many."""
-    kind, waiting = Kind(tuple(range(limits))), max(2, -(-256 // clients))
-    return tuple([Demand(Lane(f"c{number}", kind), 1, waiting) for number in range(clients)])
+    kind, waiting = DemandClass(tuple(range(limits))), max(2, -(-256 // clients))
+    return tuple([FlowDemand(Flow(f"c{number}", kind), 1, waiting) for number in range(clients)])
 
 
-async def fleet(stack: AsyncExitStack, one: Server, pool: Pool, replicas: int, demands: tuple[Demand, ...]) -> Fleet:
+async def fleet(
+    stack: AsyncExitStack, one: Server, pool: Pool, replicas: int, demands: tuple[FlowDemand, ...]
+) -> Fleet:
     """A fleet on an empty server; the stack ends its connections."""
     one.ask("FLUSHALL")
     link = Link(one.url, shown=one.url, timeout=60 * SECOND)
@@ -224,7 +226,7 @@ def _median(figures: list[float]) -> float:
 async def pinned(one: Server, rounds: int) -> None:
     """One client has two requests pinned to each of many keys."""
     keys = pool_of(PINNED, Limit(1, PINNED * STEP, ()))
-    demands = tuple([Demand(Lane("c", Kind((0,), quota)), 1, 2) for quota in keys.quotas])
+    demands = tuple([FlowDemand(Flow("c", DemandClass((0,), quota)), 1, 2) for quota in keys.quotas])
     async with AsyncExitStack() as stack:
         waiting = await fleet(stack, one, keys, 1, demands)
         [announced] = waiting.announced

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from keyturn.core.budgets import budget
 from keyturn.core.events import Event
-from keyturn.core.exchange import Demand, Exchange, Grant, Kind, Lane, Settlement
+from keyturn.core.exchange import DemandClass, ExchangeResult, Flow, FlowDemand, LeaseGrant, Settlement
 from keyturn.core.model import SECOND, Client, Micros, Pool
 from keyturn.core.state import PoolState
 from keyturn.scheduler import Capacity, Scheduler, Ticket
@@ -47,14 +47,14 @@ class WatchedStore(MemoryStore):
     def available(self) -> int:
         """Tokens of the first limit, over all quotas."""
         view = self.state.revisions.views[self.revision.name]
-        return budget(self.state.tokens, view, 0, micros()).at_hand
+        return budget(self.state.tokens, view, 0, micros()).available
 
-    def at_once(self, lane: Lane, weight: int) -> Grant | None:
-        grant = super().at_once(lane, weight)
+    def try_grant(self, lane: Flow, weight: int) -> LeaseGrant | None:
+        grant = super().try_grant(lane, weight)
         self.granted += [grant.lease] if grant else []
         return grant
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
         answer = await super().exchange(settlements, demands)
         self.settled += settlements
         self.granted += [grant.lease for grant in answer.grants]
@@ -79,7 +79,7 @@ class Room:
         max_in_flight: int | None = None,
     ) -> Ticket:
         caller = Client(client, weight=weight, max_in_flight=max_in_flight)
-        return Ticket(caller, Kind((0,)), micros() + wait, urgency)
+        return Ticket(caller, DemandClass((0,)), micros() + wait, urgency)
 
     async def settled(self) -> None:
         """Let everything that is due now happen, settlements included."""

@@ -9,7 +9,7 @@ from keyturn.app.parts import link_to_store
 from keyturn.app.pools import Pools, Stations
 from keyturn.core.errors import ShuttingDown, TooMany, Unauthenticated
 from keyturn.core.events import StoreChanged
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.model import SECOND, Client
 from keyturn.scheduler import Moved, Ticket
 
@@ -34,7 +34,7 @@ def pools(folder: Path) -> Pools:
 
 def ticket() -> Ticket:
     """Of somebody who has time."""
-    return Ticket(Client("a"), Kind((0,)), micros() + 300 * SECOND)
+    return Ticket(Client("a"), DemandClass((0,)), micros() + 300 * SECOND)
 
 
 def test_each_pool_is_at_work(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_each_pool_is_at_work(tmp_path: Path) -> None:
             looks = [await station.store.look() for station in it.stations()]
             assert [[look.at_hand for look in pool] for pool in looks] == [[0], []]
         with pytest.raises(TooMany):
-            await it.schedulers["default"].lease(Ticket(Client("a"), Kind((0,)), micros()))
+            await it.schedulers["default"].lease(Ticket(Client("a"), DemandClass((0,)), micros()))
         assert it.shared() == []
         serving = [it.can_serve]
         it.schedulers["default"].health.pause("a", micros())
@@ -131,8 +131,8 @@ def test_pools_come_and_go(tmp_path: Path) -> None:
         clients = {"a": Client("a"), "b": Client("b", pool="spare")}
         it.adopt([first, spare], clients, max_waiting=9, fresh={})
         with pytest.raises(TooMany):
-            await it.schedulers["default"].lease(Ticket(Client("a"), Kind((0,)), micros()))
-        (await it.schedulers["spare"].lease(Ticket(clients["b"], Kind((0,)), micros()))).close()
+            await it.schedulers["default"].lease(Ticket(Client("a"), DemandClass((0,)), micros()))
+        (await it.schedulers["spare"].lease(Ticket(clients["b"], DemandClass((0,)), micros()))).close()
         await it.stop()
 
     scenario()

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keyturn.core import dealing
 from keyturn.core.dealing import AHEAD, STEPS
-from keyturn.core.exchange import Demand, Seen, Spent, Throttled
-from keyturn.core.messages import DemandClass, ExchangeResponse
+from keyturn.core.exchange import FlowDemand, ObservedLimit, Spent, Throttled
+from keyturn.core.messages import ExchangeResponse, RevisionClass
 from keyturn.core.model import MILLISECOND, SECOND
 from keyturn.core.revisions import RevisionView
 from keyturn.core.state import DEALT, WAKE_MARGIN
 from keyturn.core.tokens import TokenBuckets
 
-from tests.core.worlds import World, check_conservation, know, lane, limit, pool, throttled, unsent
+from tests.core.worlds import World, check_conservation, flow, know, limit, pool, throttled, unsent
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     choices, best = dealing.Dealer.choices, TokenBuckets.best
 
-    def dealt(dealer: dealing.Dealer, most: int) -> Iterator[tuple[DemandClass, RevisionView, str, str]]:
+    def dealt(dealer: dealing.Dealer, most: int) -> Iterator[tuple[RevisionClass, RevisionView, str, str]]:
         counts.append(0)
         return choices(dealer, most)
 
@@ -41,18 +41,18 @@ def test_many_flows_that_insist_on_quotas_are_dealt_to_like_few() -> None:
     """Each gets its token, in fair order, however many insist on a quota of their own."""
     world = World.of(pool(40, limit(2)))
     for number in range(40):
-        world.waiting["r"][lane(f"c{number % 3}", pinned=f"k{number}")] = 3
+        world.waiting["r"][flow(f"c{number % 3}", pinned=f"k{number}")] = 3
     grants = world.call().grants
     assert len(grants) == 80
     assert {grant.quota for grant in grants} == {f"k{number}" for number in range(40)}
-    turns = [grant.client for grant in grants]
+    turns = [grant.flow.client for grant in grants]
     assert all(turns[at : at + 3].count(client) == 1 for at in range(0, 75, 3) for client in ("c0", "c1", "c2"))
 
 
 def test_a_client_that_insists_on_300_quotas_has_them_all(steps: list[int]) -> None:
     """In several exchanges of bounded work, one right after the other; a single return is served by a few steps."""
     world = World.of(pool(300, limit(1)))
-    response = world.send("r", (), tuple(Demand(lane("a", pinned=f"k{number}"), 1, 2) for number in range(300)))
+    response = world.send("r", (), tuple(FlowDemand(flow("a", pinned=f"k{number}"), 1, 2) for number in range(300)))
     grants = list(response.grants)
     while response.again == MILLISECOND:
         assert response.grants
@@ -86,8 +86,8 @@ def test_a_bounded_number_of_leases_is_granted_in_one_exchange() -> None:
 def test_a_limit_that_is_spent_holds_back_its_own_class_only() -> None:
     """Though its head comes first."""
     world = World.of(pool(1, limit(9), limit(1, 10 * SECOND)))
-    world.waiting["r"] = {lane("a", (0, 1)): 5, lane("b"): 3}
-    assert Counter(grant.client for grant in world.call().grants) == {"a": 1, "b": 3}
+    world.waiting["r"] = {flow("a", (0, 1)): 5, flow("b"): 3}
+    assert Counter(grant.flow.client for grant in world.call().grants) == {"a": 1, "b": 3}
 
 
 # Looking ahead (law 3)
@@ -102,22 +102,22 @@ def soon(response: ExchangeResponse) -> int:
 def test_the_next_return_that_serves_somebody_is_found() -> None:
     """Not one of a limit, or of a quota, that nobody waits for."""
     world = World.of(pool(2, limit(1, SECOND // 2), limit(1, SECOND), guard=0))
-    mine = world.ask(1, lane("a", (1,), "k0")).grants
-    others = [*world.ask(1, lane("a", (0,), "k0")).grants, *world.ask(1, lane("b", (1,), "k1")).grants]
+    mine = world.ask(1, flow("a", (1,), "k0")).grants
+    others = [*world.ask(1, flow("a", (0,), "k0")).grants, *world.ask(1, flow("b", (1,), "k1")).grants]
     world.call("r", *world.spend(*others))
     world.pass_(100 * MILLISECOND)
     world.call("r", *world.spend(*mine))
-    response = world.ask(1, lane("c", (1,), "k0"))
+    response = world.ask(1, flow("c", (1,), "k0"))
     assert soon(response) == SECOND + SECOND // 2000
     world.pass_(soon(response))
-    assert [grant.client for grant in world.call().grants] == ["c"]
+    assert [grant.flow.client for grant in world.call().grants] == ["c"]
 
 
 def test_a_request_under_several_limits_waits_for_the_last_of_them() -> None:
     """Where both are spent, the first return serves nobody, and the later one does."""
     world = World.of(pool(1, limit(1, SECOND // 2), limit(1, SECOND), guard=0))
-    world.call("r", *world.spend(*world.ask(1, lane("a", (0, 1))).grants))
-    response = world.ask(1, lane("a", (0, 1)))
+    world.call("r", *world.spend(*world.ask(1, flow("a", (0, 1))).grants))
+    response = world.ask(1, flow("a", (0, 1)))
     assert soon(response) == SECOND + SECOND // 2000
 
 
@@ -126,7 +126,7 @@ def test_a_bucket_beyond_its_limit_waits_for_as_many_returns() -> None:
     world = World.of(pool(1, limit(2, SECOND), guard=0))
     grants = world.ask(2).grants
     for grant in grants:
-        world.call("r", Spent(grant.lease, 0, (Seen(0, -1, SECOND // 2),)))
+        world.call("r", Spent(grant.lease, 0, (ObservedLimit(0, -1, SECOND // 2),)))
         world.pass_(100 * MILLISECOND)
     assert soon(world.ask(1)) == SECOND + SECOND // 2000 - 200 * MILLISECOND
 
@@ -148,8 +148,8 @@ def test_a_caller_looks_again_behind_what_was_looked_at() -> None:
     world = World.of(pool(AHEAD + 9, limit(1, SECOND), guard=0))
     for number in range(AHEAD + 9):
         world.pass_(MILLISECOND)
-        world.call("r", *world.spend(*world.ask(1, lane("x", pinned=f"k{number}")).grants))
-    response = world.ask(1, lane("a", pinned=f"k{AHEAD + 8}"))
+        world.call("r", *world.spend(*world.ask(1, flow("x", pinned=f"k{number}")).grants))
+    response = world.ask(1, flow("a", pinned=f"k{AHEAD + 8}"))
     assert soon(response) == SECOND + SECOND // 2000 - 9 * MILLISECOND
     world.pass_(soon(response))
     assert soon(world.call()) == 9 * MILLISECOND
@@ -164,13 +164,15 @@ def test_nothing_idles_while_it_could_serve(seed: int, quotas: int, narrow: bool
     due: dict[str, int] = {}
     out: dict[str, str] = {}
     kinds = [
-        lane(client, limits_, pinned)
+        flow(client, limits_, pinned)
         for client in "ab"
         for limits_ in ((0,), (0, 1)[: len(limits)])
         for pinned in (None, "k0")
     ]
 
-    def call(replica: str, settlements: tuple[Spent | Throttled, ...] = (), demands: tuple[Demand, ...] = ()) -> None:
+    def call(
+        replica: str, settlements: tuple[Spent | Throttled, ...] = (), demands: tuple[FlowDemand, ...] = ()
+    ) -> None:
         """An exchange, and those that it wakes; what they hold is due to be settled later."""
         fresh = replica not in world.serials
         response = world.send(replica, settlements, demands, full=fresh)
@@ -200,10 +202,10 @@ def test_nothing_idles_while_it_could_serve(seed: int, quotas: int, narrow: bool
             park = random.randrange(1500) * MILLISECOND
             call(out.pop(lease), (Throttled(lease, 0, park, (0,)) if random.random() < 0.2 else Spent(lease, 0),))
         else:
-            flow = random.choice(kinds)
-            name = [one for one, demanded in world.state.queue.classes.items() if demanded[1:] == flow.kind]
-            waits = world.state.queue._counts.get((*name[:1], flow.client, replica), 0) if name else 0  # type: ignore[arg-type]
-            call(replica, (), (Demand(flow, 1, waits + random.randrange(1, 3)),))
+            chosen = random.choice(kinds)
+            name = [one for one, demanded in world.state.queue.classes.items() if demanded[1:] == chosen.demand_class]
+            waits = world.state.queue._counts.get((*name[:1], chosen.client, replica), 0) if name else 0  # type: ignore[arg-type]
+            call(replica, (), (FlowDemand(chosen, 1, waits + random.randrange(1, 3)),))
 
 
 def can_be_served(world: World) -> list[str]:

@@ -6,14 +6,14 @@ from itertools import islice, pairwise
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from keyturn.core.estimator import BEYOND, DETAILED, FAR, LATER, SOON, Estimator
-from keyturn.core.exchange import Kind, Lane, Turns
+from keyturn.core.exchange import DemandClass, EstimatedWaits, Flow
 from keyturn.core.flows import UNIT
 from keyturn.core.messages import LimitReturns, Revision, RevisionLimit, Snapshot, WaitingFlow
 from keyturn.core.model import SECOND, Micros
 
 WINDOW, SERVICE = 60 * SECOND, SECOND // 3
 PERIOD = WINDOW + SERVICE
-FIRST = Kind((0,))
+FIRST = DemandClass((0,))
 LONE = LimitReturns(1, 0, 0)
 """One token, available: requests are served one period after the other, so that a delay tells the rank."""
 
@@ -23,7 +23,7 @@ def revision(*windows: Micros, quotas: tuple[str, ...] = ("q",)) -> Revision:
     return Revision("r", quotas, tuple([RevisionLimit(str(n), 9, window) for n, window in enumerate(windows)]), SECOND)
 
 
-def flow(client: str, waiting: int, tag: int = 0, weight: int = 1, kind: Kind = FIRST) -> WaitingFlow:
+def flow(client: str, waiting: int, tag: int = 0, weight: int = 1, kind: DemandClass = FIRST) -> WaitingFlow:
     """A flow in a snapshot."""
     return WaitingFlow(client, *kind, tag, UNIT // weight, waiting)
 
@@ -35,20 +35,22 @@ def snapshot(
     return Snapshot(0, limits, (), tuple(sorted(flows, key=lambda one: one.tag)), *others, SERVICE)
 
 
-def told(view: Snapshot, client: str, own: int, kind: Kind = FIRST, replicas: int = 1, weight: int = 1) -> Turns:
+def told(
+    view: Snapshot, client: str, own: int, kind: DemandClass = FIRST, replicas: int = 1, weight: int = 1
+) -> EstimatedWaits:
     """The estimates for a queue under a revision with one limit."""
-    turns = Estimator(view, revision(WINDOW, WINDOW), replicas).turns(Lane(client, kind), own, weight)
+    turns = Estimator(view, revision(WINDOW, WINDOW), replicas).turns(Flow(client, kind), own, weight)
     assert turns is not None
     return turns
 
 
-def samples(turns: Turns) -> Iterator[tuple[int, Micros]]:
+def samples(turns: EstimatedWaits) -> Iterator[tuple[int, Micros]]:
     """All positions that are told, without those that are interpolated."""
     yield from enumerate(turns.soon)
     yield from turns.later
 
 
-def ranks(turns: Turns, count: int) -> list[int]:
+def ranks(turns: EstimatedWaits, count: int) -> list[int]:
     """The ranks of the first positions, when there is one token."""
     return [wait // PERIOD for wait in turns.soon[:count]]
 
@@ -135,9 +137,9 @@ def test_far_positions_are_extrapolated_by_whole_periods(
 
 def test_far_positions_lie_whole_periods_of_the_slowest_limit_apart() -> None:
     """With eleven a second and ten a minute, the second limit tells when far positions are served."""
-    kind, limits = Kind((0, 1)), (LimitReturns(11, 0, 0), LimitReturns(10, 0, 0))
+    kind, limits = DemandClass((0, 1)), (LimitReturns(11, 0, 0), LimitReturns(10, 0, 0))
     turns = Estimator(snapshot(flow("a", 9, kind=kind), limits=limits), revision(SECOND, WINDOW), 1).turns(
-        Lane("a", kind), 9
+        Flow("a", kind), 9
     )
     assert turns is not None
     (low, early), (high, late) = turns.later[-2:]
@@ -165,7 +167,7 @@ def test_many_long_queues_are_sampled_coarsely() -> None:
     """The work for one snapshot is bounded: beyond some estimates only a few more are made for each queue."""
     names = [f"c{number:03}" for number in range(256)]
     estimator = Estimator(snapshot(*[flow(name, 50) for name in names]), revision(WINDOW), 1)
-    sizes = [sum(1 for _ in samples(turns)) for name in names if (turns := estimator.turns(Lane(name, FIRST), 50))]
+    sizes = [sum(1 for _ in samples(turns)) for name in names if (turns := estimator.turns(Flow(name, FIRST), 50))]
     assert max(sizes) > 3 * sizes[-1]
     assert sum(sizes) <= DETAILED + max(sizes) + 20 * len(names)
 
@@ -185,7 +187,7 @@ def test_start_tags_decide_who_is_first() -> None:
 
 def test_two_flows_of_a_client_share_its_part() -> None:
     """A client does not get twice as much by asking for two things: its flows alternate between another's requests."""
-    kind = Kind((0, 1))
+    kind = DemandClass((0, 1))
     view = snapshot(flow("a", 4), flow("a", 4, kind=kind), flow("b", 4), limits=(LONE, LimitReturns(99, 0, 0)))
     assert ranks(told(view, "a", 4), 3) == [0, 4, 8]
     assert ranks(told(view, "b", 4), 3) == [1, 3, 5]
@@ -228,17 +230,17 @@ def test_tokens_between_two_samples_do_not_return_before_their_period() -> None:
 
 def test_of_several_limits_the_latest_counts() -> None:
     """Each position waits for the slowest of its limits, and for those only that compete with it there."""
-    both, first = Kind((0, 1)), Kind((0,))
+    both, first = DemandClass((0, 1)), DemandClass((0,))
     limits = LimitReturns(2, 0, 0), LimitReturns(0, 1, 0, (90 * SECOND,))
     view = snapshot(flow("a", 9, kind=both), flow("b", 9, kind=first), limits=limits)
     terms = revision(WINDOW, 5 * SECOND)
-    turns = Estimator(view, terms, 1).turns(Lane("a", both), 9)
+    turns = Estimator(view, terms, 1).turns(Flow("a", both), 9)
     assert turns is not None
     # Under the first limit it has the ranks 0, 2, 4, ... of two tokens a period; under the second 0, 1, 2, ... of one.
     short = 5 * SECOND + SERVICE
     assert turns.soon[:5] == tuple([max(n * PERIOD, 90 * SECOND + max(0, n * short)) for n in range(5)])
     alone = [
-        Estimator(view, terms, 1).turns(Lane("a", Kind((limit,))), 9) for limit in (0, 1)
+        Estimator(view, terms, 1).turns(Flow("a", DemandClass((limit,))), 9) for limit in (0, 1)
     ]  # an unlisted flow of the same client
     assert all(single is not None and single.soon[0] <= turns.soon[0] for single in alone)
 
@@ -252,8 +254,8 @@ def test_several_limits_are_never_earlier_than_one(
     returns = [LimitReturns(0, len(tokens), 0, tuple(sorted(tokens))) for tokens in (one, other)]
     own = flows[client][2]
 
-    def estimated(*limits: LimitReturns) -> Turns:
-        kind = Kind(tuple(range(len(limits))))
+    def estimated(*limits: LimitReturns) -> EstimatedWaits:
+        kind = DemandClass(tuple(range(len(limits))))
         waiting = [WaitingFlow(name, *kind, *values) for name, values in flows.items()]
         return told(snapshot(*waiting, limits=limits), client, own, kind)
 
@@ -263,11 +265,11 @@ def test_several_limits_are_never_earlier_than_one(
 
 def test_pinned_flows_count_in_full_for_others_and_among_themselves() -> None:
     """A flow pinned to a quota waits for that quota's tokens, behind a part only of the requests not pinned."""
-    mine, elsewhere, free = Kind((0,), "q"), Kind((0,), "p"), Kind((0,))
+    mine, elsewhere, free = DemandClass((0,), "q"), DemandClass((0,), "p"), DemandClass((0,))
     flows = flow("a", 9, kind=mine), flow("b", 9, kind=elsewhere), flow("c", 9), flow("d", 9), flow("e", 9, kind=mine)
     view = replace(snapshot(*flows), pinned=((0, "q", LimitReturns(0, 1, 0, (SECOND,))),))
     estimator = Estimator(view, revision(WINDOW, quotas=("p", "q")), 1)
-    pinned, unpinned = estimator.turns(Lane("e", mine), 9), estimator.turns(Lane("c", free), 9)
+    pinned, unpinned = estimator.turns(Flow("e", mine), 9), estimator.turns(Flow("c", free), 9)
     assert pinned is not None
     assert unpinned is not None
     # Before "e" come "a", pinned to the same quota, and half of "c" and "d"; "b" does not compete.
@@ -278,8 +280,8 @@ def test_pinned_flows_count_in_full_for_others_and_among_themselves() -> None:
 def test_a_quota_that_the_snapshot_does_not_tell_of() -> None:
     """Nothing is told of a quota that the snapshot left out; of one that the revision lacks no token is expected."""
     estimator = Estimator(snapshot(flow("a", 1)), revision(WINDOW), 1)
-    assert estimator.turns(Lane("a", Kind((0,), "q")), 1) is None
-    assert estimator.turns(Lane("a", Kind((0,), "gone")), 1) == Turns()
+    assert estimator.turns(Flow("a", DemandClass((0,), "q")), 1) is None
+    assert estimator.turns(Flow("a", DemandClass((0,), "gone")), 1) == EstimatedWaits()
 
 
 def test_requests_that_are_not_listed_start_with_the_last_that_is() -> None:
@@ -300,14 +302,14 @@ def test_an_unlisted_queue_of_a_listed_client_starts_at_its_tag() -> None:
     """The store may not have heard of a queue whose client it knows: the client is not served sooner for it."""
     view = snapshot(flow("a", 1, tag=3 * UNIT, weight=2), flow("b", 9), others=(3, 0))
     view = replace(view, limits=(LONE, LimitReturns(99, 0, 0)))
-    assert ranks(told(view, "a", 2, Kind((0, 1))), 3) == [3, 6, 8]
+    assert ranks(told(view, "a", 2, DemandClass((0, 1))), 3) == [3, 6, 8]
 
 
 def test_queues_alike_of_clients_not_listed_are_told_the_same() -> None:
     """They are estimated once, by kind, length and weight."""
     estimator = Estimator(snapshot(flow("a", 1, tag=UNIT), others=(40, 9)), revision(WINDOW), 1)
     one, same, longer, heavier = [
-        estimator.turns(Lane(client, FIRST), own, weight)
+        estimator.turns(Flow(client, FIRST), own, weight)
         for client, own, weight in (("x", 2, 1), ("y", 2, 1), ("z", 3, 1), ("z", 2, 2))
     ]
     assert one is same
@@ -348,14 +350,14 @@ def test_a_queue_longer_than_the_snapshot_knows() -> None:
 
 def test_no_limits_no_wait() -> None:
     """A request under no limit is served at once, at whatever position."""
-    turns = told(snapshot(flow("a", 3, kind=Kind(()))), "a", 3, Kind(()))
+    turns = told(snapshot(flow("a", 3, kind=DemandClass(()))), "a", 3, DemandClass(()))
     assert [turns.at(position) for position in (0, 2, 1000)] == [0, 0, 0]
 
 
 def test_no_token_is_expected_of_a_limit_without_any() -> None:
     """Where one of the limits has no tokens nobody is ever served."""
     view = snapshot(flow("a", 3), limits=(LONE, LimitReturns(0, 0, 0)))
-    assert told(view, "a", 3, Kind((0, 1))) == Turns()
+    assert told(view, "a", 3, DemandClass((0, 1))) == EstimatedWaits()
 
 
 def test_nobody_waits() -> None:

@@ -1,29 +1,29 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.exchange import PULSE, Turns, pulse
+from keyturn.core.exchange import HEARTBEAT, EstimatedWaits, heartbeat
 from keyturn.core.model import SECOND
 
 
 def test_the_first_positions_are_told_one_by_one() -> None:
     """`soon` is exact."""
-    assert [Turns((5, 9)).at(position) for position in range(2)] == [5, 9]
+    assert [EstimatedWaits((5, 9)).at(position) for position in range(2)] == [5, 9]
 
 
 def test_positions_between_samples_are_interpolated() -> None:
     """Between two samples a turn lies in proportion; the last exact one counts as a sample."""
-    turns = Turns((10, 20), ((5, 50), (9, 90)))
+    turns = EstimatedWaits((10, 20), ((5, 50), (9, 90)))
     assert [turns.at(position) for position in (1, 3, 5, 7, 9)] == [20, 35, 50, 70, 90]
 
 
 def test_beyond_the_last_sample_the_last_turn_is_told() -> None:
     """Who stands further back than the store was told of is told the latest that is known."""
-    assert Turns((10,), ((5, 50),)).at(500) == 50
-    assert Turns((10,)).at(3) == 10
+    assert EstimatedWaits((10,), ((5, 50),)).at(500) == 50
+    assert EstimatedWaits((10,)).at(3) == 10
 
 
 def test_without_any_token_no_turn_is_told() -> None:
     """No token is ever expected: `None`, not a number that is wrong."""
-    assert Turns().at(0) is None
+    assert EstimatedWaits().at(0) is None
 
 
 @given(
@@ -33,21 +33,21 @@ def test_without_any_token_no_turn_is_told() -> None:
 def test_turns_never_decrease_with_the_position(soon: list[int], later: list[tuple[int, int]]) -> None:
     """Who stands further back is never told an earlier time."""
     positions, delays = [position for position, _ in sorted(later)], sorted(delay for _, delay in later)
-    turns = Turns(tuple(soon), tuple(zip(positions, delays, strict=True)))
+    turns = EstimatedWaits(tuple(soon), tuple(zip(positions, delays, strict=True)))
     told = [turn for turn in (turns.at(position) for position in range(600)) if turn is not None]
     assert told == sorted(told)
 
 
 def test_who_is_soon_taken_for_dead_speaks_more_often() -> None:
     """Every two seconds, or twice within the time after which silence means death."""
-    assert pulse(11 * SECOND) == PULSE
-    assert pulse(3 * SECOND) == 3 * SECOND // 2
-    assert pulse(11 * SECOND, 5 * SECOND) == 5 * SECOND
+    assert heartbeat(11 * SECOND) == HEARTBEAT
+    assert heartbeat(3 * SECOND) == 3 * SECOND // 2
+    assert heartbeat(11 * SECOND, 5 * SECOND) == 5 * SECOND
 
 
 def test_between_two_samples_the_later_is_the_latest() -> None:
     """Tokens return in bursts; behind the last sample nothing is known, and the first positions are told exactly."""
-    turns = Turns((1, 2), ((3, 10), (5, 50)))
+    turns = EstimatedWaits((1, 2), ((3, 10), (5, 50)))
     assert [turns.at(position) for position in range(7)] == [1, 2, 6, 10, 30, 50, 50]
     assert [turns.latest(position) for position in range(7)] == [1, 2, 10, 10, 50, 50, 50]
-    assert Turns().latest(0) is None
+    assert EstimatedWaits().latest(0) is None

@@ -3,14 +3,14 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.exchange import Demand, Lane
+from keyturn.core.exchange import Flow, FlowDemand
 from keyturn.core.flows import IDLERS, LAG, ROLLOVER, UNIT, FairQueue
-from keyturn.core.messages import DemandClass
+from keyturn.core.messages import RevisionClass
 from keyturn.core.model import MILLISECOND, SECOND
 
-from tests.core.worlds import World, lane, limit, pool, throttled, unsent
+from tests.core.worlds import World, flow, limit, pool, throttled, unsent
 
-WIDE, NARROW = DemandClass("r", (0,)), DemandClass("r", (0, 1))
+WIDE, NARROW = RevisionClass("r", (0,)), RevisionClass("r", (0, 1))
 
 
 def serve_one_by_one(world: World, number: int, replicas: tuple[str, ...] = ("r",)) -> Counter[str]:
@@ -20,12 +20,12 @@ def serve_one_by_one(world: World, number: int, replicas: tuple[str, ...] = ("r"
         world.pass_(100 * MILLISECOND)
         for replica in replicas:
             answer = world.call(replica)
-            served.update(grant.client for grant in answer.grants)
+            served.update(grant.flow.client for grant in answer.grants)
             world.call(replica, *world.spend(*answer.grants))
     return served
 
 
-def serve_first(queue: FairQueue, demanded: DemandClass, times: int) -> Counter[str]:
+def serve_first(queue: FairQueue, demanded: RevisionClass, times: int) -> Counter[str]:
     """Serve whose turn it is, so often; which clients those were."""
     served: Counter[str] = Counter()
     for _ in range(times):
@@ -43,7 +43,7 @@ def test_two_that_wait_share_by_weight_within_one_token_each(w1: int, w2: int, n
     """Law 4: the ratio of weights holds however many requests each has queued."""
     world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
     world.weights = {"a": w1, "b": w2}
-    world.waiting["r"] = {lane("a"): n1 + 400, lane("b"): n2 + 400}
+    world.waiting["r"] = {flow("a"): n1 + 400, flow("b"): n2 + 400}
     served = serve_one_by_one(world, 100)
     assert abs(served["a"] / w1 - served["b"] / w2) <= 1 / w1 + 1 / w2
 
@@ -59,9 +59,9 @@ def test_two_clients_differ_by_one_token_each_at_any_time(
     """Law 4: on whatever replicas they wait, and in whatever order these call."""
     world = World.of(pool(1, limit(size, 50 * MILLISECOND), guard=0))
     waiting |= {("r1", "a"): 100, ("r2", "b"): 100}
-    world.ask(size, lane("other"))
+    world.ask(size, flow("other"))
     for replica, client in waiting:
-        world.send(replica, (), (Demand(lane(client), 1, 100),), full=replica not in world.serials)
+        world.send(replica, (), (FlowDemand(flow(client), 1, 100),), full=replica not in world.serials)
     number = Counter(client for _, client in waiting)
     for replica in [replica for order in rounds for replica in order]:
         world.pass_(30 * MILLISECOND)
@@ -82,8 +82,8 @@ def test_a_client_on_many_replicas_has_one_share() -> None:
     world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
     spread = tuple(f"r{number}" for number in range(10))
     for replica in spread:
-        world.waiting[replica] = {lane("wide"): 100}
-    world.waiting["single"] = {lane("narrow"): 100}
+        world.waiting[replica] = {flow("wide"): 100}
+    world.waiting["single"] = {flow("narrow"): 100}
     served = serve_one_by_one(world, 80, (*spread, "single"))
     assert abs(served["wide"] - served["narrow"]) <= 2
 
@@ -91,24 +91,24 @@ def test_a_client_on_many_replicas_has_one_share() -> None:
 def test_a_client_with_two_classes_has_one_share() -> None:
     """Start tags are per client: who has several kinds of requests gets no more than another."""
     world = World.of(pool(1, limit(1, 50 * MILLISECOND), limit(1, 60 * MILLISECOND), guard=0))
-    world.waiting["r"] = {lane("two"): 100, lane("two", (0, 1)): 100, lane("one"): 100}
+    world.waiting["r"] = {flow("two"): 100, flow("two", (0, 1)): 100, flow("one"): 100}
     served = serve_one_by_one(world, 60)
     assert abs(served["one"] - served["two"]) <= 2
 
 
-@pytest.mark.parametrize("lanes", [[(0,), (0, 1)], [(0, 1), (0,)], [(0, 1), (0, 2)], [(0,), (0, 1), (0, 1, 2)]])
-def test_flows_of_one_client_are_all_served(lanes: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("flows", [[(0,), (0, 1)], [(0, 1), (0,)], [(0, 1), (0, 2)], [(0,), (0, 1), (0, 1, 2)]])
+def test_flows_of_one_client_are_all_served(flows: list[tuple[int, ...]]) -> None:
     """None of them starves behind another that needs other limits."""
     world = World.of(
         pool(1, limit(1, 50 * MILLISECOND), limit(1, 60 * MILLISECOND), limit(1, 70 * MILLISECOND), guard=0)
     )
-    kinds = [lane("a", limits) for limits in lanes]
+    kinds = [flow("a", limits) for limits in flows]
     world.waiting["r"] = dict.fromkeys(kinds, 100)
-    served: Counter[Lane] = Counter()
+    served: Counter[Flow] = Counter()
     while served.total() < 60:
         world.pass_(100 * MILLISECOND)
         answer = world.call("r")
-        served.update(lane(grant.client, grant.limits) for grant in answer.grants)
+        served.update(flow(grant.flow.client, grant.flow.demand_class.limits) for grant in answer.grants)
         world.call("r", *world.spend(*answer.grants))
     assert served == dict.fromkeys(kinds, 60 // len(kinds))
 
@@ -125,9 +125,9 @@ def test_the_replicas_of_a_flow_take_turns() -> None:
 def test_a_client_that_comes_back_after_idling_gets_no_credit() -> None:
     """An hour of absence is not made up for."""
     world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
-    world.waiting["r"] = {lane("a"): 1000, lane("b"): 1}
+    world.waiting["r"] = {flow("a"): 1000, flow("b"): 1}
     serve_one_by_one(world, 200)
-    world.waiting["r"][lane("b")] = 500
+    world.waiting["r"][flow("b")] = 500
     served = serve_one_by_one(world, 40)
     assert abs(served["a"] - served["b"]) <= 2
 
@@ -147,9 +147,9 @@ def test_a_client_gains_nothing_by_leaving() -> None:
 def test_a_client_that_was_held_back_catches_up_but_starves_nobody() -> None:
     """A lag of at most 64 requests is made up for."""
     world = World.of(pool(1, limit(10, SECOND), limit(1, 100 * SECOND), guard=0))
-    world.waiting["r"] = {lane("held", (0, 1)): 500, lane("free"): 5000}
+    world.waiting["r"] = {flow("held", (0, 1)): 500, flow("free"): 5000}
     serve_one_by_one(world, 990)
-    world.waiting["r"][lane("held")] = 5000
+    world.waiting["r"][flow("held")] = 5000
     served = serve_one_by_one(world, 300)
     assert served["free"] >= 100
     assert served["held"] >= served["free"]
@@ -161,7 +161,7 @@ def test_two_that_are_held_back_together_share_by_weight_all_the_same(w1: int, w
     world = World.of(pool(1, limit(20, SECOND), limit(1, SECOND), guard=0))
     world.weights = {"a": w1, "b": w2}
     both = (0, 1)
-    world.waiting["r"] = {lane("a", both): 1000, lane("b", both): 1000, lane("free"): 100_000}
+    world.waiting["r"] = {flow("a", both): 1000, flow("b", both): 1000, flow("free"): 100_000}
     served: Counter[str] = Counter()
     ahead: list[float] = [0.0]
     for _ in range(40):
@@ -175,9 +175,9 @@ def test_a_client_that_joins_those_that_are_held_back_is_served_with_them() -> N
     """What the others missed by then is theirs up to the lag that is made up for, and no more."""
     world = World.of(pool(1, limit(20, SECOND), limit(2, SECOND), guard=0))
     both = (0, 1)
-    world.waiting["r"] = {lane("early", both): 1000, lane("free"): 100_000}
+    world.waiting["r"] = {flow("early", both): 1000, flow("free"): 100_000}
     serve_one_by_one(world, 300)
-    world.waiting["r"][lane("late", both)] = 1000
+    world.waiting["r"][flow("late", both)] = 1000
     served = serve_one_by_one(world, 10 * (LAG + 20))
     assert LAG - 2 <= served["early"] - served["late"] <= LAG + 2 * 10, "10 are served from one of them to the next"
     assert served["late"] >= 2
@@ -187,9 +187,9 @@ def test_a_client_that_was_shut_out_makes_up_for_a_lag_and_leaves_the_rest_alone
     """A limit that was closed for long opens with as many tokens as there are: nobody else starves for it."""
     world = World.of(pool(1, limit(10, SECOND), limit(10, SECOND), guard=0))
     both = (0, 1)
-    (probe,) = world.ask(1, lane("held", both)).grants
+    (probe,) = world.ask(1, flow("held", both)).grants
     world.call("r", throttled(probe, 30 * SECOND, 1))
-    world.waiting["r"] = {lane("held", both): 10_000, lane("free"): 100_000}
+    world.waiting["r"] = {flow("held", both): 10_000, flow("free"): 100_000}
     served = serve_one_by_one(world, 250)
     while not served["held"]:
         served = serve_one_by_one(world, 1)
@@ -200,20 +200,20 @@ def test_a_client_that_was_shut_out_makes_up_for_a_lag_and_leaves_the_rest_alone
 def test_an_unsent_lease_is_not_charged() -> None:
     """A client whose requests were cancelled, every other one, loses no share for it."""
     world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
-    world.waiting["r"] = {lane("a"): 100, lane("b"): 100}
+    world.waiting["r"] = {flow("a"): 100, flow("b"): 100}
     used: Counter[str] = Counter()
     cancelled = 0
     while used.total() < 40:
         world.pass_(100 * MILLISECOND)
         for grant in world.call().grants:
-            if grant.client == "a" and used["a"] >= cancelled:
+            if grant.flow.client == "a" and used["a"] >= cancelled:
                 cancelled += 1
-                world.waiting["r"][lane("a")] += 1
+                world.waiting["r"][flow("a")] += 1
                 for other in world.call("r", unsent(grant)).grants:
-                    used[other.client] += 1
+                    used[other.flow.client] += 1
                     world.call("r", *world.spend(other))
             else:
-                used[grant.client] += 1
+                used[grant.flow.client] += 1
                 world.call("r", *world.spend(grant))
     assert cancelled > 9
     assert abs(used["a"] - used["b"]) <= 2
@@ -232,22 +232,22 @@ def test_a_client_that_did_not_have_to_wait_has_been_served() -> None:
 
 
 flows = st.tuples(
-    st.sampled_from("rst"), st.sampled_from([WIDE, NARROW, DemandClass("r", (0,), "k0")]), st.sampled_from("abc")
+    st.sampled_from("rst"), st.sampled_from([WIDE, NARROW, RevisionClass("r", (0,), "k0")]), st.sampled_from("abc")
 )
 
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "serve", "refund", "forget", "idle"]), flows, st.integers(0, 3))))
 def test_nothing_is_kept_of_what_waits_no_longer(
-    steps: list[tuple[str, tuple[str, DemandClass, str], int]],
+    steps: list[tuple[str, tuple[str, RevisionClass, str], int]],
 ) -> None:
     """Totals are those of all replicas, heads have the lowest start tag, and in the end nothing is left but debts."""
     queue = FairQueue()
-    waiting: dict[tuple[str, DemandClass, str], int] = {}
-    for what, flow, number in steps:
-        replica, demanded, client = flow
+    waiting: dict[tuple[str, RevisionClass, str], int] = {}
+    for what, chosen, number in steps:
+        replica, demanded, client = chosen
         if what == "put":
             queue.put(replica, demanded, client, 1 + number, number)
-            waiting[flow] = number
+            waiting[chosen] = number
         elif what == "serve" and demanded.name in queue.classes:
             tag, client = queue.head(demanded.name)
             name = demanded.name
@@ -259,7 +259,7 @@ def test_nothing_is_kept_of_what_waits_no_longer(
             queue.refund(client)
         elif what == "forget":
             queue.forget(replica)
-            waiting = {flow: number for flow, number in waiting.items() if flow[0] != replica}
+            waiting = {one: number for one, number in waiting.items() if one[0] != replica}
         elif what == "idle":
             queue.forget_idle()
         totals = Counter[tuple[str, str]]()

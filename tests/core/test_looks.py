@@ -5,7 +5,7 @@ from keyturn.core.messages import revision_of
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.state import PoolState
 
-from tests.core.worlds import BOUND, World, lane, limit, pool, throttled
+from tests.core.worlds import BOUND, World, flow, limit, pool, throttled
 
 REVISION = revision_of(pool(2, limit(3)), BOUND)
 WINDOW: Micros = REVISION.limits[0].window
@@ -19,7 +19,7 @@ def test_all_is_available_before_anything_is_sent() -> None:
 def test_a_token_is_in_use_then_cools_then_is_back() -> None:
     """Its delay is what is left of the window since it was counted."""
     world = World.of(pool(2, limit(3)))
-    (grant,) = world.ask(1, lane("a", (0,), "k0")).grants
+    (grant,) = world.ask(1, flow("a", (0,), "k0")).grants
     assert look(world.state, world.revision, world.now)[0] == BucketLook("k0", 0, 2, 1, ())
     world.call("r", *world.spend(grant))
     assert look(world.state, world.revision, world.now + SECOND)[0] == BucketLook("k0", 0, 2, 0, (WINDOW - SECOND,))
@@ -29,7 +29,7 @@ def test_a_token_is_in_use_then_cools_then_is_back() -> None:
 def test_what_the_upstream_closed_returns_when_it_opens() -> None:
     """Tokens that nobody took are no use while their bucket is closed."""
     world = World.of(pool(2, limit(3)))
-    grants = world.ask(2, lane("a", (0,), "k0")).grants
+    grants = world.ask(2, flow("a", (0,), "k0")).grants
     world.call("r", throttled(grants[0], 10 * SECOND))
     closed, other = look(world.state, world.revision, world.now + 4 * SECOND)
     assert closed == BucketLook("k0", 0, 0, 1, (6 * SECOND, WINDOW - 4 * SECOND))

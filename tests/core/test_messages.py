@@ -1,4 +1,4 @@
-from keyturn.core.messages import DemandClass, revision_of, same_limits
+from keyturn.core.messages import RevisionClass, revision_of, same_limits
 from keyturn.core.model import MILLISECOND, SECOND, Key, Pool, Secret
 
 from tests.core.worlds import limit, pool
@@ -57,5 +57,5 @@ def test_limits_are_found_again_in_another_configuration() -> None:
 
 def test_a_demand_class_says_all_of_itself_in_its_name() -> None:
     """So classes have an order that depends on nothing else."""
-    assert DemandClass("r", (0, 2)).name == "r|0,2|"
-    assert DemandClass("r", (), "k0").name == "r||k0"
+    assert RevisionClass("r", (0, 2)).name == "r|0,2|"
+    assert RevisionClass("r", (), "k0").name == "r||k0"

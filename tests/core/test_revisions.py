@@ -3,7 +3,7 @@ from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.exchange import USE_BY, Spent
+from keyturn.core.exchange import LEASE_LIFETIME, Spent
 from keyturn.core.messages import Revision, revision_of
 from keyturn.core.model import MILLISECOND, SECOND, Key, Limit, Pool, Secret
 from keyturn.core.revisions import REVISIONS, Revisions
@@ -24,7 +24,7 @@ def with_quotas(*quotas: str, limits: tuple[Limit, ...] = (limit(3),)) -> Pool:
 
 def revision(of: Pool) -> Revision:
     """A pool as the store is told of it."""
-    return revision_of(of, USE_BY + BOUND)
+    return revision_of(of, LEASE_LIFETIME + BOUND)
 
 
 def test_keys_that_revisions_place_under_different_quotas_make_them_rivals() -> None:
@@ -35,7 +35,7 @@ def test_keys_that_revisions_place_under_different_quotas_make_them_rivals() -> 
     other = revisions.learn(revision(with_quotas("shared", "own", "own", limits=(limit(3, 10 * SECOND),))))
     assert one.rivals == {K[0]: (("shared", one.longest),), "shared": ((K[1], one.longest),)}
     assert other.rivals == {"shared": ((K[0], other.longest),), K[1]: (("shared", other.longest),)}
-    assert one.longest == USE_BY + BOUND + WINDOW
+    assert one.longest == LEASE_LIFETIME + BOUND + WINDOW
     assert [one.owner(key) for key in (K[0], K[1], "stranger")] == [K[0], "shared", None]
 
 

@@ -4,17 +4,19 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from keyturn.core.exchange import PULSE, Budget, Demand, Grant, Kind, Lane, Settlement, Spent, Throttled, Unsent
-from keyturn.core.messages import (
-    ExchangeRequest,
-    ExchangeResponse,
+from keyturn.core.exchange import (
+    HEARTBEAT,
+    DemandClass,
+    Flow,
     FlowDemand,
-    HeldLease,
     LeaseGrant,
-    Revision,
-    RevisionLimit,
-    Snapshot,
+    LimitTokens,
+    Settlement,
+    Spent,
+    Throttled,
+    Unsent,
 )
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, HeldLease, Revision, RevisionLimit, Snapshot
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 from keyturn.core.session import (
     REPLICAS_MEMORY,
@@ -23,7 +25,6 @@ from keyturn.core.session import (
     HeldLeases,
     SeenReplicas,
     Session,
-    grants_of,
 )
 
 MINUTE = RevisionLimit("minute", 60, 60 * SECOND)
@@ -32,18 +33,20 @@ REVISION = Revision("one", ("k0",), (MINUTE, HOUR), 11 * SECOND)
 TURNED = Revision("two", ("k0",), (HOUR, MINUTE), 11 * SECOND)
 """The same limits in another order, so that an index taken for one of the other revision shows."""
 
-A = Lane("a", Kind((0,)))
-B = Lane("b", Kind((0, 1)))
-PINNED = Lane("a", Kind((1,), "k0"))
-FLOWS = (A, Lane("a", Kind((1,))), B, PINNED)
+A = Flow("a", DemandClass((0,)))
+B = Flow("b", DemandClass((0, 1)))
+PINNED = Flow("a", DemandClass((1,), "k0"))
+FLOWS = (A, Flow("a", DemandClass((1,))), B, PINNED)
 """The second is what the first would be if its index were taken for one of the other revision."""
 START = 1_000 * SECOND
 TRIP = 5 * MILLISECOND
 
 
-def turned(lane: Lane) -> Lane:
+def turned(flow: Flow) -> Flow:
     """The flow by the other revision."""
-    return Lane(lane.client, Kind(tuple([1 - limit for limit in lane.kind.limits]), lane.kind.pinned))
+    return Flow(
+        flow.client, DemandClass(tuple([1 - limit for limit in flow.demand_class.limits]), flow.demand_class.pinned)
+    )
 
 
 class ScriptedStore:
@@ -55,7 +58,7 @@ class ScriptedStore:
         self.last: tuple[str, ...] = ()
         self.revisions: dict[str, Revision] = {}
         self.spoken = ""
-        self.waiting: dict[Lane, tuple[int, int]] = {}
+        self.waiting: dict[Flow, tuple[int, int]] = {}
         """Weight and waiting requests, those of reservations among them."""
         self.reserved: list[LeaseGrant] = []
         self.limits: tuple[RevisionLimit, ...] = ()
@@ -79,16 +82,15 @@ class ScriptedStore:
 
     def reserve(self) -> None:
         """Deal to the replica while it does not call."""
-        taken = Counter(lane_of(grant) for grant in self.reserved)
-        lane = next((lane for lane, (_, number) in self.waiting.items() if number > taken[lane]), None)
-        if lane:
-            self.reserved.append(self.grant(lane))
+        taken = Counter(grant.flow for grant in self.reserved)
+        flow = next((flow for flow, (_, number) in self.waiting.items() if number > taken[flow]), None)
+        if flow:
+            self.reserved.append(self.grant(flow))
 
-    def grant(self, lane: Lane) -> LeaseGrant:
+    def grant(self, flow: Flow) -> LeaseGrant:
         self.leases += 1
-        limits, pinned = lane.kind
-        self.counted[f"lease-{self.leases}"] = tuple([self.limits[i].id for i in limits])
-        return LeaseGrant(f"lease-{self.leases}", lane.client, limits, pinned, "k0", probe=False)
+        self.counted[f"lease-{self.leases}"] = tuple([self.limits[i].id for i in flow.demand_class.limits])
+        return LeaseGrant(f"lease-{self.leases}", flow, "k0", probe=False)
 
     def exchange(self, now: Micros, request: ExchangeRequest, deal: int) -> ExchangeResponse:
         """Answer a request, granting to so many that wait."""
@@ -108,11 +110,11 @@ class ScriptedStore:
         self.remember(request)
         dealt, self.reserved = self.reserved, []
         for grant in dealt:
-            self.count_down(lane_of(grant))
+            self.count_down(grant.flow)
         for _ in range(deal):
-            if lane := next(iter(self.waiting), None):
-                dealt.append(self.grant(lane))
-                self.count_down(lane)
+            if flow := next(iter(self.waiting), None):
+                dealt.append(self.grant(flow))
+                self.count_down(flow)
         self.out |= {grant.lease: self.counted[grant.lease] for grant in dealt}
         self.last = tuple([grant.lease for grant in dealt])
         return ExchangeResponse(
@@ -147,20 +149,14 @@ class ScriptedStore:
             self.waiting, self.doubts, self.spoken = {}, False, request.revision
         self.limits = self.revisions[request.revision].limits
         for demand in request.demands:
-            lane = Lane(demand.client, Kind(demand.limits, demand.pinned))
-            self.waiting.pop(lane, None)
+            self.waiting.pop(demand.flow, None)
             if demand.waiting:
-                self.waiting[lane] = demand.weight, demand.waiting
+                self.waiting[demand.flow] = demand.weight, demand.waiting
 
-    def count_down(self, lane: Lane) -> None:
-        weight, number = self.waiting.pop(lane, (0, 0))
+    def count_down(self, flow: Flow) -> None:
+        weight, number = self.waiting.pop(flow, (0, 0))
         if number > 1:
-            self.waiting[lane] = weight, number - 1
-
-
-def lane_of(grant: LeaseGrant) -> Lane:
-    """The flow of a grant."""
-    return Lane(grant.client, Kind(grant.limits, grant.pinned))
+            self.waiting[flow] = weight, number - 1
 
 
 @dataclass
@@ -185,20 +181,20 @@ class Room:
     session: Session = field(default_factory=lambda: Session("r", REVISION))
     store: ScriptedStore = field(default_factory=ScriptedStore)
     now: Micros = START
-    waiting: dict[Lane, int] = field(default_factory=dict)
+    waiting: dict[Flow, int] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=lambda: {"a": 1, "b": 1})
     out: dict[str, tuple[str, ...]] = field(default_factory=dict)
     untold: list[Settlement] = field(default_factory=list)
     served: set[str] = field(default_factory=set)
     asked: Revision = REVISION
 
-    def demands(self) -> tuple[Demand, ...]:
-        return tuple([Demand(lane, self.weights[lane.client], number) for lane, number in self.waiting.items()])
+    def demands(self) -> tuple[FlowDemand, ...]:
+        return tuple([FlowDemand(flow, self.weights[flow.client], number) for flow, number in self.waiting.items()])
 
     def adopt(self) -> None:
         """Another configuration: what waits goes on by its limits."""
         self.session.revision = TURNED if self.session.revision is REVISION else REVISION
-        self.waiting = {turned(lane): number for lane, number in self.waiting.items()}
+        self.waiting = {turned(flow): number for flow, number in self.waiting.items()}
 
     def exchange(self, deal: int = 0, fate: str = "heard", *, adopt: bool = False) -> ExchangeResponse | None:
         """One request; `adopt`: the configuration changes while it is under way."""
@@ -219,12 +215,12 @@ class Room:
     def take(self, heard: ExchangeResponse, told: tuple[Settlement, ...], *, adopt: bool) -> None:
         """Hand leases to those who wait; those that nobody wants, or that are of another configuration, go back."""
         self.untold = self.untold[len(told) :]
-        for grant in grants_of(heard):
+        for grant in heard.grants:
             assert grant.lease not in self.served, "granted twice"
             self.served.add(grant.lease)
-            if self.waiting.get(grant.lane, 0) and not adopt:
-                self.waiting[grant.lane] -= 1
-                self.out[grant.lease] = tuple([self.asked.limits[i].id for i in grant.lane.kind.limits])
+            if self.waiting.get(grant.flow, 0) and not adopt:
+                self.waiting[grant.flow] -= 1
+                self.out[grant.lease] = tuple([self.asked.limits[i].id for i in grant.flow.demand_class.limits])
             else:
                 self.untold.append(Unsent(grant.lease))
 
@@ -238,9 +234,9 @@ class Room:
 
     def play(self, step: Step) -> None:
         """One step; whenever the store was heard, it agrees with the truth."""
-        lane = FLOWS[step.flow] if self.session.revision is REVISION else turned(FLOWS[step.flow])
-        self.waiting[lane] = step.waiting
-        self.weights[lane.client] = step.weight
+        flow = FLOWS[step.flow] if self.session.revision is REVISION else turned(FLOWS[step.flow])
+        self.waiting[flow] = step.waiting
+        self.weights[flow.client] = step.weight
         self.use(step.use)
         self.befall(step.event)
         if self.exchange(step.deal, step.fate, adopt=step.event == "adopted meanwhile"):
@@ -270,7 +266,7 @@ class Room:
     def check(self, *, adopted: bool = False) -> None:
         """The store believes what is true: what waits, and what is in use (law 2)."""
         if not adopted:
-            truth = {lane: (self.weights[lane.client], number) for lane, number in self.waiting.items() if number}
+            truth = {flow: (self.weights[flow.client], number) for flow, number in self.waiting.items() if number}
             assert self.store.waiting == truth
         returned = {one.lease for one in self.untold if isinstance(one, Unsent) and one.lease not in self.out}
         assert self.store.out.keys() - returned == self.out.keys()
@@ -336,13 +332,13 @@ def heard(room: Room, deal: int = 0) -> ExchangeResponse:
 
 def opened(**waiting: int) -> Room:
     """A room whose store has been told what waits."""
-    room = Room(waiting={Lane(client, Kind((0,))): number for client, number in waiting.items()})
+    room = Room(waiting={Flow(client, DemandClass((0,))): number for client, number in waiting.items()})
     room.weights |= dict.fromkeys(waiting, 1)
     heard(room)
     return room
 
 
-def say(room: Room, *demands: Demand) -> ExchangeRequest:
+def say(room: Room, *demands: FlowDemand) -> ExchangeRequest:
     """The next request, which nobody answers."""
     return room.session.request(room.now, (), demands)
 
@@ -356,25 +352,28 @@ def answer(room: Room, request: ExchangeRequest, **more: object) -> ExchangeResp
 def test_only_changes_are_sent() -> None:
     """Nothing of a flow that is believed already; its new count or weight; 0 when it is gone."""
     room = opened(a=3, b=1)
-    b = Lane("b", Kind((0,)))
-    assert say(room, Demand(A, 1, 3), Demand(b, 1, 1)).demands == ()
+    b = Flow("b", DemandClass((0,)))
+    assert say(room, FlowDemand(A, 1, 3), FlowDemand(b, 1, 1)).demands == ()
     room = opened(a=3, b=1)
-    request = say(room, Demand(A, 1, 4))
-    assert request.demands == (FlowDemand("a", 1, (0,), None, 4), FlowDemand("b", 1, (0,), None, 0))
+    request = say(room, FlowDemand(A, 1, 4))
+    assert request.demands == (
+        FlowDemand(Flow("a", DemandClass((0,))), 1, 4),
+        FlowDemand(Flow("b", DemandClass((0,))), 1, 0),
+    )
     assert not request.full
     room = opened(a=3)
-    assert say(room, Demand(A, 2, 3)).demands == (FlowDemand("a", 2, (0,), None, 3),)
-    assert say(opened(a=3), Demand(A, 1, 0)).demands == (FlowDemand("a", 1, (0,), None, 0),)
-    assert say(Room(), Demand(A, 1, 0)).demands == (), "a full request says what waits"
+    assert say(room, FlowDemand(A, 2, 3)).demands == (FlowDemand(Flow("a", DemandClass((0,))), 2, 3),)
+    assert say(opened(a=3), FlowDemand(A, 1, 0)).demands == (FlowDemand(Flow("a", DemandClass((0,))), 1, 0),)
+    assert say(Room(), FlowDemand(A, 1, 0)).demands == (), "a full request says what waits"
 
 
 def test_what_was_granted_is_believed_to_wait_no_longer() -> None:
     """Two of three were granted, and one came: two wait, where the store believes one to."""
     room = opened(a=3)
     heard(room, deal=2)
-    assert say(room, Demand(A, 1, 1)).demands == ()
+    assert say(room, FlowDemand(A, 1, 1)).demands == ()
     heard(room)
-    assert say(room, Demand(A, 1, 2)).demands == (FlowDemand("a", 1, (0,), None, 2),)
+    assert say(room, FlowDemand(A, 1, 2)).demands == (FlowDemand(Flow("a", DemandClass((0,))), 1, 2),)
 
 
 @pytest.mark.parametrize("fate", ["request lost", "response lost"])
@@ -386,7 +385,7 @@ def test_a_request_is_full_after_a_response_that_was_not_heard(fate: str) -> Non
     assert room.exchange() is None
     request = say(room, *room.demands())
     assert (request.full, request.spelled) == (True, REVISION)
-    assert request.demands == (FlowDemand("a", 1, (0,), None, 3),)
+    assert request.demands == (FlowDemand(Flow("a", DemandClass((0,))), 1, 3),)
     assert answer(room, request)
     assert not say(room, *room.demands()).full
 
@@ -528,7 +527,7 @@ def test_leases_count_under_the_limits_by_which_they_were_asked_for() -> None:
     assert lease.granted == 2 * TRIP, "the store granted it after the request was sent"
     request = say(room, *room.demands())
     assert (request.full, request.revision) == (True, "two")
-    assert [demand.limits for demand in request.demands] == [(1,)]
+    assert [demand.flow.demand_class.limits for demand in request.demands] == [(1,)]
 
 
 def test_what_the_store_told() -> None:
@@ -540,21 +539,16 @@ def test_what_the_store_told() -> None:
     assert (room.session.replicas, room.session.seen.most, room.session.dealt) == (5, 5, 7)
 
 
-def test_grants_reach_the_waiting_room() -> None:
-    """Each in its flow."""
-    response = ExchangeResponse("e", 1, 0, grants=(LeaseGrant("l", "a", (1,), "k0", "k0", probe=True),))
-    assert grants_of(response) == (Grant("l", PINNED, "k0", probe=True),)
-
-
 # Snapshots
 
 
-def told(room: Room, *at_hand: int) -> None:
+def told(room: Room, *available: int) -> None:
     """The store has so many tokens available."""
-    assert answer(room, say(room, *room.demands()), available=tuple([Budget(60, number, 0) for number in at_hand]))
+    tokens = tuple([LimitTokens(60, number, 0) for number in available])
+    assert answer(room, say(room, *room.demands()), available=tokens)
 
 
-def wants(room: Room, *demands: Demand) -> bool:
+def wants(room: Room, *demands: FlowDemand) -> bool:
     """Whether a snapshot is fetched together with a request that says this."""
     say(room, *demands)
     return room.session.wants_snapshot()
@@ -564,14 +558,14 @@ def test_a_snapshot_is_fetched_with_newcomers_who_probably_have_to_wait() -> Non
     """Those beyond what was available under one of their limits; whoever waits already wants none."""
     room = opened(a=3)
     told(room, 5, 2)
-    assert not wants(room, Demand(A, 1, 3))
-    assert not wants(room, Demand(A, 1, 5))
-    assert wants(room, Demand(A, 1, 6))
-    assert wants(room, Demand(A, 1, 3), Demand(B, 1, 3)), "those who wait count, too"
-    assert not wants(room, Demand(A, 1, 3), Demand(B, 1, 2))
-    assert wants(room, Demand(PINNED, 1, 3))
-    assert not wants(room, Demand(A, 9, 3)), "nobody has come"
-    assert not wants(room, Demand(A, 1, 3), Demand(Lane("b", Kind(())), 1, 9)), "under no limit"
+    assert not wants(room, FlowDemand(A, 1, 3))
+    assert not wants(room, FlowDemand(A, 1, 5))
+    assert wants(room, FlowDemand(A, 1, 6))
+    assert wants(room, FlowDemand(A, 1, 3), FlowDemand(B, 1, 3)), "those who wait count, too"
+    assert not wants(room, FlowDemand(A, 1, 3), FlowDemand(B, 1, 2))
+    assert wants(room, FlowDemand(PINNED, 1, 3))
+    assert not wants(room, FlowDemand(A, 9, 3)), "nobody has come"
+    assert not wants(room, FlowDemand(A, 1, 3), FlowDemand(Flow("b", DemandClass(())), 1, 9)), "under no limit"
     assert not wants(room)
 
 
@@ -579,20 +573,20 @@ def test_newcomers_under_no_scarce_limit_want_no_snapshot() -> None:
     """Others who wait under another limit are no reason."""
     room = opened(a=3)
     told(room, 0, 9)
-    assert not wants(room, Demand(A, 1, 3), Demand(PINNED, 1, 1))
+    assert not wants(room, FlowDemand(A, 1, 3), FlowDemand(PINNED, 1, 1))
 
 
 def test_newcomers_want_a_snapshot_when_nothing_is_known() -> None:
     """Before the first response, and by another revision."""
-    assert wants(Room(), Demand(A, 1, 1))
+    assert wants(Room(), FlowDemand(A, 1, 1))
     room = opened()
     told(room, 5, 5)
     room.adopt()
-    assert wants(room, Demand(A, 1, 1))
+    assert wants(room, FlowDemand(A, 1, 1))
     room = opened(a=1)
     told(room, 5, 5)
     room.adopt()
-    assert wants(room, Demand(A, 1, 1)), "not the flow that had the same indices before"
+    assert wants(room, FlowDemand(A, 1, 1)), "not the flow that had the same indices before"
 
 
 def test_a_snapshot_is_due_by_what_was_dealt_since() -> None:
@@ -630,8 +624,8 @@ def test_newcomers_who_were_served_make_no_snapshot_due() -> None:
     """Others wait on, as the newest snapshot shows."""
     room = opened(a=3)
     room.session.took(room.now, Snapshot(0, ()))
-    request = say(room, Demand(A, 1, 3), Demand(B, 1, 1))
-    assert answer(room, request, grants=(LeaseGrant("l", "b", (0, 1), None, "k0", probe=False),))
+    request = say(room, FlowDemand(A, 1, 3), FlowDemand(B, 1, 1))
+    assert answer(room, request, grants=(LeaseGrant("l", Flow("b", DemandClass((0, 1))), "k0", probe=False),))
     assert not room.session.snapshot_due(room.now)
 
 
@@ -650,7 +644,7 @@ def test_a_snapshot_of_another_epoch_or_revision_is_dropped(event: str) -> None:
 def test_quotas_that_flows_insist_on() -> None:
     """Their own returns are asked for, by limit."""
     room = Room()
-    say(room, Demand(PINNED, 1, 1), Demand(A, 1, 1), Demand(Lane("c", Kind((0, 1), "k0")), 1, 1))
+    say(room, FlowDemand(PINNED, 1, 1), FlowDemand(A, 1, 1), FlowDemand(Flow("c", DemandClass((0, 1), "k0")), 1, 1))
     assert sorted(room.session.pins()) == [(0, "k0"), (1, "k0")]
 
 
@@ -660,8 +654,8 @@ def test_quotas_that_flows_insist_on() -> None:
 def test_a_lease_is_held_until_its_tokens_have_returned() -> None:
     """All of them: the longest window decides."""
     held = HeldLeases()
-    held.granted(0, Grant("x", B, "k0"), REVISION)
-    held.granted(0, Grant("y", A, "k0"), REVISION)
+    held.granted(0, LeaseGrant("x", B, "k0"), REVISION)
+    held.granted(0, LeaseGrant("y", A, "k0"), REVISION)
     held.settled(10 * SECOND, (Spent("x", 2 * SECOND), Spent("unknown", 0)))
     x, y = held.report(20 * SECOND)
     assert x == HeldLease(
@@ -675,7 +669,7 @@ def test_a_lease_is_held_until_its_tokens_have_returned() -> None:
 def test_a_lease_is_settled_once() -> None:
     """A settlement that is told again counts from the first time (law 2)."""
     held = HeldLeases()
-    held.granted(0, Grant("x", A, "k0"), REVISION)
+    held.granted(0, LeaseGrant("x", A, "k0"), REVISION)
     held.settled(SECOND, (Spent("x", 0),))
     held.settled(9 * SECOND, (Throttled("x", 0, SECOND, (0,)), Unsent("x")))
     assert [lease.counted for lease in held.report(9 * SECOND)] == [8 * SECOND]
@@ -696,8 +690,8 @@ def test_what_has_returned_is_forgotten_with_each_response() -> None:
 def test_what_was_never_sent_or_counts_nowhere_is_not_held() -> None:
     """The record is as large as what is out."""
     held = HeldLeases()
-    held.granted(0, Grant("x", A, "k0"), REVISION)
-    held.granted(0, Grant("y", Lane("a", Kind(())), "k0"), REVISION)
+    held.granted(0, LeaseGrant("x", A, "k0"), REVISION)
+    held.granted(0, LeaseGrant("y", Flow("a", DemandClass(())), "k0"), REVISION)
     assert len(held) == 1
     held.settled(0, (Unsent("x"),))
     assert len(held) == 0
@@ -708,11 +702,11 @@ def test_replicas_that_shared_of_late_are_remembered() -> None:
     seen, now = SeenReplicas(), 0
     seen.note(now, 7)
     while now < REPLICAS_MEMORY * 3 // 2:
-        now += PULSE
+        now += HEARTBEAT
         seen.note(now, 1)
     assert seen.most == 7
-    while now < 2 * REPLICAS_MEMORY + PULSE:
-        now += PULSE
+    while now < 2 * REPLICAS_MEMORY + HEARTBEAT:
+        now += HEARTBEAT
         seen.note(now, 2)
     assert seen.most == 2
 

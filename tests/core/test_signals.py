@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from keyturn.core.allowances import Allowance
-from keyturn.core.exchange import Seen
+from keyturn.core.exchange import ObservedLimit
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND, Limit, Micros
 from keyturn.core.moments import LONGEST
@@ -177,20 +177,22 @@ def test_what_a_refusal_closes(signals: Signals, of: tuple[int, ...], kind: str,
 @pytest.mark.parametrize(
     ("allowance", "of", "seen"),
     [
-        (Allowance(60, 7, 30 * SECOND), (0, 1), (Seen(0, 7, 30 * SECOND),)),
-        (Allowance(60, 7), (0, 1), (Seen(0, 7, 60 * SECOND),)),
-        (Allowance(60, 7, 30 * SECOND, 60 * SECOND), (0, 1), (Seen(0, 7, 30 * SECOND),)),
+        (Allowance(60, 7, 30 * SECOND), (0, 1), (ObservedLimit(0, 7, 30 * SECOND),)),
+        (Allowance(60, 7), (0, 1), (ObservedLimit(0, 7, 60 * SECOND),)),
+        (Allowance(60, 7, 30 * SECOND, 60 * SECOND), (0, 1), (ObservedLimit(0, 7, 30 * SECOND),)),
         (Allowance(60, 7, 30 * SECOND, 3_600 * SECOND), (0, 1), ()),
         (Allowance(60, 7, 900 * SECOND), (0, 1), ()),
         (Allowance(10, 7, 5 * SECOND), (1, 2), ()),
-        (Allowance(10, 7, 30 * SECOND), (1, 2), (Seen(2, 7, 30 * SECOND),)),
-        (Allowance(10, 7, 5 * SECOND, 10 * SECOND), (0, 1, 2), (Seen(1, 7, 5 * SECOND),)),
+        (Allowance(10, 7, 30 * SECOND), (1, 2), (ObservedLimit(2, 7, 30 * SECOND),)),
+        (Allowance(10, 7, 5 * SECOND, 10 * SECOND), (0, 1, 2), (ObservedLimit(1, 7, 5 * SECOND),)),
         (Allowance(59, 7, 30 * SECOND), (0,), ()),
         (Allowance(60, None, 30 * SECOND), (0,), ()),
         (Allowance(None, 7, 30 * SECOND), (0,), ()),
     ],
 )
-def test_what_is_seen_of_others_spending(allowance: Allowance, of: tuple[int, ...], seen: tuple[Seen, ...]) -> None:
+def test_what_is_seen_of_others_spending(
+    allowance: Allowance, of: tuple[int, ...], seen: tuple[ObservedLimit, ...]
+) -> None:
     """What is left of the one limit that is meant; nothing where that cannot be told (law 9)."""
     assert Signals(allowances=(allowance,)).seen(of, LIMITS) == seen
     assert Signals(allowances=(allowance,), own=False).seen(of, LIMITS) == ()

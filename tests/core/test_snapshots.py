@@ -3,14 +3,14 @@ from copy import deepcopy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.exchange import Demand, Seen, Spent
+from keyturn.core.exchange import FlowDemand, ObservedLimit, Spent
 from keyturn.core.flows import UNIT
 from keyturn.core.messages import LimitReturns, WaitingFlow, revision_of
 from keyturn.core.model import MILLISECOND, SECOND
 from keyturn.core.snapshots import FLOWS, NEXT, snapshot
 from keyturn.core.tokens import SERVICE_START
 
-from tests.core.worlds import World, know, lane, limit, pool, throttled
+from tests.core.worlds import World, flow, know, limit, pool, throttled
 
 W = 60 * SECOND + 130 * MILLISECOND
 
@@ -77,10 +77,10 @@ def test_tokens_of_a_closed_quota_return_when_it_opens() -> None:
 def test_a_quota_that_a_flow_insists_on_is_told_by_itself() -> None:
     """Its own tokens only, those that others spent among them."""
     world = World.of(pool(2, limit(3)))
-    (grant,) = world.ask(1, lane("a", (0,), "k1")).grants
-    world.ask(1, lane("a", (0,), "k1"))
-    world.ask(2, lane("b", (0,), "k0"))
-    world.call("r", Spent(grant.lease, 0, (Seen(0, 0, 5 * SECOND),)))
+    (grant,) = world.ask(1, flow("a", (0,), "k1")).grants
+    world.ask(1, flow("a", (0,), "k1"))
+    world.ask(2, flow("b", (0,), "k0"))
+    world.call("r", Spent(grant.lease, 0, (ObservedLimit(0, 0, 5 * SECOND),)))
     assert world.snapshot((0, "k1")).pinned == ((0, "k1", LimitReturns(0, 2, 1, (5 * SECOND, W))),)
 
 
@@ -88,9 +88,9 @@ def test_the_flows_that_wait() -> None:
     """Over all replicas, lowest start tag first: its distance, a request's cost, how many wait."""
     world = World.of(pool(1, limit(1), limit(5)))
     world.weights["heavy"] = 4
-    world.ask(3, lane("a"))
-    world.ask(2, lane("a"), "s")
-    world.ask(2, lane("heavy", (0, 1), "k0"))
+    world.ask(3, flow("a"))
+    world.ask(2, flow("a"), "s")
+    world.ask(2, flow("heavy", (0, 1), "k0"))
     assert world.snapshot().flows == (
         WaitingFlow("heavy", (0, 1), "k0", 0, UNIT // 4, 2),
         WaitingFlow("a", (0,), None, UNIT, UNIT, 4),
@@ -102,7 +102,7 @@ def test_flows_beyond_a_bound_are_counted_only() -> None:
     """Their requests, and how many flows they are; those that are told come first."""
     world = World.of(pool(1, limit(1)))
     world.ask(1)
-    world.send("r", (), tuple([Demand(lane(f"c{number}"), 1, 2) for number in range(FLOWS + 10)]))
+    world.send("r", (), tuple([FlowDemand(flow(f"c{number}"), 1, 2) for number in range(FLOWS + 10)]))
     told = world.snapshot()
     assert len(told.flows) == FLOWS
     assert (told.others, told.others_weight) == (2 * 10, 10)
@@ -113,9 +113,9 @@ def test_flows_of_other_revisions_count_under_the_limits_that_both_have() -> Non
     narrow, wide, other = limit(1, 10 * SECOND, "GET /a"), limit(1), limit(1, 20 * SECOND)
     world = World.of(pool(1, narrow, wide))
     mine = world.revision
-    world.ask(2, lane("mine", (0, 1)))
+    world.ask(2, flow("mine", (0, 1)))
     world.revision = revision_of(pool(1, wide, other), mine.bound)
-    world.send("s", (), (Demand(lane("theirs", (0,)), 1, 3), Demand(lane("else", (1,)), 1, 2)))
+    world.send("s", (), (FlowDemand(flow("theirs", (0,)), 1, 3), FlowDemand(flow("else", (1,)), 1, 2)))
     know(world.state)
     world.revision = mine
     assert {(flow.client, flow.limits, flow.waiting) for flow in world.snapshot().flows} == {

@@ -1,15 +1,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.exchange import PULSE, USE_BY, Demand, Lane, Seen, Spent
-from keyturn.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, HeldLease, LeaseGrant, revision_of
+from keyturn.core.exchange import HEARTBEAT, LEASE_LIFETIME, Flow, FlowDemand, LeaseGrant, ObservedLimit, Spent
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, HeldLease, revision_of
 from keyturn.core.model import MILLISECOND, SECOND
 from keyturn.core.state import COLLECT, DRIFT, LAPSED, RECOVERY_GRACE, PoolState
 
-from tests.core.worlds import BOUND, World, check_conservation, know, lane, limit, pool, unsent
+from tests.core.worlds import BOUND, World, check_conservation, flow, know, limit, pool, unsent
 
 W = 60 * SECOND + 130 * MILLISECOND
-REVISION = revision_of(pool(1, limit(5)), USE_BY + BOUND)
-THREE = (Demand(lane(), 1, 3),)
+REVISION = revision_of(pool(1, limit(5)), LEASE_LIFETIME + BOUND)
+THREE = (FlowDemand(flow(), 1, 3),)
 
 
 def new_world() -> World:
@@ -20,7 +20,7 @@ def new_world() -> World:
 def report(world: World, *grants: LeaseGrant) -> tuple[HeldLease, ...]:
     """Leases in use, as their replica reports them."""
     windows = tuple([(one.id, one.window) for one in world.revision.limits])
-    return tuple([HeldLease(grant.lease, grant.quota, grant.client, windows, 0, None) for grant in grants])
+    return tuple([HeldLease(grant.lease, grant.quota, grant.flow.client, windows, 0, None) for grant in grants])
 
 
 # Available tokens go at once (law 3)
@@ -30,21 +30,21 @@ def test_what_is_available_goes_at_once() -> None:
     """An exchange leaves nobody waiting whom an available token could serve."""
     world = World.of(pool(2, limit(5)))
     assert len(world.ask(12).grants) == 10
-    assert world.waiting["r"][lane()] == 2
+    assert world.waiting["r"][flow()] == 2
     check_conservation(world.state)
 
 
 class AtOnce(World):
     """A world in which a request that comes while nobody waits is served without an exchange."""
 
-    def ask(self, number: int, lane_: Lane | None = None, replica: str = "r") -> ExchangeResponse:
+    def ask(self, number: int, flow_: Flow | None = None, replica: str = "r") -> ExchangeResponse:
         """One request that is served as it comes, if it can be; else as usual."""
-        chosen = lane_ or lane()
-        demanded = DemandClass(self.revision.name, *chosen.kind)
+        chosen = flow_ or flow()
         weight = self.weights.get(chosen.client, 1)
-        grant = self.state.at_once(self.now, replica, demanded, chosen.client, weight) if number == 1 else None
+        name = self.revision.name
+        grant = self.state.try_grant(self.now, replica, name, chosen, weight) if number == 1 else None
         if grant is None:
-            return super().ask(number, lane_, replica)
+            return super().ask(number, flow_, replica)
         return ExchangeResponse(self.state.epoch, 0, self.now, grants=(grant,))
 
 
@@ -62,7 +62,7 @@ def test_a_request_that_is_served_at_once_is_served_as_by_an_exchange(steps: lis
             world.weights = {"a": 3, "b": 1, "c": 2}
             world.pass_(pause * MILLISECOND)
             before = world.call(replica).grants
-            grants = world.ask(number, lane(client, (0, 1)), replica).grants
+            grants = world.ask(number, flow(client, (0, 1)), replica).grants
             world.call(replica, *world.spend(*before, *grants))
             told.append((*before, *grants))
             check_conservation(world.state)
@@ -72,12 +72,12 @@ def test_a_request_that_is_served_at_once_is_served_as_by_an_exchange(steps: lis
 def test_nobody_is_served_at_once_while_somebody_waits() -> None:
     """Not before others, wherever they wait (law 4); nor under a revision, or for a replica, that is not known."""
     world = World.of(pool(2, limit(1)))
-    known, other = DemandClass(world.revision.name, (0,)), DemandClass("other", (0,))
+    known = world.revision.name
     world.call()
-    assert world.state.at_once(world.now, "r", other, "b", 1) is None
-    assert world.state.at_once(world.now, "stranger", known, "b", 1) is None
-    world.ask(3, lane("a", (0,), "k0"), "far")
-    assert world.state.at_once(world.now, "r", known, "b", 1) is None
+    assert world.state.try_grant(world.now, "r", "other", flow("b"), 1) is None
+    assert world.state.try_grant(world.now, "stranger", known, flow("b"), 1) is None
+    world.ask(3, flow("a", (0,), "k0"), "far")
+    assert world.state.try_grant(world.now, "r", known, flow("b"), 1) is None
 
 
 # When to call again
@@ -90,7 +90,7 @@ def test_an_idle_replica_need_not_call() -> None:
 
 def test_a_replica_with_leases_keeps_its_heartbeat() -> None:
     """It is due within two seconds while leases are out."""
-    assert World.of(pool()).ask(1).again == PULSE
+    assert World.of(pool()).ask(1).again == HEARTBEAT
 
 
 def test_a_replica_that_waits_calls_when_its_turn_comes() -> None:
@@ -107,10 +107,10 @@ def test_another_replica_is_woken_when_its_turn_comes_earlier_than_it_was_told()
     """Once: then it knows; the caller need not call for its token."""
     world = World.of(pool(1, limit(1, SECOND), guard=0))
     (grant,) = world.ask(1).grants
-    assert world.ask(1, lane("b"), "far").again == PULSE
+    assert world.ask(1, flow("b"), "far").again == HEARTBEAT
     answer = world.call("r", *world.spend(grant))
     assert (answer.wake, answer.again) == ((("far", SECOND + SECOND // 2000),), None)
-    assert not world.ask(1, lane("c")).wake
+    assert not world.ask(1, flow("c")).wake
 
 
 # Reservations
@@ -120,9 +120,9 @@ def reserved_world() -> World:
     """A world in which the only token was just reserved for the replica `far`."""
     world = World.of(pool(1, limit(1, 60 * SECOND)))
     world.weights["c"] = 2
-    (grant,) = world.ask(1, lane("a")).grants
-    world.ask(2, lane("b"), "far")
-    world.ask(3, lane("c"))
+    (grant,) = world.ask(1, flow("a")).grants
+    world.ask(2, flow("b"), "far")
+    world.ask(3, flow("c"))
     assert world.call("r", unsent(grant)).wake == (("far", 0),)
     return world
 
@@ -131,7 +131,7 @@ def test_a_token_of_another_replica_is_reserved_for_it() -> None:
     """It is woken and collects, and waits for what is left."""
     world = reserved_world()
     assert len(world.call("far").grants) == 1
-    assert world.waiting["far"] == {lane("b"): 1}
+    assert world.waiting["far"] == {flow("b"): 1}
     assert world.state.queue.totals[world.state.queue.classes.popitem()[0], "b"] == 1
     assert not world.state._members["far"].reserved
 
@@ -142,12 +142,12 @@ def test_what_is_not_collected_goes_to_others() -> None:
     world.pass_(COLLECT - 1)
     assert not world.call().grants
     world.pass_(1)
-    assert [grant.client for grant in world.call().grants] == ["c"]
+    assert [grant.flow.client for grant in world.call().grants] == ["c"]
     assert not world.state.queue.waits("far")
     assert world.send("far", full=False).asks == ("demands",)
     (grant,) = world.out.values()
-    world.waiting["r"] = {lane("b"): 1, lane("c"): 1}
-    assert [one.client for one in world.call("r", unsent(grant)).grants] == ["b"], "it was charged nothing"
+    world.waiting["r"] = {flow("b"): 1, flow("c"): 1}
+    assert [one.flow.client for one in world.call("r", unsent(grant)).grants] == ["b"], "it was charged nothing"
     check_conservation(world.state)
 
 
@@ -155,8 +155,8 @@ def test_a_dead_replica_holds_its_place_for_a_moment_only() -> None:
     """The others get its tokens."""
     world = World.of(pool(1, limit(1, SECOND), guard=0))
     (grant,) = world.ask(1).grants
-    world.ask(5, lane("gone"), "dead")
-    world.waiting["r"] = {lane("alive"): 50}
+    world.ask(5, flow("gone"), "dead")
+    world.waiting["r"] = {flow("alive"): 50}
     served = 0
     world.call("r", *world.spend(grant))
     for _ in range(20):
@@ -171,7 +171,7 @@ def test_a_dead_replica_holds_its_place_for_a_moment_only() -> None:
 def test_a_replica_that_reports_does_not_collect_as_well() -> None:
     """What its report does not name is given back, so a reservation ends, too: no token has two leases (law 1)."""
     world = reserved_world()
-    answer = world.send("far", (), (Demand(lane("b"), 1, 2),), held=())
+    answer = world.send("far", (), (FlowDemand(flow("b"), 1, 2),), held=())
     assert {grant.lease for grant in answer.grants} <= set(world.state.tokens.leases)
     check_conservation(world.state)
 
@@ -179,8 +179,8 @@ def test_a_replica_that_reports_does_not_collect_as_well() -> None:
 def test_a_replica_that_changes_its_revision_does_not_collect() -> None:
     """The limits of its reservations are those of the revision in which it asked (law 1)."""
     world = reserved_world()
-    other = revision_of(pool(1, limit(1, 30 * SECOND)), USE_BY + BOUND)
-    answer = world.send("far", (), (Demand(lane("b"), 1, 2),), revision=other)
+    other = revision_of(pool(1, limit(1, 30 * SECOND)), LEASE_LIFETIME + BOUND)
+    answer = world.send("far", (), (FlowDemand(flow("b"), 1, 2),), revision=other)
     assert [grant.probe for grant in answer.grants] == [True], "of a bucket that is not known"
     check_conservation(world.state)
 
@@ -190,8 +190,8 @@ def test_a_full_request_changes_nothing_when_nothing_has_changed() -> None:
     world = World.of(pool(1, limit(1)))
     (grant,) = world.ask(1).grants
     for replica in ("r", "s"):
-        world.send(replica, (), (Demand(lane("b"), 1, 2), Demand(lane("c"), 1, 1)))
-    world.send("r", (), (Demand(lane("b"), 1, 2),))
+        world.send(replica, (), (FlowDemand(flow("b"), 1, 2), FlowDemand(flow("c"), 1, 1)))
+    world.send("r", (), (FlowDemand(flow("b"), 1, 2),))
     queue = world.state.queue
     name = next(iter(queue.classes))
     assert (queue.totals[name, "b"], queue.totals[name, "c"]) == (4, 1)
@@ -206,10 +206,10 @@ def test_grants_that_were_not_heard_are_taken_back() -> None:
     """A response that was lost costs no token: the next request says that it was not heard."""
     world = World.of(pool(1, limit(2)))
     world.ask(1)
-    world.waiting["s"] = {lane("b"): 1}
+    world.waiting["s"] = {flow("b"): 1}
     assert len(world.call("s").grants) == 1
     answer = world.send("s", heard=world.serials["s"] - 1)
-    assert answer.available[0].at_hand == 1
+    assert answer.available[0].available == 1
     assert len(world.state.tokens.leases) == 1
     check_conservation(world.state)
 
@@ -237,8 +237,8 @@ def test_a_replica_is_gone_when_it_was_silent_for_the_bound() -> None:
     """A bounded number of them in one exchange."""
     world = World.of(pool(1, limit(LAPSED + 5)))
     for number in range(LAPSED + 4):
-        world.ask(1, lane("a"), f"r{number}")
-    world.pass_(USE_BY + BOUND)
+        world.ask(1, flow("a"), f"r{number}")
+    world.pass_(LEASE_LIFETIME + BOUND)
     assert [world.send("s").replicas for _ in range(3)] == [LAPSED + 5 - LAPSED, 1, 1]
     assert not world.state.tokens.leases
     assert not world.state._members.keys() - {"s"}
@@ -279,7 +279,7 @@ def test_nothing_is_dealt_before_all_had_the_time_to_report() -> None:
     held = world.ask(5, replica="late").grants
     epoch, world.run = world.state.epoch, "b"
     answer = world.send("r", (), THREE, epoch=epoch, held=())
-    assert (answer.available[0].at_hand, answer.again, answer.replicas) == (0, PULSE, 2)
+    assert (answer.available[0].available, answer.again, answer.replicas) == (0, HEARTBEAT, 2)
     world.pass_(RECOVERY_GRACE - 1)
     answer = world.ask(1)
     assert (answer.grants, answer.again) == ((), MILLISECOND)
@@ -315,9 +315,9 @@ def test_a_state_that_is_new_to_all_deals_as_soon_as_its_probe_is_settled() -> N
 def test_a_probe_is_for_the_replica_whose_turn_it_is() -> None:
     """Law 4: of a bucket that is not known one request goes out; it is the first one's, wherever that waits."""
     world = new_world()
-    (probe,) = world.ask(1, lane("c"), "near").grants
-    assert not world.ask(2, lane("a"), "far").grants
-    assert not world.ask(1, lane("b"), "near").grants
+    (probe,) = world.ask(1, flow("c"), "near").grants
+    assert not world.ask(2, flow("a"), "far").grants
+    assert not world.ask(1, flow("b"), "near").grants
     answer = world.call("near", unsent(probe))
     assert (answer.grants, answer.wake) == ((), (("far", 0),))
     assert [grant.probe for grant in world.call("far").grants] == [True]
@@ -341,7 +341,7 @@ def test_a_state_that_is_new_to_its_first_caller_may_be_a_loss_to_others() -> No
 def test_a_state_is_found_to_be_lost_once() -> None:
     """A replica that was cut off for longer reports what it holds, and holds nobody up."""
     world = new_world()
-    (probe,) = world.send("old", (), (Demand(lane(), 1, 1),), epoch="").grants
+    (probe,) = world.send("old", (), (FlowDemand(flow(), 1, 1),), epoch="").grants
     world.send("old", world.spend(probe))
     world.send("other", epoch="another", held=())
     world.pass_(RECOVERY_GRACE)
@@ -353,7 +353,7 @@ def test_reservations_of_the_last_epoch_are_not_collected() -> None:
     """Its replica does not report them, so they are given back."""
     world = reserved_world()
     epoch, world.run = world.state.epoch, "b"
-    assert not world.send("far", (), (Demand(lane("b"), 1, 2),), epoch=epoch, held=()).grants
+    assert not world.send("far", (), (FlowDemand(flow("b"), 1, 2),), epoch=epoch, held=()).grants
     assert not world.state.tokens.holds("far")
     world.send("r", epoch=epoch, held=())
     world.pass_(RECOVERY_GRACE)
@@ -394,7 +394,7 @@ def test_a_replica_that_holds_nothing_has_no_say_about_the_clock() -> None:
     world.ask(1, replica="gone")
     world.ask(1, replica="r")
     assert world.send("r", ahead=50 * MILLISECOND).instant == world.now
-    world.pass_(USE_BY + BOUND)
+    world.pass_(LEASE_LIFETIME + BOUND)
     world.send("r", ahead=50 * MILLISECOND)
     assert world.send("r", ahead=50 * MILLISECOND).instant == world.now - 50 * MILLISECOND
 
@@ -424,7 +424,7 @@ def test_what_others_spent_is_told_once() -> None:
     """To whom an answer showed it (law 9)."""
     world = World.of(pool(1, limit(5)))
     (grant,) = world.ask(1).grants
-    answer = world.call("r", Spent(grant.lease, 0, (Seen(0, 1, 30 * SECOND),)))
+    answer = world.call("r", Spent(grant.lease, 0, (ObservedLimit(0, 1, 30 * SECOND),)))
     assert answer.foreign == (("k0", 3),)
     assert world.call().foreign == ()
     know(world.state)

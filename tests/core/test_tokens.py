@@ -1,13 +1,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from keyturn.core.exchange import PULSE, USE_BY, Seen, Settlement, Spent
-from keyturn.core.messages import HeldLease, LeaseGrant
+from keyturn.core.exchange import HEARTBEAT, LEASE_LIFETIME, LeaseGrant, ObservedLimit, Settlement, Spent
+from keyturn.core.messages import HeldLease
 from keyturn.core.model import MILLISECOND, SECOND, Limit, Micros
 from keyturn.core.state import RECOVERY_GRACE
 from keyturn.core.tokens import REPLENISHED, UNLIMITED, USES, TokenBuckets, quota_of
 
-from tests.core.worlds import BOUND, World, check_conservation, lane, limit, pool, throttled, unsent
+from tests.core.worlds import BOUND, World, check_conservation, flow, limit, pool, throttled, unsent
 
 W = 60 * SECOND + 100 * MILLISECOND + 30 * MILLISECOND
 """The stretched window: the guard, and 0.05 % for the rates of two clocks."""
@@ -15,8 +15,15 @@ W = 60 * SECOND + 100 * MILLISECOND + 30 * MILLISECOND
 
 def held(world: World, grant: LeaseGrant, counted: Micros | None = None) -> HeldLease:
     """A lease as its replica reports it."""
-    windows = tuple([(world.revision.limits[index].id, world.revision.limits[index].window) for index in grant.limits])
-    return HeldLease(grant.lease, grant.quota, grant.client, windows, world.now - world.granted[grant.lease], counted)
+    windows = tuple(
+        [
+            (world.revision.limits[index].id, world.revision.limits[index].window)
+            for index in grant.flow.demand_class.limits
+        ]
+    )
+    return HeldLease(
+        grant.lease, grant.quota, grant.flow.client, windows, world.now - world.granted[grant.lease], counted
+    )
 
 
 def test_a_spent_token_returns_one_stretched_window_after_its_request_was_counted() -> None:
@@ -83,7 +90,7 @@ def test_what_was_refused_opens_by_a_probe_and_by_what_its_answer_says() -> None
     world.pass_(20 * SECOND)
     (probe,) = world.ask(9).grants
     assert probe.probe
-    answer = world.call("r", Spent(probe.lease, 0, (Seen(0, 1, 30 * SECOND),)))
+    answer = world.call("r", Spent(probe.lease, 0, (ObservedLimit(0, 1, 30 * SECOND),)))
     assert len(answer.grants) == 1, "two are taken by our own count, the upstream has counted four"
     assert answer.foreign == (("k0", 2),)
     world.pass_(30 * SECOND)
@@ -110,7 +117,7 @@ def test_a_bucket_opens_when_its_probe_takes_too_long() -> None:
         world.state.tokens.doubt()
         assert [one.probe for one in world.ask(2).grants] == [True]
         again = world.call("r", throttled(grant, world.revision.bound + 1) if refused else unsent(grant)).again
-        assert again == PULSE
+        assert again == HEARTBEAT
         world.pass_(world.revision.bound - 1)
         assert not world.call().grants
         world.pass_(2)
@@ -141,7 +148,7 @@ def test_what_nobody_answered_for_a_window_opens_by_a_probe() -> None:
 def test_a_key_that_is_not_in_the_revision_has_a_bucket_of_its_own() -> None:
     """A replica that does not use a quota gets a token of it for a flow that insists on it only (law 10)."""
     world = World.of(pool(1, limit(2)))
-    asked = world.ask(3, lane("own", (0,), "k9"))
+    asked = world.ask(3, flow("own", (0,), "k9"))
     assert [(grant.quota, grant.probe) for grant in asked.grants] == [("k9", True)]
     assert {grant.quota for grant in world.ask(9).grants} == {"k0"}
     assert [grant.quota for grant in world.call("r", Spent(asked.grants[0].lease, 0)).grants] == ["k9"]
@@ -151,8 +158,8 @@ def test_a_key_that_is_not_in_the_revision_has_a_bucket_of_its_own() -> None:
 def test_a_lease_takes_a_token_of_every_limit_from_one_quota() -> None:
     """A request under two limits needs both; the narrower one holds back only what it matches."""
     world = World.of(pool(1, limit(5), limit(2, 10 * SECOND, "GET /collections")))
-    assert len(world.ask(4, lane("a", (0, 1))).grants) == 2
-    assert len(world.ask(9, lane("b", (0,))).grants) == 3
+    assert len(world.ask(4, flow("a", (0, 1))).grants) == 2
+    assert len(world.ask(9, flow("b", (0,))).grants) == 3
     check_conservation(world.state)
 
 
@@ -160,7 +167,7 @@ def test_the_fullest_quota_is_taken_first() -> None:
     """Though another was used longer ago; down to the last token of each."""
     world = World.of(pool(2, limit(3)))
     for number, quota in ((2, "k0"), (1, "k1")):
-        world.ask(number, lane("a", (0,), quota))
+        world.ask(number, flow("a", (0,), quota))
     assert [grant.quota for grant in world.ask(9).grants] == ["k1", "k0", "k1"]
 
 
@@ -168,7 +175,7 @@ def test_of_quotas_with_equally_many_tokens_the_one_used_longest_ago_is_taken() 
     """Requests spread over the keys."""
     world = World.of(pool(3, limit(2)))
     for quota in ("k1", "k0"):
-        world.call("r", unsent(*world.ask(1, lane("a", (0,), quota)).grants))
+        world.call("r", unsent(*world.ask(1, flow("a", (0,), quota)).grants))
     assert [grant.quota for grant in world.ask(4).grants] == ["k2", "k1", "k0", "k2"]
 
 
@@ -184,13 +191,13 @@ def test_uses_start_over() -> None:
 def test_a_flow_that_insists_on_a_quota_gets_no_other() -> None:
     """A caller that names a key never gets another."""
     world = World.of(pool(3, limit(1)))
-    assert [grant.quota for grant in world.ask(3, lane("a", (0,), "k1")).grants] == ["k1"]
+    assert [grant.quota for grant in world.ask(3, flow("a", (0,), "k1")).grants] == ["k1"]
 
 
 def test_a_class_without_limits_is_always_served() -> None:
     """What falls under no limit does not wait."""
     world = World.of(pool(2, limit(1, 60 * SECOND, "GET /narrow")))
-    assert len(world.ask(50, lane("a", ())).grants) == 50
+    assert len(world.ask(50, flow("a", ())).grants) == 50
 
 
 def test_a_silent_replica_loses_its_leases_when_they_can_count_no_longer() -> None:
@@ -198,7 +205,7 @@ def test_a_silent_replica_loses_its_leases_when_they_can_count_no_longer() -> No
     world = World.of(pool(1, limit(1)))
     world.ask(1, replica="dead")
     seen = world.now
-    world.now = seen + USE_BY + BOUND + W - 1
+    world.now = seen + LEASE_LIFETIME + BOUND + W - 1
     assert not world.ask(1).grants
     world.now += 1
     assert world.call().grants
@@ -206,7 +213,7 @@ def test_a_silent_replica_loses_its_leases_when_they_can_count_no_longer() -> No
 
 def test_a_late_settlement_after_a_lapse_is_ignored() -> None:
     """A replica that was stopped and comes back does not free what was taken from it; one in time does."""
-    for silence, freed in ((USE_BY + BOUND - 1, 1), (USE_BY + BOUND, 0)):
+    for silence, freed in ((LEASE_LIFETIME + BOUND - 1, 1), (LEASE_LIFETIME + BOUND, 0)):
         world = World.of(pool(1, limit(1)))
         (grant,) = world.ask(1, replica="stopped").grants
         world.pass_(silence)
@@ -224,7 +231,7 @@ def test_a_bounded_number_of_tokens_returns_in_one_exchange() -> None:
         tokens.settle(world.now, Spent(f"l{number}", 0), view)
     world.pass_(W)
     first, second = world.call(), world.call()
-    assert [one.available[0].at_hand for one in (first, second)] == [REPLENISHED, REPLENISHED + 5]
+    assert [one.available[0].available for one in (first, second)] == [REPLENISHED, REPLENISHED + 5]
     assert (first.again, second.again) == (MILLISECOND, None)
 
 
@@ -268,7 +275,7 @@ def test_what_was_never_answered_is_reported_as_the_same_token() -> None:
 def test_what_cools_is_not_granted_again_when_it_is_reported_to_be_in_use() -> None:
     """Its replica had been taken for dead: counted anew where it had returned, and once where it had not."""
     world = World.of(pool(2, limit(5, 20 * SECOND), limit(1, 5 * SECOND, "GET /x")))
-    both = lane("a", (0, 1))
+    both = flow("a", (0, 1))
     (grant,) = world.ask(1, both, "r").grants
     world.pass_(world.revision.bound)
     world.call("s")
@@ -321,17 +328,19 @@ class Histories(RuleBasedStateMachine):
     )
     def ask(self, replica: str, number: int, client: str, pinned: str | None) -> None:
         """More requests wait; of a dead replica nothing is heard."""
-        self.note(replica, self.world.ask(number, lane(client, (0, 1), pinned), replica).grants)
+        self.note(replica, self.world.ask(number, flow(client, (0, 1), pinned), replica).grants)
 
     @rule(replica=REPLICAS, client=st.sampled_from("ab"), number=st.integers(1, 4))
     def lose(self, replica: str, client: str, number: int) -> None:
         """A response is lost, and the request is made again."""
         world = self.world
-        world.ask(number, lane(client, (0, 1)), replica)
+        world.ask(number, flow(client, (0, 1)), replica)
         for lease, grant in list(world.out.items()):
             if lease not in self.owners:
                 del world.out[lease]
-                world.waiting[replica][lane(grant.client, grant.limits, grant.pinned)] += 1
+                world.waiting[replica][
+                    flow(grant.flow.client, grant.flow.demand_class.limits, grant.flow.demand_class.pinned)
+                ] += 1
         world.send(replica, heard=world.serials[replica] - 1)
 
     @precondition(lambda self: self.world.out)
@@ -366,7 +375,7 @@ class Histories(RuleBasedStateMachine):
         world = self.world
         for lease, grant in list(world.out.items()):
             if self.owners[lease] == replica:
-                self.trips.append((world.granted[lease], world.now + USE_BY + BOUND, grant))
+                self.trips.append((world.granted[lease], world.now + LEASE_LIFETIME + BOUND, grant))
                 del world.out[lease]
         world.waiting.pop(replica, None)
         self.cooled[replica].clear()

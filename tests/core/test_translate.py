@@ -3,7 +3,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.exchange import Budget
+from keyturn.core.exchange import LimitTokens
 from keyturn.core.http import Fields
 from keyturn.core.model import MILLISECOND, SECOND, Limit
 from keyturn.core.policy import Rule
@@ -34,7 +34,7 @@ UPSTREAM: Fields = (
 )
 
 
-def standing(*limits: tuple[Limit, Budget]) -> Standing:
+def standing(*limits: tuple[Limit, LimitTokens]) -> Standing:
     """What is left of those limits."""
     return Standing(limits, WALL)
 
@@ -88,7 +88,7 @@ def test_a_month_is_of_one_plan() -> None:
 
 def test_the_rate_fields_speak_for_the_pool() -> None:
     """Size, what is left, and when the next comes, in both families; the reset in epoch seconds, rounded up."""
-    fields = to_caller(UPSTREAM, STORY, standing((MINUTE, Budget(180, 17, 31_200_000))), None)
+    fields = to_caller(UPSTREAM, STORY, standing((MINUTE, LimitTokens(180, 17, 31_200_000))), None)
     assert fields[-5:] == (
         (b"X-RateLimit-Limit", b"180"),
         (b"X-RateLimit-Remaining", b"17"),
@@ -101,18 +101,20 @@ def test_the_rate_fields_speak_for_the_pool() -> None:
 
 def test_of_several_limits_all_are_listed_and_the_tightest_is_shown_alone() -> None:
     """`X-RateLimit-*` has room for one: the one with fewest left, of equals the one that waits longest."""
-    fields = to_caller((), STORY, standing((MINUTE, Budget(60, 4, 9)), (BURST, Budget(10, 3, SECOND))), None)
+    fields = to_caller((), STORY, standing((MINUTE, LimitTokens(60, 4, 9)), (BURST, LimitTokens(10, 3, SECOND))), None)
     assert of(fields, b"X-RateLimit-Limit") == [b"10"]
     assert of(fields, b"RateLimit-Policy") == [b'"60/60s";q=60;w=60, "10/2500ms";q=10;w=3']
     assert of(fields, b"RateLimit") == [b'"60/60s";r=4;t=1, "10/2500ms";r=3;t=1']
-    fields = to_caller((), STORY, standing((BURST, Budget(10, 0, SECOND)), (MINUTE, Budget(60, 0, 9 * SECOND))), None)
+    fields = to_caller(
+        (), STORY, standing((BURST, LimitTokens(10, 0, SECOND)), (MINUTE, LimitTokens(60, 0, 9 * SECOND))), None
+    )
     assert of(fields, b"X-RateLimit-Limit") == [b"60"]
     assert of(fields, b"X-RateLimit-Reset") == [b"1624391494"]
 
 
 def test_nothing_left_is_never_less_than_nothing() -> None:
     """The draft knows no negative numbers."""
-    fields = to_caller((), STORY, standing((MINUTE, Budget(60, -2, -5))), None)
+    fields = to_caller((), STORY, standing((MINUTE, LimitTokens(60, -2, -5))), None)
     assert of(fields, b"X-RateLimit-Remaining") == [b"0"]
     assert of(fields, b"RateLimit") == [b'"60/60s";r=0;t=0']
 
@@ -120,7 +122,7 @@ def test_nothing_left_is_never_less_than_nothing() -> None:
 def test_a_changed_limit_shows_at_once() -> None:
     """What is kept between answers depends on all that it is made of."""
     for size in (60, 120):
-        fields = to_caller((), STORY, standing((MINUTE, Budget(size, 1, 0))), None)
+        fields = to_caller((), STORY, standing((MINUTE, LimitTokens(size, 1, 0))), None)
         assert of(fields, b"RateLimit-Policy") == [b'"60/60s";q=%d;w=60' % size]
 
 
@@ -130,7 +132,7 @@ ITEM = rb'"[ !#-\[\]-~]+"(;[a-z]+=\d{1,15})+'
 @given(st.lists(st.tuples(st.integers(1, 999), st.integers(1, 10**9), st.integers(-5, 999), st.integers(-5, 10**12))))
 def test_the_rate_fields_are_structured_lists(rows: list[tuple[int, int, int, int]]) -> None:
     """Strings with whole, non-negative parameters, as the draft wants them (RFC 9651)."""
-    limits = [(Limit(size, window), Budget(size, hand, returns)) for size, window, hand, returns in rows]
+    limits = [(Limit(size, window), LimitTokens(size, hand, returns)) for size, window, hand, returns in rows]
     fields = to_caller((), STORY, Standing(limits, WALL), None)
     for name in (b"RateLimit", b"RateLimit-Policy"):
         for value in of(fields, name):

@@ -3,17 +3,18 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from keyturn.core.exchange import USE_BY, Demand, Kind, Lane, Settlement, Spent, Throttled, Unsent
-from keyturn.core.messages import (
-    ExchangeRequest,
-    ExchangeResponse,
+from keyturn.core.exchange import (
+    LEASE_LIFETIME,
+    DemandClass,
+    Flow,
     FlowDemand,
-    HeldLease,
     LeaseGrant,
-    Revision,
-    Snapshot,
-    revision_of,
+    Settlement,
+    Spent,
+    Throttled,
+    Unsent,
 )
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, HeldLease, Revision, Snapshot, revision_of
 from keyturn.core.model import MILLISECOND, SECOND, Key, Limit, Micros, Pool, Secret
 from keyturn.core.policy import Rule
 from keyturn.core.snapshots import snapshot
@@ -34,9 +35,9 @@ def pool(quotas: int = 1, *limits: Limit, guard: Micros = 100 * MILLISECOND) -> 
     return Pool("default", tuple(Key(name, Secret(f"s-{name}"), name) for name in names), limits or (limit(60),), guard)
 
 
-def lane(client: str = "a", limits: tuple[int, ...] = (0,), pinned: str | None = None) -> Lane:
-    """A lane of a client under the first limit, or under those given."""
-    return Lane(client, Kind(limits, pinned))
+def flow(client: str = "a", limits: tuple[int, ...] = (0,), pinned: str | None = None) -> Flow:
+    """A flow of a client under the first limit, or under those given."""
+    return Flow(client, DemandClass(limits, pinned))
 
 
 def known(state: PoolState, revision: Revision) -> None:
@@ -51,11 +52,6 @@ def know(state: PoolState) -> None:
         state.tokens.known.update((limit.id, quota) for limit in view.limits for quota in view.quotas)
 
 
-def lane_of(grant: LeaseGrant) -> Lane:
-    """The lane that a lease is for."""
-    return Lane(grant.client, Kind(grant.limits, grant.pinned))
-
-
 @dataclass
 class World:
     """One state, a clock, and the demands of each replica."""
@@ -63,7 +59,7 @@ class World:
     state: PoolState
     revision: Revision
     now: Micros = 1_000 * SECOND
-    waiting: dict[str, dict[Lane, int]] = field(default_factory=lambda: defaultdict(dict))
+    waiting: dict[str, dict[Flow, int]] = field(default_factory=lambda: defaultdict(dict))
     weights: dict[str, int] = field(default_factory=dict)
     out: dict[str, LeaseGrant] = field(default_factory=dict)
     granted: dict[str, Micros] = field(default_factory=dict)
@@ -73,7 +69,7 @@ class World:
 
     @classmethod
     def of(cls, pool_: Pool) -> "World":
-        world = cls(PoolState(), revision_of(pool_, USE_BY + BOUND))
+        world = cls(PoolState(), revision_of(pool_, LEASE_LIFETIME + BOUND))
         known(world.state, world.revision)
         return world
 
@@ -84,7 +80,7 @@ class World:
         self,
         replica: str,
         settlements: tuple[Settlement, ...] = (),
-        demands: tuple[Demand, ...] = (),
+        demands: tuple[FlowDemand, ...] = (),
         *,
         heard: int | None = None,
         epoch: str | None = None,
@@ -108,7 +104,7 @@ class World:
             1,
             chosen.name,
             settlements,
-            tuple([FlowDemand(one.lane.client, one.weight, *one.lane.kind, one.waiting) for one in demands]),
+            demands,
             full,
             ahead,
             stepped,
@@ -121,20 +117,20 @@ class World:
         """One exchange with what the replica waits for; its grants leave the waiting."""
         waiting = self.waiting[replica]
         demands = tuple(
-            Demand(lane_, self.weights.get(lane_.client, 1), number) for lane_, number in waiting.items() if number
+            FlowDemand(flow_, self.weights.get(flow_.client, 1), number) for flow_, number in waiting.items() if number
         )
         for settlement in settlements:
             self.out.pop(settlement.lease, None)
         response = self.send(replica, tuple(settlements), demands)
         for grant in response.grants:
-            waiting[lane_of(grant)] -= 1
+            waiting[grant.flow] -= 1
             self.out[grant.lease] = grant
             self.granted[grant.lease] = self.now
         return response
 
-    def ask(self, number: int, lane_: Lane | None = None, replica: str = "r") -> ExchangeResponse:
-        """So many more requests wait in a lane; exchange."""
-        chosen = lane_ or lane()
+    def ask(self, number: int, flow_: Flow | None = None, replica: str = "r") -> ExchangeResponse:
+        """So many more requests wait in a flow; exchange."""
+        chosen = flow_ or flow()
         self.waiting[replica][chosen] = self.waiting[replica].get(chosen, 0) + number
         return self.call(replica)
 

@@ -1,7 +1,7 @@
 import asyncio
 
 from keyturn.core.events import ForeignSpent, LimitHigher, LimitLowered, MonthTold, SignalsIgnored
-from keyturn.core.exchange import Seen, Spent
+from keyturn.core.exchange import ObservedLimit, Spent
 from keyturn.core.http import Answer, Request
 from keyturn.core.lessons import Higher
 from keyturn.core.model import SECOND
@@ -16,10 +16,10 @@ def told(size: int, left: int, reset: int = 40) -> Answer:
     return answer(200, b"{}", (b"RateLimit", b"limit=%d, remaining=%d, reset=%d" % (size, left, reset)))
 
 
-async def seen(it: Setting) -> list[tuple[Seen, ...]]:
+async def seen(it: Setting) -> list[tuple[ObservedLimit, ...]]:
     """What the settlements told."""
     await it.room.settled()
-    return [one.seen for one in it.room.store.settled if isinstance(one, Spent)]
+    return [one.observed for one in it.room.store.settled if isinstance(one, Spent)]
 
 
 @virtual

@@ -6,7 +6,7 @@ from keyturn.bodies import Bodies, BodySettings
 from keyturn.bodies.replay import MEMORY
 from keyturn.core.errors import BadRequest
 from keyturn.core.events import Journal
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Request
 from keyturn.core.model import SECOND, Client
 from keyturn.core.signals import Route
@@ -34,9 +34,9 @@ def passage(
 def test_what_a_request_waits_with() -> None:
     """Its deadline, its urgency, the limits that it falls under, the quota of the key that it names."""
     ticket = passage().ticket
-    assert (ticket.deadline, ticket.urgency, ticket.kind) == (6 * SECOND, 2, Kind((0,)))
-    assert passage(path="/collections").ticket.kind == Kind((0, 1))
-    assert passage(pinned="k1").ticket.kind == Kind((0,), "k1")
+    assert (ticket.deadline, ticket.urgency, ticket.demand_class) == (6 * SECOND, 2, DemandClass((0,)))
+    assert passage(path="/collections").ticket.demand_class == DemandClass((0, 1))
+    assert passage(pinned="k1").ticket.demand_class == DemandClass((0,), "k1")
     with pytest.raises(BadRequest):
         passage(pinned="k9")
 

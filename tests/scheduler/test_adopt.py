@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from keyturn.core.errors import BadRequest, NoKey, Refusal, TooMany, Unauthenticated
-from keyturn.core.exchange import Kind, Seen, Throttled, Unsent
+from keyturn.core.exchange import DemandClass, ObservedLimit, Throttled, Unsent
 from keyturn.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
 from keyturn.practice.arrivals import most_within
 from keyturn.scheduler import Lease, Moved, Ticket
@@ -30,8 +30,8 @@ def adopt(it: Room, pool_: Pool, clients: Mapping[str, Client] = CLIENTS, max_wa
 
 def ticket(client: str = "a", path: str = "/me", *, wait: Micros = 300 * SECOND, pinned: str | None = None) -> Ticket:
     """Of a request that falls under the first limit, as yet."""
-    kind = Kind((0,), pinned)
-    return Ticket(CLIENTS[client], kind, micros() + wait, pinned=pinned, method="GET", path=path)
+    demand_class = DemandClass((0,), pinned)
+    return Ticket(CLIENTS[client], demand_class, micros() + wait, pinned=pinned, method="GET", path=path)
 
 
 async def used_up(it: Room) -> None:
@@ -175,12 +175,15 @@ async def test_what_an_answer_says_of_a_limit_is_about_that_limit() -> None:
     """Wherever it stands by now; what is about a limit that is gone is nothing any more."""
     narrow, wide = limit(5, 10 * SECOND, "GET /narrow"), limit(9)
     async with room(pool(1, wide, narrow)) as it:
-        leases = [await it.scheduler.lease(replace(ticket(path="/narrow"), kind=Kind((0, 1)))) for _ in range(3)]
+        leases = [
+            await it.scheduler.lease(replace(ticket(path="/narrow"), demand_class=DemandClass((0, 1))))
+            for _ in range(3)
+        ]
         adopt(it, pool(1, limit(7, 2 * SECOND), narrow))
         closed, seen, gone = leases
         with closed, seen, gone:
             closed.throttled(20 * SECOND, (0, 1))
-            seen.spent((Seen(0, 1, SECOND), Seen(1, 4, SECOND)))
+            seen.spent((ObservedLimit(0, 1, SECOND), ObservedLimit(1, 4, SECOND)))
             gone.throttled(20 * SECOND, (0,))
         await it.settled()
         adopt(it, pool(1, narrow))
@@ -189,7 +192,7 @@ async def test_what_an_answer_says_of_a_limit_is_about_that_limit() -> None:
         assert isinstance(throttled, Throttled)
         assert throttled.limits == (1,)
         assert [type(told[lease.id]).__name__ for lease in (seen, gone)] == ["Spent", "Spent"]
-        assert [one.limit for one in told[seen.id].seen] == [1]  # type: ignore[union-attr]  # as it was told
+        assert [one.limit for one in told[seen.id].observed] == [1]  # type: ignore[union-attr]  # as it was told
 
 
 @virtual
@@ -337,8 +340,8 @@ class Trial:
         await asyncio.sleep(begins)
         try:
             async with asyncio.timeout(patience + 0.1) as waiting:
-                kind = Kind(self.it.scheduler.pool.limits_on("GET", path))
-                asked = replace(ticket(client, path, wait=int(patience * SECOND)), kind=kind)
+                demand_class = DemandClass(self.it.scheduler.pool.limits_on("GET", path))
+                asked = replace(ticket(client, path, wait=int(patience * SECOND)), demand_class=demand_class)
                 lease = await self.it.scheduler.lease(asked)
                 waiting.reschedule(None)
             await self._use(lease, outcome, trip, when)

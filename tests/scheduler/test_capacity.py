@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keyturn.core.errors import TooMany
-from keyturn.core.exchange import Kind, Unsent
+from keyturn.core.exchange import DemandClass, Unsent
 from keyturn.core.model import MILLISECOND, SECOND
 from keyturn.scheduler import Capacity, Lease, Ticket
 
@@ -27,7 +27,7 @@ async def use(room_: Room, lease: Lease, trip: float = 0.1) -> None:
 
 async def ask(room_: Room, ticket: Ticket, trip: float = 0.1) -> None:
     """A request as the gateway sends it."""
-    await use(room_, room_.scheduler.at_once(ticket) or await room_.scheduler.lease(ticket), trip)
+    await use(room_, room_.scheduler.try_lease(ticket) or await room_.scheduler.lease(ticket), trip)
 
 
 def returned(room_: Room) -> list[Unsent]:
@@ -44,7 +44,7 @@ async def test_a_client_at_its_cap_waits_without_a_token() -> None:
         await asyncio.sleep(5)
         assert it.scheduler.waiting == 1
         assert len(it.store.granted) == 1
-        assert it.scheduler.at_once(it.ticket(max_in_flight=1)) is None
+        assert it.scheduler.try_lease(it.ticket(max_in_flight=1)) is None
         ended = micros()
         with first:
             first.spent()
@@ -102,9 +102,9 @@ async def test_places_that_are_scarce_are_shared_by_weight() -> None:
 
 @virtual
 async def test_who_waits_for_a_token_keeps_no_place_from_others() -> None:
-    """The one place goes to a lane that has tokens, though the other asked first (law 3)."""
+    """The one place goes to a flow that has tokens, though the other asked first (law 3)."""
     async with room(pool(2, limit(2)), capacity=Capacity(1)) as it:
-        pinned = replace(it.ticket("a"), kind=Kind((0,), "k0"))
+        pinned = replace(it.ticket("a"), demand_class=DemandClass((0,), "k0"))
         for _ in range(2):
             await ask(it, pinned)
         waiting = task_of(ask(it, pinned))
@@ -197,7 +197,7 @@ def test_places_are_never_more_than_there_are_and_none_idles(
             await asyncio.sleep(come / 1000)
             ticket = it.ticket(name, max_in_flight=clients[name])
             waiting[name] += 1
-            lease = it.scheduler.at_once(ticket) or await it.scheduler.lease(ticket)
+            lease = it.scheduler.try_lease(ticket) or await it.scheduler.lease(ticket)
             waiting[name] -= 1
             with lease:
                 in_flight[name] += 1

@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import Callable
 
 from keyturn.core.errors import TooMany
-from keyturn.core.exchange import Kind, Turns
+from keyturn.core.exchange import DemandClass, EstimatedWaits
 from keyturn.core.health import Health
 from keyturn.core.model import SECOND, Client, Micros
 from keyturn.scheduler.deadlines import REVIEW, Deadlines
@@ -10,17 +10,17 @@ from keyturn.scheduler.keys import Keys
 from keyturn.scheduler.lanes import Lanes, Queue, Waiter
 from keyturn.scheduler.tickets import Ticket
 
-from tests.core.worlds import lane, limit, pool
+from tests.core.worlds import flow, limit, pool
 from tests.virtual import micros, virtual
 
 POOL = pool(1, limit(1, 2 * SECOND))
 
 
 class Lane:
-    """One lane, its deadlines, and who was refused."""
+    """One flow, its deadlines, and who was refused."""
 
     def __init__(self, *patience: Micros) -> None:
-        self.queue = Queue(lane())
+        self.queue = Queue(flow())
         self.refused: list[tuple[int, int | None]] = []
         """The arrival and the `Retry-After` of each."""
         self.freed = 0
@@ -30,7 +30,7 @@ class Lane:
     def come(self, *patience: Micros) -> None:
         """Requests come that may wait so long."""
         for number, wait in enumerate(patience):
-            ticket = Ticket(Client("a"), Kind((0,)), micros() + wait)
+            ticket = Ticket(Client("a"), DemandClass((0,)), micros() + wait)
             waiter = Waiter((1, 3, number), ticket, asyncio.get_running_loop().create_future(), micros())
             self.queue.add(waiter)
             self.deadlines.watch(waiter)
@@ -47,7 +47,7 @@ class Lane:
         for waiter in self.queue.waiters:
             waiter.asked = True
         self.deadlines.heard(micros())
-        self.queue.turns, self.queue.told = Turns(turns), micros()
+        self.queue.turns, self.queue.told = EstimatedWaits(turns), micros()
         self.deadlines.judge(self.queue, micros())
 
 
@@ -75,7 +75,7 @@ def test_whose_turn_comes_too_late_is_refused_at_once() -> None:
 def test_who_is_not_known_to_the_store_is_not_judged() -> None:
     """Its turn is not among those that were told."""
     it = Lane(0)
-    it.queue.turns = Turns((9 * SECOND,))
+    it.queue.turns = EstimatedWaits((9 * SECOND,))
     it.deadlines.judge(it.queue, micros())
     assert it.refused == []
 

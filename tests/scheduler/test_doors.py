@@ -63,7 +63,7 @@ def test_what_a_token_is_at_hand_for_does_not_wait(most: int | None, served: int
 
 @virtual
 async def test_who_comes_behind_others_that_wait_is_refused_at_once() -> None:
-    """Without an exchange; those that wait in another lane are no reason to refuse what could be served."""
+    """Without an exchange; those that wait in another flow are no reason to refuse what could be served."""
     async with room(pool(1, limit(1), limit(1, 60 * SECOND, "GET /narrow"))) as it:
         tasks = await come(it, 3, 2)
         with pytest.raises(TooMany) as refusal:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from keyturn.core.errors import NoKey, TooMany
-from keyturn.core.exchange import Kind, Unsent
+from keyturn.core.exchange import DemandClass, Unsent
 from keyturn.core.model import SECOND, Client
 from keyturn.scheduler import Displaced, Ticket
 from keyturn.scheduler.scheduler import OWN
@@ -16,7 +16,7 @@ from tests.virtual import micros, task_of, virtual
 
 def pinned(quota: str, key: str | None = None, *, own: bool = False) -> Ticket:
     """A request that insists on a quota."""
-    return Ticket(OWN if own else Client("a"), Kind((0,), quota), micros() + 120 * SECOND, 3, key, own)
+    return Ticket(OWN if own else Client("a"), DemandClass((0,), quota), micros() + 120 * SECOND, 3, key, own)
 
 
 async def quotas(it: Room, number: int) -> list[str]:
@@ -73,7 +73,9 @@ async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
         waiting = task_of(it.scheduler.lease(it.ticket()))
         hasty = task_of(it.scheduler.lease(it.ticket(wait=SECOND)))
         insisting = task_of(it.scheduler.lease(pinned("k0", "k0")))
-        hasty_too = task_of(it.scheduler.lease(Ticket(Client("b"), Kind((0,), "k0"), micros() + SECOND, 3, "k0")))
+        hasty_too = task_of(
+            it.scheduler.lease(Ticket(Client("b"), DemandClass((0,), "k0"), micros() + SECOND, 3, "k0"))
+        )
         await asyncio.sleep(5)
         assert it.scheduler.waiting == 2
         for request in (hasty, hasty_too):
@@ -90,7 +92,7 @@ async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
 
 @virtual
 async def test_the_proxy_asks_after_a_dead_key_under_its_own_lease() -> None:
-    """Nobody else gets it, and its lane is none of the callers'."""
+    """Nobody else gets it, and its flow is none of the callers'."""
     async with room(pool(1, limit(5))) as it:
         it.scheduler.health.dead("k0", micros(), "401", 0.0)
         it.scheduler.heed()
@@ -121,7 +123,7 @@ async def test_a_grant_that_comes_too_late_for_its_key_goes_back() -> None:
 
 @virtual
 async def test_who_was_sent_to_a_quota_that_died_may_go_elsewhere() -> None:
-    """A request that insists on no key but was put into a quota's lane is told so."""
+    """A request that insists on no key but was put into a quota's flow is told so."""
     async with room(pool(2, limit(1))) as it:
         first = await it.scheduler.lease(pinned("k0"))
         waiting = task_of(it.scheduler.lease(pinned("k0")))

@@ -1,11 +1,11 @@
-from keyturn.core.exchange import Grant, Unsent
+from keyturn.core.exchange import LeaseGrant, Unsent
 from keyturn.core.model import SECOND, Key, Secret
 from keyturn.scheduler.capacity import Capacity, Portions
 from keyturn.scheduler.holdings import Holdings
 from keyturn.scheduler.lanes import Lanes
 from keyturn.scheduler.lease import Ending, Lease
 
-from tests.core.worlds import lane, limit, pool
+from tests.core.worlds import flow, limit, pool
 
 
 class Office:
@@ -28,7 +28,7 @@ class Office:
 
 def handed(holdings: Holdings, number: int) -> Lease:
     """A lease that somebody has got."""
-    grant = Grant(str(number), lane(), "k0")
+    grant = LeaseGrant(str(number), flow(), "k0")
     lease = Lease(Office(holdings), pool(1, limit(1)), grant, Key("k0", Secret("secret"), "k0"), 0)
     holdings.handed(lease, "a", SECOND)
     return lease

@@ -1,4 +1,4 @@
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.health import Health
 from keyturn.core.model import SECOND, Client, Key, Pool, Secret
 from keyturn.scheduler.keys import Keys
@@ -11,7 +11,7 @@ SHARED = Pool("default", tuple(Key(name, Secret(name), name[0]) for name in ("a1
 
 def ticket(pinned: str | None = None, *, own: bool = False) -> Ticket:
     """A request, perhaps one that insists on a key."""
-    return Ticket(Client("c"), Kind((0,)), 0, pinned=pinned, own=own)
+    return Ticket(Client("c"), DemandClass((0,)), 0, pinned=pinned, own=own)
 
 
 def picked(keys: Keys, quota: str, request: Ticket) -> str | None:

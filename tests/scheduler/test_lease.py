@@ -2,11 +2,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from keyturn.core.exchange import Grant, Seen, Settlement, Spent, Throttled, Unsent
+from keyturn.core.exchange import LeaseGrant, ObservedLimit, Settlement, Spent, Throttled, Unsent
 from keyturn.core.model import SECOND, Key, Secret
 from keyturn.scheduler.lease import Ending, Lease
 
-from tests.core.worlds import lane, limit, pool
+from tests.core.worlds import flow, limit, pool
 
 BOUND = 10 * SECOND
 POOL = pool(1, limit(1), limit(2, 10 * SECOND))
@@ -36,7 +36,7 @@ class Office:
 
 def lease_of(office: Office) -> Lease:
     """A lease that is good for a second."""
-    return Lease(office, POOL, Grant("7", lane(), "q"), Key("k", Secret("s"), "q"), office.now + SECOND)
+    return Lease(office, POOL, LeaseGrant("7", flow(), "q"), Key("k", Secret("s"), "q"), office.now + SECOND)
 
 
 WAYS: list[Callable[[Lease], None]] = [
@@ -74,14 +74,18 @@ def test_what_was_seen_is_told_while_its_window_surely_lasts() -> None:
     """Its reset ages, too; told at once it counts to the last moment, since nothing has overtaken it."""
     office = Office()
     for reset in (60, 4, 1):
-        lease_of(office).spent((Seen(0, 5, reset * SECOND),))
-    assert [one.seen for one in office.told() if isinstance(one, Spent)] == [
-        (Seen(0, 5, 60 * SECOND),),
-        (Seen(0, 5, 4 * SECOND),),
-        (Seen(0, 5, SECOND),),
+        lease_of(office).spent((ObservedLimit(0, 5, reset * SECOND),))
+    assert [one.observed for one in office.told() if isinstance(one, Spent)] == [
+        (ObservedLimit(0, 5, 60 * SECOND),),
+        (ObservedLimit(0, 5, 4 * SECOND),),
+        (ObservedLimit(0, 5, SECOND),),
     ]
     office.now += 2 * SECOND
-    assert [one.seen for one in office.told() if isinstance(one, Spent)] == [(Seen(0, 5, 58 * SECOND),), (), ()]
+    assert [one.observed for one in office.told() if isinstance(one, Spent)] == [
+        (ObservedLimit(0, 5, 58 * SECOND),),
+        (),
+        (),
+    ]
 
 
 def test_a_lost_request_counts_from_settle_bound_after_it_was_written() -> None:

@@ -1,13 +1,13 @@
 import asyncio
 
-from keyturn.core.exchange import Budget, Kind, Turns
+from keyturn.core.exchange import DemandClass, EstimatedWaits, LimitTokens
 from keyturn.core.model import SECOND, Client, Limit
 from keyturn.core.recent import Count
 from keyturn.scheduler import Ticket
 from keyturn.scheduler.lanes import Queue
 from keyturn.scheduler.looks import general, left, next_token
 
-from tests.core.worlds import lane, limit, pool
+from tests.core.worlds import flow, limit, pool
 from tests.rooms import room
 from tests.virtual import micros, task_of, virtual
 
@@ -67,7 +67,7 @@ async def test_leases_are_counted_by_client() -> None:
 async def test_a_pinned_lane_is_one_of_its_own() -> None:
     """It names the quota that it insists on."""
     async with room(pool(2, limit(1))) as it:
-        ticket = Ticket(Client("a"), Kind((0,), "k1"), micros() + 300 * SECOND, pinned="k1")
+        ticket = Ticket(Client("a"), DemandClass((0,), "k1"), micros() + 300 * SECOND, pinned="k1")
         with await it.scheduler.lease(ticket) as lease:
             lease.spent()
         waiting = task_of(it.scheduler.lease(ticket))
@@ -78,9 +78,9 @@ async def test_a_pinned_lane_is_one_of_its_own() -> None:
 
 def test_a_turn_that_is_not_foretold_is_unknown() -> None:
     """The store says so with no turn at all; one that is overdue is now."""
-    queue = Queue(lane(), turns=Turns(), told=0)
+    queue = Queue(flow(), turns=EstimatedWaits(), told=0)
     assert queue.estimate(0, 0) is None
-    queue.turns = Turns((5 * SECOND,))
+    queue.turns = EstimatedWaits((5 * SECOND,))
     assert queue.estimate(0, 2 * SECOND) == 3 * SECOND
     assert queue.estimate(0, 9 * SECOND) == 0
 
@@ -88,7 +88,7 @@ def test_a_turn_that_is_not_foretold_is_unknown() -> None:
 def test_limits_with_a_match_do_not_count_for_a_new_request() -> None:
     """It is told what any request would wait."""
     pool_ = pool(1, limit(5), limit(1, 10 * SECOND, "GET /collections"), limit(3, 20 * SECOND))
-    budgets = (Budget(5, 1, 50 * SECOND), Budget(1, 0, 9 * SECOND), Budget(3, 0, 8 * SECOND))
+    budgets = (LimitTokens(5, 1, 50 * SECOND), LimitTokens(1, 0, 9 * SECOND), LimitTokens(3, 0, 8 * SECOND))
     assert general(pool_) == (0, 2)
     assert next_token(pool_, budgets, 2 * SECOND) == 6 * SECOND
     assert next_token(pool_, budgets, 9 * SECOND) == 0
@@ -98,8 +98,8 @@ def test_limits_with_a_match_do_not_count_for_a_new_request() -> None:
 def test_what_is_left_is_shared_where_others_wait_for_it() -> None:
     """By weight, one request at the least; nobody waits for a limit with tokens at hand. Time passes meanwhile."""
     busy, idle = Limit(60, 60 * SECOND), Limit(10, 10 * SECOND)
-    told = [(busy, Budget(180, 0, 9 * SECOND)), (idle, Budget(10, 4, SECOND))]
-    assert left(told, 2 * SECOND, (1, 3)) == [(busy, Budget(60, 0, 7 * SECOND)), (idle, Budget(10, 4, 0))]
+    told = [(busy, LimitTokens(180, 0, 9 * SECOND)), (idle, LimitTokens(10, 4, SECOND))]
+    assert left(told, 2 * SECOND, (1, 3)) == [(busy, LimitTokens(60, 0, 7 * SECOND)), (idle, LimitTokens(10, 4, 0))]
     assert left(told, 0, (2, 2)) == told
     assert left(told, 0, (1, 1000))[0][1].size == 1
 

@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from keyturn.core.exchange import Demand, Exchange, Settlement, Spent
+from keyturn.core.exchange import ExchangeResult, FlowDemand, Settlement, Spent
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 from keyturn.scheduler.rides import FLUSH, RIDE, Rides
 
@@ -75,9 +75,9 @@ class Counted:
         self.calls: list[tuple[Micros, tuple[Settlement, ...]]] = []
         self._exchange = it.store.exchange
         it.store.exchange = self.exchange  # type: ignore[method-assign]
-        it.store.at_once = lambda *_: None  # type: ignore[method-assign]
+        it.store.try_grant = lambda *_: None  # type: ignore[method-assign]
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
         self.calls.append((micros(), settlements))
         await asyncio.sleep(0.002)
         return await self._exchange(settlements, demands)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keyturn.core.errors import NoKey, ShuttingDown, StoreLost, TooMany
 from keyturn.core.events import Exchanged
-from keyturn.core.exchange import PULSE, Seen, Spent, Unsent
+from keyturn.core.exchange import HEARTBEAT, ObservedLimit, Spent, Unsent
 from keyturn.core.model import MILLISECOND, SECOND, Client, Pool
 from keyturn.scheduler import Lease
 from keyturn.scheduler.alarm import BATCHING
@@ -82,7 +82,7 @@ async def test_tokens_that_come_back_unused_are_not_batched() -> None:
 
 @virtual
 async def test_urgency_then_arrival_orders_a_lane() -> None:
-    """Within a lane the lower urgency number goes first, equals by arrival (law 5)."""
+    """Within a flow the lower urgency number goes first, equals by arrival (law 5)."""
     async with room(pool(1, limit(1, SECOND))) as it:
         await use(it, await it.scheduler.lease(it.ticket()))
         order: list[str] = []
@@ -296,7 +296,7 @@ async def test_a_clients_own_bound_is_kept() -> None:
     async with room(pool(1, limit(1))) as it:
         await use(it, await it.scheduler.lease(it.ticket()))
         ticket = it.ticket("small")
-        bounded = type(ticket)(Client("small", max_waiting=0), ticket.kind, ticket.deadline)
+        bounded = type(ticket)(Client("small", max_waiting=0), ticket.demand_class, ticket.deadline)
         with pytest.raises(TooMany) as refusal:
             await it.scheduler.lease(bounded)
         assert refusal.value.reason == "queue_full"
@@ -326,7 +326,7 @@ async def test_a_drained_room_refuses_who_waits_and_who_comes() -> None:
 
 @virtual
 async def test_leaving_the_queue_frees_the_place_at_once() -> None:
-    """A cancelled request is out of the lane in the same tick, and costs no token."""
+    """A cancelled request is out of the flow in the same tick, and costs no token."""
     async with room(pool(1, limit(1))) as it:
         await use(it, await it.scheduler.lease(it.ticket()))
         waiting = task_of(it.scheduler.lease(it.ticket()))
@@ -472,10 +472,10 @@ async def test_who_comes_when_there_is_plenty_is_served_without_an_exchange() ->
         await it.settled()
         exchanges = len(it.recorder.events)
         await use(it, await it.scheduler.lease(it.ticket()), 0)
-        lease = it.scheduler.at_once(it.ticket("b"))
+        lease = it.scheduler.try_lease(it.ticket("b"))
         assert lease is not None
         assert it.scheduler.in_flight == 1
-        assert [budget.at_hand for _, budget in it.scheduler.standing("b", "GET", "/")] == [197]
+        assert [budget.available for _, budget in it.scheduler.standing("b", "GET", "/")] == [197]
         assert {level.client: level.waiting for level in it.scheduler.levels()} == {"a": 0, "b": 0}
         await use(it, lease)
         await it.settled()
@@ -489,16 +489,16 @@ async def test_nobody_is_served_by_what_was_told_long_ago() -> None:
     """Who comes after a while has to ask, and so has who comes when little is left, or others wait."""
     async with room(pool(2, limit(PLENTY // 2))) as it:
         await use(it, await it.scheduler.lease(it.ticket()), 0)
-        assert it.scheduler.at_once(it.ticket()) is None
+        assert it.scheduler.try_lease(it.ticket()) is None
     async with room(pool(2, limit(100))) as it:
         await use(it, await it.scheduler.lease(it.ticket()), 0)
         await it.settled()
         await asyncio.sleep(1)
-        assert it.scheduler.at_once(it.ticket()) is None
+        assert it.scheduler.try_lease(it.ticket()) is None
         await use(it, await it.scheduler.lease(it.ticket()), 0)
         waiting = task_of(it.scheduler.lease(it.ticket()))
         await asyncio.sleep(0)
-        assert it.scheduler.at_once(it.ticket()) is None
+        assert it.scheduler.try_lease(it.ticket()) is None
         await use(it, await waiting)
 
 
@@ -509,13 +509,13 @@ async def test_who_is_served_at_once_is_spoken_of_until_it_is_settled() -> None:
         await use(it, await it.scheduler.lease(it.ticket()))
         await it.settled()
         await use(it, await it.scheduler.lease(it.ticket()), 0)
-        lease = it.scheduler.at_once(it.ticket())
+        lease = it.scheduler.try_lease(it.ticket())
         assert lease is not None
         with lease:
             await it.settled()
             before = len(it.recorder.events)
             await asyncio.sleep(60)
-            assert len(it.recorder.events) >= before + 60 * SECOND // PULSE - 1
+            assert len(it.recorder.events) >= before + 60 * SECOND // HEARTBEAT - 1
             lease.spent()
 
 
@@ -529,7 +529,7 @@ async def test_what_an_answer_has_told_counts_for_who_comes_next() -> None:
             await use(it, await it.scheduler.lease(it.ticket()), 0)
             with await it.scheduler.lease(it.ticket()) as lease:
                 if told == "foreign":
-                    lease.spent((Seen(0, 0, 30 * SECOND),))
+                    lease.spent((ObservedLimit(0, 0, 30 * SECOND),))
                 else:
                     lease.throttled(30 * SECOND, (0,))
             with pytest.raises(TooMany):

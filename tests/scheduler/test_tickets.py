@@ -1,6 +1,6 @@
 import pytest
 from keyturn.core.errors import BadRequest, Unauthenticated
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.model import SECOND, Client
 from keyturn.scheduler.tickets import Displaced, Moved, Ticket, quota_of
 
@@ -12,18 +12,18 @@ NARROW = limit(1, 10 * SECOND, "GET /narrow")
 
 def ticket(**more: object) -> Ticket:
     """Of a request that falls under every limit by now."""
-    return Ticket(Client("a"), Kind((0,)), 7, 2, **{"method": "GET", "path": "/narrow", **more})  # type: ignore[arg-type]
+    return Ticket(Client("a"), DemandClass((0,)), 7, 2, **{"method": "GET", "path": "/narrow", **more})  # type: ignore[arg-type]
 
 
 def test_a_ticket_takes_up_what_its_client_and_its_limits_are_now() -> None:
     """With its deadline and urgency as they were."""
     renewed = ticket().renewed(pool(2, NARROW, limit(5, SECOND, "GET /other"), limit(9)), {"a": CLIENT})
-    assert renewed == Ticket(CLIENT, Kind((0, 2)), 7, 2, method="GET", path="/narrow")
+    assert renewed == Ticket(CLIENT, DemandClass((0, 2)), 7, 2, method="GET", path="/narrow")
 
 
 def test_a_pinned_ticket_follows_its_key_to_another_quota() -> None:
     """As long as the key is there."""
-    assert ticket(pinned="k1").renewed(pool(2), {"a": CLIENT}).kind == Kind((0,), "k1")
+    assert ticket(pinned="k1").renewed(pool(2), {"a": CLIENT}).demand_class == DemandClass((0,), "k1")
     with pytest.raises(BadRequest):
         ticket(pinned="k1").renewed(pool(1), {"a": CLIENT})
     with pytest.raises(BadRequest):
@@ -32,8 +32,8 @@ def test_a_pinned_ticket_follows_its_key_to_another_quota() -> None:
 
 def test_a_lane_that_insists_on_a_quota_ends_with_it() -> None:
     """The request may wait in another."""
-    insisting = Ticket(Client("a"), Kind((0,), "k1"), 7)
-    assert insisting.renewed(pool(2), {"a": CLIENT}).kind.pinned == "k1"
+    insisting = Ticket(Client("a"), DemandClass((0,), "k1"), 7)
+    assert insisting.renewed(pool(2), {"a": CLIENT}).demand_class.pinned == "k1"
     with pytest.raises(Displaced):
         insisting.renewed(pool(1), {"a": CLIENT})
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.model import SECOND, Micros
 
 
@@ -72,7 +72,7 @@ def wronged(refused: Iterable[Turn], served: Iterable[Turn], slack: Micros) -> l
 class Estimate(NamedTuple):
     """When a request was estimated to be served, and when it was; true time."""
 
-    who: Kind
+    who: DemandClass
     client: str
     weight: int
     at: Micros

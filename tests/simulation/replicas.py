@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from keyturn.core.errors import Refusal, TooMany
 from keyturn.core.events import Event, Journal, Observer, StoreChanged
-from keyturn.core.exchange import Exchange, Kind, Lane, Turns
+from keyturn.core.exchange import DemandClass, EstimatedWaits, ExchangeResult, Flow
 from keyturn.core.http import Answer, Request
-from keyturn.core.messages import DemandClass
+from keyturn.core.messages import RevisionClass
 from keyturn.core.model import MILLISECOND, SECOND, Client, Micros, Pool
 from keyturn.core.signals import TOO_MANY
 from keyturn.gateway import Gateway, Retries
@@ -44,7 +44,7 @@ TOLERANCE: Micros = 2 * MILLISECOND
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """A request in its lane."""
+    """A request in its flow."""
 
     order: tuple[bool, int, int]
     since: Micros
@@ -63,7 +63,7 @@ class Findings:
     """Requests of callers; each ends with one outcome."""
     outcomes: Counter[str] = field(default_factory=Counter)
     longest_hopeless: Micros = 0
-    """The longest that a request waited before it was refused although its lane alone made its turn too late."""
+    """The longest that a request waited before it was refused although its flow alone made its turn too late."""
     events: Counter[str] = field(default_factory=Counter)
     refused: list[Turn] = field(default_factory=list)
     """Requests that were refused because their turn would come too late."""
@@ -74,14 +74,14 @@ class Findings:
 
 
 class Room(Scheduler):
-    """The waiting room, watched: the order of each lane (law 5), and that each lease is settled once (law 2)."""
+    """The waiting room, watched: the order of each flow (law 5), and that each lease is settled once (law 2)."""
 
     def __init__(
         self, process: Process, findings: Findings, pool: Pool, store: MemoryStore | Account, observer: Observer
     ) -> None:
         super().__init__(pool, store, settle_bound=BOUND, max_waiting=MANY, clock=process.micros, observer=observer)
-        self.rows: dict[Lane, dict[Waiting, None]] = {}
-        self.kinds: dict[Kind, dict[Waiting, None]] = {}
+        self.rows: dict[Flow, dict[Waiting, None]] = {}
+        self.kinds: dict[DemandClass, dict[Waiting, None]] = {}
         """What waits, by what makes it alike to the buckets, the oldest first."""
         self.handed: Counter[str] = Counter()
         """How often each lease that was handed over was settled."""
@@ -94,12 +94,12 @@ class Room(Scheduler):
 
     async def lease(self, ticket: Ticket, *, front: bool = False) -> Lease:
         self._numbers += 1
-        lane = Lane(ticket.client.name, ticket.kind)
-        row = self.rows.setdefault(lane, {})
+        flow = Flow(ticket.client.name, ticket.demand_class)
+        row = self.rows.setdefault(flow, {})
         own = Waiting((not front, ticket.urgency, self._numbers), self._process.universe.now)
         hopeless = self._is_hopeless(ticket, ahead=sum(1 for other in row if other.order < own.order))
         row[own] = None
-        alike = self.kinds.setdefault(ticket.kind, {})
+        alike = self.kinds.setdefault(ticket.demand_class, {})
         alike[own] = None
         self._entering = own
         try:
@@ -115,14 +115,14 @@ class Room(Scheduler):
             del row[own]
             del alike[own]
             if not row:
-                del self.rows[lane]
+                del self.rows[flow]
             if not alike:
-                del self.kinds[ticket.kind]
+                del self.kinds[ticket.demand_class]
             self._check_deadline(ticket, own)
         self.handed.setdefault(lease.id, 0)
         now = self._process.universe.now
         if any(other.order < own.order and other.since < now for other in row):
-            self._findings.breaches.append(f"law 5: in {lane} a request was served before its turn")
+            self._findings.breaches.append(f"law 5: in {flow} a request was served before its turn")
         if not front:
             self._findings.served.append(self._turn(ticket, own))
         if own.estimate:
@@ -136,13 +136,13 @@ class Room(Scheduler):
             self._new[self._entering] = None
         return waiter
 
-    def _apply(self, answer: Exchange, asked: Micros) -> None:
+    def _apply(self, answer: ExchangeResult, asked: Micros) -> None:
         super()._apply(answer, asked)
         for own in list(self._new):
             waiter = own.waiter
             if waiter is None or waiter.queue is None:
                 del self._new[own]
-            elif waiter.asked and waiter.queue.lane in answer.turns:
+            elif waiter.asked and waiter.queue.flow in answer.estimates:
                 del self._new[own]
                 self._estimate(own, waiter.queue, judged=False)
 
@@ -150,25 +150,25 @@ class Room(Scheduler):
         """Judge the estimates of all that waits by what comes: nothing happens any more that they cannot know."""
         for row in self.rows.values():
             for own in row:
-                if own.waiter and own.waiter.queue and own.waiter.queue.turns != Turns():
+                if own.waiter and own.waiter.queue and own.waiter.queue.turns != EstimatedWaits():
                     self._estimate(own, own.waiter.queue, judged=True)
 
     def _estimate(self, own: Waiting, queue: Queue, *, judged: bool) -> None:
         if own.waiter and (wait := queue.estimate(queue.position(own.waiter), self.clock())) is not None:
             client, now = own.waiter.ticket.client, self._process.universe.now
-            own.estimate = Estimate(queue.lane.kind, client.name, client.weight, now, wait, 0, judged)
+            own.estimate = Estimate(queue.flow.demand_class, client.name, client.weight, now, wait, 0, judged)
 
     def _turn(self, ticket: Ticket, own: Waiting) -> Turn:
         now = self._process.universe.now
         left = ticket.deadline - self._process.micros()
-        limits = tuple(self.pool.limits[index] for index in ticket.kind.limits)
-        who = (self._process.name, ticket.client.name, ticket.urgency, ticket.kind.pinned, limits)
+        limits = tuple(self.pool.limits[index] for index in ticket.demand_class.limits)
+        who = (self._process.name, ticket.client.name, ticket.urgency, ticket.demand_class.pinned, limits)
         return Turn(who, own.since, now, now + left)
 
     def _is_hopeless(self, ticket: Ticket, ahead: int) -> bool:
-        """Whether those before it in its own lane need all that the pool has until its deadline."""
+        """Whether those before it in its own flow need all that the pool has until its deadline."""
         wait = ticket.deadline - self._process.micros()
-        limits = [self.pool.limits[index] for index in ticket.kind.limits]
+        limits = [self.pool.limits[index] for index in ticket.demand_class.limits]
         most = [limit.requests * len(self.pool.quotas) * (wait // limit.window + 1) for limit in limits]
         return ahead >= min(most, default=ahead + 1)
 
@@ -229,14 +229,14 @@ class Replica:
         lost = isinstance(self.store, Account) and self.store.lost
         return not (lost or self.process.dead or self.process.frozen or self.retiring)
 
-    def waiting(self) -> Iterator[tuple[DemandClass, Micros]]:
+    def waiting(self) -> Iterator[tuple[RevisionClass, Micros]]:
         """The demand classes that wait, and since when it could use a token for them."""
         revision = self.store.revision
         adopted = self.store.since if isinstance(self.store, Account) else 0
         earliest = max(self.able_since, self.process.thawed, adopted)
         for kind, row in self.room.kinds.items():
             if all(index < len(revision.limits) for index in kind.limits):
-                yield DemandClass(revision.name, kind.limits, kind.pinned), max(next(iter(row)).since, earliest)
+                yield RevisionClass(revision.name, kind.limits, kind.pinned), max(next(iter(row)).since, earliest)
 
     # Callers
 

@@ -8,7 +8,7 @@ from typing import TypedDict, get_args
 
 from keyturn.core.events import Observer
 from keyturn.core.flows import LAG
-from keyturn.core.messages import DemandClass
+from keyturn.core.messages import RevisionClass
 from keyturn.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
 from keyturn.stores.memory import Memory, MemoryStore
 
@@ -201,9 +201,9 @@ class Run:
         """The replica that a caller reaches."""
         return self.replicas[number % len(self.replicas)]
 
-    def waiting(self) -> dict[DemandClass, Micros]:
+    def waiting(self) -> dict[RevisionClass, Micros]:
         """See `Watch`."""
-        oldest: dict[DemandClass, Micros] = {}
+        oldest: dict[RevisionClass, Micros] = {}
         for replica in self.replicas:
             if replica.able:
                 for demanded, since in replica.waiting():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from keyturn.core.exchange import PULSE
+from keyturn.core.exchange import HEARTBEAT
 from keyturn.core.model import MILLISECOND, Micros
 from keyturn.core.state import COLLECT, RECOVERY_GRACE
 from keyturn.practice.settings import WindowKind
@@ -33,7 +33,7 @@ Incident = Literal[
 QUICK: Micros = 50 * MILLISECOND
 """Law 3: a token at hand is granted within this time."""
 
-GONE: Micros = PULSE + COLLECT + PULSE + 100 * MILLISECOND
+GONE: Micros = HEARTBEAT + COLLECT + HEARTBEAT + 100 * MILLISECOND
 """A token that falls to a replica which does not come for it idles until another calls, which it does with its
 heartbeat at the latest; then it is reserved, and another heartbeat later it is reserved no longer."""
 

@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from keyturn.core.exchange import Kind, Lane, Turns
+from keyturn.core.exchange import DemandClass, EstimatedWaits, Flow
 from keyturn.core.model import SECOND
 from keyturn.stores.base import SessionStore
 
@@ -36,16 +36,16 @@ def test_who_was_refused_for_nothing_is_found() -> None:
 @pytest.mark.parametrize("factor", [0.7, 1.3])
 def test_estimates_that_are_wrong_break_law_6(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """By estimates that are a third too short or too long a run fails."""
-    estimate = SessionStore._turns
+    estimate = SessionStore._estimates
 
-    def wrong(store: SessionStore, *arguments: Any) -> dict[Lane, Turns]:
-        def scaled(turns: Turns) -> Turns:
+    def wrong(store: SessionStore, *arguments: Any) -> dict[Flow, EstimatedWaits]:
+        def scaled(turns: EstimatedWaits) -> EstimatedWaits:
             later = [(position, int(wait * factor)) for position, wait in turns.later]
-            return Turns(tuple([int(wait * factor) for wait in turns.soon]), tuple(later))
+            return EstimatedWaits(tuple([int(wait * factor) for wait in turns.soon]), tuple(later))
 
-        return {lane: scaled(turns) for lane, turns in estimate(store, *arguments).items()}
+        return {flow: scaled(turns) for flow, turns in estimate(store, *arguments).items()}
 
-    monkeypatch.setattr(SessionStore, "_turns", wrong)
+    monkeypatch.setattr(SessionStore, "_estimates", wrong)
     breaches = Run(BY_NAME["mixed"], seed=0, requests=200).play().breaches
     assert any(breach.startswith("law 6: estimates were off") for breach in breaches)
 
@@ -53,7 +53,7 @@ def test_estimates_that_are_wrong_break_law_6(factor: float, monkeypatch: pytest
 def test_what_neighbours_explain_is_not_an_error() -> None:
     """A place before or behind may be a window earlier or later; a turn of a client is as many as others are heavy."""
     served = (1, 2, 3, 60)
-    estimates = [Estimate(Kind((0,)), "a", 1, 0, 1 if when == 60 else 60, when, judged=True) for when in served]
+    estimates = [Estimate(DemandClass((0,)), "a", 1, 0, 1 if when == 60 else 60, when, judged=True) for when in served]
     assert [estimate.error for estimate in estimates] == [-59, -58, -57, 59]
     assert beyond_neighbours(estimates, 1) == [-57, 0, 0, 1]
     assert beyond_neighbours(estimates, 2) == [0, 0, 0, 0]

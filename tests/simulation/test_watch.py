@@ -1,9 +1,9 @@
 from keyturn.core.flows import FairQueue
-from keyturn.core.messages import DemandClass
+from keyturn.core.messages import RevisionClass
 
 from tests.simulation.watch import Shares
 
-DEMANDED = DemandClass("revision", (0,))
+DEMANDED = RevisionClass("revision", (0,))
 
 
 def waiting(*clients: str) -> FairQueue:
@@ -49,7 +49,7 @@ def test_who_left_or_got_a_refund_is_measured_anew() -> None:
 def test_who_waits_in_two_classes_is_not_measured() -> None:
     """What it gets in one class is no other's loss in the other."""
     shares, queue = Shares(), waiting("a", "b")
-    queue.put("r", DemandClass("revision", (0,), "k0"), "a", 1, 1)
+    queue.put("r", RevisionClass("revision", (0,), "k0"), "a", 1, 1)
     shares.look(queue)
     for _ in range(5):
         shares.got("a", 1)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from keyturn.core.dealing import Dealer
-from keyturn.core.exchange import Throttled
+from keyturn.core.exchange import LeaseGrant, Throttled
 from keyturn.core.flows import FairQueue
-from keyturn.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, LeaseGrant, Snapshot
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, RevisionClass, Snapshot
 from keyturn.core.model import Micros
 from keyturn.core.revisions import RevisionView
 from keyturn.core.snapshots import snapshot
@@ -22,7 +22,7 @@ from keyturn.scheduler.scheduler import OWN
 
 from tests.simulation.processes import Universe
 
-Waiting = Callable[[], Mapping[DemandClass, Micros]]
+Waiting = Callable[[], Mapping[RevisionClass, Micros]]
 """The demand classes that wait where the store can be reached, and since when; true time."""
 
 
@@ -112,9 +112,9 @@ class Watch:
         """When the last exchange was; true time. What came back since was not available before, whatever clocks say."""
         self._waiting = waiting
         self._granted = granted
-        self._available: dict[DemandClass, deque[Micros]] = {}
+        self._available: dict[RevisionClass, deque[Micros]] = {}
         """When the tokens came that could serve a demand class at once, by those that wait; true time."""
-        self._reserved: dict[str, tuple[Micros, DemandClass]] = {}
+        self._reserved: dict[str, tuple[Micros, RevisionClass]] = {}
         """When leases were reserved that are not collected yet, and for which class; true time."""
 
     def __deepcopy__(self, _: Any) -> Self:
@@ -135,18 +135,18 @@ class Watch:
             if self._available[demanded]:
                 self._idled(max(self._available[demanded][0], since), demanded, "")
 
-    def _known(self, state: PoolState) -> dict[DemandClass, Micros]:
+    def _known(self, state: PoolState) -> dict[RevisionClass, Micros]:
         """The classes that wait, of revisions that the state knows."""
         views = state.revisions.views
         return {demanded: since for demanded, since in self._waiting().items() if demanded.revision in views}
 
-    def _idled(self, since: Micros, demanded: DemandClass, how: str) -> None:
+    def _idled(self, since: Micros, demanded: RevisionClass, how: str) -> None:
         idle = self.universe.now - since
         if idle > self.idle:
             self.idle = idle
             self.where = f"{demanded.limits} of {demanded.pinned or 'any quota'} at {self.universe.now}{how}"
 
-    def _note(self, state: PoolState, demanded: DemandClass, instant: Micros) -> None:
+    def _note(self, state: PoolState, demanded: RevisionClass, instant: Micros) -> None:
         """The tokens available at an instant: what is new came then, what is gone is what came first."""
         available = self._available.setdefault(demanded, deque())
         tokens = _available(state, demanded)
@@ -157,7 +157,7 @@ class Watch:
     def heard(self, request: ExchangeRequest, response: ExchangeResponse) -> None:
         """What was said and answered, if it changes what was estimated for requests that are gone."""
         refused = any(isinstance(one, Throttled) for one in request.settlements)
-        odd = any(grant.client == OWN.name or grant.probe for grant in response.grants)
+        odd = any(grant.flow.client == OWN.name or grant.probe for grant in response.grants)
         if refused or response.foreign or odd:
             self.disturbed = self.universe.now
         self.exchanges += 1
@@ -170,13 +170,13 @@ class Watch:
         self._granted[grant.lease] = self.universe.now
         self.tokens += 1
 
-    def reserved(self, demanded: DemandClass, grant: LeaseGrant) -> None:
+    def reserved(self, demanded: RevisionClass, grant: LeaseGrant) -> None:
         """A lease waits to be collected."""
         self._reserved[grant.lease] = (self.universe.now, demanded)
 
     def released(self, grants: Iterable[LeaseGrant], *, collected: bool) -> None:
         """Leases were collected, or are reserved no longer. To be used in time counts from here (law 10)."""
-        waiting: Mapping[DemandClass, Micros] | None = None
+        waiting: Mapping[RevisionClass, Micros] | None = None
         for grant in grants:
             since, demanded = self._reserved.pop(grant.lease, (None, None))
             if since is None or demanded is None:
@@ -202,7 +202,7 @@ class Watch:
             self.shares.look(state.queue)
 
 
-def _available(state: PoolState, demanded: DemandClass) -> int:
+def _available(state: PoolState, demanded: RevisionClass) -> int:
     """How many requests of a class could be served at once."""
     view = state.revisions.views[demanded.revision]
     if state.tokens.best(view, demanded.limits, demanded.pinned) is None:
@@ -272,7 +272,7 @@ class WatchedState(PoolState):
         super()._begin(now, run)
 
     def _grant(
-        self, now: Micros, replica: str, view: RevisionView, demanded: DemandClass, client: str, quota: str
+        self, now: Micros, replica: str, view: RevisionView, demanded: RevisionClass, client: str, quota: str
     ) -> LeaseGrant:
         grant = super()._grant(now, replica, view, demanded, client, quota)
         self.watch.granted(grant)

@@ -4,12 +4,21 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from keyturn.core.exchange import USE_BY, Demand, Exchange, Seen, Settlement, Spent, Throttled, Unsent
+from keyturn.core.exchange import (
+    LEASE_LIFETIME,
+    ExchangeResult,
+    FlowDemand,
+    ObservedLimit,
+    Settlement,
+    Spent,
+    Throttled,
+    Unsent,
+)
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.core.session import SNAPSHOT_LIFETIME
 from keyturn.core.state import COLLECT
 
-from tests.core.worlds import BOUND, lane, limit, pool
+from tests.core.worlds import BOUND, flow, limit, pool
 
 W: Micros = 10 * SECOND + 105_000
 """The stretched window of 10 s."""
@@ -19,8 +28,8 @@ class Opened(Protocol):
     """A store whose buckets are known, with a clock that the test moves."""
 
     async def exchange(
-        self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]
-    ) -> Exchange:
+        self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]
+    ) -> ExchangeResult:
         """One exchange of a replica of that name."""
 
     def adopt(self, replica: str, pool_: Pool) -> None:
@@ -33,9 +42,9 @@ class Opened(Protocol):
         """Let it go."""
 
 
-def wants(number: int, client: str = "a", weight: int = 1) -> Demand:
+def wants(number: int, client: str = "a", weight: int = 1) -> FlowDemand:
     """A demand of so many requests."""
-    return Demand(lane(client), weight, number)
+    return FlowDemand(flow(client), weight, number)
 
 
 class StoreConformance:
@@ -104,7 +113,7 @@ class StoreConformance:
             (grant,) = (await store.exchange("r", (), (wants(1),))).grants
             parked = await store.exchange("r", (Throttled(grant.lease, 0, 30 * SECOND, (0,)),), (wants(1),))
             assert not parked.grants
-            assert parked.turns[lane()].at(0) == 30 * SECOND
+            assert parked.estimates[flow()].at(0) == 30 * SECOND
             store.pass_(30 * SECOND)
             assert (await store.exchange("r", (), (wants(1),))).grants
 
@@ -116,11 +125,11 @@ class StoreConformance:
         async def scenario(store: Opened) -> None:
             grants = (await store.exchange("r", (), (wants(2),))).grants
             answer = await store.exchange("r", tuple(Spent(grant.lease, 0) for grant in grants), (wants(2),))
-            assert [answer.turns[lane()].at(position) for position in range(2)] == [W, W]
+            assert [answer.estimates[flow()].at(position) for position in range(2)] == [W, W]
             assert answer.again is not None
             assert answer.again <= 2 * SECOND
-            (budget,) = answer.budgets
-            assert (budget.size, budget.at_hand, budget.returns) == (2, 0, W)
+            (budget,) = answer.available
+            assert (budget.size, budget.available, budget.returns) == (2, 0, W)
 
         self.play(scenario)
 
@@ -129,7 +138,7 @@ class StoreConformance:
 
         async def scenario(store: Opened) -> None:
             answer = await store.exchange("r", (), (wants(9, "a", 2), wants(9, "b", 1)))
-            got = [grant.lane.client for grant in answer.grants]
+            got = [grant.flow.client for grant in answer.grants]
             assert (got.count("a"), got.count("b")) == (4, 2)
 
         self.play(scenario, requests=6)
@@ -138,7 +147,7 @@ class StoreConformance:
         """Each exchange has a number of its own."""
 
         async def scenario(store: Opened) -> None:
-            ticks = [(await store.exchange("r", (), ())).tick for _ in range(3)]
+            ticks = [(await store.exchange("r", (), ())).version for _ in range(3)]
             assert ticks == sorted(set(ticks))
 
         self.play(scenario)
@@ -186,7 +195,7 @@ class StoreConformance:
             store.pass_(W)
             assert not (await store.exchange("r", (), (wants(1, "z"),))).grants
             (collected,) = (await store.exchange("q", (), (wants(1, "b"),))).grants
-            assert collected.lane == lane("b")
+            assert collected.flow == flow("b")
 
         self.play(scenario, requests=1)
 
@@ -203,7 +212,7 @@ class StoreConformance:
             (grant,) = (await store.exchange("r", (), (wants(1, "z"),))).grants
             back = await store.exchange("q", (), (wants(1, "b"),))
             assert not back.grants
-            assert back.turns[lane("b")].at(0) is not None
+            assert back.estimates[flow("b")].at(0) is not None
             await store.exchange("r", (Unsent(grant.lease),), ())
             assert (await store.exchange("q", (), (wants(1, "b"),))).grants
 
@@ -214,7 +223,7 @@ class StoreConformance:
 
         async def scenario(store: Opened) -> None:
             assert (await store.exchange("q", (), (wants(1),))).grants
-            store.pass_(USE_BY + BOUND + W - 1)
+            store.pass_(LEASE_LIFETIME + BOUND + W - 1)
             assert not (await store.exchange("r", (), (wants(1),))).grants
             store.pass_(1)
             assert (await store.exchange("r", (), (wants(1),))).grants
@@ -254,7 +263,9 @@ class StoreConformance:
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1),))).grants
-            answer = await store.exchange("r", (Spent(grant.lease, 0, (Seen(0, 1, 5 * SECOND),)),), (wants(9),))
+            answer = await store.exchange(
+                "r", (Spent(grant.lease, 0, (ObservedLimit(0, 1, 5 * SECOND),)),), (wants(9),)
+            )
             assert answer.foreign == (("k0", 2),)
             assert len(answer.grants) == 1
             store.pass_(5 * SECOND)
@@ -266,7 +277,7 @@ class StoreConformance:
         """Nothing else serves it, however much is at hand elsewhere."""
 
         async def scenario(store: Opened) -> None:
-            answer = await store.exchange("r", (), (Demand(lane("a", pinned="k1"), 1, 9),))
+            answer = await store.exchange("r", (), (FlowDemand(flow("a", pinned="k1"), 1, 9),))
             assert [grant.quota for grant in answer.grants] == ["k1", "k1"]
 
         self.play(scenario, keys=3)
@@ -277,10 +288,10 @@ class StoreConformance:
         async def scenario(store: Opened) -> None:
             await store.exchange("other", (), ())
             store.adopt("r", pool(0, limit(2, 10 * SECOND)))
-            own = Demand(lane("own", (0,), "k0"), 1, 1)
+            own = FlowDemand(flow("own", (0,), "k0"), 1, 1)
             answer = await store.exchange("r", (), (wants(5), own))
-            assert [(grant.lane.client, grant.quota) for grant in answer.grants] == [("own", "k0")]
-            assert answer.turns[lane("a")].at(0) is None
+            assert [(grant.flow.client, grant.quota) for grant in answer.grants] == [("own", "k0")]
+            assert answer.estimates[flow("a")].at(0) is None
             other = await store.exchange("other", (), (wants(5),))
             assert [grant.quota for grant in other.grants] == ["k0"]
             await store.exchange("other", (), ())
@@ -295,13 +306,13 @@ class StoreConformance:
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1),))).grants
-            assert lane() in (await store.exchange("r", (Spent(grant.lease, 0),), (wants(1),))).turns
-            assert not (await store.exchange("r", (), (wants(1),))).turns
-            assert lane() in (await store.exchange("r", (), (wants(2),))).turns
+            assert flow() in (await store.exchange("r", (Spent(grant.lease, 0),), (wants(1),))).estimates
+            assert not (await store.exchange("r", (), (wants(1),))).estimates
+            assert flow() in (await store.exchange("r", (), (wants(2),))).estimates
             store.pass_(SNAPSHOT_LIFETIME - 1)
-            assert not (await store.exchange("r", (), (wants(2),))).turns
+            assert not (await store.exchange("r", (), (wants(2),))).estimates
             store.pass_(1)
-            assert lane() in (await store.exchange("r", (), (wants(2),))).turns
+            assert flow() in (await store.exchange("r", (), (wants(2),))).estimates
 
         self.play(scenario, requests=1)
 
@@ -310,13 +321,13 @@ class StoreConformance:
 
         async def scenario(store: Opened) -> None:
             assert [(await store.exchange(name, (), ())).replicas for name in ("p", "q", "q")] == [1, 2, 2]
-            store.pass_(USE_BY + BOUND + 1)
+            store.pass_(LEASE_LIFETIME + BOUND + 1)
             assert (await store.exchange("r", (), ())).replicas == 1
 
         self.play(scenario)
 
 
-async def returned(store: Opened, waiting: dict[str, Demand], tokens: int) -> dict[str, int]:
+async def returned(store: Opened, waiting: dict[str, FlowDemand], tokens: int) -> dict[str, int]:
     """Who gets how many of a pool's tokens when they return while these replicas wait."""
     grants = (await store.exchange("first", (), (wants(tokens, "z"),))).grants
     await store.exchange("first", tuple(Spent(grant.lease, 0) for grant in grants), ())

@@ -7,25 +7,23 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
 
-from keyturn.core.exchange import Seen, Settlement, Spent, Throttled, Unsent
-from keyturn.core.messages import (
-    ExchangeRequest,
-    ExchangeResponse,
+from keyturn.core.exchange import (
+    DemandClass,
+    Flow,
     FlowDemand,
-    HeldLease,
     LeaseGrant,
-    Revision,
-    RevisionLimit,
-    Snapshot,
+    ObservedLimit,
+    Settlement,
+    Spent,
+    Throttled,
+    Unsent,
 )
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, HeldLease, Revision, RevisionLimit, Snapshot
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 
 BOUND: Micros = 3 * SECOND
 
 Pins = tuple[tuple[int, str], ...]
-
-Waiting = tuple[str, tuple[int, ...], str | None]
-"""A flow: client, limits, pinned quota."""
 
 
 class Decides(Protocol):
@@ -66,8 +64,8 @@ class Replica:
     grants: dict[str, tuple[LeaseGrant, Revision]] = field(default_factory=dict)
     """Those that are not settled."""
     settlements: tuple[Settlement, ...] = ()
-    waiting: dict[Waiting, int] = field(default_factory=dict)
-    changed: set[Waiting] = field(default_factory=set)
+    waiting: dict[Flow, int] = field(default_factory=dict)
+    changed: set[Flow] = field(default_factory=set)
 
 
 class FleetHistory:
@@ -160,7 +158,7 @@ class FleetHistory:
         for _ in range(self.random.choice([0, 0, 1, 2, 8])):
             under = self.random.choice([(0,), tuple(range(limits)), ()])
             pinned = self.random.choice([*[None] * 12, "k0", "k1", "shared", "nobody"])
-            flow = (f"c{self.random.randrange(self.crowd)}", under, pinned)
+            flow = Flow(f"c{self.random.randrange(self.crowd)}", DemandClass(under, pinned))
             replica.waiting[flow] = replica.waiting.get(flow, 0) + self.random.choice([1, 2, 5, 70])
             replica.changed.add(flow)
         if replica.waiting and self.random.random() < 0.3:
@@ -179,11 +177,11 @@ class FleetHistory:
             return Unsent(grant.lease)
         age = self.random.randint(0, max(0, self.now - row.granted)) if self.random.random() < 0.8 else -BOUND
         replica.held[grant.lease] = replace(row, counted=self.now - age)
-        own = grant.limits if revision.name == replica.revision.name else ()
+        own = grant.flow.demand_class.limits if revision.name == replica.revision.name else ()
         if what < 0.25:
             return Throttled(grant.lease, age, self.random.randint(0, 20) * SECOND, own)
         seen = [
-            Seen(index, self.random.randint(0, 5), self.random.randint(0, 9) * SECOND)
+            ObservedLimit(index, self.random.randint(0, 5), self.random.randint(0, 9) * SECOND)
             for index in own
             if self.random.random() < 0.2
         ]
@@ -215,11 +213,9 @@ class FleetHistory:
         full = replica.full or "demands" in asks
         flows = sorted(replica.waiting if full else replica.changed, key=str)
         demands = [
-            FlowDemand(
-                client, self.weights[int(client[1:]) % 5], limits, pinned, replica.waiting[client, limits, pinned]
-            )
-            for client, limits, pinned in flows
-            if (client, limits, pinned) in replica.waiting
+            FlowDemand(flow, self.weights[int(flow.client[1:]) % 5], replica.waiting[flow])
+            for flow in flows
+            if flow in replica.waiting
         ]
         ahead = self.random.choice([0, 0, 0, 12 * MILLISECOND, -5 * MILLISECOND, 300])
         return ExchangeRequest(
@@ -254,14 +250,17 @@ class FleetHistory:
         replica.full, replica.settlements, replica.changed, replica.stepped = False, (), set(), 0
         self.granted += len(response.grants)
         for grant in response.grants:
-            flow = (grant.client, grant.limits, grant.pinned)
+            flow = grant.flow
             if not replica.waiting.get(flow):  # it was reserved before its request went away
                 replica.settlements += (Unsent(grant.lease),)
                 continue
             replica.waiting[flow] -= 1
-            windows = tuple((replica.revision.limits[i].id, replica.revision.limits[i].window) for i in grant.limits)
+            windows = tuple(
+                (replica.revision.limits[i].id, replica.revision.limits[i].window)
+                for i in grant.flow.demand_class.limits
+            )
             replica.grants[grant.lease] = (grant, replica.revision)
-            replica.held[grant.lease] = HeldLease(grant.lease, grant.quota, grant.client, windows, self.now, None)
+            replica.held[grant.lease] = HeldLease(grant.lease, grant.quota, grant.flow.client, windows, self.now, None)
         replica.waiting = {flow: number for flow, number in replica.waiting.items() if number}
         replica.held = {
             lease: row for lease, row in replica.held.items() if (row.counted or self.now) > self.now - 25 * SECOND

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from keyturn.core.errors import StoreLost
-from keyturn.core.exchange import PULSE, Demand, Exchange, Seen, Settlement, Spent, Unsent
+from keyturn.core.exchange import HEARTBEAT, ExchangeResult, FlowDemand, ObservedLimit, Settlement, Spent, Unsent
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import MILLISECOND, SECOND, Micros, Pool
 from keyturn.core.session import SNAPSHOT_INTERVAL, SNAPSHOT_LIFETIME
@@ -13,7 +13,7 @@ from keyturn.core.snapshots import snapshot
 from keyturn.core.state import RECOVERY_GRACE, PoolState
 from keyturn.stores.base import IDLE, ROUNDS, Pins, SessionStore
 
-from tests.core.worlds import BOUND, know, lane, limit, pool
+from tests.core.worlds import BOUND, flow, know, limit, pool
 
 TRIP: Micros = 2 * MILLISECOND
 """What a message and its answer take together."""
@@ -81,11 +81,11 @@ class Carrier(SessionStore):
             snapshot(state, self.network.store_clock(), revision, pins) if revision in state.revisions.views else None
         )
 
-    async def ask(self, waiting: int, *settlements: Settlement, client: str = "a") -> Exchange:
+    async def ask(self, waiting: int, *settlements: Settlement, client: str = "a") -> ExchangeResult:
         """One exchange while so many requests wait; `said` and `asked` are what it took."""
         self.said.clear()
         self.asked.clear()
-        return await self.exchange(settlements, (Demand(lane(client), 1, waiting),) if waiting else ())
+        return await self.exchange(settlements, (FlowDemand(flow(client), 1, waiting),) if waiting else ())
 
 
 async def joined(network: Network, *limits: int, keys: int = 1) -> Carrier:
@@ -107,7 +107,7 @@ def play(scenario: Callable[[Network], Coroutine[Any, Any, None]]) -> Callable[[
     return sync
 
 
-def spent(answer: Exchange) -> tuple[Settlement, ...]:
+def spent(answer: ExchangeResult) -> tuple[Settlement, ...]:
     """The settlements of all that was granted."""
     return tuple(Spent(grant.lease, 0) for grant in answer.grants)
 
@@ -172,7 +172,7 @@ async def test_a_store_that_has_lost_everything_is_told_again(network: Network) 
     answer = await carrier.ask(2, *spent(answer))
     assert carrier.asked[-1].spelled == carrier.revision
     assert [row.quota for row in carrier.asked[-1].held or ()] == ["k0"]
-    assert (answer.grants, answer.budgets[0].at_hand, carrier.epochs) == ((), 0, 1)
+    assert (answer.grants, answer.available[0].available, carrier.epochs) == ((), 0, 1)
     network.now += RECOVERY_GRACE
     answer = await carrier.ask(2)
     assert [grant.probe for grant in answer.grants] == [True]
@@ -299,7 +299,7 @@ async def test_newcomers_that_have_to_wait_get_estimates_in_the_same_round_trip(
     answer = await carrier.ask(2)
     answer = await carrier.ask(3, *spent(answer))
     assert carrier.said == ["both"]
-    assert answer.turns[lane()].at(0) == pytest.approx(WINDOW, rel=0.05)
+    assert answer.estimates[flow()].at(0) == pytest.approx(WINDOW, rel=0.05)
 
 
 @play
@@ -308,7 +308,7 @@ async def test_newcomers_for_whom_there_is_plenty_need_none(network: Network) ->
     carrier = await joined(network, 9)
     for _ in range(3):
         answer = await carrier.ask(1)
-        assert (carrier.said, answer.turns) == (["exchange"], {})
+        assert (carrier.said, answer.estimates) == (["exchange"], {})
 
 
 @play
@@ -318,7 +318,7 @@ async def test_newcomers_that_turn_out_to_wait_get_estimates_all_the_same(networ
     await other.ask(2, client="b")
     answer = await carrier.ask(1)
     assert (carrier.said, answer.grants) == (["exchange", "snapshot"], ())
-    assert answer.turns[lane()].at(0) is not None
+    assert answer.estimates[flow()].at(0) is not None
 
 
 @play
@@ -327,16 +327,16 @@ async def test_a_snapshot_is_renewed_when_it_is_old(network: Network) -> None:
     carrier = await joined(network, 5)
     answer = await carrier.ask(9)
     network.now += SNAPSHOT_INTERVAL
-    assert (await carrier.ask(4)).turns == {}
+    assert (await carrier.ask(4)).estimates == {}
     assert carrier.said == ["exchange"]
     network.now += SNAPSHOT_LIFETIME
-    assert lane() in (await carrier.ask(4)).turns
+    assert flow() in (await carrier.ask(4)).estimates
     assert carrier.said == ["exchange", "snapshot"]
     network.now += SNAPSHOT_INTERVAL
     answer = await carrier.ask(4, Unsent(answer.grants[0].lease))
     assert (carrier.said, len(answer.grants)) == (["exchange", "snapshot"], 1)
-    assert answer.turns[lane()].at(2) is not None
-    assert (await carrier.ask(3)).turns == {}
+    assert answer.estimates[flow()].at(2) is not None
+    assert (await carrier.ask(3)).estimates == {}
 
 
 @play
@@ -347,12 +347,12 @@ async def test_grants_are_never_lost_when_a_snapshot_cannot_be_had(network: Netw
     (other_grant,) = (await other.ask(1, client="b")).grants
     carrier.no_snapshot = True
     answer = await carrier.ask(2)
-    assert (carrier.said, len(answer.grants), answer.turns) == (["exchange", "snapshot"], 1, {})
+    assert (carrier.said, len(answer.grants), answer.estimates) == (["exchange", "snapshot"], 1, {})
     assert len(carrier.session.held) == 1
     carrier.no_snapshot = False
     answer = await carrier.ask(1)
     assert (carrier.said, answer.grants) == (["exchange", "snapshot"], ())
-    assert lane() in answer.turns
+    assert flow() in answer.estimates
     await other.ask(0, Unsent(other_grant.lease))
     assert len((await carrier.ask(1)).grants) == 1
 
@@ -362,13 +362,13 @@ async def test_flows_that_are_served_have_no_estimates(network: Network) -> None
     """Only what still waits has."""
     carrier = await joined(network, 3)
     await carrier.ask(2)
-    waiting = (Demand(lane("a"), 1, 3), Demand(lane("b"), 1, 1))
+    waiting = (FlowDemand(flow("a"), 1, 3), FlowDemand(flow("b"), 1, 1))
     answer = await carrier.exchange((), waiting)
-    assert {grant.lane for grant in answer.grants} | set(answer.turns) == {lane("a"), lane("b")}
+    assert {grant.flow for grant in answer.grants} | set(answer.estimates) == {flow("a"), flow("b")}
     assert all(
-        [grant.lane for grant in answer.grants].count(one.lane) < one.waiting
+        [grant.flow for grant in answer.grants].count(one.flow) < one.waiting
         for one in waiting
-        if one.lane in answer.turns
+        if one.flow in answer.estimates
     )
 
 
@@ -376,12 +376,12 @@ async def test_flows_that_are_served_have_no_estimates(network: Network) -> None
 async def test_a_flow_that_insists_on_a_key_is_estimated_by_the_returns_of_that_key(network: Network) -> None:
     """They are told with the snapshot, in either way of fetching it."""
     carrier = await joined(network, keys=2)
-    pinned = lane(pinned="k1")
-    answer = await carrier.exchange((), (Demand(pinned, 1, 3),))
+    pinned = flow(pinned="k1")
+    answer = await carrier.exchange((), (FlowDemand(pinned, 1, 3),))
     assert [grant.quota for grant in answer.grants] == ["k1", "k1"]
     network.now += SNAPSHOT_LIFETIME
-    answer = await carrier.exchange(spent(answer), (Demand(pinned, 1, 1),))
-    assert answer.turns[pinned].at(0) == pytest.approx(WINDOW, rel=0.05)
+    answer = await carrier.exchange(spent(answer), (FlowDemand(pinned, 1, 1),))
+    assert answer.estimates[pinned].at(0) == pytest.approx(WINDOW, rel=0.05)
 
 
 # When to call again, and the rest of the answer
@@ -393,8 +393,8 @@ async def test_how_often_a_replica_speaks(network: Network) -> None:
     carrier = await joined(network)
     assert (await carrier.ask(0)).again == IDLE
     (grant,) = (await carrier.ask(1)).grants
-    assert (await carrier.ask(0)).again == PULSE
-    assert (await carrier.ask(0, Spent(grant.lease, 0))).again == PULSE
+    assert (await carrier.ask(0)).again == HEARTBEAT
+    assert (await carrier.ask(0, Spent(grant.lease, 0))).again == HEARTBEAT
     network.now += 2 * WINDOW
     assert (await carrier.ask(0)).again == IDLE
 
@@ -405,17 +405,17 @@ async def test_what_the_store_found_out_is_handed_on(network: Network) -> None:
     carrier = await joined(network, 9)
     await Carrier(network, pool(1, limit(9, WINDOW)), "other").ask(0)
     (grant,) = (await carrier.ask(1)).grants
-    answer = await carrier.ask(0, Spent(grant.lease, 0, (Seen(0, 5, SECOND),)))
+    answer = await carrier.ask(0, Spent(grant.lease, 0, (ObservedLimit(0, 5, SECOND),)))
     assert answer.foreign == (("k0", 3),)
     assert (answer.replicas, carrier.replicas) == (2, 2)
-    assert [(budget.size, budget.at_hand) for budget in answer.budgets] == [(9, 5)]
+    assert [(budget.size, budget.available) for budget in answer.available] == [(9, 5)]
 
 
 @play
 async def test_answers_have_numbers_that_grow(network: Network) -> None:
     """By which the waiting room tells an old one."""
     carrier = await joined(network)
-    ticks = [(await carrier.ask(0)).tick for _ in range(3)]
+    ticks = [(await carrier.ask(0)).version for _ in range(3)]
     assert ticks == sorted(set(ticks))
 
 
@@ -423,8 +423,8 @@ async def test_answers_have_numbers_that_grow(network: Network) -> None:
 async def test_estimates_of_many_flows_are_made_in_parts(network: Network) -> None:
     """Newcomers first, and the next exchange comes at once for those that are left; then all of them in rotation."""
     carrier = Carrier(network, pool(1, limit(1)))
-    demands = tuple(Demand(lane(f"c{number}"), 1, 1) for number in range(250))
+    demands = tuple(FlowDemand(flow(f"c{number}"), 1, 1) for number in range(250))
     told = [await carrier.exchange((), demands) for _ in range(3)]
-    assert [len(answer.turns) for answer in told] == [100, 100, 100]
-    assert len({lane for answer in told for lane in answer.turns}) == 250
+    assert [len(answer.estimates) for answer in told] == [100, 100, 100]
+    assert len({flow for answer in told for flow in answer.estimates}) == 250
     assert [answer.again == MILLISECOND for answer in told] == [True, True, False]

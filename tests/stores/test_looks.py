@@ -3,7 +3,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from keyturn.core.exchange import USE_BY, Demand, Grant, Kind, Lane, Spent, Throttled
+from keyturn.core.exchange import LEASE_LIFETIME, DemandClass, Flow, FlowDemand, LeaseGrant, Spent, Throttled
 from keyturn.core.looks import BucketLook
 from keyturn.core.model import SECOND, Key, Pool, Secret
 from keyturn.stores import looks
@@ -34,9 +34,9 @@ async def store(running: Server, request: pytest.FixtureRequest) -> AsyncIterato
     await link.close()
 
 
-def wants(number: int) -> Demand:
+def wants(number: int) -> FlowDemand:
     """So many requests that wait."""
-    return Demand(Lane("a", Kind((0,))), 1, number)
+    return FlowDemand(Flow("a", DemandClass((0,))), 1, number)
 
 
 def counts(buckets: tuple[BucketLook, ...]) -> list[tuple[str, int, int, int]]:
@@ -55,7 +55,7 @@ async def test_tokens_are_seen_in_all_their_states(
 ) -> None:
     """In use, cooling with their delays, and behind a door that the upstream closed; asked for in one call or many."""
     monkeypatch.setattr(looks, "MOST", most)
-    granted: list[Grant] = []
+    granted: list[LeaseGrant] = []
     while len(granted) < 6:  # each quota opens with the answer to its probe
         grants = (await store.exchange((), (wants(6 - len(granted)),))).grants
         granted += grants
@@ -92,7 +92,7 @@ async def test_a_quota_that_rests_is_closed_for_each_limit(store: RedisStore) ->
     (shared,) = await other.look()
     assert (shared.quota, shared.at_hand, shared.in_use) == ("shared", 0, 0)
     assert len(shared.cooling) == 5
-    assert 600 * SECOND < shared.cooling[0] <= 600 * SECOND + USE_BY + 2 * BOUND
+    assert 600 * SECOND < shared.cooling[0] <= 600 * SECOND + LEASE_LIFETIME + 2 * BOUND
 
 
 async def test_what_has_returned_is_available_before_the_next_exchange(store: RedisStore) -> None:

@@ -1,10 +1,10 @@
 import asyncio
 
-from keyturn.core.exchange import Demand, Exchange, Settlement, Spent, Unsent
+from keyturn.core.exchange import ExchangeResult, FlowDemand, Settlement, Spent, Unsent
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.stores.memory import Memory, MemoryStore
 
-from tests.core.worlds import BOUND, known, lane, limit, pool
+from tests.core.worlds import BOUND, flow, known, limit, pool
 from tests.stores.conformance import StoreConformance
 
 
@@ -24,8 +24,8 @@ class ClockedMemory:
         return self._stores[replica]
 
     async def exchange(
-        self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]
-    ) -> Exchange:
+        self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]
+    ) -> ExchangeResult:
         return await self.store(replica).exchange(settlements, demands)
 
     def adopt(self, replica: str, pool_: Pool) -> None:
@@ -52,8 +52,8 @@ def test_a_replica_is_woken_when_its_turn_comes_early() -> None:
         store = ClockedMemory(pool(1, limit(1)))
         calls: list[Micros] = []
         store.store("far").listen(calls.append)
-        (grant,) = (await store.exchange("near", (), (Demand(lane(), 1, 1),))).grants
-        await store.exchange("far", (), (Demand(lane("b"), 1, 1),))
+        (grant,) = (await store.exchange("near", (), (FlowDemand(flow(), 1, 1),))).grants
+        await store.exchange("far", (), (FlowDemand(flow("b"), 1, 1),))
         await store.exchange("near", (Unsent(grant.lease),), ())
         assert calls == [0]
 
@@ -67,8 +67,8 @@ def test_a_replica_is_told_when_the_token_of_its_turn_returns() -> None:
         store = ClockedMemory(pool(1, limit(1, SECOND)))
         calls: list[Micros] = []
         store.store("far").listen(calls.append)
-        (grant,) = (await store.exchange("near", (), (Demand(lane(), 1, 1),))).grants
-        await store.exchange("far", (), (Demand(lane("b"), 1, 1),))
+        (grant,) = (await store.exchange("near", (), (FlowDemand(flow(), 1, 1),))).grants
+        await store.exchange("far", (), (FlowDemand(flow("b"), 1, 1),))
         window = store.store("near").revision.limits[0].window
         for _ in range(2):
             await store.exchange("near", (Spent(grant.lease, SECOND // 4),), ())
@@ -83,15 +83,15 @@ def test_a_request_is_granted_without_an_exchange_while_nobody_waits() -> None:
     async def scenario() -> None:
         store = ClockedMemory(pool(1, limit(2)))
         near = store.store("r")
-        assert near.at_once(lane(), 1) is None, "it has not spoken yet"
+        assert near.try_grant(flow(), 1) is None, "it has not spoken yet"
         await store.exchange("r", (), ())
-        grant = near.at_once(lane(), 1)
+        grant = near.try_grant(flow(), 1)
         assert grant is not None
-        assert (grant.lane, grant.quota) == (lane(), "k0")
+        assert (grant.flow, grant.quota) == (flow(), "k0")
         assert [row.lease for row in near.session.held.report(store.now)] == [grant.lease]
-        assert len((await store.exchange("r", (), (Demand(lane(), 1, 2),))).grants) == 1
-        assert near.at_once(lane("b"), 1) is None
-        assert len((await store.exchange("r", (Unsent(grant.lease),), (Demand(lane(), 1, 1),))).grants) == 1
+        assert len((await store.exchange("r", (), (FlowDemand(flow(), 1, 2),))).grants) == 1
+        assert near.try_grant(flow("b"), 1) is None
+        assert len((await store.exchange("r", (Unsent(grant.lease),), (FlowDemand(flow(), 1, 1),))).grants) == 1
 
     asyncio.run(scenario())
 
@@ -101,7 +101,7 @@ def test_a_look_tells_what_has_returned_by_now() -> None:
 
     async def scenario() -> None:
         store = ClockedMemory(pool(2, limit(3, SECOND)))
-        (grant,) = (await store.exchange("r", (), (Demand(lane(), 1, 1),))).grants
+        (grant,) = (await store.exchange("r", (), (FlowDemand(flow(), 1, 1),))).grants
         near = store.store("r")
         assert [(one.quota, one.at_hand, one.in_use) for one in await near.look()] == [("k0", 2, 1), ("k1", 3, 0)]
         await store.exchange("r", (Spent(grant.lease, 0),), ())

@@ -9,14 +9,14 @@ import pytest
 import redis
 from keyturn.config import load
 from keyturn.core.errors import StoreLost
-from keyturn.core.exchange import Demand, Spent, Unsent
+from keyturn.core.exchange import FlowDemand, Spent, Unsent
 from keyturn.core.model import SECOND, Pool
 from keyturn.stores.clients import Opened
 from keyturn.stores.links import Link
 from keyturn.stores.placements import SharedPlacements
 from keyturn.stores.redis import RedisStore
 
-from tests.core.worlds import BOUND, lane, limit, pool
+from tests.core.worlds import BOUND, flow, limit, pool
 from tests.process import ROOT, until
 from tests.rooms import Recorder
 from tests.stores.conformance import wants
@@ -106,7 +106,7 @@ async def test_a_quota_takes_no_more_than_is_said(one: Server) -> None:
         for _ in range(3):
             spent = 0
             while spent < 60 * keys:
-                answer = await store.exchange("r", (), (Demand(lane(), 1, 60 * keys),))
+                answer = await store.exchange("r", (), (FlowDemand(flow(), 1, 60 * keys),))
                 assert answer.grants
                 spent += len(answer.grants)
                 await store.exchange("r", tuple(Spent(grant.lease, 0) for grant in answer.grants), ())

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from keyturn.core.errors import StoreLost
 from keyturn.core.events import EpochBegan
-from keyturn.core.exchange import PULSE, Demand, Exchange, Settlement, Spent, Unsent
+from keyturn.core.exchange import HEARTBEAT, ExchangeResult, FlowDemand, Settlement, Spent, Unsent
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.stores.base import IDLE, Pins
@@ -90,8 +90,8 @@ class ClockedRedis:
         return self.now
 
     async def exchange(
-        self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]
-    ) -> Exchange:
+        self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]
+    ) -> ExchangeResult:
         return await self.store(replica).exchange(settlements, demands)
 
     def adopt(self, replica: str, pool_: Pool) -> None:
@@ -197,7 +197,7 @@ async def test_an_exchange_is_one_round_trip(one: Server) -> None:
         round_trips(one)
         for waiting in range(2, 5):
             answer = await store.exchange((), (wants(waiting),))
-            assert answer.turns
+            assert answer.estimates
             assert round_trips(one) == 1
         await store.exchange((), (wants(4),))
         assert round_trips(one) == 1
@@ -211,9 +211,9 @@ async def test_who_has_something_out_speaks_more_often(one: Server) -> None:
     async with replicas(one, "r") as (store,):
         assert (await store.exchange((), ())).again == IDLE
         (grant,) = (await store.exchange((), (wants(1),))).grants
-        assert (await store.exchange((), ())).again == PULSE
-        assert (await store.exchange((Spent(grant.lease, 0),), ())).again == PULSE
-        assert (await store.exchange((Unsent("nobody's"),), ())).again == PULSE
+        assert (await store.exchange((), ())).again == HEARTBEAT
+        assert (await store.exchange((Spent(grant.lease, 0),), ())).again == HEARTBEAT
+        assert (await store.exchange((Unsent("nobody's"),), ())).again == HEARTBEAT
 
 
 def waited_out(one: Server) -> None:
@@ -229,7 +229,7 @@ async def test_a_server_that_forgets_is_told_again(one: Server) -> None:
         one.ask("FLUSHALL")
         answer = await store.exchange((), (wants(1),))
         assert not answer.grants
-        assert answer.budgets[0].at_hand == 0
+        assert answer.available[0].available == 0
         assert [type(event) for event in events(store)] == [EpochBegan]
         waited_out(one)
         answer = await store.exchange((Unsent(grant.lease),), (wants(2),))
@@ -298,7 +298,7 @@ async def test_a_replica_is_told_when_its_turn_will_come(one: Server) -> None:
         await until(lambda: woken, "it listens")
         (grant,) = (await near.exchange((), (wants(1, "a"),))).grants
         told = await far.exchange((), (wants(1, "b"),))
-        assert told.again == PULSE
+        assert told.again == HEARTBEAT
         await near.exchange((Spent(grant.lease, 0),), ())
         await until(lambda: len(woken) == 2, "it is told")
         assert woken[1] == near.revision.limits[0].window

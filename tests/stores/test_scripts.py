@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import redis
 from keyturn.core import dealing, flows, revisions, snapshots, state, tokens
-from keyturn.core.exchange import PULSE, Spent, Throttled, Unsent
-from keyturn.core.messages import ExchangeRequest, ExchangeResponse, FlowDemand, Revision, RevisionLimit, Snapshot
+from keyturn.core.exchange import HEARTBEAT, DemandClass, Flow, FlowDemand, Spent, Throttled, Unsent
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Revision, RevisionLimit, Snapshot
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.state import PoolState
 from keyturn.stores.scripts import (
@@ -45,7 +45,7 @@ CONSTANTS = {
     "LAG": flows.LAG,
     "LAPSED": state.LAPSED,
     "MAX_RATE": state.MAX_RATE,
-    "PULSE": PULSE,
+    "HEARTBEAT": HEARTBEAT,
     "RATE_MEMORY": state.RATE_MEMORY,
     "RECOVERY_GRACE": state.RECOVERY_GRACE,
     "REOPENED": tokens.REOPENED,
@@ -247,7 +247,7 @@ REVISION = Revision("one", ("k0", "k1"), (RevisionLimit("10000000", 5, 10 * SECO
 def test_a_request_is_small_json() -> None:
     """Durations stay integers, and what is not said is left out."""
     ended = (Spent("1", 5), Spent("4", -5, answered=False), Unsent("2"), Throttled("3", 0, 7, (0,)))
-    demands = (FlowDemand("a", 2, (0, 1), None, 3), FlowDemand("a", 2, (), "k0", 1))
+    demands = (FlowDemand(Flow("a", DemandClass((0, 1))), 2, 3), FlowDemand(Flow("a", DemandClass((), "k0")), 2, 1))
     message = json.loads(encode_exchange(request(settlements=ended, demands=demands), None))
     assert message["settlements"] == [["s", "1", 5], ["n", "4", -5], ["u", "2"], ["t", "3", 0, 7, [0]]]
     assert message["demands"] == [["a", 2, 3, "0,1"], ["a", 2, 1, "", "k0"]]
@@ -262,7 +262,7 @@ def test_numbers_are_alike(running: Server) -> None:
         head = "local SECOND, MILLISECOND = 1000000, 1000 "
         with redis.Redis(port=running.port) as client:
             for name, text in told.items():
-                known = f"local PULSE = {told.get('PULSE', '0')} "
+                known = f"local HEARTBEAT = {told.get('HEARTBEAT', '0')} "
                 value: Any = client.eval(f"{head}{known}return string.format('%.0f', {text})", 0)
                 assert int(value) == constants[name], name
         assert set(told) == set(constants)
@@ -274,9 +274,8 @@ def test_a_full_memory_leaves_no_trace(running: Server) -> None:
         client.flushall()
         scripts = OnServer(client)
         scripts.exchange(1, "", request(spelled=REVISION), None)
-        lease = (
-            scripts.exchange(2, "", request(2, demands=(FlowDemand("a", 1, (0,), None, 1),)), None)[0].grants[0].lease
-        )
+        demands = (FlowDemand(Flow("a", DemandClass((0,))), 1, 1),)
+        lease = scripts.exchange(2, "", request(2, demands=demands), None)[0].grants[0].lease
         before = scripts.stored()
         client.config_set("maxmemory", 1)
         try:
@@ -296,10 +295,11 @@ def test_another_replica_is_woken_by_a_message(running: Server) -> None:
         subscription: Any = client.pubsub()
         subscription.subscribe(f"{KEY}:wake:r")
         subscription.get_message(timeout=30)
-        probes = FlowDemand("b", 1, (0,), None, 2)
+        probes = FlowDemand(Flow("b", DemandClass((0,))), 1, 2)
         first = replace(request(spelled=REVISION, demands=(probes,)), replica="s")
         leases = [grant.lease for grant in scripts.exchange(1, "", first, None)[0].grants]
-        assert not scripts.exchange(2, "", request(demands=(FlowDemand("a", 1, (0,), None, 9),)), None)[0].grants
+        demands = (FlowDemand(Flow("a", DemandClass((0,))), 1, 9),)
+        assert not scripts.exchange(2, "", request(demands=demands), None)[0].grants
         settles = replace(first, serial=2, heard=1, demands=(), settlements=tuple(Spent(lease, 0) for lease in leases))
         told, _ = scripts.exchange(3, "", settles, None)
         assert told.wake == (("r", 0),)

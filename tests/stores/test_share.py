@@ -4,17 +4,17 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from keyturn.core.exchange import USE_BY, Demand, Lane, Spent, Throttled, Unsent
+from keyturn.core.exchange import LEASE_LIFETIME, Flow, FlowDemand, Spent, Throttled, Unsent
 from keyturn.core.messages import HeldLease, Revision, revision_of
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 from keyturn.stores.share import Share
 
-from tests.core.worlds import BOUND, lane, limit, pool
+from tests.core.worlds import BOUND, flow, limit, pool
 from tests.virtual import micros, virtual
 
 LIMIT, WINDOW = 20, 10 * SECOND
 
-BEYOND = WINDOW + USE_BY + BOUND
+BEYOND = WINDOW + LEASE_LIFETIME + BOUND
 """When nothing that was spent before the loss counts any more, whoever spent it."""
 
 LONG_AGO = BEYOND + SECOND
@@ -23,7 +23,7 @@ LONG_AGO = BEYOND + SECOND
 
 def revision_for(quotas: int = 2, requests: int = LIMIT) -> Revision:
     """A pool of keys with so many requests in `WINDOW`."""
-    return revision_of(pool(quotas, limit(requests, WINDOW), guard=0), USE_BY + BOUND)
+    return revision_of(pool(quotas, limit(requests, WINDOW), guard=0), LEASE_LIFETIME + BOUND)
 
 
 def held_of(revision: Revision, name: str, spent: list[tuple[str, Micros]]) -> tuple[HeldLease, ...]:
@@ -46,10 +46,10 @@ class Alone:
         self.share = Share(revision, replica=name, replicas=replicas, held=held, age=age, clock=micros)
         self._settled: tuple[Spent, ...] = ()
 
-    async def turn(self, waiting: int = 50, of: Lane | None = None) -> None:
+    async def turn(self, waiting: int = 50, of: Flow | None = None) -> None:
         """Send all that may be sent now; an answer comes at once."""
         while True:
-            answer = await self.share.exchange(self._settled, (Demand(of or lane(), 1, waiting),))
+            answer = await self.share.exchange(self._settled, (FlowDemand(of or flow(), 1, waiting),))
             self._settled = tuple(Spent(grant.lease, 0) for grant in answer.grants)
             self.sent += [(grant.quota, micros()) for grant in answer.grants]
             if not answer.grants:
@@ -148,21 +148,23 @@ async def test_a_token_that_comes_back_unsent_is_used_at_once() -> None:
     windows = ((revision.limits[0].id, revision.limits[0].window),)
     held = tuple(HeldLease(f"r{number}", "k0", "a", windows, SECOND, None) for number in range(2))
     share = Share(revision, replica="r", replicas=2, held=held, age=0, clock=micros)
-    assert not (await share.exchange((), (Demand(lane(), 1, 9),))).grants
-    assert len((await share.exchange((Unsent("r0"),), (Demand(lane(), 1, 9),))).grants) == 1
+    assert not (await share.exchange((), (FlowDemand(flow(), 1, 9),))).grants
+    assert len((await share.exchange((Unsent("r0"),), (FlowDemand(flow(), 1, 9),))).grants) == 1
     await asyncio.sleep(WINDOW / SECOND + 1)
-    answer = await share.exchange((Spent("r1", WINDOW + SECOND),), (Demand(lane(), 1, 9),))
+    answer = await share.exchange((Spent("r1", WINDOW + SECOND),), (FlowDemand(flow(), 1, 9),))
     assert len(answer.grants) == 1
 
 
 @virtual
 async def test_a_token_of_a_short_window_returns_to_all() -> None:
     """What a lease has brought back under one limit, while it is out under another, is not the replica's own there."""
-    revision = revision_of(pool(1, limit(90, 60 * SECOND), limit(30, 5 * SECOND, "GET /me"), guard=0), USE_BY + BOUND)
+    revision = revision_of(
+        pool(1, limit(90, 60 * SECOND), limit(30, 5 * SECOND, "GET /me"), guard=0), LEASE_LIFETIME + BOUND
+    )
     held = held_of(revision, "a", [("k0", 20 * SECOND)] * 10)
     share = Share(revision, replica="a", replicas=3, held=held, age=0, clock=micros)
     for _ in range(2):
-        answer = await share.exchange((), (Demand(lane("a", (0, 1)), 1, 9),))
+        answer = await share.exchange((), (FlowDemand(flow("a", (0, 1)), 1, 9),))
         assert answer.grants == ()
         await asyncio.sleep(1)
 
@@ -182,11 +184,11 @@ async def test_requests_go_out_evenly() -> None:
 async def test_turns_are_told() -> None:
     """Requests that wait are told when the pace lets them go, in proportion to weight."""
     one = Alone("a", [], 2, revision_for(1), age=LONG_AGO)
-    answer = await one.share.exchange((), (Demand(lane("a"), 1, 4), Demand(lane("b"), 3, 4)))
+    answer = await one.share.exchange((), (FlowDemand(flow("a"), 1, 4), FlowDemand(flow("b"), 3, 4)))
     assert len(answer.grants) == 1
     assert answer.again is not None
     assert MILLISECOND <= answer.again <= SECOND
-    slow, fast = answer.turns[lane("a")].at(3), answer.turns[lane("b")].at(3)
+    slow, fast = answer.estimates[flow("a")].at(3), answer.estimates[flow("b")].at(3)
     assert slow is not None
     assert fast is not None
     assert fast < slow
@@ -197,13 +199,13 @@ async def test_its_next_request_is_foretold() -> None:
     """What waits is told when it may go, and is served then, not before."""
     one = Alone("a", [], 2, revision_for(1), age=LONG_AGO).share
     for _ in range(3):
-        answer = await one.exchange((), (Demand(lane(), 1, 9),))
+        answer = await one.exchange((), (FlowDemand(flow(), 1, 9),))
         assert len(answer.grants) == 1
-        first = answer.turns[lane()].at(0)
+        first = answer.estimates[flow()].at(0)
         assert first is not None
         assert answer.again == min(first, SECOND)
         await asyncio.sleep((first - MILLISECOND) / SECOND)
-        assert not (await one.exchange((), (Demand(lane(), 1, 9),))).grants
+        assert not (await one.exchange((), (FlowDemand(flow(), 1, 9),))).grants
         await asyncio.sleep(2 * MILLISECOND / SECOND)
 
 
@@ -212,13 +214,13 @@ async def test_its_calls_are_as_rare_as_what_it_waits_for() -> None:
     """While its buckets are closed, tried out, or too few to be divided, it calls a few times a second at the most."""
     few = Alone("a", [("k0", 0)], 2, revision_for(1, 1), age=LONG_AGO).share
     closed = Alone("b", [], 1, revision_for(1), age=LONG_AGO).share
-    (grant,) = (await closed.exchange((), (Demand(lane(), 1, 9),))).grants
-    await closed.exchange((Throttled(grant.lease, 0, 2 * SECOND, (0,)),), (Demand(lane(), 1, 9),))
+    (grant,) = (await closed.exchange((), (FlowDemand(flow(), 1, 9),))).grants
+    await closed.exchange((Throttled(grant.lease, 0, 2 * SECOND, (0,)),), (FlowDemand(flow(), 1, 9),))
     for share in (few, closed):
         until, calls = micros() + 10 * SECOND, 0
         while micros() < until:
             calls += 1
-            again = (await share.exchange((), (Demand(lane(), 1, 9),))).again
+            again = (await share.exchange((), (FlowDemand(flow(), 1, 9),))).again
             assert again is not None
             await asyncio.sleep(again / SECOND)
         assert calls <= 20
@@ -232,15 +234,17 @@ def fleet(size: int, revision: Revision) -> list[Alone]:
 @virtual
 async def test_a_limit_of_fewer_requests_than_replicas_waits() -> None:
     """No request goes out under it, none is told a time, and those under other limits go on."""
-    revision = revision_of(pool(1, limit(60, 60 * SECOND), limit(2, 5 * SECOND, "GET /me"), guard=0), USE_BY + BOUND)
+    revision = revision_of(
+        pool(1, limit(60, 60 * SECOND), limit(2, 5 * SECOND, "GET /me"), guard=0), LEASE_LIFETIME + BOUND
+    )
     replica = Alone("a", [("k0", 0)], 3, revision, age=0)
-    both, wide = lane("a", (0, 1)), lane("b")
+    both, wide = flow("a", (0, 1)), flow("b")
     got: list[str] = []
     end = micros() + 600 * SECOND
     while micros() < end:
-        answer = await replica.share.exchange((), (Demand(both, 1, 9), Demand(wide, 1, 9)))
-        assert answer.turns[both].at(0) is None
-        got += [grant.lane.client for grant in answer.grants]
+        answer = await replica.share.exchange((), (FlowDemand(both, 1, 9), FlowDemand(wide, 1, 9)))
+        assert answer.estimates[both].at(0) is None
+        got += [grant.flow.client for grant in answer.grants]
         await replica.share.exchange(tuple(Spent(grant.lease, 0) for grant in answer.grants), ())
         await asyncio.sleep(0.1)
     assert set(got) == {"b"}
@@ -261,16 +265,16 @@ async def test_a_limit_of_as_many_requests_as_replicas_is_divided() -> None:
 async def test_a_flow_that_insists_on_a_key_waits_for_that_one() -> None:
     """Others of its replica are served on other keys meanwhile; a key that is not there has tokens all the same."""
     replica = fleet(3, revision_for(3))[0]
-    pinned, others = lane("a", pinned="k2"), lane("b")
+    pinned, others = flow("a", pinned="k2"), flow("b")
     got: list[tuple[str, str]] = []
     end = micros() + 12 * BEYOND
     while micros() < end:
-        answer = await replica.share.exchange((), (Demand(pinned, 1, 9), Demand(others, 1, 9)))
-        got += [(grant.lane.client, grant.quota) for grant in answer.grants]
+        answer = await replica.share.exchange((), (FlowDemand(pinned, 1, 9), FlowDemand(others, 1, 9)))
+        got += [(grant.flow.client, grant.quota) for grant in answer.grants]
         await asyncio.sleep(0.2)
     assert {quota for client, quota in got if client == "a"} == {"k2"}
     assert {quota for client, quota in got if client == "b"} >= {"k0", "k1"}
-    answer = await replica.share.exchange((), (Demand(lane("a", pinned="gone"), 1, 1),))
+    answer = await replica.share.exchange((), (FlowDemand(flow("a", pinned="gone"), 1, 1),))
     assert len(answer.grants) == 1, "as the shared store would: somebody asks after a key that is out of use"
 
 
@@ -278,19 +282,19 @@ async def test_a_flow_that_insists_on_a_key_waits_for_that_one() -> None:
 async def test_flows_of_a_client_take_turns() -> None:
     """The one that insists on a key is not passed by for ever by the one that does not, nor the other way round."""
     replica = fleet(2, revision_for(1))[0]
-    lanes = [lane("a"), lane("a", pinned="k0")]
-    for waiting in (lanes, lanes[::-1]):
-        got: list[Lane] = []
-        demands = tuple(Demand(one, 1, 99) for one in waiting)
+    flows = [flow("a"), flow("a", pinned="k0")]
+    for waiting in (flows, flows[::-1]):
+        got: list[Flow] = []
+        demands = tuple(FlowDemand(one, 1, 99) for one in waiting)
         ended: tuple[Spent, ...] = ()
         end = micros() + 10 * WINDOW
         while micros() < end:
             answer = await replica.share.exchange(ended, demands)
-            got += [grant.lane for grant in answer.grants]
+            got += [grant.flow for grant in answer.grants]
             ended = tuple(Spent(grant.lease, 0) for grant in answer.grants)
             await asyncio.sleep(0.25)
         assert len(got) > 10
-        assert abs(got.count(lanes[0]) - got.count(lanes[1])) <= 1
+        assert abs(got.count(flows[0]) - got.count(flows[1])) <= 1
 
 
 @virtual
@@ -301,6 +305,6 @@ async def test_a_replica_that_knows_of_no_others_goes_on_at_once() -> None:
         share = Share(revision, replica="r", replicas=1, held=(), age=0, clock=micros, heard=heard)
         told = []
         for _ in range(2):
-            told.append(len((await share.exchange((), (Demand(lane(), 1, 9),))).grants))
+            told.append(len((await share.exchange((), (FlowDemand(flow(), 1, 9),))).grants))
             await asyncio.sleep(8)
         assert told == granted

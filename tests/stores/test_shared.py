@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from keyturn.core.errors import StoreLost
 from keyturn.core.events import EpochBegan, StoreChanged, StoreMute
-from keyturn.core.exchange import Demand, Exchange, Grant, Settlement, Spent
+from keyturn.core.exchange import ExchangeResult, FlowDemand, LeaseGrant, Settlement, Spent
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.core.snapshots import snapshot
@@ -18,7 +18,7 @@ from keyturn.stores.links import Link
 from keyturn.stores.redis import RedisStore, Wake
 from keyturn.stores.shared import COME_BACK, KNOCK, MUTE, PATIENCE, OnLoss, SharedStore
 
-from tests.core.worlds import BOUND, know, lane, limit, pool
+from tests.core.worlds import BOUND, flow, know, limit, pool
 from tests.rooms import Recorder
 from tests.virtual import micros, run
 
@@ -85,14 +85,14 @@ class Replica(SharedStore):
             link, pool_, prefix="t", replica=name, settle_bound=BOUND, clock=micros, observer=self.told
         )
         self.direct.server = server
-        self.sent: list[tuple[Micros, Grant]] = []
+        self.sent: list[tuple[Micros, LeaseGrant]] = []
         self.ended: tuple[Settlement, ...] = ()
         super().__init__(self.direct, on_loss=on_loss, clock=micros, observer=self.told)
 
-    async def send_all(self, waiting: int = 50) -> Exchange:
+    async def send_all(self, waiting: int = 50) -> ExchangeResult:
         """Send what may be sent now; answers come at once."""
         while True:
-            answer = await self.exchange(self.ended, (Demand(lane(), 1, waiting),))
+            answer = await self.exchange(self.ended, (FlowDemand(flow(), 1, waiting),))
             self.ended = tuple(Spent(grant.lease, 0) for grant in answer.grants)
             self.sent += [(micros(), grant) for grant in answer.grants]
             if not answer.grants:
@@ -139,7 +139,7 @@ async def test_a_store_that_answers_is_asked(server: Server) -> None:
     (replica,) = await joined(server, "share")
     answer = await replica.send_all()
     assert len(replica.sent) == 20
-    assert answer.turns
+    assert answer.estimates
     assert (replica.lost, replica.degraded, replica.changes()) == (None, 0, [])
 
 
@@ -151,7 +151,7 @@ async def test_a_loss_is_noticed_within_the_timeout_and_told_once(server: Server
     start = micros()
     for _ in range(20):
         with pytest.raises(StoreLost) as caught:
-            await replica.exchange((), (Demand(lane(), 1, 1),))
+            await replica.exchange((), (FlowDemand(flow(), 1, 1),))
         assert caught.value.retry_after is None
     assert micros() - start == TIMEOUT * SECOND
     await asyncio.sleep(30)
@@ -186,7 +186,7 @@ async def test_under_refuse_callers_are_told_when_to_come_back(server: Server) -
     server.up = True
     await asyncio.sleep(COME_BACK)
     assert replica.lost is None
-    assert (await replica.exchange((), (Demand(lane(), 1, 1),))).grants
+    assert (await replica.exchange((), (FlowDemand(flow(), 1, 1),))).grants
 
 
 @play
@@ -362,7 +362,7 @@ async def test_what_others_spent_just_before_a_loss_is_known(server: Server) -> 
     for replica in replicas:
         await replica.exchange((), ())
     busy = replicas[1]
-    answer = await busy.exchange((), (Demand(lane(), 1, 18),))
+    answer = await busy.exchange((), (FlowDemand(flow(), 1, 18),))
     assert len(answer.grants) == 18
     busy.sent = [(micros(), grant) for grant in answer.grants]
     busy.ended = tuple(Spent(grant.lease, 0) for grant in answer.grants)
@@ -394,10 +394,10 @@ async def test_a_reload_during_a_loss_counts_for_the_share(server: Server) -> No
 async def test_in_the_first_window_of_a_loss_only_its_own_tokens_return(server: Server) -> None:
     """Whatever was available before, for others may have spent it; also when a reload divides the limits anew."""
     replica, other = await joined(server, "share", "a", "b")
-    answer = await replica.exchange((), (Demand(lane(), 1, 3),))
+    answer = await replica.exchange((), (FlowDemand(flow(), 1, 3),))
     replica.sent = [(micros(), grant) for grant in answer.grants]
     replica.ended = tuple(Spent(grant.lease, 0) for grant in answer.grants)
-    await other.exchange((), (Demand(lane(), 1, 14),))
+    await other.exchange((), (FlowDemand(flow(), 1, 14),))
     server.up = False
     await replica.send_for(25)
     replica.adopt(pool(2, limit(10, 61 * SECOND)))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from keyturn.core.errors import StoreLost
-from keyturn.core.exchange import USE_BY
+from keyturn.core.exchange import LEASE_LIFETIME
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.core.placements import BEAT, LONGEST, Placement, Rest, placement_of, rests
 from keyturn.scheduler import Scheduler
@@ -71,4 +71,4 @@ class Placing:
     def _span(self, pool: Pool) -> Micros:
         """How long after its sending a request may count in this pool."""
         windows = [min(LONGEST, pool.stretched(limit)) for limit in pool.limits]
-        return max(windows, default=0) + USE_BY + self._settle_bound
+        return max(windows, default=0) + LEASE_LIFETIME + self._settle_bound

@@ -3,19 +3,19 @@
 `stores/lua/tokens.lua` says the same in Lua.
 """
 
-from keyturn.core.exchange import Budget
+from keyturn.core.exchange import LimitTokens
 from keyturn.core.model import Micros
 from keyturn.core.revisions import RevisionView
 from keyturn.core.sortedset import SortedSet
 from keyturn.core.tokens import REOPENED, TokenBuckets
 
 
-def budgets(tokens: TokenBuckets, view: RevisionView, now: Micros) -> tuple[Budget, ...]:
+def budgets(tokens: TokenBuckets, view: RevisionView, now: Micros) -> tuple[LimitTokens, ...]:
     """Of each limit, over all quotas of the revision: tokens in all, available, and the delay until the next."""
     return tuple([budget(tokens, view, index, now) for index in range(len(view.limits))])
 
 
-def budget(tokens: TokenBuckets, view: RevisionView, index: int, now: Micros) -> Budget:
+def budget(tokens: TokenBuckets, view: RevisionView, index: int, now: Micros) -> LimitTokens:
     """The same of one limit."""
     limit = view.limits[index]
     size = limit.requests * len(view.quotas)
@@ -31,7 +31,7 @@ def budget(tokens: TokenBuckets, view: RevisionView, index: int, now: Micros) ->
         elif hand and hand <= lost:
             delay = min(delay, opens) if taken else opens
         hand = max(0, hand - lost)
-    return Budget(size, hand, delay)
+    return LimitTokens(size, hand, delay)
 
 
 def closed_quotas(tokens: TokenBuckets, view: RevisionView, limit: str) -> dict[str, Micros]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from heapq import merge
 
 from keyturn.core.flows import FairQueue
-from keyturn.core.messages import DemandClass
+from keyturn.core.messages import RevisionClass
 from keyturn.core.model import Micros
 from keyturn.core.revisions import Revisions, RevisionView
 from keyturn.core.tokens import Bucket, TokenBuckets, quota_of
@@ -29,7 +29,7 @@ class Dealer:
         self._queue = queue
         self._revisions = revisions
 
-    def choices(self, most: int) -> Iterator[tuple[DemandClass, RevisionView, str, str]]:
+    def choices(self, most: int) -> Iterator[tuple[RevisionClass, RevisionView, str, str]]:
         """The next requests to be served (class, revision, client, quota). Each is granted before the next."""
         queue, dealt = self._queue, 0
         turns = _ClientTurns(queue)

@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 from itertools import accumulate
 
 from keyturn.core.competition import Competition, Others
-from keyturn.core.exchange import Kind, Lane, Turns
+from keyturn.core.exchange import DemandClass, EstimatedWaits, Flow
 from keyturn.core.flows import UNIT
 from keyturn.core.messages import LimitReturns, Revision, Snapshot, WaitingFlow
 from keyturn.core.model import MILLISECOND, Micros
@@ -98,14 +98,14 @@ class _Claim:
     """A flow under limits for which the same flows compete: its positions ranked, and the ranks turned into delays."""
 
     def __init__(
-        self, lane: Lane, rivals: Competition, unpinned: Competition | None, calendars: list[_Calendar]
+        self, lane: Flow, rivals: Competition, unpinned: Competition | None, calendars: list[_Calendar]
     ) -> None:
         self.calendars = calendars
         self._client = lane.client
         self._rivals, self._unpinned = rivals, unpinned
         flows = rivals.clients.get(lane.client, [])
         self._known = sum([flow.waiting for flow in flows])
-        self._beside = [flow.waiting for flow in flows if (flow.limits, flow.pinned) != lane.kind]
+        self._beside = [flow.waiting for flow in flows if (flow.limits, flow.pinned) != lane.demand_class]
 
     def at(self, position: int, flow: WaitingFlow, others: Others, quotas: int) -> Micros:
         """The delay until a position of the flow is served."""
@@ -132,50 +132,50 @@ class Estimator:
     def __init__(self, snapshot: Snapshot, revision: Revision, replicas: int) -> None:
         self._snapshot, self._revision = snapshot, revision
         self._replicas = max(1, replicas)
-        self._flows: dict[Lane, WaitingFlow] = {}
+        self._flows: dict[Flow, WaitingFlow] = {}
         for flow in snapshot.flows:  # two revisions' flows may be the same to this one
-            lane = Lane(flow.client, Kind(flow.limits, flow.pinned))
+            lane = Flow(flow.client, DemandClass(flow.limits, flow.pinned))
             same = self._flows.get(lane)
             self._flows[lane] = flow._replace(waiting=flow.waiting + same.waiting) if same else flow
         self._clients = {flow.client: flow for flow in snapshot.flows}
         self._last = snapshot.flows[-1].tag if snapshot.flows else 0
         self._pinned = {(limit, quota): returns for limit, quota, returns in snapshot.pinned}
         self._calendars: dict[tuple[int, str | None], _Calendar] = {}
-        self._of_kind: dict[Kind, list[WaitingFlow]] = {}
+        self._of_kind: dict[DemandClass, list[WaitingFlow]] = {}
         for lane, flow in self._flows.items():
-            self._of_kind.setdefault(lane.kind, []).append(flow)
-        self._groups: dict[Kind, list[_Group]] = {}
-        self._competitions: dict[frozenset[Kind], Competition] = {}
-        self._unlisted: dict[tuple[Kind, int, int], Turns] = {}
+            self._of_kind.setdefault(lane.demand_class, []).append(flow)
+        self._groups: dict[DemandClass, list[_Group]] = {}
+        self._competitions: dict[frozenset[DemandClass], Competition] = {}
+        self._unlisted: dict[tuple[DemandClass, int, int], EstimatedWaits] = {}
         self._made = 0
 
-    def turns(self, lane: Lane, own: int, weight: int = 1) -> Turns | None:
+    def turns(self, lane: Flow, own: int, weight: int = 1) -> EstimatedWaits | None:
         """Estimate a queue in which `own` requests wait, and positions behind it; `None` when the snapshot cannot tell.
 
         `weight` is its client's, which counts only where the snapshot lists no flow of that client.
         """
-        limits, pinned = lane.kind
+        limits, pinned = lane.demand_class
         if not limits:
-            return Turns((0,))
+            return EstimatedWaits((0,))
         if not self._revision.quotas or (pinned is not None and pinned not in self._revision.quotas):
-            return Turns()
+            return EstimatedWaits()
         if pinned is not None and any((limit, pinned) not in self._pinned for limit in limits):
             return None
         if not min([self._calendar(limit, pinned).tokens for limit in limits]):
-            return Turns()
+            return EstimatedWaits()
         if lane.client in self._clients:
             return self._sample(lane, own, weight)
-        alike = lane.kind, own, weight
+        alike = lane.demand_class, own, weight
         if alike not in self._unlisted:
             self._unlisted[alike] = self._sample(lane, own, weight)
         return self._unlisted[alike]
 
-    def _sample(self, lane: Lane, own: int, weight: int) -> Turns:
+    def _sample(self, lane: Flow, own: int, weight: int) -> EstimatedWaits:
         flow = self._flows.get(lane) or self._assume(lane, own, weight)
         total = max(own, flow.waiting)
         waiting = self._snapshot.others - (0 if lane in self._flows else own)
         others = Others(waiting, self._snapshot.others_weight, self._last)
-        claims, quotas = [_Claim(lane, *group) for group in self._group(lane.kind)], len(self._revision.quotas)
+        claims, quotas = [_Claim(lane, *group) for group in self._group(lane.demand_class)], len(self._revision.quotas)
         calendars = [calendar for claim in claims for calendar in claim.calendars]
         tokens = max(calendars, key=lambda calendar: calendar.period / calendar.tokens).tokens  # of the slowest
 
@@ -193,13 +193,13 @@ class Estimator:
         positions = [*sorted(later), *far]
         self._made += len(soon) + len(positions)
         waits = accumulate([later[position] if position in later else at(position) for position in positions], max)
-        return Turns(tuple(soon), tuple(zip(positions, waits, strict=True)))
+        return EstimatedWaits(tuple(soon), tuple(zip(positions, waits, strict=True)))
 
-    def _assume(self, lane: Lane, own: int, weight: int) -> WaitingFlow:
+    def _assume(self, lane: Flow, own: int, weight: int) -> WaitingFlow:
         known = self._clients.get(lane.client)
         tag = self._last if self._snapshot.others else 0
         tag, cost = (known.tag, known.cost) if known else (tag, UNIT // weight)
-        return WaitingFlow(lane.client, *lane.kind, tag, cost, own)
+        return WaitingFlow(lane.client, *lane.demand_class, tag, cost, own)
 
     def _calendar(self, limit: int, quota: str | None) -> _Calendar:
         if (limit, quota) not in self._calendars:
@@ -208,13 +208,13 @@ class Estimator:
             self._calendars[limit, quota] = _Calendar(returns, window, self._snapshot.service)
         return self._calendars[limit, quota]
 
-    def _group(self, kind: Kind) -> list[_Group]:
+    def _group(self, kind: DemandClass) -> list[_Group]:
         """The limits of a kind, together where the same flows compete: such as one per second and one per day."""
         if kind not in self._groups:
-            alike: dict[tuple[frozenset[Kind], ...], list[_Calendar]] = {}
+            alike: dict[tuple[frozenset[DemandClass], ...], list[_Calendar]] = {}
             for limit in kind.limits:
                 under = [other for other in self._of_kind if limit in other.limits]
-                parts: tuple[frozenset[Kind], ...] = (frozenset(under),)
+                parts: tuple[frozenset[DemandClass], ...] = (frozenset(under),)
                 if kind.pinned is not None:
                     parts = tuple([frozenset([one for one in under if one.pinned == to]) for to in (kind.pinned, None)])
                 alike.setdefault(parts, []).append(self._calendar(limit, kind.pinned))
@@ -224,7 +224,7 @@ class Estimator:
             ]
         return self._groups[kind]
 
-    def _compete(self, kinds: frozenset[Kind]) -> Competition:
+    def _compete(self, kinds: frozenset[DemandClass]) -> Competition:
         if kinds not in self._competitions:
             self._competitions[kinds] = Competition([flow for kind in kinds for flow in self._of_kind[kind]])
         return self._competitions[kinds]

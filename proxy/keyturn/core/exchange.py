@@ -1,7 +1,7 @@
-"""What a waiting room and its store say to each other (design, "One round trip: `exchange`").
+"""What the scheduler of a replica and the store of one pool exchange: demands and settlements for grants and estimates.
 
-Replicas exchange durations only, never instants (law 7): an age, a wait, a delay, each in microseconds. How a replica
-and shared buckets carry this over a network, with what they need to trust each other, is in `core.messages`.
+Everything here is a duration in microseconds (an age, a wait, a delay), never an instant (law 7). How a replica and a
+shared store carry this over a network, and what they need to trust each other, is in `core.messages`.
 """
 
 from bisect import bisect_left
@@ -11,48 +11,42 @@ from typing import NamedTuple, Protocol
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.core.values import value_object
 
-USE_BY: Micros = SECOND
-"""A lease not used within this time of its grant is given back, never used late (law 10)."""
+LEASE_LIFETIME: Micros = SECOND
+"""A lease not used within this time of its grant is returned, never used late (law 10)."""
 
-PULSE: Micros = 2 * SECOND
-"""A replica with leases out or requests waiting speaks at least this often."""
-
-
-GRACE: Micros = SECOND // 2
-"""A demand is remembered this long beyond the moment at which its replica was told to come back."""
+HEARTBEAT: Micros = 2 * SECOND
+"""A replica that holds leases or has requests waiting calls the store at least this often."""
 
 
-def pulse(bound: Micros, usual: Micros = PULSE) -> Micros:
-    """How often a replica speaks that is taken for dead when it is silent for `bound`: twice in that time."""
+def heartbeat(bound: Micros, usual: Micros = HEARTBEAT) -> Micros:
+    """Interval of a replica that is taken for dead when it is silent for `bound`: at least two calls in that time."""
     return min(usual, bound // 2)
 
 
-class Kind(NamedTuple):
-    """What makes requests alike to the buckets: the limits that they fall under, and the quota that they insist on."""
+class DemandClass(NamedTuple):
+    """Requests alike to the buckets: the limits (indices) that they fall under, and the quota that they insist on."""
 
     limits: tuple[int, ...]
     pinned: str | None = None
 
 
-class Lane(NamedTuple):
-    """The requests of one client and one kind that wait in one replica."""
+class Flow(NamedTuple):
+    """The requests of one client and one demand class, in all replicas."""
 
     client: str
-    kind: Kind
+    demand_class: DemandClass
 
 
-@value_object
-class Demand:
-    """How many requests wait in a lane, and with which weight its client shares."""
+class FlowDemand(NamedTuple):
+    """How many requests of a flow wait in the replica that says so, and its client's weight; 0 when none does."""
 
-    lane: Lane
+    flow: Flow
     weight: int
     waiting: int
 
 
-@value_object
-class Seen:
-    """What an answer said about a limit of its own size: so many requests remained, until `reset` from now."""
+class ObservedLimit(NamedTuple):
+    """What an answer said about a limit of its own size: `remaining` requests until the `reset`, which is a delay."""
 
     limit: int
     remaining: int
@@ -61,64 +55,63 @@ class Seen:
 
 @value_object
 class Spent:
-    """The request went out: its tokens return one window after the moment at which the upstream had surely counted it.
+    """Settlement of a request that went out: its tokens return one window after the upstream had certainly counted it.
 
     `age` is the time since that moment; negative when it is still to come (no head of an answer, see `settle_bound`).
-    `seen` is what the answer said about what else was spent (law 9). `answered`: whether there was one.
+    `observed` is what the answer said about what else was spent (law 9). `answered`: whether there was one.
     """
 
     lease: str
     age: Micros
-    seen: tuple[Seen, ...] = ()
+    observed: tuple[ObservedLimit, ...] = ()
     answered: bool = True
 
 
 @value_object
 class Unsent:
-    """Nothing left this process: the tokens return now."""
+    """Settlement of a request of which nothing left this process: its tokens return now."""
 
     lease: str
 
 
 @value_object
 class Throttled:
-    """The upstream refused with 429: the buckets of `limits` on its quota are parked for `park`."""
+    """Settlement of a request answered 429: the buckets of `limits` on its quota are closed for `closed_for`."""
 
     lease: str
     age: Micros
-    park: Micros
+    closed_for: Micros
     limits: tuple[int, ...]
 
 
 Settlement = Spent | Unsent | Throttled
 
 
-@value_object
-class Grant:
-    """A lease: one token of every limit of the lane's kind, all of one quota.
+class LeaseGrant(NamedTuple):
+    """A lease for the head of a flow: one token of each limit of its demand class, all of one quota.
 
-    `probe`: the quota is known again by its answer only, so its settlement is waited for (law 8).
+    `probe`: only its answer tells how much of the quota is left, so its settlement is waited for (law 8).
     """
 
     lease: str
-    lane: Lane
+    flow: Flow
     quota: str
     probe: bool = False
 
 
 @value_object
-class Turns:
-    """When the requests of a lane are expected to be served, by their position (0 is the head), as delays from now.
+class EstimatedWaits:
+    """When the requests of a queue are expected to be served, by position (0 is the head), as delays from now.
 
-    `soon` holds the first positions one by one; `later` samples of positions beyond, between which `at` interpolates.
-    Neither: no token is ever expected.
+    `soon` holds the first positions one by one; `later` has (position, delay) samples beyond, between which `at`
+    interpolates. With neither, no token is ever expected.
     """
 
     soon: tuple[Micros, ...] = ()
     later: tuple[tuple[int, Micros], ...] = ()
 
     def at(self, position: int) -> Micros | None:
-        """The delay until that position's turn; `None` when no token is expected."""
+        """The estimated wait at a position; `None` when no token is expected."""
         if position < len(self.soon):
             return self.soon[position]
         if not self.later:
@@ -131,61 +124,60 @@ class Turns:
         return early + (late - early) * (position - low) // (high - low)
 
     def latest(self, position: int) -> Micros | None:
-        """The same, up to a second later where the next sample is: between two bursts no token returns."""
+        """Upper end of the estimate: that of the next sample, at most a second later: no token may return between."""
         index = bisect_left(self.later, (position, 0))
-        turn = self.at(position)
-        if turn is None or position < len(self.soon) or index == len(self.later):
-            return turn
-        return min(self.later[index][1], turn + SECOND)
+        wait = self.at(position)
+        if wait is None or position < len(self.soon) or index == len(self.later):
+            return wait
+        return min(self.later[index][1], wait + SECOND)
 
 
-@value_object
-class Budget:
-    """A limit over all quotas of the pool: tokens in all, tokens at hand, and the delay until the next one returns."""
+class LimitTokens(NamedTuple):
+    """The tokens of one limit over all quotas: how many in all, how many available, and the delay until the next."""
 
     size: int
-    at_hand: int
+    available: int
     returns: Micros
 
 
 @value_object
-class Exchange:
-    """The store's side of the round trip.
+class ExchangeResult:
+    """What the scheduler receives for its settlements and demands.
 
-    `turns` holds an entry for each lane of the caller that still waits. `again`: call at the latest after this time;
-    `None` when nothing waits and nothing is out. `replicas`: how many share the pool, the caller among them.
-    `foreign`: tokens that somebody else turned out to have spent, by quota (law 9).
+    `estimates` has the waits of queues that still wait and were estimated anew; `available` the tokens of each limit.
+    `again`: call after this time at the latest; `None` when nothing waits and no lease is outstanding. `foreign`:
+    tokens that somebody else turned out to have spent, by quota (law 9).
     """
 
-    tick: int
-    grants: tuple[Grant, ...]
-    turns: Mapping[Lane, Turns]
-    budgets: tuple[Budget, ...]
+    version: int
+    grants: tuple[LeaseGrant, ...]
+    estimates: Mapping[Flow, EstimatedWaits]
+    available: tuple[LimitTokens, ...]
     again: Micros | None
     replicas: int = 1
     foreign: tuple[tuple[str, int], ...] = ()
 
 
-class Store(Protocol):
-    """Where the buckets of one pool live, as one replica sees it."""
+class PoolStore(Protocol):
+    """The home of one pool's buckets, as one replica sees it."""
 
     @property
     def replicas(self) -> int:
-        """How many share the buckets, this one among them."""
+        """How many replicas share the buckets, this one included."""
 
     def adopt(self, pool: Pool) -> None:
-        """Go on with other quotas and limits of the pool, from the next exchange on; what was spent stays spent."""
+        """Use other quotas and limits of the pool from the next exchange on; what was spent stays spent."""
 
-    def at_once(self, lane: Lane, weight: int) -> Grant | None:
-        """What an exchange would grant to one request, where that can be told without a round trip; else `None`.
+    def try_grant(self, flow: Flow, weight: int) -> LeaseGrant | None:
+        """Grant one lease without a round trip, where that is possible; else `None`.
 
-        Only for who comes while nobody waits in this replica and there is plenty.
+        Only for a request that comes while nothing waits in this replica and tokens are plentiful.
         """
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
-        """Settle, report who waits, and receive grants and turns: the one operation.
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
+        """Settle leases, report what waits, and receive grants and estimates: the one operation.
 
-        `demands` is the whole of what waits in this replica: a lane that is not in it waits no longer.
+        `demands` is all that waits in this replica: a flow that is not named waits no longer.
 
         Raises:
             StoreLost: no answer within the store's timeout.

@@ -22,7 +22,7 @@ nothing depends on how many requests wait.
 
 from collections.abc import Collection, Iterator
 
-from keyturn.core.messages import DemandClass
+from keyturn.core.messages import RevisionClass
 from keyturn.core.sortedset import SortedSet
 
 UNIT = 1_000_000
@@ -46,7 +46,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self.virtual_time = 0
-        self.classes: dict[str, DemandClass] = {}
+        self.classes: dict[str, RevisionClass] = {}
         """The demand classes that wait, by name."""
         self.waiting: dict[str, SortedSet[str, int]] = {}
         """The clients that wait in each class, by start tag or less."""
@@ -84,7 +84,7 @@ class FairQueue:
 
     # Waiting requests
 
-    def put(self, replica: str, demanded: DemandClass, client: str, weight: int, waiting: int) -> None:
+    def put(self, replica: str, demanded: RevisionClass, client: str, weight: int, waiting: int) -> None:
         """Note how many requests of a flow wait in a replica; none: it leaves."""
         name = demanded.name
         before = self._counts.get((name, client, replica), 0)
@@ -100,7 +100,7 @@ class FairQueue:
         if not before:
             self._join(replica, demanded, client)
 
-    def _join(self, replica: str, demanded: DemandClass, client: str) -> None:
+    def _join(self, replica: str, demanded: RevisionClass, client: str) -> None:
         name = demanded.name
         self._sequence += 1
         self._queues.setdefault((name, client), SortedSet()).put(replica, self._sequence)

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import NamedTuple
 
-from keyturn.core.exchange import Budget, Settlement
+from keyturn.core.exchange import FlowDemand, LeaseGrant, LimitTokens, Settlement
 from keyturn.core.model import Limit, Micros, Pool
 from keyturn.core.values import value_object
 
@@ -47,8 +47,8 @@ class Revision:
     keys: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
-class DemandClass(NamedTuple):
-    """Requests alike to the buckets: by their revision, the limits (indices) that they fall under, and their quota."""
+class RevisionClass(NamedTuple):
+    """A demand class by one revision, which its indices of limits refer to."""
 
     revision: str
     limits: tuple[int, ...]
@@ -58,17 +58,6 @@ class DemandClass(NamedTuple):
     def name(self) -> str:
         """The class in one word, by which classes are ordered."""
         return f"{self.revision}|{','.join(map(str, self.limits))}|{self.pinned or ''}"
-
-
-@value_object
-class FlowDemand:
-    """How many requests of a client and a demand class wait in the replica that says so; 0 when none does any more."""
-
-    client: str
-    weight: int
-    limits: tuple[int, ...]
-    pinned: str | None
-    waiting: int
 
 
 @value_object
@@ -112,20 +101,6 @@ class ExchangeRequest:
     spelled: Revision | None = None
 
 
-class LeaseGrant(NamedTuple):
-    """A lease for the head of a flow: a token of each of its limits, all of one quota.
-
-    `probe`: the quota is known again by its answer only, so its settlement is waited for (law 8).
-    """
-
-    lease: str
-    client: str
-    limits: tuple[int, ...]
-    pinned: str | None
-    quota: str
-    probe: bool
-
-
 @value_object
 class ExchangeResponse:
     """What the store answers; with `asks` nothing else happened, and the request is to be made again with what it asks.
@@ -140,7 +115,7 @@ class ExchangeResponse:
     instant: Micros
     asks: tuple[str, ...] = ()
     grants: tuple[LeaseGrant, ...] = ()
-    available: tuple[Budget, ...] = ()
+    available: tuple[LimitTokens, ...] = ()
     again: Micros | None = None
     wake: tuple[tuple[str, Micros], ...] = ()
     replicas: int = 1

@@ -18,8 +18,8 @@ from heapq import heappop, heappush
 from itertools import islice
 
 from keyturn.core.clocks import StoreClock
-from keyturn.core.exchange import PULSE, Budget, Demand, Grant, Kind, Lane, Settlement, Unsent
-from keyturn.core.messages import ExchangeRequest, ExchangeResponse, FlowDemand, HeldLease, Revision, Snapshot
+from keyturn.core.exchange import HEARTBEAT, Flow, FlowDemand, LeaseGrant, LimitTokens, Settlement, Unsent
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, HeldLease, Revision, Snapshot
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 
 REPLICAS_MEMORY: Micros = 60 * SECOND
@@ -37,7 +37,7 @@ SNAPSHOT_INTERVAL: Micros = 250 * MILLISECOND
 PINS = 64
 """Limits of single quotas that one snapshot is asked for at the most."""
 
-SNAPSHOT_LIFETIME: Micros = PULSE
+SNAPSHOT_LIFETIME: Micros = HEARTBEAT
 """A snapshot is replaced then though no lease was dealt: a quota may have been closed."""
 
 
@@ -55,7 +55,7 @@ class SeenReplicas:
 
     def note(self, now: Micros, replicas: int) -> None:
         """Note how many share the pool at this instant."""
-        self._age += min(now - self._noted, PULSE) if self._noted is not None else 0
+        self._age += min(now - self._noted, HEARTBEAT) if self._noted is not None else 0
         self._noted = now
         if self._age >= REPLICAS_MEMORY:
             self._before, self._most, self._age = self._most, 1, 0
@@ -92,11 +92,11 @@ class HeldLeases:
     def __len__(self) -> int:
         return len(self._leases)
 
-    def granted(self, now: Micros, grant: Grant, revision: Revision) -> None:
+    def granted(self, now: Micros, grant: LeaseGrant, revision: Revision) -> None:
         """Add a lease that was granted at `now` at the earliest."""
-        windows = tuple([(revision.limits[i].id, revision.limits[i].window) for i in grant.lane.kind.limits])
+        windows = tuple([(revision.limits[i].id, revision.limits[i].window) for i in grant.flow.demand_class.limits])
         if windows:
-            self._leases[grant.lease] = _Lease(grant.quota, grant.lane.client, windows, now)
+            self._leases[grant.lease] = _Lease(grant.quota, grant.flow.client, windows, now)
 
     def settled(self, now: Micros, settlements: Iterable[Settlement]) -> None:
         """Note how leases ended; the ages of the settlements count from `now`."""
@@ -152,15 +152,15 @@ class Session:
         self._full = True
         self._spoken = revision
         """The revision of the last request."""
-        self._said: Mapping[Lane, Demand] = {}
+        self._said: Mapping[Flow, FlowDemand] = {}
         """All that waited as of the last request."""
-        self._believed: Mapping[Lane, Demand] = {}
+        self._believed: Mapping[Flow, FlowDemand] = {}
         """All that waits as the store believes it after the last response that was heard."""
-        self._grown: list[Lane] = []
+        self._grown: list[Flow] = []
         """Flows of which the last request announced more than was believed."""
-        self.newcomers: set[Lane] = set()
+        self.newcomers: set[Flow] = set()
         """Flows that wait and have grown since the newest snapshot."""
-        self._available: tuple[Budget, ...] = ()
+        self._available: tuple[LimitTokens, ...] = ()
         self._turn = 0
         """Where the rotation of the quotas that a snapshot is asked for goes on."""
 
@@ -170,7 +170,9 @@ class Session:
 
     # The exchange
 
-    def request(self, now: Micros, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> ExchangeRequest:
+    def request(
+        self, now: Micros, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]
+    ) -> ExchangeRequest:
         """The next request; `demands` is the whole of what waits in this replica."""
         if self.revision.name != self._spoken.name:
             self._full, self.snapshot, self._believed, self._available = True, None, {}, ()
@@ -197,16 +199,16 @@ class Session:
             self.revision if "revision" in self._asked else None,
         )
 
-    def _changes(self, demands: tuple[Demand, ...]) -> tuple[FlowDemand, ...]:
+    def _changes(self, demands: tuple[FlowDemand, ...]) -> tuple[FlowDemand, ...]:
         """The flows that differ from the store's belief, also those that are gone; all flows in a full request."""
-        said, believed = {demand.lane: demand for demand in demands if demand.waiting}, self._believed
+        said, believed = {demand.flow: demand for demand in demands if demand.waiting}, self._believed
         changed = [lane for lane, demand in said.items() if believed.get(lane) != demand]
         self._said = said
         self._grown = [lane for lane in changed if lane not in believed or said[lane].waiting > believed[lane].waiting]
         if self._full:
-            return tuple([_flow(demand) for demand in said.values()])
-        gone = [Demand(lane, demand.weight, 0) for lane, demand in believed.items() if lane not in said]
-        return tuple([_flow(demand) for demand in (*[said[lane] for lane in changed], *gone)])
+            return tuple(said.values())
+        gone = [FlowDemand(lane, demand.weight, 0) for lane, demand in believed.items() if lane not in said]
+        return (*[said[lane] for lane in changed], *gone)
 
     def hear(
         self, sent: Micros, now: Micros, request: ExchangeRequest, response: ExchangeResponse
@@ -241,19 +243,21 @@ class Session:
         self.epoch, self._version, self.dealt = response.epoch, response.version, response.dealt
         self.replicas, self._available = response.replicas, response.available
         self.seen.note(now, response.replicas)
-        self._keep(sent, now, request.settlements, grants_of(response))
+        self._keep(sent, now, request.settlements, response.grants)
         return response
 
-    def _keep(self, sent: Micros, now: Micros, settlements: tuple[Settlement, ...], grants: tuple[Grant, ...]) -> None:
+    def _keep(
+        self, sent: Micros, now: Micros, settlements: tuple[Settlement, ...], grants: tuple[LeaseGrant, ...]
+    ) -> None:
         """Note what is held, and what the store believes to wait, after a response."""
         self.held.settled(sent, settlements)
         self.held.purge(now)
         believed = dict(self._said)
         for grant in grants:
             self.held.granted(sent, grant, self._spoken)
-            demand = believed.pop(grant.lane, None)
+            demand = believed.pop(grant.flow, None)
             if demand and demand.waiting > 1:
-                believed[grant.lane] = Demand(grant.lane, demand.weight, demand.waiting - 1)
+                believed[grant.flow] = FlowDemand(grant.flow, demand.weight, demand.waiting - 1)
         self._believed = believed
         self.newcomers.update(self._grown)
         self.newcomers.intersection_update(believed)
@@ -274,10 +278,10 @@ class Session:
             return bool(self._grown)
         waiting = Counter[int]()
         for lane, demand in self._said.items():
-            for limit in lane.kind.limits:
+            for limit in lane.demand_class.limits:
                 waiting[limit] += demand.waiting
-        short = {limit for limit, budget in enumerate(self._available) if waiting[limit] > budget.at_hand}
-        return any(not short.isdisjoint(lane.kind.limits) for lane in self._grown)
+        short = {limit for limit, budget in enumerate(self._available) if waiting[limit] > budget.available}
+        return any(not short.isdisjoint(lane.demand_class.limits) for lane in self._grown)
 
     def snapshot_due(self, now: Micros) -> bool:
         """Whether one is fetched after an exchange: requests wait, and the newest snapshot is too old for them."""
@@ -292,7 +296,7 @@ class Session:
         """How old the newest snapshot is, if there is one."""
         return now - self._taken
 
-    def took(self, now: Micros, snapshot: Snapshot, left: Collection[Lane] = ()) -> None:
+    def took(self, now: Micros, snapshot: Snapshot, left: Collection[Flow] = ()) -> None:
         """Keep a snapshot made at `now`, after the exchange that was heard last."""
         self.snapshot, self._taken = snapshot, now
         self.newcomers.intersection_update(left)
@@ -301,20 +305,7 @@ class Session:
         """The limits and quotas that flows of the last request insist on: of newcomers first, others in rotation."""
         said = list(self._said)
         begin = self._turn = self._turn % len(said) if said else 0
-        kinds = [lane.kind for lane in (*self._grown, *self.newcomers, *said[begin:], *said[:begin])]
+        kinds = [lane.demand_class for lane in (*self._grown, *self.newcomers, *said[begin:], *said[:begin])]
         found = dict.fromkeys([(limit, kind.pinned) for kind in kinds if kind.pinned for limit in kind.limits])
         self._turn += PINS
         return tuple([(limit, pinned) for limit, pinned in islice(found, PINS) if pinned])
-
-
-def grants_of(response: ExchangeResponse) -> tuple[Grant, ...]:
-    """The grants of a response as the waiting room knows them."""
-    grants = response.grants
-    return tuple(
-        [Grant(one.lease, Lane(one.client, Kind(one.limits, one.pinned)), one.quota, one.probe) for one in grants]
-    )
-
-
-def _flow(demand: Demand) -> FlowDemand:
-    client, (limits, pinned) = demand.lane
-    return FlowDemand(client, demand.weight, limits, pinned, demand.waiting)

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from keyturn.core.allowances import BESIDE, CACHE_STATUS, CACHES, Allowance, Reader, Said, plain, said
 from keyturn.core.complaints import Complaint, complaint
-from keyturn.core.exchange import Seen
+from keyturn.core.exchange import ObservedLimit
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND, Limit, Micros
 from keyturn.core.moments import ROUNDING, date, wait
@@ -103,7 +103,7 @@ class Signals:
             return Throttle("endpoint", self.wait)
         return Throttle("window", self.wait, tuple(limits))
 
-    def seen(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[Seen, ...]:
+    def seen(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[ObservedLimit, ...]:
         """What the answer tells of the limits of its request: how many requests remain, until when (law 9)."""
         if not self.own:
             return ()
@@ -114,7 +114,7 @@ class Signals:
                 continue
             meant = [index for index in limits if of[index].requests == size and _fits(allowance, of[index])]
             if len(meant) == 1:
-                found.append(Seen(meant[0], left, reset if reset is not None else of[meant[0]].window))
+                found.append(ObservedLimit(meant[0], left, reset if reset is not None else of[meant[0]].window))
         return tuple(found)
 
     def lower(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[int, int] | None:

@@ -63,7 +63,7 @@ def _limit_returns(state: PoolState, view: RevisionView, index: int, now: Micros
     shut = sum([tokens for _, tokens in free])
     ranks = tuple([(rank + shut, max(0, cooling.at(rank)[0] - now)) for rank in _spread(NEXT, number)])
     return LimitReturns(
-        budget(state.tokens, view, index, now).at_hand,
+        budget(state.tokens, view, index, now).available,
         number + shut,
         in_use,
         tuple([max(0, instant - now) for instant in sorted(soon)[:NEXT]]),

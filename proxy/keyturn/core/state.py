@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 from keyturn.core.budgets import budgets
 from keyturn.core.dealing import Dealer
-from keyturn.core.exchange import GRACE, PULSE, Budget, Unsent, pulse
+from keyturn.core.exchange import HEARTBEAT, DemandClass, Flow, LeaseGrant, Unsent, heartbeat
 from keyturn.core.flows import FairQueue
-from keyturn.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, LeaseGrant
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, RevisionClass
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 from keyturn.core.revisions import Revisions, RevisionView
 from keyturn.core.sortedset import SortedSet
@@ -30,7 +30,7 @@ WAKE_MARGIN: Micros = 5 * MILLISECOND
 COLLECT: Micros = SECOND // 2
 """How long a token stays reserved for a replica that does not collect it."""
 
-RECOVERY_GRACE: Micros = PULSE + GRACE
+RECOVERY_GRACE: Micros = HEARTBEAT + SECOND // 2
 """How long a new epoch waits for the reports of the replicas that shared the last one.
 
 A replica that is alive and holds anything speaks within this time.
@@ -140,14 +140,14 @@ class PoolState:
         again = self._again(now, request.replica, member, woken, left=left)
         waits_for_reports = self._awaits_reports(now)
         available = budgets(self.tokens, view, now)
+        if waits_for_reports:
+            available = tuple([one._replace(available=0) for one in available])
         return ExchangeResponse(
             self.epoch,
             self._version,
             now,
             grants=tuple(grants),
-            available=tuple([Budget(one.size, 0, one.returns) for one in available])
-            if waits_for_reports
-            else available,
+            available=available,
             again=again,
             wake=tuple(sorted(woken.items())),
             replicas=max(len(self._seen), self._shared if waits_for_reports else 0),
@@ -155,20 +155,20 @@ class PoolState:
             foreign=tuple(sorted(self.tokens.foreign.items())),
         )
 
-    def at_once(self, time: Micros, replica: str, demanded: DemandClass, client: str, weight: int) -> LeaseGrant | None:
+    def try_grant(self, time: Micros, replica: str, revision: str, flow: Flow, weight: int) -> LeaseGrant | None:
         """What an exchange would grant to one request, if a token is available and nobody waits anywhere; else `None`.
 
         For a replica of the same process, which loses no messages; everything else goes by exchanges.
         """
-        view = self.revisions.views.get(demanded.revision)
+        demanded, view = RevisionClass(revision, *flow.demand_class), self.revisions.views.get(revision)
         if view is None or self.queue.classes or replica not in self._members:
             return None
         now = self._now = self.time(time)
         quota = self.tokens.best(view, demanded.limits, demanded.pinned)
         if quota is None or self._awaits_reports(now):
             return None
-        self.queue.pass_by(client, weight)
-        return self._grant(now, replica, view, demanded, client, quota)
+        self.queue.pass_by(flow.client, weight)
+        return self._grant(now, replica, view, demanded, flow.client, quota)
 
     def time(self, time: Micros) -> Micros:
         """The state's own time when the store's clock shows `time`."""
@@ -322,17 +322,17 @@ class PoolState:
     def _note_demands(self, request: ExchangeRequest) -> None:
         """Note what waits in the replica, less what it is about to collect."""
         member = self._members[request.replica]
-        classes = [DemandClass(request.revision, demand.limits, demand.pinned) for demand in request.demands]
+        classes = [RevisionClass(request.revision, *demand.flow.demand_class) for demand in request.demands]
         if request.full:
-            named = {(one.name, demand.client) for one, demand in zip(classes, request.demands, strict=True)}
+            named = {(one.name, demand.flow.client) for one, demand in zip(classes, request.demands, strict=True)}
             self.queue.forget(request.replica, but=named)
             member.forgotten = False
-        collected = Counter([(one.client, one.limits, one.pinned) for one in member.reserved])
+        collected = Counter([one.flow for one in member.reserved])
         for demanded, demand in zip(classes, request.demands, strict=True):
-            waiting = max(0, demand.waiting - collected[demand.client, demand.limits, demand.pinned])
-            if demand.pinned is not None:
-                self.tokens.touched[demand.pinned] = None
-            self.queue.put(request.replica, demanded, demand.client, demand.weight, waiting)
+            waiting = max(0, demand.waiting - collected[demand.flow])
+            if demanded.pinned is not None:
+                self.tokens.touched[demanded.pinned] = None
+            self.queue.put(request.replica, demanded, demand.flow.client, demand.weight, waiting)
 
     def _collect(self, replica: str, member: Member) -> list[LeaseGrant]:
         collected, member.reserved = member.reserved, []
@@ -352,13 +352,13 @@ class PoolState:
         return grants
 
     def _grant(
-        self, now: Micros, replica: str, view: RevisionView, demanded: DemandClass, client: str, quota: str
+        self, now: Micros, replica: str, view: RevisionView, demanded: RevisionClass, client: str, quota: str
     ) -> LeaseGrant:
         self._leases += 1
         self.dealt += 1
         lease = f"{self._name}{self._leases}"
         probe = self.tokens.take(lease, view, demanded.limits, quota, now=now, replica=replica, client=client)
-        return LeaseGrant(lease, client, demanded.limits, demanded.pinned, quota, probe)
+        return LeaseGrant(lease, Flow(client, DemandClass(demanded.limits, demanded.pinned)), quota, probe)
 
     def _reserve(self, now: Micros, replica: str, grant: LeaseGrant, woken: dict[str, Micros]) -> None:
         member = self._members[replica]
@@ -372,7 +372,7 @@ class PoolState:
 
     def _heartbeat(self, now: Micros, caller: str) -> Micros:
         """When a replica is to call at the latest: with requests that wait, when reservations of a silent one end."""
-        usual, first = pulse(self.revisions.bound), self._uncollected.first()
+        usual, first = heartbeat(self.revisions.bound), self._uncollected.first()
         return min(usual, max(MILLISECOND, first[0] - now)) if first and self.queue.waits(caller) else usual
 
     def _again(

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from keyturn.core.exchange import Seen, Settlement, Spent, Throttled, Unsent
+from keyturn.core.exchange import ObservedLimit, Settlement, Spent, Throttled, Unsent
 from keyturn.core.messages import HeldLease
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.revisions import RevisionView
@@ -219,9 +219,9 @@ class TokenBuckets:
         self._measure(now - settlement.age - record.granted)
         if isinstance(settlement, Throttled):
             for index in settlement.limits:
-                self.close((view.limits[index].id, record.quota), now + settlement.park)
+                self.close((view.limits[index].id, record.quota), now + settlement.closed_for)
         else:
-            for seen in settlement.seen:
+            for seen in settlement.observed:
                 self._learn(now, record.quota, view, seen)
         self._changed(record.quota)
         return record
@@ -262,7 +262,7 @@ class TokenBuckets:
     def _measure(self, service: Micros) -> None:
         self.service += (max(0, min(service, 60 * SECOND)) - self.service) // 8
 
-    def _learn(self, now: Micros, quota: str, view: RevisionView, seen: Seen) -> None:
+    def _learn(self, now: Micros, quota: str, view: RevisionView, seen: ObservedLimit) -> None:
         """Take out what an answer showed to be spent beyond what is known to be taken, until its reset (law 9)."""
         limit = view.limits[seen.limit]
         more = limit.requests - seen.remaining - self.taken.get((limit.id, quota), 0)

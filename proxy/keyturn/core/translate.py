@@ -9,7 +9,7 @@ Every answer comes through here, so what depends on names and on the configurati
 from collections.abc import Sequence
 from functools import lru_cache
 
-from keyturn.core.exchange import Budget
+from keyturn.core.exchange import LimitTokens
 from keyturn.core.headers import ByName
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND, Limit, Micros
@@ -26,7 +26,7 @@ _OURS = frozenset((b"x-request-id", b"keyturn-key"))
 class Standing:
     """The budgets of the limits that a request falls under, and the wall clock in epoch microseconds."""
 
-    limits: Sequence[tuple[Limit, Budget]]
+    limits: Sequence[tuple[Limit, LimitTokens]]
     wall: Micros
 
 
@@ -102,19 +102,19 @@ def rates(standing: Standing) -> Fields:
     for limit, budget in limits:
         policy, name = _names(limit.name, limit.window, budget.size)
         policies.append(policy)
-        left.append(b"%s;r=%d;t=%d" % (name, max(0, budget.at_hand), whole_seconds(budget.returns)))
+        left.append(b"%s;r=%d;t=%d" % (name, max(0, budget.available), whole_seconds(budget.returns)))
     return (
         (b"X-RateLimit-Limit", b"%d" % tightest.size),
-        (b"X-RateLimit-Remaining", b"%d" % max(0, tightest.at_hand)),
+        (b"X-RateLimit-Remaining", b"%d" % max(0, tightest.available)),
         (b"X-RateLimit-Reset", b"%d" % whole_seconds(standing.wall + tightest.returns)),
         (b"RateLimit-Policy", b", ".join(policies)),
         (b"RateLimit", b", ".join(left)),
     )
 
 
-def _tightness(budget: Budget) -> tuple[int, Micros]:
+def _tightness(budget: LimitTokens) -> tuple[int, Micros]:
     """Fewest requests left; among equals the one whose next comes latest."""
-    return budget.at_hand, -budget.returns
+    return budget.available, -budget.returns
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from keyturn.core.errors import KeyturnError, NoKey
 from keyturn.core.events import Journal, KeyChanged
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Request
 from keyturn.core.model import SECOND, Key, Micros
 from keyturn.core.signals import FORBIDDEN, TOO_MANY, UNAUTHORIZED
@@ -138,9 +138,9 @@ class Care:
         scheduler = desk.scheduler
         if not desk.breakers.pool.closed or desk.throttles.closed:
             return "unknown", ""
-        kind = Kind(scheduler.pool.limits_on("GET", _PATH), key.quota)
+        demand_class = DemandClass(scheduler.pool.limits_on("GET", _PATH), key.quota)
         deadline = self._means.clock() + ASK_WITHIN
-        ticket = Ticket(OWN, kind, deadline, 0, key.name, own=True, method="GET", path=_PATH)
+        ticket = Ticket(OWN, demand_class, deadline, 0, key.name, own=True, method="GET", path=_PATH)
         passage = Passage(_request(ticket), Journal(), None, ticket)
         try:
             with await scheduler.lease(ticket, front=True) as lease:

@@ -202,7 +202,7 @@ class Gateway:
         """The lease of a request that need not wait."""
         if passage.back or desk.narrows:
             return None
-        lease = desk.scheduler.at_once(passage.ticket)
+        lease = desk.scheduler.try_lease(passage.ticket)
         if lease is not None:
             journal = passage.journal
             journal.key = lease.key.name

@@ -1,7 +1,7 @@
 """What every answer teaches about limits (law 9): it can only take tokens away, and tell of a limit that is higher."""
 
 from keyturn.core.events import LimitHigher, LimitLowered, MonthTold, SignalsIgnored
-from keyturn.core.exchange import Seen
+from keyturn.core.exchange import ObservedLimit
 from keyturn.core.messages import same_limits
 from keyturn.core.signals import Signals
 from keyturn.gateway.desk import Desk, Means
@@ -16,7 +16,7 @@ class Learning:
     def __init__(self, means: Means) -> None:
         self._means = means
 
-    def seen(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> tuple[Seen, ...]:
+    def seen(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> tuple[ObservedLimit, ...]:
         """What the answer tells of others' spending, to be settled with its lease; a lower limit is taken as such."""
         signals = heard.signals
         if signals.ignored or signals.month_left is not None:

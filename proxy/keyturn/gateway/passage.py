@@ -7,7 +7,7 @@ from keyturn.bodies import Bodies, ReplayBody
 from keyturn.core.breaker import Trial
 from keyturn.core.breakers import Source
 from keyturn.core.events import Journal
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Answer, Body, Request
 from keyturn.core.model import Client, Micros, Pool
 from keyturn.core.narrows import Narrows
@@ -58,12 +58,12 @@ class Passage:
         Raises:
             BadRequest: it names a key that the pool does not have.
         """
-        kind = Kind(pool.limits_on(request.method, request.path))
+        demand_class = DemandClass(pool.limits_on(request.method, request.path))
         if request.pinned is not None:
-            kind = Kind(kind.limits, quota_of(request.pinned, pool))
+            demand_class = DemandClass(demand_class.limits, quota_of(request.pinned, pool))
         ticket = Ticket(
             request.client,
-            kind,
+            demand_class,
             now + request.wait,
             request.urgency,
             request.pinned,

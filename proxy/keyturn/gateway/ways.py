@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import replace
 
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.model import SECOND
 from keyturn.gateway.desk import Desk, Means
 from keyturn.gateway.passage import Passage
@@ -25,7 +25,7 @@ class Ways:
         """
         ticket, narrows = passage.ticket, desk.narrows
         while narrows:
-            now, insists = self._means.clock(), ticket.kind.pinned
+            now, insists = self._means.clock(), ticket.demand_class.pinned
             quotas = desk.scheduler.quotas if insists is None else (insists,)
             way = narrows.way(passage.route, quotas, now)
             if way.later is not None:
@@ -37,7 +37,7 @@ class Ways:
                 break
             if narrows.took(passage.route, way.quota):
                 passage.narrow = (narrows, way.quota)
-            return replace(ticket, kind=Kind(ticket.kind.limits, way.quota))
+            return replace(ticket, demand_class=DemandClass(ticket.demand_class.limits, way.quota))
         return ticket
 
     def free(self, passage: Passage, *, counted: bool) -> None:

@@ -3,7 +3,7 @@
 1.  A request takes a place from the grant of its lease to the end of its answer's body. A client has `max_in_flight`
     of them; all waiting rooms of the process share `upstream.max_connections`.
 2.  Tokens are asked for within the free places, so no token is held for a request that has no connection to go out on.
-3.  A lane that got less than it asked for lacks tokens: it goes on asking for its turn, and takes no place from others.
+3.  A flow that got less than it asked for lacks tokens: it goes on asking for its turn, and takes no place from others.
 4.  Where places are scarcer than tokens, the lanes of one room get them by start-time fair queueing over the weights of
     their clients, and the rooms in rotation.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from heapq import heapify, heappop, heapreplace
 
 from keyturn.core.errors import TooMany
-from keyturn.core.exchange import Demand, Grant, Lane
+from keyturn.core.exchange import Flow, FlowDemand, LeaseGrant
 from keyturn.core.model import Client, Micros
 from keyturn.scheduler.lanes import Lanes, Queue, Waiter
 from keyturn.scheduler.refusals import no_connection, too_many_in_flight
@@ -139,15 +139,15 @@ class Portions:
 
     # Asking for tokens
 
-    def demands(self, may_be_served: Callable[[Lane], bool]) -> tuple[Demand, ...]:
+    def demands(self, may_be_served: Callable[[Flow], bool]) -> tuple[FlowDemand, ...]:
         """For how many the store is asked in each of those lanes that may be served; claims their places."""
-        self._asking = queues = [queue for lane, queue in self._lanes.busy.items() if may_be_served(lane)]
+        self._asking = queues = [queue for flow, queue in self._lanes.busy.items() if may_be_served(flow)]
         free, weights = max(0, self._capacity.free), self._lanes.weights
         own: dict[str, int] = {}
         ready: dict[str, list[Queue]] = {}
         wanted: dict[str, int] = {}
         for queue in queues:
-            client = queue.lane.client
+            client = queue.flow.client
             if client not in own:
                 own[client] = self._capacity.left(queue.waiters[0].ticket.client)
             left = min(own[client], free)
@@ -157,11 +157,13 @@ class Portions:
                 ready.setdefault(client, []).append(queue)
                 wanted[client] = min(left, wanted.get(client, 0) + len(queue.waiters))
         self._claim(ready, self._divided(free, wanted))
-        short = {queue.lane.client for queue in queues if queue.asked < len(queue.waiters)}
+        short = {queue.flow.client for queue in queues if queue.asked < len(queue.waiters)}
         self._capped = {client for client in short if own[client] <= free}
         if len(self._capped) < len(short):
             self._capacity.want(self._wake)
-        return tuple([Demand(queue.lane, weights[queue.lane.client], queue.asked) for queue in queues if queue.asked])
+        return tuple(
+            [FlowDemand(queue.flow, weights[queue.flow.client], queue.asked) for queue in queues if queue.asked]
+        )
 
     def _divided(self, free: int, wanted: Mapping[str, int]) -> Mapping[str, int]:
         """How many places each client gets that is ready to use some."""
@@ -198,13 +200,13 @@ class Portions:
             for place, queue in enumerate(queues):
                 queue.asked = number[place]
 
-    def told(self, grants: Iterable[Grant]) -> None:
+    def told(self, grants: Iterable[LeaseGrant]) -> None:
         """The store has answered, or not (no grants): the places are free again until leases take them."""
         self._capacity.claim(-self._claimed)
         self._claimed = 0
-        granted = Counter([grant.lane for grant in grants])
+        granted = Counter([grant.flow for grant in grants])
         for queue in self._asking:
-            queue.starved = granted[queue.lane] < queue.asked
+            queue.starved = granted[queue.flow] < queue.asked
 
     def left_out(self) -> list[Queue]:
         """The lanes for which nothing was asked."""

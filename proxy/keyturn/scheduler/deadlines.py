@@ -19,7 +19,7 @@ FIRST_WORD: Micros = SECOND // 2
 class Deadlines:
     """The deadlines of those who wait in one room.
 
-    `refuse` takes somebody out of its lane and tells it why; `freed` is called behind that. `for_a_place` says why
+    `refuse` takes somebody out of its flow and tells it why; `freed` is called behind that. `for_a_place` says why
     somebody has waited for a place in flight, if it has, and not for a token.
     """
 
@@ -115,4 +115,4 @@ class Deadlines:
         self._freed()
 
     def _too_late(self, queue: Queue, position: int, now: Micros) -> TooMany:
-        return too_late(self._lanes.back_off(queue, position, now, self._keys.paces(queue.lane.kind)))
+        return too_late(self._lanes.back_off(queue, position, now, self._keys.paces(queue.flow.demand_class)))

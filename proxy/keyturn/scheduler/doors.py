@@ -1,6 +1,6 @@
 """How many may wait: for a client, and in all.
 
-A request that a token is at hand for does not wait, however many come at once: whoever comes into a lane where nobody
+A request that a token is at hand for does not wait, however many come at once: whoever comes into a flow where nobody
 waits gets one exchange with the store, and only what is left over of the newcomers then is measured against the bounds.
 """
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from keyturn.core.errors import TooMany
-from keyturn.core.exchange import Lane
+from keyturn.core.exchange import Flow
 from keyturn.core.model import Micros
 from keyturn.scheduler.keys import Keys
 from keyturn.scheduler.lanes import Lanes, Queue, Waiter
@@ -16,7 +16,7 @@ from keyturn.scheduler.refusals import queue_full
 from keyturn.scheduler.tickets import Ticket
 
 NEWCOMERS = 1000
-"""Requests beyond the bounds that may stand in one lane until it is known whether they have to wait."""
+"""Requests beyond the bounds that may stand in one flow until it is known whether they have to wait."""
 
 
 def check(lanes: Lanes, ticket: Ticket, now: Micros, most: int, keys: Keys) -> None:
@@ -25,7 +25,7 @@ def check(lanes: Lanes, ticket: Ticket, now: Micros, most: int, keys: Keys) -> N
     Raises:
         TooMany: others wait before it, and no more may.
     """
-    queue = lanes.queue(Lane(ticket.client.name, ticket.kind))
+    queue = lanes.queue(Flow(ticket.client.name, ticket.demand_class))
     newcomers = len(queue.fresh)
     others_wait = len(queue.waiters) > newcomers or newcomers >= NEWCOMERS
     if others_wait and _over(lanes, ticket, most, 1, 1):
@@ -59,6 +59,6 @@ def _over(lanes: Lanes, ticket: Ticket, most: int, more: int, of_client: int) ->
 
 
 def _full(lanes: Lanes, queue: Queue, position: int, now: Micros, keys: Keys) -> TooMany:
-    name = queue.lane.client
-    told = lanes.back_off(queue, position, now, keys.paces(queue.lane.kind))
+    name = queue.flow.client
+    told = lanes.back_off(queue, position, now, keys.paces(queue.flow.demand_class))
     return queue_full(name, lanes.waiting.get(name, 0), told)

@@ -6,7 +6,7 @@ from itertools import cycle
 
 from keyturn.core.backoff import SERVICE_TIME, Pace
 from keyturn.core.errors import NoKey
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.health import Health
 from keyturn.core.model import Key, Micros, Pool, Secret
 from keyturn.scheduler.tickets import Ticket
@@ -43,11 +43,11 @@ class Keys:
         """Why no key can serve a request; one of the proxy's own is about a key, in whatever state that is."""
         return None if ticket.own else self.health.refusal(now, ticket.pinned)
 
-    def paces(self, kind: Kind) -> Sequence[Pace]:
-        """How often the tokens of each limit can be spent that requests of this kind fall under."""
+    def paces(self, demand_class: DemandClass) -> Sequence[Pace]:
+        """How often the tokens of each limit can be spent that requests of this demand_class fall under."""
         serving = self.serving
-        quotas = 1 if kind.pinned is not None else max(1, len(serving.quotas))
-        limits = [serving.limits[index] for index in kind.limits]
+        quotas = 1 if demand_class.pinned is not None else max(1, len(serving.quotas))
+        limits = [serving.limits[index] for index in demand_class.limits]
         return [Pace(limit.requests * quotas, serving.stretched(limit) + SERVICE_TIME) for limit in limits]
 
     def pick(self, quota: str, ticket: Ticket) -> Key | None:

@@ -1,4 +1,4 @@
-"""One lane's requests in order: by urgency, then by arrival; what comes back stands first (law 5)."""
+"""One flow's requests in order: by urgency, then by arrival; what comes back stands first (law 5)."""
 
 import asyncio
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from keyturn.core.backoff import Backoff, Pace
-from keyturn.core.exchange import Lane, Turns
+from keyturn.core.exchange import EstimatedWaits, Flow
 from keyturn.core.model import SECOND, Client, Micros
 from keyturn.scheduler.lease import Lease
 from keyturn.scheduler.tickets import Ticket
@@ -18,7 +18,7 @@ RECOUNT: Micros = SECOND // 10
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One request in its lane."""
+    """One request in its flow."""
 
     order: tuple[int, int, int]
     """Whether it comes for the first time, its urgency, its arrival."""
@@ -42,13 +42,13 @@ class Waiter:
 
 @dataclass(slots=True)
 class Queue:
-    """One lane's requests in order, and when their turns come by the last exchange."""
+    """One flow's requests in order, and when their turns come by the last exchange."""
 
-    lane: Lane
+    flow: Flow
     waiters: list[Waiter] = field(default_factory=list)
     fresh: dict[Waiter, None] = field(default_factory=dict)
     """Those whose turn has not been looked at yet."""
-    turns: Turns = field(default_factory=Turns)
+    turns: EstimatedWaits = field(default_factory=EstimatedWaits)
     told: Micros = 0
     """When `turns` were told."""
     served: int = 0
@@ -103,13 +103,13 @@ class Lanes:
     """All lanes of a waiting room."""
 
     def __init__(self) -> None:
-        self.busy: dict[Lane, Queue] = {}
+        self.busy: dict[Flow, Queue] = {}
         """Those in which somebody waits."""
         self.waiting: dict[str, int] = {}
         """How many wait, by client; clients that have waited before stand there with 0."""
         self.weights: dict[str, int] = {}
         self.total = 0
-        self._queues: dict[Lane, Queue] = {}
+        self._queues: dict[Flow, Queue] = {}
         self._heavy: dict[str, int] = {}
         """The weights of the clients that wait; the proxy itself has none."""
         self._weight = 0
@@ -124,11 +124,11 @@ class Lanes:
     def __iter__(self) -> Iterator[Waiter]:
         return iter([waiter for queue in self.busy.values() for waiter in queue.waiters])
 
-    def queue(self, lane: Lane) -> Queue:
-        """A lane, whether anybody waits in it or not."""
-        queue = self._queues.get(lane)
+    def queue(self, flow: Flow) -> Queue:
+        """A flow, whether anybody waits in it or not."""
+        queue = self._queues.get(flow)
         if queue is None:
-            queue = self._queues[lane] = Queue(lane)
+            queue = self._queues[flow] = Queue(flow)
         return queue
 
     def know(self, client: Client) -> None:
@@ -137,11 +137,11 @@ class Lanes:
         self.weights[client.name] = client.weight
 
     def seat(self, waiter: Waiter) -> None:
-        """Put it in its place in the lane that its ticket says."""
+        """Put it in its place in the flow that its ticket says."""
         client = waiter.ticket.client
-        queue = self.queue(Lane(client.name, waiter.ticket.kind))
+        queue = self.queue(Flow(client.name, waiter.ticket.demand_class))
         queue.add(waiter)
-        self.busy[queue.lane] = queue
+        self.busy[queue.flow] = queue
         self.weights[client.name] = client.weight
         self._count(client.name, +1)
         if not waiter.ticket.own and client.name not in self._heavy:
@@ -150,7 +150,7 @@ class Lanes:
 
     def serve(self, waiter: Waiter) -> None:
         """Take out one that waits, for its turn has come."""
-        self.queue(Lane(waiter.ticket.client.name, waiter.ticket.kind)).served += 1
+        self.queue(Flow(waiter.ticket.client.name, waiter.ticket.demand_class)).served += 1
         self.remove(waiter)
 
     def remove(self, waiter: Waiter) -> None:
@@ -159,9 +159,9 @@ class Lanes:
         if queue is None:
             return
         queue.remove(waiter)
-        self._count(queue.lane.client, -1)
+        self._count(queue.flow.client, -1)
         if not queue.waiters:
-            del self.busy[queue.lane]
+            del self.busy[queue.flow]
 
     def introduce(self) -> list[Waiter]:
         """The store is told of all who wait; returns of whom for the first time."""
@@ -187,11 +187,11 @@ class Lanes:
 
         Others were told to come back, too: a queue gets the part of its client's weight.
         """
-        own, of_all = self._contention(queue.lane.client, now)
+        own, of_all = self._contention(queue.flow.client, now)
         places = queue.backoff.places(now) * of_all // own
         first, behind = queue.estimate(position, now), queue.latest(position + places, now)
         told = queue.backoff.keep(first or SECOND, behind or SECOND, now, [pace.part(own, of_all) for pace in paces])
-        client = queue.lane.client
+        client = queue.flow.client
         self._told[client] = max(now + told, self._told.get(client, 0))
         return told
 

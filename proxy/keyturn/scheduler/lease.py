@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
-from keyturn.core.exchange import Budget, Grant, Seen, Settlement, Spent, Throttled, Unsent
+from keyturn.core.exchange import LeaseGrant, LimitTokens, ObservedLimit, Settlement, Spent, Throttled, Unsent
 from keyturn.core.messages import same_limits
 from keyturn.core.model import MILLISECOND, Key, Micros, Pool
 from keyturn.core.moments import ROUNDING
@@ -26,7 +26,7 @@ class Counted:
     instant: Micros
     park: Micros = 0
     limits: tuple[int, ...] = ()
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[ObservedLimit, ...] = ()
     answered: bool = True
 
 
@@ -52,32 +52,32 @@ class Ending:
         if closed := tuple([same[limit] for limit in counted.limits if limit in same]):
             return Throttled(self.lease.id, age, counted.park - age, closed)
         seen = [
-            Seen(same[one.limit], one.remaining, one.reset - age)
+            ObservedLimit(same[one.limit], one.remaining, one.reset - age)
             for one in counted.seen
             if one.limit in same and _size(before, one.limit) == _size(pool, same[one.limit]) and _stands(one, age)
         ]
         return Spent(self.lease.id, age, tuple(seen))
 
 
-def _aged(seen: Seen, age: Micros) -> Seen:
-    return Seen(seen.limit, seen.remaining, seen.reset - age)
+def _aged(seen: ObservedLimit, age: Micros) -> ObservedLimit:
+    return ObservedLimit(seen.limit, seen.remaining, seen.reset - age)
 
 
 def _size(pool: Pool, limit: int) -> int:
     return pool.limits[limit].requests
 
 
-def _stands(seen: Seen, age: Micros) -> bool:
+def _stands(seen: ObservedLimit, age: Micros) -> bool:
     """Whether what was seen is worth telling: once its window may be over, tokens counted by then have returned."""
     return seen.reset - (ROUNDING if age > PROMPT else 0) > age
 
 
-def surprising(counted: Counted, budgets: Sequence[Budget], quotas: int) -> bool:
+def surprising(counted: Counted, budgets: Sequence[LimitTokens], quotas: int) -> bool:
     """Whether a bucket holds clearly less than its pool's buckets do on average: somebody else spends (law 9)."""
     for one in counted.seen:
         if one.limit < len(budgets):
             budget = budgets[one.limit]
-            if (one.remaining + 1) * quotas + budget.size // SURPRISE < budget.at_hand:
+            if (one.remaining + 1) * quotas + budget.size // SURPRISE < budget.available:
                 return True
     return False
 
@@ -105,7 +105,7 @@ class Lease:
 
     __slots__ = ("_office", "_settled", "_written", "id", "key", "limits", "pool", "probe", "quota", "use_by")
 
-    def __init__(self, office: Office, pool: Pool, grant: Grant, key: Key, use_by: Micros) -> None:
+    def __init__(self, office: Office, pool: Pool, grant: LeaseGrant, key: Key, use_by: Micros) -> None:
         """`pool` is as it was when the lease was asked for: the limits are its."""
         self._office = office
         self._settled = False
@@ -114,7 +114,7 @@ class Lease:
         self.quota = grant.quota
         self.probe = grant.probe
         self.pool = pool
-        self.limits = grant.lane.kind.limits
+        self.limits = grant.flow.demand_class.limits
         self.key = key
         self.use_by = use_by
 
@@ -126,7 +126,7 @@ class Lease:
         """The last byte of the request is out: should no answer come, it counts from `settle_bound` after this."""
         self._written = self._office.clock()
 
-    def spent(self, seen: tuple[Seen, ...] = ()) -> None:
+    def spent(self, seen: tuple[ObservedLimit, ...] = ()) -> None:
         """The head of the answer is here: the request was counted before now. `seen` is what it told, from now."""
         self._settle(Counted(self._office.clock(), seen=seen))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from keyturn.core.exchange import Budget, Kind, Lane
+from keyturn.core.exchange import DemandClass, Flow, LimitTokens
 from keyturn.core.levels import LaneLevel
 from keyturn.core.looks import LaneLook
 from keyturn.core.model import Limit, Micros, Pool
@@ -10,16 +10,16 @@ from keyturn.scheduler.lanes import Queue
 
 
 def lane_looks(queues: Iterable[Queue], now: Micros) -> Iterator[LaneLook]:
-    """Each lane in which somebody waits."""
+    """Each flow in which somebody waits."""
     for queue in queues:
-        client, kind = queue.lane
+        client, demand_class = queue.flow
         oldest = min((waiter.arrived for waiter in queue.waiters), default=now)
         turn = queue.estimate(0, now)
-        yield LaneLook(client, kind.limits, kind.pinned, len(queue.waiters), max(0, now - oldest), turn)
+        yield LaneLook(client, demand_class.limits, demand_class.pinned, len(queue.waiters), max(0, now - oldest), turn)
 
 
 def lane_levels(
-    pool: Pool, clients: Mapping[str, int], busy: Mapping[Lane, Queue], token: Micros, now: Micros
+    pool: Pool, clients: Mapping[str, int], busy: Mapping[Flow, Queue], token: Micros, now: Micros
 ) -> Iterator[LaneLevel]:
     """How many wait, by client, and what one more would wait that falls under no limit with a match.
 
@@ -30,17 +30,17 @@ def lane_levels(
         token: in what time a token is at hand where nobody waits.
         now: the instant.
     """
-    kind = Kind(general(pool))
+    demand_class = DemandClass(general(pool))
     for client, waiting in clients.items():
-        yield LaneLevel(pool.name, client, waiting, new_turn(busy.get(Lane(client, kind)), token, now))
+        yield LaneLevel(pool.name, client, waiting, new_turn(busy.get(Flow(client, demand_class)), token, now))
 
 
 def new_turn(queue: Queue | None, token: Micros, now: Micros) -> Micros | None:
-    """In what time one more request of a lane is expected to be served: with the next token where nobody waits."""
+    """In what time one more request of a flow is expected to be served: with the next token where nobody waits."""
     return token if queue is None else queue.estimate(len(queue.waiters), now)
 
 
-def next_token(pool: Pool, budgets: Sequence[Budget], age: Micros) -> Micros:
+def next_token(pool: Pool, budgets: Sequence[LimitTokens], age: Micros) -> Micros:
     """In what time a token is at hand for a request that falls under no limit with a match.
 
     Args:
@@ -49,7 +49,7 @@ def next_token(pool: Pool, budgets: Sequence[Budget], age: Micros) -> Micros:
         age: the time since then.
     """
     general = [budget for limit, budget in zip(pool.limits, budgets, strict=False) if not limit.match]
-    return max((max(0, budget.returns - age) for budget in general if not budget.at_hand), default=0)
+    return max((max(0, budget.returns - age) for budget in general if not budget.available), default=0)
 
 
 def general(pool: Pool) -> tuple[int, ...]:
@@ -57,7 +57,9 @@ def general(pool: Pool) -> tuple[int, ...]:
     return tuple([index for index, limit in enumerate(pool.limits) if not limit.match])
 
 
-def left(budgets: Iterable[tuple[Limit, Budget]], age: Micros, part: tuple[int, int]) -> list[tuple[Limit, Budget]]:
+def left(
+    budgets: Iterable[tuple[Limit, LimitTokens]], age: Micros, part: tuple[int, int]
+) -> list[tuple[Limit, LimitTokens]]:
     """What is left of limits for one client: its share of what others wait for, too.
 
     Args:
@@ -68,6 +70,6 @@ def left(budgets: Iterable[tuple[Limit, Budget]], age: Micros, part: tuple[int, 
     own, of_all = part
     found = []
     for limit, told in budgets:
-        size = told.size if told.at_hand > 0 or own == of_all else max(1, told.size * own // of_all)
-        found.append((limit, Budget(size, told.at_hand, max(0, told.returns - age))))
+        size = told.size if told.available > 0 or own == of_all else max(1, told.size * own // of_all)
+        found.append((limit, LimitTokens(size, told.available, max(0, told.returns - age))))
     return found

@@ -9,13 +9,13 @@ What such a ride may cost is a replica's death with something untold: those toke
 as those of any lease that it held do (law 2); never earlier, for nothing was told of them.
 """
 
-from keyturn.core.exchange import PULSE
+from keyturn.core.exchange import HEARTBEAT
 from keyturn.core.model import MILLISECOND, Micros, Pool
 
 FLUSH: Micros = 20 * MILLISECOND
 """Settlements and departures reach the store within this time when nothing else calls."""
 
-RIDE: Micros = PULSE
+RIDE: Micros = HEARTBEAT
 """What was spent waits this long at the most for a request or a turn, or a quarter of the shortest window."""
 
 _SMOOTH = 4

@@ -1,11 +1,11 @@
-"""The waiting room: requests wait in lanes for a lease, and leases end here.
+"""The scheduler of one pool in this replica: requests wait in queues for a lease, and leases end here.
 
-Laws kept here: 2 (a lease is settled exactly once: it is a context manager), 3 (what the store grants is handed over
-at once), 5 (in a lane by urgency, then by arrival; what comes back goes to the head), 6 (whose turn cannot come before
-its deadline is refused at once, none waits past it, who leaves is gone at once), 10 (a lease is fresh for `USE_BY`).
+Laws kept here: 2 (a lease is settled exactly once: it is a context manager), 3 (grants are handed over at once), 5 (a
+queue is ordered by urgency, then by arrival; retries go to the head), 6 (a request that cannot be served in time is
+refused at once, none waits past its deadline, a caller that left is gone at once), 10 (`LEASE_LIFETIME`).
 
-One exchange with the store is under way at a time; what arrives meanwhile goes with the next, and who comes when there
-is plenty needs none. Between reading and writing this module's state nothing is awaited.
+One exchange with the store is under way at a time; what arrives meanwhile goes with the next. While nothing waits and
+tokens are plentiful no exchange is needed. Between reading and writing this module's state nothing is awaited.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 
 from keyturn.core.errors import Refusal, ShuttingDown, StoreLost
 from keyturn.core.events import Exchanged, ForeignSpent, Observer
-from keyturn.core.exchange import PULSE, USE_BY, Budget, Exchange, Grant, Lane, Store
+from keyturn.core.exchange import HEARTBEAT, LEASE_LIFETIME, ExchangeResult, Flow, LeaseGrant, LimitTokens, PoolStore
 from keyturn.core.health import Health
 from keyturn.core.levels import LaneLevel
 from keyturn.core.looks import LaneLook
@@ -48,7 +48,7 @@ class Scheduler:
     def __init__(
         self,
         pool: Pool,
-        store: Store,
+        store: PoolStore,
         *,
         settle_bound: Micros,
         max_waiting: int,
@@ -137,7 +137,7 @@ class Scheduler:
         self.heed()
 
     def _seat_anew(self, clients: Mapping[str, Client]) -> None:
-        """Put everybody who waits into the lane that is right by now, in the same order."""
+        """Put everybody who waits into the flow that is right by now, in the same order."""
         own = {client.name for client in clients.values() if client.pool == self.pool.name}
         for waiter in self._lanes.clear(own):
             try:
@@ -154,8 +154,8 @@ class Scheduler:
         if self._keys.sort():
             self._store.adopt(self._keys.serving)
         now = self.clock()
-        for lane, queue in list(self._lanes.busy.items()):
-            displaced = Displaced() if not self._may_be_served(lane) else None
+        for flow, queue in list(self._lanes.busy.items()):
+            displaced = Displaced() if not self._may_be_served(flow) else None
             for waiter in list(queue.waiters):
                 refusal = self._keys.refusal(waiter.ticket, now) or (None if waiter.ticket.pinned else displaced)
                 if refusal is not None:
@@ -193,11 +193,11 @@ class Scheduler:
         return list(lane_levels(self.pool, clients, self._lanes.busy, self._stock.next_token(self.pool, now), now))
 
     def lanes(self) -> list[LaneLook]:
-        """Each lane in which somebody waits."""
-        busy = [queue for lane, queue in self._lanes.busy.items() if lane.client != OWN.name]
+        """Each flow in which somebody waits."""
+        busy = [queue for flow, queue in self._lanes.busy.items() if flow.client != OWN.name]
         return list(lane_looks(busy, self.clock()))
 
-    def standing(self, client: str, method: str, path: str | None) -> list[tuple[Limit, Budget]]:
+    def standing(self, client: str, method: str, path: str | None) -> list[tuple[Limit, LimitTokens]]:
         """What is left for a client of the limits that a request falls under; nothing before the first exchange."""
         limits, part = self.pool.limits_on(method, path), self._lanes.part(client)
         return self._stock.standing(self.pool, limits, part, self.clock())
@@ -205,12 +205,12 @@ class Scheduler:
     # Waiting
 
     async def lease(self, ticket: Ticket, *, front: bool = False) -> Lease:
-        """Wait for the turn of a request; `front` puts one that comes back at the head of its lane.
+        """Wait for the turn of a request; `front` puts one that comes back at the head of its flow.
 
         Raises:
             TooMany: its turn cannot come before the deadline, or the queue is full.
             NoKey: no key can serve it.
-            Displaced: the quota that its lane insists on is not used any more.
+            Displaced: the quota that its flow insists on is not used any more.
             Moved: its client uses another pool by now.
             Unauthenticated, BadRequest: its client, or the key that it insists on, is not there any more.
             ShuttingDown: the process drains.
@@ -238,21 +238,21 @@ class Scheduler:
         now = self.clock()
         check(self._lanes, self._admitted(ticket, now, front=False), now, self._max_waiting, self._keys)
 
-    def at_once(self, ticket: Ticket) -> Lease | None:
+    def try_lease(self, ticket: Ticket) -> Lease | None:
         """A lease for who need not wait, since nobody does and there is plenty, or `None`; raises what `lease` does."""
         if self._lanes.total or not self._portions.admits(ticket.client):
             return None
         now = self.clock()
         ticket = self._admitted(ticket, now, front=False)
-        lane, limits = Lane(ticket.client.name, ticket.kind), ticket.kind.limits
-        grant = self._store.at_once(lane, ticket.client.weight) if self._stock.plenty(limits, now) else None
+        flow, limits = Flow(ticket.client.name, ticket.demand_class), ticket.demand_class.limits
+        grant = self._store.try_grant(flow, ticket.client.weight) if self._stock.plenty(limits, now) else None
         if grant is None:
             return None
         self._stock.take(limits)
         self._lanes.know(ticket.client)
         self._rides.came(now)
-        self._alarm.sooner_or_later(PULSE)
-        return self._lease_of(grant, ticket, now, now + USE_BY)
+        self._alarm.sooner_or_later(HEARTBEAT)
+        return self._lease_of(grant, ticket, now, now + LEASE_LIFETIME)
 
     def _enter(self, ticket: Ticket, now: Micros, *, front: bool) -> Waiter:
         if not front:
@@ -262,7 +262,7 @@ class Scheduler:
         self._lanes.seat(waiter)
         self._deadlines.watch(waiter)
         self._rides.came(now)
-        self._alarm.ring(self.in_flight if self._stock.holds(ticket.kind.limits) else FEW)
+        self._alarm.ring(self.in_flight if self._stock.holds(ticket.demand_class.limits) else FEW)
         return waiter
 
     def _left(self, waiter: Waiter) -> None:
@@ -331,7 +331,7 @@ class Scheduler:
         else:
             self._hand_back(answer, pool)
 
-    def _hand_back(self, answer: Exchange, pool: Pool) -> None:
+    def _hand_back(self, answer: ExchangeResult, pool: Pool) -> None:
         """Other limits may hold by now than when these leases were asked for: they go back, and are asked for anew."""
         for grant in answer.grants:
             Lease(self, pool, grant, NO_KEY, 0).unsent()
@@ -352,26 +352,26 @@ class Scheduler:
             self._refuse(waiter, refusal)
             self._alarm.within(FLUSH)
 
-    def _may_be_served(self, lane: Lane) -> bool:
-        """Whether grants to a lane could be used: one that insists on a quota out of use waits without asking."""
-        pinned = lane.kind.pinned
-        return pinned is None or lane.client == OWN.name or pinned in self._keys.serving.keys_of
+    def _may_be_served(self, flow: Flow) -> bool:
+        """Whether grants to a flow could be used: one that insists on a quota out of use waits without asking."""
+        pinned = flow.demand_class.pinned
+        return pinned is None or flow.client == OWN.name or pinned in self._keys.serving.keys_of
 
-    def _apply(self, answer: Exchange, asked: Micros) -> None:
+    def _apply(self, answer: ExchangeResult, asked: Micros) -> None:
         now = self.clock()
-        granted = len(answer.grants) + self._stock.hear(answer.budgets, now)
+        granted = len(answer.grants) + self._stock.hear(answer.available, now)
         self._deadlines.heard(now)
         for grant in answer.grants:
-            self._hand_over(grant, now, asked + USE_BY)
-        for lane, turns in answer.turns.items():
-            queue = self._lanes.queue(lane)
+            self._hand_over(grant, now, asked + LEASE_LIFETIME)
+        for flow, turns in answer.estimates.items():
+            queue = self._lanes.queue(flow)
             queue.turns, queue.told, queue.served = turns, now, 0
             self._deadlines.judge(queue, now)
         self._deadlines.pass_over(self._portions.left_out(), now)
         if answer.again is not None and self._has_to_say:
             self._alarm.wake(answer.again)
         elif self._holdings.unsettled:
-            self._alarm.within(PULSE)
+            self._alarm.within(HEARTBEAT)
         self._observer.observe(Exchanged(self.pool.name, (now - asked) / SECOND, granted))
         for quota, tokens in answer.foreign:
             self._observer.observe(ForeignSpent(self.pool.name, self.pool.label(quota), tokens))
@@ -381,20 +381,20 @@ class Scheduler:
         """Whether the store has to hear of this room again: one without keys, of which nothing is out, is no sharer."""
         return bool(self.pool.keys or self._holdings.unsettled or self._lanes.total)
 
-    def _hand_over(self, grant: Grant, now: Micros, use_by: Micros) -> None:
-        """Give a lease to the head of its lane."""
-        waiter = self._lanes.queue(grant.lane).next()
+    def _hand_over(self, grant: LeaseGrant, now: Micros, use_by: Micros) -> None:
+        """Give a lease to the head of its flow."""
+        waiter = self._lanes.queue(grant.flow).next()
         lease = self._lease_of(grant, waiter.ticket if waiter else None, now, use_by)
         if waiter and lease:
             self._lanes.serve(waiter)
             waiter.future.set_result(lease)
 
-    def _lease_of(self, grant: Grant, ticket: Ticket | None, now: Micros, use_by: Micros) -> Lease | None:
+    def _lease_of(self, grant: LeaseGrant, ticket: Ticket | None, now: Micros, use_by: Micros) -> Lease | None:
         """A lease for whoever has this ticket; when nobody waits any more, or no key is left, the grant goes back."""
         key = self._keys.pick(grant.quota, ticket) if ticket is not None else None
         lease = Lease(self, self.pool, grant, key or NO_KEY, use_by)
         if key is None:
             lease.unsent()
             return None
-        self._holdings.handed(lease, grant.lane.client, now)
+        self._holdings.handed(lease, grant.flow.client, now)
         return lease

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from keyturn.core.exchange import Budget
+from keyturn.core.exchange import LimitTokens
 from keyturn.core.model import MILLISECOND, Limit, Micros, Pool
 from keyturn.scheduler.looks import left, next_token
 
@@ -17,14 +17,14 @@ class Stock:
     """The budgets of the limits, in the order of the pool's limits."""
 
     def __init__(self) -> None:
-        self.budgets: tuple[Budget, ...] = ()
+        self.budgets: tuple[LimitTokens, ...] = ()
         """Empty before the first exchange."""
         self._told: Micros = 0
         self._granted = 0
         self._doubted = False
         """Whether something is known since that the store does not know yet."""
 
-    def hear(self, budgets: tuple[Budget, ...], now: Micros) -> int:
+    def hear(self, budgets: tuple[LimitTokens, ...], now: Micros) -> int:
         """An exchange has told; returns how much was granted without one since the last."""
         self.budgets, self._told, self._doubted = budgets, now, False
         granted, self._granted = self._granted, 0
@@ -42,23 +42,23 @@ class Stock:
         """Whether so much is at hand of these limits that whoever comes can be served, in whatever order."""
         if self._doubted or now - self._told > FRESH or not self.budgets:
             return False
-        return all(self.budgets[index].at_hand >= PLENTY for index in limits)
+        return all(self.budgets[index].available >= PLENTY for index in limits)
 
     def holds(self, limits: Iterable[int]) -> bool:
         """Whether a token of each of these limits was left when an exchange told last."""
-        return bool(self.budgets) and all(self.budgets[index].at_hand > 0 for index in limits)
+        return bool(self.budgets) and all(self.budgets[index].available > 0 for index in limits)
 
     def take(self, limits: tuple[int, ...]) -> None:
         """A token of each of these limits was granted without an exchange."""
         self._granted += 1
         self.budgets = tuple([
-            Budget(budget.size, budget.at_hand - 1, budget.returns) if index in limits else budget
+            LimitTokens(budget.size, budget.available - 1, budget.returns) if index in limits else budget
             for index, budget in enumerate(self.budgets)
         ])  # fmt: skip
 
     def standing(
         self, pool: Pool, limits: Iterable[int], part: tuple[int, int], now: Micros
-    ) -> list[tuple[Limit, Budget]]:
+    ) -> list[tuple[Limit, LimitTokens]]:
         """What is left of limits for a client with this part of all weights; nothing before the first exchange."""
         if not self.budgets:
             return []

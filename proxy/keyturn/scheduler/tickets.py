@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from keyturn.core.errors import BadRequest, Unauthenticated
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.model import Client, Micros, Pool
 from keyturn.core.values import value_object
 
@@ -18,7 +18,7 @@ class Moved(Exception):
 
 
 class Displaced(Exception):
-    """A lane's quota is not used any more; its requests may wait in another lane."""
+    """A flow's quota is not used any more; its requests may wait in another flow."""
 
 
 @value_object
@@ -26,7 +26,7 @@ class Ticket:
     """What a request waits with."""
 
     client: Client
-    kind: Kind
+    demand_class: DemandClass
     deadline: Micros
     """The instant beyond which it does not wait."""
     urgency: int = 3
@@ -45,20 +45,22 @@ class Ticket:
             Unauthenticated: nobody of its client's name is known any more.
             Moved: its client uses another pool now.
             BadRequest: the key that it insists on is gone.
-            Displaced: the quota that its lane insists on is gone.
+            Displaced: the quota that its flow insists on is gone.
         """
         client = self.client if self.own else clients.get(self.client.name)
         if client is None:
             raise Unauthenticated(f"The client {self.client.name} is not known to this proxy any more.")
         if not self.own and client.pool != pool.name:
             raise Moved(client)
-        return replace(self, client=client, kind=Kind(pool.limits_on(self.method, self.path), self._quota(pool)))
+        return replace(
+            self, client=client, demand_class=DemandClass(pool.limits_on(self.method, self.path), self._quota(pool))
+        )
 
     def _quota(self, pool: Pool) -> str | None:
         if self.pinned is None:
-            if self.kind.pinned is not None and self.kind.pinned not in pool.keys_of:
+            if self.demand_class.pinned is not None and self.demand_class.pinned not in pool.keys_of:
                 raise Displaced
-            return self.kind.pinned
+            return self.demand_class.pinned
         return quota_of(self.pinned, pool)
 
 

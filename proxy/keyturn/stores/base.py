@@ -6,10 +6,20 @@ from contextlib import suppress
 
 from keyturn.core.errors import StoreLost
 from keyturn.core.estimator import Estimator
-from keyturn.core.exchange import PULSE, USE_BY, Demand, Exchange, Grant, Lane, Settlement, Turns, pulse
+from keyturn.core.exchange import (
+    HEARTBEAT,
+    LEASE_LIFETIME,
+    EstimatedWaits,
+    ExchangeResult,
+    Flow,
+    FlowDemand,
+    LeaseGrant,
+    Settlement,
+    heartbeat,
+)
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Revision, Snapshot, revision_of
 from keyturn.core.model import MILLISECOND, SECOND, Micros, Pool
-from keyturn.core.session import Session, grants_of
+from keyturn.core.session import Session
 
 ROUNDS = 6
 """Requests to one exchange at the most: a revision, what is held, demands, a clock that stepped, and a connection that
@@ -37,7 +47,7 @@ class SessionStore:
 
     def __init__(self, pool: Pool, *, replica: str, settle_bound: Micros, clock: Callable[[], Micros]) -> None:
         self.pool = pool.name
-        self.revision: Revision = revision_of(pool, USE_BY + settle_bound)
+        self.revision: Revision = revision_of(pool, LEASE_LIFETIME + settle_bound)
         """That of the next exchange; one that is under way goes on with the one that it began with."""
         self.session = Session(replica, self.revision)
         self._settle_bound = settle_bound
@@ -47,7 +57,7 @@ class SessionStore:
 
     def adopt(self, pool: Pool) -> None:
         """Go on with another configuration of the pool; what was spent stays spent."""
-        self.revision = revision_of(pool, USE_BY + self._settle_bound)
+        self.revision = revision_of(pool, LEASE_LIFETIME + self._settle_bound)
 
     @property
     def replicas(self) -> int:
@@ -73,8 +83,8 @@ class SessionStore:
     def epoch_began(self) -> None:
         """Take note that the state was new, restarted, failed over or behind: every bucket opens by a probe (law 8)."""
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
-        """See `core.exchange.Store`.
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
+        """See `core.exchange.PoolStore`.
 
         A connection that breaks is no loss yet: once in an exchange the request is made again over a new one. What the
         first came to does not matter, for its grants are taken back, and what ended has ended.
@@ -102,43 +112,47 @@ class SessionStore:
         raise StoreLost("The shared store does not come to terms with this replica.", cause=_AT_ODDS)
 
     async def _answer(
-        self, heard: ExchangeResponse, demands: tuple[Demand, ...], snapshot: Snapshot | None
-    ) -> Exchange:
+        self, heard: ExchangeResponse, demands: tuple[FlowDemand, ...], snapshot: Snapshot | None
+    ) -> ExchangeResult:
         """What the waiting room is told: with estimates, if there is a new snapshot."""
-        session, grants = self.session, grants_of(heard)
+        session, grants = self.session, heard.grants
         if snapshot is None and session.snapshot_due(self._clock()):
             with suppress(StoreLost):  # the grants are here, and the next exchange says so, too
                 snapshot = await self.fetch(session.revision.name, session.pins())
-        turns = self._turns(snapshot, demands, grants) if snapshot is not None else {}
+        estimates = self._estimates(snapshot, demands, grants) if snapshot is not None else {}
         again = heard.again
         if session.newcomers and snapshot is not None:
             again = MILLISECOND
         elif again is None:
-            again = pulse(session.revision.bound, PULSE if len(session.held) else IDLE)
+            again = heartbeat(session.revision.bound, HEARTBEAT if len(session.held) else IDLE)
         if session.clock_is_fast(self._clock()):
             again = min(again, DRIFT_PULSE)
-        return Exchange(heard.version, grants, turns, heard.available, again, heard.replicas, heard.foreign)
+        return ExchangeResult(heard.version, grants, estimates, heard.available, again, heard.replicas, heard.foreign)
 
-    def _turns(self, snapshot: Snapshot, demands: Iterable[Demand], grants: Iterable[Grant]) -> Mapping[Lane, Turns]:
+    def _estimates(
+        self, snapshot: Snapshot, demands: Iterable[FlowDemand], grants: Iterable[LeaseGrant]
+    ) -> Mapping[Flow, EstimatedWaits]:
         """The estimates of flows of which requests still wait: of newcomers first, then of the others in rotation."""
-        session, granted = self.session, Counter([grant.lane for grant in grants])
-        waiting = {one.lane: one for one in demands if one.waiting > granted[one.lane]}
+        session, granted = self.session, Counter([grant.flow for grant in grants])
+        waiting = {one.flow: one for one in demands if one.waiting > granted[one.flow]}
         pins = {(limit, quota) for limit, quota, _ in snapshot.pinned}
         shown = [
-            one for one in waiting if not one.kind.pinned or all((i, one.kind.pinned) in pins for i in one.kind.limits)
+            one
+            for one in waiting
+            if not one.demand_class.pinned or all((i, one.demand_class.pinned) in pins for i in one.demand_class.limits)
         ]
-        newcomers = [lane for lane in shown if lane in session.newcomers]
-        others = [lane for lane in shown if lane not in session.newcomers]
+        newcomers = [flow for flow in shown if flow in session.newcomers]
+        others = [flow for flow in shown if flow not in session.newcomers]
         begin = self._next % len(others) if others else 0
         chosen = [*newcomers, *others[begin:], *others[:begin]][:ESTIMATED]
         self._next = begin + max(0, len(chosen) - len(newcomers))
         session.took(self._clock(), snapshot, session.newcomers.difference(chosen))
         estimator = Estimator(snapshot, session.revision, session.replicas)
-        told: dict[Lane, Turns] = {}
-        for demand in [waiting[lane] for lane in chosen]:
-            turns = estimator.turns(demand.lane, demand.waiting - granted[demand.lane], demand.weight)
+        told: dict[Flow, EstimatedWaits] = {}
+        for demand in [waiting[flow] for flow in chosen]:
+            turns = estimator.turns(demand.flow, demand.waiting - granted[demand.flow], demand.weight)
             if turns is not None:
-                told[demand.lane] = turns
+                told[demand.flow] = turns
         return told
 
 

@@ -6,9 +6,9 @@ does not know either: each bucket is opened by a probe (law 8).
 
 from collections.abc import Callable
 
-from keyturn.core.exchange import Grant, Lane
+from keyturn.core.exchange import Flow, LeaseGrant
 from keyturn.core.looks import BucketLook, look
-from keyturn.core.messages import DemandClass, ExchangeRequest, ExchangeResponse, Snapshot
+from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import Micros, Pool
 from keyturn.core.snapshots import snapshot
 from keyturn.core.state import PoolState
@@ -55,14 +55,12 @@ class MemoryStore(SessionStore):
         """The tokens of every bucket."""
         return look(self._memory.state, self.revision, self._memory.clock())
 
-    def at_once(self, lane: Lane, weight: int) -> Grant | None:
-        """See `core.exchange.Store`."""
+    def try_grant(self, flow: Flow, weight: int) -> LeaseGrant | None:
+        """See `core.exchange.PoolStore`."""
         memory = self._memory
-        demanded = DemandClass(self.revision.name, *lane.kind)
-        granted = memory.state.at_once(memory.clock(), self.session.replica, demanded, lane.client, weight)
-        if granted is None:
+        grant = memory.state.try_grant(memory.clock(), self.session.replica, self.revision.name, flow, weight)
+        if grant is None:
             return None
-        grant = Grant(granted.lease, lane, granted.quota, granted.probe)
         self.session.held.granted(memory.clock(), grant, self.revision)
         return grant
 

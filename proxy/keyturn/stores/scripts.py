@@ -9,13 +9,21 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from keyturn.core.exchange import Budget, Seen, Settlement, Spent, Throttled, Unsent
+from keyturn.core.exchange import (
+    DemandClass,
+    Flow,
+    FlowDemand,
+    LeaseGrant,
+    LimitTokens,
+    Settlement,
+    Spent,
+    Throttled,
+    Unsent,
+)
 from keyturn.core.messages import (
     ExchangeRequest,
     ExchangeResponse,
-    FlowDemand,
     HeldLease,
-    LeaseGrant,
     LimitReturns,
     Revision,
     Snapshot,
@@ -88,22 +96,19 @@ def encode_exchange(
 
 def _settlement(settlement: Settlement) -> list[Any]:
     match settlement:
-        case Spent(lease, age, seen, answered):
+        case Spent(lease, age, observed, answered):
             row: list[Any] = ["s" if answered else "n", lease, age]
-            return [*row, [_seen(one) for one in seen]] if seen else row
+            return [*row, list(map(list, observed))] if observed else row
         case Unsent(lease):
             return ["u", lease]
-        case Throttled(lease, age, park, limits):
-            return ["t", lease, age, park, limits]
-
-
-def _seen(seen: Seen) -> list[int]:
-    return [seen.limit, seen.remaining, seen.reset]
+        case Throttled(lease, age, closed_for, limits):
+            return ["t", lease, age, closed_for, limits]
 
 
 def _demand(demand: FlowDemand) -> list[Any]:
-    row = [demand.client, demand.weight, demand.waiting, ",".join(map(str, demand.limits))]
-    return row if demand.pinned is None else [*row, demand.pinned]
+    client, (limits, pinned) = demand.flow
+    row = [client, demand.weight, demand.waiting, ",".join(map(str, limits))]
+    return row if pinned is None else [*row, pinned]
 
 
 def _held(row: HeldLease) -> list[Any]:
@@ -132,7 +137,7 @@ def decode_exchange(answer: Sequence[Any]) -> tuple[ExchangeResponse, Snapshot |
         version,
         instant,
         grants=tuple([_grant(row) for row in granted]),
-        available=tuple([Budget(size, available, returns) for size, available, returns in budgets]),
+        available=tuple([LimitTokens(size, available, returns) for size, available, returns in budgets]),
         again=again if again >= 0 else None,
         wake=_named(woken),
         replicas=replicas,
@@ -145,7 +150,8 @@ def decode_exchange(answer: Sequence[Any]) -> tuple[ExchangeResponse, Snapshot |
 def _grant(row: Sequence[Any]) -> LeaseGrant:
     lease, client, limits, pinned, quota, probe = row
     indices = tuple(map(int, limits.split(b","))) if limits else ()
-    return LeaseGrant(lease.decode(), client.decode(), indices, pinned.decode() or None, quota.decode(), probe == 1)
+    flow = Flow(client.decode(), DemandClass(indices, pinned.decode() or None))
+    return LeaseGrant(lease.decode(), flow, quota.decode(), probe == 1)
 
 
 def _named(rows: Iterable[tuple[bytes, int]]) -> tuple[tuple[str, int], ...]:

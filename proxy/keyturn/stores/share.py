@@ -15,11 +15,10 @@ from dataclasses import replace
 
 from aiolimiter import AsyncLimiter
 
-from keyturn.core.exchange import Demand, Exchange, Grant, Kind, Lane, Settlement, Turns
+from keyturn.core.exchange import DemandClass, EstimatedWaits, ExchangeResult, Flow, FlowDemand, LeaseGrant, Settlement
 from keyturn.core.looks import BucketLook, look
-from keyturn.core.messages import ExchangeRequest, FlowDemand, HeldLease, LimitReturns, Revision, RevisionLimit
+from keyturn.core.messages import ExchangeRequest, HeldLease, LimitReturns, Revision, RevisionLimit
 from keyturn.core.model import MILLISECOND, SECOND, Micros
-from keyturn.core.session import grants_of
 from keyturn.core.snapshots import snapshot
 from keyturn.core.state import PoolState
 
@@ -68,12 +67,11 @@ class Share:
         self,
         now: Micros,
         settlements: tuple[Settlement, ...],
-        demands: tuple[Demand, ...],
+        demands: tuple[FlowDemand, ...],
         most: int,
         held: tuple[HeldLease, ...] | None = None,
-    ) -> Exchange:
+    ) -> ExchangeResult:
         self._serial += 1
-        flows = [FlowDemand(one.lane.client, one.weight, *one.lane.kind, one.waiting) for one in demands]
         request = ExchangeRequest(
             self._replica,
             self._serial,
@@ -83,34 +81,34 @@ class Share:
             1,
             self._revision.name,
             settlements,
-            tuple(flows),
+            demands,
             full=True,
             held=held,
             spelled=self._revision,
         )
         told = self._state.exchange(now, "", request, most=most)
-        return Exchange(told.version, grants_of(told), {}, told.available, told.again, 1, told.foreign)
+        return ExchangeResult(told.version, told.grants, {}, told.available, told.again, 1, told.foreign)
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
-        """See `core.exchange.Store`; grants one request at a time."""
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
+        """See `core.exchange.PoolStore`; grants one request at a time."""
         now = self._clock()
-        due = tuple([one for one in demands if self._due(one.lane) <= now])
+        due = tuple([one for one in demands if self._due(one.flow) <= now])
         answer = self._say(
             now, settlements, due or demands, 1 if due else 0
         )  # flows keep their turns while none is due
         for grant in answer.grants:
-            for index in grant.lane.kind.limits:
+            for index in grant.flow.demand_class.limits:
                 await self._paces[index].spend()
         left = _left(demands, answer.grants)
         again = self._again(now, left, answer.again)
-        return replace(answer, turns=self._turns(now, left), again=again)
+        return replace(answer, estimates=self._estimates(now, left), again=again)
 
-    def _again(self, now: Micros, left: list[Demand], again: Micros | None) -> Micros | None:
+    def _again(self, now: Micros, left: list[FlowDemand], again: Micros | None) -> Micros | None:
         """When to call again: when the pace lets the next request go, or when the state has a token for one that may.
 
         `again`: what the state says of the requests that the pace has let go.
         """
-        dues = [self._due(demand.lane) - now for demand in left]
+        dues = [self._due(demand.flow) - now for demand in left]
         waits = [due for due in dues if due > 0]
         if again is not None and len(waits) < len(dues):
             waits.append(again)
@@ -120,32 +118,32 @@ class Share:
         """The tokens of this replica's share."""
         return look(self._state, self._revision, self._clock())
 
-    def _due(self, lane: Lane) -> Micros:
-        """When the pace lets a request of a lane go."""
-        return max([0, *(self._paces[index].due for index in lane.kind.limits)])
+    def _due(self, flow: Flow) -> Micros:
+        """When the pace lets a request of a flow go."""
+        return max([0, *(self._paces[index].due for index in flow.demand_class.limits)])
 
-    def _turns(self, now: Micros, left: list[Demand]) -> dict[Lane, Turns]:
+    def _estimates(self, now: Micros, left: list[FlowDemand]) -> dict[Flow, EstimatedWaits]:
         """One after another by the pace of the slowest limit, in proportion to weight."""
         weights = sum([demand.weight for demand in left])
-        waits = self._waits(now, {demand.lane.kind for demand in left})
-        told: dict[Lane, Turns] = {}
+        waits = self._waits(now, {demand.flow.demand_class for demand in left})
+        told: dict[Flow, EstimatedWaits] = {}
         for demand in left:
-            lane, waiting, wait = demand.lane, demand.waiting, waits[demand.lane.kind]
+            flow, waiting, wait = demand.flow, demand.waiting, waits[demand.flow.demand_class]
             if wait is None:
-                told[lane] = Turns()
+                told[flow] = EstimatedWaits()
                 continue
-            first = max(self._due(lane) - now, wait)
-            interval = max([0, *(self._paces[index].interval for index in lane.kind.limits)])
+            first = max(self._due(flow) - now, wait)
+            interval = max([0, *(self._paces[index].interval for index in flow.demand_class.limits)])
             last = first + (waiting - 1) * interval * weights // demand.weight
-            told[lane] = Turns((first,), ((waiting - 1, last),) if waiting > 1 else ())
+            told[flow] = EstimatedWaits((first,), ((waiting - 1, last),) if waiting > 1 else ())
         return told
 
-    def _waits(self, now: Micros, kinds: set[Kind]) -> dict[Kind, Micros | None]:
+    def _waits(self, now: Micros, kinds: set[DemandClass]) -> dict[DemandClass, Micros | None]:
         """When the next tokens for requests of these kinds are expected; `None`: never."""
         pins = {(index, kind.pinned) for kind in kinds for index in kind.limits if kind.pinned is not None}
         view = snapshot(self._state, now, self._revision.name, pins)
         pinned = {(index, quota): returns for index, quota, returns in view.pinned}
-        waits: dict[Kind, Micros | None] = {}
+        waits: dict[DemandClass, Micros | None] = {}
         for kind in kinds:
             firsts: list[Micros | None] = [0] if kind.pinned or self._revision.quotas else [None]
             for index in kind.limits:
@@ -167,10 +165,10 @@ def _first(returns: LimitReturns, limit: RevisionLimit) -> Micros | None:
     return limit.window if returns.in_use else None
 
 
-def _left(demands: tuple[Demand, ...], grants: tuple[Grant, ...]) -> list[Demand]:
+def _left(demands: tuple[FlowDemand, ...], grants: tuple[LeaseGrant, ...]) -> list[FlowDemand]:
     """What still waits when these were granted."""
-    granted = Counter([grant.lane for grant in grants])
-    rest = [replace(demand, waiting=demand.waiting - granted[demand.lane]) for demand in demands]
+    granted = Counter([grant.flow for grant in grants])
+    rest = [demand._replace(waiting=demand.waiting - granted[demand.flow]) for demand in demands]
     return [demand for demand in rest if demand.waiting > 0]
 
 

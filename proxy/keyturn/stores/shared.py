@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from keyturn.core.errors import StoreLost
 from keyturn.core.events import Observer, StoreChanged, StoreMute
-from keyturn.core.exchange import PULSE, Demand, Exchange, Lane, Settlement, Unsent
+from keyturn.core.exchange import HEARTBEAT, ExchangeResult, Flow, FlowDemand, Settlement, Unsent
 from keyturn.core.looks import BucketLook
 from keyturn.core.messages import Revision
 from keyturn.core.model import SECOND, Micros, Pool
@@ -35,7 +35,7 @@ COME_BACK = 1
 """Seconds after which a refused caller may try again: the store is tried more often than that."""
 
 
-PATIENCE: Micros = PULSE
+PATIENCE: Micros = HEARTBEAT
 """For so long a loss is waited out also under `share`: by then all that have anything out know of it, too."""
 
 MISSING: Micros = 2 * SECOND
@@ -115,11 +115,11 @@ class SharedStore:
                 return ()  # the next exchange says so, too, and what happens then
         return self._share.look() if self._share else ()
 
-    def at_once(self, lane: Lane, weight: int) -> None:
-        """See `core.exchange.Store`: never."""
+    def try_grant(self, flow: Flow, weight: int) -> None:
+        """See `core.exchange.PoolStore`: never."""
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
-        """See `core.exchange.Store`.
+    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
+        """See `core.exchange.PoolStore`.
 
         Raises:
             StoreLost: under `wait`, and under `refuse` with a time to come back.
@@ -137,7 +137,7 @@ class SharedStore:
                 return answer
         return await self._without(settlements, demands)
 
-    async def _without(self, settlements: tuple[Settlement, ...], demands: tuple[Demand, ...]) -> Exchange:
+    async def _without(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
         if self._on_loss != "share" or self._quiet or self._clock() < self._since + PATIENCE:
             raise StoreLost(
                 "The store of the rate limits does not answer. Come back in a moment.",

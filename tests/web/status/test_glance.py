@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from keyturn.core.breaker import BreakerView, Scope
 from keyturn.core.events import Journal, Reloaded, StoreChanged, UpstreamThrottled
-from keyturn.core.exchange import Kind
+from keyturn.core.exchange import DemandClass
 from keyturn.core.lessons import Higher
 from keyturn.core.levels import BreakerLevel
 from keyturn.core.looks import BucketLook
@@ -188,7 +188,7 @@ async def test_many_who_watch_cost_one_look() -> None:
 
 def ticket() -> Ticket:
     """Of client a, with time."""
-    return Ticket(Client("a", weight=2), Kind((0,)), micros() + 300 * SECOND)
+    return Ticket(Client("a", weight=2), DemandClass((0,)), micros() + 300 * SECOND)
 
 
 @virtual

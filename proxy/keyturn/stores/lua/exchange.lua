@@ -14,8 +14,8 @@
 -- The first write is one that a server denies when its memory is full (ZADD, HSET): nothing was removed then.
 local WAKE_MARGIN = 5 * MILLISECOND
 local COLLECT = SECOND / 2
-local PULSE = 2 * SECOND
-local RECOVERY_GRACE = PULSE + SECOND / 2
+local HEARTBEAT = 2 * SECOND
+local RECOVERY_GRACE = HEARTBEAT + SECOND / 2
 local DEALT = 256
 local DRIFT = 10 * MILLISECOND
 local MILLION = 1000000
@@ -248,7 +248,7 @@ end
 
 -- When the caller is to call again; another replica whose turn is next is woken, if it was told a later time.
 local function heartbeat_of(now)
-  local usual, silent, ends = min(PULSE, floor(state.bound / 2)), first_of(UNCOLLECTED)
+  local usual, silent, ends = min(HEARTBEAT, floor(state.bound / 2)), first_of(UNCOLLECTED)
   return silent and flows.waits(caller) and min(usual, max(MILLISECOND, ends - now)) or usual
 end
 
