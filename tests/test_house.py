@@ -285,6 +285,7 @@ def test_requirement_files_follow_the_project() -> None:
         ],
         "dev.txt": project["project"]["dependencies"] + project["dependency-groups"]["dev"],
         "build.txt": project["dependency-groups"]["build"],
+        "chart.txt": project["dependency-groups"]["chart"],
         "browser.txt": project["dependency-groups"]["browser"],
         "lock.txt": project["dependency-groups"]["lock"],
         "audit.txt": project["dependency-groups"]["audit"],
