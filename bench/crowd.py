@@ -154,7 +154,7 @@ def configuration(upstream: str, store: str) -> dict[str, Any]:
         "listen": "127.0.0.1:0",
         "admin": "127.0.0.1:0",
         "upstream": {"url": upstream},
-        "inbound": {"max_connections": 15_000, "max_connections_per_peer": 15_000},
+        "inbound": {"max_connections": 15_000, "max_connections_per_address": 15_000},
         "pools": {
             "default": {
                 "limits": [{"requests": LIMIT, "window": f"{WINDOW}s"}],

@@ -111,7 +111,7 @@ def configuration(upstream: int, number: int) -> dict[str, Any]:
         "admin": "127.0.0.1:0",
         "upstream": {"url": f"http://127.0.0.1:{upstream}", "max_connections": number + 10},
         "pools": {"default": {"limits": limits, "keys": [{"name": "a", "secret": KEY}]}},
-        "inbound": {"body_timeout": "10m", "write_timeout": "10m", "max_connections_per_peer": 10_000},
+        "inbound": {"body_timeout": "10m", "write_timeout": "10m", "max_connections_per_address": 10_000},
         "queue": {"max_wait": f"{WAIT}s"},
         "anonymous": {"max_in_flight": number + 10},
         "log": {"level": "error", "sample": 0},

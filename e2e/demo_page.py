@@ -56,7 +56,7 @@ def demo() -> Iterator[Addresses]:
 class Story:
     """What has been seen on the page, look after look."""
 
-    at_hand: list[int] = field(default_factory=list)
+    available: list[int] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
     states: set[str] = field(default_factory=set)
     """Of keys, at any time."""
@@ -65,19 +65,19 @@ class Story:
 
     def look(self, page: Page) -> None:
         """Read what the page shows now."""
-        self.at_hand.append(sum(map(int, page.locator(".bucket-line strong").all_inner_texts())))
+        self.available.append(sum(map(int, page.locator(".bucket-line strong").all_inner_texts())))
         tile = page.locator("#overview > div", has_text="Waiting").locator("dd").first
         self.waiting.append(int(tile.inner_text().replace(",", "")))
         states = page.locator("tr.has-badge .badge").all_inner_texts()
         self.states |= set(states)
-        soon = page.locator('.token[data-near="3"], .token[data-state="hand"]').count()
+        soon = page.locator('.token[data-near="3"], .token[data-state="available"]').count()
         self.in_full = "quarantined" in states and self.waiting[-1] > QUEUE and soon > QUEUE
 
     def told(self) -> dict[str, bool]:
         """Which parts of the story have been seen."""
         return {
-            "tokens are spent": falls(self.at_hand),
-            "tokens come back": rises(self.at_hand),
+            "tokens are spent": falls(self.available),
+            "tokens come back": rises(self.available),
             "a lane grows": rises(self.waiting),
             "a lane shrinks": falls(self.waiting),
             "a key is quarantined": "quarantined" in self.states,
@@ -140,4 +140,5 @@ def demo_promises(browser: Browser, picture: Callable[[Page], None] | None) -> I
 
 def span(story: Story) -> str:
     """What was seen, in short."""
-    return f"{min(story.at_hand)} to {max(story.at_hand)} at hand, {min(story.waiting)} to {max(story.waiting)} waiting"
+    available, waiting = story.available, story.waiting
+    return f"{min(available)} to {max(available)} available, {min(waiting)} to {max(waiting)} waiting"

@@ -100,11 +100,11 @@ def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Pr
     replica.snapshots[:] = [busy(quarantined=False)]
     with opened(browser, url, watch) as page:
         yield Promise("each token is drawn", page.locator(".token[data-state]").count() > 0, "tokens")
-        at_hand = page.locator(".quota >> nth=0 >> .bucket-line strong >> nth=0").inner_text()
+        available = page.locator(".quota >> nth=0 >> .bucket-line strong >> nth=0").inner_text()
         replica.snapshots[:] = [busy(2)]
         yield Promise("a lane grows", not (missed := shown(page, "154")), missed)
         now = page.locator(".quota >> nth=0 >> .bucket-line strong >> nth=0").inner_text()
-        yield Promise("tokens come back", now != at_hand, f"{at_hand}, then {now}")
+        yield Promise("tokens come back", now != available, f"{available}, then {now}")
         yield Promise(
             "a key that is quarantined is said", not (missed := announced(page, "Key team-d is quarantined")), missed
         )
@@ -117,7 +117,7 @@ def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Pr
             yield Promise(f"in words, {text[:9]}…", not (missed := appears(page, "#notices", text)), missed)
         yield Promise("and said", not (missed := announced(page, "The store is lost")), missed)
         replica.snapshots[:] = [busy(4, out=True)]
-        yield Promise("an outage is shown", not (missed := shown(page, "out of order for 20 s: 503 three")), missed)
+        yield Promise("an outage is shown", not (missed := shown(page, "failing for 20 s: 503 three")), missed)
     yield promise("no complaint on the console", watch.complaints)
     yield from staleness(browser, url, replica)
 

@@ -393,6 +393,6 @@ async def until_settled(home: House) -> None:
     """See that the first request of a quota, which goes alone, is over for the store as well."""
 
     async def settled() -> bool:
-        return await home.keyturn.metric("keyturn_tokens_at_hand") == 19
+        return await home.keyturn.metric("keyturn_tokens_available") == 19
 
     await until(settled, "the rest of the tokens is at hand")

@@ -227,7 +227,9 @@ async def test_serve_with_keys_of_the_environment(tmp_path: Path) -> None:
         assert len(set(data)) == 2
         page = await ask(addresses["admin"], request("/metrics", token=None))
         for name in [f"key-{sha256(key.encode()).hexdigest()[:8]}" for key in KEYS]:
-            assert f'keyturn_tokens_at_hand{{limit="60/60s",pool="default",quota="{name}"}} 60.0' in page.body.decode()
+            assert (
+                f'keyturn_tokens_available{{limit="60/60s",pool="default",quota="{name}"}} 60.0' in page.body.decode()
+            )
         for address in data:
             async with calling(address) as caller:
                 assert (await caller.ask(request("/me", method="TRACE"))).status == 405

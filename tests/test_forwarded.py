@@ -112,7 +112,7 @@ async def test_listeners_expect_the_proxy_protocol(tmp_path: Path) -> None:
             assert await caller.ended() == b""
         home.keyturn.data = plain
         assert await logged(home, 3) == ["127.0.0.1", "192.0.2.7", "192.0.2.7"]
-        assert await home.keyturn.metric("keyturn_connections_ended_total", why="proxy_protocol") == 1
+        assert await home.keyturn.metric("keyturn_connections_ended_total", reason="proxy_protocol") == 1
         assert [line for line in home.keyturn.process.lines if "without a header of the PROXY protocol" in line]
 
 

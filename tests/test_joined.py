@@ -66,6 +66,6 @@ async def test_a_reader_by_drops_does_not_set_the_pace_of_a_joined_answer(tmp_pa
             assert [len(reply.body) for reply in replies] == [LARGE] * len(others)
             assert len(home.arrivals("/chunked")) == 3
             assert len(await by_drops.ended()) < LARGE
-        assert await home.keyturn.metric("keyturn_connections_ended_total", why="fell_behind") == 1
+        assert await home.keyturn.metric("keyturn_connections_ended_total", reason="fell_behind") == 1
         (line,) = [line for line in home.keyturn.process.lines if "by-drops" in line]
         assert "too slow for the others" in line

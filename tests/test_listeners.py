@@ -122,7 +122,7 @@ async def test_bounds_of_the_configuration_hold(tmp_path: Path) -> None:
             one_too_many = await stack.enter_async_context(calling(home.keyturn.data))
             assert b"tooManyConnections" in await one_too_many.ended()
         for why in ("head_timeout", "too_many"):
-            assert await home.keyturn.metric("keyturn_connections_ended_total", why=why) == 1
+            assert await home.keyturn.metric("keyturn_connections_ended_total", reason=why) == 1
         assert await home.keyturn.metric("keyturn_refused_total", reason="too_slow") == 1
 
 

@@ -102,7 +102,7 @@ async def test_who_waits_for_a_place_is_told_the_truth(tmp_path: Path) -> None:
             assert f"`{'upstream.' if token == 'ci' else ''}{reason}`" in reply.json()["error"]["message"]
             assert int(reply.one("Retry-After")) >= 1
             assert await keyturn.metric("keyturn_refused_total", reason=reason) == 1
-        assert await keyturn.metric("keyturn_tokens_at_hand") == 9_998, "no token is held for who waits for a place"
+        assert await keyturn.metric("keyturn_tokens_available") == 9_998, "no token is held for who waits for a place"
         patient = await stack.enter_async_context(calling(keyturn.data))
         patient.send(request("/me"))
         await keyturn.waiting(1)
@@ -165,7 +165,7 @@ async def test_no_descriptor_left_is_named_and_no_outage(tmp_path: Path) -> None
         await until(lambda: "the configuration cannot be read now" in keyturn.process.stderr, "it is told")
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         await is_well(keyturn)
-        assert await keyturn.metric("keyturn_local_troubles_total", cause="descriptors") == 10
+        assert await keyturn.metric("keyturn_local_errors_total", cause="descriptors") == 10
         assert await keyturn.metric("keyturn_reload_refused_total") == 0
         assert keyturn.process.stderr.count("could not make a connection") == 1
         assert "the new configuration is refused" not in keyturn.process.stderr
@@ -189,7 +189,7 @@ async def test_a_resolver_that_fails_is_named_and_no_outage(tmp_path: Path) -> N
             assert "cannot look up the name of localhost" in reply.json()["error"]["message"]
         broken.unlink()
         await is_well(keyturn)
-        assert await keyturn.metric("keyturn_local_troubles_total", cause="resolver") == 10
+        assert await keyturn.metric("keyturn_local_errors_total", cause="resolver") == 10
 
 
 async def test_the_other_side_is_asked_whether_it_is_there(tmp_path: Path) -> None:

@@ -296,8 +296,8 @@ async def test_an_unknown_token_is_told_and_counted_as_one(tmp_path: Path) -> No
             reply = await keyturn.ask(request("/me", field, token=None))
             assert reply.status == 401
             assert f"{place} is not known" in reply.json()["error"]["message"]
-        assert await keyturn.metric("keyturn_failed_attempts_total", why="token") == 3
-        assert await keyturn.metric("keyturn_failed_attempts_total", why="missing") == 0
+        assert await keyturn.metric("keyturn_authentication_failures_total", reason="token") == 3
+        assert await keyturn.metric("keyturn_authentication_failures_total", reason="missing") == 0
     assert keyturn.process.stderr.count("no entry for a token that is not known") == 3
 
 

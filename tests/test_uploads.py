@@ -184,7 +184,7 @@ async def test_a_full_queue_is_told_before_the_body(tmp_path: Path) -> None:
         async with calling(home.keyturn.data) as waits, calling(home.keyturn.data) as caller:
             waits.send(request("/x", "Prefer: wait=200"))
             await home.keyturn.waiting(1)
-            await until(lambda: home.keyturn.metric("keyturn_turn_seconds"), "it is known to have to wait")
+            await until(lambda: home.keyturn.metric("keyturn_estimated_wait_seconds"), "it is known to have to wait")
             caller.send(put("/up", MIB, "Prefer: wait=200", "Expect: 100-continue"))
             head = await caller.head()
             assert head.status == 429

@@ -480,7 +480,7 @@ async def test_pages_of_the_admin_listener(tmp_path: Path) -> None:
         assert (await home.ask(request("/healthz"))).status == 404
         assert home.arrivals("/healthz")
         assert (await home.keyturn.page("/readyz")).json() == {"status": "ready"}
-        assert await home.keyturn.metric("keyturn_tokens_at_hand", quota="team-1") == 0
+        assert await home.keyturn.metric("keyturn_tokens_available", quota="team-1") == 0
         assert await home.keyturn.metric("keyturn_tokens_limit", quota="team-1", limit="1/60s") == 1
         assert await home.keyturn.metric("keyturn_build_info") == 1
 

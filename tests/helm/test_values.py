@@ -231,7 +231,7 @@ def test_autoscaling_is_by_waiting() -> None:
     """The autoscaler owns the number of pods, and looks at the time that callers wait."""
     rendered = render({"autoscaling": {"enabled": True, "target": "3"}, **REDIS})
     (metric,) = rendered.one("HorizontalPodAutoscaler")["spec"]["metrics"]
-    assert metric["pods"]["metric"]["name"] == "keyturn_turn_seconds"
+    assert metric["pods"]["metric"]["name"] == "keyturn_estimated_wait_seconds"
     assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "3"}
     assert "replicas" not in rendered.one("Deployment")["spec"]
     assert "HorizontalPodAutoscaler" not in render(REDIS).kinds

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from keyturn.core.model import SECOND
 from keyturn.core.recent import Count
-from keyturn.web.status.model import ClientStatus, KeyStatus, LaneStatus, PoolStatus, QuotaStatus, Snapshot
+from keyturn.web.status.model import ClientStatus, KeyStatus, PoolStatus, QueueStatus, QuotaStatus, Snapshot
 
 from tests.observability.samples import AT, MINUTE, bucket, quiet
 
@@ -30,7 +30,7 @@ def crowd() -> Snapshot:
         for index, key in enumerate(keys)
     ]
     clients = [
-        ClientStatus(f"client-{index:03}", 1 + index % 3, index % 7, _lanes(index) if index < WAITING else ())
+        ClientStatus(f"client-{index:03}", 1 + index % 3, index % 7, _queues(index) if index < WAITING else ())
         for index in range(CLIENTS)
     ]
     clients = [client if index < WAITING else replace(client, granted=0) for index, client in enumerate(clients)]
@@ -44,8 +44,8 @@ def _key(index: int) -> KeyStatus:
     return KeyStatus(name, name, "ready", AT - MINUTE, month_remaining=1000 * index + 1)
 
 
-def _lanes(index: int) -> tuple[LaneStatus, ...]:
-    return (LaneStatus(("60/60s",), 1 + index % 9, index % 40 * SECOND, index % 20 * SECOND),)
+def _queues(index: int) -> tuple[QueueStatus, ...]:
+    return (QueueStatus(("60/60s",), 1 + index % 9, index % 40 * SECOND, index % 20 * SECOND),)
 
 
 def long_names() -> Snapshot:
@@ -54,11 +54,11 @@ def long_names() -> Snapshot:
         KeyStatus(LONG, LONG, "ready", AT - MINUTE, month_remaining=1_234_567_890),
         KeyStatus(f"{LONG[1:]}2", f"{LONG[1:]}2", "ready", AT - MINUTE, month_remaining=0),
     )
-    lanes = (
-        LaneStatus(("60/60s",), 4000, 300 * SECOND, 250 * SECOND),
-        LaneStatus(("60/60s", LONG), 4, 30 * SECOND, 0, LONG),
+    queues = (
+        QueueStatus(("60/60s",), 4000, 300 * SECOND, 250 * SECOND),
+        QueueStatus(("60/60s", LONG), 4, 30 * SECOND, 0, LONG),
     )
     quotas = [QuotaStatus(key.quota, (bucket("60/60s", 60, 20, 3), bucket(LONG, 300, 20, 3))) for key in keys]
-    pool = PoolStatus(LONG, keys, quotas, (ClientStatus(LONG, 1000, 50, lanes),), 4, Count(10**6, 5000), Count(2, 1))
+    pool = PoolStatus(LONG, keys, quotas, (ClientStatus(LONG, 1000, 50, queues),), 4, Count(10**6, 5000), Count(2, 1))
     snapshot = quiet()
     return replace(snapshot, process=replace(snapshot.process, replica=LONG), pools=(pool,))

@@ -16,10 +16,10 @@ from keyturn.web.status.model import (
     BucketStatus,
     ClientStatus,
     KeyStatus,
-    LaneStatus,
     OutageStatus,
     PoolStatus,
     ProcessStatus,
+    QueueStatus,
     QuotaStatus,
     ReloadStatus,
     Returning,
@@ -41,12 +41,12 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def bucket(
-    limit: str, size: int, at_hand: int, in_use: int, *, window: Micros = MINUTE, phase: int = 0
+    limit: str, size: int, available: int, in_use: int, *, window: Micros = MINUTE, phase: int = 0
 ) -> BucketStatus:
-    """A bucket of which what is neither at hand nor in use returns evenly over its window."""
-    out = size - at_hand - in_use
+    """A bucket of which what is neither available nor in use returns evenly over its window."""
+    out = size - available - in_use
     delays = [(index * 7 + phase) % max(out, 1) * window // max(out, 1) for index in range(out)]
-    return BucketStatus(limit, size, window, at_hand, in_use, calendar(delays, window))
+    return BucketStatus(limit, size, window, available, in_use, calendar(delays, window))
 
 
 def quiet(at: Micros = AT) -> Snapshot:
@@ -112,8 +112,8 @@ def busy(step: int = 0, *, lost: bool = False, quarantined: bool = True, out: bo
     )
 
 
-def _short(at_hand: int, in_use: int) -> BucketStatus:
-    return bucket("10/10s", 10, at_hand, in_use, window=10 * SECOND)
+def _short(available: int, in_use: int) -> BucketStatus:
+    return bucket("10/10s", 10, available, in_use, window=10 * SECOND)
 
 
 def _parked(until: Micros) -> BucketStatus:
@@ -122,17 +122,17 @@ def _parked(until: Micros) -> BucketStatus:
 
 def _clients(step: int) -> Sequence[ClientStatus]:
     return (
-        ClientStatus("portal", 3, 96, (LaneStatus(("60/60s",), 2, 800_000, 250_000),)),
+        ClientStatus("portal", 3, 96, (QueueStatus(("60/60s",), 2, 800_000, 250_000),)),
         ClientStatus(
             "crawler",
             1,
             71,
             (
-                LaneStatus(("60/60s",), 140 + 7 * step, 24 * SECOND, 1_400_000),
-                LaneStatus(("60/60s", "10/10s"), 18, 29 * SECOND, 9 * SECOND),
+                QueueStatus(("60/60s",), 140 + 7 * step, 24 * SECOND, 1_400_000),
+                QueueStatus(("60/60s", "10/10s"), 18, 29 * SECOND, 9 * SECOND),
             ),
         ),
-        ClientStatus("pipeline", 1, 12, (LaneStatus(("60/60s",), 3, 4 * SECOND, None, "team-d"),)),
+        ClientStatus("pipeline", 1, 12, (QueueStatus(("60/60s",), 3, 4 * SECOND, None, "team-d"),)),
         ClientStatus("nightly-export", 2, 0),
         ClientStatus("reports", 1, 0),
     )

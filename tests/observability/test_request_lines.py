@@ -25,7 +25,7 @@ async def test_a_request_s_line_tells_what_really_happened(tmp_path: Path) -> No
         await until(lambda: len(lines(home.keyturn)) == len(answers), "a line for each request")
         put, stranger, *waited = lines(home.keyturn)
         assert (put["id"], put["client"], put["pool"], put["method"]) == ("mine-1", "ci", "default", "PUT")
-        assert (put["path"], put["code"], put["outcome"], put["tries"]) == ("/echo/a%2Fb", 200, "forwarded", 1)
+        assert (put["path"], put["code"], put["outcome"], put["attempts"]) == ("/echo/a%2Fb", 200, "forwarded", 1)
         assert put["key"] == answers[0].one("Keyturn-Key")
         assert (put["received_bytes"], put["sent_bytes"]) == (4, len(answers[0].body))
         assert 0 < put["upstream_seconds"] <= put["total_seconds"]
@@ -47,7 +47,7 @@ async def test_tries_without_a_connection_are_tries(tmp_path: Path) -> None:
             await until(lambda: lines(home.keyturn), "its line")
             (line,) = lines(home.keyturn)
             assert (line["code"], line["outcome"]) == (502, "failed")
-            assert line["tries"] == len(line["retried"]) + 1 > 1
+            assert line["attempts"] == len(line["retry_reasons"]) + 1 > 1
             assert line["problem"] == f"No connection to 127.0.0.1:{port}: connection refused. Try again later."
             assert (line["client_address"], line["user_agent"]) == ("127.0.0.1", "newman/6")
             assert line["key"] in {"team-1", "team-2"}

@@ -46,7 +46,12 @@ async def test_a_live_scrape_passes_prometheus_own_check(tmp_path: Path) -> None
         fields = request("/metrics", "Accept: application/openmetrics-text; version=1.0.0", token=None)
         open_metrics = (await ask(home.keyturn.admin, fields)).body.decode()
     names = {family.name for family in parse_openmetrics(open_metrics)}
-    assert {"keyturn_requests", "keyturn_turn_seconds", "keyturn_key_state", "keyturn_tokens_at_hand"} <= names
+    assert {
+        "keyturn_requests",
+        "keyturn_estimated_wait_seconds",
+        "keyturn_key_state",
+        "keyturn_tokens_available",
+    } <= names
     own = {name for name in names if not name.startswith(("process_", "python_"))}
     assert {f"{name}_total" if f"{name}_total" in metrics() else name for name in own} == set(metrics())
     assert {name: kind for name, kind in told(text).items() if not name.startswith(("process_", "python_"))} == {

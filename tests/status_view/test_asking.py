@@ -44,13 +44,13 @@ async def test_an_admin_listener_may_be_a_socket(tmp_path: Path) -> None:
     """By its path, as `admin:` names it."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        return web.json_response({"version": 1, "path": request.path})
+        return web.json_response({"version": 2, "path": request.path})
 
     runner = web.ServerRunner(web.Server(handle))
     await runner.setup()
     await web.UnixSite(runner, str(tmp_path / "admin")).start()
     async with asker(f"unix:{tmp_path / 'admin'}") as who:
-        assert await who.ask() == {"version": 1, "path": "/status.json"}
+        assert await who.ask() == {"version": 2, "path": "/status.json"}
     await runner.cleanup()
 
 

@@ -31,14 +31,14 @@ def test_it_tells_the_process_and_its_store() -> None:
     text = printed(document(busy()))
     assert "ready" in line(text, "keyturn-7d9f8b6c5-x2lqp")
     assert "up for 20 s, 3 replicas seen" in line(text, "Store redis")
-    assert "clients[2].weight: a whole number" in line(text, "Reload refused 31 min ago")
+    assert "clients[2].weight: a whole number" in line(text, "Reload rejected 31 min ago")
 
 
 def test_an_upstream_that_is_out_of_order_is_told_with_its_pool() -> None:
     """With the cause, and when it is tried again; of the other pool nothing is said."""
     text = printed(document(busy(out=True)))
-    assert "out of order for 20 s: 503 three times in a row, tried again in 40 s" in text
-    assert text.count("out of order") == 1
+    assert "failing for 20 s: 503 three times in a row, next probe in 40 s" in text
+    assert text.count("has been failing") == 1
     assert "out of order" not in printed(document(busy()))
 
 
@@ -49,7 +49,7 @@ def test_requests_that_fail_are_told_before_any_breaker_opens() -> None:
     pool = replace(snapshot.pools[0], failed=Count(7, 2), failure=last)
     text = printed(document(replace(snapshot, pools=[pool])))
     assert "the last request failed 3 s ago: No connection to api: connection refused." in text
-    assert "failed 2 (7 in all)" in line(text, "last minute:")
+    assert "failed 2 (7 total)" in line(text, "last minute:")
     late = replace(pool, failed=Count(7, 0))
     assert "the last request" not in printed(document(replace(snapshot, pools=[late])))
 
@@ -59,15 +59,17 @@ def test_what_is_due_now_is_not_told_in_tenths_of_a_second() -> None:
     snapshot = busy(out=True)
     outage = OutageStatus(snapshot.at - 20 * SECOND, "503", snapshot.at + SECOND // 20)
     text = printed(document(replace(snapshot, pools=[replace(snapshot.pools[0], outage=outage)])))
-    assert "tried again with the next request" in text
+    assert "next probe with the next request" in text
 
 
-def test_a_share_is_due_to_clients_that_wait_only() -> None:
+def test_only_clients_that_wait_show_a_fair_share() -> None:
     """Beside one that asks for less than it might have, the number would look like a lack."""
-    rows = {client["name"]: client for client in document(busy())["pools"][0]["clients"] if client["due"] is not None}
+    rows = {
+        client["name"]: client for client in document(busy())["pools"][0]["clients"] if client["fair_share"] is not None
+    }
     text = printed(document(busy()))
     for name, client in rows.items():
-        assert (f"{client['due']:.0%}" == line(text, name).split()[-1]) == bool(client["waiting"])
+        assert (f"{client['fair_share']:.0%}" == line(text, name).split()[-1]) == bool(client["waiting"])
 
 
 def test_a_limit_that_is_higher_upstream_is_told_with_its_setting() -> None:
@@ -76,7 +78,7 @@ def test_a_limit_that_is_higher_upstream_is_told_with_its_setting() -> None:
     pool = replace(snapshot.pools[0], higher=[Higher(0, "60/60s", 60, 300)])
     text = printed(document(replace(snapshot, pools=[pool])))
     setting = f"pools.{pool.name}.limits[0].requests: 300"
-    assert setting in line(text, "the upstream permits 300 where 60/60s is configured")
+    assert setting in line(text, "the upstream permits 300 requests where 60/60s is configured")
     assert "permits" not in printed(document(busy()))
 
 
@@ -103,20 +105,20 @@ def test_each_key_has_its_state_in_words() -> None:
     """With its reason, and the time at which it is back."""
     text = printed(document(busy()))
     assert "401 AuthenticationError" in line(text, "team-d", "quarantined")
-    assert "tried in 27 min" in line(text, "team-d", "quarantined")
+    assert "checked in 27 min" in line(text, "team-d", "quarantined")
     assert "429 of the upstream" in line(text, "team-c", "parked", "opens in 40 s", "312")
     assert "81,240" in line(text, "team-a", "ready")
 
 
 def test_each_limit_has_its_tokens() -> None:
-    """At hand, in use, cooling, and when they return."""
+    """Available, in use, cooling down, and when they return."""
     text = printed(document(busy()))
     assert line(text, "team-a", "60/60s").split()[3:6] == ["14", "4", "42"]
     assert line(text, "team-c", "60/60s").split()[-7:] == ["60", "in", "40", "s", "in", "40", "s"]
 
 
 def test_each_client_has_its_queue_and_its_share() -> None:
-    """Whoever waits most comes first; its lanes follow it; idle clients are only counted."""
+    """Whoever waits most comes first; its queues follow it; idle clients are only counted."""
     text = printed(document(busy()))
     assert line(text, "crawler").split() == ["crawler", "1", "158", "29", "s", "in", "1", "s", "40%", "20%"]
     assert line(text, "60/60s + 10/10s").split()[-6:] == ["18", "29", "s", "in", "9", "s"]
@@ -128,7 +130,7 @@ def test_each_client_has_its_queue_and_its_share() -> None:
 def test_a_quiet_replica_fits_in_a_few_lines() -> None:
     """Nothing is told that is not there."""
     text = printed(document(quiet()))
-    assert "No client has called in the last minute" in text
+    assert "No client was active in the last minute" in text
     assert "replica" not in text
     assert "Reload" not in text
     assert "refused  " not in text
@@ -156,22 +158,22 @@ def test_on_a_usual_terminal_nothing_is_folded() -> None:
     for words in (("team-a", "60/60s", "in 50 s"), ("shared-user", "60/60s"), ("crawler", "20%"), ("refused 9", "412")):
         assert line(text, *words)
     limits = sum(len(quota["limits"]) for pool in document(busy())["pools"] for quota in pool["quotas"])
-    lanes = 2
-    assert len([row for row in text.splitlines() if "/60s  " in row or "/10s  " in row]) == limits + lanes
+    queues = 2
+    assert len([row for row in text.splitlines() if "/60s  " in row or "/10s  " in row]) == limits + queues
 
 
 def test_a_pool_tells_what_all_its_quotas_have() -> None:
     """By limit, if there are several."""
     text = printed(document(busy()))
-    assert "77 of 240 (60/60s), 26 of 40 (10/10s) at hand, 6 in flight" in line(text, "Pool default")
-    assert "211 of 300 at hand" in line(text, "Pool enterprise")
+    assert "77 of 240 (60/60s), 26 of 40 (10/10s) available, 6 in flight" in line(text, "Pool default")
+    assert "211 of 300 available" in line(text, "Pool enterprise")
 
 
 def test_what_is_not_there_has_no_table() -> None:
     """But a word."""
     text = printed(document(empty()))
     assert "This pool has no key" in text
-    assert "no token at hand" in text
+    assert "no token available" in text
     assert "month left" not in text
     assert "used up" in line(printed(document(long_names())), "ready", "used up")
 
@@ -196,8 +198,8 @@ def test_it_fits_a_narrow_terminal() -> None:
     assert "quarantined" in text.replace("\n", "") or "quaran" in text
 
 
-@pytest.mark.parametrize("content", [{"version": 2}, {}])
+@pytest.mark.parametrize("content", [{"version": 3}, {}])
 def test_another_version_of_the_document_is_refused(content: dict[str, Any]) -> None:
     """Better than to show half of it, or something wrong."""
-    with pytest.raises(UnknownVersion, match="reads version 1"):
+    with pytest.raises(UnknownVersion, match="reads version 2"):
         render(content)

@@ -126,7 +126,7 @@ def test_values_are_what_a_program_can_read() -> None:
         {"pool": "p", "key": "k", "quota": "q", "kind": "window", "limit": "60/60s", "wait_seconds": 1.5},
     )
     moved = told(BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND, cause="504"))
-    values = {"pool": "p", "client": "c", "route": "POST /collections/{}", "cause": "504", "next_trial_seconds": 1.0}
+    values = {"pool": "p", "client": "c", "route": "POST /collections/{}", "cause": "504", "next_probe_seconds": 1.0}
     assert moved is not None
     assert moved.values == values
     assert (told(StoreChanged("p", up=True, seconds=3.14159)) or Line("debug", "", {})).values["lost_seconds"] == 3.1
@@ -148,5 +148,5 @@ def test_the_setting_for_a_higher_limit_is_written_out() -> None:
         "setting": "pools.team.limits[1].requests: 300",
         "limit": "60/60s",
         "configured": 60,
-        "told": 300,
+        "reported": 300,
     }

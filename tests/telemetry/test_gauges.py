@@ -9,7 +9,7 @@ from tests.telemetry.samples import LEVELS, value
 def test_gauges_are_of_the_moment_of_the_scrape() -> None:
     """Between scrapes they cost nothing, and what is gone is not told any more."""
     metrics = Metrics()
-    assert value(metrics, "tokens_at_hand", LEVELS, pool="default", quota="k0", limit="60/60s") == 17
+    assert value(metrics, "tokens_available", LEVELS, pool="default", quota="k0", limit="60/60s") == 17
     assert value(metrics, "tokens_limit", LEVELS, pool="default", quota="k0", limit="60/60s") == 60
     assert value(metrics, "waiting", LEVELS, pool="default", client="ci") == 3
     assert value(metrics, "in_flight", LEVELS, pool="default") == 7
@@ -22,7 +22,7 @@ def test_a_turn_that_nobody_knows_is_not_told() -> None:
     """An absent series is honest; a 0 would be a promise."""
     metrics = Metrics()
     turns = {
-        client: value(metrics, "turn_seconds", LEVELS, pool="default", client=client)
+        client: value(metrics, "estimated_wait_seconds", LEVELS, pool="default", client=client)
         for client in ("ci", "portal", "new")
     }
     assert turns == {"ci": 1.5, "portal": 0, "new": None}

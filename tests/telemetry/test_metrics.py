@@ -24,10 +24,10 @@ INTERFACE = {
     "keyturn_breakers_open": ("gauge", {"pool", "scope"}),
     "keyturn_waiting": ("gauge", {"pool", "client"}),
     "keyturn_in_flight": ("gauge", {"pool"}),
-    "keyturn_turn_seconds": ("gauge", {"pool", "client"}),
+    "keyturn_estimated_wait_seconds": ("gauge", {"pool", "client"}),
     "keyturn_key_state": ("gauge", {"pool", "key", "state"}),
     "keyturn_month_remaining": ("gauge", {"pool", "key"}),
-    "keyturn_tokens_at_hand": ("gauge", {"pool", "quota", "limit"}),
+    "keyturn_tokens_available": ("gauge", {"pool", "quota", "limit"}),
     "keyturn_tokens_limit": ("gauge", {"pool", "quota", "limit"}),
     "keyturn_upstream_limit": ("gauge", {"pool", "limit"}),
     "keyturn_upstream_responses": ("counter", {"pool", "key", "code"}),
@@ -37,11 +37,11 @@ INTERFACE = {
     "keyturn_exchange_seconds": ("histogram", {"pool"}),
     "keyturn_exchange_grants": ("histogram", {"pool"}),
     "keyturn_foreign_tokens": ("counter", {"pool", "quota"}),
-    "keyturn_local_troubles": ("counter", {"cause"}),
-    "keyturn_upstream_ignored": ("counter", {"pool", "field"}),
+    "keyturn_local_errors": ("counter", {"cause"}),
+    "keyturn_upstream_fields_ignored": ("counter", {"pool", "field"}),
     "keyturn_joined": ("counter", {"pool", "client"}),
-    "keyturn_failed_attempts": ("counter", {"why", "answered"}),
-    "keyturn_connections_ended": ("counter", {"why"}),
+    "keyturn_authentication_failures": ("counter", {"reason", "answered"}),
+    "keyturn_connections_ended": ("counter", {"reason"}),
     "keyturn_connections": ("gauge", set()),
     "keyturn_body_bytes": ("gauge", {"where"}),
     "keyturn_spool_failures": ("counter", set()),
@@ -175,9 +175,9 @@ def test_what_should_not_happen_is_told_from_0_on() -> None:
     assert value(metrics, "upstream_throttled_total", **labels, kind="plan") == 0
     assert value(metrics, "retries_total", pool="default", reason="dead_key") == 0
     assert value(metrics, "foreign_tokens_total", pool="default", quota="k1") == 0
-    assert value(metrics, "failed_attempts_total", why="jwt", answered="cut") == 0
-    assert value(metrics, "connections_ended_total", why="malformed") == 0
-    assert value(metrics, "upstream_ignored_total", pool="default", field="body") == 0
+    assert value(metrics, "authentication_failures_total", reason="jwt", answered="cut") == 0
+    assert value(metrics, "connections_ended_total", reason="malformed") == 0
+    assert value(metrics, "upstream_fields_ignored_total", pool="default", field="body") == 0
     metrics.observe(UpstreamThrottled("default", "k1", "k1", "plan", SECOND))
     text(metrics, LEVELS)
     assert value(metrics, "upstream_throttled_total", **labels, kind="plan") == 1

@@ -75,8 +75,8 @@ def test_a_line_has_the_whole_story() -> None:
         "queue_seconds": 1.2,
         "upstream_seconds": 0.3,
         "total_seconds": 1.6,
-        "tries": 2,
-        "retried": ["throttled"],
+        "attempts": 2,
+        "retry_reasons": ["throttled"],
         "trace_id": "0af7651916cd43dd8448eb211c80319c",
     }
 
@@ -84,8 +84,8 @@ def test_a_line_has_the_whole_story() -> None:
 def test_what_there_is_not_is_left_out() -> None:
     """A caller that nobody knows has neither a name nor a pool; its request went to no key."""
     found = entry(Journal(id="r", method="GET", path="/me", code=401, outcome="refused", reason="unauthenticated"))
-    assert {"client", "pool", "key", "retried", "trace_id"} & set(found) == set()
-    assert (found["tries"], found["reason"], found["queue_seconds"]) == (0, "unauthenticated", 0)
+    assert {"client", "pool", "key", "retry_reasons", "trace_id"} & set(found) == set()
+    assert (found["attempts"], found["reason"], found["queue_seconds"]) == (0, "unauthenticated", 0)
 
 
 def test_what_failed_is_told_in_words() -> None:
@@ -100,21 +100,22 @@ def test_text_is_read_at_a_glance() -> None:
     (line,) = lines(STORY, form="text")
     for part in (
         "[info     ] 200 GET /collections", "client=ci", "key=k0", "time=1.600s", "waited=1.200s", "upstream=0.300s",
-        "sent=12.3kB", "received=3B", "tries=2", "retried=throttled", "from=192.0.2.7", "agent=curl/8.9", "id=r-1",
+        "sent=12.3kB", "received=3B", "attempts=2", "retry_reasons=throttled",
+        "from=192.0.2.7", "agent=curl/8.9", "id=r-1",
     ):  # fmt: skip
         assert part in line
     (line,) = lines(journal(queued=0, tries=1), form="text")
     line = line.partition(" 200 ")[2]
-    assert not any(name in line for name in ("waited=", "tries=", "why=", "received="))
+    assert not any(name in line for name in ("waited=", "attempts=", "reason=", "received="))
     failed = journal(
         outcome="failed", code=502, reason="upstream", problem="No connection to x.", tries=0, attempts=3,
         retried=("unreachable",) * 2,
     )  # fmt: skip
     (line,) = lines(failed, form="text")
-    assert "why='No connection to x.' tries=3 retried=unreachable,unreachable" in line
+    assert "reason='No connection to x.' attempts=3 retry_reasons=unreachable,unreachable" in line
     (line,) = lines(journal(outcome="gone", code=0, client=""), form="text")
     assert "--- GET /collections" in line
-    assert "why=gone" in line
+    assert "reason=gone" in line
     assert "client=unknown" in line
 
 

@@ -78,7 +78,7 @@ def test_a_request_its_wait_and_its_try_are_spans() -> None:
     assert told["http.response.status_code"] == 200
     assert told["url.path"] == "/collections"
     assert (told["keyturn.client"], told["keyturn.pool"], told["keyturn.key"]) == ("ci", "default", "k0")
-    assert (told["keyturn.outcome"], told["keyturn.tries"], told["keyturn.request_id"]) == ("forwarded", 1, "r-1")
+    assert (told["keyturn.outcome"], told["keyturn.attempts"], told["keyturn.request_id"]) == ("forwarded", 1, "r-1")
     told = attributes(spans["try"])
     assert (told["server.address"], told["server.port"]) == ("api.example", 8443)
     assert (told["keyturn.key"], told["http.response.status_code"]) == ("k0", 200)

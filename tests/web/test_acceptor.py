@@ -320,7 +320,7 @@ async def test_bounds_of_one_address_are_those_of_the_callers() -> None:
             assert (await reader.readuntil(b"\r\n")).endswith(b"200 Fine\r\n")
             open_ones.append(writer)
         assert b" 503 " in await world.ask(HEADER.replace(b".7 ", b".1 ") + get())
-        assert ended(world) == ["too_many_of_peer"]
+        assert ended(world) == ["too_many_per_address"]
         for writer in open_ones:
             writer.close()
         await until_closed(world)

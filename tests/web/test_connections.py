@@ -86,7 +86,7 @@ async def test_one_address_does_not_take_every_place() -> None:
             await asyncio.sleep(0)
         for _ in range(3):
             assert (await world.ask()).startswith(b"HTTP/1.1 503 ")
-        assert ended(world) == ["too_many_of_peer"] * 3
+        assert ended(world) == ["too_many_per_address"] * 3
         reader, other = await asyncio.open_connection("127.0.0.1", world.port, local_addr=("127.0.0.2", 0))
         other.write(get())
         assert (await read(reader)).startswith(b"HTTP/1.1 200 ")

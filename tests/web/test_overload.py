@@ -22,7 +22,7 @@ def test_defaults_are_those_of_the_configuration() -> None:
     inbound = Config.model_validate({}).inbound
     assert Bounds() == Bounds(
         inbound.max_connections,
-        inbound.max_connections_per_peer,
+        inbound.max_connections_per_address,
         inbound.max_head,
         inbound.max_fields,
         inbound.max_target,

@@ -74,7 +74,7 @@ def inbound_bounds(config: Config) -> Bounds:
     given = config.inbound
     return Bounds(
         connections=given.max_connections,
-        per_peer=given.max_connections_per_peer,
+        per_peer=given.max_connections_per_address,
         head=given.max_head,
         fields=given.max_fields,
         target=given.max_target,

@@ -93,7 +93,7 @@ class InboundSettings(Settings):
 
     max_connections: Annotated[int, Field(ge=1, le=1_000_000), Number] = 10_000
     """Connections at once; one more is answered 503 and closed."""
-    max_connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000), Number] = 5_000
+    max_connections_per_address: Annotated[int, Field(ge=1, le=1_000_000), Number] = 5_000
     """Of these from one network address (of IPv6: one network of 64 bits); Unix sockets are not counted."""
     max_buffered: Annotated[int, Field(ge=1 << 20, le=1 << 40), Number] = 67_108_864
     """Bytes of memory that requests hold on their way in, on all connections together; beyond it they are not read."""

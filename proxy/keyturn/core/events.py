@@ -261,7 +261,7 @@ class AttemptFailed:
 
 
 WhyEnded = Literal[
-    "too_many", "too_many_of_peer", "head_timeout", "write_timeout", "slow_reader", "fell_behind", "malformed",
+    "too_many", "too_many_per_address", "head_timeout", "write_timeout", "slow_reader", "fell_behind", "malformed",
     "proxy_protocol",
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ LEAST = 8
 
 
 class Bar:
-    """Something that rich can print: `#` at hand, `*` in use, `.` cooling; told apart without colours too."""
+    """Something that rich can print: `#` available, `*` in use, `.` cooling down; readable without colours."""
 
     def __init__(self, limit: Mapping[str, Any]) -> None:
         self._limit = limit
@@ -24,9 +24,11 @@ class Bar:
         """It, in so many characters at most."""
         size = self._limit["size"]
         width = min(WIDTH, size, room)
-        hand = _cells(self._limit["at_hand"], size, width)
-        use = min(width - hand, _cells(self._limit["in_use"], size, width))
-        return Text.assemble(("#" * hand, "green"), ("*" * use, "yellow"), ("." * (width - hand - use), "dim"))
+        available = _cells(self._limit["available"], size, width)
+        use = min(width - available, _cells(self._limit["in_use"], size, width))
+        return Text.assemble(
+            ("#" * available, "green"), ("*" * use, "yellow"), ("." * (width - available - use), "dim")
+        )
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Text]:
         yield self.drawn(options.max_width)

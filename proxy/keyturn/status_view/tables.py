@@ -11,14 +11,14 @@ from rich.text import Text
 from keyturn.core.errors import KeyturnError
 from keyturn.status_view.bars import Bar
 
-VERSION = 1
-"""Of the document that is understood here."""
+VERSION = 2
+"""The version of the document that this command reads."""
 
-NEXT = {"quarantined": "tried ", "parked": "opens "}
-"""What happens to a key when its time comes."""
+NEXT = {"quarantined": "checked ", "parked": "opens "}
+"""What happens to a key at its `until`."""
 
-STEADY = {"next": 8, "last": 7, "longest": 7, "next turn": 9}
-"""Characters that a column has at least, so that it stays where it is while its times change."""
+STEADY = {"next": 8, "last": 7, "longest": 7, "estimated": 9}
+"""Minimum widths of columns, so that they do not move while their times change."""
 
 STYLES = {"ready": "green", "parked": "yellow", "quarantined": "bold red", "paused": "blue"}
 
@@ -27,30 +27,30 @@ COUNTS = (
     ("refused", "refused", "yellow"),
     ("failed", "failed", "bold red"),
 )
-"""Counts of a pool: the field, what it is called, and how it looks when it is not 0."""
+"""Counts of a pool: the field, its caption, and its style when it is not 0."""
 
 NOW = 0.05
-"""Seconds that are told as `now`."""
+"""Waits below this many seconds are shown as `now`."""
 
 Document = Mapping[str, Any]
 
 
 class UnknownVersion(KeyturnError):
-    """The document is of another version than this command understands."""
+    """The document has a version that this command does not read."""
 
 
 def render(document: Document, rows: int | None = None) -> RenderableType:
     """The document as something that rich can print; nothing in it is read as markup.
 
-    `rows` is how many a table has at most: those that matter most stay, the others are counted.
+    `rows` limits the rows of each table: the most important ones are shown, the rest is counted.
 
     Raises:
         UnknownVersion: use the `keyturn` of the proxy's own version.
     """
     if document.get("version") != VERSION:
         raise UnknownVersion(
-            f"This command reads version {VERSION} of status.json, and the proxy writes {document.get('version')!r}: "
-            "use the keyturn command of the proxy's version."
+            f"This command reads version {VERSION} of status.json, and the proxy writes version "
+            f"{document.get('version')!r}: use the keyturn command of the proxy's own version."
         )
     return Group(*_parts(document, rows))
 
@@ -107,41 +107,44 @@ def _reload(document: Document) -> Text:
     age = _age(reload["at"], document["at"])
     if reload["ok"]:
         return Text(f"Reloaded {age} ago", "dim")
-    return Text(f"Reload refused {age} ago: {reload['reason']}", "bold red")
+    return Text(f"Reload rejected {age} ago: {reload['reason']}", "bold red")
 
 
 def _pool(pool: Document, at: str) -> Text:
     text = Text(f"Pool {pool['name']}", "bold")
-    text.append(f"  {_at_hand(pool['quotas'])}, {pool['in_flight']:,} in flight\n", "not bold")
+    text.append(f"  {_available(pool['quotas'])}, {pool['in_flight']:,} in flight\n", "not bold")
     text.append("  last minute:", "not bold dim")
     for name, words, style in COUNTS:
         count = pool.get(name) or {"minute": 0, "total": 0}
         text.append(f" {words} ", "not bold")
         text.append(f"{count['minute']:,}", style if count["minute"] else "not bold")
-        text.append(f" ({count['total']:,} in all)", "not bold dim")
+        text.append(f" ({count['total']:,} total)", "not bold dim")
     if outage := pool.get("outage"):
-        text.append(f"\n  the upstream is out of order for {_age(outage['since'], at)}: {outage['cause']}", "bold red")
-        text.append(f", tried again {_again(at, outage['until'], 'with the next request')}", "not bold")
+        text.append(f"\n  the upstream has been failing for {_age(outage['since'], at)}: {outage['cause']}", "bold red")
+        text.append(f", next probe {_again(at, outage['until'], 'with the next request')}", "not bold")
     elif (failure := pool.get("failure")) and pool["failed"]["minute"]:
         text.append(f"\n  the last request failed {_age(failure['at'], at)} ago: {failure['cause']}", "yellow")
     for limit in pool.get("upstream_limits", ()):
-        text.append(f"\n  the upstream permits {limit['told']:,} where {limit['limit']} is configured: ", "yellow")
+        text.append(
+            f"\n  the upstream permits {limit['reported']:,} requests where {limit['limit']} is configured: raise ",
+            "yellow",
+        )
         text.append(limit["setting"], "not bold")
     if failing := pool.get("failing"):
         names = ", ".join(f"{one['client']} {one['route'] or '(all routes)'}" for one in failing)
-        text.append(f"\n  the upstream fails {names}; the others go on", "yellow")
+        text.append(f"\n  the upstream fails for {names}; other requests are sent as usual", "yellow")
     return text
 
 
-def _at_hand(quotas: Sequence[Document]) -> str:
-    """What all quotas together have, by limit."""
+def _available(quotas: Sequence[Document]) -> str:
+    """The tokens of all quotas together, by limit."""
     sums: dict[str, list[int]] = {}
     for limit in (limit for quota in quotas for limit in quota["limits"]):
         found = sums.setdefault(limit["name"], [0, 0])
-        found[0] += limit["at_hand"]
+        found[0] += limit["available"]
         found[1] += limit["size"]
-    parts = [f"{hand:,} of {size:,}{f' ({name})' if len(sums) > 1 else ''}" for name, (hand, size) in sums.items()]
-    return f"{', '.join(parts) or 'no token'} at hand"
+    parts = [f"{free:,} of {size:,}{f' ({name})' if len(sums) > 1 else ''}" for name, (free, size) in sums.items()]
+    return f"{', '.join(parts) or 'no token'} available"
 
 
 def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
@@ -153,7 +156,7 @@ def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
 
 
 def _quotas(pool: Document, rows: int | None) -> Iterator[RenderableType]:
-    numbers = ("at hand", "in use", "cooling", "next", "last")
+    numbers = ("available", "in use", "cooling", "next", "last")
     table = _table("quota", "limit", "tokens", *numbers, numbers=numbers)
     told = [quota for quota in pool["quotas"] if quota["limits"]]
     for quota in told[:rows]:
@@ -162,7 +165,7 @@ def _quotas(pool: Document, rows: int | None) -> Iterator[RenderableType]:
                 Text("" if index else quota["name"], "bold"),
                 Text(limit["name"]),
                 Bar(limit),
-                *(f"{limit[name]:,}" for name in ("at_hand", "in_use", "cooling")),
+                *(f"{limit[name]:,}" for name in ("available", "in_use", "cooling_down")),
                 Text(_next(limit["returns"]), "dim"),
                 Text(_last(limit["returns"]), "dim"),
             )
@@ -199,49 +202,51 @@ def _keys(pool: Document, at: str, rows: int | None) -> Iterator[RenderableType]
 
 
 def _clients(pool: Document, rows: int | None) -> Iterator[RenderableType]:
-    numbers = ("weight", "waiting", "longest", "next turn", "share", "due")
+    numbers = ("weight", "waiting", "longest", "estimated", "share", "fair share")
     table = _table("client", *numbers, numbers=numbers)
-    active = [client for client in pool["clients"] if client["due"] is not None]
+    active = [client for client in pool["clients"] if client["fair_share"] is not None]
     busiest = sorted(active, key=lambda client: (-client["waiting"], -client["granted"], client["name"]))[:rows]
     for client in busiest:
-        table.add_row(Text(client["name"], "bold"), str(client["weight"]), *_queue(client), *_shares(client))
-        if len(client["lanes"]) > 1:
-            for lane in client["lanes"]:
-                table.add_row(Text(f"  {_lane(lane)}", "dim"), "", *_queue(lane))
+        table.add_row(Text(client["name"], "bold"), str(client["weight"]), *_waits(client), *_shares(client))
+        if len(client["queues"]) > 1:
+            for queue in client["queues"]:
+                table.add_row(Text(f"  {_queue_name(queue)}", "dim"), "", *_waits(queue))
     yield from _shown(table, len(active) - len(busiest), "active client")
     idle = len(pool["clients"]) - len(active)
     if not active:
-        yield Text("No client has called in the last minute", "dim")
+        yield Text("No client was active in the last minute", "dim")
     if idle:
         yield Text(f"{_plural(idle, 'client')} idle", "dim")
 
 
 def _shown(table: Table, rest: int, noun: str) -> Iterator[RenderableType]:
-    """A table if there is something in it, and how much of it is left out."""
+    """The table unless it is empty, and how many rows were left out."""
     if table.row_count:
         yield table
     if rest:
         yield Text(f"and {_plural(rest, f'more {noun}')}" if table.row_count else _plural(rest, noun), "dim")
 
 
-def _queue(lane: Document) -> tuple[str, str, str]:
-    if not lane["waiting"]:
+def _waits(waiting: Document) -> tuple[str, str, str]:
+    """Of a client or one of its queues: the requests that wait, the longest wait, and the estimated wait."""
+    if not waiting["waiting"]:
         return "0", "", ""
-    turn = "unknown" if lane["turn"] is None else "now" if lane["turn"] < NOW else f"in {_span(lane['turn'])}"
-    return f"{lane['waiting']:,}", _span(lane["oldest"]), turn
+    wait = waiting["estimated_wait"]
+    estimated = "unknown" if wait is None else "now" if wait < NOW else f"in {_span(wait)}"
+    return f"{waiting['waiting']:,}", _span(waiting["longest_wait"]), estimated
 
 
 def _shares(client: Document) -> tuple[str, str]:
-    return f"{client['share'] or 0:.0%}", f"{client['due']:.0%}" if client["waiting"] else ""
+    return f"{client['share'] or 0:.0%}", f"{client['fair_share']:.0%}" if client["waiting"] else ""
 
 
-def _lane(lane: Document) -> str:
-    limits = " + ".join(lane["limits"]) or "no limit"
-    return f"{limits}, key {lane['pinned']}" if lane["pinned"] else limits
+def _queue_name(queue: Document) -> str:
+    limits = " + ".join(queue["limits"]) or "no limit"
+    return f"{limits}, key {queue['pinned']}" if queue["pinned"] else limits
 
 
 def _refused(refused: Document) -> Table:
-    numbers = ("last minute", "in all")
+    numbers = ("last minute", "total")
     table = _table("refused", *numbers, numbers=numbers)
     for reason, count in sorted(refused.items(), key=lambda entry: (-entry[1]["minute"], -entry[1]["total"], entry[0])):
         if count["total"]:

@@ -110,7 +110,7 @@ def _upstream(event: Event) -> Line | None:
             text = (
                 "the upstream answers 429 to several keys at once: a limit of this address, or of an account they share"
             )
-            return Line("error", text, {"pool": pool, "quotas": quotas, "next_trial_seconds": wait / SECOND})
+            return Line("error", text, {"pool": pool, "quotas": quotas, "next_probe_seconds": wait / SECOND})
         case BreakerMoved():
             return _breaker(event)
         case _:
@@ -122,11 +122,11 @@ def _limit(event: LimitLowered | LimitHigher) -> Line:
         case LimitLowered(pool, limit, configured, lower):
             text = "the upstream's limit is lower than configured, and taken so: change the setting"
             values = {"setting": f"pools.{pool}.limits", "limit": limit}
-            return Line("warning", text, {**values, "configured": configured, "told": lower})
+            return Line("warning", text, {**values, "configured": configured, "reported": lower})
         case LimitHigher(pool, limit):
             text = "the upstream's limit is higher than configured, so callers wait longer than they need: set it"
             values = {"setting": limit.setting(pool), "limit": limit.limit}
-            return Line("warning", text, {**values, "configured": limit.configured, "told": limit.told})
+            return Line("warning", text, {**values, "configured": limit.configured, "reported": limit.told})
 
 
 def _breaker(event: BreakerMoved) -> Line:
@@ -136,7 +136,7 @@ def _breaker(event: BreakerMoved) -> Line:
     if event.scope.route is not None:
         values["route"] = str(event.scope.route)
     if event.opened:
-        values |= {"cause": event.cause, "next_trial_seconds": event.wait / SECOND}
+        values |= {"cause": event.cause, "next_probe_seconds": event.wait / SECOND}
     text = _OUT_OF_ORDER[event.scope.kind] if event.opened else _IN_ORDER[event.scope.kind]
     if not event.news:
         return Line("debug", text, values)

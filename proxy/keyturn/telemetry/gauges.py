@@ -20,7 +20,7 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
         (((lane.pool, lane.client), lane.waiting) for lane in levels.lanes),
     )
     yield _gauge(
-        "turn_seconds",
+        "estimated_wait_seconds",
         "What a new request of this client would wait for its turn now.",
         ("pool", "client"),
         (((lane.pool, lane.client), lane.turn / SECOND) for lane in levels.lanes if lane.turn is not None),
@@ -81,7 +81,7 @@ def _connections(levels: Levels) -> Iterator[Gauge]:
 def _limits(levels: Levels) -> Iterator[Gauge]:
     bucket = ("pool", "quota", "limit")
     yield _gauge(
-        "tokens_at_hand",
+        "tokens_available",
         "Requests that may be sent now under a limit of a quota. Replicas that share a store tell the same number.",
         bucket,
         (((one.pool, one.quota, one.limit), one.at_hand) for one in levels.buckets),

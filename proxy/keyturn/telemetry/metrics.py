@@ -50,7 +50,7 @@ ROUND_TRIPS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0
 GRANTS = (0, 1, 2, 5, 10, 50, 200)
 
 IGNORED = ("limit", "remaining", "body")
-"""Fields of `upstream_ignored_total` that are no header of their own."""
+"""Fields of `upstream_fields_ignored_total` that are no header of their own."""
 
 
 class Metrics:
@@ -92,16 +92,16 @@ class Metrics:
             "joined", "Requests that got the answer of an identical one and cost no token.", ("pool", "client")
         )
         self.failed = self._counter(
-            "failed_attempts",
+            "authentication_failures",
             "Callers that were not let in: why, and whether that was answered at_once, late, or with the end of the "
             "connection (cut).",
-            ("why", "answered"),
+            ("reason", "answered"),
         )
         self.ended = self._counter(
             "connections_ended",
-            "Callers' connections that were refused, or ended before their time: too_many, too_many_of_peer, "
+            "Callers' connections that were refused, or ended before their time: too_many, too_many_per_address, "
             "head_timeout, write_timeout, slow_reader, fell_behind, malformed, proxy_protocol.",
-            ("why",),
+            ("reason",),
         )
         self.seconds = self._histogram(
             "request_seconds", "From the head of a request to the end of its answer.", ("pool", "client"), WHOLE
@@ -139,7 +139,7 @@ class Metrics:
         )
 
         self.local = self._counter(
-            "local_troubles",
+            "local_errors",
             "Tries that failed by a trouble of this machine, which says nothing about the upstream: no descriptors, "
             "ports, memory or threads left, a connection that is forbidden, no network, a resolver that fails.",
             ("cause",),
@@ -147,7 +147,7 @@ class Metrics:
         for cause in get_args(LocalCause):
             self.local.expect((cause,))
         self.ignored = self._counter(
-            "upstream_ignored",
+            "upstream_fields_ignored",
             "Values in the upstream's answers that say something about limits, malformed or absurd, by their header.",
             ("pool", "field"),
         )

@@ -101,11 +101,11 @@ def _json_line(journal: Journal, level: str) -> str:
     if trace := journal.trace:
         said += _said("trace_id", trace)
     reading = f'"body_seconds": {journal.reading / SECOND}, ' if journal.reading else ""
-    retried = f', "retried": {json.dumps(journal.retried)}' if journal.retried else ""
+    retried = f', "retry_reasons": {json.dumps(journal.retried)}' if journal.retried else ""
     return (
         f'{{{said}"code": {journal.code}, "received_bytes": {journal.received}, "sent_bytes": {journal.sent}, '
         f'{reading}"queue_seconds": {journal.queued / SECOND}, "upstream_seconds": {journal.upstream / SECOND}, '
-        f'"total_seconds": {journal.total / SECOND}, "tries": {journal.attempts}{retried}, "logger": "{NAME}", '
+        f'"total_seconds": {journal.total / SECOND}, "attempts": {journal.attempts}{retried}, "logger": "{NAME}", '
         f'"event": "request", "level": "{level}", "timestamp": "{_timestamp(time.time_ns() // 1000)}"}}\n'
     )
 
@@ -152,11 +152,11 @@ def _words(journal: Journal) -> tuple[str, dict[str, Any]]:
         "upstream": _span(journal.upstream) if journal.tries else "",
         "sent": _size(journal.sent),
         "received": _size(journal.received),
-        "why": without_credentials(journal.problem)
+        "reason": without_credentials(journal.problem)
         or journal.reason
         or (journal.outcome if journal.outcome != "forwarded" else ""),
-        "tries": str(journal.attempts) if journal.attempts > 1 else "",
-        "retried": ",".join(journal.retried),
+        "attempts": str(journal.attempts) if journal.attempts > 1 else "",
+        "retry_reasons": ",".join(journal.retried),
         "from": journal.address,
         "agent": shown_agent(journal.agent),
         "id": without_credentials(journal.id),

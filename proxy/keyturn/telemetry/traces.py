@@ -325,5 +325,5 @@ def _attributes(story: Journal) -> Sequence[tuple[str, Any]]:
         ("keyturn.key", story.key),
         ("keyturn.outcome", story.outcome),
         ("keyturn.reason", story.reason),
-        ("keyturn.tries", story.attempts),
+        ("keyturn.attempts", story.attempts),
     )

@@ -168,7 +168,9 @@ class Connections(web.Server):
         if len(self._open) > bounds.connections:
             return self._too_many("too_many", "This proxy has too many connections. Try again.")
         if self._peers[peer] > bounds.per_peer and peer != UNIX:
-            return self._too_many("too_many_of_peer", "There are too many connections from this address. Use fewer.")
+            return self._too_many(
+                "too_many_per_address", "There are too many connections from this address. Use fewer."
+            )
         self._crowded = False
         return None
 

@@ -30,7 +30,7 @@ def written(path: str) -> str:
 def test_the_document_names_its_version_and_moment() -> None:
     """A reader looks at the version first."""
     content = document(quiet())
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert content["at"] == "2026-09-21T14:13:20.000Z"
     assert datetime.fromisoformat(content["at"]).timestamp() * SECOND == AT
 
@@ -48,25 +48,25 @@ def test_tokens_are_told_in_all_their_states() -> None:
     """What cools is the sum of what returns."""
     limit = document(busy())["pools"][0]["quotas"][0]["limits"][0]
     assert (limit["name"], limit["size"], limit["window"]) == ("60/60s", 60, 60.0)
-    assert (limit["at_hand"], limit["in_use"], limit["cooling"]) == (14, 4, 42)
+    assert (limit["available"], limit["in_use"], limit["cooling_down"]) == (14, 4, 42)
     assert sum(entry["tokens"] for entry in limit["returns"]) == 42
 
 
-def test_a_client_has_a_share_and_what_is_due_to_it() -> None:
-    """By the weights of those that got something or wait; whoever is idle is due nothing."""
+def test_a_client_has_a_share_and_a_fair_share() -> None:
+    """Fair shares follow the weights of active clients; an idle client has none."""
     clients = {client["name"]: client for client in document(busy())["pools"][0]["clients"]}
-    assert clients["portal"]["due"] == 0.6
+    assert clients["portal"]["fair_share"] == 0.6
     assert clients["portal"]["share"] == round(96 / 179, 4)
-    assert clients["reports"]["due"] is None
+    assert clients["reports"]["fair_share"] is None
 
 
-def test_a_client_is_told_over_its_lanes() -> None:
-    """All that wait, the oldest of them, and the earliest turn that is known."""
+def test_a_client_sums_up_its_queues() -> None:
+    """All waiting requests, the longest wait, and the shortest estimated wait."""
     clients = {client["name"]: client for client in document(busy())["pools"][0]["clients"]}
     crawler = clients["crawler"]
-    assert (crawler["waiting"], crawler["oldest"], crawler["turn"]) == (158, 29.0, 1.4)
-    assert crawler["lanes"][1]["limits"] == ["60/60s", "10/10s"]
-    assert (clients["pipeline"]["turn"], clients["pipeline"]["lanes"][0]["pinned"]) == (None, "team-d")
+    assert (crawler["waiting"], crawler["longest_wait"], crawler["estimated_wait"]) == (158, 29.0, 1.4)
+    assert crawler["queues"][1]["limits"] == ["60/60s", "10/10s"]
+    assert (clients["pipeline"]["estimated_wait"], clients["pipeline"]["queues"][0]["pinned"]) == (None, "team-d")
 
 
 def test_without_leases_there_are_no_shares() -> None:
@@ -74,7 +74,12 @@ def test_without_leases_there_are_no_shares() -> None:
     snapshot = quiet()
     pool = replace(snapshot.pools[0], clients=(ClientStatus("ci", 1, 0),))
     (client,) = document(replace(snapshot, pools=(pool,)))["pools"][0]["clients"]
-    assert (client["share"], client["due"], client["turn"], client["oldest"]) == (None, None, None, 0.0)
+    assert (client["share"], client["fair_share"], client["estimated_wait"], client["longest_wait"]) == (
+        None,
+        None,
+        None,
+        0.0,
+    )
 
 
 def test_what_is_not_known_is_null() -> None:
@@ -90,5 +95,5 @@ def test_a_limit_that_is_higher_upstream_is_told() -> None:
     pool = replace(quiet().pools[0], higher=[Higher(0, "60/60s", 60, 300)])
     content = document(replace(quiet(), pools=(pool,)))["pools"][0]
     setting = f"pools.{pool.name}.limits[0].requests: 300"
-    assert content["upstream_limits"] == [{"limit": "60/60s", "configured": 60, "told": 300, "setting": setting}]
+    assert content["upstream_limits"] == [{"limit": "60/60s", "configured": 60, "reported": 300, "setting": setting}]
     assert document(quiet())["pools"][0]["upstream_limits"] == []

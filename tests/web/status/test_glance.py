@@ -85,7 +85,7 @@ async def place() -> AsyncIterator[Place]:
 
 @virtual
 async def test_everything_is_seen_at_once() -> None:
-    """Keys, tokens, clients and lanes, the process and its store, of one moment."""
+    """Keys, tokens, clients and queues, the process and its store, of one moment."""
     async with place() as it:
         for _ in range(2):
             with await it.scheduler.lease(ticket()) as lease:
@@ -98,8 +98,8 @@ async def test_everything_is_seen_at_once() -> None:
         assert seen.store == StoreStatus("redis", up=True, since=it.history.store_since, replicas=3, on_loss="share")
         (shown,) = seen.pools
         assert [(key.name, key.state) for key in shown.keys] == [("k0", "ready"), ("k1", "ready")]
-        assert [bucket.at_hand for quota in shown.quotas for bucket in quota.buckets] == [0, 0]
-        assert [(client.name, client.granted, len(client.lanes)) for client in shown.clients] == [
+        assert [bucket.available for quota in shown.quotas for bucket in quota.buckets] == [0, 0]
+        assert [(client.name, client.granted, len(client.queues)) for client in shown.clients] == [
             ("a", 2, 1),
             ("b", 0, 0),
         ]

@@ -3,7 +3,7 @@ from keyturn.core.levels import BucketLevel
 from keyturn.core.looks import BucketLook, LaneLook
 from keyturn.core.model import SECOND, Client
 from keyturn.core.recent import Count
-from keyturn.web.status.model import BucketStatus, ClientStatus, KeyStatus, LaneStatus, QuotaStatus, Returning
+from keyturn.web.status.model import BucketStatus, ClientStatus, KeyStatus, QueueStatus, QuotaStatus, Returning
 from keyturn.web.status.pools import bucket_levels, clients, keys, quotas
 
 from tests.core.worlds import limit, pool
@@ -47,8 +47,8 @@ def test_keys_are_told_in_epoch_time() -> None:
     ]
 
 
-def test_each_client_has_its_lanes_and_its_leases() -> None:
-    """One that has never called is there, too; lanes of others are not its."""
+def test_each_client_has_its_queues_and_its_leases() -> None:
+    """A client that has never called is listed, too; queues of other clients are not counted."""
     lanes = [
         LaneLook("ci", (0, 1), None, 3, SECOND, None),
         LaneLook("ci", (0,), "k1", 1, SECOND, 2 * SECOND),
@@ -61,8 +61,8 @@ def test_each_client_has_its_lanes_and_its_leases() -> None:
             3,
             12,
             [
-                LaneStatus(["60/60s", "10/10s"], 3, SECOND, None, None),
-                LaneStatus(["60/60s"], 1, SECOND, 2 * SECOND, "k1"),
+                QueueStatus(["60/60s", "10/10s"], 3, SECOND, None, None),
+                QueueStatus(["60/60s"], 1, SECOND, 2 * SECOND, "k1"),
             ],
         ),
         ClientStatus("idle", 1, 0, []),

@@ -1,4 +1,4 @@
-"""A snapshot as the JSON document of `docs/status.md`: durations in seconds, instants in UTC by ISO 8601."""
+"""Write a snapshot as the JSON document of `docs/status.md`: durations in seconds, instants in UTC by ISO 8601."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,18 +12,18 @@ from keyturn.web.status.model import (
     BucketStatus,
     ClientStatus,
     KeyStatus,
-    LaneStatus,
     OutageStatus,
     PoolStatus,
     ProcessStatus,
+    QueueStatus,
     QuotaStatus,
     ReloadStatus,
     Snapshot,
     StoreStatus,
 )
 
-VERSION = 1
-"""Of the document. New fields may appear within a version; what a field means, and that it is there, stays."""
+VERSION = 2
+"""The version of the document. Within a version fields may be added; none changes its meaning or is removed."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -114,7 +114,7 @@ def _outage(outage: OutageStatus) -> dict[str, Any]:
 
 
 def _higher(pool: str, one: Higher) -> dict[str, Any]:
-    return {"limit": one.limit, "configured": one.configured, "told": one.told, "setting": one.setting(pool)}
+    return {"limit": one.limit, "configured": one.configured, "reported": one.told, "setting": one.setting(pool)}
 
 
 def _key(key: KeyStatus) -> dict[str, Any]:
@@ -138,35 +138,35 @@ def _bucket(bucket: BucketStatus) -> dict[str, Any]:
         "name": bucket.limit,
         "size": bucket.size,
         "window": _seconds(bucket.window),
-        "at_hand": bucket.at_hand,
+        "available": bucket.available,
         "in_use": bucket.in_use,
-        "cooling": sum(entry.tokens for entry in bucket.cooling),
-        "returns": [{"within": _seconds(entry.within), "tokens": entry.tokens} for entry in bucket.cooling],
+        "cooling_down": sum(entry.tokens for entry in bucket.cooling_down),
+        "returns": [{"within": _seconds(entry.within), "tokens": entry.tokens} for entry in bucket.cooling_down],
     }
 
 
 def _client(client: ClientStatus, granted: int, weights: int) -> dict[str, Any]:
-    turns = [lane.turn for lane in client.lanes if lane.turn is not None]
+    waits = [queue.estimated_wait for queue in client.queues if queue.estimated_wait is not None]
     return {
         "name": client.name,
         "weight": client.weight,
         "granted": client.granted,
         "share": _ratio(client.granted, granted),
-        "due": _ratio(client.weight, weights) if client.active else None,
-        "waiting": sum(lane.waiting for lane in client.lanes),
-        "oldest": _seconds(max((lane.oldest for lane in client.lanes), default=0)),
-        "turn": _seconds(min(turns)) if turns else None,
-        "lanes": [_lane(lane) for lane in client.lanes],
+        "fair_share": _ratio(client.weight, weights) if client.active else None,
+        "waiting": sum(queue.waiting for queue in client.queues),
+        "longest_wait": _seconds(max((queue.longest_wait for queue in client.queues), default=0)),
+        "estimated_wait": _seconds(min(waits)) if waits else None,
+        "queues": [_queue(queue) for queue in client.queues],
     }
 
 
-def _lane(lane: LaneStatus) -> dict[str, Any]:
+def _queue(queue: QueueStatus) -> dict[str, Any]:
     return {
-        "limits": list(lane.limits),
-        "pinned": lane.pinned,
-        "waiting": lane.waiting,
-        "oldest": _seconds(lane.oldest),
-        "turn": None if lane.turn is None else _seconds(lane.turn),
+        "limits": list(queue.limits),
+        "pinned": queue.pinned,
+        "waiting": queue.waiting,
+        "longest_wait": _seconds(queue.longest_wait),
+        "estimated_wait": None if queue.estimated_wait is None else _seconds(queue.estimated_wait),
     }
 
 

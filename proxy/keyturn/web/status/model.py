@@ -40,14 +40,14 @@ class Returning:
 
 @dataclass(frozen=True, slots=True)
 class BucketStatus:
-    """The tokens of one limit of one quota; what cools is told by when it returns (`calendar`)."""
+    """The tokens of one limit of one quota; those that cool down are grouped by when they return (`calendar`)."""
 
     limit: str
     size: int
     window: Micros
-    at_hand: int
+    available: int
     in_use: int
-    cooling: Sequence[Returning] = ()
+    cooling_down: Sequence[Returning] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +59,32 @@ class QuotaStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class LaneStatus:
-    """The requests of one client and one kind that wait."""
+class QueueStatus:
+    """The waiting requests of one client and one demand class."""
 
     limits: Sequence[str]
     waiting: int
-    oldest: Micros
-    """How long the one that came first has waited."""
-    turn: Micros | None = None
-    """In what time its head is expected to be served; `None` when no token is expected."""
+    longest_wait: Micros
+    """How long its oldest request has waited."""
+    estimated_wait: Micros | None = None
+    """Time until its first request is expected to be served; `None` when no token is expected."""
     pinned: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ClientStatus:
-    """A client's part in a pool: what it got in the last minute, and its lanes."""
+    """A client of a pool: the leases that it got in the last minute, and its queues."""
 
     name: str
     weight: int
     granted: int
     """Leases in the last minute."""
-    lanes: Sequence[LaneStatus] = ()
+    queues: Sequence[QueueStatus] = ()
 
     @property
     def active(self) -> bool:
-        """Whether it got something in the last minute or waits: only then a share is due to it."""
-        return bool(self.granted or self.lanes)
+        """Whether it got a lease in the last minute or waits for one; only active clients have a fair share."""
+        return bool(self.granted or self.queues)
 
 
 @dataclass(frozen=True, slots=True)

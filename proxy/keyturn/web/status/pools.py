@@ -12,8 +12,8 @@ from keyturn.web.status.model import (
     BucketStatus,
     ClientStatus,
     KeyStatus,
-    LaneStatus,
     OutageStatus,
+    QueueStatus,
     QuotaStatus,
     calendar,
 )
@@ -78,6 +78,6 @@ def clients(
         yield ClientStatus(client.name, client.weight, granted.get(client.name, NEVER).minute, own)
 
 
-def _lane(pool: Pool, lane: LaneLook) -> LaneStatus:
+def _lane(pool: Pool, lane: LaneLook) -> QueueStatus:
     names = [pool.limits[index].name for index in lane.limits]
-    return LaneStatus(names, lane.waiting, lane.oldest, lane.turn, lane.pinned)
+    return QueueStatus(names, lane.waiting, lane.oldest, lane.turn, lane.pinned)

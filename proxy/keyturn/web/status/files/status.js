@@ -3,14 +3,14 @@
 import { $, list, make, mark, set } from "./elements.js";
 import { NEXT, TONES, again, clock, number, percent, plural, since, soon, span, usable, usedUp } from "./words.js";
 
-const VERSION = 1;
-const EVERY = 1000; // ms between an answer and the next question
-const PATIENCE = 5000; // ms for one answer
-const STALE = 5000; // ms after which what is shown is called old
-const DOTS = 120; // the largest limit that is drawn token by token
-const MOST_DOTS = 4000; // on the whole page; beyond, bars
-const MANY_QUOTAS = 12; // of a pool; beyond, they are drawn small
-const MANY_ROWS = 24; // of a table; beyond, those that matter most and a button for the rest
+const VERSION = 2;
+const REFRESH = 1000; // ms between a response and the next request
+const TIMEOUT = 5000; // ms for one response
+const STALE = 5000; // ms after which the page is marked as out of date
+const MAX_DOTS = 120; // the largest limit that is drawn token by token
+const MAX_DOTS_OF_PAGE = 4000; // beyond it, bars
+const MANY_QUOTAS = 12; // of a pool; beyond it, each is drawn small
+const MANY_ROWS = 24; // of a table; beyond it, the most important ones and a button for the rest
 
 const state = { paused: false, timer: 0, asking: null, shown: null, last: 0, trouble: "", before: null, toldStale: false };
 
@@ -19,9 +19,9 @@ const state = { paused: false, timer: 0, asking: null, shown: null, last: 0, tro
 const verdict = (data) => {
   if (data.process.draining) return ["Draining", "warn"];
   if (data.process.unready.length) return [`Not ready: ${data.process.unready.join("; ")}`, "bad"];
-  if (data.pools.some((pool) => pool.outage)) return ["Ready, upstream out of order", "bad"];
-  if (data.pools.some((pool) => pool.failed.minute)) return ["Ready, requests fail", "warn"];
-  if (!data.store.up) return ["Ready, without its store", "warn"];
+  if (data.pools.some((pool) => pool.outage)) return ["Ready, upstream failing", "bad"];
+  if (data.pools.some((pool) => pool.failed.minute)) return ["Ready, some requests fail", "warn"];
+  if (!data.store.up) return ["Ready, store lost", "warn"];
   return ["Ready", "good"];
 };
 const sum = (data, value) => data.pools.reduce((total, pool) => total + value(pool), 0);
@@ -40,28 +40,28 @@ const tiles = (data) => {
   const failed = { total: sum(data, (p) => p.failed.total), minute: sum(data, (p) => p.failed.minute) };
   const clients = data.pools.flatMap((pool) => pool.clients);
   const waiting = clients.reduce((total, client) => total + client.waiting, 0);
-  const oldest = Math.max(0, ...clients.map((client) => client.oldest));
+  const longest = Math.max(0, ...clients.map((client) => client.longest_wait));
   const store = data.store;
   const reload = data.reload;
   return [
     ["Upstream 429s", number(throttled.minute), `last minute; ${number(throttled.total)} since start`, throttled.minute ? "bad" : ""],
-    ["Waiting", number(waiting), waiting ? `the longest for ${span(oldest)}` : "nobody waits", ""],
-    ["In flight", number(sum(data, (pool) => pool.in_flight)), "up to the end of their answers", ""],
+    ["Waiting", number(waiting), waiting ? `longest ${span(longest)}` : "no request waits", ""],
+    ["In flight", number(sum(data, (pool) => pool.in_flight)), "until the response is complete", ""],
     ["Failed", number(failed.minute), `last minute; ${number(failed.total)} since start`, failed.minute ? "bad" : ""],
     ["Refused", number(refused), `last minute; ${number(ever)} since start`, refused ? "warn" : ""],
     keyTile(data.pools.flatMap((pool) => pool.keys)),
     ["Store", store.up ? "up" : "lost", `${store.kind}, for ${since(store.since, data.at)}${store.kind === "memory" ? "" : `; ${plural(store.replicas, "replica")} seen`}`, store.up ? "" : "bad"],
-    ["Last reload", reload ? (reload.ok ? "taken" : "refused") : "none", reload ? `${since(reload.at, data.at)} ago` : "as at the start", reload && !reload.ok ? "bad" : ""],
+    ["Last reload", reload ? (reload.ok ? "applied" : "rejected") : "none", reload ? `${since(reload.at, data.at)} ago` : "unchanged since start", reload && !reload.ok ? "bad" : ""],
   ];
 };
 
-const MEANWHILE = { share: "replicas go on with their share of the limits", wait: "requests wait for it", refuse: "requests are refused" };
-// What somebody should read, in sentences.
+const MEANWHILE = { share: "each replica uses its share of the limits", wait: "requests wait for it", refuse: "requests are refused" };
+// Conditions that need attention, in sentences.
 const notices = (data) => {
   const { store, reload } = data;
   return [
-    store.up ? "" : `The store does not answer: ${store.cause || "cause unknown"}.${MEANWHILE[store.on_loss] ? ` Until it does, ${MEANWHILE[store.on_loss]}.` : ""}`,
-    reload && !reload.ok ? `The new configuration was refused, and the one before goes on: ${reload.reason}` : "",
+    store.up ? "" : `The store does not respond: ${store.cause || "cause unknown"}.${MEANWHILE[store.on_loss] ? ` Until it does, ${MEANWHILE[store.on_loss]}.` : ""}`,
+    reload && !reload.ok ? `The new configuration was rejected; the previous one stays in effect: ${reload.reason}` : "",
   ].filter(Boolean);
 };
 
@@ -82,11 +82,11 @@ const drawHead = (data) => {
 
 // ---- tokens ---------------------------------------------------------------------------------------------------
 
-// What nobody gets: a part of each limit while the store is lost.
-const heldBack = (limit) => Math.max(0, limit.size - limit.at_hand - limit.in_use - limit.cooling);
+// The part of a limit that is not used while the store is lost.
+const heldBack = (limit) => Math.max(0, limit.size - limit.available - limit.in_use - limit.cooling_down);
 
-const told = (limit) => {
-  const parts = [`${limit.at_hand} at hand`, `${limit.in_use} in use`, `${limit.cooling} cooling`];
+const description = (limit) => {
+  const parts = [`${limit.available} available`, `${limit.in_use} in use`, `${limit.cooling_down} cooling down`];
   if (heldBack(limit)) parts.push(`${heldBack(limit)} held back`);
   const next = limit.returns[0];
   const last = limit.returns[limit.returns.length - 1];
@@ -94,11 +94,11 @@ const told = (limit) => {
   return parts.join(", ");
 };
 
-// What each of a limit's tokens is, in the order in which they will be free: [state, nearness of its return].
+// The tokens of a limit in the order in which they become available: [state, how near its return is].
 const cells = (limit) => {
   const result = [];
   const add = (count, name, near) => { for (let i = 0; i < count; i += 1) result.push([name, near]); };
-  add(limit.at_hand, "hand", "");
+  add(limit.available, "available", "");
   for (const entry of limit.returns) add(entry.tokens, "cool", Math.max(0, 3 - Math.floor((4 * entry.within) / (limit.window || 1))));
   add(limit.in_use, "use", "");
   add(limit.size - result.length, "held", "");
@@ -110,7 +110,7 @@ const drawDots = (row, limit) => list(row, cells(limit), (_, index) => index,
   (dot, [name, near]) => { mark(dot, "data-state", name); mark(dot, "data-near", near); });
 
 const drawBar = (row, limit) => list(row,
-  [["hand", limit.at_hand], ["use", limit.in_use], ["cool", Math.max(0, limit.size - limit.at_hand - limit.in_use)]],
+  [["available", limit.available], ["use", limit.in_use], ["cool", Math.max(0, limit.size - limit.available - limit.in_use)]],
   (part) => part[0], ([name]) => mark(make("i"), "data-state", name),
   (part, [, count]) => part.style.setProperty("--part", count));
 
@@ -118,16 +118,16 @@ const drawLimit = (element, limit, dots) => {
   const [line, row, note] = element.children;
   const [name, count] = line.children;
   set(name, limit.name);
-  set(count.children[0], number(limit.at_hand));
+  set(count.children[0], number(limit.available));
   set(count.children[1], ` of ${number(limit.size)}`);
-  set(count.children[2], ` at hand, ${number(limit.in_use)} in use, ${number(limit.cooling)} cooling${heldBack(limit) ? `, ${number(heldBack(limit))} held back` : ""}`);
-  const asDots = dots && limit.size <= DOTS;
+  set(count.children[2], ` available, ${number(limit.in_use)} in use, ${number(limit.cooling_down)} cooling down${heldBack(limit) ? `, ${number(heldBack(limit))} held back` : ""}`);
+  const asDots = dots && limit.size <= MAX_DOTS;
   if (row.className !== (asDots ? "tokens" : "bar")) { row.className = asDots ? "tokens" : "bar"; row.replaceChildren(); row.kept = null; }
-  mark(row, "aria-label", told(limit));
+  mark(row, "aria-label", description(limit));
   (asDots ? drawDots : drawBar)(row, limit);
   const next = limit.returns[0];
   const last = limit.returns[limit.returns.length - 1];
-  set(note, !next ? (limit.in_use ? "none cooling" : "all at hand")
+  set(note, !next ? (limit.in_use ? "none cooling down" : "all available")
     : `next ${number(next.tokens)} back within ${soon(next.within)}${last !== next ? `, the last within ${soon(last.within)}` : ""}`);
 };
 
@@ -144,13 +144,13 @@ const drawQuotas = (element, pool, dots) => list(element, pool.quotas, (quota) =
     mark(card, "data-off", keys.some(usable) ? null : "yes");
     list(head.children[1], keys, (key) => key.name, () => make("span", "badge"),
       (badge, key) => mark(set(badge, keys.length > 1 || key.name !== quota.name ? `${key.name}: ${key.state}` : key.state), "data-tone", TONES[key.state] || "none"));
-    set(note, quota.limits.length ? "" : "No key of it is in use.");
+    set(note, quota.limits.length ? "" : "None of its keys is in use.");
     list(limits, quota.limits, (limit) => limit.name, buildLimit, (row, limit) => drawLimit(row, limit, dots));
   });
 
 // ---- tables ---------------------------------------------------------------------------------------------------
 
-// Roles are written out: on narrow screens the parts are no table to CSS, and browsers forget what they were.
+// Roles are explicit: on narrow screens CSS displays the parts as blocks, and browsers then drop their table roles.
 const buildTable = (title, columns) => {
   const id = `t${(buildTable.count = (buildTable.count || 0) + 1)}`;
   const head = mark(make("tr"), "role", "row");
@@ -165,7 +165,7 @@ const buildTable = (title, columns) => {
   more.addEventListener("click", () => { part.whole = !part.whole; if (state.shown) drawPools(state.shown); });
   return Object.assign(part, { body, box, more, note: foot.firstChild });
 };
-// The rows to show of many, in their order: all, or those of the highest `rank`, as long as nobody wants to see the rest.
+// The rows to show, in their order: all of them, or those that `rank` selects until the reader asks for the rest.
 const chosen = (part, all, rank, kind) => {
   const many = all.length > MANY_ROWS;
   part.more.hidden = !many;
@@ -203,70 +203,70 @@ const drawKeyRows = (body, keys, at) => list(body, keys, (key) => key.name,
     mark(cell(month, usedUp(key) ? "used up" : key.month_remaining === null ? "" : number(key.month_remaining)), "data-tone", usedUp(key) ? "bad" : null);
   });
 
-const CLIENTS = [["Client", ""], ["Weight", "number"], ["Waiting", "number"], ["Longest", "number"], ["Next turn", "number"], ["Share of the last minute", "wide"]];
-const turn = (value, waiting) => (value === null ? (waiting ? "unknown" : "") : value < 0.05 ? "now" : `in ${span(value)}`);
-const lane = (entry) => `${entry.limits.join(" + ") || "no limit"}${entry.pinned ? `, key ${entry.pinned}` : ""}`;
+const CLIENTS = [["Client", ""], ["Weight", "number"], ["Waiting", "number"], ["Longest", "number"], ["Estimated", "number"], ["Share of the last minute", "wide"]];
+const estimate = (value, waiting) => (value === null ? (waiting ? "unknown" : "") : value < 0.05 ? "now" : `in ${span(value)}`);
+const queueName = (queue) => `${queue.limits.join(" + ") || "no limit"}${queue.pinned ? `, key ${queue.pinned}` : ""}`;
 const busiest = (clients) => {
   const best = new Set([...clients].sort((a, b) => b.waiting - a.waiting || b.granted - a.granted).slice(0, MANY_ROWS));
   return clients.filter((client) => best.has(client));
 };
 // In the order of the configuration, so that rows stay where they are.
 const rows = (clients) => clients
-  .flatMap((client) => [{ client }, ...(client.lanes.length > 1 ? client.lanes.map((entry) => ({ client, entry })) : [])]);
+  .flatMap((client) => [{ client }, ...(client.queues.length > 1 ? client.queues.map((queue) => ({ client, queue })) : [])]);
 
 const drawShare = (element, client) => {
   const [gauge, text] = element.firstChild.children;
   const got = client.share || 0;
   gauge.style.setProperty("--got", percent(got).replace("\u00a0", ""));
-  gauge.style.setProperty("--due", percent(client.due).replace("\u00a0", ""));
+  gauge.style.setProperty("--fair", percent(client.fair_share).replace("\u00a0", ""));
   gauge.lastChild.style.visibility = client.waiting ? "" : "hidden";
-  set(text, client.waiting ? `${percent(got)}, due ${percent(client.due)}` : percent(got));
+  set(text, client.waiting ? `${percent(got)}, fair share ${percent(client.fair_share)}` : percent(got));
 };
 const drawClients = (part, pool) => {
-  const active = pool.clients.filter((client) => client.due !== null);
+  const active = pool.clients.filter((client) => client.fair_share !== null);
   const shown = chosen(part, active, busiest, "active clients");
   part.box.hidden = !shown.length;
-  list(part.body, rows(shown), ({ client, entry }) => `${client.name}\n${entry ? lane(entry) : ""}`,
-    ({ entry }) => {
+  list(part.body, rows(shown), ({ client, queue }) => `${client.name}\n${queue ? queueName(queue) : ""}`,
+    ({ queue }) => {
       const row = buildRow(CLIENTS);
-      if (!entry) row.lastChild.append(make("div", "share", mark(make("div", "gauge", make("i"), make("b")), "aria-hidden", "true"), make("span")));
-      else row.className = "lane";
+      if (!queue) row.lastChild.append(make("div", "share", mark(make("div", "gauge", make("i"), make("b")), "aria-hidden", "true"), make("span")));
+      else row.className = "queue";
       return row;
     },
-    (row, { client, entry }) => {
-      const [name, weight, waiting, oldest, next, share] = row.children;
-      const from = entry || client;
-      set(name, entry ? `↳ ${lane(entry)}` : client.name);
-      cell(weight, entry ? "" : number(client.weight));
+    (row, { client, queue }) => {
+      const [name, weight, waiting, longest, estimated, share] = row.children;
+      const from = queue || client;
+      set(name, queue ? `↳ ${queueName(queue)}` : client.name);
+      cell(weight, queue ? "" : number(client.weight));
       cell(waiting, number(from.waiting));
-      cell(oldest, from.waiting ? span(from.oldest) : "");
-      cell(next, turn(from.turn, from.waiting));
-      if (entry) mark(share, "data-blank", "yes"); else drawShare(share, client);
+      cell(longest, from.waiting ? span(from.longest_wait) : "");
+      cell(estimated, estimate(from.estimated_wait, from.waiting));
+      if (queue) mark(share, "data-blank", "yes"); else drawShare(share, client);
     });
-  const idle = pool.clients.filter((client) => client.due === null).map((client) => client.name);
+  const idle = pool.clients.filter((client) => client.fair_share === null).map((client) => client.name);
   const rest = active.length - shown.length;
   const notes = [
-    rest ? `Those of whom most wait; ${plural(rest, "more is", "more are")} active.` : "",
-    !active.length ? "No client has called in the last minute." : "",
+    rest ? `The busiest clients; ${plural(rest, "more is", "more are")} active.` : "",
+    !active.length ? "No client was active in the last minute." : "",
     !idle.length ? "" : idle.length > 8 ? `${plural(idle.length, "client is", "clients are")} idle.` : `Idle: ${idle.join(", ")}.`,
   ];
   set(part.note, notes.filter(Boolean).join(" "));
 };
 
-// Of all its quotas together, by limit.
-const atHand = (pool) => {
+// The tokens of all its quotas together, by limit.
+const available = (pool) => {
   const limits = new Map();
   for (const limit of pool.quotas.flatMap((quota) => quota.limits)) {
-    const [hand, size] = limits.get(limit.name) || [0, 0];
-    limits.set(limit.name, [hand + limit.at_hand, size + limit.size]);
+    const [free, size] = limits.get(limit.name) || [0, 0];
+    limits.set(limit.name, [free + limit.available, size + limit.size]);
   }
-  return [...limits].map(([name, [hand, size]]) => `${number(hand)} of ${number(size)} tokens at hand${limits.size > 1 ? ` (${name})` : ""}; `).join("");
+  return [...limits].map(([name, [free, size]]) => `${number(free)} of ${number(size)} tokens available${limits.size > 1 ? ` (${name})` : ""}; `).join("");
 };
 
 const buildPool = () => {
   const element = make("section", "pool", make("div", "pool-head", make("h2"), make("p", "quiet")), make("p", "problem"), make("p", "quiet note"));
   const quotas = mark(make("ul", "quotas"), "role", "list");
-  const clients = buildTable("Clients and lanes", CLIENTS);
+  const clients = buildTable("Clients and queues", CLIENTS);
   const keys = buildTable("Keys", KEYS);
   keys.classList.add("keys");
   const tokens = make("div", "", set(make("h3"), "Tokens of each quota"), quotas);
@@ -276,22 +276,22 @@ const buildPool = () => {
 };
 
 const drawPools = (data) => {
-  const dots = sum(data, (pool) => pool.quotas.reduce((t, q) => t + q.limits.reduce((n, l) => n + (l.size <= DOTS ? l.size : 0), 0), 0)) <= MOST_DOTS;
+  const dots = sum(data, (pool) => pool.quotas.reduce((t, q) => t + q.limits.reduce((n, l) => n + (l.size <= MAX_DOTS ? l.size : 0), 0), 0)) <= MAX_DOTS_OF_PAGE;
   list($("pools"), data.pools, (pool) => pool.name, buildPool, (element, pool) => {
     const [title, note] = element.firstChild.children;
     const id = mark(set(title, `Pool ${pool.name}`), "id", title.id || `p${(buildPool.count = (buildPool.count || 0) + 1)}`).id;
     mark(element, "aria-labelledby", id);
-    set(note, `${atHand(pool)}${number(pool.in_flight)} in flight; in the last minute refused ${number(pool.refused.minute)}, failed ${number(pool.failed.minute)}, upstream 429s ${number(pool.throttled.minute)}`);
+    set(note, `${available(pool)}${number(pool.in_flight)} in flight; in the last minute refused ${number(pool.refused.minute)}, failed ${number(pool.failed.minute)}, upstream 429s ${number(pool.throttled.minute)}`);
     const outage = element.children[1];
     const recent = pool.failure && pool.failed.minute;
     outage.hidden = !pool.outage && !pool.failing.length && !recent;
-    const out = pool.outage ? `The upstream is out of order for ${since(pool.outage.since, data.at)}: ${pool.outage.cause}. It is tried again ${again(data.at, pool.outage.until, "with the next request")}.` : "";
+    const out = pool.outage ? `The upstream has been failing for ${since(pool.outage.since, data.at)}: ${pool.outage.cause}. The next probe is sent ${again(data.at, pool.outage.until, "with the next request")}.` : "";
     const failing = pool.failing.map((one) => `${one.client} ${one.route || "(all routes)"}`).join(", ");
     const last = recent && !pool.outage ? `The last request failed ${since(pool.failure.at, data.at)} ago: ${pool.failure.cause}` : "";
-    set(outage, [out, failing ? `The upstream fails ${failing}; the others go on.` : "", last].filter(Boolean).join(" "));
+    set(outage, [out, failing ? `The upstream fails for ${failing}; other requests are sent as usual.` : "", last].filter(Boolean).join(" "));
     const higher = element.children[2];
     higher.hidden = !pool.upstream_limits.length;
-    set(higher, pool.upstream_limits.map((limit) => `The upstream permits ${number(limit.told)} where ${limit.limit} is configured; the setting for it: ${limit.setting}.`).join(" "));
+    set(higher, pool.upstream_limits.map((limit) => `The upstream permits ${number(limit.reported)} requests where ${limit.limit} is configured: raise ${limit.setting} to use them.`).join(" "));
     const small = pool.quotas.length > MANY_QUOTAS;
     element.quotas.className = small ? "quotas small" : "quotas";
     element.quotas.parentElement.hidden = !pool.quotas.length;
@@ -313,12 +313,12 @@ const drawRefusals = (data) => {
   });
 };
 
-// ---- changes, said once ---------------------------------------------------------------------------------------
+// ---- changes, announced once ---------------------------------------------------------------------------------------
 
 const facts = (data) => {
-  const result = new Map([["process", verdict(data)[0]], ["store", data.store.up ? "The store answers" : `The store is lost: ${data.store.cause || "cause unknown"}`]]);
-  if (data.reload) result.set("reload", `${data.reload.at}|${data.reload.ok ? "The configuration was reloaded" : `A reload was refused: ${data.reload.reason}`}`);
-  for (const pool of data.pools) result.set(`outage ${pool.name}`, pool.outage ? `The upstream of pool ${pool.name} is out of order: ${pool.outage.cause}` : `The upstream of pool ${pool.name} answers`);
+  const result = new Map([["process", verdict(data)[0]], ["store", data.store.up ? "The store responds" : `The store is lost: ${data.store.cause || "cause unknown"}`]]);
+  if (data.reload) result.set("reload", `${data.reload.at}|${data.reload.ok ? "The configuration was reloaded" : `A reload was rejected: ${data.reload.reason}`}`);
+  for (const pool of data.pools) result.set(`outage ${pool.name}`, pool.outage ? `The upstream of pool ${pool.name} is failing: ${pool.outage.cause}` : `The upstream of pool ${pool.name} responds`);
   for (const pool of data.pools) for (const key of pool.keys) result.set(`key ${pool.name} ${key.name}`, `Key ${key.name} is ${key.state}`);
   return result;
 };
@@ -331,7 +331,7 @@ const announce = (data) => {
   if (news.length) set($("announcer"), news.length > 4 ? `${news.slice(0, 4).join(". ")}, and ${news.length - 4} more changes` : news.join(". "));
 };
 
-// ---- asking ---------------------------------------------------------------------------------------------------
+// ---- polling ---------------------------------------------------------------------------------------------------
 
 const draw = (data) => {
   drawHead(data);
@@ -344,35 +344,35 @@ const drawFreshness = () => {
   const age = Date.now() - state.last;
   const stale = Boolean(state.trouble) && (!state.shown || age > STALE || state.trouble.startsWith("This page"));
   document.documentElement.classList.toggle("stale", stale && Boolean(state.shown));
-  const text = !stale ? "" : state.trouble + (state.shown && !state.trouble.startsWith("This page") ? `. What is shown is ${span(age / 1000)} old.` : "");
+  const text = !stale ? "" : state.trouble + (state.shown && !state.trouble.startsWith("This page") ? `. The data shown is ${span(age / 1000)} old.` : "");
   set($("problem"), text);
   $("problem").hidden = !text;
   if (stale !== state.toldStale) set($("announcer"), stale ? state.trouble : "The status is up to date again");
   state.toldStale = stale;
   if (stale) {
-    mark(set($("verdict"), "No answer"), "data-tone", "bad");
-    document.title = "No answer – Keyturn status";
+    mark(set($("verdict"), "No response"), "data-tone", "bad");
+    document.title = "No response – Keyturn status";
   }
   set($("fresh"), !state.shown ? "" : `${state.paused ? "paused at" : "as of"} ${clock(state.last)}`);
 };
 
 const ask = async () => {
   const stop = (state.asking = new AbortController());
-  const patience = setTimeout(() => stop.abort(), PATIENCE);
+  const timeout = setTimeout(() => stop.abort(), TIMEOUT);
   try {
     const answer = await fetch("status.json", { signal: stop.signal, cache: "no-store", credentials: "same-origin" });
-    if (!answer.ok) throw new Error(`It answered ${answer.status}`);
+    if (!answer.ok) throw new Error(`It responded ${answer.status}`);
     const data = await answer.json();
-    if (data.version !== VERSION) throw new Error(`This page reads version ${VERSION} of status.json and the proxy writes ${data.version}: load the page anew`);
+    if (data.version !== VERSION) throw new Error(`This page reads version ${VERSION} of status.json and the proxy writes version ${data.version}: reload the page`);
     draw(data);
     Object.assign(state, { shown: data, last: Date.now(), trouble: "" });
   } catch (error) {
     if (stop !== state.asking) return;
-    const why = error.name === "AbortError" ? "it takes too long" : error instanceof TypeError ? "it cannot be reached" : error.message;
+    const why = error.name === "AbortError" ? "it did not respond in time" : error instanceof TypeError ? "it cannot be reached" : error.message;
     state.trouble = why.startsWith("This page") ? why : `No status from this replica: ${why.charAt(0).toLowerCase()}${why.slice(1)}`;
   } finally {
-    clearTimeout(patience);
-    if (stop === state.asking) { state.asking = null; drawFreshness(); plan(EVERY); }
+    clearTimeout(timeout);
+    if (stop === state.asking) { state.asking = null; drawFreshness(); plan(REFRESH); }
   }
 };
 const plan = (delay) => {

@@ -1,4 +1,4 @@
-// How numbers, times and states are said.
+// How numbers, times and states are written.
 
 export const whole = new Intl.NumberFormat("en");
 export const number = (value) => whole.format(value);
@@ -16,6 +16,6 @@ export const since = (from, at) => span(Math.max(0, (Date.parse(at) - Date.parse
 export const again = (at, until, due = "now") => (Date.parse(until) - Date.parse(at) < 1000 ? due : `in ${since(at, until)}`);
 export const clock = (instant) => new Date(instant).toLocaleTimeString("en-GB");
 export const TONES = { ready: "good", parked: "warn", quarantined: "bad", paused: "none" };
-export const NEXT = { quarantined: "tried ", parked: "opens " };
+export const NEXT = { quarantined: "checked ", parked: "opens " };
 export const usable = (key) => key.state === "ready" || key.state === "parked";
 export const usedUp = (key) => key.month_remaining === 0;
