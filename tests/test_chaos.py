@@ -186,7 +186,7 @@ def settings(folder: Path, upstream: str, turn: int) -> dict[str, Any]:
         "listen": "127.0.0.1:0",
         "admin": "127.0.0.1:0",
         "tls": {"cert": str(folder / "server.pem"), "key": str(folder / "server.pem")},
-        "inbound": {"head_timeout": "300ms", "body_timeout": "1s", "write_timeout": "1s", "keep_alive": "3s"},
+        "inbound": {"head_timeout": "300ms", "body_timeout": "1s", "write_timeout": "1s", "idle_timeout": "3s"},
         "upstream": {"url": upstream, "settle_bound": "200ms", "response_timeout": "2s", "max_connections": 32},
         "pools": {
             "default": {"guard": "20ms", "limits": [limit(400, "300ms")], "keys": keys if turn % 3 else keys[:1]}

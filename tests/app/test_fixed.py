@@ -60,7 +60,7 @@ def test_everything_else_may_change(tmp_path: Path) -> None:
     after = configured(
         tmp_path,
         admin_token="t" * 20,
-        inbound={"keep_alive": "1s", "max_buffered": 1 << 20},
+        inbound={"idle_timeout": "1s", "max_buffered": 1 << 20},
         upstream={"response_timeout": "1s", "connect_timeout": "1s", "max_body": 1},
         pools={"other": {"keys": [{"name": "b", "secret": "x" * 20}], "limits": []}},
         queue={"max_wait": "1s", "max_wait_ceiling": "2s", "max_waiting": 3},

@@ -3,7 +3,7 @@ from typing import Any, Literal
 
 import pytest
 from keyturn.config import Config
-from keyturn.config.problems import Loc, did_you_mean, path_of, problems_of
+from keyturn.config.problems import REMOVED_SETTINGS, RENAMED_SETTINGS, Loc, did_you_mean, path_of, problems_of
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
@@ -107,11 +107,26 @@ def test_every_mistake_is_found_in_one_run() -> None:
     }
 
 
-def test_settings_that_are_gone_say_so() -> None:
-    """With what to do about them, not as a slip of the pen."""
+def problem_with(setting: str) -> str:
+    """The problem of a document with one setting, `section.name`."""
+    section, name = setting.split(".")
     with pytest.raises(ValidationError) as caught:
-        Config.model_validate({"inbound": {"max_pipelined": 16}})
-    (problem,) = problems_of(caught.value, Config, {"inbound": {"max_pipelined": 16}})
-    assert str(problem) == (
-        "inbound.max_pipelined: is gone, for requests of a connection are read one at a time: leave it out"
-    )
+        Config.model_validate({section: {name: 1}})
+    (problem,) = problems_of(caught.value, Config, {section: {name: 1}})
+    return str(problem)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_SETTINGS.items())
+def test_an_old_setting_is_reported_with_its_new_name(old: str, new: str) -> None:
+    """The new name is a setting of the configuration, and the old one is not."""
+    assert problem_with(old) == f"{old}: was renamed: write `{new}`"
+    section, name = new.split(".")
+    fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]  # a section
+    assert name in fields
+    assert old.split(".")[1] not in fields
+
+
+@pytest.mark.parametrize("setting", REMOVED_SETTINGS)
+def test_a_removed_setting_is_reported_with_the_reason(setting: str) -> None:
+    """The message says to delete it instead of suggesting another name."""
+    assert problem_with(setting) == f"{setting}: was removed, since {REMOVED_SETTINGS[setting]}: delete it"

@@ -28,7 +28,7 @@ def test_defaults_are_those_of_the_configuration() -> None:
         inbound.max_target,
         inbound.head_timeout / SECOND,
         inbound.write_timeout / SECOND,
-        inbound.keep_alive / SECOND,
+        inbound.idle_timeout / SECOND,
     )
 
 

@@ -80,7 +80,7 @@ def inbound_bounds(config: Config) -> Bounds:
         target=given.max_target,
         head_time=given.head_timeout / SECOND,
         write_time=given.write_timeout / SECOND,
-        keep_alive=given.keep_alive / SECOND,
+        keep_alive=given.idle_timeout / SECOND,
     )
 
 

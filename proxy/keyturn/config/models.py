@@ -117,7 +117,7 @@ class InboundSettings(Settings):
     """Bytes of all bodies in temporary files, a quarter of them for one client at most; 0: no files."""
     write_timeout: Timeout = written("60s")
     """Without a caller's taking anything of its answer; then the connection is cut."""
-    keep_alive: Timeout = written("75s")
+    idle_timeout: Timeout = written("75s")
     """Without a request; then the connection is closed."""
     socket_mode: Permissions = written("0660")
     """The permissions of Unix sockets: who may connect."""

@@ -49,10 +49,15 @@ _FIXED: Mapping[str, str] = {
     _TOO_SHORT: "write at least one entry",
     "tuple_type": _LIST,
 }
-_GONE: Mapping[Loc, str] = {
-    ("inbound", "max_pipelined"): "is gone, for requests of a connection are read one at a time: leave it out",
+RENAMED_SETTINGS: Mapping[str, str] = {
+    "inbound.keep_alive": "inbound.idle_timeout",
+    "inbound.max_connections_per_peer": "inbound.max_connections_per_address",
 }
-"""Settings of earlier versions."""
+"""Settings of earlier versions, and their names now."""
+REMOVED_SETTINGS: Mapping[str, str] = {
+    "inbound.max_pipelined": "requests of one connection are always read one at a time",
+}
+"""Settings of earlier versions that have no successor, with the reason."""
 _MADE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "greater_than": lambda of: f"write a number above {of['gt']}",
     "greater_than_equal": lambda of: f"write a number of at least {of['ge']}",
@@ -122,8 +127,11 @@ def _message(detail: ErrorDetails, model: type[BaseModel], document: Any) -> str
 
 
 def _unknown_key(loc: Loc, model: type[BaseModel], document: Any) -> str:
-    if loc in _GONE:
-        return _GONE[loc]
+    place = path_of(loc)
+    if place in RENAMED_SETTINGS:
+        return f"was renamed: write `{RENAMED_SETTINGS[place]}`"
+    if place in REMOVED_SETTINGS:
+        return f"was removed, since {REMOVED_SETTINGS[place]}: delete it"
     name, known = str(loc[-1]), _model_at(loc[:-1], model).model_fields
     guess = did_you_mean(name, known)
     hint = "" if guess else _is_no_entry(loc[:-1], model) or _stray_entry(loc, model, document)
