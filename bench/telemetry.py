@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from secrets import token_hex
 
-from keyturn.core.events import Event, Exchanged, Journal, UpstreamAnswered
-from keyturn.telemetry import Metrics, RequestLog
+from keyturn.core.events import Event, Exchanged, RequestLog, UpstreamAnswered
+from keyturn.telemetry import AccessLog, Metrics
 from keyturn.telemetry.requests import NAME
 
 from bench.throughput import Proxy, address_of, load, running, write_certificates, write_config
@@ -27,9 +27,9 @@ LIMIT = 3.0
 """Percent of a request's CPU time that metrics may cost."""
 
 
-def journal(client: int) -> Journal:
+def log(client: int) -> RequestLog:
     """A request that was forwarded."""
-    return Journal(
+    return RequestLog(
         id=token_hex(16), method="GET", path="/collections/12345678-aaaa-bbbb-cccc-1234567890ab",
         client=f"client-{client}", pool="default", key="bench", code=200, outcome="forwarded",
         queued=300, upstream=1_500, streamed=200, total=2_300, tries=1, sent=1_024,
@@ -38,7 +38,7 @@ def journal(client: int) -> Journal:
 
 def events(client: int) -> list[Event]:
     """What one request emits: on an idle proxy it also has a round trip to the store to itself."""
-    return [UpstreamAnswered("default", "bench", 200), Exchanged("default", 0.0002, 1), journal(client)]
+    return [UpstreamAnswered("default", "bench", 200), Exchanged("default", 0.0002, 1), log(client)]
 
 
 def cost(work: Callable[[int], None], repetitions: int = 20_000, rounds: int = 7) -> float:
@@ -66,9 +66,9 @@ def metrics_cost() -> float:
 def log_cost(folder: Path) -> float:
     """Of one line in JSON, written to a file."""
     logging.getLogger(NAME).setLevel(logging.INFO)
-    stories = [journal(client) for client in range(CLIENTS)]
+    stories = [log(client) for client in range(CLIENTS)]
     with (folder / "requests.log").open("w", encoding="utf-8") as stream:
-        log = RequestLog("json", stream=stream)
+        log = AccessLog("json", stream=stream)
         return cost(lambda client: log.write(stories[client]))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from keyturn.access import Access
-from keyturn.core.events import Event, Journal
+from keyturn.core.events import Event, RequestLog
 from keyturn.core.http import Answer, Fields, Request, Whole
 from keyturn.core.model import Client, Secret
 from keyturn.upstream.request_writer import HeadWriter
@@ -78,7 +78,7 @@ class _Gateway:
         self.requests: list[tuple[Request, bytes]] = []
 
     @asynccontextmanager
-    async def handle(self, request: Request, _: Journal) -> AsyncIterator[Answer]:
+    async def handle(self, request: Request, _: RequestLog) -> AsyncIterator[Answer]:
         """The body to its end, then a small answer."""
         body = b""
         if request.body is not None:

@@ -11,7 +11,7 @@ from keyturn.access.jwts import _read as read_jwt
 from keyturn.core.complaints import complaint
 from keyturn.core.credentials import remove_credentials
 from keyturn.core.errors import Unauthenticated
-from keyturn.core.events import Journal
+from keyturn.core.events import RequestLog
 from keyturn.core.headers import (
     from_another_site,
     from_upstream,
@@ -96,7 +96,7 @@ def _signal(name: bytes) -> Callable[[bytes], object]:
 
 
 READERS: Mapping[str, Callable[[bytes], object]] = {
-    "Accept": lambda text: error_response(Unauthenticated("x"), Journal(id="1", method="GET"), ((b"Accept", text),)),
+    "Accept": lambda text: error_response(Unauthenticated("x"), RequestLog(id="1", method="GET"), ((b"Accept", text),)),
     "Connection": lambda text: to_upstream(((b"Connection", text), (b"X", b""), (b"Date", b""))),
     "Origin": lambda text: from_another_site(((b"Origin", text),)),
     "Prefer": lambda text: prefer_wait(((b"Prefer", text),)),

@@ -9,7 +9,7 @@ from keyturn.core.budgets import budget
 from keyturn.core.events import Event
 from keyturn.core.exchange import DemandClass, ExchangeResult, Flow, FlowDemand, LeaseGrant, Settlement
 from keyturn.core.model import SECOND, Client, Micros, Pool
-from keyturn.core.state import PoolState
+from keyturn.core.state import SharedState
 from keyturn.scheduler import Capacity, Scheduler, Ticket
 from keyturn.scheduler.rides import RIDE
 from keyturn.stores.memory import Memory, MemoryStore
@@ -40,7 +40,7 @@ class WatchedStore(MemoryStore):
         self.settled: list[Settlement] = []
 
     @property
-    def state(self) -> PoolState:
+    def state(self) -> SharedState:
         return self.memory.state
 
     @property

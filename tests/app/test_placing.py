@@ -43,13 +43,13 @@ async def test_a_key_that_came_from_another_pool_rests_and_requests_wait() -> No
         spawn(process.run(), name="place keys", owner=tasks)
         waiting = task_of(it.scheduler.lease(it.ticket(wait=200 * SECOND)))
         await asyncio.sleep(1)
-        (look,) = it.scheduler.health.looks(micros())
+        (look,) = it.scheduler.health.snapshots(micros())
         assert (look.state, look.until) == ("parked", moved + SPAN + STOP)
         assert look.reason == "its requests in the pool other still count"
         with await waiting as lease:
             lease.spent()
         assert SPAN + STOP <= micros() - moved < SPAN + STOP + 3 * SECOND
-        assert [look.state for look in it.scheduler.health.looks(micros())] == ["ready"]
+        assert [look.state for look in it.scheduler.health.snapshots(micros())] == ["ready"]
         await finish(tasks)
 
 

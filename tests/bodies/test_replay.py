@@ -251,7 +251,7 @@ async def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert await read(body, 1) == chunks[0]
         assert await read(body) == b"".join(chunks)
         body.close()
-    assert kept.events == [SpoolFailed("no space left on device", news=news) for news in (True, False)]
+    assert kept.events == [SpoolFailed("no space left on device", is_new=is_new) for is_new in (True, False)]
     assert kept.used == (0, 0)
     kept.close()
 
@@ -279,7 +279,7 @@ async def test_without_a_folder_bodies_stay_in_memory(tmp_path: Path) -> None:
     """That is told at the start, unless no files are wanted; the rest of larger ones streams."""
     kept = Kept(folder=tmp_path / "nowhere")
     await kept.open()
-    assert kept.events == [SpoolFailed("no such file or directory", news=True)]
+    assert kept.events == [SpoolFailed("no such file or directory", is_new=True)]
     body = kept.body(*[b"x" * 10] * 4, length=40)
     await body.read_ahead(0)
     assert kept.used == (10, 0)

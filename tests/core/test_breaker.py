@@ -4,23 +4,29 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from keyturn.core.breaker import (
-    EARLY,
-    FAILURES,
-    FAILURES_TOLD,
-    FIRST,
-    GRACE,
-    LONGEST,
+    CLIENT_KEPT,
+    FIRST_INTERVAL,
+    INTERVAL_JITTER,
+    MAX_CLIENTS,
+    MAX_EARLY_PROBES,
+    MAX_INTERVAL,
+    MAX_OPEN,
     MAX_PARTS,
-    PATIENCE,
-    SLOWEST,
-    SPREAD,
-    SUSTAINED,
+    MAX_ROUTES,
+    PROBE_PATIENCE,
+    PROBE_TURN,
+    STREAK_DURATION,
+    STREAK_FAILURES,
+    STREAK_FAILURES_TOLD,
     Breaker,
+    Breakers,
     Failure,
+    Probe,
     Scope,
-    Trial,
+    Source,
 )
 from keyturn.core.model import SECOND, Micros
+from keyturn.core.signals import Route
 
 NOW: Micros = 1_000 * SECOND
 PLAIN = Failure("504")
@@ -31,22 +37,22 @@ def told(wait: Micros | None = None, over_within: Micros | None = None) -> Failu
     return Failure("503", wait=wait, over_within=over_within)
 
 
-def fail(breaker: Breaker, now: Micros, *whose: str, failure: Failure = PLAIN, trial: Trial | None = None) -> bool:
+def fail(breaker: Breaker, now: Micros, *whose: str, failure: Failure = PLAIN, probe: Probe | None = None) -> bool:
     """A failure without any chance."""
-    return breaker.failed(now, 0.0, failure, *whose, trials=() if trial is None else (trial,))
+    return breaker.failed(now, 0.0, failure, *whose, probes=() if probe is None else (probe,))
 
 
 def opened(failure: Failure = PLAIN, whose: tuple[tuple[str, ...], ...] = ((),)) -> Breaker:
     """A breaker that has just opened at `NOW`, by failures of these in turn."""
     breaker = Breaker(Scope())
-    for number in range(FAILURES - 1):
-        assert not fail(breaker, NOW - SUSTAINED + number, *whose[number % len(whose)])
+    for number in range(STREAK_FAILURES - 1):
+        assert not fail(breaker, NOW - STREAK_DURATION + number, *whose[number % len(whose)])
     assert fail(breaker, NOW, *whose[-1], failure=failure)
     return breaker
 
 
-def trial(breaker: Breaker, now: Micros, part: str | None = None) -> Trial:
-    """A request that is sent as the trial."""
+def probe(breaker: Breaker, now: Micros, part: str | None = None) -> Probe:
+    """A request that is sent as the probe."""
     assert breaker.wait(now, part) is None
     found = breaker.enter(now, part)
     assert found is not None
@@ -56,21 +62,21 @@ def trial(breaker: Breaker, now: Micros, part: str | None = None) -> Trial:
 def test_it_opens_on_a_row_of_failures() -> None:
     """Not on fewer, and not on those that came all together."""
     breaker = Breaker(Scope())
-    for _ in range(3 * FAILURES):
+    for _ in range(3 * STREAK_FAILURES):
         assert not fail(breaker, NOW)
     assert breaker.wait(NOW) is None
     assert breaker.enter(NOW) is None
-    assert fail(breaker, NOW + SUSTAINED)
-    assert breaker.wait(NOW + SUSTAINED) == FIRST
-    assert breaker.view() == (Scope(), NOW + SUSTAINED, "504", NOW + SUSTAINED + FIRST)
+    assert fail(breaker, NOW + STREAK_DURATION)
+    assert breaker.wait(NOW + STREAK_DURATION) == FIRST_INTERVAL
+    assert breaker.snapshot() == (Scope(), NOW + STREAK_DURATION, "504", NOW + STREAK_DURATION + FIRST_INTERVAL)
 
 
 def test_any_answer_ends_the_row() -> None:
     """A part of the upstream that works is not left alone."""
     breaker = Breaker(Scope())
-    for number in range(10 * FAILURES):
+    for number in range(10 * STREAK_FAILURES):
         assert not fail(breaker, NOW + number * SECOND)
-        if number % (FAILURES - 1) == 0:
+        if number % (STREAK_FAILURES - 1) == 0:
             assert not breaker.succeeded()
             assert breaker.idle
 
@@ -79,7 +85,7 @@ def test_what_the_upstream_says_of_itself_needs_fewer() -> None:
     """It knows best."""
     for failure in (told(wait=20 * SECOND), told(over_within=300 * SECOND)):
         breaker = Breaker(Scope())
-        for number in range(FAILURES_TOLD - 1):
+        for number in range(STREAK_FAILURES_TOLD - 1):
             assert not fail(breaker, NOW + number * SECOND, failure=failure)
         assert fail(breaker, NOW + 9 * SECOND, failure=failure)
 
@@ -89,12 +95,12 @@ def test_what_fails_alone_does_not_open_it(failure: Failure) -> None:
     """However often: each counts for half of a row at most; it opens with a second client on a second route."""
     for others in ("ax", "ay", "bx"):
         breaker = Breaker(Scope())
-        for number in range(9 * FAILURES):
+        for number in range(9 * STREAK_FAILURES):
             assert not fail(breaker, NOW + number * SECOND, "a", "x", failure=failure)
             assert not fail(breaker, NOW + number * SECOND, *others, failure=failure)
     breaker = Breaker(Scope())
-    found = [fail(breaker, NOW + number * SECOND, *"ax" if number % 2 else "by") for number in range(FAILURES)]
-    assert found == [False] * (FAILURES - 1) + [True]
+    found = [fail(breaker, NOW + number * SECOND, *"ax" if number % 2 else "by") for number in range(STREAK_FAILURES)]
+    assert found == [False] * (STREAK_FAILURES - 1) + [True]
 
 
 def test_every_course_of_few_failures() -> None:
@@ -103,7 +109,7 @@ def test_every_course_of_few_failures() -> None:
     for length in (2, 3):
         for course in product(possible, repeat=length):
             breaker = Breaker(Scope())
-            for step in range(4 * FAILURES):
+            for step in range(4 * STREAK_FAILURES):
                 fail(breaker, NOW + step * SECOND, *course[step % length])
             several = len({whose[0] for whose in course if whose}) > 1 and len({one[1] for one in course if one}) > 1
             assert breaker.closed or several or () in course, course
@@ -113,23 +119,23 @@ def test_every_course_of_few_failures() -> None:
 def test_no_trial_before_the_upstreams_time() -> None:
     """`Retry-After` is honoured, as long as it can be meant seriously."""
     assert opened(told(wait=77 * SECOND)).wait(NOW) == 77 * SECOND
-    assert opened(told(wait=86_400 * SECOND)).wait(NOW) == LONGEST
+    assert opened(told(wait=86_400 * SECOND)).wait(NOW) == MAX_OPEN
 
 
 def test_one_trial_at_a_time() -> None:
     """Its answer closes, its failure doubles the wait, its silence makes room for another."""
     breaker = opened()
-    assert breaker.wait(NOW) == FIRST
-    begin = NOW + FIRST
-    silent = trial(breaker, begin)
+    assert breaker.wait(NOW) == FIRST_INTERVAL
+    begin = NOW + FIRST_INTERVAL
+    silent = probe(breaker, begin)
     assert breaker.wait(begin + SECOND) == SECOND
-    last = trial(breaker, begin + PATIENCE)
-    fail(breaker, begin + PATIENCE, trial=silent)
-    assert breaker.wait(begin + PATIENCE) is not None, "what was given up is not what is waited for"
-    fail(breaker, begin + PATIENCE, trial=last)
-    assert not breaker.trying
-    assert breaker.wait(begin + PATIENCE) == 2 * FIRST
-    trial(breaker, begin + PATIENCE + 2 * FIRST)
+    last = probe(breaker, begin + PROBE_PATIENCE)
+    fail(breaker, begin + PROBE_PATIENCE, probe=silent)
+    assert breaker.wait(begin + PROBE_PATIENCE) is not None, "what was given up is not what is waited for"
+    fail(breaker, begin + PROBE_PATIENCE, probe=last)
+    assert not breaker.probing
+    assert breaker.wait(begin + PROBE_PATIENCE) == 2 * FIRST_INTERVAL
+    probe(breaker, begin + PROBE_PATIENCE + 2 * FIRST_INTERVAL)
     assert breaker.succeeded()
     assert breaker.closed
     assert not breaker.succeeded()
@@ -138,17 +144,18 @@ def test_one_trial_at_a_time() -> None:
 def test_a_trial_whose_caller_left_tells_nothing() -> None:
     """The next request is one in its place."""
     breaker = opened()
-    first = trial(breaker, NOW + FIRST)
+    first = probe(breaker, NOW + FIRST_INTERVAL)
     breaker.leave(first)
-    second = trial(breaker, NOW + FIRST + 1)
+    second = probe(breaker, NOW + FIRST_INTERVAL + 1)
     breaker.leave(first)
-    assert breaker.trying
+    assert breaker.probing
     breaker.leave(second)
-    assert not breaker.trying
+    assert not breaker.probing
 
 
 @pytest.mark.parametrize(
-    ("over_within", "first", "slowest"), [(None, FIRST, SLOWEST), (300 * SECOND, 15 * SECOND, 60 * SECOND)]
+    ("over_within", "first", "slowest"),
+    [(None, FIRST_INTERVAL, MAX_INTERVAL), (300 * SECOND, 15 * SECOND, 60 * SECOND)],
 )
 def test_trials_are_spread(over_within: Micros | None, first: Micros, slowest: Micros) -> None:
     """Twice as far apart each time; over the time that an outage usually takes, if that is told."""
@@ -159,37 +166,37 @@ def test_trials_are_spread(over_within: Micros | None, first: Micros, slowest: M
         assert wait is not None
         apart.append(wait)
         now += wait
-        fail(breaker, now, failure=failure, trial=trial(breaker, now))
+        fail(breaker, now, failure=failure, probe=probe(breaker, now))
     assert apart == [min(slowest, first * 2**number) for number in range(12)]
 
 
 def test_what_fails_late_changes_nothing() -> None:
-    """Requests that were in flight when it opened are no trials; only what they tell counts."""
+    """Requests that were in flight when it opened are no probes; only what they tell counts."""
     breaker = opened()
-    assert not breaker.failed(NOW + 1, 1.0, PLAIN, trials=())
-    assert breaker.wait(NOW) == FIRST
+    assert not breaker.failed(NOW + 1, 1.0, PLAIN, probes=())
+    assert breaker.wait(NOW) == FIRST_INTERVAL
     fail(breaker, NOW + 1, failure=told(wait=20 * SECOND))
     assert breaker.wait(NOW + 1) == 20 * SECOND
 
 
-# Whose trial it is
+# Whose probe it is
 
 TWO = (("a", "x"), ("b", "y"))
 
 
 def test_one_that_has_not_failed_is_tried_at_once() -> None:
-    """It waits neither for the time nor for another's trial; its failure does not prolong the outage."""
+    """It waits neither for the time nor for another's probe; its failure does not prolong the outage."""
     breaker = opened(whose=TWO)
-    assert breaker.wait(NOW, "a") == FIRST
-    early = trial(breaker, NOW, "c")
-    assert breaker.wait(NOW, "c") == FIRST + GRACE, "one request of it"
-    fail(breaker, NOW + 1, "c", "z", trial=early)
-    assert breaker.wait(NOW + 1, "a") == FIRST - 1
-    slow = trial(breaker, NOW + FIRST, "a")
-    assert breaker.wait(NOW + FIRST, "b") == SECOND
-    trial(breaker, NOW + FIRST, "d")
-    fail(breaker, NOW + FIRST + 1, "a", "x", trial=slow)
-    assert breaker.trying
+    assert breaker.wait(NOW, "a") == FIRST_INTERVAL
+    early = probe(breaker, NOW, "c")
+    assert breaker.wait(NOW, "c") == FIRST_INTERVAL + PROBE_TURN, "one request of it"
+    fail(breaker, NOW + 1, "c", "z", probe=early)
+    assert breaker.wait(NOW + 1, "a") == FIRST_INTERVAL - 1
+    slow = probe(breaker, NOW + FIRST_INTERVAL, "a")
+    assert breaker.wait(NOW + FIRST_INTERVAL, "b") == SECOND
+    probe(breaker, NOW + FIRST_INTERVAL, "d")
+    fail(breaker, NOW + FIRST_INTERVAL + 1, "a", "x", probe=slow)
+    assert breaker.probing
     assert breaker.succeeded()
 
 
@@ -197,19 +204,19 @@ def test_early_trials_are_few() -> None:
     """Of many clients that come while it is open."""
     breaker = opened(whose=TWO)
     early = 0
-    for number in range(10 * EARLY):
+    for number in range(10 * MAX_EARLY_PROBES):
         if breaker.wait(NOW, str(number)) is None:
             early += 1
-            fail(breaker, NOW, str(number), "z", trial=trial(breaker, NOW, str(number)))
-    assert early == EARLY
+            fail(breaker, NOW, str(number), "z", probe=probe(breaker, NOW, str(number)))
+    assert early == MAX_EARLY_PROBES
 
 
 def test_no_early_trial_when_nothing_is_reached() -> None:
     """Then it does not matter whose request it is; once something is reached, it does again."""
-    breaker = opened(Failure("refused", "way"))
-    assert breaker.wait(NOW, "c") == FIRST
-    now = NOW + FIRST
-    fail(breaker, now, "a", "x", trial=trial(breaker, now, "a"))
+    breaker = opened(Failure("refused", "connection"))
+    assert breaker.wait(NOW, "c") == FIRST_INTERVAL
+    now = NOW + FIRST_INTERVAL
+    fail(breaker, now, "a", "x", probe=probe(breaker, now, "a"))
     assert breaker.wait(now, "c") is None
 
 
@@ -222,23 +229,28 @@ def test_trials_take_turns() -> None:
         loud = breaker.wait(now, "b")
         part = "b" if loud is None and "b" not in turns[-1:] else "a"
         turns.append(part)
-        fail(breaker, now, part, "x", trial=trial(breaker, now, part))
+        fail(breaker, now, part, "x", probe=probe(breaker, now, part))
         other = "b" if part == "a" else "a"
-        assert (breaker.wait(now, part) or 0) - (breaker.wait(now, other) or 0) in (0, GRACE)
+        assert (breaker.wait(now, part) or 0) - (breaker.wait(now, other) or 0) in (0, PROBE_TURN)
     assert set(turns) == {"a", "b"}
 
 
 def test_one_that_is_alone_is_not_held_back() -> None:
-    """There is nobody who could have the trial in its place; of two, the one has it at last if the other stays away."""
-    for whose, later in (((("a", "x"),), 0), (TWO, GRACE)):
+    """There is nobody who could have the probe in its place; of two, the one has it at last if the other stays away."""
+    for whose, later in (((("a", "x"),), 0), (TWO, PROBE_TURN)):
         breaker = Breaker(Scope())
-        for number in range(FAILURES):
-            fail(breaker, NOW - SUSTAINED + number, *(whose[number % len(whose)] if later else ()))
+        for number in range(STREAK_FAILURES):
+            fail(breaker, NOW - STREAK_DURATION + number, *(whose[number % len(whose)] if later else ()))
         assert fail(breaker, NOW, *(whose[-1] if later else ()))
         part = "a" if later else None
-        fail(breaker, NOW + FIRST, *("a", "x") if later else (), trial=trial(breaker, NOW + FIRST, part))
-        assert breaker.wait(NOW + FIRST, part) == 2 * FIRST + later
-        trial(breaker, NOW + 3 * FIRST + later, part)
+        fail(
+            breaker,
+            NOW + FIRST_INTERVAL,
+            *("a", "x") if later else (),
+            probe=probe(breaker, NOW + FIRST_INTERVAL, part),
+        )
+        assert breaker.wait(NOW + FIRST_INTERVAL, part) == 2 * FIRST_INTERVAL + later
+        probe(breaker, NOW + 3 * FIRST_INTERVAL + later, part)
 
 
 def test_it_remembers_so_many_only() -> None:
@@ -249,21 +261,21 @@ def test_it_remembers_so_many_only() -> None:
     now = NOW + 20 * MAX_PARTS * SECOND
     for number in range(10 * MAX_PARTS):
         now += breaker.wait(now, f"d{number}") or 0
-        fail(breaker, now, f"d{number}", "x", trial=trial(breaker, now, f"d{number}"))
-    assert len(breaker._failing) <= MAX_PARTS + EARLY
+        fail(breaker, now, f"d{number}", "x", probe=probe(breaker, now, f"d{number}"))
+    assert len(breaker._failing) <= MAX_PARTS + MAX_EARLY_PROBES
     assert len(breaker._tried) <= MAX_PARTS
-    assert len(breaker._shares) <= 2 * FAILURES * FAILURES_TOLD
+    assert len(breaker._shares) <= 2 * STREAK_FAILURES * STREAK_FAILURES_TOLD
 
 
 class Outages(RuleBasedStateMachine):
-    """Any order of failures, answers, trials and time."""
+    """Any order of failures, answers, probes and time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.breaker = Breaker(Scope())
         self.now = NOW
         self.row: list[Micros] = []
-        self.trials: list[Trial] = []
+        self.probes: list[Probe] = []
 
     @rule(milliseconds=st.sampled_from([0, 1, 500, 1_000, 2_000, 31_000, 400_000]))
     def pass_(self, milliseconds: int) -> None:
@@ -289,13 +301,13 @@ class Outages(RuleBasedStateMachine):
         for _ in range(times):
             was_closed = self.breaker.closed
             self.row.append(self.now)
-            trials = (self.trials.pop(),) if self.trials and is_trial else ()
+            probes = (self.probes.pop(),) if self.probes and is_trial else ()
             failure = Failure("5xx", wait=wait, over_within=over_within)
-            news = self.breaker.failed(self.now, chance, failure, *whose, trials=trials)
+            news = self.breaker.failed(self.now, chance, failure, *whose, probes=probes)
             assert news == (was_closed and not self.breaker.closed)
             if news:
-                assert len(self.row) >= FAILURES_TOLD
-                assert self.now - self.row[0] >= SUSTAINED
+                assert len(self.row) >= STREAK_FAILURES_TOLD
+                assert self.now - self.row[0] >= STREAK_DURATION
 
     @rule()
     def answer(self) -> None:
@@ -303,12 +315,12 @@ class Outages(RuleBasedStateMachine):
         assert self.breaker.succeeded() != was_closed
         assert self.breaker.idle
         self.row.clear()
-        self.trials.clear()
+        self.probes.clear()
 
-    @precondition(lambda self: self.trials)
+    @precondition(lambda self: self.probes)
     @rule()
     def leave(self) -> None:
-        self.breaker.leave(self.trials.pop())
+        self.breaker.leave(self.probes.pop())
 
     @rule(part=st.sampled_from([None, "a", "b", "c", "d"]))
     def enter(self, part: str | None) -> None:
@@ -317,20 +329,216 @@ class Outages(RuleBasedStateMachine):
         found = self.breaker.enter(self.now, part)
         assert (found is None) == self.breaker.closed
         if found is not None:
-            last = self.trials[-1:]
-            assert found.early or not last or self.now >= last[0].since + PATIENCE
-            self.trials.append(found)
+            last = self.probes[-1:]
+            assert found.early or not last or self.now >= last[0].since + PROBE_PATIENCE
+            self.probes.append(found)
 
     @precondition(lambda self: not self.breaker.closed)
     @invariant()
     def it_is_tried_again(self) -> None:
-        """Nothing keeps it open for longer than the longest time without a trial."""
+        """Nothing keeps it open for longer than the longest time without a probe."""
         for part in (None, "a", "d"):
             wait = self.breaker.wait(self.now, part)
-            assert wait is None or 0 < wait <= max(LONGEST, int(SLOWEST * (1 + SPREAD))) + GRACE
-            assert self.breaker.wait(self.now + max(LONGEST, PATIENCE) + GRACE, part) is None
+            assert wait is None or 0 < wait <= max(MAX_OPEN, int(MAX_INTERVAL * (1 + INTERVAL_JITTER))) + PROBE_TURN
+            assert self.breaker.wait(self.now + max(MAX_OPEN, PROBE_PATIENCE) + PROBE_TURN, part) is None
 
 
 def test_any_course_of_outages() -> None:
     """Whatever happens in whatever order."""
     run_state_machine_as_test(Outages)
+
+
+LATELY: Micros = 3 * STREAK_DURATION // 2
+
+X, Y = Route.of("POST", "/x"), Route.of("GET", "/y/1")
+PLAIN, REFUSED, ERROR = Failure("504"), Failure("refused", "connection"), Failure("500", "request")
+
+
+def fail_request(
+    breakers: Breakers, client: str, route: Route, now: Micros, how: Failure = PLAIN, probes: tuple[Probe, ...] = ()
+) -> list[Scope]:
+    """A failure without any chance; returns the scopes that it opens."""
+    return [snapshot.scope for snapshot in breakers.failed(Source(client, route), now, 0.0, how, probes)]
+
+
+def fail_often(
+    breakers: Breakers, client: str, route: Route, how: Failure = PLAIN, times: int = 5 * STREAK_FAILURES
+) -> list[Scope]:
+    """At a high rate, just before `NOW`."""
+    begin, step = NOW - LATELY, LATELY // times
+    return [
+        scope for number in range(times) for scope in fail_request(breakers, client, route, begin + number * step, how)
+    ]
+
+
+def wait(breakers: Breakers, client: str, route: Route, now: Micros = NOW) -> tuple[str, Micros] | None:
+    """Which scope keeps a request back, and for how long."""
+    blocked = breakers.blocked(Source(client, route), now)
+    return None if blocked is None else (blocked.scope.kind, blocked.wait)
+
+
+@pytest.mark.parametrize("how", [PLAIN, Failure("503", wait=20 * SECOND)])
+def test_a_route_of_a_client_is_left_alone_by_itself(how: Failure) -> None:
+    """Neither other routes of it nor the same of others, however often it fails."""
+    breakers = Breakers()
+    assert fail_often(breakers, "a", X, how) == [Scope("a", X)]
+    assert wait(breakers, "a", X) is not None
+    assert [wait(breakers, *one) for one in (("a", Y), ("b", X), ("b", Y))] == [None] * 3
+    assert not breakers.idle
+
+
+def test_a_client_that_fails_on_several_routes_is_left_alone_by_itself() -> None:
+    """However many paths it asks for; others go on."""
+    breakers = Breakers()
+    opened = []
+    for number in range(30 * STREAK_FAILURES):
+        opened += fail_request(
+            breakers, "a", Route.of("POST", f"/p{number}"), NOW - LATELY + number * LATELY // (30 * STREAK_FAILURES)
+        )
+    assert opened == [Scope("a")]
+    assert wait(breakers, "a", Route.of("POST", "/p0"), NOW) is not None
+    assert wait(breakers, "b", X) is None
+
+
+@pytest.mark.parametrize("how", [PLAIN, REFUSED, ERROR])
+def test_an_upstream_that_is_down_is_left_alone(how: Failure) -> None:
+    """By all, after few failures of several clients on several routes; when it is not reached, by those of anyone."""
+    breakers = Breakers()
+    opened = []
+    for number in range(STREAK_FAILURES):
+        client, route = ("a", X) if how is REFUSED else (("a", X), ("b", Y))[number % 2]
+        opened += fail_request(
+            breakers, client, route, NOW - STREAK_DURATION + number * STREAK_DURATION // (STREAK_FAILURES - 1), how
+        )
+    assert opened == [Scope()]
+    assert wait(breakers, "a", X) == ("pool", FIRST_INTERVAL)
+
+
+def test_one_client_alone_never_keeps_others_back() -> None:
+    """Whatever it does with two routes, and whatever else is answered: all courses of so many steps."""
+    steps = [*product((X, Y), (PLAIN, ERROR, Failure("503", wait=9 * SECOND), None))]
+    for course in product(steps, repeat=4):
+        breakers = Breakers()
+        for number in range(6 * len(course)):
+            route, how = course[number % len(course)]
+            now = NOW + number * SECOND // 4
+            if how is None:
+                breakers.succeeded(Source("a", route), now)
+            else:
+                fail_request(breakers, "a", route, now, how)
+            assert breakers.blocked(Source("b", X), now) is None
+
+
+def test_one_broken_route_never_keeps_others_back() -> None:
+    """Also when several clients ask for it."""
+    breakers = Breakers()
+    for client in ("a", "b", "c", "d"):
+        assert fail_often(breakers, client, X) == [Scope(client, X)]
+    assert [wait(breakers, client, Y) for client in ("a", "e")] == [None, None]
+
+
+def test_a_request_that_is_in_error_counts_for_no_route() -> None:
+    """A 500 again and again is one bad request; of several routes it is an outage."""
+    breakers = Breakers()
+    assert fail_often(breakers, "a", X, ERROR) == []
+    assert wait(breakers, "a", X) is None
+    assert fail_often(breakers, "a", Y, ERROR) == [Scope("a")]
+
+
+def test_a_healthy_client_has_no_part_in_an_outage_of_others() -> None:
+    """Two that fail on two routes open the pool's breaker; the next request of a third closes it."""
+    breakers = Breakers()
+    for number in range(10 * STREAK_FAILURES):
+        fail_request(
+            breakers, *(("a", X), ("b", Y))[number % 2], NOW - LATELY + number * LATELY // (10 * STREAK_FAILURES)
+        )
+    assert wait(breakers, "a", Y, NOW) is not None
+    assert breakers.blocked(Source("c", X), NOW) is None
+    probes = breakers.enter(Source("c", X), NOW)
+    assert [probe.early for probe in probes] == [True]
+    blocked = breakers.blocked(Source("c", X), NOW)
+    assert blocked is not None
+    assert blocked.probing, "its other requests wait for that"
+    assert breakers.succeeded(Source("c", X), NOW) == [Scope()]
+    assert breakers.blocked(Source("c", X), NOW) is None
+
+
+def test_what_an_outage_left_is_tried_at_once_when_it_is_over() -> None:
+    """The routes and clients within need not wait for their own times; each is tried by one request."""
+    breakers = Breakers()
+    for number in range(10 * STREAK_FAILURES):
+        fail_request(
+            breakers, *(("a", X), ("b", Y))[number % 2], NOW - LATELY + number * LATELY // (10 * STREAK_FAILURES)
+        )
+    now = NOW + 9 * SECOND
+    fail_request(breakers, "a", X, now, Failure("503", wait=60 * SECOND), breakers.enter(Source("a", X), now))
+    assert breakers.succeeded(Source("c", X), now) == [Scope()]
+    assert [wait(breakers, client, route, now) for client, route in (("a", X), ("b", Y))] == [None, None]
+    probes = breakers.enter(Source("a", X), now)
+    assert [probe.breaker.scope for probe in probes] == [Scope("a", X)]
+    assert wait(breakers, "a", X, now) == ("route", SECOND)
+
+
+def test_a_success_of_one_route_leaves_another_alone() -> None:
+    """It is proof for itself, for its client as a whole, and for the pool."""
+    breakers = Breakers()
+    fail_often(breakers, "a", X)
+    before = wait(breakers, "a", X)
+    assert before is not None
+    assert breakers.succeeded(Source("a", Y), NOW) == []
+    assert breakers.succeeded(Source("b", X), NOW) == []
+    assert wait(breakers, "a", X) == before
+    assert breakers.succeeded(Source("a", X), NOW) == [Scope("a", X)]
+    assert breakers.idle
+
+
+def test_a_trial_ends_for_all_breakers() -> None:
+    """Also if its failure counts for one of them only."""
+    breakers = Breakers()
+    fail_often(breakers, "a", X)
+    now = NOW + 9 * SECOND
+    probes = breakers.enter(Source("a", X), now)
+    assert probes
+    fail_request(breakers, "a", X, now, REFUSED, probes)
+    assert not any(probe.breaker.probing for probe in probes)
+    again = breakers.enter(Source("a", X), now)
+    fail_request(breakers, "a", X, now, ERROR, again)
+    assert wait(breakers, "a", X, now) == ("route", 2 * FIRST_INTERVAL)
+
+
+def test_what_is_open_is_shown() -> None:
+    """The pool's own first."""
+    breakers = Breakers()
+    assert breakers.snapshots(NOW) == []
+    for number in range(40 * STREAK_FAILURES):
+        fail_request(
+            breakers, *(("a", X), ("b", Y))[number % 2], NOW - LATELY + number * LATELY // (40 * STREAK_FAILURES)
+        )
+    snapshots = breakers.snapshots(NOW)
+    assert [snapshot.scope for snapshot in snapshots] == [Scope(), Scope("a", X), Scope("b", Y)]
+    assert {snapshot.cause for snapshot in snapshots} == {"504"}
+    assert [snapshot.scope.client for snapshot in breakers.snapshots(NOW + CLIENT_KEPT)] == [""]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """Each client by itself: one with ever new paths does not make another's breaker forgotten; nor does time last."""
+    breakers = Breakers()
+    fail_often(breakers, "a", X)
+    for number in range(10 * MAX_ROUTES):
+        fail_request(breakers, "b", Route.of("POST", f"/{number}"), NOW)
+    assert wait(breakers, "a", X) is not None
+    assert len(breakers._clients["b"].routes) == MAX_ROUTES
+    for number in range(2 * MAX_CLIENTS):
+        fail_request(breakers, f"c{number}", X, NOW)
+    assert len(breakers._clients) == MAX_CLIENTS
+    breakers.succeeded(Source("z", X), NOW + CLIENT_KEPT)
+    assert breakers.idle
+
+
+def test_the_upstreams_own_words_need_fewer_failures() -> None:
+    """Scopes of a route, a client and the pool."""
+    breakers, how = Breakers(), Failure("503", over_within=300 * SECOND)
+    opened = [fail_request(breakers, "a", X, NOW + number * SECOND, how) for number in range(STREAK_FAILURES_TOLD)]
+    assert opened == [[], [], [Scope("a", X)]]
+    assert fail_request(breakers, "b", Y, NOW + 3 * SECOND, how) == []
+    assert fail_request(breakers, "b", Y, NOW + 4 * SECOND, how) == [Scope()]

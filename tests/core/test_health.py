@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from keyturn.core.errors import NoKey
-from keyturn.core.health import ASKING, FIRST, LONGEST, LOOK_AGAIN, SPREAD, TRUST, Health, KeyLook
+from keyturn.core.health import ASKING, FIRST, LONGEST, LOOK_AGAIN, SPREAD, TRUST, Health, KeySnapshot
 from keyturn.core.model import SECOND, Key, Micros, Pool, Secret
 
 from tests.core.worlds import limit, pool
@@ -10,9 +10,9 @@ from tests.core.worlds import limit, pool
 NOW: Micros = 1_000 * SECOND
 
 
-def look(health: Health, name: str = "k0", now: Micros = NOW) -> KeyLook:
+def look(health: Health, name: str = "k0", now: Micros = NOW) -> KeySnapshot:
     """One key as it stands."""
-    return next(look for look in health.looks(now) if look.name == name)
+    return next(look for look in health.snapshots(now) if look.name == name)
 
 
 def keys(*secrets: str) -> Pool:
@@ -138,18 +138,18 @@ def test_a_changed_secret_is_asked_after_at_once() -> None:
     assert due == ["k0"]
     assert [health.usable(f"k{number}") for number in range(4)] == [False, False, True, True]
     assert health.adopt(keys("new"), NOW + 2) == ()
-    assert [look.name for look in health.looks(NOW)] == ["k0"]
+    assert [look.name for look in health.snapshots(NOW)] == ["k0"]
 
 
 def test_what_is_looked_at() -> None:
     """State, reason and times, of parked quotas too; the later of two parks counts."""
     health = Health(pool(2), NOW)
-    assert look(health) == KeyLook("k0", "k0", "ready", NOW)
+    assert look(health) == KeySnapshot("k0", "k0", "ready", NOW)
     health.parked("k0", NOW + 1, NOW + 20 * SECOND, "60/60s")
     health.parked("k0", NOW + 2, NOW + 5 * SECOND, "10/10s")
-    assert look(health, now=NOW + 3) == KeyLook("k0", "k0", "parked", NOW + 1, "60/60s", NOW + 20 * SECOND)
+    assert look(health, now=NOW + 3) == KeySnapshot("k0", "k0", "parked", NOW + 1, "60/60s", NOW + 20 * SECOND)
     assert health.usable("k0"), "the store knows what is parked"
-    assert look(health, now=NOW + 20 * SECOND) == KeyLook("k0", "k0", "ready", NOW + 20 * SECOND)
+    assert look(health, now=NOW + 20 * SECOND) == KeySnapshot("k0", "k0", "ready", NOW + 20 * SECOND)
     assert health.month("k0", 87)
     assert not health.month("k0", 87)
     health.dead("k0", NOW + 9, "401 AuthenticationError", 0.0)
@@ -226,4 +226,4 @@ def test_a_key_is_known_by_its_secret_when_names_change() -> None:
     health = Health(before)
     health.dead("a", 0, "refused", 0.0)
     health.adopt(Pool("default", (Key.alone("b", Secret("x")), Key.alone("a", Secret("z"))), ()), 1)
-    assert [(look.name, look.state) for look in health.looks(2)] == [("b", "quarantined"), ("a", "ready")]
+    assert [(look.name, look.state) for look in health.snapshots(2)] == [("b", "quarantined"), ("a", "ready")]

@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 from keyturn.core.looks import BucketLook, LimitTaken, look, looks
 from keyturn.core.messages import revision_of
 from keyturn.core.model import SECOND, Micros
-from keyturn.core.state import PoolState
+from keyturn.core.state import SharedState
 
 from tests.core.worlds import BOUND, World, flow, limit, pool, throttled
 
@@ -13,7 +13,7 @@ WINDOW: Micros = REVISION.limits[0].window
 
 def test_all_is_available_before_anything_is_sent() -> None:
     """Of buckets that nobody has asked for yet, too."""
-    assert look(PoolState(), REVISION, 0) == (BucketLook("k0", 0, 3, 0, ()), BucketLook("k1", 0, 3, 0, ()))
+    assert look(SharedState(), REVISION, 0) == (BucketLook("k0", 0, 3, 0, ()), BucketLook("k1", 0, 3, 0, ()))
 
 
 def test_a_token_is_in_use_then_cools_then_is_back() -> None:

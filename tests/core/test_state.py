@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 from keyturn.core.exchange import HEARTBEAT, LEASE_LIFETIME, Flow, FlowDemand, LeaseGrant, ObservedLimit, Spent
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, HeldLease, revision_of
 from keyturn.core.model import MILLISECOND, SECOND
-from keyturn.core.state import COLLECT, DRIFT, LAPSED, RECOVERY_GRACE, PoolState
+from keyturn.core.state import COLLECT, DRIFT, LAPSED, RECOVERY_GRACE, SharedState
 
 from tests.core.worlds import BOUND, World, check_conservation, flow, know, limit, pool, unsent
 
@@ -14,7 +14,7 @@ THREE = (FlowDemand(flow(), 1, 3),)
 
 def new_world() -> World:
     """A world of five tokens whose state is new to everybody."""
-    return World(PoolState(), REVISION)
+    return World(SharedState(), REVISION)
 
 
 def report(world: World, *grants: LeaseGrant) -> tuple[HeldLease, ...]:
@@ -226,7 +226,7 @@ def test_a_request_that_was_overtaken_does_nothing() -> None:
 
 def test_a_state_asks_for_what_it_does_not_know() -> None:
     """A revision, all demands, what is held; and does nothing else."""
-    state = PoolState()
+    state = SharedState()
     request = ExchangeRequest("r", 1, 0, "another", 0, 1, REVISION.name)
     assert state.exchange(0, "", request).asks == ("revision", "held", "demands")
     assert not state.revisions.views

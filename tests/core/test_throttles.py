@@ -2,7 +2,16 @@ import pytest
 from keyturn.core.breaker import Scope
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.signals import Route
-from keyturn.core.throttles import EARLY, MAX_ROUTES, MOMENTS, PATIENCE, RELAPSE, SETTLING, SLOWEST, Throttles
+from keyturn.core.throttles import (
+    MAX_EARLY_PROBES,
+    MAX_PROBE_INTERVAL,
+    MAX_REFUSED_ROUTES,
+    PROBE_PATIENCE,
+    REFUSALS_WITHIN,
+    RELAPSE,
+    SETTLING,
+    Throttles,
+)
 
 NOW: Micros = 1_000 * SECOND
 X, Y = Route.of("GET", "/x"), Route.of("GET", "/y")
@@ -36,9 +45,9 @@ def test_several_quotas_at_once_close_the_pool(of: int, named: bool, needed: int
     found = [throttles.refused(str(number), of, X, NOW + number, named=named) for number in range(needed)]
     assert found == [False] * (needed - 1) + [True]
     assert throttles.together == needed
-    view = throttles.view()
-    assert view is not None
-    assert (view.scope, view.cause, view.until) == (
+    snapshot = throttles.snapshot()
+    assert snapshot is not None
+    assert (snapshot.scope, snapshot.cause, snapshot.until) == (
         Scope(),
         f"429 for {needed} keys at once",
         NOW + needed - 1 + SECOND,
@@ -52,12 +61,12 @@ def test_one_quota_alone_closes_nothing() -> None:
         assert not throttles.refused("a", 1, X, NOW + number)
         assert not throttles.refused("a", 10, X, NOW + number)
     for number, quota in enumerate("bcdefg"):
-        assert not throttles.refused(quota, 10, X, NOW + number * MOMENTS)
+        assert not throttles.refused(quota, 10, X, NOW + number * REFUSALS_WITHIN)
     for quota in "abcdefghij":
         assert not throttles.refused(quota, 10, X, NOW)
         throttles.answered("z", NOW)
     assert not throttles.closed
-    assert throttles.view() is None
+    assert throttles.snapshot() is None
 
 
 def test_one_trial_at_a_time_reopens_it() -> None:
@@ -71,11 +80,11 @@ def test_one_trial_at_a_time_reopens_it() -> None:
         assert throttles.wait(now, X) is None
         assert throttles.enter(now)
         assert throttles.wait(now + 1, X) == 0
-        assert not throttles.refused("c", 10, X, now, trial=True)
+        assert not throttles.refused("c", 10, X, now, probe=True)
     assert apart == [1, 2, 4, 8, 16, 32, 32]
-    now += SLOWEST
+    now += MAX_PROBE_INTERVAL
     assert throttles.enter(now)
-    assert throttles.wait(now + PATIENCE, X) is None
+    assert throttles.wait(now + PROBE_PATIENCE, X) is None
     throttles.leave()
     assert throttles.wait(now, X) is None
     assert not throttles.refused("d", 10, X, now), "in flight from before"
@@ -98,12 +107,12 @@ def test_a_relapse_goes_on_where_it_was() -> None:
 def test_a_route_that_was_not_refused_is_tried_at_once() -> None:
     """One at a time, so many only, and their refusals do not prolong it."""
     throttles = closed()
-    for number in range(EARLY):
+    for number in range(MAX_EARLY_PROBES):
         route = Route.of("GET", f"/{number}")
         assert throttles.wait(NOW, route) is None
         assert throttles.enter(NOW)
         assert throttles.wait(NOW, Y) == 0
-        assert not throttles.refused("a", 10, route, NOW, trial=True)
+        assert not throttles.refused("a", 10, route, NOW, probe=True)
         assert throttles.wait(NOW, route) == SECOND
     assert throttles.wait(NOW, Y) == SECOND
     assert throttles.answered("a", NOW)
@@ -113,6 +122,6 @@ def test_a_route_that_was_not_refused_is_tried_at_once() -> None:
 def test_routes_are_remembered_within_bounds() -> None:
     """However many are refused."""
     throttles = Throttles()
-    for number in range(9 * MAX_ROUTES):
+    for number in range(9 * MAX_REFUSED_ROUTES):
         throttles.refused("a", 10, Route.of("GET", f"/{number}"), NOW)
-    assert len(throttles._routes) == MAX_ROUTES
+    assert len(throttles._routes) == MAX_REFUSED_ROUTES

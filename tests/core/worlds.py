@@ -18,7 +18,7 @@ from keyturn.core.messages import ExchangeRequest, ExchangeResponse, HeldLease, 
 from keyturn.core.model import MILLISECOND, SECOND, Key, Limit, Micros, Pool, Secret
 from keyturn.core.policy import Rule
 from keyturn.core.snapshots import snapshot
-from keyturn.core.state import PoolState
+from keyturn.core.state import SharedState
 from keyturn.core.tokens import quota_of
 
 BOUND = 10 * SECOND
@@ -40,13 +40,13 @@ def flow(client: str = "a", limits: tuple[int, ...] = (0,), pinned: str | None =
     return Flow(client, DemandClass(limits, pinned))
 
 
-def known(state: PoolState, revision: Revision) -> None:
+def known(state: SharedState, revision: Revision) -> None:
     """Make a state that is sure of its buckets, as after a probe of each."""
     state.exchange(0, "", ExchangeRequest("start", 1, 0, "", 0, 0, revision.name, spelled=revision, full=True))
     know(state)
 
 
-def know(state: PoolState) -> None:
+def know(state: SharedState) -> None:
     """Every bucket of every revision is known."""
     for view in state.revisions.views.values():
         state.tokens.known.update((limit.id, quota) for limit in view.limits for quota in view.quotas)
@@ -56,7 +56,7 @@ def know(state: PoolState) -> None:
 class World:
     """One state, a clock, and the demands of each replica."""
 
-    state: PoolState
+    state: SharedState
     revision: Revision
     now: Micros = 1_000 * SECOND
     waiting: dict[str, dict[Flow, int]] = field(default_factory=lambda: defaultdict(dict))
@@ -69,7 +69,7 @@ class World:
 
     @classmethod
     def of(cls, pool_: Pool) -> "World":
-        world = cls(PoolState(), revision_of(pool_, LEASE_LIFETIME + BOUND))
+        world = cls(SharedState(), revision_of(pool_, LEASE_LIFETIME + BOUND))
         known(world.state, world.revision)
         return world
 
@@ -152,7 +152,7 @@ def throttled(grant: LeaseGrant, park: Micros, *limits: int) -> Throttled:
     return Throttled(grant.lease, 0, park, limits or (0,))
 
 
-def check_conservation(state: PoolState) -> None:
+def check_conservation(state: SharedState) -> None:
     """What every bucket counts as taken is in use or cooling, and quotas rank by what they can serve.
 
     And every class that waits and can be served is ready, unless nothing was dealt yet.

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from keyturn.core.errors import Broken
-from keyturn.core.events import Journal
-from keyturn.core.health import KeyLook
+from keyturn.core.events import RequestLog
+from keyturn.core.health import KeySnapshot
 from keyturn.core.http import Answer, Body, Fields, Request
 from keyturn.core.model import SECOND, Client, Limit, Micros, Secret
-from keyturn.gateway import Gateway, Retries
+from keyturn.gateway import Gateway, RetryPolicy
 from keyturn.gateway.peeking import SECONDS
 
 from tests.core.worlds import limit, pool
@@ -153,7 +153,7 @@ class Setting:
     room: Room
     upstream: FakeUpstream
     gateway: Gateway
-    journal: Journal = field(default_factory=Journal)
+    log: RequestLog = field(default_factory=RequestLog)
 
     @property
     def keys(self) -> list[str]:
@@ -173,12 +173,12 @@ class Setting:
         return Request("id-1", Client(client, pin=True), method, path.encode(), path, (), body, 3, wait, pinned)
 
     async def ask(self, request: Request | None = None) -> Answer:
-        async with self.gateway.handle(request or self.request(), self.journal) as got:
+        async with self.gateway.handle(request or self.request(), self.log) as got:
             return got
 
-    def looks(self) -> tuple[KeyLook, ...]:
+    def looks(self) -> tuple[KeySnapshot, ...]:
         """Every key as it stands."""
-        return tuple(self.room.scheduler.health.looks(micros()))
+        return tuple(self.room.scheduler.health.snapshots(micros()))
 
     def pause(self, key: str) -> None:
         """As an operator does."""
@@ -200,7 +200,7 @@ async def setting(
     quotas: int = 2,
     requests: int = 3,
     limits: tuple[Limit, ...] = (),
-    retries: Retries | None = None,
+    retries: RetryPolicy | None = None,
 ) -> AsyncIterator[Setting]:
     """A gateway over a room and an upstream that plays the script; in the end everything is accounted for."""
     async with room(pool(quotas, *(limits or (limit(requests),)))) as it:
@@ -208,7 +208,7 @@ async def setting(
         gateway = Gateway(
             {"default": it.scheduler},
             upstream,
-            retries=retries or Retries(),
+            retries=retries or RetryPolicy(),
             observer=it.recorder,
             clock=micros,
             wall=micros,

@@ -25,7 +25,7 @@ async def test_an_answer_is_dressed_for_the_caller() -> None:
         assert fields[b"X-RateLimit-Limit"] == b"6"
         assert fields[b"X-RateLimit-Remaining"] == b"5"
         assert fields[b"Server-Timing"] == b"queue;dur=0.0, upstream;dur=100.0"
-        assert it.journal.tries == 1
+        assert it.log.tries == 1
         assert it.happened(UpstreamAnswered) == [UpstreamAnswered("default", "k0", 200)]
 
 
@@ -60,7 +60,7 @@ def test_a_caller_may_leave_at_any_moment(moment: float) -> None:
             it.upstream.script = [slow_answer]
 
             async def call() -> None:
-                async with it.gateway.handle(it.request(), it.journal) as got:
+                async with it.gateway.handle(it.request(), it.log) as got:
                     while await got.body.read():
                         await asyncio.sleep(1)
 
@@ -128,8 +128,8 @@ async def test_a_body_is_read_before_a_token_is_taken() -> None:
         arrived.set()
         assert (await slow).status == 200
         assert [body for _, body in it.upstream.sent] == [b"", b"body"]
-        assert 100 * SECOND <= it.journal.reading < 101 * SECOND
-        assert 55 * SECOND < it.journal.queued < 65 * SECOND
+        assert 100 * SECOND <= it.log.reading < 101 * SECOND
+        assert 55 * SECOND < it.log.queued < 65 * SECOND
 
 
 @virtual

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 from keyturn.core.errors import Refusal, Unreachable
-from keyturn.core.events import Journal
+from keyturn.core.events import RequestLog
 from keyturn.core.http import Answer, Request
 from keyturn.core.model import SECOND, Client
 
@@ -27,7 +27,7 @@ async def call(it: Setting, name: str) -> int:
     status = 0
     for tries in range(TRIES):
         try:
-            async with it.gateway.handle(request, Journal()) as got:
+            async with it.gateway.handle(request, RequestLog()) as got:
                 status, told = got.status, dict(got.fields).get(b"Retry-After")
         except Refusal as refusal:
             status, told = refusal.status, b"%d" % refusal.retry_after if refusal.retry_after else None

@@ -44,7 +44,7 @@ def test_other_bodies_are_not_looked_at(status: int) -> None:
     @virtual
     async def scenario() -> None:
         body = FakeBody([b"x", b"y"])
-        async with setting(Answer(status, b"", (), body)) as it, it.gateway.handle(it.request(), it.journal) as got:
+        async with setting(Answer(status, b"", (), body)) as it, it.gateway.handle(it.request(), it.log) as got:
             assert got.body is body
             assert body.parts == [b"x", b"y"]
 
@@ -62,7 +62,7 @@ async def test_a_free_connection_is_waited_for_and_no_failure() -> None:
         it.upstream.full = False
         it.upstream.freed.set()
         assert (await asking).status == 200
-        assert (it.journal.queued, it.journal.upstream) == (2.5 * SECOND, SECOND // 10)
+        assert (it.log.queued, it.log.upstream) == (2.5 * SECOND, SECOND // 10)
         assert it.happened(UpstreamAnswered) == [UpstreamAnswered("default", "k0", 200)]
         await it.room.settled()
         assert [type(one) for one in it.room.store.settled] == [Unsent, Unsent, Spent]
@@ -95,7 +95,7 @@ async def test_each_trouble_of_this_machine_is_counted_and_told_once() -> None:
             await it.ask()
         met = it.happened(LocalTroubleMet)
         assert [event.cause for event in met] == ["ports"] * 3
-        assert [event.news for event in met] == [True, False, False]
+        assert [event.is_new for event in met] == [True, False, False]
 
 
 @virtual
@@ -103,6 +103,6 @@ async def test_an_answer_that_is_all_here_takes_no_place() -> None:
     """However slowly its caller reads it; one that is still coming in does, to its end."""
     async with setting(Answer(200, b"", (), Whole(b"{}")), Answer(200, b"", (), FakeBody([b"x"]))) as it:
         for in_flight in (0, 1):
-            async with it.gateway.handle(it.request(), it.journal):
+            async with it.gateway.handle(it.request(), it.log):
                 assert it.room.scheduler.in_flight == in_flight
         assert it.room.scheduler.in_flight == 0

@@ -244,7 +244,7 @@ async def test_a_cause_is_told_once() -> None:
     """Every 429 is counted; the first of a cause is news."""
     async with setting(*[answer(429, PLAIN_429, (b"Retry-After", b"1")) for _ in range(4)], quotas=1) as it:
         assert (await it.ask()).status == 200
-        assert [event.news for event in it.happened(UpstreamThrottled)] == [True, False, False, False]
+        assert [event.is_new for event in it.happened(UpstreamThrottled)] == [True, False, False, False]
         assert [event.reason for event in it.happened(Retried)] == ["throttled"] * 4
 
 
@@ -268,7 +268,7 @@ async def test_a_time_that_does_not_hold_is_not_believed_for_ever() -> None:
 
 @virtual
 async def test_keys_that_are_refused_together_are_one_cause() -> None:
-    """An address that the upstream refuses: a few trials in a minute, whatever the number of keys, and one line."""
+    """An address that the upstream refuses: a few probes in a minute, whatever the number of keys, and one line."""
     async with setting(quotas=10, requests=60) as it:
         it.upstream.rule = lambda *_: answer(429, PLAIN_429, (b"Retry-After", b"1"))
         asked = [task_of(it.ask(it.request(wait=300 * SECOND))) for _ in range(30)]
@@ -288,7 +288,7 @@ async def test_keys_that_are_refused_together_are_one_cause() -> None:
 
 @virtual
 async def test_who_cannot_wait_for_the_trial_is_told_when_it_is() -> None:
-    """With a 429 of the proxy's; a trial whose caller leaves makes room for another."""
+    """With a 429 of the proxy's; a probe whose caller leaves makes room for another."""
     async with setting(quotas=10, requests=60) as it:
         it.upstream.rule = lambda *_: answer(429, PLAIN_429, (b"Retry-After", b"1"))
         waiting = task_of(it.ask())

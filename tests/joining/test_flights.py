@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from keyturn.core.errors import Broken, NoKey, TooMany
-from keyturn.core.events import ConnectionEnded, Joined, Journal
+from keyturn.core.events import ConnectionEnded, Joined, RequestLog
 from keyturn.core.http import Answer, Fields, Request
 from keyturn.core.model import SECOND, Client, Micros
 from keyturn.core.policy import Rule
@@ -62,14 +62,14 @@ class Gateway:
 
     @asynccontextmanager
     async def handle(
-        self, request: Request, journal: Journal, *, sending: Callable[[], None] | None = None
+        self, request: Request, log: RequestLog, *, sending: Callable[[], None] | None = None
     ) -> AsyncIterator[Answer]:
         loop = asyncio.get_running_loop()
         turn = Turn(request, loop.create_future(), loop.create_future())
         self.turns.append(turn)
         try:
             await turn.turn
-            journal.key, journal.tries = "team-a", 1
+            log.key, log.tries = "team-a", 1
             if sending:
                 sending()
             yield await turn.head
@@ -103,19 +103,19 @@ class Scene:
         name = f"id-{self.numbers}"
         return Request(name, client or Client("a"), "GET", target, "/me", fields, None, urgency, wait)
 
-    async def come(self, request: Request | None = None) -> "asyncio.Task[tuple[bytes, bytes, Journal]]":
-        """A caller comes, and reads its answer whole: its id, the bytes and its journal."""
+    async def come(self, request: Request | None = None) -> "asyncio.Task[tuple[bytes, bytes, RequestLog]]":
+        """A caller comes, and reads its answer whole: its id, the bytes and its request log."""
         task = task_of(self._read(request or self.request()))
         await asyncio.sleep(0.001)
         return task
 
-    async def _read(self, request: Request) -> tuple[bytes, bytes, Journal]:
-        journal = Journal(id=request.id)
-        async with self.joining.handle(request, journal) as answer:
+    async def _read(self, request: Request) -> tuple[bytes, bytes, RequestLog]:
+        log = RequestLog(id=request.id)
+        async with self.joining.handle(request, log) as answer:
             data = b""
             while part := await answer.body.read():
                 data += part
-        return answer.header(b"x-request-id") or b"", data, journal
+        return answer.header(b"x-request-id") or b"", data, log
 
     @property
     def joined(self) -> int:
@@ -145,9 +145,9 @@ async def test_who_waits_for_the_same_shares_one_lease() -> None:
         turn.answer(b"ab", b"c")
         told = await asyncio.gather(*callers)
         assert [(name, data) for name, data, _ in told] == [(b"id-1", b"abc"), (b"id-2", b"abc"), (b"id-3", b"abc")]
-        assert [journal.tries for _, _, journal in told] == [1, 0, 0]
-        assert all(journal.key == "team-a" for _, _, journal in told)
-        assert all(0.4 * SECOND < journal.upstream < 0.6 * SECOND for _, _, journal in told)
+        assert [log.tries for _, _, log in told] == [1, 0, 0]
+        assert all(log.key == "team-a" for _, _, log in told)
+        assert all(0.4 * SECOND < log.upstream < 0.6 * SECOND for _, _, log in told)
         assert it.joined == 2
 
 
@@ -157,7 +157,7 @@ async def test_each_caller_hears_of_its_own_limits() -> None:
     async with scene() as it:
 
         async def told(client: str) -> bytes | None:
-            async with it.joining.handle(it.request(Client(client)), Journal()) as answer:
+            async with it.joining.handle(it.request(Client(client)), RequestLog()) as answer:
                 return answer.header(b"ratelimit")
 
         callers = [task_of(told(client)) for client in ("one", "two")]
@@ -428,12 +428,12 @@ async def test_a_first_caller_that_leaves_within_its_answer_takes_nothing_from_t
 @virtual
 @pytest.mark.parametrize("first", [True, False])
 async def test_a_caller_that_falls_behind_is_cut_off_whoever_carried_the_answer(first: bool) -> None:
-    """Its journal says why, and the end of its connection is counted; the others have the whole answer."""
+    """Its request log says why, and the end of its connection is counted; the others have the whole answer."""
     async with scene() as it:
-        journal, began = Journal(), asyncio.Event()
+        log, began = RequestLog(), asyncio.Event()
 
         async def stuck() -> None:
-            async with it.joining.handle(it.request(), journal) as answer:
+            async with it.joining.handle(it.request(), log) as answer:
                 await answer.body.read()
                 await began.wait()
                 await answer.body.read()
@@ -451,7 +451,7 @@ async def test_a_caller_that_falls_behind_is_cut_off_whoever_carried_the_answer(
         began.set()
         with pytest.raises(FellBehind):
             await slow
-        assert "too slow for the others" in journal.problem
+        assert "too slow for the others" in log.problem
 
 
 @virtual

@@ -5,10 +5,10 @@ import re
 from io import StringIO
 from typing import Any
 
-from keyturn.telemetry import RequestLog
+from keyturn.telemetry import AccessLog
 
 from tests.observability.documents import OBSERVABILITY
-from tests.telemetry.samples import Arrived, journal
+from tests.telemetry.samples import Arrived, request_log
 from tests.telemetry.test_traces import Collector, attributes
 
 FULL: dict[str, Any] = {
@@ -34,8 +34,8 @@ def names(cell: str) -> set[str]:
 def test_every_field_of_a_request_s_line_is_documented() -> None:
     """And every documented field is written."""
     out = StringIO()
-    recording = Collector().traces.begin(Arrived())
-    RequestLog("json", stream=out).write(journal(recording=recording, **FULL))
+    trace = Collector().traces.begin(Arrived())
+    AccessLog("json", stream=out).write(request_log(trace=trace, **FULL))
     documented = set().union(*(names(cells[0]) for cells in rows("A line for each request")))
     assert set(json.loads(out.getvalue())) == documented
 
@@ -46,9 +46,9 @@ def test_every_span_and_attribute_is_documented() -> None:
     collector.go(0, 502, **FULL)
     spans = collector.spans
     odd = Collector()
-    recording = odd.traces.begin(Arrived("BREW", ((b"Host", b"proxy.example"),)))
-    recording.tries("k0", "/me", ())
-    recording.ended(journal())
+    trace = odd.traces.begin(Arrived("BREW", ((b"Host", b"proxy.example"),)))
+    trace.try_began("k0", "/me", ())
+    trace.end(request_log())
     told = {span: attributes(spans[span]) | attributes(odd.spans[span]) for span in ("request", "try")}
     kinds = {kind: names(name) for name, kind, _ in (row for row in rows("Traces") if row[1] in SPAN_KINDS)}
     assert kinds == {"server": {"GET"}, "internal": {"wait"}, "client": {"GET"}}

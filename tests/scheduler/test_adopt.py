@@ -318,7 +318,7 @@ def crowd(random: Random) -> list[Caller]:
     ]
 
 
-class Trial:
+class Probe:
     """Callers, one configuration after the other, and an upstream that keeps its own books."""
 
     def __init__(self, it: Room, sequence: Sequence[Edition]) -> None:
@@ -369,7 +369,7 @@ def test_law_1_holds_and_nobody_is_lost_whatever_the_configurations(sequence: li
 
     async def scenario() -> None:
         async with room(sequence[0].pool()) as it:
-            trial = Trial(it, sequence)
+            trial = Probe(it, sequence)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(trial.reload())
                 for caller in coming:

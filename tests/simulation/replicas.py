@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from keyturn.core.errors import Refusal, TooMany
-from keyturn.core.events import Event, Journal, Observer, StoreChanged
+from keyturn.core.events import Event, Observer, RequestLog, StoreChanged
 from keyturn.core.exchange import DemandClass, EstimatedWaits, ExchangeResult, Flow
 from keyturn.core.http import Answer, Request
 from keyturn.core.messages import RevisionClass
 from keyturn.core.model import MILLISECOND, SECOND, Client, Micros, Pool
 from keyturn.core.signals import TOO_MANY
-from keyturn.gateway import Gateway, Retries
+from keyturn.gateway import Gateway, RetryPolicy
 from keyturn.scheduler import Lease, Scheduler, Ticket
 from keyturn.scheduler.lanes import Queue, Waiter
 from keyturn.scheduler.lease import Ending
@@ -202,7 +202,7 @@ class Replica:
         self.gateway = Gateway(
             {pool.name: self.room},
             Way(api, process),
-            retries=Retries(),
+            retries=RetryPolicy(),
             observer=self,
             clock=process.micros,
             wall=lambda: process.universe.now + skew,
@@ -254,10 +254,10 @@ class Replica:
         self._callers.clear()
 
     async def _serve(self, request: Request, told: Told, patience: float | None) -> None:
-        journal = Journal()
+        log = RequestLog()
         retry_after = 0
         try:
-            async with asyncio.timeout(patience), self.gateway.handle(request, journal) as answer:
+            async with asyncio.timeout(patience), self.gateway.handle(request, log) as answer:
                 outcome, retry_after = str(answer.status), int(answer.header(b"retry-after") or 0)
                 self._check_answer(answer)
                 await answer.body.read()

@@ -17,7 +17,7 @@ from keyturn.core.model import Micros
 from keyturn.core.revisions import RevisionView
 from keyturn.core.snapshots import snapshot
 from keyturn.core.sortedset import SortedSet
-from keyturn.core.state import DEALT, Member, PoolState
+from keyturn.core.state import DEALT, Member, SharedState
 from keyturn.scheduler.scheduler import OWN
 
 from tests.simulation.processes import Universe
@@ -120,7 +120,7 @@ class Watch:
     def __deepcopy__(self, _: Any) -> Self:
         return self
 
-    def before(self, state: PoolState, now: Micros) -> None:
+    def before(self, state: SharedState, now: Micros) -> None:
         """An exchange begins: see what has come back since the last one, and for how long it has idled."""
         waiting = self._known(state)
         ahead = self.universe.now - now
@@ -135,7 +135,7 @@ class Watch:
             if self._available[demanded]:
                 self._idled(max(self._available[demanded][0], since), demanded, "")
 
-    def _known(self, state: PoolState) -> dict[RevisionClass, Micros]:
+    def _known(self, state: SharedState) -> dict[RevisionClass, Micros]:
         """The classes that wait, of revisions that the state knows."""
         views = state.revisions.views
         return {demanded: since for demanded, since in self._waiting().items() if demanded.revision in views}
@@ -146,7 +146,7 @@ class Watch:
             self.idle = idle
             self.where = f"{demanded.limits} of {demanded.pinned or 'any quota'} at {self.universe.now}{how}"
 
-    def _note(self, state: PoolState, demanded: RevisionClass, instant: Micros) -> None:
+    def _note(self, state: SharedState, demanded: RevisionClass, instant: Micros) -> None:
         """The tokens available at an instant: what is new came then, what is gone is what came first."""
         available = self._available.setdefault(demanded, deque())
         tokens = _available(state, demanded)
@@ -191,7 +191,7 @@ class Watch:
         """A new epoch: nothing is reserved."""
         self._reserved.clear()
 
-    def after(self, state: PoolState, *, dealt: bool) -> None:
+    def after(self, state: SharedState, *, dealt: bool) -> None:
         """An exchange is over."""
         self._last = self.universe.now
         waiting = self._known(state)
@@ -202,7 +202,7 @@ class Watch:
             self.shares.look(state.queue)
 
 
-def _available(state: PoolState, demanded: RevisionClass) -> int:
+def _available(state: SharedState, demanded: RevisionClass) -> int:
     """How many requests of a class could be served at once."""
     view = state.revisions.views[demanded.revision]
     if state.tokens.best(view, demanded.limits, demanded.pinned) is None:
@@ -211,7 +211,7 @@ def _available(state: PoolState, demanded: RevisionClass) -> int:
     return sum([state.tokens.available(view, demanded.limits, quota) for quota in quotas])
 
 
-def _next_return(state: PoolState) -> Micros | None:
+def _next_return(state: SharedState) -> Micros | None:
     tokens = state.tokens
     sets: list[SortedSet[Any, Micros]] = [*tokens.returns.values(), tokens.closed, tokens.probing, tokens.resting]
     return min([first[0] for one in sets if (first := one.first())], default=None)
@@ -237,7 +237,7 @@ class WatchedQueue(FairQueue):
         super().refund(client)
 
 
-class WatchedState(PoolState):
+class WatchedState(SharedState):
     """The state, and who looks at it."""
 
     def __init__(self, watch: Watch) -> None:

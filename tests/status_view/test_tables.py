@@ -3,7 +3,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from keyturn.core.lessons import Higher
+from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import SECOND
 from keyturn.core.recent import Count
 from keyturn.status_view.tables import UnknownVersion, render
@@ -75,7 +75,7 @@ def test_only_clients_that_wait_show_a_fair_share() -> None:
 def test_a_limit_that_is_higher_upstream_is_told_with_its_setting() -> None:
     """As one would write it."""
     snapshot = busy()
-    pool = replace(snapshot.pools[0], higher=[Higher(0, "60/60s", 60, 300)])
+    pool = replace(snapshot.pools[0], higher=[HigherLimit(0, "60/60s", 60, 300)])
     text = printed(document(replace(snapshot, pools=[pool])))
     setting = f"pools.{pool.name}.limits[0].requests: 300"
     assert setting in line(text, "the upstream permits 300 requests where 60/60s is configured")

@@ -10,7 +10,7 @@ from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import MILLISECOND, SECOND, Micros, Pool
 from keyturn.core.session import SNAPSHOT_INTERVAL, SNAPSHOT_LIFETIME
 from keyturn.core.snapshots import snapshot
-from keyturn.core.state import RECOVERY_GRACE, PoolState
+from keyturn.core.state import RECOVERY_GRACE, SharedState
 from keyturn.stores.base import IDLE, ROUNDS, Pins, SessionStore
 
 from tests.core.worlds import BOUND, flow, know, limit, pool
@@ -25,7 +25,7 @@ class Network:
     """A state that is reached by messages, some of which are lost; its clock is set apart from the replicas'."""
 
     def __init__(self) -> None:
-        self.state = PoolState()
+        self.state = SharedState()
         self.run = "first"
         self.now: Micros = 1_000 * SECOND
         self.ahead: Micros = 700 * SECOND
@@ -168,7 +168,7 @@ async def test_a_store_that_has_lost_everything_is_told_again(network: Network) 
     """Its revision, what is held, and all that waits; one epoch began, and nothing is granted before all had time."""
     carrier = await joined(network)
     answer = await carrier.ask(1)
-    network.state, network.run = PoolState(), "second"
+    network.state, network.run = SharedState(), "second"
     answer = await carrier.ask(2, *spent(answer))
     assert carrier.asked[-1].spelled == carrier.revision
     assert [row.quota for row in carrier.asked[-1].held or ()] == ["k0"]
@@ -234,7 +234,7 @@ async def test_all_that_may_go_wrong_at_once_takes_no_more_rounds_than_there_are
     """A connection that broke, a store that is new, and a clock that steps."""
     carrier = await joined(network)
     answer = await carrier.ask(1)
-    network.state, network.run = PoolState(), "second"
+    network.state, network.run = SharedState(), "second"
     network.ahead += 30 * SECOND
     carrier.lost = [broke()]
     carrier.adopt(pool(1, limit(3, WINDOW)))

@@ -18,7 +18,7 @@ from keyturn.core import dealing, flows, revisions, snapshots, state, tokens
 from keyturn.core.exchange import HEARTBEAT, DemandClass, Flow, FlowDemand, Spent, Throttled, Unsent
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Revision, RevisionLimit, Snapshot
 from keyturn.core.model import SECOND, Micros
-from keyturn.core.state import PoolState
+from keyturn.core.state import SharedState
 from keyturn.stores.scripts import (
     EXCHANGE,
     SNAPSHOT,
@@ -89,8 +89,8 @@ class InMemory:
     """The state in the hands of a history."""
 
     def __init__(self) -> None:
-        self.state = PoolState()
-        self._saved: PoolState | None = None
+        self.state = SharedState()
+        self._saved: SharedState | None = None
 
     def exchange(self, now: Micros, run: str, request: ExchangeRequest, pins: Pins | None) -> Answer:
         response = self.state.exchange(now, run, request)
@@ -102,7 +102,7 @@ class InMemory:
         return snapshots.snapshot(self.state, now, revision, pins)
 
     def flush(self) -> None:
-        self.state = PoolState()
+        self.state = SharedState()
 
     def save(self) -> None:
         self._saved = copy.deepcopy(self.state)

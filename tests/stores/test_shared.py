@@ -12,7 +12,7 @@ from keyturn.core.exchange import ExchangeResult, FlowDemand, LeaseGrant, Settle
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.core.snapshots import snapshot
-from keyturn.core.state import PoolState
+from keyturn.core.state import SharedState
 from keyturn.stores.base import Pins
 from keyturn.stores.links import Link
 from keyturn.stores.redis import RedisStore, Wake
@@ -31,7 +31,7 @@ class Server:
     """What replicas share, while it answers."""
 
     def __init__(self) -> None:
-        self.state = PoolState()
+        self.state = SharedState()
         self.up = True
         self.silent = True
         """Whether requests to it are lost while it is down; else it refuses them at once."""
@@ -235,7 +235,7 @@ def test_a_window_holds_no_more_for_a_loss(forgets: bool) -> None:
             await replica.send_for(25)
             server.up = True
             if forgets:
-                server.state, server.run = PoolState(), f"run {micros()}"
+                server.state, server.run = SharedState(), f"run {micros()}"
             await replica.send_for(20)
         assert len(replica.sent) > 40
         for quota in POOL.quotas:

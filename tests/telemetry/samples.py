@@ -9,15 +9,15 @@ from keyturn.core.events import (
     Exchanged,
     ForeignSpent,
     Joined,
-    Journal,
+    RequestLog,
     Retried,
     SignalsIgnored,
     UpstreamAnswered,
     UpstreamThrottled,
 )
-from keyturn.core.health import KeyLook
+from keyturn.core.health import KeySnapshot
 from keyturn.core.http import Fields
-from keyturn.core.lessons import Higher
+from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.levels import BreakerLevel, BucketLevel, KeyLevel, LaneLevel, Levels
 from keyturn.core.model import SECOND
 from keyturn.telemetry import Metrics
@@ -35,17 +35,17 @@ LEVELS = Levels(
     in_flight=(("default", 7),),
     bodies=(("memory", 10), ("file", 20)),
     keys=(
-        KeyLevel("default", KeyLook("k0", "k0", "ready", 0, month_left=812)),
-        KeyLevel("default", KeyLook("k1", "k1", "quarantined", 0, "401", 9)),
+        KeyLevel("default", KeySnapshot("k0", "k0", "ready", 0, month_left=812)),
+        KeyLevel("default", KeySnapshot("k1", "k1", "quarantined", 0, "401", 9)),
     ),
     breakers=(BreakerLevel("default", "pool", 0), BreakerLevel("default", "route", 2)),
-    higher=(("default", Higher(0, "60/60s", 60, 300)),),
+    higher=(("default", HigherLimit(0, "60/60s", 60, 300)),),
 )
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A request as it has arrived; see `core.recording`."""
+    """A request as it has arrived; see `core.tracing`."""
 
     method: str = "GET"
     raw_headers: Fields = ()
@@ -53,9 +53,9 @@ class Arrived:
     version: tuple[int, int] = (1, 1)
 
 
-def journal(**story: object) -> Journal:
+def request_log(**story: object) -> RequestLog:
     """A request that was forwarded, but for what is told otherwise."""
-    made = Journal(
+    made = RequestLog(
         id="r-1", method="GET", path="/collections", client="ci", pool="default", key="k0", code=200,
         outcome="forwarded", queued=SECOND, upstream=2 * SECOND, streamed=3 * SECOND, total=6 * SECOND + 400, tries=1,
         attempts=1, address="192.0.2.7", agent="curl/8.9",
@@ -66,8 +66,8 @@ def journal(**story: object) -> Journal:
 
 
 EVENTS: tuple[Event, ...] = (
-    journal(),
-    journal(outcome="refused", code=429, reason="deadline", tries=0),
+    request_log(),
+    request_log(outcome="refused", code=429, reason="deadline", tries=0),
     UpstreamAnswered("default", "k0", 200),
     UpstreamThrottled("default", "k0", "k0", "window", SECOND),
     Retried("default", "throttled"),

@@ -13,7 +13,6 @@ from keyturn.core.events import (
     ForeignSpent,
     IssuerAsked,
     Joined,
-    Journal,
     KeyChanged,
     KeySwitched,
     LimitHigher,
@@ -21,6 +20,7 @@ from keyturn.core.events import (
     LocalTroubleMet,
     MonthTold,
     Reloaded,
+    RequestLog,
     Retried,
     SignalsIgnored,
     SpoolFailed,
@@ -30,7 +30,7 @@ from keyturn.core.events import (
     UpstreamAnswered,
     UpstreamThrottled,
 )
-from keyturn.core.lessons import Higher
+from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import SECOND
 from keyturn.core.signals import Route
 from keyturn.telemetry.changes import Line, told
@@ -48,7 +48,7 @@ CHANGES: list[tuple[Event, str, str]] = [
     (KeyChanged("p", "k", "ready"), "warning", "accepted again"),
     (KeySwitched("p", "k", paused=True), "warning", "until it is resumed"),
     (KeySwitched("p", "k", paused=False), "warning", "resumed"),
-    (SpoolFailed("No space left on device", news=True), "warning", "`inbound.spool_size` to 0"),
+    (SpoolFailed("No space left on device", is_new=True), "warning", "`inbound.spool_size` to 0"),
     (Reloaded(ok=True), "info", "reloaded"),
     (Reloaded(ok=False, reasons=("a: b",)), "error", "correct the file"),
     (UpstreamThrottled("p", "k", "q", "window", SECOND, "60/60s"), "warning", "lower than configured"),
@@ -58,7 +58,7 @@ CHANGES: list[tuple[Event, str, str]] = [
     (ThrottledTogether("p", 0, 0), "warning", "any more"),
     (LimitLowered("p", "60/60s", 60, 50), "warning", "change the setting"),
     (LocalTroubleMet("ports", "This machine has no port left."), "error", "nothing about the upstream"),
-    (LimitHigher("p", Higher(0, "60/60s", 60, 300)), "warning", "higher than configured"),
+    (LimitHigher("p", HigherLimit(0, "60/60s", 60, 300)), "warning", "higher than configured"),
     (BreakerMoved("p", Scope(), opened=True, wait=SECOND, cause="503"), "error", "out of order"),
     (BreakerMoved("p", Scope(), opened=False), "warning", "answers again"),
     (BreakerMoved("p", Scope("c"), opened=True, wait=SECOND, cause="503"), "warning", "for one client"),
@@ -66,7 +66,7 @@ CHANGES: list[tuple[Event, str, str]] = [
     (BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND), "warning", "for one route of one client"),
     (BreakerMoved("p", Scope("c", ROUTE), opened=False), "info", "answers a route"),
     (
-        BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND, news=False),
+        BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND, is_new=False),
         "debug",
         "for one route of one client",
     ),
@@ -75,10 +75,10 @@ CHANGES: list[tuple[Event, str, str]] = [
 DETAILS: list[Event] = [Retried("p", "late"), ForeignSpent("p", "q", 2), SignalsIgnored("p", ("RateLimit",))]
 
 COUNTED: list[Event] = [
-    Journal(),
+    RequestLog(),
     UpstreamAnswered("p", "k", 200),
-    LocalTroubleMet("ports", "This machine has no port left.", news=False),
-    UpstreamThrottled("p", "k", "q", "window", SECOND, news=False),
+    LocalTroubleMet("ports", "This machine has no port left.", is_new=False),
+    UpstreamThrottled("p", "k", "q", "window", SECOND, is_new=False),
     Joined("p", "c"),
     Exchanged("p", 0.1, 1),
     MonthTold("p", "k", 5),
@@ -142,7 +142,7 @@ def test_words_are_lower_case_without_an_end() -> None:
 
 def test_the_setting_for_a_higher_limit_is_written_out() -> None:
     """To be copied into the configuration."""
-    line = told(LimitHigher("team", Higher(1, "60/60s", 60, 300)))
+    line = told(LimitHigher("team", HigherLimit(1, "60/60s", 60, 300)))
     assert line is not None
     assert line.values == {
         "setting": "pools.team.limits[1].requests: 300",

@@ -1,4 +1,4 @@
-from keyturn.core.events import Event, Journal, Reloaded, StoreChanged, UpstreamThrottled
+from keyturn.core.events import Event, Reloaded, RequestLog, StoreChanged, UpstreamThrottled
 from keyturn.core.model import SECOND
 from keyturn.core.recent import Count
 from keyturn.telemetry.history import History, LastFailure, LastReload
@@ -18,15 +18,15 @@ class Clocks:
             self.history.observe(event)
 
 
-def refused(reason: str, pool: str = "default") -> Journal:
+def refused(reason: str, pool: str = "default") -> RequestLog:
     """A request that the proxy answered itself."""
-    return Journal(pool=pool, outcome="refused", reason=reason)
+    return RequestLog(pool=pool, outcome="refused", reason=reason)
 
 
 def test_refusals_are_counted_by_pool_and_by_reason() -> None:
     """A caller that nobody knows belongs to no pool, and its refusal still has a reason."""
     clocks = Clocks()
-    clocks.hear(refused("deadline"), refused("unauthenticated", ""), Journal(pool="default", outcome="forwarded"))
+    clocks.hear(refused("deadline"), refused("unauthenticated", ""), RequestLog(pool="default", outcome="forwarded"))
     clocks.hear(refused("deadline"), later=61)
     assert clocks.history.refused() == {"default": Count(2, 1)}
     assert clocks.history.reasons() == {"deadline": Count(2, 1), "unauthenticated": Count(1, 0)}
@@ -65,8 +65,8 @@ def test_the_last_reload_is_kept() -> None:
 def test_requests_that_fail_are_counted_by_pool_and_the_last_one_is_kept() -> None:
     """Also before any breaker opens: a page that said nothing of them would call a useless proxy ready."""
     clocks = Clocks()
-    clocks.hear(Journal(pool="default", outcome="failed", problem="No connection."), later=5)
-    clocks.hear(Journal(pool="default", outcome="forwarded"), Journal(outcome="failed"))
+    clocks.hear(RequestLog(pool="default", outcome="failed", problem="No connection."), later=5)
+    clocks.hear(RequestLog(pool="default", outcome="forwarded"), RequestLog(outcome="failed"))
     assert clocks.history.failed() == {"default": Count(1, 1)}
     assert clocks.history.failure("default") == LastFailure(1_005 * SECOND, "No connection.")
     assert clocks.history.failure("other") is None

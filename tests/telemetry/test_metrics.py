@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.events import Journal, UpstreamAnswered, UpstreamThrottled
+from keyturn.core.events import RequestLog, UpstreamAnswered, UpstreamThrottled
 from keyturn.core.model import SECOND
 from keyturn.telemetry import Metrics
 from keyturn.telemetry.exposition import Form
@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from tests.telemetry.samples import LEVELS, families, full, journal, text, value
+from tests.telemetry.samples import LEVELS, families, full, request_log, text, value
 
 INTERFACE = {
     "keyturn_requests": ("counter", {"pool", "client", "method", "code", "outcome"}),
@@ -88,7 +88,7 @@ def test_a_request_is_counted_once_under_its_labels() -> None:
 def test_a_requests_time_is_taken_apart() -> None:
     """Waiting, the upstream's part, and what is ours: the rest without the streaming of the body."""
     metrics = Metrics()
-    metrics.observe(journal())
+    metrics.observe(request_log())
     assert value(metrics, "request_seconds_sum", pool="default", client="ci") == pytest.approx(6.0004)
     assert value(metrics, "queue_wait_seconds_sum", pool="default", client="ci") == 1
     assert value(metrics, "upstream_seconds_sum", pool="default") == 2
@@ -98,7 +98,7 @@ def test_a_requests_time_is_taken_apart() -> None:
 def test_what_never_waited_or_went_out_does_not_dilute_the_times() -> None:
     """A request that was refused at the door has neither a wait nor an upstream's time."""
     metrics = Metrics()
-    metrics.observe(Journal(method="GET", code=401, outcome="refused", reason="unauthenticated", total=300))
+    metrics.observe(RequestLog(method="GET", code=401, outcome="refused", reason="unauthenticated", total=300))
     assert value(metrics, "request_seconds_count", pool="none", client="none") == 1
     for name in ("queue_wait_seconds", "upstream_seconds", "overhead_seconds"):
         assert f"keyturn_{name}_count" not in text(metrics)
@@ -107,7 +107,7 @@ def test_what_never_waited_or_went_out_does_not_dilute_the_times() -> None:
 def test_overhead_is_never_negative() -> None:
     """Clocks that were read one after another may differ by a little."""
     metrics = Metrics()
-    metrics.observe(journal(total=SECOND))
+    metrics.observe(request_log(total=SECOND))
     assert value(metrics, "overhead_seconds_sum", pool="default") == 0
 
 
@@ -129,10 +129,10 @@ def series(metrics: Metrics) -> int:
 def test_ten_thousand_methods_and_paths_add_no_series() -> None:
     """What callers make up is folded; nothing of it is kept."""
     metrics = Metrics()
-    metrics.observe(journal(method="BREW-0"))
+    metrics.observe(request_log(method="BREW-0"))
     before, kept = series(metrics), len(metrics.requests)
     for number in range(10_000):
-        metrics.observe(journal(method=f"BREW-{number}", path=f"/collections/{number}"))
+        metrics.observe(request_log(method=f"BREW-{number}", path=f"/collections/{number}"))
     assert (series(metrics), len(metrics.requests)) == (before, kept)
     labels = {"pool": "default", "client": "ci", "method": "other", "code": "200", "outcome": "forwarded"}
     assert value(metrics, "requests_total", **labels) == 10_001
@@ -143,7 +143,7 @@ def test_methods_and_codes_are_folded_to_known_ones(rows: list[tuple[str, int]])
     """A method is known or `other`; a code is known, a class, or 0 for none."""
     metrics = Metrics()
     for method, code in rows:
-        metrics.observe(journal(method=method, code=code))
+        metrics.observe(request_log(method=method, code=code))
         metrics.observe(UpstreamAnswered("default", "k0", code))
     codes = {*CODES.values(), "0", *(f"{number}xx" for number in range(1, 6))}
     for family in families(metrics):

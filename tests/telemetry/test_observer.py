@@ -1,11 +1,11 @@
 import asyncio
 
 import pytest
-from keyturn.core.events import Journal, Reloaded, StoreChanged, UpstreamThrottled
+from keyturn.core.events import Reloaded, RequestLog, StoreChanged, UpstreamThrottled
 from keyturn.core.model import SECOND
 from keyturn.telemetry import Telemetry, set_up_logs
 
-from tests.telemetry.samples import journal, value
+from tests.telemetry.samples import request_log, value
 from tests.telemetry.stderr import Stderr, entries
 
 
@@ -35,7 +35,7 @@ def test_a_request_gets_a_line_of_its_own(stderr: Stderr) -> None:
     """At its end, beside being counted; a refused one is remembered."""
     set_up_logs("info", "json")
     telemetry = Telemetry()
-    telemetry.observe(journal(code=429, outcome="refused", reason="deadline"))
+    telemetry.observe(request_log(code=429, outcome="refused", reason="deadline"))
     (entry,) = entries(stderr)
     assert (entry["logger"], entry["code"], entry["reason"]) == ("keyturn.requests", 429, "deadline")
     assert value(telemetry.metrics, "refused_total", pool="default", client="ci", reason="deadline") == 1
@@ -61,4 +61,4 @@ def test_observing_needs_no_loop() -> None:
     """It is called synchronously, from wherever something happened."""
     with pytest.raises(RuntimeError):
         asyncio.get_running_loop()
-    Telemetry().observe(Journal())
+    Telemetry().observe(RequestLog())

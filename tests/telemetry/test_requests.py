@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.events import Journal
+from keyturn.core.events import RequestLog
 from keyturn.core.model import MILLISECOND
-from keyturn.core.recording import Unrecorded
-from keyturn.telemetry.requests import LONGEST_AGENT, LONGEST_PATH, NAME, RequestLog
+from keyturn.core.tracing import Untraced
+from keyturn.telemetry.requests import LONGEST_AGENT, LONGEST_PATH, NAME, AccessLog
 
-from tests.telemetry.samples import journal
+from tests.telemetry.samples import request_log
 
 
 @pytest.fixture(autouse=True)
@@ -24,31 +24,31 @@ def informed() -> Iterator[None]:
     logger.setLevel(logging.NOTSET)
 
 
-def lines(*journals: Journal, form: str = "json", sample: float = 1.0, chance: float = 0.5) -> list[str]:
+def lines(*journals: RequestLog, form: str = "json", sample: float = 1.0, chance: float = 0.5) -> list[str]:
     """What is written of these requests."""
     out = StringIO()
-    log = RequestLog("json" if form == "json" else "text", sample, stream=out, chance=lambda: chance)
+    log = AccessLog("json" if form == "json" else "text", sample, stream=out, chance=lambda: chance)
     for story in journals:
         log.write(story)
     return out.getvalue().splitlines()
 
 
-def entry(story: Journal) -> dict[str, Any]:
+def entry(story: RequestLog) -> dict[str, Any]:
     """The line of a request, for machines."""
     (line,) = lines(story)
     found: dict[str, Any] = json.loads(line)
     return found
 
 
-class InTrace(Unrecorded):
+class InTrace(Untraced):
     """A request that is recorded in a trace."""
 
-    trace = "0af7651916cd43dd8448eb211c80319c"
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
 
 
-STORY = journal(
+STORY = request_log(
     queued=1_200 * MILLISECOND, upstream=300 * MILLISECOND, total=1_600 * MILLISECOND, received=3, sent=12_345,
-    tries=2, attempts=2, retried=("throttled",), recording=InTrace(),
+    tries=2, attempts=2, retried=("throttled",), trace=InTrace(),
 )  # fmt: skip
 
 
@@ -83,14 +83,16 @@ def test_a_line_has_the_whole_story() -> None:
 
 def test_what_there_is_not_is_left_out() -> None:
     """A caller that nobody knows has neither a name nor a pool; its request went to no key."""
-    found = entry(Journal(id="r", method="GET", path="/me", code=401, outcome="refused", reason="unauthenticated"))
+    found = entry(RequestLog(id="r", method="GET", path="/me", code=401, outcome="refused", reason="unauthenticated"))
     assert {"client", "pool", "key", "retry_reasons", "trace_id"} & set(found) == set()
     assert (found["attempts"], found["reason"], found["queue_seconds"]) == (0, "unauthenticated", 0)
 
 
 def test_what_failed_is_told_in_words() -> None:
     """Whoever looks into a failing upstream wants to know whether it was a name, a port or a certificate."""
-    found = entry(journal(outcome="failed", code=502, reason="upstream", problem="No connection to x: apikey=PMAK-1"))
+    found = entry(
+        request_log(outcome="failed", code=502, reason="upstream", problem="No connection to x: apikey=PMAK-1")
+    )
     assert found["problem"] == "No connection to x: apikey=…"
     assert found["level"] == "warning"
 
@@ -104,16 +106,16 @@ def test_text_is_read_at_a_glance() -> None:
         "from=192.0.2.7", "agent=curl/8.9", "id=r-1",
     ):  # fmt: skip
         assert part in line
-    (line,) = lines(journal(queued=0, tries=1), form="text")
+    (line,) = lines(request_log(queued=0, tries=1), form="text")
     line = line.partition(" 200 ")[2]
     assert not any(name in line for name in ("waited=", "attempts=", "reason=", "received="))
-    failed = journal(
+    failed = request_log(
         outcome="failed", code=502, reason="upstream", problem="No connection to x.", tries=0, attempts=3,
         retried=("unreachable",) * 2,
     )  # fmt: skip
     (line,) = lines(failed, form="text")
     assert "reason='No connection to x.' attempts=3 retry_reasons=unreachable,unreachable" in line
-    (line,) = lines(journal(outcome="gone", code=0, client=""), form="text")
+    (line,) = lines(request_log(outcome="gone", code=0, client=""), form="text")
     assert "--- GET /collections" in line
     assert "reason=gone" in line
     assert "client=unknown" in line
@@ -133,7 +135,7 @@ def test_text_is_read_at_a_glance() -> None:
 )
 def test_sizes_are_short(number: int, shown: str | None) -> None:
     """In decimal units."""
-    (line,) = lines(journal(sent=number), form="text")
+    (line,) = lines(request_log(sent=number), form="text")
     assert (f" sent={shown} " in line) if shown else ("sent=" not in line)
 
 
@@ -150,38 +152,38 @@ def test_sizes_are_short(number: int, shown: str | None) -> None:
 )
 def test_a_failure_is_graver_than_a_refusal(story: dict[str, object], level: str) -> None:
     """What a caller does wrong, or what the limits do, is no fault of anybody here."""
-    assert entry(journal(**story))["level"] == level
+    assert entry(request_log(**story))["level"] == level
 
 
 def test_levels_hold_for_requests_too() -> None:
     """From `warning` on only failures are told, from `error` on none."""
     logging.getLogger(NAME).setLevel(logging.WARNING)
-    failed = journal(code=502, outcome="failed")
-    assert [json.loads(line)["code"] for line in lines(journal(), failed)] == [502]
+    failed = request_log(code=502, outcome="failed")
+    assert [json.loads(line)["code"] for line in lines(request_log(), failed)] == [502]
     logging.getLogger(NAME).setLevel(logging.ERROR)
-    assert lines(journal(), failed) == []
+    assert lines(request_log(), failed) == []
 
 
 @pytest.mark.parametrize(("chance", "written"), [(0.0, 1), (0.09, 1), (0.1, 0), (0.99, 0)])
 def test_successful_requests_may_be_sampled(chance: float, written: int) -> None:
     """So many of them get a line."""
-    assert len(lines(journal(), sample=0.1, chance=chance)) == written
+    assert len(lines(request_log(), sample=0.1, chance=chance)) == written
 
 
 def test_whatever_went_wrong_is_told_always() -> None:
     """Sampling leaves nothing out that somebody may look for."""
     stories = [
-        journal(code=404),
-        journal(code=429, outcome="refused"),
-        journal(code=502, outcome="failed"),
-        journal(outcome="gone"),
+        request_log(code=404),
+        request_log(code=429, outcome="refused"),
+        request_log(code=502, outcome="failed"),
+        request_log(outcome="gone"),
     ]
-    assert len(lines(*stories, journal(), sample=0.0)) == len(stories)
+    assert len(lines(*stories, request_log(), sample=0.0)) == len(stories)
 
 
 def test_a_long_path_is_cut() -> None:
     """A line stays a line."""
-    found = entry(journal(path="/" + "x" * 5_000))
+    found = entry(request_log(path="/" + "x" * 5_000))
     assert len(found["path"]) == LONGEST_PATH + 1
     assert found["path"].endswith("…")
 
@@ -189,7 +191,7 @@ def test_a_long_path_is_cut() -> None:
 def test_what_looks_like_a_credential_in_a_path_is_not_written() -> None:
     """A key in the wrong place is still a key (law 11)."""
     for form in ("json", "text"):
-        (line,) = lines(journal(path="/PMAK-0123456789abcdef/x"), form=form)
+        (line,) = lines(request_log(path="/PMAK-0123456789abcdef/x"), form=form)
         assert "0123456789abcdef" not in line
 
 
@@ -198,7 +200,7 @@ def test_nothing_of_a_caller_forges_a_line(text: str) -> None:
     """Whatever is in it: no second line, no sequence that moves a terminal's cursor."""
     logging.getLogger(NAME).setLevel(logging.INFO)
     for form in ("json", "text"):
-        for story in (journal(path=text), journal(agent=text)):
+        for story in (request_log(path=text), request_log(agent=text)):
             written = lines(story, form=form)
             assert len(written) == 1
             assert written[0].isprintable()
@@ -206,6 +208,6 @@ def test_nothing_of_a_caller_forges_a_line(text: str) -> None:
 
 def test_what_a_caller_calls_itself_is_cut() -> None:
     """And holds no credential; bytes that are no text are shown as such."""
-    assert len(entry(journal(agent="x" * 60_000))["user_agent"]) == LONGEST_AGENT + 1
-    assert entry(journal(agent="a PMAK-0123 b"))["user_agent"] == "a … b"
-    assert entry(journal(agent="\udcff"))["user_agent"] == "\\udcff"
+    assert len(entry(request_log(agent="x" * 60_000))["user_agent"]) == LONGEST_AGENT + 1
+    assert entry(request_log(agent="a PMAK-0123 b"))["user_agent"] == "a … b"
+    assert entry(request_log(agent="\udcff"))["user_agent"] == "\\udcff"

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from keyturn.core.http import Fields
-from keyturn.core.recording import UNRECORDED
+from keyturn.core.tracing import UNTRACED
 from keyturn.keepalive import INTERVAL
 from keyturn.telemetry import Metrics
 from keyturn.telemetry.exposition import Form
-from keyturn.telemetry.traces import SELDOM, Exporter, Recorded, Traces, Trusting
+from keyturn.telemetry.traces import SELDOM, Exporter, RequestTrace, Traces, Trusting
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from requests import Request
 
 from tests.authorities import FAULTS, LENIENT, Authority, Sort
-from tests.telemetry.samples import Arrived, journal, text
+from tests.telemetry.samples import Arrived, request_log, text
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE}-{PARENT}-01".encode()
@@ -46,14 +46,14 @@ class Collector:
 
     def go(self, *codes: int, fields: Fields = (), **story: object) -> Fields:
         """A request with so many tries; returns what went out with the last."""
-        recording = self.traces.begin(Arrived("GET", fields))
+        trace = self.traces.begin(Arrived("GET", fields))
         sent = fields
         for code in codes:
-            recording.waits()
-            recording.waited()
-            sent = recording.tries("k0", "/collections", fields)
-            recording.tried(code)
-        recording.ended(journal(**story))
+            trace.wait_began()
+            trace.wait_ended()
+            sent = trace.try_began("k0", "/collections", fields)
+            trace.try_ended(code)
+        trace.end(request_log(**story))
         return sent
 
 
@@ -105,7 +105,7 @@ def test_a_caller_that_is_not_recorded_is_not_recorded_here() -> None:
     """Its decision holds, and its context passes as it came."""
     collector = Collector(sample=1)
     fields = ((b"traceparent", UNSAMPLED), (b"tracestate", b"a=1"))
-    assert collector.traces.begin(Arrived("GET", fields)) is UNRECORDED
+    assert collector.traces.begin(Arrived("GET", fields)) is UNTRACED
     assert collector.go(200, fields=fields) is fields
     assert collector.spans == {}
 
@@ -125,7 +125,7 @@ def test_a_broken_context_begins_a_new_trace(broken: bytes) -> None:
 def test_a_part_of_the_requests_is_recorded() -> None:
     """Of those whose callers have not decided."""
     collector = Collector(sample=0.5)
-    recorded = sum(isinstance(collector.traces.begin(Arrived("GET", ())), Recorded) for _ in range(400))
+    recorded = sum(isinstance(collector.traces.begin(Arrived("GET", ())), RequestTrace) for _ in range(400))
     assert 100 < recorded < 300
 
 
@@ -152,7 +152,7 @@ def test_each_try_is_a_span_and_tells_how_it_went() -> None:
 def test_a_server_s_error_is_one_from_500_on(story: dict[str, object], error: str | None) -> None:
     """What a caller does wrong is none."""
     collector = Collector()
-    collector.traces.begin(Arrived("GET", ())).ended(journal(**story))
+    collector.traces.begin(Arrived("GET", ())).end(request_log(**story))
     whole = collector.spans["request"]
     assert (whole.status.status_code is StatusCode.ERROR) == (error is not None)
     assert attributes(whole).get("error.type") == error
@@ -161,9 +161,9 @@ def test_a_server_s_error_is_one_from_500_on(story: dict[str, object], error: st
 def test_who_leaves_while_it_waits_leaves_no_span_open() -> None:
     """Its wait ends with the request."""
     collector = Collector()
-    recording = collector.traces.begin(Arrived("GET", ()))
-    recording.waits()
-    recording.ended(journal(outcome="gone", code=0))
+    trace = collector.traces.begin(Arrived("GET", ()))
+    trace.wait_began()
+    trace.end(request_log(outcome="gone", code=0))
     assert set(collector.spans) == {"request", "wait"}
     assert "http.response.status_code" not in attributes(collector.spans["request"])
 
@@ -171,7 +171,7 @@ def test_who_leaves_while_it_waits_leaves_no_span_open() -> None:
 def test_methods_are_folded() -> None:
     """A span's name is one of few."""
     collector = Collector()
-    collector.traces.begin(Arrived("BREW", ())).ended(journal())
+    collector.traces.begin(Arrived("BREW", ())).end(request_log())
     whole = collector.spans["request"]
     assert (whole.name, attributes(whole)["http.request.method"]) == ("HTTP", "_OTHER")
 
@@ -179,8 +179,8 @@ def test_methods_are_folded() -> None:
 def test_times_of_a_recorded_request_lead_to_its_trace() -> None:
     """As exemplars, in OpenMetrics."""
     collector, metrics = Collector(), Metrics()
-    recording = collector.traces.begin(Arrived("GET", ((b"traceparent", SAMPLED),)))
-    metrics.observe(journal(recording=recording))
+    trace = collector.traces.begin(Arrived("GET", ((b"traceparent", SAMPLED),)))
+    metrics.observe(request_log(trace=trace))
     body = text(metrics, form=Form.OPENMETRICS)
     for name in ("request_seconds", "queue_wait_seconds", "upstream_seconds", "overhead_seconds"):
         assert re.search(rf'^keyturn_{name}_bucket.* # {{trace_id="{TRACE}"}} ', body, re.MULTILINE)
@@ -215,10 +215,10 @@ def test_spans_have_what_the_conventions_ask_for() -> None:
     """The stable semantic conventions for HTTP, version 1.23 and later; `error.type` stands on errors only."""
     collector = Collector()
     arrived = Arrived("GET", ((b"Host", b"proxy.example:8080"),), "https")
-    recording = collector.traces.begin(arrived)
-    recording.tries("k0", "/collections", ())
-    recording.tried(200)
-    recording.ended(journal())
+    trace = collector.traces.begin(arrived)
+    trace.try_began("k0", "/collections", ())
+    trace.try_ended(200)
+    trace.end(request_log())
     assert SERVER.items() <= attributes(collector.spans["request"]).items()
     assert CLIENT.items() <= attributes(collector.spans["try"]).items()
     for span in collector.spans.values():
@@ -244,7 +244,7 @@ def test_the_listener_is_named_as_its_caller_does(
     """By a `Host` that is one; else it is not named."""
     collector = Collector()
     fields = () if host is None else ((b"Host", host),)
-    collector.traces.begin(Arrived("GET", fields, scheme)).ended(journal())
+    collector.traces.begin(Arrived("GET", fields, scheme)).end(request_log())
     told = attributes(collector.spans["request"])
     assert (told.get("server.address"), told.get("server.port")) == (shown or (None, None))
 
@@ -252,9 +252,9 @@ def test_the_listener_is_named_as_its_caller_does(
 def test_an_odd_method_stands_beside_the_folded_one() -> None:
     """Cut, on both spans."""
     collector = Collector()
-    recording = collector.traces.begin(Arrived("BREW" * 100))
-    recording.tries("k0", "/", ())
-    recording.ended(journal())
+    trace = collector.traces.begin(Arrived("BREW" * 100))
+    trace.try_began("k0", "/", ())
+    trace.end(request_log())
     for name in ("request", "try"):
         told = attributes(collector.spans[name])
         assert (told["http.request.method"], told["http.request.method_original"]) == ("_OTHER", "BREW" * 8)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from keyturn.config.units import TcpListener, UnixListener
 from keyturn.core.errors import Unauthenticated
-from keyturn.core.events import ConnectionEnded, Event, Journal
+from keyturn.core.events import ConnectionEnded, Event, RequestLog
 from keyturn.core.forwarded import TrustedProxies
 from keyturn.core.http import Answer, Fields, Request
 from keyturn.core.model import MILLISECOND, SECOND, Client
@@ -134,10 +134,10 @@ class Gateway:
     ended: int = 0
 
     @asynccontextmanager
-    async def handle(self, request: Request, journal: Journal) -> AsyncIterator[Answer]:
+    async def handle(self, request: Request, log: RequestLog) -> AsyncIterator[Answer]:
         """The answer, within the block."""
         self.requests.append(request)
-        journal.key = "team-a"
+        log.key = "team-a"
         try:
             yield await self.reply(request)
         finally:
@@ -154,7 +154,7 @@ class World:
 
     access: Access = field(default_factory=Access)
     gateway: Gateway = field(default_factory=Gateway)
-    journals: list[Journal] = field(default_factory=list)
+    journals: list[RequestLog] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     """All others."""
     now: int = 0
@@ -173,7 +173,7 @@ class World:
 
     def observe(self, event: Event) -> None:
         """Keep the event."""
-        if isinstance(event, Journal):
+        if isinstance(event, RequestLog):
             self.journals.append(event)
             self.observed.set()
         else:
@@ -228,8 +228,8 @@ class World:
         """A connection to it."""
         return await asyncio.open_connection("127.0.0.1", self.port)
 
-    async def journal(self) -> Journal:
-        """The last request's journal, when it has come to its end."""
+    async def log(self) -> RequestLog:
+        """The last request's request log, when it has come to its end."""
         await self.observed.wait()
         self.observed.clear()
         return self.journals[-1]

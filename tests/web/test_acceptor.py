@@ -210,11 +210,11 @@ def refusing() -> Access:
 
 @pytest.mark.parametrize("header", [HEADER, BLOCK])
 async def test_the_caller_is_the_one_of_the_header(header: bytes) -> None:
-    """In the journal, and for the gateway; requests behind it are read as ever, also when they come with it."""
+    """In the request log, and for the gateway; requests behind it are read as ever, also when they come with it."""
     async with behind_a_balancer().running() as world:
         answers = await world.ask(header + get(close=False) + get())
         assert answers.count(b"HTTP/1.1 200") == 2
-        assert [journal.address for journal in world.journals] == ["192.0.2.7"] * 2
+        assert [log.address for log in world.journals] == ["192.0.2.7"] * 2
 
 
 async def test_a_header_may_come_in_pieces() -> None:
@@ -229,7 +229,7 @@ async def test_a_header_may_come_in_pieces() -> None:
             writer.write(get())
             assert b" 200 " in split(await read(reader))[0]
             writer.close()
-        assert [journal.address for journal in world.journals] == ["192.0.2.7"] * 2
+        assert [log.address for log in world.journals] == ["192.0.2.7"] * 2
 
 
 async def test_the_balancer_may_speak_for_itself() -> None:
@@ -245,7 +245,7 @@ async def test_a_proxy_behind_the_balancer_is_believed() -> None:
     async with behind_a_balancer(proxies=proxies).running() as world:
         await world.ask(HEADER + get(b"/me", b"X-Forwarded-For: 203.0.113.9"))
         await world.ask(HEADER.replace(b"192.0.2.7", b"198.51.100.1") + get(b"/me", b"X-Forwarded-For: 203.0.113.9"))
-        assert [journal.address for journal in world.journals] == ["203.0.113.9", "198.51.100.1"]
+        assert [log.address for log in world.journals] == ["203.0.113.9", "198.51.100.1"]
 
 
 @pytest.mark.parametrize("sent", [get(), HEADER.replace(b"1000", b"x"), b"\x16\x03\x01" + bytes(200)])
@@ -357,7 +357,7 @@ async def test_tls_begins_behind_the_header() -> None:
             writer.write(get())
             assert b" 200 " in await read(reader)
             writer.close()
-        assert [journal.address for journal in world.journals] == ["192.0.2.7"] * 4
+        assert [log.address for log in world.journals] == ["192.0.2.7"] * 4
         await until_closed(world)
 
 

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer, TestClient
 from keyturn.core.events import Retried
-from keyturn.core.health import KeyLook
+from keyturn.core.health import KeySnapshot
 from keyturn.core.levels import BucketLevel, KeyLevel, LaneLevel, Levels
 from keyturn.core.model import Secret
 from keyturn.tasks import STEP
@@ -34,11 +34,11 @@ class Standing:
     """How things stand, made up."""
 
     def __init__(self) -> None:
-        self._keys: list[KeyLook] = []
+        self._keys: list[KeySnapshot] = []
 
     def crowd(self, number: int) -> None:
         """Have so many keys."""
-        self._keys = [KeyLook(f"k{index}", f"k{index}", "ready", 0) for index in range(number)]
+        self._keys = [KeySnapshot(f"k{index}", f"k{index}", "ready", 0) for index in range(number)]
 
     async def levels(self) -> Levels:
         return Levels(

@@ -100,7 +100,7 @@ async def test_a_head_that_is_just_right_is_read() -> None:
         fields = [b"X: " + b"x" * 400] * 13
         answer = await world.ask(get(target, *fields, b"Content-Length: 900", method=b"PUT", body=b"x" * 900))
         assert answer.startswith(b"HTTP/1.1 200 ")
-        assert (await world.journal()).received == 900
+        assert (await world.log()).received == 900
 
 
 @pytest.mark.parametrize("piece", [1, 1000, 100_000])
@@ -217,8 +217,8 @@ async def test_a_body_that_does_not_come_is_given_up() -> None:
     async with World(body_timeout=int(SOON * 1_000_000)).running() as world:
         answer = await world.ask(get(b"/", b"Content-Length: 10", method=b"PUT", body=b"four"))
         assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-        journal = await world.journal()
-        assert (journal.reason, journal.received) == ("too_slow", 4)
+        log = await world.log()
+        assert (log.reason, log.received) == ("too_slow", 4)
 
 
 async def test_an_idle_connection_is_closed() -> None:
@@ -246,9 +246,9 @@ async def test_an_answer_that_nobody_takes_ends_its_connection() -> None:
     async with World(gateway=Gateway(reply), bounds=Bounds(write_time=SOON)).running() as world:
         _, writer = await deaf(world)
         writer.write(get())
-        journal = await world.journal()
-        assert journal.outcome == "gone"
-        assert journal.sent < 64 * len(large)
+        log = await world.log()
+        assert log.outcome == "gone"
+        assert log.sent < 64 * len(large)
         assert ended(world) == ["write_timeout"]
         await until_closed(world)
         writer.close()
@@ -337,7 +337,7 @@ async def test_a_caller_that_leaves_behind_pipelined_requests_is_noticed() -> No
         while not world.gateway.requests:
             await asyncio.sleep(0)
         writer.close()
-        assert (await world.journal()).outcome == "gone"
+        assert (await world.log()).outcome == "gone"
 
 
 # What is no HTTP
@@ -440,7 +440,7 @@ async def test_a_lost_connection_leaves_nothing_of_an_unread_body() -> None:
                 await asyncio.sleep(0)
             assert left() == 1
             writer.transport.abort()
-            await world.journal()
+            await world.log()
             world.gateway.requests.clear()
             world.journals.clear()
             async with asyncio.timeout(DEADLINE):

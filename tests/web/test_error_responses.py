@@ -16,13 +16,13 @@ from keyturn.core.errors import (
     Unauthenticated,
     Unreachable,
 )
-from keyturn.core.events import Journal
+from keyturn.core.events import RequestLog
 from keyturn.web.error_responses import error_response, plain_response, refusal_of
 from keyturn.web.overload import Bounds
 
 from tests.web.callers import split
 
-JOURNAL = Journal(id="id-1", method="GET", queued=1500, upstream=20_000)
+JOURNAL = RequestLog(id="id-1", method="GET", queued=1500, upstream=20_000)
 ACCEPTS_PROBLEM = ((b"accept", b"application/problem+json"),)
 
 
@@ -73,13 +73,13 @@ def test_an_unknown_caller_is_told_how_to_come_in() -> None:
 
 def test_the_key_is_named_when_there_was_one() -> None:
     """`Keyturn-Key` says under which key the request failed."""
-    journal = Journal(id="a", method="GET", key="team-a")
-    assert (b"Keyturn-Key", b"team-a") in split(error_response(Unreachable("Gone."), journal, ()))[1]
+    log = RequestLog(id="a", method="GET", key="team-a")
+    assert (b"Keyturn-Key", b"team-a") in split(error_response(Unreachable("Gone."), log, ()))[1]
 
 
 def test_head_has_no_body() -> None:
     """HEAD gets the head that GET would get."""
-    status, fields, body = split(error_response(NoKey("No key."), Journal(id="a", method="HEAD"), ()))
+    status, fields, body = split(error_response(NoKey("No key."), RequestLog(id="a", method="HEAD"), ()))
     assert status.startswith(b"HTTP/1.1 503")
     assert int(dict(fields)[b"Content-Length"]) > 0
     assert body == b""

@@ -37,13 +37,13 @@ async def test_a_request_goes_on_as_it_came() -> None:
         assert request.body is None
         assert request.client is world.access.client
         assert split(answer)[2] == b"ok"
-        journal = await world.journal()
-        assert (journal.method, journal.path) == ("GET", "/specs/1/files/a%2Fb.json")
-        assert (journal.client, journal.pool, journal.key) == ("ci", "team", "team-a")
-        assert (journal.code, journal.outcome, journal.reason) == (200, "forwarded", "")
-        assert (journal.received, journal.sent) == (0, 2)
-        assert (journal.total, journal.streamed) == (3000, 1000)
-        assert journal.id == request.id
+        log = await world.log()
+        assert (log.method, log.path) == ("GET", "/specs/1/files/a%2Fb.json")
+        assert (log.client, log.pool, log.key) == ("ci", "team", "team-a")
+        assert (log.code, log.outcome, log.reason) == (200, "forwarded", "")
+        assert (log.received, log.sent) == (0, 2)
+        assert (log.total, log.streamed) == (3000, 1000)
+        assert log.id == request.id
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ async def test_an_unknown_caller_is_refused() -> None:
         assert b"\r\nWWW-Authenticate: Bearer\r\n" in answer
         assert name_of(answer) == "AuthenticationError"
         assert not world.gateway.requests
-        journal = await world.journal()
-        assert (journal.outcome, journal.reason, journal.code) == ("refused", "unauthenticated", 401)
+        log = await world.log()
+        assert (log.outcome, log.reason, log.code) == ("refused", "unauthenticated", 401)
 
 
 async def test_the_connection_is_shown_to_whoever_judges_it() -> None:
@@ -204,7 +204,7 @@ async def test_a_rate_counts_what_would_go_on() -> None:
         answer = await world.ask(get())
         assert answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
         assert b"\r\nRetry-After: 4\r\n" in answer
-        assert (await world.journal()).reason == "rate"
+        assert (await world.log()).reason == "rate"
 
 
 @pytest.mark.parametrize(
@@ -231,9 +231,9 @@ async def test_the_gateways_refusals_are_answers(error: Exception, status: int, 
             assert b"\r\nRateLimit: team ci GET /me\r\n" in head
             length = int(dict(split(head)[1])[b"Content-Length"])
             assert name_of(head + await reader.readexactly(length)) == name
-            journal = await world.journal()
-            assert (journal.code, journal.outcome, journal.reason) == (status, outcome, error.reason)  # type: ignore[attr-defined]
-            assert journal.problem == (str(error) if outcome == "failed" else "")
+            log = await world.log()
+            assert (log.code, log.outcome, log.reason) == (status, outcome, error.reason)  # type: ignore[attr-defined]
+            assert log.problem == (str(error) if outcome == "failed" else "")
         writer.close()
 
 
@@ -268,13 +268,13 @@ async def test_a_caller_that_leaves_while_it_waits_is_gone() -> None:
         writer.write(get())
         await waiting.wait()
         writer.close()
-        journal = await world.journal()
-        assert (journal.outcome, journal.code) == ("gone", 0)
+        log = await world.log()
+        assert (log.outcome, log.code) == ("gone", 0)
         assert world.gateway.ended == 1
 
 
 async def test_each_request_is_told_once() -> None:
-    """Pipelined requests are answered in order, and each has its journal."""
+    """Pipelined requests are answered in order, and each has its request log."""
 
     async def fresh(_: Request) -> Answer:
         return an_answer(b"ok")

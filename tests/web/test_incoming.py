@@ -141,7 +141,7 @@ async def test_a_body_is_passed_on() -> None:
         assert (first.body.length, second.body.length) == (5, None)
         assert first.fields == ((b"Content-Length", b"5"),)
         assert second.fields == ()
-        assert (await world.journal()).received == 5
+        assert (await world.log()).received == 5
 
 
 async def test_an_empty_body_is_none() -> None:
@@ -175,8 +175,8 @@ async def test_a_body_that_outgrows_the_limit_is_stopped() -> None:
         chunks = b"".join(b"64\r\n" + bytes(100) + b"\r\n" for _ in range(11)) + b"0\r\n\r\n"
         answer = await world.ask(get(b"/", b"Transfer-Encoding: chunked", method=b"PUT", body=chunks))
         assert answer.startswith(b"HTTP/1.1 413 ")
-        journal = await world.journal()
-        assert (journal.outcome, journal.reason) == ("refused", "too_large")
+        log = await world.log()
+        assert (log.outcome, log.reason) == ("refused", "too_large")
 
 
 async def test_a_body_that_stops_being_http_is_refused() -> None:
@@ -223,7 +223,7 @@ async def test_a_caller_that_breaks_off_its_body_is_gone() -> None:
         while not seen:  # real sockets: a few turns of the loop
             await asyncio.sleep(0)
         writer.close()
-        assert (await world.journal()).outcome == "gone"
+        assert (await world.log()).outcome == "gone"
 
 
 async def test_the_sign_to_go_on_comes_when_the_body_is_wanted() -> None:

@@ -225,7 +225,7 @@ async def test_an_upload_under_way_is_read_to_its_end_while_stopping() -> None:
         await world.listener.stop_accepting()
         writer.write(b"world")
         assert (await reader.read()).endswith(b"\r\n\r\nok")
-        assert (await world.journal()).received == 10
+        assert (await world.log()).received == 10
         writer.close()
 
 

@@ -40,8 +40,8 @@ async def test_an_answer_goes_out_as_it_came() -> None:
         writer.write(get(close=False))
         raw = await reader.readuntil(b"heyo")
         assert split(raw) == (b"HTTP/1.1 299 Sehr sch\xf6n", [*fields, *KEPT], b"heyo")
-        journal = await world.journal()
-        assert (journal.outcome, journal.sent) == ("forwarded", 4)
+        log = await world.log()
+        assert (log.outcome, log.sent) == ("forwarded", 4)
         writer.close()
 
 
@@ -171,9 +171,9 @@ async def test_an_answer_that_breaks_off_does_not_end_properly(fields: Fields | 
             got += await reader.read()
         assert not got.endswith((b"yo", b"0\r\n\r\n"))
         assert b"Content-Length: 4" in got or b"chunked" in got
-        journal = await world.journal()
-        assert (journal.outcome, journal.reason, journal.code) == ("failed", "upstream", 200)
-        assert journal.problem == "Lost."
+        log = await world.log()
+        assert (log.outcome, log.reason, log.code) == ("failed", "upstream", 200)
+        assert log.problem == "Lost."
         writer.close()
 
 
@@ -200,7 +200,7 @@ async def test_an_answer_of_another_length_than_announced_ends_the_connection(an
         except ConnectionResetError:
             rest = b""
         assert len(rest) <= int(announced) - 2
-        assert (await world.journal()).outcome == "failed"
+        assert (await world.log()).outcome == "failed"
         writer.close()
 
 
@@ -212,7 +212,7 @@ async def test_a_caller_that_leaves_during_an_answer_is_gone() -> None:
         writer.write(get())
         await reader.readuntil(b"he")
         writer.close()
-        assert (await world.journal()).outcome == "gone"
+        assert (await world.log()).outcome == "gone"
         assert isinstance(answer.body, Parts)
         assert answer.body.aborted
 
@@ -224,8 +224,8 @@ async def test_a_caller_that_leaves_with_all_of_an_answer_has_got_it() -> None:
         writer.write(get())
         await reader.readuntil(b"heyo")
         writer.close()
-        journal = await world.journal()
-        assert (journal.outcome, journal.sent) == ("forwarded", 4)
+        log = await world.log()
+        assert (log.outcome, log.sent) == ("forwarded", 4)
 
 
 async def test_a_large_answer_goes_out_at_the_callers_pace() -> None:

@@ -33,14 +33,14 @@ from keyturn.bodies import Bodies, Spool
 from keyturn.config import Config, load
 from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.model import SECOND, Client, Micros
-from keyturn.gateway import Gateway, Retries
+from keyturn.gateway import Gateway, RetryPolicy
 from keyturn.joining import Joining
 from keyturn.reload import Reloader
 from keyturn.stores.fitness import watch
 from keyturn.stores.links import Link
 from keyturn.stores.placements import placements_of
 from keyturn.tasks import finish, spawn
-from keyturn.telemetry import LogLevel, LogWriter, RequestLog, Telemetry
+from keyturn.telemetry import AccessLog, LogLevel, LogWriter, Telemetry
 from keyturn.upstream import Upstream
 from keyturn.web.admin import Admin
 from keyturn.web.forward import Forward, ForwardSettings
@@ -83,8 +83,8 @@ class App:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watching: set[asyncio.Task[Any]] = set()
         self.log_level = LogLevel(config.log.level)
-        self._request_log = RequestLog(config.log.format, config.log.sample, stream=log)
-        self.telemetry = Telemetry(monotonic, wall, self._request_log)
+        self._access_log = AccessLog(config.log.format, config.log.sample, stream=log)
+        self.telemetry = Telemetry(monotonic, wall, self._access_log)
         self._upstream = Upstream(upstream_settings(config), plan.trust)
         self._link = link_to_store(config)
         replica = replica_name()
@@ -114,7 +114,7 @@ class App:
         )
         self._traces = traces(config, replica)
         if self._traces is not None:
-            self._forward.recorder = self._traces
+            self._forward.tracer = self._traces
         self._buffers = ByteBudget(config.inbound.max_buffered)
         self._data = self._data_listener(plan)
         self.glance = Glance(self._sources(replica, log), clock=monotonic, wall=wall)
@@ -138,7 +138,7 @@ class App:
         return Gateway(
             self.pools.schedulers,
             self._upstream,
-            retries=Retries(config.retry.attempts, config.retry.budget),
+            retries=RetryPolicy(config.retry.attempts, config.retry.budget),
             observer=self.telemetry,
             clock=monotonic,
             wall=wall,
@@ -257,7 +257,7 @@ class App:
             key_header=config.upstream.key_header,
             key_query=config.upstream.key_query,
         )
-        self._gateway.adopt(Retries(config.retry.attempts, config.retry.budget))
+        self._gateway.adopt(RetryPolicy(config.retry.attempts, config.retry.budget))
         self._bodies.adopt(body_settings(config))
         self._joining.enabled = config.queue.join
         self._upstream.adopt(upstream_settings(config), plan.trust if plan.trust_differs(before) else None)
@@ -266,7 +266,7 @@ class App:
         self._buffers.limit = config.inbound.max_buffered
         if plan.tls is not None and plan.tls_differs(before):
             self._data.renew(plan.tls)
-        self._request_log.sample = config.log.sample
+        self._access_log.sample = config.log.sample
         self.log_level.configured = config.log.level
         if config.log.level != before.config.log.level:
             self.log_level.set(config.log.level)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from keyturn.bodies.budget import SHARE, Budget
 from keyturn.bodies.spool import Spool, SpoolFile
-from keyturn.core.causes import Causes
 from keyturn.core.errors import Refusal, TooMany, TooSlow
 from keyturn.core.events import Observer, SpoolFailed
 from keyturn.core.http import Body
 from keyturn.core.model import SECOND, Micros
+from keyturn.core.recent import RecentCauses
 from keyturn.core.translate import whole_seconds
 from keyturn.oserrors import words
 
@@ -53,7 +53,7 @@ class Bodies:
         self.spool = spool
         self._observer = observer
         self._usable = False
-        self._causes = Causes()
+        self._causes = RecentCauses()
         self._take(settings)
 
     def _take(self, settings: BodySettings) -> None:
@@ -94,7 +94,7 @@ class Bodies:
     def failed(self, error: OSError) -> None:
         """A body could not be written to a file: its rest streams."""
         cause = words(error)
-        self._observer.observe(SpoolFailed(cause, news=self._causes.news(cause, self.clock())))
+        self._observer.observe(SpoolFailed(cause, is_new=self._causes.is_new(cause, self.clock())))
 
 
 class ReplayBody:

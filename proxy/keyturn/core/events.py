@@ -5,16 +5,16 @@ from typing import Literal, Protocol
 
 from keyturn.core.breaker import Scope
 from keyturn.core.errors import LocalCause
-from keyturn.core.lessons import Higher
+from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import Micros
-from keyturn.core.recording import UNRECORDED, Recording
+from keyturn.core.tracing import UNTRACED, Trace
 from keyturn.core.values import value_object
 
 Outcome = Literal["forwarded", "refused", "failed", "gone"]
 
 
 @dataclass(slots=True)
-class Journal:
+class RequestLog:
     """One request's story, filled in on its way and read once at its end. Durations in microseconds.
 
     `outcome`: `forwarded` an upstream's answer reached the caller whole, `refused` the proxy answered itself,
@@ -57,12 +57,12 @@ class Journal:
     """Bytes of the answer's body."""
     retried: tuple[str, ...] = ()
     """Why it went out once more, each time: labels of `retries_total`."""
-    recording: Recording = UNRECORDED
+    trace: Trace = UNTRACED
 
     @property
-    def trace(self) -> str:
+    def trace_id(self) -> str:
         """The id of the trace that it is recorded in, if it is."""
-        return self.recording.trace
+        return self.trace.trace_id
 
 
 @value_object
@@ -80,7 +80,7 @@ class LocalTroubleMet:
 
     cause: LocalCause
     message: str
-    news: bool = True
+    is_new: bool = True
     """Whether this cause has not been met of late; the others are counted only."""
 
 
@@ -102,7 +102,7 @@ class UpstreamThrottled:
     wait: Micros
     limit: str = ""
     """The names of the limits that it closed, if any is known."""
-    news: bool = True
+    is_new: bool = True
     """Whether this cause has not been met of late; the others are counted only."""
 
 
@@ -167,7 +167,7 @@ class LimitHigher:
     """The upstream's answers tell a limit to be higher than it is configured, which changes nothing (law 9)."""
 
     pool: str
-    limit: Higher
+    limit: HigherLimit
 
 
 @value_object
@@ -215,7 +215,7 @@ class BreakerMoved:
     opened: bool
     wait: Micros = 0
     cause: str = ""
-    news: bool = True
+    is_new: bool = True
     """Whether the same has not happened of late; the others are counted only."""
 
 
@@ -298,14 +298,14 @@ class Reloaded:
 
 @value_object
 class SpoolFailed:
-    """A request's body could not be written to a temporary file; `news`: for a cause that has not been met of late."""
+    """A request body could not be written to a temporary file; `is_new`: this cause has not been met of late."""
 
     cause: str
-    news: bool
+    is_new: bool
 
 
 Event = (
-    Journal
+    RequestLog
     | UpstreamAnswered
     | LocalTroubleMet
     | UpstreamThrottled

@@ -40,7 +40,7 @@ State = Literal["ready", "parked", "quarantined", "paused"]
 
 
 @value_object
-class KeyLook:
+class KeySnapshot:
     """A key as it stands: its state, why, since when, and until when if that is known (instants of the one clock)."""
 
     name: str
@@ -268,25 +268,25 @@ class Health:
         condition.month_left = left
         return True
 
-    def looks(self, now: Micros) -> Iterator[KeyLook]:
+    def snapshots(self, now: Micros) -> Iterator[KeySnapshot]:
         """Every key as it stands, one after another; those of the moment at which the first is asked for."""
         for key, condition in [(key, self._keys[key.name]) for key in self._pool.keys]:
-            yield self._look(key, condition, now)
+            yield self._snapshot(key, condition, now)
 
-    def _look(self, key: Key, condition: _Condition, now: Micros) -> KeyLook:
+    def _snapshot(self, key: Key, condition: _Condition, now: Micros) -> KeySnapshot:
         month = condition.month_left
         park, quota = self._parks.get(key.quota), key.label or key.quota
         if condition.paused is not None:
-            return KeyLook(key.name, quota, "paused", condition.paused, "by an operator", None, month)
+            return KeySnapshot(key.name, quota, "paused", condition.paused, "by an operator", None, month)
         if condition.deaths:
             until = condition.asked_again
-            return KeyLook(key.name, quota, "quarantined", condition.since, condition.reason, until, month)
+            return KeySnapshot(key.name, quota, "quarantined", condition.since, condition.reason, until, month)
         if condition.rest is not None:
             park = condition.rest
         if park is not None and (park.until is None or park.until > now):
-            return KeyLook(key.name, quota, "parked", park.since, park.reason, park.until, month)
+            return KeySnapshot(key.name, quota, "parked", park.since, park.reason, park.until, month)
         since = max(condition.since, park.until or 0) if park is not None else condition.since
-        return KeyLook(key.name, quota, "ready", since, "", None, month)
+        return KeySnapshot(key.name, quota, "ready", since, "", None, month)
 
 
 def _spread(interval: Micros, chance: float) -> Micros:

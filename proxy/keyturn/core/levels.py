@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keyturn.core.health import KeyLook
-from keyturn.core.lessons import Higher
+from keyturn.core.health import KeySnapshot
+from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import Micros
 
 
@@ -34,7 +34,7 @@ class KeyLevel:
     """A key as it stands: gauges of its state, and of what its month's plan still holds."""
 
     pool: str
-    look: KeyLook
+    look: KeySnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,6 @@ class Levels:
     store_up: bool = True
     degraded: float = 0.0
     """Seconds without the store, so far."""
-    higher: Sequence[tuple[str, Higher]] = ()
+    higher: Sequence[tuple[str, HigherLimit]] = ()
     log_lines_dropped: int = 0
     """Lines of the log that were not written, so far."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from keyturn.core.messages import Revision, RevisionLimit
 from keyturn.core.model import Micros
 from keyturn.core.sortedset import SortedSet
-from keyturn.core.state import PoolState
+from keyturn.core.state import SharedState
 from keyturn.core.tokens import quota_of
 from keyturn.core.values import value_object
 
@@ -49,13 +49,13 @@ class LimitTaken:
     closed: tuple[tuple[Micros, str], ...] = ()
 
 
-def look(state: PoolState, revision: Revision, time: Micros) -> tuple[BucketLook, ...]:
+def look(state: SharedState, revision: Revision, time: Micros) -> tuple[BucketLook, ...]:
     """Every bucket of a revision, when the store's clock shows `time`; O(tokens), so for people and scrapers only."""
     now = state.time(time)
     return looks(revision, [_taken(state, limit, revision.quotas, now) for limit in revision.limits])
 
 
-def _taken(state: PoolState, limit: RevisionLimit, quotas: Iterable[str], now: Micros) -> LimitTaken:
+def _taken(state: SharedState, limit: RevisionLimit, quotas: Iterable[str], now: Micros) -> LimitTaken:
     tokens = state.tokens
     cooling = tokens.returns.get(limit.id) or SortedSet[str, Micros]()
     return LimitTaken(

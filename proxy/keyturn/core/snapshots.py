@@ -10,7 +10,7 @@ from keyturn.core.messages import LimitReturns, Snapshot, WaitingFlow
 from keyturn.core.model import Micros
 from keyturn.core.revisions import RevisionView
 from keyturn.core.sortedset import SortedSet
-from keyturn.core.state import PoolState
+from keyturn.core.state import SharedState
 from keyturn.core.tokens import quota_of
 
 NEXT = 64
@@ -26,7 +26,7 @@ SCANNED = 1_000
 """Returns of a limit among which a snapshot looks for those of one quota."""
 
 
-def snapshot(state: PoolState, time: Micros, revision: str, pins: Iterable[tuple[int, str]]) -> Snapshot:
+def snapshot(state: SharedState, time: Micros, revision: str, pins: Iterable[tuple[int, str]]) -> Snapshot:
     """What matters to the estimates of a replica of that revision; of `pins`, (limit, quota), its flows insist.
 
     Nothing is changed. A revision that is not known has no snapshot.
@@ -48,7 +48,7 @@ def snapshot(state: PoolState, time: Micros, revision: str, pins: Iterable[tuple
     return Snapshot(state.dealt, limits, pinned, tuple(flows), others, number, state.tokens.service)
 
 
-def _limit_returns(state: PoolState, view: RevisionView, index: int, now: Micros) -> LimitReturns:
+def _limit_returns(state: SharedState, view: RevisionView, index: int, now: Micros) -> LimitReturns:
     limit = view.limits[index]
     cooling = state.tokens.returns.get(limit.id) or SortedSet[str, Micros]()
     number = len(cooling)
@@ -71,7 +71,7 @@ def _limit_returns(state: PoolState, view: RevisionView, index: int, now: Micros
     )
 
 
-def _by_quota(state: PoolState, limit: str) -> Mapping[str, list[Micros]]:
+def _by_quota(state: SharedState, limit: str) -> Mapping[str, list[Micros]]:
     """The next `SCANNED` returns of a limit, by quota."""
     found: dict[str, list[Micros]] = {}
     for _, (instant, member) in zip(range(SCANNED), state.tokens.returns.get(limit, ()), strict=False):
@@ -80,7 +80,7 @@ def _by_quota(state: PoolState, limit: str) -> Mapping[str, list[Micros]]:
 
 
 def _quota_returns(
-    state: PoolState, view: RevisionView, index: int, quota: str, now: Micros, upcoming: Mapping[str, list[Micros]]
+    state: SharedState, view: RevisionView, index: int, quota: str, now: Micros, upcoming: Mapping[str, list[Micros]]
 ) -> LimitReturns:
     """The returns of one quota, of those that are among the next `SCANNED` of its limit."""
     limit = view.limits[index]
@@ -93,7 +93,7 @@ def _quota_returns(
     return LimitReturns(free, len(soon), in_use, tuple(soon[:NEXT]))
 
 
-def _waiting_flows(state: PoolState, view: RevisionView) -> Iterator[WaitingFlow]:
+def _waiting_flows(state: SharedState, view: RevisionView) -> Iterator[WaitingFlow]:
     """The first flows of each class under a limit of the revision; limits of other revisions by their ids.
 
     Where very many flows wait, those that insist on a quota are told by their number only.

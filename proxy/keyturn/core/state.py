@@ -71,7 +71,7 @@ class Member:
     """Whether its demands are not known."""
 
 
-class PoolState:
+class SharedState:
     """The buckets of one pool, and the requests that wait for them."""
 
     def __init__(self, name: str = "") -> None:

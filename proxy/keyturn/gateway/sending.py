@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from keyturn.core.causes import Causes
 from keyturn.core.errors import UpstreamError
-from keyturn.core.events import Journal, LocalTroubleMet, UpstreamAnswered
+from keyturn.core.events import LocalTroubleMet, RequestLog, UpstreamAnswered
 from keyturn.core.http import Answer, Body, Fields, Request, Whole
 from keyturn.core.model import SECOND, Micros, Secret
+from keyturn.core.recent import RecentCauses
 from keyturn.core.signals import SPEAKING, Signals, read
 from keyturn.core.values import value_object
-from keyturn.gateway.desk import Means
+from keyturn.gateway.context import Means
 from keyturn.gateway.peeking import BrokenOff, peek
 from keyturn.scheduler import Lease
 from keyturn.scheduler.refusals import no_connection
@@ -60,7 +60,7 @@ class Late(Exception):
 
 
 @value_object
-class Heard:
+class UpstreamResponse:
     """An answer and what it says; the body of a refusal has been looked at, and is still to be read."""
 
     answer: Answer
@@ -85,19 +85,19 @@ class Sender:
     def __init__(self, upstream: Upstream, means: Means) -> None:
         self._upstream = upstream
         self._means = means
-        self._causes = Causes()
+        self._causes = RecentCauses()
 
     async def send(
         self,
         lease: Lease,
         request: Request,
         body: Body | None,
-        journal: Journal,
+        log: RequestLog,
         sending: Callable[[], None] = lambda: None,
         *,
         fresh: bool = False,
         deadline: Micros | None = None,
-    ) -> Heard:
+    ) -> UpstreamResponse:
         """Transmit once; `sending` is called just before. The lease is settled here only when nothing was sent.
 
         `fresh`: over a new connection. `deadline`: how long a free connection is waited for, if its lease lasts.
@@ -108,11 +108,11 @@ class Sender:
             UpstreamError: there is no answer, or only a part of one.
         """
         if self._upstream.full:
-            await self._wait(lease, journal, deadline)
+            await self._wait(lease, log, deadline)
         means, code = self._means, 0
         began = means.clock()
-        journal.attempts += 1
-        fields = journal.recording.tries(lease.key.name, journal.path, request.fields)
+        log.attempts += 1
+        fields = log.trace.try_began(lease.key.name, log.path, request.fields)
         if fields is not request.fields:
             request = replace(request, fields=fields)
         try:
@@ -127,7 +127,7 @@ class Sender:
                 wire.put_back()
                 lease.unsent()
                 raise Late
-            journal.tries += 1
+            log.tries += 1
             sending()
             answer = await wire.send(request, lease.key.secret, lease.pool.fields, body=body, on_written=lease.written)
             code = answer.status
@@ -135,15 +135,15 @@ class Sender:
             self._tell(error)
             raise
         finally:
-            journal.upstream += means.clock() - began
-            journal.recording.tried(code)
+            log.upstream += means.clock() - began
+            log.trace.try_ended(code)
         wall, said = means.wall(), b""
         if answer.status in SPEAKING:
             answer, said = await peek(answer)
         means.observer.observe(UpstreamAnswered(lease.pool.name, lease.key.name, answer.status))
-        return Heard(answer, read(answer.status, answer.fields, wall, said))
+        return UpstreamResponse(answer, read(answer.status, answer.fields, wall, said))
 
-    async def _wait(self, lease: Lease, journal: Journal, deadline: Micros | None) -> None:
+    async def _wait(self, lease: Lease, log: RequestLog, deadline: Micros | None) -> None:
         """Wait for a free connection.
 
         Raises:
@@ -163,10 +163,10 @@ class Sender:
                 raise no_connection(self._upstream.limit, SECOND) from None
             raise Late from None
         finally:
-            journal.queued += self._means.clock() - began
+            log.queued += self._means.clock() - began
 
     def _tell(self, error: UpstreamError) -> None:
         """Count a trouble of this machine, and have each told once."""
         if error.cause is not None:
-            news = self._causes.news(("local", error.cause), self._means.clock())
-            self._means.observer.observe(LocalTroubleMet(error.cause, error.message, news))
+            is_new = self._causes.is_new(("local", error.cause), self._means.clock())
+            self._means.observer.observe(LocalTroubleMet(error.cause, error.message, is_new))

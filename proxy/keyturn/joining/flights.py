@@ -23,7 +23,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from keyturn.core.errors import Refusal, TooMany, UpstreamError
-from keyturn.core.events import ConnectionEnded, Joined, Journal, Observer
+from keyturn.core.events import ConnectionEnded, Joined, Observer, RequestLog
 from keyturn.core.http import Answer, Fields, Request
 from keyturn.core.model import Client, Micros
 from keyturn.core.policy import Rule
@@ -41,7 +41,7 @@ class Gateway(Protocol):
     """Who gets an answer."""
 
     def handle(
-        self, request: Request, journal: Journal, *, sending: Callable[[], None] | None = None
+        self, request: Request, log: RequestLog, *, sending: Callable[[], None] | None = None
     ) -> AbstractAsyncContextManager[Answer]:
         """The answer; `sending` is called each time just before the request goes out."""
 
@@ -81,7 +81,7 @@ class Caller:
     """One request that takes part."""
 
     request: Request
-    journal: Journal
+    log: RequestLog
     deadline: Micros
     came: Micros
     told: "asyncio.Future[Answer | Onward]"
@@ -97,7 +97,7 @@ class _Flight:
 
     likeness: Likeness
     leader: Caller
-    journal: Journal
+    log: RequestLog
     callers: list[Caller] = field(default_factory=list)
     gone: int = 0
     """How many of these have left."""
@@ -128,7 +128,7 @@ class Joining:
         self._waiting: dict[Likeness, list[_Flight]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def handle(self, request: Request, journal: Journal) -> AbstractAsyncContextManager[Answer]:
+    def handle(self, request: Request, log: RequestLog) -> AbstractAsyncContextManager[Answer]:
         """The answer, shared or not; its body is read within the block.
 
         Raises:
@@ -136,8 +136,8 @@ class Joining:
         """
         alike = likeness(request) if self.enabled else None
         if alike is None:
-            return self._gateway.handle(request, journal)
-        return _Place(self, self._gateway, alike, request, journal)
+            return self._gateway.handle(request, log)
+        return _Place(self, self._gateway, alike, request, log)
 
     def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
         """What is left of the limits that a request falls under."""
@@ -149,15 +149,15 @@ class Joining:
 
     # Taking part
 
-    def join(self, alike: Likeness, request: Request, journal: Journal, deadline: Micros) -> Caller:
+    def join(self, alike: Likeness, request: Request, log: RequestLog, deadline: Micros) -> Caller:
         """Take part in an exchange that has not been sent, else begin one."""
-        caller = Caller(request, journal, deadline, self.clock(), asyncio.get_running_loop().create_future())
+        caller = Caller(request, log, deadline, self.clock(), asyncio.get_running_loop().create_future())
         flights = self._waiting.setdefault(alike, [])
         flight = next((flight for flight in flights if flight.takes(caller)), None)
         if flight is None:
-            flight = _Flight(alike, caller, _journal(journal))
+            flight = _Flight(alike, caller, _log(log))
             flights.append(flight)
-            flight.task = spawn(self._fly(flight), name=f"joined {journal.id}", owner=self._tasks)
+            flight.task = spawn(self._fly(flight), name=f"joined {log.id}", owner=self._tasks)
         insort(flight.callers, caller, key=_deadline)
         caller.flight = flight
         return caller
@@ -189,7 +189,7 @@ class Joining:
         """One exchange; returns whether it was, and false when its leader was refused and another one leads."""
         request = flight.leader.request
         try:
-            async with self._gateway.handle(request, flight.journal, sending=lambda: self._sending(flight)) as answer:
+            async with self._gateway.handle(request, flight.log, sending=lambda: self._sending(flight)) as answer:
                 await self._share(flight, answer)
         except TooMany as refusal:
             if flight.sent is not None:
@@ -205,8 +205,8 @@ class Joining:
         """
         now, callers = self.clock(), flight.callers
         leader = callers.pop(0)
-        leader.journal.queued += now - leader.came
-        _tell_tries(leader.journal, flight.journal, joined=False)
+        leader.log.queued += now - leader.came
+        _tell_tries(leader.log, flight.log, joined=False)
         if not leader.told.done():
             leader.told.set_exception(refusal)
         else:
@@ -217,7 +217,7 @@ class Joining:
         if not callers:
             return False
         flight.leader = leader = callers[0]
-        flight.journal = _journal(leader.journal)
+        flight.log = _log(leader.log)
         leader.request = replace(leader.request, wait=max(0, leader.deadline - now))
         return True
 
@@ -253,7 +253,7 @@ class Joining:
 
     def _cut(self, caller: Caller) -> None:
         """Note that a caller gets no more of its answer; its head has gone out, so it cannot begin anew."""
-        caller.journal.problem = "The caller was too slow for the others that share its answer (`queue.join`)."
+        caller.log.problem = "The caller was too slow for the others that share its answer (`queue.join`)."
         self._observer.observe(ConnectionEnded("fell_behind"))
 
     def _answer(
@@ -261,23 +261,23 @@ class Joining:
     ) -> Answer:
         """The answer as one caller gets it, with its own story."""
         sent = flight.sent if flight.sent is not None else head
-        journal = caller.journal
-        journal.queued += max(0, sent - caller.came)
-        journal.upstream += head - sent
-        _tell_tries(journal, flight.journal, joined=joined)
+        log = caller.log
+        log.queued += max(0, sent - caller.came)
+        log.upstream += head - sent
+        _tell_tries(log, flight.log, joined=joined)
         if joined:
             self._observer.observe(Joined(caller.request.client.pool, caller.request.client.name))
         request = caller.request
         left = self.rates(request.client.pool, request.client.name, request.method, request.path)
-        fields = retold(answer.fields, request.id, journal.queued, journal.upstream, left)
+        fields = retold(answer.fields, request.id, log.queued, log.upstream, left)
         return Answer(answer.status, answer.reason, fields, body)
 
     def _fail(self, flight: _Flight, problem: Exception) -> None:
         """The first caller meets the failure; what is of one try or of one deadline is not the others'."""
         now = self.clock()
         for number, caller in enumerate(flight.callers):
-            caller.journal.queued += now - caller.came
-            _tell_tries(caller.journal, flight.journal, joined=number > 0)
+            caller.log.queued += now - caller.came
+            _tell_tries(caller.log, flight.log, joined=number > 0)
             if number and isinstance(problem, TooMany):
                 _tell(caller, Onward.TOGETHER)
             elif number and (isinstance(problem, UpstreamError) or not isinstance(problem, Refusal)):
@@ -295,18 +295,18 @@ class Joining:
             _tell(caller, Onward.ALONE)
 
 
-def _journal(journal: Journal) -> Journal:
-    """The journal of an exchange, under the name of the request that leads it."""
-    return Journal(id=journal.id, method=journal.method, path=journal.path)
+def _log(log: RequestLog) -> RequestLog:
+    """The request log of an exchange, under the name of the request that leads it."""
+    return RequestLog(id=log.id, method=log.method, path=log.path)
 
 
-def _tell_tries(journal: Journal, flight: Journal, *, joined: bool) -> None:
-    """Write into a caller's journal what the exchange came to; the tries are the first caller's."""
-    journal.key = flight.key
+def _tell_tries(log: RequestLog, flight: RequestLog, *, joined: bool) -> None:
+    """Write into a caller's request log what the exchange came to; the tries are the first caller's."""
+    log.key = flight.key
     if not joined:
-        journal.attempts += flight.attempts
-        journal.tries += flight.tries
-        journal.retried += flight.retried
+        log.attempts += flight.attempts
+        log.tries += flight.tries
+        log.retried += flight.retried
 
 
 def _tell(caller: Caller, what: Answer | Onward) -> None:
@@ -317,14 +317,14 @@ def _tell(caller: Caller, what: Answer | Onward) -> None:
 class _Place:
     """The block in which one caller reads its answer."""
 
-    __slots__ = ("_alike", "_answer", "_gateway", "_joining", "_journal", "_request", "_single")
+    __slots__ = ("_alike", "_answer", "_gateway", "_joining", "_log", "_request", "_single")
 
-    def __init__(self, joining: Joining, gateway: Gateway, alike: Likeness, request: Request, journal: Journal) -> None:
+    def __init__(self, joining: Joining, gateway: Gateway, alike: Likeness, request: Request, log: RequestLog) -> None:
         self._joining = joining
         self._gateway = gateway
         self._alike = alike
         self._request = request
-        self._journal = journal
+        self._log = log
         self._single: AbstractAsyncContextManager[Answer] | None = None
         self._answer: Answer | None = None
 
@@ -338,11 +338,11 @@ class _Place:
             left = max(0, deadline - self._joining.clock())
             self._request = replace(self._request, wait=left)
             if told is Onward.ALONE:
-                self._single = self._gateway.handle(self._request, self._journal)
+                self._single = self._gateway.handle(self._request, self._log)
                 return await self._single.__aenter__()
 
     async def _told(self, deadline: Micros) -> Answer | Onward:
-        caller = self._joining.join(self._alike, self._request, self._journal, deadline)
+        caller = self._joining.join(self._alike, self._request, self._log, deadline)
         try:
             return await caller.told
         except asyncio.CancelledError:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from keyturn.core.model import Micros
-from keyturn.core.recent import Recent
+from keyturn.core.recent import RecentCounts
 from keyturn.scheduler.capacity import Portions
 from keyturn.scheduler.lease import Ending, Lease
 
@@ -17,7 +17,7 @@ class Holdings:
         self._places = places
         self.unsettled: set[Lease] = set()
         """Of which is not known how they end."""
-        self.granted = Recent()
+        self.granted = RecentCounts()
         """Leases by client."""
         self._untold: list[Ending] = []
 

@@ -11,7 +11,7 @@ from keyturn.core.looks import BucketLook, look
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import Micros, Pool
 from keyturn.core.snapshots import snapshot
-from keyturn.core.state import PoolState
+from keyturn.core.state import SharedState
 from keyturn.stores.base import Pins, SessionStore
 
 Wake = Callable[[Micros], None]
@@ -22,7 +22,7 @@ class Memory:
     """The state of one pool, and the replicas that share it: one in production, several in tests."""
 
     def __init__(self, clock: Callable[[], Micros]) -> None:
-        self.state = PoolState()
+        self.state = SharedState()
         self.clock = clock
         self.sleepers: dict[str, Wake] = {}
 

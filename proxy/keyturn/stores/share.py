@@ -20,7 +20,7 @@ from keyturn.core.looks import BucketLook, look
 from keyturn.core.messages import ExchangeRequest, HeldLease, LimitReturns, Revision, RevisionLimit
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 from keyturn.core.snapshots import snapshot
-from keyturn.core.state import PoolState
+from keyturn.core.state import SharedState
 
 RESERVE = 10
 """One in so many tokens of a limit is left to what is not known."""
@@ -52,7 +52,7 @@ class Share:
     ) -> None:
         self._clock = clock
         self._replica = replica
-        self._state = PoolState(f"{replica}.")
+        self._state = SharedState(f"{replica}.")
         self._serial = 0
         limits = tuple([replace(limit, requests=_part(limit.requests, replicas)) for limit in revision.limits])
         self._revision = replace(revision, name=f"share-of-{revision.name}", limits=limits, keys=())

@@ -7,8 +7,8 @@ secret, a query or a header; what libraries log is freed of what looks like a cr
 from keyturn.telemetry.logs import LogLevel, set_up_logs
 from keyturn.telemetry.metrics import Metrics
 from keyturn.telemetry.observer import Telemetry
-from keyturn.telemetry.requests import RequestLog
+from keyturn.telemetry.requests import AccessLog
 from keyturn.telemetry.strays import strays_logged
 from keyturn.telemetry.writer import LogWriter
 
-__all__ = ["LogLevel", "LogWriter", "Metrics", "RequestLog", "Telemetry", "set_up_logs", "strays_logged"]
+__all__ = ["AccessLog", "LogLevel", "LogWriter", "Metrics", "Telemetry", "set_up_logs", "strays_logged"]

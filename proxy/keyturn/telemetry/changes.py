@@ -43,7 +43,7 @@ def told(event: Event) -> Line | None:
             return _store(event)
         case KeyChanged() | KeySwitched():
             return _key(event)
-        case SpoolFailed(news=True) | LocalTroubleMet(news=True):
+        case SpoolFailed(is_new=True) | LocalTroubleMet(is_new=True):
             return _machine(event)
         case Reloaded(ok=True):
             return Line("info", "the configuration was reloaded", {})
@@ -99,7 +99,7 @@ def _key(event: KeyChanged | KeySwitched) -> Line:
 def _upstream(event: Event) -> Line | None:
     """What the upstream's answers tell of limits and outages."""
     match event:
-        case UpstreamThrottled(pool, key, quota, kind, wait, limit, news=True):
+        case UpstreamThrottled(pool, key, quota, kind, wait, limit, is_new=True):
             values = {"pool": pool, "key": key, "quota": quota, "kind": kind, "limit": limit}
             return Line("warning", _THROTTLED[kind], {**values, "wait_seconds": wait / SECOND})
         case LimitLowered() | LimitHigher():
@@ -138,7 +138,7 @@ def _breaker(event: BreakerMoved) -> Line:
     if event.opened:
         values |= {"cause": event.cause, "next_probe_seconds": event.wait / SECOND}
     text = _OUT_OF_ORDER[event.scope.kind] if event.opened else _IN_ORDER[event.scope.kind]
-    if not event.news:
+    if not event.is_new:
         return Line("debug", text, values)
     if event.scope.client:
         return Line("warning" if event.opened else "info", text, values)

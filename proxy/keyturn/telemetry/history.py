@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from keyturn.core.events import Event, Journal, Reloaded, StoreChanged, UpstreamThrottled
+from keyturn.core.events import Event, Reloaded, RequestLog, StoreChanged, UpstreamThrottled
 from keyturn.core.model import Micros
-from keyturn.core.recent import Count, Recent
+from keyturn.core.recent import Count, RecentCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class History:
     def __init__(self, clock: Callable[[], Micros], wall: Callable[[], Micros]) -> None:
         self._clock = clock
         self._wall = wall
-        self._refused = Recent()
-        self._reasons = Recent()
-        self._throttled = Recent()
-        self._failed = Recent()
+        self._refused = RecentCounts()
+        self._reasons = RecentCounts()
+        self._throttled = RecentCounts()
+        self._failed = RecentCounts()
         self._failures: dict[str, LastFailure] = {}
         self._lost: dict[str, str] = {}
         self.store_since: Micros = wall()
@@ -44,7 +44,7 @@ class History:
     def observe(self, event: Event) -> None:
         """Take note of an event."""
         match event:
-            case Journal():
+            case RequestLog():
                 if event.outcome == "refused":
                     self._refusal(event)
                 elif event.outcome == "failed" and event.pool:
@@ -57,11 +57,11 @@ class History:
             case Reloaded(ok, reasons):
                 self.reload = LastReload(self._wall(), ok, reasons)
 
-    def _refusal(self, journal: Journal) -> None:
+    def _refusal(self, log: RequestLog) -> None:
         now = self._clock()
-        self._reasons.add(journal.reason, now)
-        if journal.pool:
-            self._refused.add(journal.pool, now)
+        self._reasons.add(log.reason, now)
+        if log.pool:
+            self._refused.add(log.pool, now)
 
     def _store(self, event: StoreChanged) -> None:
         was = self.lost

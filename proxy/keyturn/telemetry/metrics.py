@@ -14,9 +14,9 @@ from keyturn.core.events import (
     Exchanged,
     ForeignSpent,
     Joined,
-    Journal,
     LocalTroubleMet,
     Reloaded,
+    RequestLog,
     Retried,
     SignalsIgnored,
     SpoolFailed,
@@ -199,7 +199,7 @@ class Metrics:
 
     def observe(self, event: Event) -> None:
         """Count an event."""
-        if isinstance(event, Journal):
+        if isinstance(event, RequestLog):
             self._request(event)
         elif isinstance(event, UpstreamAnswered):
             self.answers.add((event.pool, event.key, labels.code(event.code)))
@@ -239,17 +239,17 @@ class Metrics:
                 self._reload_succeeded = ok
                 self.reloads_refused.add((), int(not ok))
 
-    def _request(self, journal: Journal) -> None:
-        pool, client, trace = journal.pool or NOBODY, journal.client or NOBODY, journal.trace
-        self.requests.add((pool, client, labels.method(journal.method), labels.code(journal.code), journal.outcome))
-        self.seconds.add((pool, client), journal.total / SECOND, trace)
-        if journal.outcome == "refused":
-            self.refused.add((pool, client, journal.reason))
-        if journal.tries or journal.queued:
-            self.waited.add((pool, client), journal.queued / SECOND, trace)
-        if journal.tries:
-            own = journal.total - journal.reading - journal.queued - journal.upstream - journal.streamed
-            self.upstream.add((pool,), journal.upstream / SECOND, trace)
+    def _request(self, log: RequestLog) -> None:
+        pool, client, trace = log.pool or NOBODY, log.client or NOBODY, log.trace_id
+        self.requests.add((pool, client, labels.method(log.method), labels.code(log.code), log.outcome))
+        self.seconds.add((pool, client), log.total / SECOND, trace)
+        if log.outcome == "refused":
+            self.refused.add((pool, client, log.reason))
+        if log.tries or log.queued:
+            self.waited.add((pool, client), log.queued / SECOND, trace)
+        if log.tries:
+            own = log.total - log.reading - log.queued - log.upstream - log.streamed
+            self.upstream.add((pool,), log.upstream / SECOND, trace)
             self.overhead.add((pool,), max(0, own) / SECOND, trace)
 
     def exposition(self, form: Form, levels: Levels | None = None) -> Iterator[str]:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import structlog
 
-from keyturn.core.events import Event, Exchanged, Journal, UpstreamAnswered
+from keyturn.core.events import Event, Exchanged, RequestLog, UpstreamAnswered
 from keyturn.core.model import Micros
 from keyturn.telemetry.changes import told
 from keyturn.telemetry.history import History
 from keyturn.telemetry.metrics import Metrics
-from keyturn.telemetry.requests import RequestLog
+from keyturn.telemetry.requests import AccessLog
 
 _COUNTED_ONLY = (UpstreamAnswered, Exchanged)
 """Events of which there is one for every request, and nothing else to tell."""
@@ -35,11 +35,11 @@ class Telemetry:
         self,
         clock: Callable[[], Micros] = _monotonic,
         wall: Callable[[], Micros] = _wall,
-        requests: RequestLog | None = None,
+        requests: AccessLog | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.history = History(clock, wall)
-        self._requests = requests or RequestLog()
+        self._requests = requests or AccessLog()
         self._log = structlog.get_logger("keyturn")
 
     def observe(self, event: Event) -> None:
@@ -48,9 +48,9 @@ class Telemetry:
         if isinstance(event, _COUNTED_ONLY):
             return
         self.history.observe(event)
-        if isinstance(event, Journal):
+        if isinstance(event, RequestLog):
             self._requests.write(event)
-            event.recording.ended(event)
+            event.trace.end(event)
         elif line := told(event):
             values = {name: value for name, value in line.values.items() if value not in ("", None)}
             self._log.log(getattr(logging, line.level.upper()), line.text, **values)

@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO, cast
 import structlog
 from structlog.typing import Processor
 
-from keyturn.core.events import Journal
+from keyturn.core.events import RequestLog
 from keyturn.core.model import SECOND, Micros
 from keyturn.telemetry.logs import console, is_text, without_credentials
 from keyturn.telemetry.writer import LogWriter
@@ -34,7 +34,7 @@ ERRORS = 400
 FAILURES = 500
 
 
-class RequestLog:
+class AccessLog:
     """Writes to stderr, or to `stream`; `sample` is the part of the successful requests that is written.
 
     `chance`: a number from 0 up to 1, another each time.
@@ -54,20 +54,20 @@ class RequestLog:
         self._out = out = stream or sys.stderr
         self._text = _text_log(out) if is_text(form, out) else None
 
-    def write(self, journal: Journal) -> None:
+    def write(self, log: RequestLog) -> None:
         """The line of a request that has ended."""
-        failed = journal.outcome == "failed" or journal.code >= FAILURES
+        failed = log.outcome == "failed" or log.code >= FAILURES
         level = logging.WARNING if failed else logging.INFO
-        if self._level.isEnabledFor(level) and self._wanted(journal):
+        if self._level.isEnabledFor(level) and self._wanted(log):
             if self._text is not None:
-                text, values = _words(journal)
+                text, values = _words(log)
                 self._text.log(level, text, **values)
             else:
-                self._out.write(_json_line(journal, "warning" if failed else "info"))
+                self._out.write(_json_line(log, "warning" if failed else "info"))
                 self._out.flush()
 
-    def _wanted(self, journal: Journal) -> bool:
-        if self.sample >= 1 or journal.outcome != "forwarded" or journal.code >= ERRORS:
+    def _wanted(self, log: RequestLog) -> bool:
+        if self.sample >= 1 or log.outcome != "forwarded" or log.code >= ERRORS:
             return True
         return self._chance() < self.sample
 
@@ -84,28 +84,28 @@ def _text_log(out: TextIO | LogWriter) -> Any:
     ).bind()
 
 
-def _json_line(journal: Journal, level: str) -> str:
+def _json_line(log: RequestLog, level: str) -> str:
     """The line for machines; texts that would be empty are left out.
 
     Written out, since `json.dumps` takes as long as all the rest of a line.
     """
     said = (
-        f"{_said('id', without_credentials(journal.id))}"
-        f"{_names(journal.client, journal.pool, journal.key, journal.method)}"
-        f"{_said('path', shown_path(journal.path))}"
-        f"{_caller(journal.address, journal.agent[: LONGEST_AGENT + 1])}"
-        f"{_end(journal.outcome, journal.reason)}"
+        f"{_said('id', without_credentials(log.id))}"
+        f"{_names(log.client, log.pool, log.key, log.method)}"
+        f"{_said('path', shown_path(log.path))}"
+        f"{_caller(log.address, log.agent[: LONGEST_AGENT + 1])}"
+        f"{_end(log.outcome, log.reason)}"
     )
-    if journal.problem:
-        said += _said("problem", without_credentials(journal.problem))
-    if trace := journal.trace:
-        said += _said("trace_id", trace)
-    reading = f'"body_seconds": {journal.reading / SECOND}, ' if journal.reading else ""
-    retried = f', "retry_reasons": {json.dumps(journal.retried)}' if journal.retried else ""
+    if log.problem:
+        said += _said("problem", without_credentials(log.problem))
+    if trace_id := log.trace_id:
+        said += _said("trace_id", trace_id)
+    reading = f'"body_seconds": {log.reading / SECOND}, ' if log.reading else ""
+    retried = f', "retry_reasons": {json.dumps(log.retried)}' if log.retried else ""
     return (
-        f'{{{said}"code": {journal.code}, "received_bytes": {journal.received}, "sent_bytes": {journal.sent}, '
-        f'{reading}"queue_seconds": {journal.queued / SECOND}, "upstream_seconds": {journal.upstream / SECOND}, '
-        f'"total_seconds": {journal.total / SECOND}, "attempts": {journal.attempts}{retried}, "logger": "{NAME}", '
+        f'{{{said}"code": {log.code}, "received_bytes": {log.received}, "sent_bytes": {log.sent}, '
+        f'{reading}"queue_seconds": {log.queued / SECOND}, "upstream_seconds": {log.upstream / SECOND}, '
+        f'"total_seconds": {log.total / SECOND}, "attempts": {log.attempts}{retried}, "logger": "{NAME}", '
         f'"event": "request", "level": "{level}", "timestamp": "{_timestamp(time.time_ns() // 1000)}"}}\n'
     )
 
@@ -141,28 +141,26 @@ def _second(epoch: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(epoch))
 
 
-def _words(journal: Journal) -> tuple[str, dict[str, Any]]:
+def _words(log: RequestLog) -> tuple[str, dict[str, Any]]:
     """The line for people: what they look for first comes first, and what is usual is not said."""
     values: dict[str, Any] = {
-        "client": journal.client or "unknown",
-        "key": journal.key,
-        "time": _span(journal.total),
-        "body": _span(journal.reading) if journal.reading >= SECOND // 100 else "",
-        "waited": _span(journal.queued) if journal.queued >= SECOND // 100 else "",
-        "upstream": _span(journal.upstream) if journal.tries else "",
-        "sent": _size(journal.sent),
-        "received": _size(journal.received),
-        "reason": without_credentials(journal.problem)
-        or journal.reason
-        or (journal.outcome if journal.outcome != "forwarded" else ""),
-        "attempts": str(journal.attempts) if journal.attempts > 1 else "",
-        "retry_reasons": ",".join(journal.retried),
-        "from": journal.address,
-        "agent": shown_agent(journal.agent),
-        "id": without_credentials(journal.id),
-        "trace": journal.trace,
+        "client": log.client or "unknown",
+        "key": log.key,
+        "time": _span(log.total),
+        "body": _span(log.reading) if log.reading >= SECOND // 100 else "",
+        "waited": _span(log.queued) if log.queued >= SECOND // 100 else "",
+        "upstream": _span(log.upstream) if log.tries else "",
+        "sent": _size(log.sent),
+        "received": _size(log.received),
+        "reason": without_credentials(log.problem) or log.reason or (log.outcome if log.outcome != "forwarded" else ""),
+        "attempts": str(log.attempts) if log.attempts > 1 else "",
+        "retry_reasons": ",".join(log.retried),
+        "from": log.address,
+        "agent": shown_agent(log.agent),
+        "id": without_credentials(log.id),
+        "trace": log.trace_id,
     }
-    text = f"{journal.code or '---'} {journal.method} {shown_path(journal.path) or '?'}"
+    text = f"{log.code or '---'} {log.method} {shown_path(log.path) or '?'}"
     return text, {name: value for name, value in values.items() if value}
 
 

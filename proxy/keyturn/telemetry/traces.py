@@ -33,10 +33,10 @@ from requests import PreparedRequest, Session
 from requests.adapters import HTTPAdapter
 
 from keyturn import __version__
-from keyturn.core.events import Journal
+from keyturn.core.events import RequestLog
 from keyturn.core.headers import values
 from keyturn.core.http import Fields
-from keyturn.core.recording import UNRECORDED, Arrived, Recording
+from keyturn.core.tracing import UNTRACED, Arrived, Trace
 from keyturn.keepalive import SOCKET_OPTIONS
 from keyturn.telemetry.labels import OTHER
 from keyturn.telemetry.labels import method as known_method
@@ -194,8 +194,8 @@ class Traces:
             parts.port or _PORTS[parts.scheme],
         )
 
-    def begin(self, arrived: Arrived) -> Recording:
-        """See `core.recording.Recorder`."""
+    def begin(self, arrived: Arrived) -> Trace:
+        """See `core.tracing.Tracer`."""
         fields = arrived.raw_headers
         carrier = {
             name.decode(): b",".join(found).decode("ascii", "replace")
@@ -206,17 +206,17 @@ class Traces:
         name = "HTTP" if _ORIGINAL in method else arrived.method
         span = self._tracer.start_span(name, _propagator.extract(carrier, Context()), SpanKind.SERVER, method)
         if not span.is_recording():
-            return UNRECORDED
+            return UNTRACED
         span.set_attributes({**_listener(arrived), "network.protocol.version": "{}.{}".format(*arrived.version)})
-        return Recorded(self._tracer, span, name, method, self._upstream)
+        return RequestTrace(self._tracer, span, name, method, self._upstream)
 
     def stop(self) -> None:
         """Send what is left; this may take some seconds, so not in the event loop."""
         self._provider.shutdown()
 
 
-class Recorded:
-    """A request that is recorded; see `core.recording.Recording`."""
+class RequestTrace:
+    """A request that is recorded; see `core.tracing.Trace`."""
 
     def __init__(
         self, tracer: trace.Tracer, span: Span, name: str, method: Mapping[str, str], upstream: "Server"
@@ -229,17 +229,17 @@ class Recorded:
         self._upstream = upstream
         self._step: Span | None = None
         self._tries = 0
-        self.trace = trace.format_trace_id(span.get_span_context().trace_id)
+        self.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
 
-    def waits(self) -> None:
+    def wait_began(self) -> None:
         """A span of its own: what Keyturn is for happens in it."""
         self._step = self._tracer.start_span("wait", self._context)
 
-    def waited(self) -> None:
-        """See `core.recording.Recording`."""
+    def wait_ended(self) -> None:
+        """See `core.tracing.Trace`."""
         self._end_step()
 
-    def tries(self, key: str, path: str, fields: Fields) -> Fields:
+    def try_began(self, key: str, path: str, fields: Fields) -> Fields:
         """A span of its own, which the upstream's spans are children of."""
         attributes: dict[str, str | int] = {
             **self._method,
@@ -257,7 +257,7 @@ class Recorded:
         others = tuple([field for field in fields if field[0].lower() not in (PARENT, STATE)])
         return (*others, *((name.encode(), value.encode()) for name, value in carrier.items()))
 
-    def tried(self, code: int) -> None:
+    def try_ended(self, code: int) -> None:
         """An error by OpenTelemetry's conventions for clients: no answer, or one from 400 on."""
         if self._step is None:
             return
@@ -268,9 +268,9 @@ class Recorded:
             self._step.set_attribute("error.type", str(code) if code else "no_answer")
         self._end_step()
 
-    def ended(self, story: object) -> None:
+    def end(self, story: object) -> None:
         """The whole request; an error by OpenTelemetry's conventions for servers: from 500 on."""
-        assert isinstance(story, Journal)
+        assert isinstance(story, RequestLog)
         self._end_step()
         for name, value in _attributes(story):
             if value not in ("", None):
@@ -311,7 +311,7 @@ def _listener(arrived: Arrived) -> dict[str, str | int]:
     return {"url.scheme": arrived.scheme, "server.address": found[1].strip("[]"), "server.port": port}
 
 
-def _attributes(story: Journal) -> Sequence[tuple[str, Any]]:
+def _attributes(story: RequestLog) -> Sequence[tuple[str, Any]]:
     return (
         ("url.path", shown_path(story.path) or "/"),
         ("client.address", story.address),

@@ -11,7 +11,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import InvalidHeader, InvalidURLError, LineTooLong
 
 from keyturn.core.errors import BadRequest, HeadTooLarge, Refusal, TargetTooLong
-from keyturn.core.events import Journal
+from keyturn.core.events import RequestLog
 from keyturn.core.headers import accepts_problem
 from keyturn.core.http import Fields
 from keyturn.core.translate import VIA, server_timing
@@ -25,7 +25,7 @@ _QUOTED = str.maketrans({"\\": "\\\\", '"': '\\"'})
 
 
 def error_response(
-    refusal: Refusal, journal: Journal, fields: Fields, connection: bytes = b"", rates: Fields = ()
+    refusal: Refusal, log: RequestLog, fields: Fields, connection: bytes = b"", rates: Fields = ()
 ) -> bytes:
     """The whole answer: head and body, without the body to HEAD.
 
@@ -40,12 +40,12 @@ def error_response(
         b"Content-Type: " + media_type,
         b"Content-Length: %d" % len(body),
         b"Via: " + VIA,
-        b"X-Request-Id: " + journal.id.encode("ascii", "replace"),
-        b"Server-Timing: " + server_timing(journal.queued, journal.upstream),
+        b"X-Request-Id: " + log.id.encode("ascii", "replace"),
+        b"Server-Timing: " + server_timing(log.queued, log.upstream),
         b"Proxy-Status: " + _proxy_status(refusal),
     ]
-    if journal.key:
-        lines.append(b"Keyturn-Key: " + journal.key.encode())
+    if log.key:
+        lines.append(b"Keyturn-Key: " + log.key.encode())
     if refusal.retry_after is not None:
         lines.append(b"Retry-After: %d" % refusal.retry_after)
     if refusal.status == _UNAUTHENTICATED:
@@ -55,7 +55,7 @@ def error_response(
         lines.append(b"Allow: " + _FORWARDED)
     if connection:
         lines.append(connection)
-    return b"\r\n".join(lines) + b"\r\n\r\n" + (body if journal.method != "HEAD" else b"")
+    return b"\r\n".join(lines) + b"\r\n\r\n" + (body if log.method != "HEAD" else b"")
 
 
 def error_body(status: int, name: str, message: str) -> bytes:
@@ -106,7 +106,7 @@ def foreign_protocol(data: bytes) -> BadRequest | None:
 
 def plain_response(refusal: Refusal, method: str = "") -> bytes:
     """An answer to somebody of whom nothing is known."""
-    return error_response(refusal, Journal(id=uuid4().hex, method=method), (), b"Connection: close")
+    return error_response(refusal, RequestLog(id=uuid4().hex, method=method), (), b"Connection: close")
 
 
 def head_too_large(most: int) -> HeadTooLarge:

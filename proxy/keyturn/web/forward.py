@@ -22,14 +22,14 @@ from keyturn.core.errors import (
     Unauthenticated,
     UpstreamError,
 )
-from keyturn.core.events import Journal, Observer
+from keyturn.core.events import Observer, RequestLog
 from keyturn.core.forwarded import TrustedProxies, telling
 from keyturn.core.headers import passed, prefer_wait, priority_urgency, sane_request_id, to_upstream, values
 from keyturn.core.http import Answer, Fields, Request
 from keyturn.core.model import SECOND, Client, Micros
 from keyturn.core.policy import normalise
-from keyturn.core.recording import Arrived, NoRecorder, Recorder
 from keyturn.core.redaction import Redactor
+from keyturn.core.tracing import Arrived, NoTracer, Tracer
 from keyturn.web.connection import admit, begin, peer_of, why_cut
 from keyturn.web.error_responses import error_response
 from keyturn.web.incoming import RequestBody, check_framing, origin_form, own_url, postman_hosts, raw_target
@@ -97,7 +97,7 @@ class Access(Protocol):
 class Gateway(Protocol):
     """Who gets an answer."""
 
-    def handle(self, request: Request, journal: Journal) -> AbstractAsyncContextManager[Answer]:
+    def handle(self, request: Request, log: RequestLog) -> AbstractAsyncContextManager[Answer]:
         """The answer, complete for the caller but for its framing; its body is read within the block."""
 
     def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
@@ -120,7 +120,7 @@ class ForwardSettings:
 
 
 class _Arrived(NamedTuple):
-    """See `core.recording.Arrived`."""
+    """See `core.tracing.Arrived`."""
 
     method: str
     raw_headers: Fields
@@ -129,7 +129,7 @@ class _Arrived(NamedTuple):
 
 
 class Forward:
-    """The handler of the data listener; `settings` and the `recorder` of traces may be exchanged at any time."""
+    """The handler of the data listener; `settings` and the `tracer` of traces may be exchanged at any time."""
 
     def __init__(
         self,
@@ -149,110 +149,110 @@ class Forward:
         self._clock = clock
         self._leaving = leaving
         self._draining = draining
-        self.recorder: Recorder = NoRecorder()
+        self.tracer: Tracer = NoTracer()
         self._loops = LoopDetector()
 
     async def __call__(self, incoming: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; its journal is handed to the observer at its end, whatever that is."""
+        """Answer one request; its request log is handed to the observer at its end, whatever that is."""
         began = self._clock()
-        recording = self.recorder.begin(self._arrived(incoming))
+        trace = self.tracer.begin(self._arrived(incoming))
         agent = incoming.headers.get(USER_AGENT, "")
         caller = self.settings.proxies.caller(peer_of(incoming), incoming.raw_headers)
-        journal = Journal(method=incoming.method, address=caller, agent=agent, recording=recording)
+        log = RequestLog(method=incoming.method, address=caller, agent=agent, trace=trace)
         try:
-            return await self._forward(incoming, journal)
+            return await self._forward(incoming, log)
         except ConnectionError:
             return _cut(incoming)
         except Refusal as refusal:
-            return self._refuse(incoming, refusal, journal)
+            return self._refuse(incoming, refusal, log)
         except Exception:  # noqa: BLE001  # a request's bug must not end the connection without an answer
-            _log.exception("unexpected error in request %s", journal.id)
-            return self._refuse(incoming, _unexpected(), journal)
+            _log.exception("unexpected error in request %s", log.id)
+            return self._refuse(incoming, _unexpected(), log)
         finally:
-            journal.total = self._clock() - began
-            if journal.outcome == "gone":
-                journal.reason = why_cut(incoming) or journal.reason
-            self._observer.observe(journal)
+            log.total = self._clock() - began
+            if log.outcome == "gone":
+                log.reason = why_cut(incoming) or log.reason
+            self._observer.observe(log)
 
-    async def _forward(self, incoming: web.BaseRequest, journal: Journal) -> web.StreamResponse:
+    async def _forward(self, incoming: web.BaseRequest, log: RequestLog) -> web.StreamResponse:
         try:
-            request = self._read(incoming, journal)
+            request = self._read(incoming, log)
         except Refusal as refusal:
-            await begin(incoming, journal.client)
+            await begin(incoming, log.client)
             if not isinstance(refusal, Unauthenticated):
                 raise
-            request = await self._look_again(incoming, journal, refusal)
+            request = await self._look_again(incoming, log, refusal)
         else:
-            await begin(incoming, journal.client)
+            await begin(incoming, log.client)
         await self._access.accept(request.client)
         admit(incoming)
         if isinstance(request.body, RequestBody):
             request.body.check()
         mark = self._loops.enter(request, passed(request.fields, _PROXY) if VIA in incoming.headers else 0)
         try:
-            async with self._gateway.handle(request, journal) as answer:
-                journal.code = answer.status
+            async with self._gateway.handle(request, log) as answer:
+                log.code = answer.status
                 began = self._clock()
                 try:
-                    return await relay(incoming, answer, journal, close=self._must_close(incoming))
+                    return await relay(incoming, answer, log, close=self._must_close(incoming))
                 finally:
-                    journal.streamed = self._clock() - began
+                    log.streamed = self._clock() - began
         finally:
             self._loops.leave(mark)
             if isinstance(request.body, RequestBody):
-                journal.received = request.body.received
+                log.received = request.body.received
 
     def _arrived(self, incoming: web.BaseRequest) -> Arrived:
-        """The request as a recorder may see it: without fields that hold a credential."""
-        if isinstance(self.recorder, NoRecorder):
+        """The request as a tracer may see it: without fields that hold a credential."""
+        if isinstance(self.tracer, NoTracer):
             return incoming
         fields = incoming.raw_headers
         shown = without(fields, b"", self._access.hidden(fields, b""))[0]
         return _Arrived(incoming.method, shown, incoming.scheme, incoming.version)
 
-    def _read(self, incoming: web.BaseRequest, journal: Journal) -> Request:
+    def _read(self, incoming: web.BaseRequest, log: RequestLog) -> Request:
         """The request as it goes on.
 
         Raises:
-            Refusal: it does not go on; nothing of it or of the journal shows a credential.
+            Refusal: it does not go on; nothing of it or of the request log shows a credential.
         """
         try:
-            return self._admitted(incoming, journal)
+            return self._admitted(incoming, log)
         except Exception as error:
-            if not journal.client:
+            if not log.client:
                 hidden = self._access.hidden(incoming.raw_headers, raw_target(incoming))
-                _hide(journal, hidden)
+                _hide(log, hidden)
                 if isinstance(error, Refusal):
                     error.message = hidden.mask(error.message.encode()).decode()
             raise
 
-    def _admitted(self, incoming: web.BaseRequest, journal: Journal) -> Request:
+    def _admitted(self, incoming: web.BaseRequest, log: RequestLog) -> Request:
         fields = incoming.raw_headers
         present = incoming.headers
-        journal.id = _request_id(fields) if _REQUEST_ID in present else _new_id()
+        log.id = _request_id(fields) if _REQUEST_ID in present else _new_id()
         if self._draining():
             raise ShuttingDown
         target = self._target(incoming)
-        journal.path = target.partition(b"?")[0].decode("ascii", "backslashreplace")
+        log.path = target.partition(b"?")[0].decode("ascii", "backslashreplace")
         if VIA in present:
-            self._loops.check(journal.id, incoming.method, target, passed(fields, _PROXY))
+            self._loops.check(log.id, incoming.method, target, passed(fields, _PROXY))
         admission = self._access.admit(fields, target, incoming.transport)
         if admission.hidden is not None:
-            _hide(journal, admission.hidden)
+            _hide(log, admission.hidden)
         client = admission.client
-        journal.client = client.name
-        journal.pool = client.pool
+        log.client = client.name
+        log.pool = client.pool
         path = normalise(admission.target)
         _judge(client, incoming.method, path, pins=_KEY in present)
         body = RequestBody.of(incoming, self.settings.max_body, self.settings.body_timeout / SECOND)
         urgency = priority_urgency(fields) if _PRIORITY in present else None
         return Request(
-            id=journal.id,
+            id=log.id,
             client=client,
             method=incoming.method,
             target=admission.target,
             path=path,
-            fields=self._told(incoming, admission.fields, journal.address),
+            fields=self._told(incoming, admission.fields, log.address),
             body=body,
             urgency=client.urgency if urgency is None else max(client.urgency, urgency),
             wait=self._wait(prefer_wait(fields) if _PREFER in present else None),
@@ -269,7 +269,7 @@ class Forward:
         told = telling(peer, caller, fields, incoming.scheme, trusted=peer in settings.proxies)
         return (*to_upstream(fields), *told)
 
-    async def _look_again(self, incoming: web.BaseRequest, journal: Journal, refusal: Unauthenticated) -> Request:
+    async def _look_again(self, incoming: web.BaseRequest, log: RequestLog, refusal: Unauthenticated) -> Request:
         """The request of a caller that is known after all.
 
         Raises:
@@ -277,10 +277,10 @@ class Forward:
         """
         if await self._access.refresh_keys(refusal):
             try:
-                return self._read(incoming, journal)
+                return self._read(incoming, log)
             except Unauthenticated as again:
                 refusal = again
-        if not await self._access.slow(refusal, journal.address):
+        if not await self._access.slow(refusal, log.address):
             refusal.close = True  # type: ignore[misc]  # one too many is still a 401
         raise refusal
 
@@ -311,32 +311,32 @@ class Forward:
         ends = UPGRADE in present or TRANSFER_ENCODING in present
         return not incoming.keep_alive or unread or ends or self._leaving()
 
-    def _refuse(self, incoming: web.BaseRequest, refusal: Refusal, journal: Journal) -> web.StreamResponse:
+    def _refuse(self, incoming: web.BaseRequest, refusal: Refusal, log: RequestLog) -> web.StreamResponse:
         if isinstance(refusal, UpstreamError):
-            journal.outcome, journal.problem = "failed", refusal.message
+            log.outcome, log.problem = "failed", refusal.message
         else:
-            journal.outcome = "refused"
-        journal.reason = refusal.reason
+            log.outcome = "refused"
+        log.reason = refusal.reason
         if has_begun(incoming):
             return _cut(incoming)
-        journal.code = refusal.status
+        log.code = refusal.status
         close = refusal.close or self._must_close(incoming)
-        left = self._gateway.rates(journal.pool, journal.client, journal.method, _path(journal)) if journal.pool else ()
-        answer = error_response(refusal, journal, incoming.raw_headers, connection(incoming, close=close), left)
+        left = self._gateway.rates(log.pool, log.client, log.method, _path(log)) if log.pool else ()
+        answer = error_response(refusal, log, incoming.raw_headers, connection(incoming, close=close), left)
         try:
             write(incoming, answer)
         except ConnectionError:
-            journal.outcome = "gone"
+            log.outcome = "gone"
         return CLOSED if close else KEPT
 
 
-def _hide(journal: Journal, hidden: Redactor) -> None:
+def _hide(log: RequestLog, hidden: Redactor) -> None:
     """Keep credentials out of what is written of a request (law 11)."""
-    if hidden.is_in(journal.id.encode()):
-        journal.id = _new_id()
-    journal.path = hidden.mask(journal.path.encode()).decode()
-    agent = journal.agent.encode("utf-8", "surrogateescape")
-    journal.agent = hidden.mask(agent).decode("utf-8", "surrogateescape")
+    if hidden.is_in(log.id.encode()):
+        log.id = _new_id()
+    log.path = hidden.mask(log.path.encode()).decode()
+    agent = log.agent.encode("utf-8", "surrogateescape")
+    log.agent = hidden.mask(agent).decode("utf-8", "surrogateescape")
 
 
 def _judge(client: Client, method: str, path: str | None, *, pins: bool) -> None:
@@ -356,8 +356,8 @@ def _judge(client: Client, method: str, path: str | None, *, pins: bool) -> None
         )
 
 
-def _path(journal: Journal) -> str | None:
-    return normalise(journal.path.encode("ascii", "replace"))
+def _path(log: RequestLog) -> str | None:
+    return normalise(log.path.encode("ascii", "replace"))
 
 
 def _request_id(fields: Fields) -> str:

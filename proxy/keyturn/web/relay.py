@@ -12,7 +12,7 @@ from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion11
 
 from keyturn.core.errors import Broken
-from keyturn.core.events import Journal
+from keyturn.core.events import RequestLog
 from keyturn.core.headers import ByName
 from keyturn.core.http import Answer, Fields, Whole
 from keyturn.core.translate import VIA, beforehand
@@ -82,10 +82,10 @@ def pass_on(incoming: web.BaseRequest, status: int, fields: Fields) -> None:
     transport.write(b"\r\n".join([b"HTTP/1.1 %d" % status + b" ", *lines, b"Via: " + VIA, b"\r\n"]))
 
 
-async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, close: bool) -> web.StreamResponse:
+async def relay(incoming: web.BaseRequest, answer: Answer, log: RequestLog, *, close: bool) -> web.StreamResponse:
     """Write an upstream's answer, its body as it comes; `close` ends the connection afterwards.
 
-    Memory stays flat: nothing more is read from the upstream while the caller's buffer is full. The journal's outcome
+    Memory stays flat: nothing more is read from the upstream while the caller's buffer is full. The log's outcome
     is `forwarded` as soon as the last byte is written: the caller may leave then, whatever the upstream's end takes.
 
     Raises:
@@ -94,20 +94,20 @@ async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, 
     """
     framing = _Framing(incoming, answer, close=close)
     if isinstance(answer.body, Whole) and len(answer.body.data) == framing.length and not framing.without_body:
-        journal.sent = framing.length
+        log.sent = framing.length
         write(incoming, framing.head + answer.body.data)
         if incoming.protocol.writing_paused:
             await incoming.writer.drain()
-        journal.outcome = "forwarded"
+        log.outcome = "forwarded"
         return CLOSED if framing.close else KEPT
-    outlet = _AnswerWriter(incoming, framing.head, journal.client)
+    outlet = _AnswerWriter(incoming, framing.head, log.client)
     try:
         if framing.without_body:
             outlet.write(b"")
-            journal.outcome = "forwarded"
+            log.outcome = "forwarded"
             await answer.body.discard()
         else:
-            await _copy(answer, framing, outlet, journal)
+            await _copy(answer, framing, outlet, log)
     except BaseException:
         outlet.drop()
         answer.body.abort()
@@ -115,22 +115,22 @@ async def relay(incoming: web.BaseRequest, answer: Answer, journal: Journal, *, 
     return CLOSED if framing.close else KEPT
 
 
-async def _copy(answer: Answer, framing: "_Framing", outlet: "_AnswerWriter", journal: Journal) -> None:
+async def _copy(answer: Answer, framing: "_Framing", outlet: "_AnswerWriter", log: RequestLog) -> None:
     left = framing.length
     while data := await answer.body.read():
-        journal.sent += len(data)
+        log.sent += len(data)
         if left is not None:
             left -= len(data)
             if left < 0:
                 break
         outlet.write(b"%x\r\n%b\r\n" % (len(data), data) if framing.chunked else data)
         if left == 0:
-            journal.outcome = "forwarded"
+            log.outcome = "forwarded"
         await outlet.drain(0 if left == 0 else len(data))
     if left:
         raise Broken("The upstream's answer has not the length that its head announces.")
     outlet.write(b"0\r\n\r\n" if framing.chunked else b"")
-    journal.outcome = "forwarded"
+    log.outcome = "forwarded"
 
 
 @lru_cache(maxsize=256)

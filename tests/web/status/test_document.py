@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from keyturn.core.lessons import Higher
+from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import SECOND
 from keyturn.web.status.model import ClientStatus
 
@@ -92,7 +92,7 @@ def test_what_is_not_known_is_null() -> None:
 
 def test_a_limit_that_is_higher_upstream_is_told() -> None:
     """With the setting that would make use of it."""
-    pool = replace(quiet().pools[0], higher=[Higher(0, "60/60s", 60, 300)])
+    pool = replace(quiet().pools[0], higher=[HigherLimit(0, "60/60s", 60, 300)])
     content = document(replace(quiet(), pools=(pool,)))["pools"][0]
     setting = f"pools.{pool.name}.limits[0].requests: 300"
     assert content["upstream_limits"] == [{"limit": "60/60s", "configured": 60, "reported": 300, "setting": setting}]

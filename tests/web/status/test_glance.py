@@ -3,10 +3,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from keyturn.core.breaker import BreakerView, Scope
-from keyturn.core.events import Journal, Reloaded, StoreChanged, UpstreamThrottled
+from keyturn.core.breaker import BreakerSnapshot, Scope
+from keyturn.core.events import Reloaded, RequestLog, StoreChanged, UpstreamThrottled
 from keyturn.core.exchange import DemandClass
-from keyturn.core.lessons import Higher
+from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.levels import BreakerLevel
 from keyturn.core.looks import BucketLook
 from keyturn.core.model import SECOND, Client
@@ -50,8 +50,8 @@ class Place:
 
     scheduler: Scheduler
     store: Watched
-    breakers: list[BreakerView] = field(default_factory=list)
-    higher: list[Higher] = field(default_factory=list)
+    breakers: list[BreakerSnapshot] = field(default_factory=list)
+    higher: list[HigherLimit] = field(default_factory=list)
     history: History = field(default_factory=lambda: History(micros, wall))
     glance: Glance = field(init=False)
 
@@ -112,7 +112,7 @@ async def test_what_the_telemetry_has_heard_is_shown() -> None:
     """Refusals, 429s, the last reload, a store that is lost."""
     async with place() as it:
         for event in (
-            Journal(pool="default", outcome="refused", reason="deadline"),
+            RequestLog(pool="default", outcome="refused", reason="deadline"),
             UpstreamThrottled("default", "k0", "k0", "window", SECOND),
             Reloaded(ok=False, reasons=("clients[2].weight: y", "pools: x")),
             StoreChanged("default", up=False, cause="no answer", on_loss="share"),
@@ -135,9 +135,9 @@ async def test_breakers_are_shown_by_their_scope() -> None:
         await asyncio.sleep(9)
         route = Route.of("POST", "/x/1")
         it.breakers = [
-            BreakerView(Scope(), micros() - SECOND, "503", micros() + SECOND),
-            BreakerView(Scope("a"), micros() - SECOND, "504", micros() + 2 * SECOND),
-            BreakerView(Scope("a", route), micros() - 2 * SECOND, "504", micros() - SECOND),
+            BreakerSnapshot(Scope(), micros() - SECOND, "503", micros() + SECOND),
+            BreakerSnapshot(Scope("a"), micros() - SECOND, "504", micros() + 2 * SECOND),
+            BreakerSnapshot(Scope("a", route), micros() - 2 * SECOND, "504", micros() - SECOND),
         ]
         (shown,) = (await it.glance.snapshot()).pools
         assert shown.outage == OutageStatus(wall() - SECOND, "503", wall() + SECOND)
@@ -154,7 +154,7 @@ async def test_breakers_are_shown_by_their_scope() -> None:
 async def test_a_limit_that_is_higher_upstream_is_shown() -> None:
     """On the page and as a gauge."""
     async with place() as it:
-        it.higher = [Higher(0, "1/60s", 1, 300)]
+        it.higher = [HigherLimit(0, "1/60s", 1, 300)]
         (shown,) = (await it.glance.snapshot()).pools
         assert shown.higher == it.higher
         assert (await it.glance.levels()).higher == [("default", it.higher[0])]

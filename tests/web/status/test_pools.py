@@ -1,4 +1,4 @@
-from keyturn.core.health import KeyLook
+from keyturn.core.health import KeySnapshot
 from keyturn.core.levels import BucketLevel
 from keyturn.core.looks import BucketLook, LaneLook
 from keyturn.core.model import SECOND, Client
@@ -40,7 +40,7 @@ def test_quotas_stand_in_the_order_of_the_configuration() -> None:
 
 def test_keys_are_told_in_epoch_time() -> None:
     """Their own clock is monotonic and means nothing to a reader."""
-    looks = [KeyLook("k0", "k0", "ready", 5), KeyLook("k1", "k1", "parked", 7, "429", 9, 812)]
+    looks = [KeySnapshot("k0", "k0", "ready", 5), KeySnapshot("k1", "k1", "parked", 7, "429", 9, 812)]
     assert list(keys(looks, 1_000)) == [
         KeyStatus("k0", "k0", "ready", 1_005),
         KeyStatus("k1", "k1", "parked", 1_007, "429", 1_009, 812),

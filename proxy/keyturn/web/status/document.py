@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from keyturn.core.lessons import Higher
+from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.recent import Count
 from keyturn.web.status.model import (
@@ -113,7 +113,7 @@ def _outage(outage: OutageStatus) -> dict[str, Any]:
     return {"since": _instant(outage.since), "cause": outage.cause, "until": _instant(outage.until)}
 
 
-def _higher(pool: str, one: Higher) -> dict[str, Any]:
+def _higher(pool: str, one: HigherLimit) -> dict[str, Any]:
     return {"limit": one.limit, "configured": one.configured, "reported": one.told, "setting": one.setting(pool)}
 
 

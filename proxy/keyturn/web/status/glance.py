@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, get_args
 
-from keyturn.core.breaker import BreakerView, ScopeKind
-from keyturn.core.lessons import Higher
+from keyturn.core.breaker import BreakerSnapshot, ScopeKind
+from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.levels import BreakerLevel, KeyLevel, Levels
 from keyturn.core.looks import BucketLook
 from keyturn.core.model import SECOND, Client, Micros, Pool
@@ -73,11 +73,11 @@ class Sources:
     upstream: Callable[[], tuple[int, int]]
     """Connections to the upstream in use, and as many as there may be."""
     log_lines_dropped: Callable[[], int]
-    breakers: Callable[[str], Sequence[BreakerView]]
+    breakers: Callable[[str], Sequence[BreakerSnapshot]]
     """Those that are open, by the name of the pool; the pool's own first."""
     bodies: Callable[[], Sequence[tuple[str, int]]]
     """Where bodies of requests are kept, and the bytes that they take there."""
-    higher: Callable[[str], Sequence[Higher]]
+    higher: Callable[[str], Sequence[HigherLimit]]
     """Limits of which the upstream permits more than is configured, by the name of the pool."""
     history: History
     kind: str
@@ -104,7 +104,7 @@ class Glance:
         rooms = [station.scheduler for station in stations]
         in_use, limit = self._sources.upstream()
         buckets = [bucket_levels(room.pool, seen.get(room.pool.name, ())) for room in rooms]
-        keys = [(room.pool.name, room.health.looks(now)) for room in rooms]
+        keys = [(room.pool.name, room.health.snapshots(now)) for room in rooms]
         return Levels(
             lanes=[level for room in rooms for level in room.levels()],
             in_flight=[(room.pool.name, room.in_flight) for room in rooms],
@@ -167,7 +167,7 @@ class Glance:
         shown_clients = clients(pool, known, room.lanes(), room.granted.counts(now))
         return PoolStatus(
             pool.name,
-            await in_steps(keys(room.health.looks(now), epoch)),
+            await in_steps(keys(room.health.snapshots(now), epoch)),
             await in_steps(quotas(pool, seen.get(pool.name, ()))),
             await in_steps(shown_clients),
             room.in_flight,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from keyturn.core.health import State
-from keyturn.core.lessons import Higher
+from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import Micros
 from keyturn.core.recent import NEVER, Count
 
@@ -128,7 +128,7 @@ class PoolStatus:
     outage: OutageStatus | None = None
     failing: Sequence[OutageStatus] = ()
     """Clients, and routes of clients, that are left alone while the others go on; those that failed last."""
-    higher: Sequence[Higher] = ()
+    higher: Sequence[HigherLimit] = ()
     """Limits of which the upstream permits more than is configured."""
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from keyturn.core.breaker import BreakerView
-from keyturn.core.health import KeyLook
+from keyturn.core.breaker import BreakerSnapshot
+from keyturn.core.health import KeySnapshot
 from keyturn.core.levels import BucketLevel
 from keyturn.core.looks import BucketLook, LaneLook
 from keyturn.core.model import Client, Micros, Pool
@@ -45,14 +45,16 @@ def _bucket(pool: Pool, bucket: BucketLook) -> BucketStatus:
     return BucketStatus(limit.name, limit.requests, window, bucket.at_hand, bucket.in_use, cooling)
 
 
-def keys(looks: Iterable[KeyLook], epoch: Micros) -> Iterator[KeyStatus]:
+def keys(looks: Iterable[KeySnapshot], epoch: Micros) -> Iterator[KeyStatus]:
     """The keys; `epoch` is when their clock was 0."""
     for key in looks:
         until = None if key.until is None else epoch + key.until
         yield KeyStatus(key.name, key.quota, key.state, epoch + key.since, key.reason, until, key.month_left)
 
 
-def outages(views: Iterable[BreakerView], now: Micros, epoch: Micros) -> tuple[OutageStatus | None, list[OutageStatus]]:
+def outages(
+    views: Iterable[BreakerSnapshot], now: Micros, epoch: Micros
+) -> tuple[OutageStatus | None, list[OutageStatus]]:
     """The pool's own outage, and those of clients and their routes; a time that has passed is now."""
     pool: OutageStatus | None = None
     failing = []

@@ -29,67 +29,67 @@ class Arrived(Protocol):
         """The version of HTTP, such as (1, 1)."""
 
 
-class Recording(Protocol):
+class Trace(Protocol):
     """One request's trace; what begins ends before the next begins."""
 
     @property
-    def trace(self) -> str:
+    def trace_id(self) -> str:
         """The trace's id in hexadecimal; empty when it is not recorded."""
 
-    def waits(self) -> None:
+    def wait_began(self) -> None:
         """It begins to wait for its turn."""
 
-    def waited(self) -> None:
+    def wait_ended(self) -> None:
         """Its turn has come, or it will not come."""
 
-    def tries(self, key: str, path: str, fields: Fields) -> Fields:
+    def try_began(self, key: str, path: str, fields: Fields) -> Fields:
         """It is about to be sent with a key; returns the fields to send, the trace's context among them.
 
         `path`: what is asked for, without its query.
         """
 
-    def tried(self, code: int) -> None:
+    def try_ended(self, code: int) -> None:
         """The head of an answer is there; 0: there is none."""
 
-    def ended(self, story: object) -> None:
-        """It has come to its end, with this journal."""
+    def end(self, story: object) -> None:
+        """It has come to its end, with this request log."""
 
 
-class Recorder(Protocol):
+class Tracer(Protocol):
     """Whoever records requests."""
 
-    def begin(self, arrived: Arrived) -> Recording:
+    def begin(self, arrived: Arrived) -> Trace:
         """A request has arrived."""
 
 
-class Unrecorded:
+class Untraced:
     """A request that is not recorded."""
 
-    trace = ""
+    trace_id = ""
 
-    def waits(self) -> None:
+    def wait_began(self) -> None:
         """Nothing is done."""
 
-    def waited(self) -> None:
+    def wait_ended(self) -> None:
         """Nothing is done."""
 
-    def tries(self, key: str, path: str, fields: Fields) -> Fields:  # noqa: ARG002  # see `Recording`
+    def try_began(self, key: str, path: str, fields: Fields) -> Fields:  # noqa: ARG002  # see `Trace`
         """The fields as they came."""
         return fields
 
-    def tried(self, code: int) -> None:
+    def try_ended(self, code: int) -> None:
         """Nothing is done."""
 
-    def ended(self, story: object) -> None:
+    def end(self, story: object) -> None:
         """Nothing is done."""
 
 
-UNRECORDED = Unrecorded()
+UNTRACED = Untraced()
 
 
-class NoRecorder:
+class NoTracer:
     """Records nothing."""
 
-    def begin(self, arrived: Arrived) -> Recording:  # noqa: ARG002  # see `Recorder`
+    def begin(self, arrived: Arrived) -> Trace:  # noqa: ARG002  # see `Tracer`
         """Not recorded."""
-        return UNRECORDED
+        return UNTRACED

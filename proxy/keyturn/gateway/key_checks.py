@@ -9,14 +9,13 @@ import asyncio
 from typing import Any, Literal
 
 from keyturn.core.errors import KeyturnError, NoKey
-from keyturn.core.events import Journal, KeyChanged
+from keyturn.core.events import KeyChanged, RequestLog
 from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Request
 from keyturn.core.model import SECOND, Key, Micros
 from keyturn.core.signals import FORBIDDEN, TOO_MANY, UNAUTHORIZED
-from keyturn.gateway.desk import Again, Desk, Means, Outcome, Relay
-from keyturn.gateway.passage import Passage
-from keyturn.gateway.sending import Heard, Late, Sender
+from keyturn.gateway.context import Means, Outcome, PoolState, RequestContext, Respond, Retry
+from keyturn.gateway.sending import Late, Sender, UpstreamResponse
 from keyturn.gateway.throttling import Throttling
 from keyturn.scheduler import Lease, Ticket
 from keyturn.scheduler.scheduler import OWN
@@ -36,7 +35,7 @@ Verdict = Literal["alive", "dead", "unknown"]
 _TARGET, _PATH = b"/me", "/me"
 
 
-class Care:
+class KeyChecks:
     """The keys of all pools."""
 
     def __init__(self, sender: Sender, throttling: Throttling, means: Means) -> None:
@@ -51,13 +50,15 @@ class Care:
         """End what is under way."""
         await finish(self._tasks)
 
-    def attend(self, desk: Desk) -> None:
+    def attend(self, state: PoolState) -> None:
         """Be there when a key of this pool is to be asked after."""
-        desk.scheduler.health.on_due = lambda name: self._look_again(desk, name)
+        state.scheduler.health.on_due = lambda name: self._look_again(state, name)
 
     # Answers 401 and 403
 
-    async def rejected(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> Outcome:
+    async def rejected(
+        self, state: PoolState, context: RequestContext, lease: Lease, response: UpstreamResponse
+    ) -> Outcome:
         """Settle the lease of a 401 or 403; if it is about the key, and the key is dead, the request goes on.
 
         An answer to HEAD has no body that could say what it is about.
@@ -65,96 +66,98 @@ class Care:
         Raises:
             NoKey: the key is dead, and the request cannot be sent again.
         """
-        name, health = lease.key.name, desk.scheduler.health
+        name, health = lease.key.name, state.scheduler.health
         lease.spent()
-        if heard.signals.about != "key" and passage.request.method != "HEAD":
-            return Relay(heard.answer)
+        if response.signals.about != "key" and context.request.method != "HEAD":
+            return Respond(response.answer)
         if health.suspect(name, self._means.clock()):
-            desk.scheduler.heed()
-            self._ask(desk, name)
-        passage.end_lease()
-        elsewhere = self._may_go_elsewhere(desk, passage)
-        deadline = passage.ticket.deadline
-        await self._wait(desk, name, min(deadline, self._means.clock() + VERDICT_WITHIN) if elsewhere else deadline)
+            state.scheduler.heed()
+            self._ask(state, name)
+        context.end_lease()
+        elsewhere = self._may_go_elsewhere(state, context)
+        deadline = context.ticket.deadline
+        await self._wait(state, name, min(deadline, self._means.clock() + VERDICT_WITHIN) if elsewhere else deadline)
         if health.usable(name) or (health.suspected(name) and not elsewhere):
-            return Relay(heard.answer)
-        passage.doubts += health.suspected(name)
-        if not passage.replayable:
+            return Respond(response.answer)
+        context.doubts += health.suspected(name)
+        if not context.replayable:
             raise NoKey("The key of this request turned out dead; nothing was processed. Send it again.", retry_after=1)
-        return Again("dead_key")
+        return Retry("dead_key")
 
-    def _may_go_elsewhere(self, desk: Desk, passage: Passage) -> bool:
+    def _may_go_elsewhere(self, state: PoolState, context: RequestContext) -> bool:
         """Whether a request may go on with another key before it is known how its own is.
 
         The asking may have to wait long for a token of that key. But what all keys are refused is about the request:
         so not more than a few are tried by it.
         """
-        others = passage.ticket.pinned is None and bool(desk.scheduler.quotas)
-        return others and passage.replayable and passage.doubts + 1 < self._means.retries.attempts
+        others = context.ticket.pinned is None and bool(state.scheduler.quotas)
+        return others and context.replayable and context.doubts + 1 < self._means.retries.attempts
 
-    async def _wait(self, desk: Desk, name: str, deadline: Micros) -> None:
+    async def _wait(self, state: PoolState, name: str, deadline: Micros) -> None:
         """Wait until a key has been asked after, if that is under way, but not past a deadline."""
-        asking = self._askings.get((desk.name, name))
+        asking = self._askings.get((state.name, name))
         if asking is not None:
             await asyncio.wait([asking], timeout=max(0, deadline - self._means.clock()) / SECOND)
 
     # Asking
 
-    def _ask(self, desk: Desk, name: str) -> asyncio.Task[None]:
+    def _ask(self, state: PoolState, name: str) -> asyncio.Task[None]:
         """Ask after a key, unless that is under way."""
-        asking = self._askings.get((desk.name, name))
+        asking = self._askings.get((state.name, name))
         if asking is None:
-            asking = spawn(self._find_out(desk, name), name=f"ask after {desk.name}/{name}", owner=self._tasks)
-            self._askings[desk.name, name] = asking
-            asking.add_done_callback(lambda _: self._askings.pop((desk.name, name), None))
+            asking = spawn(self._find_out(state, name), name=f"ask after {state.name}/{name}", owner=self._tasks)
+            self._askings[state.name, name] = asking
+            asking.add_done_callback(lambda _: self._askings.pop((state.name, name), None))
         return asking
 
-    async def _find_out(self, desk: Desk, name: str) -> None:
-        key = desk.scheduler.pool.key(name)
+    async def _find_out(self, state: PoolState, name: str) -> None:
+        key = state.scheduler.pool.key(name)
         verdict: Verdict = "unknown"
         reason = ""
         try:
             if key is not None:
-                verdict, reason = await self._verdict(desk, key)
+                verdict, reason = await self._verdict(state, key)
         finally:  # whatever happened, nobody waits for ever for what is found out
-            self._settle(desk, name, verdict, reason)
+            self._settle(state, name, verdict, reason)
 
-    def _settle(self, desk: Desk, name: str, verdict: Verdict, reason: str) -> None:
+    def _settle(self, state: PoolState, name: str, verdict: Verdict, reason: str) -> None:
         """Take note of what was found out about a key."""
-        health, now, chance = desk.scheduler.health, self._means.clock(), self._means.chance()
+        health, now, chance = state.scheduler.health, self._means.clock(), self._means.chance()
         if verdict == "dead":
             if health.dead(name, now, reason, chance):
-                self._means.observer.observe(KeyChanged(desk.name, name, "quarantined", reason))
-            self._watch(desk, name)
+                self._means.observer.observe(KeyChanged(state.name, name, "quarantined", reason))
+            self._watch(state, name)
         elif verdict == "alive":
             if health.alive(name, now):
-                self._means.observer.observe(KeyChanged(desk.name, name, "ready"))
+                self._means.observer.observe(KeyChanged(state.name, name, "ready"))
         else:
             health.unknown(name, now, chance)
-        desk.scheduler.heed()
+        state.scheduler.heed()
 
-    async def _verdict(self, desk: Desk, key: Key) -> tuple[Verdict, str]:
+    async def _verdict(self, state: PoolState, key: Key) -> tuple[Verdict, str]:
         """Ask the upstream; the reason why a key is dead holds nothing but a status and a name."""
-        scheduler = desk.scheduler
-        if not desk.breakers.pool.closed or desk.throttles.closed:
+        scheduler = state.scheduler
+        if not state.breakers.pool.closed or state.throttles.closed:
             return "unknown", ""
         demand_class = DemandClass(scheduler.pool.limits_on("GET", _PATH), key.quota)
         deadline = self._means.clock() + ASK_WITHIN
         ticket = Ticket(OWN, demand_class, deadline, 0, key.name, own=True, method="GET", path=_PATH)
-        passage = Passage(_request(ticket), Journal(), None, ticket)
+        context = RequestContext(_request(ticket), RequestLog(), None, ticket)
         try:
             with await scheduler.lease(ticket, front=True) as lease:
                 async with asyncio.timeout(ANSWER_WITHIN):
-                    heard = await self._sender.send(lease, passage.request, None, passage.journal)
-                return self._judge(desk, passage, lease, heard)
+                    response = await self._sender.send(lease, context.request, None, context.log)
+                return self._judge(state, context, lease, response)
         except (KeyturnError, Late, TimeoutError):
             return "unknown", ""
 
-    def _judge(self, desk: Desk, passage: Passage, lease: Lease, heard: Heard) -> tuple[Verdict, str]:
-        status, signals = heard.answer.status, heard.signals
-        heard.answer.body.abort()
+    def _judge(
+        self, state: PoolState, context: RequestContext, lease: Lease, response: UpstreamResponse
+    ) -> tuple[Verdict, str]:
+        status, signals = response.answer.status, response.signals
+        response.answer.body.abort()
         if status == TOO_MANY:  # by a key's own limit, so it is known
-            self._throttling.refused(desk, passage, lease, heard)
+            self._throttling.refused(state, context, lease, response)
             return "alive", ""
         lease.spent(signals.seen(lease.limits, lease.pool.limits))
         if signals.about == "outage" or status >= 500:  # noqa: PLR2004  # it could not say
@@ -165,29 +168,29 @@ class Care:
 
     # Asking again
 
-    def _look_again(self, desk: Desk, name: str) -> None:
+    def _look_again(self, state: PoolState, name: str) -> None:
         """A dead key's time has changed: ask after it when that says so."""
-        if watch := self._watches.pop((desk.name, name), None):
+        if watch := self._watches.pop((state.name, name), None):
             watch.cancel()
-        self._watch(desk, name)
+        self._watch(state, name)
 
-    def _watch(self, desk: Desk, name: str) -> None:
+    def _watch(self, state: PoolState, name: str) -> None:
         """See that a dead key is asked after again until it lives."""
-        if desk.scheduler.health.ask_again(name) is not None and (desk.name, name) not in self._watches:
-            watch = spawn(self._keep_asking(desk, name), name=f"watch {desk.name}/{name}", owner=self._tasks)
-            self._watches[desk.name, name] = watch
+        if state.scheduler.health.ask_again(name) is not None and (state.name, name) not in self._watches:
+            watch = spawn(self._keep_asking(state, name), name=f"watch {state.name}/{name}", owner=self._tasks)
+            self._watches[state.name, name] = watch
 
-    async def _keep_asking(self, desk: Desk, name: str) -> None:
+    async def _keep_asking(self, state: PoolState, name: str) -> None:
         try:
-            while (at := desk.scheduler.health.ask_again(name)) is not None:
+            while (at := state.scheduler.health.ask_again(name)) is not None:
                 wait = at - self._means.clock()
                 if wait > 0:
                     await asyncio.sleep(wait / SECOND)
                 else:
-                    await asyncio.wait([self._ask(desk, name)])
+                    await asyncio.wait([self._ask(state, name)])
         finally:
-            if self._watches.get((desk.name, name)) is asyncio.current_task():
-                del self._watches[desk.name, name]
+            if self._watches.get((state.name, name)) is asyncio.current_task():
+                del self._watches[state.name, name]
 
 
 def _request(ticket: Ticket) -> Request:

@@ -5,12 +5,12 @@ import pytest
 from keyturn.bodies import Bodies, BodySettings
 from keyturn.bodies.replay import MEMORY
 from keyturn.core.errors import BadRequest
-from keyturn.core.events import Journal
+from keyturn.core.events import RequestLog
 from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Request
 from keyturn.core.model import SECOND, Client
 from keyturn.core.signals import Route
-from keyturn.gateway.passage import Passage
+from keyturn.gateway.context import RequestContext
 
 from tests.core.worlds import limit, pool
 from tests.gateway.settings import Bytes
@@ -20,25 +20,25 @@ from tests.virtual import micros, task_of, virtual
 POOL = pool(2, limit(60), limit(10, 10 * SECOND, "GET /collections"))
 
 
-def passage(
+def context(
     method: str = "GET",
     path: str | None = "/me",
     *,
     pinned: str | None = None,
-) -> Passage:
+) -> RequestContext:
     """A request that came at 1 s and may wait for 5 s."""
     request = Request("id", Client("a"), method, b"/", path, (), None, 2, 5 * SECOND, pinned)
-    return Passage.of(request, Journal(), POOL, SECOND)
+    return RequestContext.of(request, RequestLog(), POOL, SECOND)
 
 
 def test_what_a_request_waits_with() -> None:
     """Its deadline, its urgency, the limits that it falls under, the quota of the key that it names."""
-    ticket = passage().ticket
+    ticket = context().ticket
     assert (ticket.deadline, ticket.urgency, ticket.demand_class) == (6 * SECOND, 2, DemandClass((0,)))
-    assert passage(path="/collections").ticket.demand_class == DemandClass((0, 1))
-    assert passage(pinned="k1").ticket.demand_class == DemandClass((0,), "k1")
+    assert context(path="/collections").ticket.demand_class == DemandClass((0, 1))
+    assert context(pinned="k1").ticket.demand_class == DemandClass((0,), "k1")
     with pytest.raises(BadRequest):
-        passage(pinned="k9")
+        context(pinned="k9")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_a_request_waits_with() -> None:
 )
 async def test_what_may_be_sent_twice(method: str, repeatable: bool) -> None:
     """Idempotent methods, as long as their body can be read again."""
-    one = passage(method)
+    one = context(method)
     await one.read_ahead(Bytes(b"{}"), Bodies(BodySettings(), Recorder(), lambda: 0))
     assert (one.repeatable, one.replayable) == (repeatable, True)
     assert one.body is not None
@@ -67,14 +67,14 @@ async def test_what_may_be_sent_twice(method: str, repeatable: bool) -> None:
 async def test_the_time_to_wait_begins_behind_the_body() -> None:
     """What its caller takes to send it is told apart, and so is what it waits for room, which counts as waiting."""
     bodies = Bodies(BodySettings(memory=MEMORY // 4), Recorder(), micros)
-    before, one = passage(), passage()
+    before, one = context(), context()
     await before.read_ahead(Slow(MEMORY // 4), bodies)
     began = micros()
     leaving = task_of(ending(before))
     await one.read_ahead(Slow(9), bodies)
     await leaving
     assert micros() - began == 3 * SECOND
-    assert (one.journal.reading, one.journal.queued) == (SECOND, 2 * SECOND)
+    assert (one.log.reading, one.log.queued) == (SECOND, 2 * SECOND)
     assert one.ticket.deadline == micros() + (5 - 2) * SECOND
     one.end()
     assert bodies.memory.used == 0
@@ -91,7 +91,7 @@ class Slow(Bytes):
         yield self.data
 
 
-async def ending(one: Passage) -> None:
+async def ending(one: RequestContext) -> None:
     """It is over in two seconds."""
     await asyncio.sleep(2)
     one.end()
@@ -99,4 +99,4 @@ async def ending(one: Passage) -> None:
 
 def test_its_route() -> None:
     """What an upstream would limit together."""
-    assert passage("HEAD", "/collections/1").route == Route("GET", "collections", 2)
+    assert context("HEAD", "/collections/1").route == Route("GET", "collections", 2)

@@ -2,13 +2,13 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from keyturn.core.breaker import FAILURES, FAILURES_TOLD, Scope
+from keyturn.core.breaker import STREAK_FAILURES, STREAK_FAILURES_TOLD, Scope
 from keyturn.core.errors import Broken, LocalTrouble, Outage, TimedOut, Unreachable
 from keyturn.core.events import BreakerMoved, Retried
 from keyturn.core.exchange import Spent, Unsent
 from keyturn.core.http import Answer, Request
 from keyturn.core.model import SECOND
-from keyturn.gateway import Retries
+from keyturn.gateway import RetryPolicy
 
 from tests.gateway.settings import Breaking, Bytes, Setting, answer, error, setting
 from tests.virtual import micros, task_of, virtual
@@ -72,8 +72,8 @@ async def test_a_broken_post_is_never_sent_twice() -> None:
 @virtual
 async def test_a_kept_connection_that_had_been_closed_costs_no_time() -> None:
     """The request goes out again over a new one, without any time to wait, and it was no failure of the upstream's."""
-    async with setting(requests=100, retries=Retries(budget=1)) as it:
-        for number in range(2 * FAILURES):
+    async with setting(requests=100, retries=RetryPolicy(budget=1)) as it:
+        for number in range(2 * STREAK_FAILURES):
             it.upstream.script = [Broken("stale", stale=True)]
             assert (await it.ask(it.request(wait=0))).status == 200
             assert (len(it.upstream.sent), it.upstream.fresh) == (2 * number + 2, number + 1)
@@ -85,10 +85,10 @@ async def test_a_closed_connection_is_no_way_around_other_rules() -> None:
     """Once only, and neither for a POST nor beyond the attempts and the budget."""
     stale = [Broken("stale", stale=True) for _ in range(2)]
     for method, retries, tries in (
-        ("GET", Retries(), 2),
-        ("POST", Retries(), 1),
-        ("GET", Retries(attempts=1), 1),
-        ("GET", Retries(budget=0), 1),
+        ("GET", RetryPolicy(), 2),
+        ("POST", RetryPolicy(), 1),
+        ("GET", RetryPolicy(attempts=1), 1),
+        ("GET", RetryPolicy(budget=0), 1),
     ):
         async with setting(*stale, retries=retries) as it:
             with pytest.raises(Broken):
@@ -99,7 +99,7 @@ async def test_a_closed_connection_is_no_way_around_other_rules() -> None:
 @virtual
 async def test_retries_are_a_share_of_the_requests() -> None:
     """Beyond the budget failures are passed on: no retry storm."""
-    async with setting(requests=100, retries=Retries(attempts=2, budget=0.1)) as it:
+    async with setting(requests=100, retries=RetryPolicy(attempts=2, budget=0.1)) as it:
         it.upstream.connecting = [Unreachable("refused") for _ in range(100)]
         for _ in range(20):
             with pytest.raises(Unreachable):
@@ -231,29 +231,29 @@ def outage(it: Setting, broken: Answer | Exception) -> None:
 
 @pytest.mark.parametrize("how", [Broken("reset"), TimedOut("slow"), answer(502), answer(504)])
 def test_failures_in_a_row_open_the_breaker(how: Answer | Exception) -> None:
-    """Then nothing is sent, and callers are told when the next trial is; its success lets all through again."""
+    """Then nothing is sent, and callers are told when the next probe is; its success lets all through again."""
 
     @virtual
     async def scenario() -> None:
         async with setting(requests=100) as it:
             it.upstream.rule = lambda *_: how if isinstance(how, Exception) else answer(how.status)
-            await fail(it, FAILURES)
+            await fail(it, STREAK_FAILURES)
             (opened,) = it.happened(BreakerMoved)
             assert opened.opened
-            assert [view.scope.kind for view in it.gateway.outages("default")] == ["route"]
+            assert [snapshot.scope.kind for snapshot in it.gateway.outages("default")] == ["route"]
             for _ in range(5):
                 with pytest.raises(Outage) as refusal:
                     await it.ask(same(it))
                 assert refusal.value.retry_after == 2
                 assert "POST /me" in refusal.value.message
-            assert len(it.upstream.arrived) == FAILURES
+            assert len(it.upstream.arrived) == STREAK_FAILURES
             it.upstream.rule = lambda *_: None
             await asyncio.sleep(2)
-            trial = task_of(it.ask(same(it)))
+            probe = task_of(it.ask(same(it)))
             await asyncio.sleep(0.05)
             with pytest.raises(Outage):
                 await it.ask(it.request("POST", wait=0))
-            assert (await trial).status == 200
+            assert (await probe).status == 200
             assert (await it.ask(same(it))).status == 200
             assert it.gateway.outages("default") == []
             assert [event.opened for event in it.happened(BreakerMoved)] == [True, False]
@@ -264,9 +264,9 @@ def test_failures_in_a_row_open_the_breaker(how: Answer | Exception) -> None:
 @virtual
 async def test_a_refused_connection_opens_the_breaker_too() -> None:
     """Whoever waits when it opens is refused at their turn, and their tokens return."""
-    async with setting(requests=100, retries=Retries(attempts=1)) as it:
-        it.upstream.connecting = [Unreachable("refused") for _ in range(FAILURES)]
-        await fail(it, FAILURES)
+    async with setting(requests=100, retries=RetryPolicy(attempts=1)) as it:
+        it.upstream.connecting = [Unreachable("refused") for _ in range(STREAK_FAILURES)]
+        await fail(it, STREAK_FAILURES)
         with pytest.raises(Outage):
             await it.ask()
         await it.room.settled()
@@ -275,10 +275,10 @@ async def test_a_refused_connection_opens_the_breaker_too() -> None:
 
 @virtual
 async def test_the_upstreams_own_words_open_it_sooner() -> None:
-    """Told to be over "within the next 5 minutes": few failures are enough, and the trials are spread."""
+    """Told to be over "within the next 5 minutes": few failures are enough, and the probes are spread."""
     async with setting(requests=100) as it:
         outage(it, answer(503))
-        await fail(it, FAILURES_TOLD)
+        await fail(it, STREAK_FAILURES_TOLD)
         with pytest.raises(Outage) as refusal:
             await it.ask(same(it))
         assert refusal.value.retry_after == 17
@@ -293,7 +293,7 @@ async def test_no_trial_before_the_upstreams_time() -> None:
     """`Retry-After` of the failures is honoured."""
     async with setting(requests=100) as it:
         outage(it, answer(503, b"", (b"Retry-After", b"77")))
-        await fail(it, FAILURES_TOLD)
+        await fail(it, STREAK_FAILURES_TOLD)
         with pytest.raises(Outage) as refusal:
             await it.ask(same(it))
         assert refusal.value.retry_after == 77
@@ -306,13 +306,13 @@ async def test_no_trial_before_the_upstreams_time() -> None:
 def test_a_crowd_waits_a_moment_for_what_the_trial_tells(
     status: int, seconds: float, sent: int, answered: set[int]
 ) -> None:
-    """Those who come back when they were told are served behind it, or told anew; nothing but the trial goes out."""
+    """Those who come back when they were told are served behind it, or told anew; nothing but the probe goes out."""
 
     @virtual
     async def scenario() -> None:
         async with setting(requests=100) as it:
             it.upstream.rule = lambda *_: answer(502)
-            await fail(it, FAILURES)
+            await fail(it, STREAK_FAILURES)
             it.upstream.rule = lambda *_: answer(status)
             it.upstream.trip = seconds
             await asyncio.sleep(2)
@@ -332,12 +332,12 @@ async def test_a_trial_whose_caller_leaves_makes_room_for_another() -> None:
     """Nobody is shut out for longer because of it."""
     async with setting(requests=100) as it:
         outage(it, Broken("reset"))
-        await fail(it, FAILURES)
+        await fail(it, STREAK_FAILURES)
         it.upstream.rule = lambda *_: None
         await asyncio.sleep(2)
-        trial = task_of(it.ask(same(it)))
+        probe = task_of(it.ask(same(it)))
         await asyncio.sleep(0.05)
-        trial.cancel()
+        probe.cancel()
         await asyncio.sleep(0)
         assert (await it.ask(same(it))).status == 200
 
@@ -347,18 +347,18 @@ async def test_one_request_that_the_api_cannot_cope_with_shuts_nobody_out() -> N
     """However often it is repeated; errors of many routes are an outage."""
     async with setting(requests=200) as it:
         it.upstream.rule = lambda *_: answer(500)
-        await fail(it, 5 * FAILURES)
+        await fail(it, 5 * STREAK_FAILURES)
         assert it.happened(BreakerMoved) == []
-        await fail(it, FAILURES - 1, path="/r{}")
+        await fail(it, STREAK_FAILURES - 1, path="/r{}")
         assert [(event.scope, event.opened) for event in it.happened(BreakerMoved)] == [(Scope("a"), True)]
 
 
 @virtual
 async def test_a_held_answer_is_relayed_when_the_breaker_opens() -> None:
-    """A request that was to be tried again gets the upstream's own answer, with the time of the next trial."""
+    """A request that was to be tried again gets the upstream's own answer, with the time of the next probe."""
     async with setting(requests=100) as it:
         outage(it, answer(503))
-        for _ in range(FAILURES_TOLD - 1):
+        for _ in range(STREAK_FAILURES_TOLD - 1):
             await it.ask(it.request("PUT", Bytes(b"x" * (1 << 20) + b"y")))
             await asyncio.sleep(0.5)
         got = await it.ask(it.request("PUT", Bytes(b"{}")))
@@ -375,9 +375,9 @@ async def test_one_client_s_failures_keep_nobody_else_back() -> None:
         async with setting(requests=1_000) as it:
             it.upstream.rule = lambda _, request: answer(504) if request.client.name == "a" else None
             with pytest.raises(Outage) as refusal:
-                await fail(it, 10 * FAILURES, path=path)
+                await fail(it, 10 * STREAK_FAILURES, path=path)
             assert 1 <= (refusal.value.retry_after or 0) <= 3
-            assert [view.scope.kind for view in it.gateway.outages("default")] == [scope]
+            assert [snapshot.scope.kind for snapshot in it.gateway.outages("default")] == [scope]
             for client_path in ("/me", "/other", "/r1"):
                 got = await it.ask(it.request("POST", path=client_path, client="b", wait=0))
                 assert got.status == 200
@@ -388,7 +388,7 @@ async def test_an_upstream_that_is_down_is_tried_by_one_client_after_another() -
     """Each has its turn; the answer to one lets all go on."""
     async with setting(requests=1_000) as it:
         it.upstream.rule = lambda *_: answer(504)
-        for _ in range(FAILURES // 2):
+        for _ in range(STREAK_FAILURES // 2):
             await fail(it, 1, path="/x", client="a")
             await fail(it, 1, path="/y", client="b")
         assert [event.scope for event in it.happened(BreakerMoved)] == [Scope()]
@@ -409,21 +409,21 @@ async def test_what_is_told_of_one_client_is_told_once() -> None:
     async with setting(requests=1_000) as it:
         for _ in range(3):
             it.upstream.rule = lambda *_: answer(504)
-            await fail(it, FAILURES)
+            await fail(it, STREAK_FAILURES)
             it.upstream.rule = lambda *_: None
             await asyncio.sleep(2)
             assert (await it.ask(same(it))).status == 200
-        moved = [(event.opened, event.news) for event in it.happened(BreakerMoved)]
+        moved = [(event.opened, event.is_new) for event in it.happened(BreakerMoved)]
         assert moved == [(True, True), (False, True), (True, False), (False, False), (True, False), (False, False)]
 
 
 @virtual
 async def test_one_client_s_retries_take_none_from_another() -> None:
     """The budget is each client's own."""
-    async with setting(requests=1_000, retries=Retries(attempts=2, budget=0.1)) as it:
+    async with setting(requests=1_000, retries=RetryPolicy(attempts=2, budget=0.1)) as it:
         it.upstream.trip = 0.01
         it.upstream.rule = lambda _, request: answer(504) if request.client.name == "a" else None
-        for _ in range(FAILURES - 1):
+        for _ in range(STREAK_FAILURES - 1):
             assert (await it.ask(it.request(client="a"))).status == 504
         assert len(it.happened(Retried)) == 3
         it.upstream.script = [answer(504)]
@@ -433,8 +433,8 @@ async def test_one_client_s_retries_take_none_from_another() -> None:
 @virtual
 async def test_troubles_of_this_machine_never_open_the_breaker() -> None:
     """Neither one without a connection nor one that broke; requests are tried again as ever."""
-    async with setting(requests=1000, retries=Retries(attempts=1)) as it:
-        for number in range(4 * FAILURES):
+    async with setting(requests=1000, retries=RetryPolicy(attempts=1)) as it:
+        for number in range(4 * STREAK_FAILURES):
             if number % 2:
                 it.upstream.connecting = [LocalTrouble("No descriptor.", cause="descriptors")]
             else:
