@@ -44,9 +44,11 @@ class Counting(SharedStore):
         super().__init__(store, on_loss="wait", clock=now, observer=Nobody())
         self.made: Counter[str] = Counter()
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
+    async def exchange(
+        self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...], *, partial: bool = False
+    ) -> ExchangeResult:
         """See `core.exchange.PoolStore`."""
-        answer = await super().exchange(settlements, demands)
+        answer = await super().exchange(settlements, demands, partial=partial)
         self.made["granted" if answer.grants else "settled" if settlements else "heartbeats"] += 1
         return answer
 

@@ -128,8 +128,9 @@ class Fleet:
         session, now = replica.session, self.now
         spent = tuple([Spent(grant.lease, now - counted) for grant, counted in replica.spent])
         replica.spent = []
+        session.tell(self._demands, partial=False)
         while True:
-            request, dealt = session.request(now, spent, self._demands), session.dealt
+            request, dealt = session.request(now, spent), session.dealt
             said = encode_exchange(request, None, now=now)
             before = cpu_exactly(self._pid)
             response, _ = await self._link.run(EXCHANGE, self._key, said, read=decode_exchange)

@@ -54,8 +54,10 @@ class WatchedStore(MemoryStore):
         self.granted += [grant.lease] if grant else []
         return grant
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
-        answer = await super().exchange(settlements, demands)
+    async def exchange(
+        self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...], *, partial: bool = False
+    ) -> ExchangeResult:
+        answer = await super().exchange(settlements, demands, partial=partial)
         self.settled += settlements
         self.granted += [grant.lease for grant in answer.grants]
         return answer

@@ -77,10 +77,12 @@ class Counted:
         it.store.exchange = self.exchange  # type: ignore[method-assign]
         it.store.try_grant = lambda *_: None  # type: ignore[method-assign]
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
+    async def exchange(
+        self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...], *, partial: bool = False
+    ) -> ExchangeResult:
         self.calls.append((micros(), settlements))
         await asyncio.sleep(0.002)
-        return await self._exchange(settlements, demands)
+        return await self._exchange(settlements, demands, partial=partial)
 
 
 @pytest.mark.parametrize(("rate", "most"), [(1, 1.1), (10, 1.1), (1000, 0.1)])

@@ -320,7 +320,8 @@ async def test_an_answer_that_is_lost_costs_nothing(one: Server) -> None:
     """Its grants are taken back with the next request, and granted again."""
     async with replicas(one, "r", pool_=pool(1, limit(1, 600 * SECOND))) as (store,):
         await store.exchange((), ())
-        lost, _ = await store.send(store.session.request(micros(), (), (wants(1),)), None)
+        store.session.tell((wants(1),), partial=False)
+        lost, _ = await store.send(store.session.request(micros(), ()), None)
         assert lost.grants
         assert (await store.exchange((), (wants(1),))).grants
 

@@ -174,10 +174,14 @@ class PoolStore(Protocol):
         Only for a request that comes while nothing waits in this replica and tokens are plentiful.
         """
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
+    async def exchange(
+        self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...], *, partial: bool = False
+    ) -> ExchangeResult:
         """Settle leases, report what waits, and receive grants and estimates: the one operation.
 
-        `demands` is all that waits in this replica: a flow that is not named waits no longer.
+        `demands` is all that waits in this replica: a flow that is not named waits no longer. With `partial` only the
+        changes are named, with 0 where nothing waits any more. Other flows wait as told last, even if that exchange
+        failed, less what was granted since. After `adopt` all flows of before and of now are named once.
 
         Raises:
             StoreLost: no answer within the store's timeout.

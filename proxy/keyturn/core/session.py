@@ -4,20 +4,19 @@ Laws kept here: 2 (a lease is held until its settlement was heard; grants of a r
 believed are never used, and the store takes them back), 7 (instants are this replica's monotonic ones), 8 (all tokens
 that are out are remembered, so that they can be reported to a state that has lost them).
 
-Demands are sent as changes. After a response that was heard, the store believes of each flow what was sent, less the
-grants of that response, whether they were dealt now or reserved before. When that is not certain (at first, in a new
-epoch, after a response that was not heard, with another revision), a request is full.
+Demands are sent as changes (`core.demands`). After a response that was heard, the store believes of each flow what was
+sent, less the grants of that response, whether they were dealt now or reserved before. When that is not certain (at
+first, in a new epoch, after a response that was not heard, with another revision), a request is full.
 
 Nothing here does I/O: `request` says what to send, `hear` what the response is worth.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from itertools import islice
 
 from keyturn.core.clocks import StoreClock
+from keyturn.core.demands import Demands
 from keyturn.core.exchange import HEARTBEAT, Flow, FlowDemand, LeaseGrant, LimitTokens, Settlement, Unsent
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, HeldLease, Revision, Snapshot
 from keyturn.core.model import MILLISECOND, SECOND, Micros
@@ -152,17 +151,32 @@ class Session:
         self._full = True
         self._spoken = revision
         """The revision of the last request."""
-        self._said: Mapping[Flow, FlowDemand] = {}
-        """All that waited as of the last request."""
-        self._believed: Mapping[Flow, FlowDemand] = {}
-        """All that waits as the store believes it after the last response that was heard."""
+        self._reports = False
+        """Whether the last request said that nothing waits."""
+        self._demands = Demands()
         self._grown: list[Flow] = []
         """Flows of which the last request announced more than was believed."""
-        self.newcomers: set[Flow] = set()
+        self.newcomers: dict[Flow, None] = {}
         """Flows that wait and have grown since the newest snapshot."""
         self._available: tuple[LimitTokens, ...] = ()
-        self._turn = 0
-        """Where the rotation of the quotas that a snapshot is asked for goes on."""
+
+    @property
+    def waiting(self) -> Mapping[Flow, FlowDemand]:
+        """All that waits in this replica, as far as this session was told; what was granted since waits no longer."""
+        return self._demands.waiting
+
+    def tell(self, demands: Iterable[FlowDemand], *, partial: bool) -> None:
+        """Take over what waits, for the next request; with `partial` flows that are not named wait as before."""
+        self._demands.tell(demands, partial=partial)
+
+    def granted_elsewhere(
+        self, now: Micros, revision: Revision, settlements: Iterable[Settlement], grants: Collection[LeaseGrant]
+    ) -> None:
+        """Note what ended, and what was granted by a revision, without the store."""
+        self.held.settled(now, settlements)
+        for grant in grants:
+            self.held.granted(now, grant, revision)
+        self._demands.granted(grants)
 
     def forget(self) -> None:
         """Suspect the store of having lost anything: report all that is held before anything is granted."""
@@ -170,16 +184,16 @@ class Session:
 
     # The exchange
 
-    def request(
-        self, now: Micros, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]
-    ) -> ExchangeRequest:
-        """The next request; `demands` is the whole of what waits in this replica."""
+    def request(self, now: Micros, settlements: tuple[Settlement, ...], *, report: bool = False) -> ExchangeRequest:
+        """The next request; one that only reports says that nothing waits, so nothing is granted."""
         if self.revision.name != self._spoken.name:
-            self._full, self.snapshot, self._believed, self._available = True, None, {}, ()
-        self._full = self._full or self._suspected or self._answered != self._serial
+            self._full, self.snapshot, self._available = True, None, ()
+            self._demands.forgotten()
+        self._full = self._full or self._suspected or self._answered != self._serial or report
         if self._suspected:
             self._asked.add("held")
-        self._suspected, self._spoken = False, self.revision
+        self._suspected, self._spoken, self._reports = False, self.revision, report
+        self._grown = [] if report else self._demands.grown()
         self._serial += 1
         ahead, self._ahead = self._ahead, 0  # said once: what was taken off once must not be taken off again
         return ExchangeRequest(
@@ -191,24 +205,13 @@ class Session:
             self.replicas,
             self.revision.name,
             settlements,
-            self._changes(demands),
+            () if report else tuple(self._demands.changes(full=self._full)),
             self._full,
             ahead,
             self._stepped,
             self.held.report(now) if "held" in self._asked else None,
             self.revision if "revision" in self._asked else None,
         )
-
-    def _changes(self, demands: tuple[FlowDemand, ...]) -> tuple[FlowDemand, ...]:
-        """The flows that differ from the store's belief, also those that are gone; all flows in a full request."""
-        said, believed = {demand.flow: demand for demand in demands if demand.waiting}, self._believed
-        changed = [lane for lane, demand in said.items() if believed.get(lane) != demand]
-        self._said = said
-        self._grown = [lane for lane in changed if lane not in believed or said[lane].waiting > believed[lane].waiting]
-        if self._full:
-            return tuple(said.values())
-        gone = [FlowDemand(lane, demand.weight, 0) for lane, demand in believed.items() if lane not in said]
-        return (*[said[lane] for lane in changed], *gone)
 
     def hear(
         self, sent: Micros, now: Micros, request: ExchangeRequest, response: ExchangeResponse
@@ -238,7 +241,7 @@ class Session:
             self._fast = now
         self._clock.believe(sent, now, response.instant)
         self._heard = self._answered = request.serial
-        self._stepped, self._full = 0, began and not request.full
+        self._stepped, self._full = 0, self._reports or (began and not request.full)
         self._asked.clear()
         self.epoch, self._version, self.dealt = response.epoch, response.version, response.dealt
         self.replicas, self._available = response.replicas, response.available
@@ -252,15 +255,13 @@ class Session:
         """Note what is held, and what the store believes to wait, after a response."""
         self.held.settled(sent, settlements)
         self.held.purge(now)
-        believed = dict(self._said)
         for grant in grants:
             self.held.granted(sent, grant, self._spoken)
-            demand = believed.pop(grant.flow, None)
-            if demand and demand.waiting > 1:
-                believed[grant.flow] = FlowDemand(grant.flow, demand.weight, demand.waiting - 1)
-        self._believed = believed
-        self.newcomers.update(self._grown)
-        self.newcomers.intersection_update(believed)
+        if self._reports:
+            self._demands.forgotten()
+        else:
+            self._demands.heard(grants)
+        self.newcomers = dict.fromkeys([flow for flow in (*self.newcomers, *self._grown) if flow in self.waiting])
 
     def clock_is_fast(self, now: Micros) -> bool:
         """Whether the store's clock ran fast of late."""
@@ -276,16 +277,13 @@ class Session:
         """Whether one is fetched together with the last request: it announces newcomers who probably have to wait."""
         if not self._grown or not self._available:
             return bool(self._grown)
-        waiting = Counter[int]()
-        for lane, demand in self._said.items():
-            for limit in lane.demand_class.limits:
-                waiting[limit] += demand.waiting
+        waiting = self._demands.by_limit
         short = {limit for limit, budget in enumerate(self._available) if waiting[limit] > budget.available}
-        return any(not short.isdisjoint(lane.demand_class.limits) for lane in self._grown)
+        return any(not short.isdisjoint(flow.demand_class.limits) for flow in self._grown)
 
     def snapshot_due(self, now: Micros) -> bool:
         """Whether one is fetched after an exchange: requests wait, and the newest snapshot is too old for them."""
-        if not self._believed:
+        if not self.waiting:
             return False
         if self.snapshot is None or self.newcomers:
             return True
@@ -296,16 +294,11 @@ class Session:
         """How old the newest snapshot is, if there is one."""
         return now - self._taken
 
-    def took(self, now: Micros, snapshot: Snapshot, left: Collection[Flow] = ()) -> None:
-        """Keep a snapshot made at `now`, after the exchange that was heard last."""
+    def took(self, now: Micros, snapshot: Snapshot, left: Iterable[Flow] = ()) -> None:
+        """Keep a snapshot made at `now`, after the exchange heard last; those `left` stay newcomers."""
         self.snapshot, self._taken = snapshot, now
-        self.newcomers.intersection_update(left)
+        self.newcomers = dict.fromkeys(left)
 
     def pins(self) -> tuple[tuple[int, str], ...]:
-        """The limits and quotas that flows of the last request insist on: of newcomers first, others in rotation."""
-        said = list(self._said)
-        begin = self._turn = self._turn % len(said) if said else 0
-        kinds = [lane.demand_class for lane in (*self._grown, *self.newcomers, *said[begin:], *said[:begin])]
-        found = dict.fromkeys([(limit, kind.pinned) for kind in kinds if kind.pinned for limit in kind.limits])
-        self._turn += PINS
-        return tuple([(limit, pinned) for limit, pinned in islice(found, PINS) if pinned])
+        """The limits and quotas that flows insist on: of newcomers first, others in rotation."""
+        return self._demands.pins((*self._grown, *self.newcomers), PINS)

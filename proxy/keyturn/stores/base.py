@@ -1,8 +1,8 @@
 """What all stores have in common, as one replica sees them: a session that exchanges, and estimates by snapshots."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import chain, islice
 
 from keyturn.core.errors import StoreLost
 from keyturn.core.estimator import Estimator
@@ -13,7 +13,6 @@ from keyturn.core.exchange import (
     ExchangeResult,
     Flow,
     FlowDemand,
-    LeaseGrant,
     Settlement,
     heartbeat,
 )
@@ -83,8 +82,15 @@ class SessionStore:
     def epoch_began(self) -> None:
         """Take note that the state was new, restarted, failed over or behind: every bucket opens by a probe (law 8)."""
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
-        """See `core.exchange.PoolStore`.
+    async def exchange(
+        self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...], *, partial: bool = False
+    ) -> ExchangeResult:
+        """See `core.exchange.PoolStore`."""
+        self.session.tell(demands, partial=partial)
+        return await self.speak(settlements)
+
+    async def speak(self, settlements: tuple[Settlement, ...], *, report: bool = False) -> ExchangeResult:
+        """Say what ended and what waits; a report says that nothing waits, so nothing is granted.
 
         A connection that breaks is no loss yet: once in an exchange the request is made again over a new one. What the
         first came to does not matter, for its grants are taken back, and what ended has ended.
@@ -94,7 +100,7 @@ class SessionStore:
         epoch = session.epoch
         for _ in range(ROUNDS):
             sent = self._clock()
-            request = session.request(sent, settlements, demands)
+            request = session.request(sent, settlements, report=report)
             try:
                 response, snapshot = await self.send(request, session.pins() if session.wants_snapshot() else None)
             except StoreLost as lost:
@@ -108,18 +114,16 @@ class SessionStore:
                 continue
             if epoch not in ("", session.epoch):
                 self.epoch_began()
-            return await self._answer(heard, demands, snapshot)
+            return await self._answer(heard, snapshot)
         raise StoreLost("The shared store does not come to terms with this replica.", cause=_AT_ODDS)
 
-    async def _answer(
-        self, heard: ExchangeResponse, demands: tuple[FlowDemand, ...], snapshot: Snapshot | None
-    ) -> ExchangeResult:
+    async def _answer(self, heard: ExchangeResponse, snapshot: Snapshot | None) -> ExchangeResult:
         """What the waiting room is told: with estimates, if there is a new snapshot."""
         session, grants = self.session, heard.grants
         if snapshot is None and session.snapshot_due(self._clock()):
             with suppress(StoreLost):  # the grants are here, and the next exchange says so, too
                 snapshot = await self.fetch(session.revision.name, session.pins())
-        estimates = self._estimates(snapshot, demands, grants) if snapshot is not None else {}
+        estimates = self._estimates(snapshot) if snapshot is not None else {}
         again = heard.again
         if session.newcomers and snapshot is not None:
             again = MILLISECOND
@@ -129,28 +133,30 @@ class SessionStore:
             again = min(again, DRIFT_PULSE)
         return ExchangeResult(heard.version, grants, estimates, heard.available, again, heard.replicas, heard.foreign)
 
-    def _estimates(
-        self, snapshot: Snapshot, demands: Iterable[FlowDemand], grants: Iterable[LeaseGrant]
-    ) -> Mapping[Flow, EstimatedWaits]:
+    def _estimates(self, snapshot: Snapshot) -> Mapping[Flow, EstimatedWaits]:
         """The estimates of flows of which requests still wait: of newcomers first, then of the others in rotation."""
-        session, granted = self.session, Counter([grant.flow for grant in grants])
-        waiting = {one.flow: one for one in demands if one.waiting > granted[one.flow]}
-        pins = {(limit, quota) for limit, quota, _ in snapshot.pinned}
-        shown = [
-            one
-            for one in waiting
-            if not one.demand_class.pinned or all((i, one.demand_class.pinned) in pins for i in one.demand_class.limits)
-        ]
-        newcomers = [flow for flow in shown if flow in session.newcomers]
-        others = [flow for flow in shown if flow not in session.newcomers]
-        begin = self._next % len(others) if others else 0
-        chosen = [*newcomers, *others[begin:], *others[:begin]][:ESTIMATED]
-        self._next = begin + max(0, len(chosen) - len(newcomers))
-        session.took(self._clock(), snapshot, session.newcomers.difference(chosen))
+        session = self.session
+        waiting, pins = session.waiting, {(limit, quota) for limit, quota, _ in snapshot.pinned}
+
+        def shown(flow: Flow) -> bool:
+            limits, pinned = flow.demand_class
+            return not pinned or all((limit, pinned) in pins for limit in limits)
+
+        newcomers = [flow for flow in session.newcomers if shown(flow)][:ESTIMATED]
+        begin = self._next % len(waiting) if waiting else 0
+        chosen = dict.fromkeys(newcomers)
+        for flow in chain(islice(waiting, begin, None), islice(waiting, begin)):
+            if len(chosen) >= ESTIMATED:
+                break
+            begin += 1
+            if shown(flow):
+                chosen[flow] = None
+        self._next = begin
+        session.took(self._clock(), snapshot, [flow for flow in session.newcomers if flow not in chosen])
         estimator = Estimator(snapshot, session.revision, session.replicas)
         told: dict[Flow, EstimatedWaits] = {}
         for demand in [waiting[flow] for flow in chosen]:
-            turns = estimator.turns(demand.flow, demand.waiting - granted[demand.flow], demand.weight)
+            turns = estimator.turns(demand.flow, demand.waiting, demand.weight)
             if turns is not None:
                 told[demand.flow] = turns
         return told

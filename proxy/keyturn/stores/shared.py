@@ -118,16 +118,19 @@ class SharedStore:
     def try_grant(self, flow: Flow, weight: int) -> None:
         """See `core.exchange.PoolStore`: never."""
 
-    async def exchange(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
+    async def exchange(
+        self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...], *, partial: bool = False
+    ) -> ExchangeResult:
         """See `core.exchange.PoolStore`.
 
         Raises:
             StoreLost: under `wait`, and under `refuse` with a time to come back.
         """
         revision = self._store.revision
+        self._store.session.tell(demands, partial=partial)
         if self.lost is None:
             try:
-                answer = await self._store.exchange((*self._unused, *settlements), demands)
+                answer = await self._store.speak((*self._unused, *settlements))
             except StoreLost as lost:
                 self._lose(lost)
                 if revision is not self._store.revision:
@@ -135,9 +138,9 @@ class SharedStore:
             else:
                 self._unused = ()
                 return answer
-        return await self._without(settlements, demands)
+        return await self._without(settlements)
 
-    async def _without(self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]) -> ExchangeResult:
+    async def _without(self, settlements: tuple[Settlement, ...]) -> ExchangeResult:
         if self._on_loss != "share" or self._quiet or self._clock() < self._since + PATIENCE:
             raise StoreLost(
                 "The store of the rate limits does not answer. Come back in a moment.",
@@ -146,13 +149,9 @@ class SharedStore:
             )
         if self._share is None:
             self._share = self._new_share()
-        revision = self._store.revision
-        answer = await self._share.exchange(settlements, demands)
-        now = self._clock()
-        held = self._store.session.held
-        held.settled(now, settlements)
-        for grant in answer.grants:
-            held.granted(now, grant, revision)
+        session, revision = self._store.session, self._store.revision
+        answer = await self._share.exchange(settlements, tuple(session.waiting.values()))
+        session.granted_elsewhere(self._clock(), revision, settlements, answer.grants)
         return answer
 
     def _new_share(self) -> Share:
@@ -216,5 +215,5 @@ class SharedStore:
         await self._say()
 
     async def _say(self) -> None:
-        answer = await self._store.exchange(self._unused, ())
+        answer = await self._store.speak(self._unused, report=True)
         self._unused = tuple([Unsent(grant.lease) for grant in answer.grants])
