@@ -19,7 +19,7 @@ from itertools import cycle
 
 LONGEST = 60.0
 PATIENCE = 3.0
-"""Seconds after which an attack begins with what is there."""
+"""Seconds after which an attack begins even if connections are missing."""
 AGAIN = 50
 FILLER = 60_000
 """Bytes of a large field: nearly as many as `inbound.max_head` permits."""
@@ -28,9 +28,9 @@ ENDED = select.POLLERR | select.POLLHUP | getattr(select, "POLLRDHUP", 0)
 
 @dataclass(frozen=True)
 class Attack:
-    """What each connection does.
+    """The behaviour of each connection.
 
-    `opening` is sent first, as far as it is taken. Then, `pace` times a second over all connections, the next
+    `opening` is sent first, as far as the proxy reads it. Then, `pace` times a second over all connections, the next
     connection in turn sends the next of `drops` and takes `takes` bytes. `waits`: only when what it sent has been
     answered, so no answer is left unread.
     """
@@ -48,7 +48,7 @@ def head(line: str, *fields: str) -> bytes:
 
 
 def attack(kind: str, number: int, token: str) -> Attack:
-    """The attack of a kind with so many connections."""
+    """Return the attack of a kind with so many connections."""
     known, unknown = f"X-Api-Key: {token}", "X-Api-Key: nobody"
     escapes = 'a="' + '\\"' * (FILLER // 2 - 2)  # a quoted string without its end
     fill = "X-Fill: " + "x" * FILLER
@@ -83,7 +83,7 @@ class Line:
         self.unanswered = False
 
     def send(self) -> None:
-        """Send what is taken now.
+        """Send as much as the proxy reads now.
 
         Raises:
             OSError: the connection has ended.
@@ -93,7 +93,7 @@ class Line:
                 self.due = self.due[self.sock.send(self.due) :]
 
     def take(self, number: int) -> bool:
-        """Take so many bytes at the most; returns whether there were any.
+        """Read at most so many bytes; returns whether there were any.
 
         Raises:
             OSError: the connection has ended.
@@ -122,7 +122,7 @@ class Attacker:
         self._drops = cycle(kind.drops)
 
     def run(self) -> Iterator[bool]:
-        """Go on for as long as it is asked; says each time whether all is in place."""
+        """Serve the connections until the process ends; yields each time whether all of them are in place."""
         began = last = time.monotonic()
         paced = 0.0
         while True:
@@ -151,7 +151,7 @@ class Attacker:
         self._lines.pop(descriptor).sock.close()
 
     def _serve(self, descriptor: int, what: int) -> None:
-        """A connection takes more, or has ended."""
+        """Serve a connection that can be written to or read from, or has ended."""
         line = self._lines[descriptor]
         try:
             if what & ENDED:
@@ -164,7 +164,7 @@ class Attacker:
             self._poll.modify(descriptor, ENDED)
 
     def _go_on(self) -> None:
-        """The next connection in turn sends its drop, and takes what it takes."""
+        """Let the next connection in turn send its drop and read what it may."""
         if not self._turns:
             return
         self._turns.rotate(-1)
@@ -185,7 +185,7 @@ class Attacker:
 
 
 def main() -> None:
-    """Read the arguments and attack."""
+    """Read the arguments, then attack."""
     parser = argparse.ArgumentParser(prog="python -m bench.attacks", description=__doc__)
     for name in ("kind", "address", "number", "token", "source"):
         parser.add_argument(name)

@@ -12,7 +12,7 @@ from contextlib import suppress
 import uvloop
 
 SECONDS = 0.02
-"""Until an answer begins, as an API of a real distance takes it."""
+"""Seconds until an answer begins, as from a distant API."""
 SMALL = b'{"me":"' + b"x" * 1000 + b'"}'
 LARGE, JOINED = 64 * 2**20, 40_000_000
 """Bytes of an answer with a length, and of one in chunks."""
@@ -21,7 +21,7 @@ LENGTH = b"content-length:"
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One request of a kept connection, and its answer by its path."""
+    """Read one request of a kept connection and answer it by its path."""
     head = await reader.readuntil(b"\r\n\r\n")
     _, target, _ = head.split(b" ", 2)
     _, mark, rest = head.lower().partition(LENGTH)
@@ -49,7 +49,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One connection, to its end."""
+    """Serve one connection to its end."""
     with suppress(ConnectionError, asyncio.IncompleteReadError):
         while True:
             await answer(reader, writer)

@@ -1,4 +1,4 @@
-"""The least that a proxy made with aiohttp can do: swap the key and stream both ways. What Keyturn is measured against.
+"""The baseline for Keyturn: a minimal aiohttp proxy that swaps the key and streams both ways.
 
 Run as `python -m bench.bare UPSTREAM_URL CA.pem KEY`; prints `ready data=http://127.0.0.1:PORT` to stderr.
 """
@@ -13,7 +13,7 @@ from yarl import URL
 
 
 async def serve(upstream: str, ca: str, key: str) -> None:
-    """Forward whatever comes to a free port of the loopback until the process is ended."""
+    """Forward every request to a free port of the loopback until the process is ended."""
     connector = TCPConnector(limit=256, ssl=ssl.create_default_context(cafile=ca))
     session = ClientSession(
         connector=connector,

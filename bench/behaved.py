@@ -1,4 +1,4 @@
-"""The well-behaved client of `bench.hostile`: asks at a fixed pace, whatever becomes of its earlier requests.
+"""The well-behaved client of `bench.hostile`: asks at a fixed pace, however its earlier requests end.
 
 Run as `python -m bench.behaved HOST:PORT TARGET RATE SECONDS TOGETHER BYTES TOKEN`: `RATE` requests a second,
 `TOGETHER` at a time, each with an answer of so many bytes. Prints one line of JSON: how many were `asked`, the answers
@@ -17,14 +17,14 @@ import uvloop
 from keyturn.tasks import finish, spawn
 
 PATIENCE = 3.0
-"""Seconds that the last requests are waited for."""
+"""Seconds to wait for the last requests."""
 LARGE = 1_000_000
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Client:
-    """Its kept connections, and what came of its requests; `expected`: the length of an answer, 0 for any."""
+    """Kept connections and the outcomes of requests; `expected` is the length of an answer, 0 for any."""
 
     def __init__(self, address: str, head: bytes, expected: int = 0) -> None:
         host, _, port = address.rpartition(":")
@@ -36,7 +36,7 @@ class Client:
         self.seconds: list[float] = []
 
     async def ask(self, due: float) -> None:
-        """One request over an idle connection, or a new one."""
+        """Send one request over an idle connection, or a new one."""
         code, began = 0, due
         try:
             streams = self._idle.pop() if self._idle else await asyncio.open_connection(*self._where, limit=2**20)
@@ -84,7 +84,7 @@ async def _body(reader: asyncio.StreamReader, head: bytes) -> int:
 
 
 async def measure(client: Client, rate: float, seconds: float, together: int) -> int:
-    """Ask for so long, and give the last requests a while; returns how many requests there were."""
+    """Send requests for so long, wait a while for the last ones, and return how many there were."""
     began, turns = time.perf_counter(), round(rate * seconds / together)
     tasks: set[asyncio.Task[None]] = set()
     asked = 0
@@ -101,7 +101,7 @@ async def measure(client: Client, rate: float, seconds: float, together: int) ->
 
 
 def main() -> None:
-    """Read the arguments, run, print."""
+    """Read the arguments, measure, print."""
     address, target, rate, seconds, together, expected, token = sys.argv[1:]
     head = f"GET {target} HTTP/1.1\r\nHost: {address}\r\nX-Api-Key: {token}\r\n\r\n".encode()
     client = Client(address, head, int(expected))

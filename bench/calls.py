@@ -23,7 +23,7 @@ from tests.stores.servers import Server, server
 
 KEYS = 10
 TRIPS = (0.05, 0.3)
-"""Seconds between which an answer comes."""
+"""The shortest and the longest service time, in seconds."""
 RATES = ((1, 20.0), (10, 8.0), (1000, 5.0))
 """Requests per second, and for how many seconds."""
 LIMIT, WINDOW = 80, 4
@@ -31,7 +31,7 @@ QUEUED, MEASURED = 3, 2
 """Windows for which requests are queued, and those that are measured."""
 REPLICAS = (1, 8, 100)
 FEWEST = 10
-"""Requests that are queued in each replica at the least."""
+"""Least number of requests that are queued in each replica."""
 IDLE, BUSY, GRANTING, HEARTBEATS, WAKES = 1.1, 0.1, 1.2, 0.5, 0.2
 """The aims: round trips a request at the lowest and at the highest rate, granting calls and wake-ups a token,
 heartbeats a replica and second."""
@@ -89,7 +89,7 @@ async def room(url: str, pool: Pool, name: str) -> AsyncIterator[Room]:
 
 
 def calls(one: Server) -> Counter[str]:
-    """How often the scripts were called (`script`), and how many messages were sent (`publish`)."""
+    """Return how often the scripts were called (`script`), and how many messages were sent (`publish`)."""
     lines = (line.partition(":") for line in one.ask("INFO", "commandstats").splitlines())
     told = {name: dict(part.split("=") for part in rest.split(",")) for name, colon, rest in lines if colon}
     made = Counter[str]()
@@ -99,12 +99,12 @@ def calls(one: Server) -> Counter[str]:
 
 
 def met(figure: float, aim: float) -> str:
-    """A figure beside its aim."""
+    """Return a figure beside its aim."""
     return f"{figure:.2f} ({'met' if figure <= aim else 'missed'}, aim {aim:g})"
 
 
 async def per_request(kind: str, rate: int, seconds: float) -> None:
-    """Requests come at a steady rate, and a key is free for each."""
+    """Measure requests that come at a steady rate and find a key available."""
     tasks: set[asyncio.Task[Any]] = set()
     with server(kind) as one:
         async with room(one.url, pool_of(KEYS, Limit(10_000, 60 * SECOND, ())), "r") as only:
@@ -123,7 +123,7 @@ async def per_request(kind: str, rate: int, seconds: float) -> None:
 
 
 async def per_token(kind: str, replicas: int) -> None:
-    """In each replica more requests wait than are served while it is looked at."""
+    """Measure replicas in which more requests wait than are served meanwhile."""
     tasks: set[asyncio.Task[Any]] = set()
     pool = pool_of(1, Limit(LIMIT, WINDOW * SECOND, ()))
     seconds = MEASURED * WINDOW
@@ -154,7 +154,7 @@ def _made(rooms: list[Room]) -> Counter[str]:
 
 
 async def run(kind: str) -> None:
-    """Print it all."""
+    """Print all figures."""
     print("How often a replica calls the server, while keys are free")
     for rate, seconds in RATES:
         await per_request(kind, rate, seconds)

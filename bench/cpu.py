@@ -1,4 +1,4 @@
-"""How much CPU time another process has used, without a library: /proc on Linux, `ps` elsewhere."""
+"""Read how much CPU time another process has used, without a library: /proc on Linux, `ps` elsewhere."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def cpu_exactly(pid: int) -> float:
-    """The same to the microsecond, so that a single call can be measured; only on Linux is it exact."""
+    """Like `cpu_seconds`, but exact to the microsecond on Linux, so that a single call can be measured."""
     if sys.platform != "linux":
         return cpu_seconds(pid)
     return time.clock_gettime(~pid << 3 | _CPU_OF_PROCESS)

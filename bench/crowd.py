@@ -1,4 +1,4 @@
-"""A thousand clients that wait on two replicas, and what that is like for them and for those that are refused.
+"""Measure a thousand clients that wait on two replicas: what is served, how fast others are refused, and stalls.
 
 Run by `make bench`. Processes on the loopback: a server for the store, the practice API, two replicas by the command
 line with a watchdog in their event loops (`bench.watched`); the clients are this process. bench/README.md says how to
@@ -46,9 +46,9 @@ REFUSED_EACH = 0.1
 PATIENCE = 1
 """Seconds for which they would wait."""
 IMPATIENT = 100
-"""Clients of the crowd of which such requests are: their next turn is surely later than they would wait."""
+"""Clients that send such requests: their next lease is certainly later than these would wait."""
 CALM = 10.0
-"""Seconds for which so many requests are watched waiting."""
+"""Seconds for which that many waiting requests are watched."""
 AIMS = {"used": 0.99, "median": 50.0, "worst": 150.0, "stall": 50.0, "memory": 300.0}
 
 
@@ -62,19 +62,19 @@ class Running:
     watched: Path
 
     def stalls(self, since: float) -> tuple[float, float]:
-        """The most CPU time in one turn of the event loop and the most that it was late since an instant, in ms."""
+        """Return the longest CPU time of one turn of the event loop, and its longest delay, since an instant, in ms."""
         rows = [tuple(map(float, line.split())) for line in self.watched.read_text().splitlines()]
         return max(row[1] for row in rows if row[0] > since), max(row[2] for row in rows if row[0] > since)
 
     def memory(self) -> float:
-        """Resident memory in MB; only Linux tells."""
+        """Return the resident memory in MB (Linux only)."""
         status = Path(f"/proc/{self.pid}/status")
         return int(status.read_text().partition("VmRSS:")[2].split()[0]) * 1024 / 1e6 if status.exists() else 0.0
 
 
 @dataclass
 class Crowd:
-    """What came of its requests."""
+    """The clients, and the outcomes of their requests."""
 
     served: list[float] = field(default_factory=list)
     """Instants."""
@@ -85,7 +85,7 @@ class Crowd:
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def keep_waiting(self, replica: Running, number: int) -> None:
-        """A client that asks again whenever it was served."""
+        """Run a client that asks again whenever it was served."""
         client = Client(replica.address, head(replica, f"c{number}", 300))
         while True:
             client.codes.clear()
@@ -97,7 +97,7 @@ class Crowd:
                 await asyncio.sleep(1)
 
     async def be_refused(self, replicas: list[Running], seconds: float) -> None:
-        """Ask for what would come too late, again and again, each time as another client."""
+        """Send requests that cannot be served in time, each as another client."""
         clients = [
             Client(replica.address, head(replica, f"c{number}", PATIENCE))
             for number in range(IMPATIENT)
@@ -114,7 +114,7 @@ class Crowd:
             await asyncio.sleep(max(0.0, began + number * REFUSED_EACH - time.monotonic()))
 
     async def use_evenly(self, replicas: list[Running]) -> None:
-        """Use every token once, at the pace at which they return."""
+        """Use every token once, at the pace at which tokens return."""
         clients = [Client(replica.address, head(replica, f"c{n}", 300)) for n in range(500) for replica in replicas]
         began, number = time.monotonic(), 0
         while number < KEYS * LIMIT:
@@ -124,14 +124,14 @@ class Crowd:
             await asyncio.sleep(max(0.0, began + number * WINDOW / KEYS / LIMIT - time.monotonic()))
 
     def start(self, replica: Running, numbers: range) -> None:
-        """Let clients come, each on a connection of its own."""
+        """Start clients, each on a connection of its own."""
         for number in numbers:
             name = number % CLIENTS
             spawn(self.keep_waiting(replica, name), name=f"client {number}", owner=self.tasks)
 
 
 def head(replica: Running, client: str, wait: int) -> bytes:
-    """A request of a client that would wait so many seconds."""
+    """Return the head of a client's request that would wait so many seconds."""
     lines = (
         "GET /me HTTP/1.1",
         f"Host: {replica.address}",
@@ -143,12 +143,12 @@ def head(replica: Running, client: str, wait: int) -> bytes:
 
 
 def token_of(client: str) -> str:
-    """No secret: it all stays on the loopback."""
+    """Return a client's token. It is no secret: everything stays on the loopback."""
     return f"token-of-{client}"
 
 
 def configuration(upstream: str, store: str) -> dict[str, Any]:
-    """Everything that the crowd does not need is as it comes."""
+    """Return a configuration that sets only what the crowd needs."""
     names = [f"c{number}" for number in range(CLIENTS)]
     return {
         "listen": "127.0.0.1:0",
@@ -169,7 +169,7 @@ def configuration(upstream: str, store: str) -> dict[str, Any]:
 
 
 def start(stack: ExitStack, kind: str) -> list[Running]:
-    """The server, the API and the replicas; the stack ends them."""
+    """Start the server, the API and the replicas; the stack ends them."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keyturn-crowd-")))
     one = stack.enter_context(server(kind))
     python = [sys.executable, "-m"]
@@ -189,7 +189,7 @@ def start(stack: ExitStack, kind: str) -> list[Running]:
 
 
 async def throttled(replica: Running) -> int:
-    """Answers 429 of the upstream."""
+    """Return how many requests the upstream has answered 429."""
     reader, writer = await asyncio.open_connection(*replica.admin.split(":"), limit=2**24)
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     lines = (await reader.read(-1)).decode().splitlines()
@@ -198,7 +198,7 @@ async def throttled(replica: Running) -> int:
 
 
 async def measure(replicas: list[Running], seconds: float, shape: str) -> None:
-    """Let them come, wait, be served and be refused, and then many more; print it."""
+    """Let the clients wait, be served and be refused, then many more; print the figures."""
     crowd, begins = Crowd(), time.monotonic() + WARM
     if shape == "evenly":
         await crowd.use_evenly(replicas)
@@ -214,7 +214,7 @@ async def measure(replicas: list[Running], seconds: float, shape: str) -> None:
 
 
 async def watch(crowd: Crowd, replicas: list[Running], seconds: float) -> None:
-    """Look at the replicas for a while."""
+    """Watch the replicas for a while."""
     began = time.monotonic()
     spent, waited = sum(cpu_seconds(one.pid) for one in replicas), sum(delay(one.pid) for one in replicas)
     await crowd.be_refused(replicas, seconds)
@@ -243,7 +243,7 @@ async def watch(crowd: Crowd, replicas: list[Running], seconds: float) -> None:
 
 
 async def fill(crowd: Crowd, replica: Running) -> None:
-    """Let many more wait on one replica; print what they cost."""
+    """Let many more requests wait on one replica; print what they cost."""
     before = replica.memory()
     for first in range(CLIENTS, WAITING, 100):
         crowd.start(replica, range(first, first + 100))
@@ -257,7 +257,7 @@ async def fill(crowd: Crowd, replica: Running) -> None:
 
 
 def judge(name: str, what: str, figure: float, aim: float, *, percent: bool = False) -> None:
-    """Print a figure, and whether it is what it should be."""
+    """Print a figure, and whether it meets its aim."""
     met = figure >= aim if percent else figure <= aim
     shown, wanted = (f"{figure:.2%}", f">= {aim:.0%}") if percent else (f"{figure:.1f}", f"<= {aim:.0f}")
     print(f"{name:16}{shown} {what}: {'met' if met else 'missed'} (aim {wanted})", flush=True)

@@ -32,11 +32,11 @@ KEYS = (16, 1024, 10_240)
 ONE, MANY = 1, 64
 """Tokens that return at the same instant."""
 PINNED = 300
-"""Keys to each of which one client has pinned requests."""
+"""Number of keys to which one client has pinned requests."""
 STEP: Micros = 10 * MILLISECOND
-"""Between two tokens."""
+"""Microseconds between two tokens."""
 COUNTED = {ONE: 100, MANY: 6}
-"""Exchanges that grant so many, in one round."""
+"""Exchanges in one round."""
 SNAPSHOTS = 20
 BOUND = 10 * SECOND
 AIMS = {"one": 250, "many": 45, "snapshot": 1000}
@@ -49,14 +49,14 @@ FORMER = {
     (KEYS[1], 1000, 1, 1): 92_117,
     (KEYS[1], 64, 1, 3): 8_565,
 }
-"""What an exchange with one token cost before the scheduler was rebuilt, by keys, clients, replicas and limits."""
+"""Cost of an exchange with one token before the scheduler was rebuilt, by keys, clients, replicas and limits."""
 LOOP = Script.of("local sum = 0 for number = 1, 20000 do sum = sum + number % 7 end return sum")
-"""What takes as long on every server: it tells how fast the machine is meanwhile."""
+"""A script of constant work, which tells how fast the machine is meanwhile."""
 
 
 @dataclass
 class Replica:
-    """What one replica knows."""
+    """One replica: its session with the store."""
 
     session: Session
     due: Micros
@@ -93,13 +93,13 @@ class Fleet:
         }
 
     async def join(self) -> None:
-        """Begin: every replica says what waits, and listens."""
+        """Let every replica announce its demands and listen."""
         for name, replica in self._replicas.items():
             self._link.listen(f"{self._key}:wake:{name}", lambda _: None)
             self.announced.append(await self._exchange(replica, ONE))
 
     async def run(self, together: int, exchanges: int) -> list[Done]:
-        """Call as told until so many exchanges have dealt, each of them what returns `together`."""
+        """Call when told until so many exchanges have dealt, each of them the tokens that return `together`."""
         done: list[Done] = []
         while exchanges > 0:
             replica = min(self._replicas.values(), key=lambda one: one.due)
@@ -109,13 +109,13 @@ class Fleet:
         return done
 
     async def fill(self, together: int) -> None:
-        """Use every token, those that return together at one instant, until all wait for their return."""
+        """Use every token, those that return together at one instant, until all are cooling down."""
         left = max(TOKENS, len(self._revision.quotas))
         while left > 0:
             left -= sum(done.dealt for done in await self.run(together, 1))
 
     async def snapshots(self, number: int) -> list[float]:
-        """The cost of snapshots for the first replica."""
+        """Measure snapshots of the first replica."""
         session, costs = self._replicas["r0"].session, []
         said = encode_snapshot(self._revision.name, session.pins(), now=self.now)
         for _ in range(number):
@@ -148,7 +148,7 @@ class Fleet:
         return Done(cpu, dealt, len(grants))
 
     def _count(self, together: int) -> Micros:
-        """When the next request is counted: so that tokens return evenly, or so many together."""
+        """Return when the next request is counted, so that tokens return evenly, or so many together."""
         if self._together == 0:
             self._together = together
             self._counted = max(self.now, self._counted + together * STEP)
@@ -184,7 +184,7 @@ def pool(keys: int, limits: int) -> Pool:
 
 
 def demands_of(clients: int, limits: int) -> tuple[FlowDemand, ...]:
-    """What waits in each replica, for ever: as many flows as clients, enough for one exchange of many."""
+    """Return the demands of each replica, which never end: a flow for each client, enough for one exchange of many."""
     kind, waiting = DemandClass(tuple(range(limits))), max(2, -(-256 // clients))
     return tuple([FlowDemand(Flow(f"c{number}", kind), 1, waiting) for number in range(clients)])
 
@@ -192,7 +192,7 @@ def demands_of(clients: int, limits: int) -> tuple[FlowDemand, ...]:
 async def fleet(
     stack: AsyncExitStack, one: Server, pool: Pool, replicas: int, demands: tuple[FlowDemand, ...]
 ) -> Fleet:
-    """A fleet on an empty server; the stack ends its connections."""
+    """Start a fleet on an empty server; the stack ends its connections."""
     one.ask("FLUSHALL")
     link = Link(one.url, shown=one.url, timeout=60 * SECOND)
     stack.push_async_callback(link.close)
@@ -202,7 +202,7 @@ async def fleet(
 
 
 async def cell(one: Server, keys: int, clients: int, replicas: int, limits: int, rounds: int) -> Cell:
-    """Measure one."""
+    """Measure one cell."""
     results: dict[int, list[Done]] = {}
     for together in (ONE, MANY):
         async with AsyncExitStack() as stack:
@@ -225,7 +225,7 @@ def _median(figures: list[float]) -> float:
 
 
 async def pinned(one: Server, rounds: int) -> None:
-    """One client has two requests pinned to each of many keys."""
+    """Measure one client with two requests pinned to each of many keys."""
     keys = pool_of(PINNED, Limit(1, PINNED * STEP, ()))
     demands = tuple([FlowDemand(Flow("c", DemandClass((0,), quota)), 1, 2) for quota in keys.quotas])
     async with AsyncExitStack() as stack:
@@ -244,7 +244,7 @@ async def pinned(one: Server, rounds: int) -> None:
 
 
 async def gauge(one: Server) -> None:
-    """Print how fast the machine is."""
+    """Print how fast the machine is now."""
     link, costs = Link(one.url, shown=one.url, timeout=60 * SECOND), []
     for _ in range(200):
         before = cpu_exactly(one.pid)
@@ -255,7 +255,7 @@ async def gauge(one: Server) -> None:
 
 
 async def run(kind: str, rounds: int) -> None:
-    """Print it all."""
+    """Print all figures."""
     print(
         "Microseconds of the server's CPU for an exchange with one token (and what it cost formerly), one that deals"
         "\n64, each grant of these, one that collects what was reserved meanwhile, and a snapshot; aims: "

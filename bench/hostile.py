@@ -1,4 +1,4 @@
-"""What one hostile client costs a well-behaved one: what it is served and how long it takes, beside itself alone.
+"""Measure what one hostile client costs a well-behaved one: how much of its load is served, and how fast.
 
 Run by `make bench`; `--only uploads,readers` measures some rows. For each row a `keyturn serve` of its own on the
 loopback, its upstream (`bench.backend`), and in turns the well-behaved client (`bench.behaved`) alone and beside the
@@ -35,12 +35,12 @@ MANY = {"requests": 100_000, "window": "1s"}
 RECOVERY = 10.0
 """Seconds that the process has to serve again when an attack is over; else the row ends."""
 SETTLED = 1.0
-"""Seconds more that an attack which is to show its memory goes on."""
+"""Further seconds of an attack whose memory is measured."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the well-behaved client asks for: see `bench.behaved`."""
+    """The load of the well-behaved client: see `bench.behaved`."""
 
     target: str = "/small"
     rate: float = 50
@@ -82,7 +82,7 @@ ROWS = (
 
 @dataclass
 class Figures:
-    """What one round of the well-behaved client gave."""
+    """The figures of one round of the well-behaved client."""
 
     asked: int
     served: int
@@ -107,23 +107,23 @@ class Result:
 
     @property
     def share(self) -> float:
-        """Requests served beside the attack, as a part of those served alone."""
+        """Return the requests served beside the attack as a part of those served alone."""
         return statistics.median(beside.served / max(alone.served, 1) for alone, beside in self.pairs)
 
     @property
     def slower(self) -> float:
-        """How many times its p99 alone the p99 beside the attack is."""
+        """Return the p99 beside the attack divided by the p99 alone."""
         return statistics.median(beside.p99 / alone.p99 for alone, beside in self.pairs)
 
     @property
     def met(self) -> bool:
-        """Whether the targets are met."""
+        """Return whether the targets are met."""
         fits = not self.row.more or self.memory <= MEMORY
         return self.share >= SHARE and self.slower <= SLOWER and fits
 
 
 def ask(row: Row, address: str, seconds: float | None = None) -> Figures:
-    """One round of the well-behaved client."""
+    """Run one round of the well-behaved client."""
     load = row.load
     words = (address, load.target, load.rate, seconds or load.seconds, load.together, load.length, TOKENS["behaved"])
     command = [sys.executable, "-m", "bench.behaved", *map(str, words)]
@@ -138,14 +138,14 @@ def ask(row: Row, address: str, seconds: float | None = None) -> Figures:
 
 @contextmanager
 def attacked(row: Row, number: int, address: str, source: str, folder: Path) -> Iterator[None]:
-    """The attack from an address, for as long as the block lasts."""
+    """Run the attack from an address for as long as the block lasts."""
     command = [sys.executable, "-m", "bench.attacks", row.kind, address, str(number), TOKENS["hostile"], source]
     with running("attack", command, folder):
         yield
 
 
 def recover(address: str) -> bool:
-    """Wait until the process serves the well-behaved client again; returns whether it does."""
+    """Wait until the process serves the well-behaved client again; return whether it does."""
     deadline = time.monotonic() + RECOVERY
     while time.monotonic() < deadline:
         asking = http.client.HTTPConnection(address, timeout=RECOVERY)
@@ -159,19 +159,19 @@ def recover(address: str) -> bool:
 
 
 def peak(pid: int) -> float:
-    """The most memory of a process that was resident, in MB; only Linux tells."""
+    """Return the peak resident memory of a process in MB (Linux only)."""
     status = Path(f"/proc/{pid}/status")
     return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6 if status.exists() else 0.0
 
 
 def delay(pid: int) -> float:
-    """Milliseconds for which a process could have run but had no core; only Linux tells."""
+    """Return the milliseconds for which a process could have run but had no core (Linux only)."""
     told = Path(f"/proc/{pid}/schedstat")
     return int(told.read_text().split()[1]) / 1e6 if told.exists() else 0.0
 
 
 def configuration(row: Row, upstream: str) -> dict[str, Any]:
-    """Everything that the row does not need is as it comes."""
+    """Return a configuration that sets only what the row needs."""
     keys = [{"name": name, "secret": f"secret-of-{name}"} for name in ("one", "two")][: 1 if row.join else 2]
     return {
         "listen": "127.0.0.1:0",
@@ -185,7 +185,7 @@ def configuration(row: Row, upstream: str) -> dict[str, Any]:
 
 
 def measure(row: Row, rounds: int | None, source: str) -> Result:
-    """A row, before a process of its own."""
+    """Measure a row before a process of its own."""
     result = Result(row)
     with tempfile.TemporaryDirectory(prefix="keyturn-hostile-") as name:
         folder = Path(name)
@@ -241,7 +241,7 @@ def report(results: list[Result]) -> None:
 
 
 def main() -> None:
-    """Measure each row that is asked for, and report."""
+    """Measure the rows that were asked for, and report."""
     names = list(dict.fromkeys(row.name for row in ROWS))
     parser = argparse.ArgumentParser(prog="python -m bench.hostile", description=__doc__)
     parser.add_argument("--only", default=",".join(names), help=f"some of {','.join(names)}, or kinds of attacks")

@@ -1,4 +1,4 @@
-"""What the shared store adds to a request: one proxy on memory, one on a server, nothing else to do, asked in turns."""
+"""Measure what the shared store adds to a request: two idle proxies, one on memory, one on a server, in turns."""
 
 import json
 import secrets
@@ -16,7 +16,7 @@ REQUESTS = 300
 
 
 def start(stack: ExitStack, folder: Path, urls: dict[str, str]) -> list[Proxy]:
-    """An upstream, and a proxy for each store; the stack ends them."""
+    """Start an upstream, and a proxy for each store; the stack ends them."""
     certificate, ca = write_certificates(folder)
     python = [sys.executable, "-m"]
     _, ready = stack.enter_context(running("upstream", [*python, "bench.upstream", str(certificate)], folder))
@@ -34,7 +34,7 @@ def start(stack: ExitStack, folder: Path, urls: dict[str, str]) -> list[Proxy]:
 
 
 def run(kind: str, rounds: int) -> None:
-    """Print it."""
+    """Print the figures."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keyturn-bench-")))
         one = stack.enter_context(server(kind))

@@ -23,7 +23,7 @@ class UnexpectedAnswerError(Exception):
 
 @dataclass
 class Run:
-    """What is still to be sent, what came back, and the end of it all."""
+    """The requests that are still to be sent, the answers so far, and the future that ends with the last."""
 
     left: int
     body_length: int
@@ -32,18 +32,18 @@ class Run:
     took: list[float] = field(default_factory=list)
 
     def take(self) -> bool:
-        """Whether there is a request left to send; takes it."""
+        """Take one of the requests that are left; return whether there was one."""
         self.left -= 1
         return self.left >= 0
 
     def leave(self) -> None:
-        """Note that a connection has nothing more to do."""
+        """Note that a connection is done."""
         self.open -= 1
         if not self.open and not self.done.done():
             self.done.set_result(None)
 
     def fail(self, reason: str) -> None:
-        """End the run: a measurement with a wrong answer in it is worth nothing."""
+        """End the run: a measurement with a wrong answer is worthless."""
         if not self.done.done():
             self.done.set_exception(UnexpectedAnswerError(reason))
 
@@ -66,7 +66,7 @@ class Caller(asyncio.Protocol):
         self._sent_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what to write to."""
+        """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its class
 
     def data_received(self, data: bytes) -> None:
@@ -127,7 +127,7 @@ async def measure(
 
 
 def main() -> None:
-    """Read the arguments, run, print."""
+    """Read the arguments, measure, print."""
     address, requests, connections, body_length = sys.argv[1:5]
     tokens = sys.stdin.read().split()
     try:

@@ -1,4 +1,4 @@
-"""Pools for benchmarks, their clock, and who does not listen to what is told meanwhile."""
+"""Pools for benchmarks, their clock, and an observer that ignores all events."""
 
 import time
 
@@ -12,7 +12,7 @@ def now() -> Micros:
 
 
 class Nobody:
-    """An observer that takes no notice."""
+    """An observer that ignores all events."""
 
     def observe(self, event: Event) -> None:
         """See `core.events.Observer`."""

@@ -1,6 +1,6 @@
-"""What slow callers cost in memory: 1,000 that take nothing of a large answer, 1,000 that send a large body by drops.
+"""Measure the memory of slow callers: 1,000 that read nothing of a large answer, 1,000 that send a body slowly.
 
-A body by drops is read before its request goes out, as far as its client has room; the others wait for that.
+A slow body is read before its request goes out, as far as its client has room; the others wait for that.
 Run by `make bench`. One real process on the loopback with as many connections to the upstream as there are callers,
 which is the worst case; by default there are 256. Every size is of memory that is resident.
 """
@@ -26,21 +26,21 @@ ANSWER, BODY = 8 * 2**20, 8 * 2**20
 SENT = 2**20
 """Bytes that a slow writer sends at once, before it begins to drip."""
 WAIT = 20
-"""Seconds that a body waits for room: one that has not left its caller's machine keeps it so long."""
+"""Seconds that a body waits for room."""
 LEFT = WAIT + 2 * EVERY + 1
-"""Seconds after which the process has given back what it does not need."""
+"""Seconds after which the process has returned freed memory to the system."""
 SETTLED = 20
-"""Looks, a tenth of a second apart, after which memory is said to grow no more."""
+"""Samples, a tenth of a second apart, without growth, after which memory counts as stable."""
 
 
 class Upstream:
-    """Answers GET with more than anybody takes, and reads what PUT brings."""
+    """Answer GET with more than anybody reads, and read the bodies of PUT."""
 
     def __init__(self) -> None:
         self.requests = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request of one connection."""
+        """Serve one request of one connection."""
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             self.requests += 1
@@ -55,20 +55,20 @@ class Upstream:
 
 
 def resident(pid: int) -> float:
-    """MiB of a process that are in memory."""
+    """Return the resident memory of a process in MiB."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 async def reads_nothing(host: str, port: int) -> asyncio.StreamWriter:
-    """A caller that asks and takes no more than its socket's buffer."""
+    """Run a caller that asks and reads no more than its socket's buffer."""
     _, writer = await asyncio.open_connection(host, port, limit=2**10)
     writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
     return writer
 
 
 async def drips(host: str, port: int) -> asyncio.StreamWriter:
-    """A caller that sends some of its body at once, and a byte now and then."""
+    """Run a caller that sends some of its body at once, then a byte now and then."""
     _, writer = await asyncio.open_connection(host, port)
     writer.write(b"PUT /large HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % BODY + b"x" * SENT)
     return writer
@@ -84,7 +84,7 @@ class Kind:
 
 
 async def measure(kind: Kind, number: int, address: str, pid: int, upstream: Upstream) -> None:
-    """So many of a kind, and what they cost while they are there and when they have gone."""
+    """Measure the callers of a kind: their cost while they are connected, and after they have gone."""
     before, goal = resident(pid), upstream.requests + (0 if kind.drips else number)
     host, _, port = address.rpartition(":")
     writers = [await kind.call(host, int(port)) for _ in range(number)]
@@ -104,7 +104,7 @@ async def measure(kind: Kind, number: int, address: str, pid: int, upstream: Ups
 
 
 def configuration(upstream: int, number: int) -> dict[str, Any]:
-    """Nobody is cut while it is looked at."""
+    """Return a configuration that cuts no caller off during the measurement."""
     limits = [{"requests": 100_000, "window": "1s"}]
     return {
         "listen": "127.0.0.1:0",
@@ -119,7 +119,7 @@ def configuration(upstream: int, number: int) -> dict[str, Any]:
 
 
 async def run(number: int) -> None:
-    """Each kind before a process of its own, twice: what stays of the first time is used again."""
+    """Measure each kind before a process of its own, twice: the second time reuses memory of the first."""
     upstream = Upstream()
     server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0, backlog=4096)
     port = server.sockets[0].getsockname()[1]

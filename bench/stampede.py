@@ -1,7 +1,7 @@
-"""What joining saves: 200 callers ask for the same 20 collections within a second, with `queue.join` off and on.
+"""Measure what joining saves: 200 callers ask for the same 20 collections in a second, `queue.join` off and on.
 
-Run by `make bench`. Each time a practice API with one key of 60 requests per 6 s over TLS, the real command line before
-it, and callers that come as pipelines do: each on a connection of its own, at a moment of its own.
+Run by `make bench`. Each run has a practice API with one key of 60 requests per 6 s over TLS, the real command line
+before it, and callers that come as pipelines do: each on a connection of its own, at a moment of its own.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Outcome:
 
 
 async def stampede(*, join: bool, callers: int, collections: int, seed: int) -> Outcome:
-    """One stampede on a key that has spent nothing."""
+    """Run one stampede on an unused key."""
     settings = PracticeSettings(limit=LIMIT, window=WINDOW, tls=True, keys=(KEY,))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -87,7 +87,7 @@ async def _measure(api: PracticeApi, ready: str, callers: int, collections: int,
 
 
 def main() -> None:
-    """Print what both gave."""
+    """Print the outcomes of both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--callers", type=int, default=200)
     parser.add_argument("--collections", type=int, default=20)

@@ -1,4 +1,4 @@
-"""The shared store under load: what an exchange costs, how many there are, and what they add to a request.
+"""Measure the shared store under load: the cost of an exchange, how many there are, and what they add to a request.
 
 Run by `make bench`, on a server of the kind that `make test` installs. bench/README.md says how to read the result.
 """

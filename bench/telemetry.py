@@ -1,7 +1,7 @@
-"""What metrics and the log cost of a request's CPU time.
+"""Measure the part of a request's CPU time that metrics and the log take.
 
-Run by `make bench`. The whole of a request is measured as `bench.throughput` does it, on the real command line without
-lines for requests; what telemetry does of it is measured here, in this process, on the events of one such request.
+Run by `make bench`. A whole request is measured as in `bench.throughput`, on the real command line without lines for
+requests; telemetry is measured in this process, on the events of one such request.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LIMIT = 3.0
 
 
 def log(client: int) -> RequestLog:
-    """A request that was forwarded."""
+    """Return the record of a forwarded request."""
     return RequestLog(
         id=token_hex(16), method="GET", path="/collections/12345678-aaaa-bbbb-cccc-1234567890ab",
         client=f"client-{client}", pool="default", key="bench", code=200, outcome="forwarded",
@@ -37,12 +37,12 @@ def log(client: int) -> RequestLog:
 
 
 def events(client: int) -> list[Event]:
-    """What one request emits: on an idle proxy it also has a round trip to the store to itself."""
+    """Return the events of one request: on an idle proxy it also has a round trip to the store to itself."""
     return [UpstreamAnswered("default", "bench", 200), Exchanged("default", 0.0002, 1), log(client)]
 
 
 def cost(work: Callable[[int], None], repetitions: int = 20_000, rounds: int = 7) -> float:
-    """Microseconds of CPU of one call: the median of some rounds."""
+    """Return the microseconds of CPU of one call: the median of some rounds."""
     found = []
     for _ in range(rounds):
         begin = time.process_time_ns()
@@ -53,7 +53,7 @@ def cost(work: Callable[[int], None], repetitions: int = 20_000, rounds: int = 7
 
 
 def metrics_cost() -> float:
-    """Of counting one request."""
+    """Return the cost of counting one request."""
     metrics, stories = Metrics(), [events(client) for client in range(CLIENTS)]
 
     def count(client: int) -> None:
@@ -64,7 +64,7 @@ def metrics_cost() -> float:
 
 
 def log_cost(folder: Path) -> float:
-    """Of one line in JSON, written to a file."""
+    """Return the cost of one line in JSON, written to a file."""
     logging.getLogger(NAME).setLevel(logging.INFO)
     stories = [log(client) for client in range(CLIENTS)]
     with (folder / "requests.log").open("w", encoding="utf-8") as stream:
@@ -73,7 +73,7 @@ def log_cost(folder: Path) -> float:
 
 
 def request_cost(folder: Path, requests: int, rounds: int) -> float:
-    """Of a whole request, without its line."""
+    """Return the cost of a whole request, without its line."""
     certificate, ca = write_certificates(folder)
     tokens = [token_hex(16) for _ in range(CLIENTS)]
     with ExitStack() as stack:
@@ -89,7 +89,7 @@ def request_cost(folder: Path, requests: int, rounds: int) -> float:
 
 
 def report(whole: float, parts: Sequence[tuple[str, float]]) -> None:
-    """A line for each part."""
+    """Print a line for each part."""
     print(f"\na request's CPU time without its line of the log: {whole:.0f} us")
     for name, part in parts:
         print(f"{name}: {part:.1f} us, {100 * part / whole:.1f} % of that")

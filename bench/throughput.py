@@ -1,4 +1,4 @@
-"""Requests per second and CPU per request of Keyturn, beside those of the barest aiohttp proxy, measured in turns.
+"""Measure requests per second and CPU per request of Keyturn and of a bare aiohttp proxy, in turns.
 
 Run by `make bench`. Four processes on the loopback: an HTTPS upstream (`bench.upstream`), the bare proxy
 (`bench.bare`), Keyturn by its command line, and the load (`bench.load`). bench/README.md says how to read the result.
@@ -41,7 +41,7 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Round:
-    """What one load of one proxy gave: requests per second, microseconds of CPU per request, milliseconds."""
+    """The figures of one load of one proxy: requests per second, microseconds of CPU per request, milliseconds."""
 
     rate: float
     cpu: float
@@ -51,7 +51,7 @@ class Round:
 
 @contextmanager
 def running(name: str, command: Sequence[str], folder: Path) -> Iterator[tuple[int, str]]:
-    """A process of ours for as long as it is needed: its id, and its `ready` line."""
+    """Run a process for as long as the block lasts; yields its id and its `ready` line."""
     log = folder / f"{name}.log"
     with log.open("wb") as stderr, subprocess.Popen(command, cwd=ROOT, stderr=stderr) as process:
         try:
@@ -61,7 +61,7 @@ def running(name: str, command: Sequence[str], folder: Path) -> Iterator[tuple[i
 
 
 def wait_ready(name: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    """The `ready` line of a process that has just been started."""
+    """Wait for the `ready` line of a process that was just started."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         for line in log.read_text(errors="replace").splitlines(keepends=True):
@@ -78,7 +78,7 @@ def address_of(ready: str) -> str:
 
 
 def write_certificates(folder: Path) -> tuple[Path, Path]:
-    """A certificate with its key for the upstream, and the authority that signed it."""
+    """Write a certificate with its key for the upstream, and the authority that signed it."""
     authority = trustme.CA()
     certificate, ca = folder / "upstream.pem", folder / "ca.pem"
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
@@ -87,7 +87,7 @@ def write_certificates(folder: Path) -> tuple[Path, Path]:
 
 
 def write_config(folder: Path, upstream: str, ca: Path, tokens: Sequence[str]) -> Path:
-    """Keyturn with authentication on, and a limit that never binds."""
+    """Write a configuration with authentication on, and a limit that never binds."""
     config: dict[str, Any] = {
         "listen": "127.0.0.1:0",
         "admin": "127.0.0.1:0",
@@ -123,12 +123,12 @@ def load(proxy: Proxy, requests: int, connections: int) -> Round:
 
 
 def median(rounds: Sequence[Round]) -> Round:
-    """The median of each figure."""
+    """Return the median of each figure."""
     return Round(*(statistics.median(values) for values in zip(*map(figures, rounds), strict=True)))
 
 
 def figures(one: Round) -> tuple[float, float, float, float]:
-    """A round's figures in the order of its fields."""
+    """Return a round's figures in the order of its fields."""
     return one.rate, one.cpu, one.p50, one.p99
 
 
@@ -167,7 +167,7 @@ def report(results: dict[str, list[Round]]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="loads of each proxy, in turns [7]")
     parser.add_argument("--requests", type=int, default=8000, help="requests in each load [8000]")

@@ -1,4 +1,4 @@
-"""An upstream that costs next to nothing: TLS, keep-alive, the same 1 KB of JSON for every request.
+"""A cheap upstream: TLS, keep-alive, the same 1 KB of JSON for every request.
 
 Run as `python -m bench.upstream CERTIFICATE.pem`; prints `ready https://127.0.0.1:PORT` to stderr. It reads only the
 end of each request's head, so it takes requests without a body.
@@ -28,14 +28,14 @@ END_OF_HEAD = b"\r\n\r\n"
 
 
 class Answering(asyncio.Protocol):
-    """One connection; every end of a head gets the answer."""
+    """One connection, which answers at the end of each head."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what to write to."""
+        """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its class
 
     def data_received(self, data: bytes) -> None:

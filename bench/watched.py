@@ -1,8 +1,8 @@
 """`keyturn` with a watchdog in its event loop: `python -m bench.watched FILE serve -c config.yaml`.
 
-The watchdog comes round every millisecond. Each quarter of a second it writes a line to the file: the instant of the
-monotonic clock, the most CPU time that the event loop's thread used between two rounds, and the most time that a round
-came late, both in milliseconds. What else runs on the machine moves the second figure only.
+The watchdog wakes every millisecond. Each quarter of a second it writes a line to the file: the instant of the
+monotonic clock, the longest CPU time of the event loop's thread between two wake-ups, and the longest delay of a
+wake-up, both in milliseconds. Other processes on the machine affect the second figure only.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ ROUND, PERIOD = 0.001, 0.25
 
 
 class Watchdog:
-    """Comes round in an event loop for as long as that runs."""
+    """A callback that wakes again and again in an event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, file: TextIO) -> None:
         self._loop = loop
@@ -31,7 +31,7 @@ class Watchdog:
         self.come_round()
 
     def come_round(self) -> None:
-        """Note how long the loop did something else, and come again."""
+        """Note how long the loop did something else, and wake again."""
         now, used = time.monotonic(), time.thread_time()
         self._cpu = max(self._cpu, used - self._used)
         self._late = max(self._late, now - self._due)

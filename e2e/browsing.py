@@ -1,4 +1,4 @@
-"""A page in headless Chromium, and what is to be said of it."""
+"""A page in headless Chromium, and checks that hold for every page."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ WIDTH = 1280
 HEIGHT = 860
 PATIENCE = 10_000  # ms for whatever the page has to show
 CONTRAST = 4.5
-"""The least that WCAG 2.2 (1.4.3, level AA) asks of text that is not large."""
+"""Least contrast that WCAG 2.2 (1.4.3, level AA) requires of text that is not large."""
 
 FAINT = """(least) => {
     const numbers = (colour) => [...colour.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
@@ -52,7 +52,7 @@ FAINT = """(least) => {
 
 @dataclass(frozen=True)
 class Promise:
-    """What is promised, whether it was kept, and what was seen."""
+    """One promise: its text, whether it was kept, and what was seen."""
 
     text: str
     kept: bool
@@ -60,13 +60,13 @@ class Promise:
 
 
 def promise(text: str, seen: Sequence[str]) -> Promise:
-    """A promise that holds when nothing was seen."""
+    """Return a promise that is kept when nothing was seen."""
     return Promise(text, not seen, "; ".join(seen[:3]) or "none")
 
 
 @dataclass
 class Watch:
-    """What a page said to its console, and whom it asked."""
+    """The messages of a page's console, and the requests that it made."""
 
     origin: str
     complaints: list[str] = field(default_factory=list)
@@ -74,12 +74,12 @@ class Watch:
 
     @classmethod
     def over(cls, url: str) -> "Watch":
-        """For a page at this address."""
+        """Watch a page at this address."""
         parts = urlsplit(url)
         return cls(f"{parts.scheme}://{parts.netloc}")
 
     def follow(self, page: Page) -> None:
-        """Take down everything from now on."""
+        """Record everything from now on."""
         page.on(
             "console", lambda line: self.complaints.append(line.text) if line.type in ("error", "warning") else None
         )
@@ -92,19 +92,19 @@ class Watch:
             self.strangers.append(request.url)
 
     def promises(self) -> Iterator[Promise]:
-        """That there was nothing to take down."""
+        """Return the promises that nothing was recorded."""
         yield promise("no complaint on the console", self.complaints)
         yield promise("no request to another origin", self.strangers)
 
 
 def chromium() -> str | None:
-    """The path of a Chromium on this machine."""
+    """Return the path of a Chromium on this machine."""
     return shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @contextmanager
 def browsing(program: str) -> Iterator[Browser]:
-    """A browser with a new, empty profile."""
+    """Start a browser with a new, empty profile."""
     with (
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=program, args=list(FLAGS)) as browser,
@@ -114,7 +114,7 @@ def browsing(program: str) -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, url: str, watch: Watch, width: int = WIDTH, scheme: Scheme = "light") -> Iterator[Page]:
-    """The page, drawn for the first time."""
+    """Open a page and wait until it is drawn."""
     page = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme=scheme)
     page.set_default_timeout(PATIENCE)
     watch.follow(page)
@@ -127,7 +127,7 @@ def opened(browser: Browser, url: str, watch: Watch, width: int = WIDTH, scheme:
 
 
 def appears(page: Page, selector: str, text: str, *, within: int = PATIENCE) -> str:
-    """Empty when an element with this text comes up in time (ms), else what was missed."""
+    """Return nothing when an element with this text appears in time (ms), else what was missed."""
     try:
         page.locator(selector, has_text=text).first.wait_for(state="attached", timeout=within)
     except BrowserError:
@@ -136,5 +136,5 @@ def appears(page: Page, selector: str, text: str, *, within: int = PATIENCE) -> 
 
 
 def faint_texts(page: Page, where: str) -> list[str]:
-    """Texts that are hard to tell from their ground: colours and opacities as the browser computes them."""
+    """Return texts of too little contrast, by the colours and opacities that the browser computes."""
     return [f"{where}: {text}" for text in page.evaluate(FAINT, CONTRAST)]

@@ -1,4 +1,4 @@
-"""The dashboard's queries and the rules over a real Prometheus that has scraped a running demo for a while.
+"""Run the dashboard's queries and the rules over a real Prometheus that has scraped a running demo for a while.
 
     python -m e2e.dashboard                    scrapes for 75 s: long enough for a key to be revoked
     python -m e2e.dashboard --seconds 200      longer
@@ -31,7 +31,7 @@ from tests.observability.documents import ALERTS, queries
 
 START_SECONDS = 30
 WINDOW = "1m"
-"""For `$__rate_interval`: the demo has run for about so long."""
+"""Stands for `$__rate_interval`: about as long as the demo has run."""
 
 
 class Prometheus:
@@ -41,7 +41,7 @@ class Prometheus:
         self._address = address
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """The `data` of an answer of its API.
+        """Return the `data` of an answer of its API.
 
         Raises:
             URLError: it does not answer, or not with success.
@@ -51,17 +51,17 @@ class Prometheus:
             return json.load(answer)["data"]
 
     def numbers(self, query: str) -> list[float]:
-        """What a query brings now, without what is no number."""
+        """Return the numbers that a query brings now."""
         found = [float(series["value"][1]) for series in self.ask("query", query=query)["result"]]
         return [number for number in found if not math.isnan(number)]
 
     def sick_rules(self) -> list[str]:
-        """The rules that could not be evaluated, and why."""
+        """Return the rules that could not be evaluated, and why."""
         rules = [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
         return [f"{rule['name']}: {rule.get('lastError', rule['health'])}" for rule in rules if rule["health"] != "ok"]
 
     def ready(self) -> bool:
-        """Whether it answers."""
+        """Return whether it answers."""
         with suppress(URLError, ConnectionError):
             return bool(self.ask("status/buildinfo"))
         return False
@@ -69,7 +69,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(program: str, target: str, folder: Path) -> Iterator[Prometheus]:
-    """Prometheus with our rules, for as long as it is needed."""
+    """Run Prometheus with our rules for as long as the block lasts."""
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "5s"},
         "rule_files": [str(ALERTS)],
@@ -98,13 +98,13 @@ def prometheus(program: str, target: str, folder: Path) -> Iterator[Prometheus]:
 
 
 def be_refused(data: str) -> None:
-    """A request that the proxy does not let through: in a short demo there may be no other."""
+    """Send a request that the proxy refuses: in a short demo there may be no other."""
     with suppress(HTTPError):
         urlopen(Request(data, method="TRACE"), timeout=START_SECONDS).close()  # the loopback
 
 
 def run(program: str, seconds: int) -> bool:
-    """Scrape, ask, print; whether every query brought data and every rule was evaluated."""
+    """Scrape, query, print; return whether every query brought data and every rule was evaluated."""
     with (
         tempfile.TemporaryDirectory(prefix="keyturn-prometheus-") as folder,
         demo() as (data, admin),

@@ -1,4 +1,4 @@
-"""The status page over a running `keyturn demo`: what one sees there in two minutes."""
+"""Check the status page over two minutes of a running `keyturn demo`."""
 
 import json
 import re
@@ -21,13 +21,13 @@ from e2e.browsing import Promise, Watch, appears, opened
 KEYTURN = Path(sys.executable).with_name("keyturn")
 START_SECONDS = 30
 STORY_SECONDS = 240
-"""A key is revoked, and the crawler's requests come and go, and both at once, well within this."""
+"""Seconds in which a key is revoked, the crawler's requests come and go, and both happen at once."""
 
 QUEUE = 5
-"""Requests that wait in a picture worth taking."""
+"""Waiting requests from which on a picture is taken."""
 
 LOOK = 0.5
-"""Seconds between two looks at the page."""
+"""Seconds between two reads of the page."""
 
 
 class Addresses(NamedTuple):
@@ -39,7 +39,7 @@ class Addresses(NamedTuple):
 
 @contextmanager
 def demo() -> Iterator[Addresses]:
-    """The real command."""
+    """Run the real command."""
     ports = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
     with subprocess.Popen([KEYTURN, "demo", *ports], stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -54,7 +54,7 @@ def demo() -> Iterator[Addresses]:
 
 @dataclass
 class Story:
-    """What has been seen on the page, look after look."""
+    """What the page has shown so far."""
 
     available: list[int] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Story:
     """Whether a key is quarantined, many wait, and tokens of all ages are there, just now."""
 
     def look(self, page: Page) -> None:
-        """Read what the page shows now."""
+        """Read the page once."""
         self.available.append(sum(map(int, page.locator(".bucket-line strong").all_inner_texts())))
         tile = page.locator("#overview > div", has_text="Waiting").locator("dd").first
         self.waiting.append(int(tile.inner_text().replace(",", "")))
@@ -74,7 +74,7 @@ class Story:
         self.in_full = "quarantined" in states and self.waiting[-1] > QUEUE and soon > QUEUE
 
     def told(self) -> dict[str, bool]:
-        """Which parts of the story have been seen."""
+        """Return the parts of the story that have been seen."""
         return {
             "tokens are spent": falls(self.available),
             "tokens come back": rises(self.available),
@@ -85,17 +85,17 @@ class Story:
 
 
 def rises(numbers: Sequence[int]) -> bool:
-    """Whether one is larger than the one before."""
+    """Return whether one value is larger than the one before."""
     return any(later > earlier for earlier, later in pairwise(numbers))
 
 
 def falls(numbers: Sequence[int]) -> bool:
-    """Whether one is smaller than the one before."""
+    """Return whether one value is smaller than the one before."""
     return rises([-number for number in numbers])
 
 
 def pause(url: str, key: str) -> int:
-    """Pause a key by the demo's own token; the answer's status."""
+    """Pause a key by the demo's own token; return the status of the answer."""
     call = Request(  # the loopback
         f"{url}keys/default/{key}/pause", method="POST", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}
     )
@@ -104,7 +104,7 @@ def pause(url: str, key: str) -> int:
 
 
 def watched(page: Page, picture: Callable[[Page], None] | None) -> tuple[Story, bool]:
-    """Look until the whole story has been seen, or for too long; and whether the picture of most of it was taken."""
+    """Read the page until the whole story has been seen, or time is up; return whether a picture was taken."""
     story, end, taken = Story(), time.monotonic() + STORY_SECONDS, picture is None
     while time.monotonic() < end and not (taken and all(story.told().values())):
         story.look(page)
@@ -116,7 +116,7 @@ def watched(page: Page, picture: Callable[[Page], None] | None) -> tuple[Story, 
 
 
 def demo_promises(browser: Browser, picture: Callable[[Page], None] | None) -> Iterator[Promise]:
-    """All that is promised of the page over the demo."""
+    """Return all promises about the page over the demo."""
     with demo() as (_, url):
         watch = Watch.over(url)
         with opened(browser, url, watch) as page:
@@ -139,6 +139,6 @@ def demo_promises(browser: Browser, picture: Callable[[Page], None] | None) -> I
 
 
 def span(story: Story) -> str:
-    """What was seen, in short."""
+    """Return what was seen, in short."""
     available, waiting = story.available, story.waiting
     return f"{min(available)} to {max(available)} available, {min(waiting)} to {max(waiting)} waiting"

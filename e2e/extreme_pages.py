@@ -1,4 +1,4 @@
-"""The status page at its edges: with nothing to show, with very much, and with names as long as they may be."""
+"""Check the status page at its extremes: nothing to show, very much, and the longest names."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ SCREENS = 6
 
 
 def extreme_promises(browser: Browser, widths: Sequence[int], folder: Path | None) -> Iterator[Promise]:
-    """All that is promised of them."""
+    """Return all promises about extreme pages."""
     for name, snapshot in (("empty", empty()), ("crowd", crowd()), ("long", long_names())):
         yield from at_each_width(browser, name, snapshot, widths, folder)
     yield from held_back(browser)
@@ -36,7 +36,7 @@ def extreme_promises(browser: Browser, widths: Sequence[int], folder: Path | Non
 
 
 def held_back(browser: Browser) -> Iterator[Promise]:
-    """Without its store a replica leaves a part of each limit alone: that has a name, too."""
+    """Check that the part of a limit that a replica without its store leaves alone is named."""
     snapshot = quiet()
     quotas = (QuotaStatus("key-1", (BucketStatus("60/60s", 60, MINUTE, 48, 1, ()),)),)
     snapshot = replace(snapshot, pools=(replace(snapshot.pools[0], quotas=quotas),))
@@ -49,7 +49,7 @@ def held_back(browser: Browser) -> Iterator[Promise]:
 def at_each_width(
     browser: Browser, name: str, snapshot: Snapshot, widths: Sequence[int], folder: Path | None
 ) -> Iterator[Promise]:
-    """That no line is wider than the screen, and nothing is complained of."""
+    """Check that no line is wider than the screen, and the console is empty."""
     overflowing = []
     with serving(Replica(snapshot)) as url:
         watch = Watch.over(url)
@@ -64,7 +64,7 @@ def at_each_width(
 
 
 def crowd_promises(page: Page) -> Iterator[Promise]:
-    """That many fit on a few screens, those that matter among them, and all of them on demand."""
+    """Check that a few screens show the important ones of many, and all of them on demand."""
     height = page.evaluate("document.documentElement.scrollHeight / innerHeight")
     yield Promise(f"many fit on {SCREENS} screens", height <= SCREENS, f"{height:.1f}")
     states = page.locator(".keys .badge").all_inner_texts()

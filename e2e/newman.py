@@ -1,7 +1,7 @@
-"""Real Postman clients through the real process: newman in both of its forms, over a practice API with real limits.
+"""Run real Postman clients through the real process: newman in two forms, over a practice API with real limits.
 
 Run by `make e2e`. Four newman processes at once share one client's token; between them they ask for more than the keys
-permit, so that most requests wait for their turn. Exits with 1 when a promise is broken.
+permit, so that most requests wait. Exits with 1 when a promise is broken.
 """
 
 import argparse
@@ -37,7 +37,7 @@ REQUESTS = 3  # of the practice collection, in each iteration
 
 
 class EndToEndError(Exception):
-    """The run itself did not come about."""
+    """The run itself failed to start."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Ended:
-    """How one newman process ended: its exit status, its seconds, and the end of what it printed."""
+    """The end of one newman process: its exit status, its duration in seconds, and the end of its output."""
 
     form: str
     status: int
@@ -61,7 +61,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Promise:
-    """What is promised, whether it was kept, and what was seen."""
+    """One promise: its text, whether it was kept, and what was seen."""
 
     text: str
     kept: bool
@@ -69,7 +69,7 @@ class Promise:
 
 
 def forms(address: str, api: PracticeApi, token: str) -> tuple[Form, Form]:
-    """Newman with the proxy's address in its URLs, and with the proxy in `http_proxy` (absolute-form targets)."""
+    """Return newman with the proxy's address in its URLs, and with `http_proxy` (absolute-form targets)."""
     collection, environment = f"collections/{api.run_collection}", f"environments/{api.run_environment}"
     real = "http://api.getpostman.com"
     in_url = Form(
@@ -95,7 +95,7 @@ def forms(address: str, api: PracticeApi, token: str) -> tuple[Form, Form]:
 
 
 async def run_newman(form: Form, token: str, iterations: int, newman: Path = NEWMAN) -> Ended:
-    """One newman process from beginning to end; the token is left out of what it printed."""
+    """Run one newman process to its end; the token is removed from its output."""
     inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     options = ("-n", str(iterations), "--color", "off", "--reporter-cli-no-banner")
     begin = time.monotonic()
@@ -116,7 +116,7 @@ async def run_newman(form: Form, token: str, iterations: int, newman: Path = NEW
 
 
 def write_config(folder: Path, api: PracticeApi, token: str, secret_keys: Sequence[str], **more: Any) -> Path:
-    """Keys with the practice API's own limit, one client, and whatever else is to be set."""
+    """Write a configuration: keys with the practice API's own limit, one client, and further settings."""
     ca = folder / "ca.pem"
     api.write_ca(ca)
     keys = [{"name": f"team-{number}", "secret": key} for number, key in enumerate(secret_keys, start=1)]
@@ -135,7 +135,7 @@ def write_config(folder: Path, api: PracticeApi, token: str, secret_keys: Sequen
 
 
 class Server:
-    """A `keyturn serve` of ours: where it listens, and what it said."""
+    """A running `keyturn serve`: where it listens, and its output."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -144,11 +144,11 @@ class Server:
 
     @property
     def output(self) -> str:
-        """The last that it wrote to stderr."""
+        """Return the end of what it wrote to stderr."""
         return "".join(self._lines[-30:])
 
     async def address(self) -> str:
-        """The data listener's URL, from the `ready` line."""
+        """Return the data listener's URL, from the `ready` line."""
         try:
             async with asyncio.timeout(START_SECONDS):
                 while line := await self._read():
@@ -160,7 +160,7 @@ class Server:
         raise EndToEndError(f"keyturn serve did not get ready:\n{self.output}")
 
     async def stop(self) -> int:
-        """Ask it to drain; its exit status."""
+        """Drain the process; return its exit status."""
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -185,7 +185,7 @@ class Server:
 
 @asynccontextmanager
 async def keyturn(config: Path) -> AsyncIterator[Server]:
-    """The real process by its real command line, for as long as it is needed."""
+    """Run the real command line for as long as the block lasts."""
     process = await asyncio.create_subprocess_exec(
         *(str(KEYTURN), "serve", "-c", str(config)), stderr=asyncio.subprocess.PIPE
     )
@@ -197,7 +197,7 @@ async def keyturn(config: Path) -> AsyncIterator[Server]:
 
 
 def share_used(arrivals: Sequence[Arrival]) -> str:
-    """How much of what the keys permitted was used, over the whole windows from the first request on."""
+    """Return the used share of what the keys permitted, over the whole windows from the first request on."""
     begin = arrivals[0].at
     windows = int((arrivals[-1].at - begin) / WINDOW)
     if not windows:
@@ -212,7 +212,7 @@ def share_used(arrivals: Sequence[Arrival]) -> str:
 
 
 def judge(ended: Sequence[Ended], api: PracticeApi, expected: int, drained: int) -> list[Promise]:
-    """What was promised, and what the practice API saw."""
+    """Check the promises against what the practice API saw."""
     arrivals = api.arrivals
     worst = api.worst(WINDOW)
     ours = {api.name_of(key) for key in KEYS}
@@ -245,7 +245,7 @@ def show(ended: Sequence[Ended], promises: Sequence[Promise]) -> None:
 
 
 async def run(iterations: int, runs: int) -> bool:
-    """Start everything, run newman in both forms at once, judge; whether all promises were kept."""
+    """Start everything, run newman in both forms at once, check; return whether all promises were kept."""
     token = secrets.token_hex(16)
     api = PracticeApi(PracticeSettings(limit=LIMIT, window=WINDOW, tls=True, keys=KEYS))
     with tempfile.TemporaryDirectory(prefix="keyturn-e2e-") as folder:

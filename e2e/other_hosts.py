@@ -1,4 +1,4 @@
-"""Real newman runs whose collections call another host: each way to Keyturn that the README names, over HTTP and HTTPS.
+"""Run newman on collections that call another host, in each way that the README names, over HTTP and HTTPS.
 
 Run by `make e2e`. Only the collection and the environment may come through Keyturn; the collection's own requests go
 to a service under test, which refuses every request that shows it a key. Exits with 1 when a promise is broken.
@@ -35,12 +35,12 @@ from e2e.newman import (
 
 NAME = "api.getpostman.com"
 STAND_INS = frozenset({"ALIASES", "NODE_OPTIONS"})
-"""What a form sets here in place of a line in the hosts file."""
+"""Variables that a form sets in place of a line in the hosts file."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a run needs: the API, Keyturn with and without TLS, the services under test, the trusted authorities."""
+    """The parts of a run: the API, Keyturn with and without TLS, the services under test, the trusted authorities."""
 
     api: PracticeApi
     plain: str
@@ -50,12 +50,12 @@ class Scene:
     token: str
 
     def resources(self, base: str) -> tuple[str, ...]:
-        """The collection and the environment at that address."""
+        """Return the collection and the environment at that address."""
         collection, environment = f"collections/{self.api.run_collection}", f"environments/{self.api.run_environment}"
         return f"{base}/{collection}?apikey={self.token}", "-e", f"{base}/{environment}?apikey={self.token}"
 
     def forms(self) -> tuple[Form, ...]:
-        """Every way to lead newman through Keyturn and the collection's own requests past it."""
+        """Return every way to route newman through Keyturn and the collection's own requests past it."""
         return (
             Form("address in the URLs", self.resources(self.plain), {}),
             Form(
@@ -73,7 +73,7 @@ class Scene:
 
 @asynccontextmanager
 async def staged(folder: Path) -> AsyncIterator[Scene]:
-    """Everything started, Keyturn twice: its data listeners have TLS all or none."""
+    """Start everything, Keyturn twice, since its data listeners have TLS all or none."""
     token = secrets.token_hex(16)
     authority = trustme.CA()
     leaf = authority.issue_cert(NAME)
@@ -97,7 +97,7 @@ async def staged(folder: Path) -> AsyncIterator[Scene]:
 
 
 async def run_form(scene: Scene, form: Form, service: PracticeApi, newman: Path) -> tuple[Ended, Promise]:
-    """One newman run, and whether each host saw what is its own."""
+    """Run newman once, and check that each host saw its own requests only."""
     before, seen = len(scene.api.arrivals), len(service.arrivals)
     scheme = service.url.partition(":")[0]
     whole = replace(
@@ -119,7 +119,7 @@ async def run_form(scene: Scene, form: Form, service: PracticeApi, newman: Path)
 
 
 async def run(newman: Path) -> bool:
-    """Run newman in every form, against both services; whether all promises were kept."""
+    """Run newman in every form, against both services; return whether all promises were kept."""
     with tempfile.TemporaryDirectory(prefix="keyturn-e2e-") as folder:
         async with staged(Path(folder)) as scene:
             results = [

@@ -1,4 +1,4 @@
-"""The status page in a real browser: over a running demo, over a made-up replica, or at any address.
+"""Check the status page in a real browser: over a running demo, a made-up replica, or at any address.
 
     python -m e2e.status_page                                  the demo and a made-up replica: all promises
     python -m e2e.status_page --url http://127.0.0.1:9090/     a running one: the promises that hold for every replica
@@ -37,7 +37,7 @@ SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 
 
 def every_replica(browser: Browser, url: str, folder: Path | None) -> Iterator[Promise]:
-    """What holds for each replica, at each width and in each scheme."""
+    """Return the promises that hold for each replica, at each width and in each scheme."""
     watch = Watch.over(url)
     overflowing: list[str] = []
     unnamed: list[str] = []
@@ -63,7 +63,7 @@ def every_replica(browser: Browser, url: str, folder: Path | None) -> Iterator[P
 
 
 def unnamed_parts(page: Page, where: str) -> list[str]:
-    """Parts that a screen reader meets without a name, by the browser's own computation."""
+    """Return the parts that have no name for a screen reader, by the browser's own computation."""
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('[role=img],[role=table],[role=region],button,main,section')]
         .filter((part) => !part.hidden && !(part.getAttribute('aria-label') || part.textContent.trim()
@@ -74,7 +74,7 @@ def unnamed_parts(page: Page, where: str) -> list[str]:
 
 
 def keyboard(browser: Browser, url: str, watch: Watch) -> Iterator[Promise]:
-    """The first stop skips to the status; the pause is reached and pressed without a mouse."""
+    """Check that the first stop skips to the status, and that the pause is pressed without a mouse."""
     with opened(browser, url, watch) as page:
         page.keyboard.press("Tab")
         first = page.evaluate("document.activeElement.className")
@@ -85,17 +85,17 @@ def keyboard(browser: Browser, url: str, watch: Watch) -> Iterator[Promise]:
 
 
 def shown(page: Page, text: str) -> str:
-    """Empty when the text is shown in time."""
+    """Return nothing when the text is shown in time."""
     return appears(page, "body", text)
 
 
 def announced(page: Page, text: str) -> str:
-    """Empty when it is said to screen readers in time."""
+    """Return nothing when screen readers are told in time."""
     return appears(page, "#announcer", text)
 
 
 def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Promise]:
-    """What is seen when a replica's state changes; the answers of this one are ours."""
+    """Return promises about changes of a replica's state, with made-up answers."""
     watch = Watch.over(url)
     replica.snapshots[:] = [busy(quarantined=False)]
     with opened(browser, url, watch) as page:
@@ -123,7 +123,7 @@ def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Pr
 
 
 def staleness(browser: Browser, url: str, replica: Replica) -> Iterator[Promise]:
-    """Old data are called old, and a page that is looked at again is fresh again."""
+    """Check that old data are marked, and that a page is fresh when it is shown again."""
     watch = Watch.over(url)
     with opened(browser, url, watch) as page:
         replica.failing = True
@@ -143,7 +143,7 @@ def staleness(browser: Browser, url: str, replica: Replica) -> Iterator[Promise]
 
 
 def resumed(page: Page) -> str:
-    """Press the button; empty when the page asks again in time."""
+    """Press the button; return nothing when the page asks again in time."""
     try:
         with page.expect_request("**/status.json"):
             page.get_by_role("button", name="Resume updates").click()
@@ -153,7 +153,7 @@ def resumed(page: Page) -> str:
 
 
 def every_promise(browser: Browser, url: str | None, folder: Path | None, picture: Path | None) -> Iterator[Promise]:
-    """Those of the address, else those of the demo and of a made-up replica."""
+    """Return the promises of the address, else those of the demo and of a made-up replica."""
     if url is not None:
         yield from every_replica(browser, url, folder)
         return
@@ -166,7 +166,7 @@ def every_promise(browser: Browser, url: str | None, folder: Path | None, pictur
 
 
 def take(page: Page, picture: Path) -> None:
-    """A picture of what is on the screen."""
+    """Take a picture of the screen."""
     page.screenshot(path=picture)
 
 

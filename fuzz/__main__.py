@@ -10,11 +10,11 @@ from fuzz.running import Target
 from fuzz.targets import TARGETS
 
 _ROUND = 200
-"""Examples of a target before it is the next one's turn."""
+"""Examples of a target before the next target runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; 1 when a target failed."""
+    """Run the targets; return 1 when one failed."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long in all")
     parser.add_argument("target", nargs="*", choices=[[], *TARGETS], help=f"of {', '.join(TARGETS)}; all by default")

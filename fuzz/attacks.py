@@ -11,9 +11,9 @@ from typing import Any, AnyStr, NamedTuple
 from fuzz.backtracking import Program, TooManySteps, letters_of, program
 
 SEARCHING = frozenset({"search", "sub", "subn", "split", "findall", "finditer"})
-"""Methods that begin anew behind each character where nothing matches."""
+"""Methods that start over after each character where nothing matches."""
 _SHORT = 80
-"""Characters of an attack that is tried; the worst is then made as long as one likes."""
+"""Length of the attacks that are tried; the worst one can then be made longer."""
 _BUDGET = 200_000
 _LONGEST_PART, _MOST_HEADS, _MOST_PUMPS, _MOST_LETTERS, _BEST = 40, 16, 200, 12, 20
 _PREFERRED = "aA0\"',;:=. /\\-_?&[("
@@ -27,13 +27,13 @@ class Attack(NamedTuple):
     tail: str
 
     def text(self, length: int) -> str:
-        """So many characters of it."""
+        """Return a text of so many characters."""
         times = max(1, (length - len(self.head) - len(self.tail)) // len(self.pump))
         return self.head + self.pump * times + self.tail
 
 
 def steps(pattern: "re.Pattern[AnyStr]", text: str, *, searching: bool, budget: int) -> int:
-    """How many steps it takes to look for all matches in a text, or for one at its beginning that fails at its end.
+    """Count the steps of searching for all matches in a text, or for one at its beginning that fails at its end.
 
     Raises:
         TooManySteps: more than the budget.
@@ -54,7 +54,7 @@ def _look_through(made: Program, text: str, budget: int, *, searching: bool) -> 
 
 
 def worst(pattern: "re.Pattern[AnyStr]", *, searching: bool) -> Attack:
-    """The attack that takes most steps for its length."""
+    """Return the attack that takes most steps for its length."""
     tree = parser.parse(pattern.pattern, pattern.flags)
     made = program(pattern, never_ends=not searching)
 
@@ -73,7 +73,7 @@ def worst(pattern: "re.Pattern[AnyStr]", *, searching: bool) -> Attack:
 
 
 def _letters(tree: Any, flags: int) -> list[str]:
-    """One character of each kind that the pattern tells apart."""
+    """Return one character of each kind that the pattern tells apart."""
     sets = {letters for kind, of in _parts(tree) if (letters := letters_of(kind, of, flags)) is not None}
     order = [*map(ord, _PREFERRED), *range(256)]
     found: dict[tuple[bool, ...], int] = {}
@@ -103,7 +103,7 @@ def _inside(kind: Any, of: Any) -> list[Any]:
 
 
 def _sample(tree: Any, flags: int) -> str:
-    """A short text that a part of a pattern matches; what is repeated stands there once at least."""
+    """Return a short text that a part of a pattern matches, with each repeated part at least once."""
     text = ""
     for kind, of in tree:
         letters = letters_of(kind, of, flags)

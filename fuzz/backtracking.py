@@ -1,7 +1,7 @@
-"""How much work a regular expression does, in steps instead of seconds: a backtracking matcher that counts.
+"""A backtracking matcher that counts the steps of a regular expression, instead of timing it.
 
-It does what `re` does, without `re`'s shortcuts, and cannot be told to stop early by them: each test of a character,
-each assertion and each return to a choice is a step. Characters beyond Latin-1 are taken for one that no set names.
+It does what `re` does, without `re`'s shortcuts: each test of a character, each assertion and each return to a choice
+is a step. Characters beyond Latin-1 are taken for one that no set names.
 """
 
 import re
@@ -17,7 +17,7 @@ _WORD = frozenset(code for code in range(_LETTERS) if re.match(r"\w", chr(code),
 
 
 class TooManySteps(Exception):
-    """The budget is spent."""
+    """Matching took more steps than its budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class _Instruction:
     wanted: bool = True
 
     def passes(self, text: Sequence[int], position: int, counter: "Program") -> int | None:
-        """Where it leads in the text, `None` when it fails."""
+        """Return the position after the instruction, `None` when it fails."""
         if self.kind == "char":
             return position + 1 if position < len(text) and text[position] in self.letters else None
         if self.test is not None:
@@ -46,7 +46,7 @@ class _Instruction:
 
 @dataclass(slots=True)
 class Program:
-    """A pattern in a form that can be counted; `never_ends` makes every match fail at its end, so that all is tried."""
+    """A pattern whose steps can be counted; `never_ends` makes every match fail at its end, so that all is tried."""
 
     code: list[_Instruction] = field(default_factory=list)
     steps: int = 0
@@ -56,7 +56,7 @@ class Program:
     def run(
         self, text: Sequence[int], start: int, counter: "Program | None" = None, *, whole: bool = False
     ) -> int | None:
-        """Where a match from `start` on ends, `None` without one; steps are `counter`'s, this program's by default.
+        """Return the end of a match that begins at `start`, or `None`; `counter` counts the steps, or else the program.
 
         Raises:
             TooManySteps: it took more than the budget.
@@ -86,7 +86,7 @@ class Program:
 
 
 def program(pattern: "re.Pattern[AnyStr]", *, never_ends: bool = False) -> Program:
-    """The program of a pattern.
+    """Compile a pattern.
 
     Raises:
         NotImplementedError: it has a part whose steps cannot be counted here.
@@ -166,7 +166,7 @@ class _Compiler:
             code[place] = _Instruction(code[place].kind, to=len(code))
 
     def _choice(self, code: list[_Instruction], tree: Any, *, lazily: bool, again: int | None = None) -> int:
-        """One turn more or none; returns the instruction that leaves."""
+        """Compile one more repetition or none; return the instruction that leaves."""
         choice = len(code)
         code.append(_Instruction("split"))
         leaves = choice
@@ -182,7 +182,7 @@ class _Compiler:
 
 
 def letters_of(kind: Any, of: Any, flags: int) -> frozenset[int] | None:
-    """The characters that a part stands for, `None` when it is no single one."""
+    """Return the characters that a part stands for, `None` when it is no single one."""
     if kind is codes.LITERAL:
         found = {of}
     elif kind is codes.NOT_LITERAL:

@@ -1,4 +1,4 @@
-"""The loader of the configuration: any document is a configuration or a list of problems, and shows no secret."""
+"""Target: every document loads as a configuration or gives a list of problems, and shows no secret."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from keyturn import config
 from keyturn.core.errors import ConfigError
 
 MARK = "5ecret"
-"""In secrets only, and only where a secret belongs: what else holds a name or a value may be shown."""
+"""Appears in secrets only, where a secret belongs: other names and values may be shown."""
 ENVIRON = {
     "POSTMAN_API_KEYS": f"PMAK-{MARK}-1",
     "TOKEN": f"{MARK}-token",
@@ -55,7 +55,7 @@ _TREES = st.recursive(
 
 
 def _of(body: dict[str, Any], depth: int = 0) -> st.SearchStrategy[Any]:
-    """Values that a part of the schema describes, and now and then something else."""
+    """Generate values that a part of the schema describes, and sometimes others."""
     if "$ref" in body:
         body = _SCHEMA["$defs"][body["$ref"].rpartition("/")[2]]
     if "anyOf" in body:
@@ -94,7 +94,7 @@ DOCUMENTS = (
 
 
 def check(document: bytes) -> None:
-    """It loads, or every problem is told; what is told and what is shown holds no secret."""
+    """Load a document; neither its problems nor what `check` shows holds a secret."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_bytes(document)

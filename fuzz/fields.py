@@ -1,4 +1,4 @@
-"""Reading fields: nothing makes it fail, nothing that ends here goes on, and what goes on is as it was."""
+"""Target: reading fields never fails, removed fields are not forwarded, and forwarded ones are unchanged."""
 
 from hypothesis import strategies as st
 from keyturn.core.credentials import CredentialPlaces, remove_credentials
@@ -44,7 +44,7 @@ _ENDS_HERE = frozenset(name.lower() for name in _KNOWN[:10])
 
 
 def check(fields: Fields) -> None:
-    """Whatever stands there."""
+    """Read fields of any content."""
     _check_what_is_read(fields)
     _check_what_goes_up(fields)
     _check_what_comes_back(fields)
@@ -84,6 +84,6 @@ def _check_what_comes_back(fields: Fields) -> None:
 
 
 def _is_within(kept: Fields, fields: Fields) -> bool:
-    """Whether fields are some of others, in their order."""
+    """Return whether fields are some of others, in their order."""
     rest = iter(fields)
     return all(field in rest for field in kept)

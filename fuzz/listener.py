@@ -1,4 +1,4 @@
-"""The data listener, byte by byte: what it answers is HTTP, what it hands on is sound, and nothing stays behind.
+"""Target: the data listener answers valid HTTP, forwards sound requests only, and keeps nothing, whatever bytes come.
 
 A connection is played without a socket: the pieces go to its protocol, and what is written is collected. The gateway
 behind it reads each body to its end and answers; what it was handed is written as the upstream would get it, and read
@@ -72,14 +72,14 @@ _LENGTH = re.compile(rb"^content-length: (\d+)\r$", re.IGNORECASE | re.MULTILINE
 
 
 class _Gateway:
-    """Reads and answers; keeps what it was handed."""
+    """A gateway that reads and answers, and keeps the requests that it got."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[Request, bytes]] = []
 
     @asynccontextmanager
     async def handle(self, request: Request, _: RequestLog) -> AsyncIterator[Answer]:
-        """The body to its end, then a small answer."""
+        """Read the body to its end, then answer."""
         body = b""
         if request.body is not None:
             async for part in request.body.chunks():
@@ -88,12 +88,12 @@ class _Gateway:
         yield Answer(200, b"OK", ((b"Content-Length", b"2"),), Whole(b"ok"))
 
     def rates(self, *_: str | None) -> Fields:
-        """None are told here."""
+        """Return no rate fields."""
         return ()
 
 
 class _Transport(asyncio.Transport):
-    """A connection's other side, which takes everything."""
+    """The other side of a connection, which reads everything."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("192.0.2.1", 1)})
@@ -124,14 +124,14 @@ class _Transport(asyncio.Transport):
         return 0
 
     def pause_reading(self) -> None:
-        """It is asked for nothing that it has not got."""
+        """Do nothing: there is nothing to pause."""
 
     def resume_reading(self) -> None:
-        """As above."""
+        """Do nothing: there is nothing to resume."""
 
 
 class _Complaints(logging.Handler):
-    """What is logged as an error: nothing that comes over a wire may be one."""
+    """Collect errors in the log: no input from a wire may cause one."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -142,14 +142,14 @@ class _Complaints(logging.Handler):
 
 
 class _Observer:
-    """Nobody."""
+    """An observer that ignores all events."""
 
     def observe(self, event: Event) -> None:
-        """Take note of nothing."""
+        """Ignore the event."""
 
 
 def check(pieces: list[bytes], bounds: Bounds = BOUNDS) -> None:
-    """Play a connection, and see that every promise is kept."""
+    """Play a connection, and check every promise."""
     complaints = _Complaints()
     logger = logging.getLogger("keyturn")
     logger.addHandler(complaints)
@@ -193,13 +193,13 @@ async def _play(pieces: list[bytes], bounds: Bounds) -> None:
 
 
 async def _settle() -> None:
-    """Let everything happen that can without more bytes."""
+    """Let everything happen that needs no more bytes."""
     for _ in range(60):
         await asyncio.sleep(0)
 
 
 def _check_answers(written: bytes) -> None:
-    """A row of whole answers, each with its length, nothing between or behind them."""
+    """Check that whole answers were written, each with its length, nothing between or after them."""
     while written:
         head = _ANSWER.match(written)
         assert head, written[:200]
@@ -213,7 +213,7 @@ def _check_answers(written: bytes) -> None:
 
 
 def _check_requests(requests: list[tuple[Request, bytes]]) -> None:
-    """Each would reach the upstream as one request that no reader can take for another."""
+    """Check that each request would reach the upstream as one that no reader can take for another."""
     writer = HeadWriter("api.example", "X-Api-Key")
     for request, body in requests:
         head = writer.write(request, KEY, (), request.body)

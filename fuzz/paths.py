@@ -1,4 +1,4 @@
-"""Path normalisation: what a rule judges is what any server reads, or it is judged by nothing."""
+"""Target: a path has one normal form that every server reads, or none."""
 
 import posixpath
 import re
@@ -24,7 +24,7 @@ _RULES = [Rule.parse(text) for text in ("GET /echo/**", "GET /me", "GET /*", "* 
 
 
 def check(target: bytes) -> None:
-    """It has a normal form that every reader agrees with, or none."""
+    """Check that every reader agrees with the normal form, if there is one."""
     path = normalise(target)
     for rule in _RULES:
         if path is not None:
@@ -47,7 +47,7 @@ def check(target: bytes) -> None:
 
 
 def _decoded(text: bytes) -> bytes:
-    """Without escapes, but for slashes."""
+    """Decode all escapes but those of slashes."""
     return unquote_to_bytes(re.sub(rb"%2f", b"%252F", text, flags=re.IGNORECASE))
 
 
@@ -66,19 +66,19 @@ def _resolved(segments: list[bytes]) -> list[bytes]:
 
 
 def _as_rfc(target: bytes) -> bytes:
-    """Dot segments first (RFC 3986, section 5.2.4, unreserved escapes decoded), slashes run together behind."""
+    """Read as RFC 3986, section 5.2.4: dot segments first, unreserved escapes decoded, then merge slashes."""
     text = re.sub(rb"%2e", b".", _path(target), flags=re.IGNORECASE)
     return re.sub(rb"/+", b"/", _decoded(b"/" + b"/".join(_resolved(text.split(b"/")[1:]))))
 
 
 def _as_nginx(target: bytes) -> bytes:
-    """Slashes run together first, then dot segments."""
+    """Read as nginx: merge slashes, then resolve dot segments."""
     text = re.sub(rb"%2e", b".", _path(target), flags=re.IGNORECASE)
     return _decoded(b"/" + b"/".join(_resolved(re.sub(rb"/+", b"/", text).split(b"/")[1:])))
 
 
 def _as_tomcat(target: bytes) -> bytes:
-    """Without parameters, encoded ones as well, before anything is resolved."""
+    """Read as Tomcat: drop parameters, encoded ones too, before anything is resolved."""
     text = re.sub(rb"(?:;|%3b)[^/]*", b"", _path(target), flags=re.IGNORECASE)
     return _as_nginx(text).rstrip(b"/")
 
@@ -88,5 +88,5 @@ def _without_parameters(path: bytes) -> bytes:
 
 
 def _as_file_system(target: bytes) -> bytes:
-    """All escapes first, encoded slashes as well, as whoever maps a path to a file may do it."""
+    """Read as a server that maps paths to files may: decode all escapes first, encoded slashes too."""
     return posixpath.normpath(re.sub(rb"/+", b"/", unquote_to_bytes(_path(target))))

@@ -1,4 +1,4 @@
-"""The readers of what others send, and the promise of each: four times the text takes about four times the steps."""
+"""Target: every reader of untrusted text is linear: four times the text takes about four times the steps."""
 
 import asyncio
 import logging
@@ -58,12 +58,12 @@ class Text(NamedTuple):
     tail: bytes = b""
 
     def of(self, length: int) -> bytes:
-        """About so many bytes of it."""
+        """Return about so many bytes of the text."""
         return self.head + self.pump * (length // len(self.pump)) + self.tail
 
 
 class _Nowhere(asyncio.Transport):
-    """A connection of which nothing is known."""
+    """A connection without any information."""
 
 
 def _target(text: bytes) -> None:
@@ -85,7 +85,7 @@ def _path(text: bytes) -> None:
 
 
 def _limits(text: bytes) -> None:
-    """Every line of it says of a limit and of a policy."""
+    """Read what every line says of a limit and of a policy."""
     lines = text.split(b"\n")
     read(429, tuple((name, line) for line in lines for name in (b"X-RateLimit-Limit", b"RateLimit-Policy")), 0)
     read(429, tuple((name, line) for line in lines for name in (b"RateLimit", b"RateLimit-Policy")), 0)
@@ -135,7 +135,7 @@ TEXTS = st.tuples(st.sampled_from(sorted(READERS)), st.builds(Text, _PARTS, _PUM
 
 
 def check(example: tuple[str, Text]) -> None:
-    """The steps grow as the text does."""
+    """Check that the steps grow no faster than the text."""
     name, text = example
     small, large = (steps_of(READERS[name], text.of(size)) for size in SIZES)
     assert large <= GROWTH * small + CONSTANT, f"{name}: {small} steps for {SIZES[0]} bytes, {large} for {SIZES[1]}"

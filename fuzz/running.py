@@ -1,4 +1,4 @@
-"""How a target is run: its examples by Hypothesis, counted and timed."""
+"""Run a target: its examples by Hypothesis, counted and timed."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -9,15 +9,15 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.strategies import SearchStrategy
 
 Promise = tuple[SearchStrategy[Any], Callable[[Any], None]]
-"""What to try, and what must hold for each."""
+"""The input to try, and the check of each."""
 
 FOLDER = ".hypothesis/fuzz"
-"""Where what failed is kept."""
+"""Where failing examples are kept."""
 _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
 
 class Target:
-    """A promise, and how often it has been tried."""
+    """One target, and how often it has been tried."""
 
     def __init__(self, name: str, promise: Promise, folder: str | None = None) -> None:
         self.name = name
@@ -30,7 +30,7 @@ class Target:
         """Try so many examples.
 
         Raises:
-            Exception: what one of them broke the promise with, made small; its bytes are among the exception's notes.
+            Exception: from an example that broke the promise, shrunk; its bytes are among the exception's notes.
         """
 
         def promise(example: Any) -> None:

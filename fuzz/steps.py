@@ -1,4 +1,4 @@
-"""Counting what reading a text takes, instead of timing it: lines of Python, and steps of the regular expressions.
+"""Count the work of reading a text, instead of timing it: lines of Python, and steps of the regular expressions.
 
 A line of Python may do much, too, but in this house only a regular expression does what is not linear in its text.
 """
@@ -17,13 +17,13 @@ from fuzz.attacks import SEARCHING
 from fuzz.backtracking import Program, TooManySteps, program
 
 BUDGET = 50_000_000
-"""Steps of one call of a pattern: more than any that is linear takes for 64 kB."""
+"""Most steps of one call of a pattern: more than any linear one takes for 64 kB."""
 _PACKAGES = frozenset({"http_sf", "keyturn", "opentelemetry", "prometheus_client"})
-"""Packages whose patterns are counted: ours, and libraries that read what others send."""
+"""Packages whose patterns are counted: ours, and libraries that read untrusted input."""
 
 
 class Counter:
-    """The steps of what runs within `counting`."""
+    """The number of steps that ran within `counting`."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -37,7 +37,7 @@ class Counter:
 
 
 class _Counted:
-    """Stands for a pattern, and counts what it does."""
+    """Stands in for a compiled pattern, and counts its steps."""
 
     def __init__(self, pattern: "re.Pattern[Any]", counter: Counter) -> None:
         self._pattern = pattern
@@ -91,7 +91,7 @@ def _steps(made: Program, text: bytes | str, begin: int, method: str) -> int:
 
 @contextmanager
 def _unseen() -> Iterator[None]:
-    """Do what is no part of what is counted."""
+    """Run a block without counting it."""
     tracing = sys.gettrace()
     sys.settrace(None)
     try:
@@ -102,7 +102,7 @@ def _unseen() -> Iterator[None]:
 
 @contextmanager
 def counting() -> Iterator[Counter]:
-    """Count what runs within, on this thread."""
+    """Count the steps of the block, on this thread."""
     counter = Counter()
     replaced = [(module, name, value) for module in _modules() for name, value in _patterns(module)]
     for module, name, value in replaced:
@@ -126,7 +126,7 @@ def _patterns(module: Any) -> list[tuple[str, "re.Pattern[Any]"]]:
 
 
 def steps_of(read: Callable[[bytes], object], text: bytes) -> int:
-    """The steps that reading a text takes; what a reader raises is its way to refuse it.
+    """Return the steps that reading a text takes; a reader may refuse it by an exception.
 
     Raises:
         TooManySteps: a pattern took more than its budget.
