@@ -9,7 +9,7 @@ from keyturn.core.model import SECOND
 
 
 def reader(fields: Iterable[tuple[bytes, bytes]]) -> Reader:
-    """A reader of an answer made at the epoch's begin."""
+    """Return a reader of an answer made at the beginning of the epoch."""
     return Reader(said(tuple(fields)), 0)
 
 
@@ -19,7 +19,7 @@ SECONDS = st.integers(0, 3_600)
 
 @given(COUNTS, COUNTS, SECONDS, SECONDS)
 def test_all_syntaxes_say_the_same(size: int, spent: int, reset: int, window: int) -> None:
-    """What one draft's fields tell is what another's tell."""
+    """The fields of every draft give the same limit, remaining and reset."""
     left = max(0, size - spent)
     forms: list[list[tuple[bytes, bytes]]] = [
         [
@@ -65,7 +65,7 @@ def test_all_syntaxes_say_the_same(size: int, spent: int, reset: int, window: in
     ],
 )
 def test_a_mistake_is_told_by_its_fields_name(name: bytes, value: bytes) -> None:
-    """The whole field counts for nothing, and one of few names says which it was."""
+    """A malformed field is ignored as a whole and reported by its name."""
     it = reader([(name, value)])
     assert it.allowances() == ()
     assert list(it.instructions()) == []
@@ -75,25 +75,25 @@ def test_a_mistake_is_told_by_its_fields_name(name: bytes, value: bytes) -> None
 
 
 def test_impossible_numbers_are_not_believed() -> None:
-    """A limit of no request at all, and more left than there are."""
+    """A limit of zero requests, or more remaining than the limit, is ignored."""
     it = reader([(b"RateLimit-Limit", b"0"), (b"RateLimit-Remaining", b"0"), (b"RateLimit", b"limit=5, remaining=6")])
     assert it.allowances() == (Allowance(None, 0), Allowance(5))
     assert it.ignored == ["limit", "remaining"]
 
 
 def test_two_policies_of_one_size_leave_the_window_open() -> None:
-    """Which of them the limit is cannot be told."""
+    """Two policies of one size leave the window unknown."""
     fields = [(b"RateLimit-Limit", b"10"), (b"RateLimit-Policy", b"10;w=10, 10;w=60")]
     assert reader(fields).allowances() == (Allowance(10),)
 
 
 def test_the_month_with_fewest_left_counts() -> None:
-    """A team may have several plans, each of which can stop it."""
+    """Of several monthly plans the one with fewest requests left counts, since each can stop a team."""
     assert reader([(b"X-RateLimit-Remaining-Month", b"50"), (b"Calls-Remaining-Month", b"7")]).month_left() == 7
 
 
 def test_only_fields_that_speak_of_limits_are_looked_at() -> None:
-    """Everything else costs nothing."""
+    """Fields that are not about limits are not parsed."""
     assert said(((b"ETag", b"x"), (b"X-RateLimited", b"1"), (b"Content-Length", b"5"))) == {}
 
 
@@ -109,7 +109,7 @@ VALUES = st.binary(max_size=60) | st.from_regex(
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=6))
 def test_no_fields_raise(fields: Fields) -> None:
-    """Whatever an upstream sends, what is told is within its bounds."""
+    """No field of an upstream makes the reader fail, and what is read is within bounds."""
     it = reader(fields)
     for allowance in it.allowances():
         assert allowance.size is None or allowance.size > 0
@@ -137,7 +137,7 @@ NUMBERS = st.one_of(
     st.integers(0, 2 * 10**15),
 )
 def test_what_is_plain_is_read_as_all_else(told: list[tuple[str, str]], now: int) -> None:
-    """The short way tells what the long one does, and leaves to it whatever it would have to think about."""
+    """The fast path reads plain fields as the full parser does, and leaves all others to it."""
     plain_ones = [("X-RateLimit-Limit", "60"), ("X-RateLimit-Remaining", "59"), ("X-RateLimit-Reset", "30")]
     for fields in (told, plain_ones, [*plain_ones[:2], *told], [*plain_ones, *told]):
         values = said(tuple((name.encode(), value.encode()) for name, value in fields))

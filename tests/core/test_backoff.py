@@ -15,7 +15,7 @@ paces = st.lists(st.builds(Pace, st.integers(1, 20), st.integers(1, 100 * SECOND
 def test_no_more_come_back_within_a_period_than_there_are_tokens(
     history: list[tuple[Micros, Micros, Micros]], paces: list[Pace]
 ) -> None:
-    """Never before its own estimate, and never much more than `MAX_DELAY` behind it."""
+    """No request is told a time before its own estimate, nor much more than `MAX_DELAY` after it."""
     backoff, now = Backoff(), 0
     times: list[Micros] = []
     for passed, own, more in history:
@@ -31,14 +31,14 @@ def test_no_more_come_back_within_a_period_than_there_are_tokens(
 
 
 def test_requests_refused_together_are_told_apart() -> None:
-    """Two for two tokens at each estimate, in whole seconds; the idle time until then delays those behind."""
+    """With two tokens at each estimate, two requests are told each time, in whole seconds."""
     backoff, pace = Backoff(), Pace(2, 1_600_000)
     estimates = [1_100_000] * 2 + [2_700_000] * 2 + [4_300_000] * 2
     assert [backoff.keep(1_100_000, behind, 0, [pace]) // SECOND for behind in estimates] == [2, 2, 4, 4, 6, 6]
 
 
 def test_a_place_ends_at_its_time() -> None:
-    """Whether its caller comes or not."""
+    """A place ends at its time, whether its caller comes back or not."""
     backoff = Backoff()
     for _ in range(3):
         backoff.keep(SECOND, SECOND, 0, [ONE])
@@ -47,7 +47,7 @@ def test_a_place_ends_at_its_time() -> None:
 
 
 def test_places_are_bounded() -> None:
-    """Requests refused beyond them are told the same, and keep none."""
+    """Requests refused beyond the bound keep no place and are told the same time."""
     backoff = Backoff()
     for _ in range(MAX_PLACES):
         backoff.keep(SECOND, SECOND, 0, [TEN])
@@ -57,7 +57,7 @@ def test_places_are_bounded() -> None:
 
 
 def test_a_caller_that_tries_again_and_again_puts_itself_back_late() -> None:
-    """Eight tries in a row are told the same; it takes more to be a crowd."""
+    """Eight refusals in a row are told the same time, further ones later times."""
     backoff = Backoff()
     told = [backoff.keep(60 * SECOND, 60 * SECOND, now, [Pace(1, 60 * SECOND)]) for now in range(0, 9_000, 900)]
     assert told[:8] == [60 * SECOND] * 8

@@ -33,17 +33,17 @@ PLAIN = Failure("504")
 
 
 def told(wait: Micros | None = None, over_within: Micros | None = None) -> Failure:
-    """The upstream says itself that it is out of order."""
+    """Fail with an answer in which the upstream says that it is out of order."""
     return Failure("503", wait=wait, over_within=over_within)
 
 
 def fail(breaker: Breaker, now: Micros, *whose: str, failure: Failure = PLAIN, probe: Probe | None = None) -> bool:
-    """A failure without any chance."""
+    """Fail without jitter."""
     return breaker.failed(now, 0.0, failure, *whose, probes=() if probe is None else (probe,))
 
 
 def opened(failure: Failure = PLAIN, whose: tuple[tuple[str, ...], ...] = ((),)) -> Breaker:
-    """A breaker that has just opened at `NOW`, by failures of these in turn."""
+    """Return a breaker that has just opened at `NOW`, by failures of these sources in turn."""
     breaker = Breaker(Scope())
     for number in range(STREAK_FAILURES - 1):
         assert not fail(breaker, NOW - STREAK_DURATION + number, *whose[number % len(whose)])
@@ -52,7 +52,7 @@ def opened(failure: Failure = PLAIN, whose: tuple[tuple[str, ...], ...] = ((),))
 
 
 def probe(breaker: Breaker, now: Micros, part: str | None = None) -> Probe:
-    """A request that is sent as the probe."""
+    """Send a request as the probe."""
     assert breaker.wait(now, part) is None
     found = breaker.enter(now, part)
     assert found is not None
@@ -60,7 +60,7 @@ def probe(breaker: Breaker, now: Micros, part: str | None = None) -> Probe:
 
 
 def test_it_opens_on_a_row_of_failures() -> None:
-    """Not on fewer, and not on those that came all together."""
+    """The breaker opens after enough failures in a row that are spread over enough time."""
     breaker = Breaker(Scope())
     for _ in range(3 * STREAK_FAILURES):
         assert not fail(breaker, NOW)
@@ -72,7 +72,7 @@ def test_it_opens_on_a_row_of_failures() -> None:
 
 
 def test_any_answer_ends_the_row() -> None:
-    """A part of the upstream that works is not left alone."""
+    """One success ends a row of failures."""
     breaker = Breaker(Scope())
     for number in range(10 * STREAK_FAILURES):
         assert not fail(breaker, NOW + number * SECOND)
@@ -82,7 +82,7 @@ def test_any_answer_ends_the_row() -> None:
 
 
 def test_what_the_upstream_says_of_itself_needs_fewer() -> None:
-    """It knows best."""
+    """Fewer failures are enough when the upstream says itself that it is out of order."""
     for failure in (told(wait=20 * SECOND), told(over_within=300 * SECOND)):
         breaker = Breaker(Scope())
         for number in range(STREAK_FAILURES_TOLD - 1):
@@ -92,7 +92,7 @@ def test_what_the_upstream_says_of_itself_needs_fewer() -> None:
 
 @pytest.mark.parametrize("failure", [PLAIN, told(wait=5 * SECOND)])
 def test_what_fails_alone_does_not_open_it(failure: Failure) -> None:
-    """However often: each counts for half of a row at most; it opens with a second client on a second route."""
+    """One client or one route counts for half of a row at most, so it takes two of each to open the breaker."""
     for others in ("ax", "ay", "bx"):
         breaker = Breaker(Scope())
         for number in range(9 * STREAK_FAILURES):
@@ -104,7 +104,7 @@ def test_what_fails_alone_does_not_open_it(failure: Failure) -> None:
 
 
 def test_every_course_of_few_failures() -> None:
-    """In any order of failures it takes two clients and two routes, or failures to connect."""
+    """In any order of failures it takes two clients and two routes, or failures to connect, to open."""
     possible = [*product("ab", "xy"), ()]
     for length in (2, 3):
         for course in product(possible, repeat=length):
@@ -117,13 +117,13 @@ def test_every_course_of_few_failures() -> None:
 
 
 def test_no_trial_before_the_upstreams_time() -> None:
-    """`Retry-After` is honoured, as long as it can be meant seriously."""
+    """No probe is sent before the upstream's `Retry-After`, unless that is absurdly long."""
     assert opened(told(wait=77 * SECOND)).wait(NOW) == 77 * SECOND
     assert opened(told(wait=86_400 * SECOND)).wait(NOW) == MAX_OPEN
 
 
 def test_one_trial_at_a_time() -> None:
-    """Its answer closes, its failure doubles the wait, its silence makes room for another."""
+    """One probe is in flight at a time: success closes, failure doubles the wait, silence lets another one go."""
     breaker = opened()
     assert breaker.wait(NOW) == FIRST_INTERVAL
     begin = NOW + FIRST_INTERVAL
@@ -142,7 +142,7 @@ def test_one_trial_at_a_time() -> None:
 
 
 def test_a_trial_whose_caller_left_tells_nothing() -> None:
-    """The next request is one in its place."""
+    """When a probe's caller disconnects, the next request takes its place."""
     breaker = opened()
     first = probe(breaker, NOW + FIRST_INTERVAL)
     breaker.leave(first)
@@ -158,7 +158,7 @@ def test_a_trial_whose_caller_left_tells_nothing() -> None:
     [(None, FIRST_INTERVAL, MAX_INTERVAL), (300 * SECOND, 15 * SECOND, 60 * SECOND)],
 )
 def test_trials_are_spread(over_within: Micros | None, first: Micros, slowest: Micros) -> None:
-    """Twice as far apart each time; over the time that an outage usually takes, if that is told."""
+    """Probes are twice as far apart each time, or spread over the usual time of an outage that was announced."""
     failure = told(over_within=over_within)
     breaker, now, apart = opened(failure), NOW, []
     for _ in range(12):
@@ -171,7 +171,7 @@ def test_trials_are_spread(over_within: Micros | None, first: Micros, slowest: M
 
 
 def test_what_fails_late_changes_nothing() -> None:
-    """Requests that were in flight when it opened are no probes; only what they tell counts."""
+    """Requests that were in flight when the breaker opened are no probes; only their answers count."""
     breaker = opened()
     assert not breaker.failed(NOW + 1, 1.0, PLAIN, probes=())
     assert breaker.wait(NOW) == FIRST_INTERVAL
@@ -185,7 +185,7 @@ TWO = (("a", "x"), ("b", "y"))
 
 
 def test_one_that_has_not_failed_is_tried_at_once() -> None:
-    """It waits neither for the time nor for another's probe; its failure does not prolong the outage."""
+    """A source that has not failed yet is probed at once, and its failure does not prolong the outage."""
     breaker = opened(whose=TWO)
     assert breaker.wait(NOW, "a") == FIRST_INTERVAL
     early = probe(breaker, NOW, "c")
@@ -201,7 +201,7 @@ def test_one_that_has_not_failed_is_tried_at_once() -> None:
 
 
 def test_early_trials_are_few() -> None:
-    """Of many clients that come while it is open."""
+    """Early probes in one outage are bounded, however many clients come."""
     breaker = opened(whose=TWO)
     early = 0
     for number in range(10 * MAX_EARLY_PROBES):
@@ -212,7 +212,7 @@ def test_early_trials_are_few() -> None:
 
 
 def test_no_early_trial_when_nothing_is_reached() -> None:
-    """Then it does not matter whose request it is; once something is reached, it does again."""
+    """While no connection can be made there are no early probes."""
     breaker = opened(Failure("refused", "connection"))
     assert breaker.wait(NOW, "c") == FIRST_INTERVAL
     now = NOW + FIRST_INTERVAL
@@ -221,7 +221,7 @@ def test_no_early_trial_when_nothing_is_reached() -> None:
 
 
 def test_trials_take_turns() -> None:
-    """However loud one is, the others have theirs: who had one comes later than who had none."""
+    """After a failed probe its client waits longer than the others for the next one."""
     breaker, now = opened(whose=TWO), NOW
     turns: list[str] = []
     for _ in range(6):
@@ -236,7 +236,7 @@ def test_trials_take_turns() -> None:
 
 
 def test_one_that_is_alone_is_not_held_back() -> None:
-    """There is nobody who could have the probe in its place; of two, the one has it at last if the other stays away."""
+    """A client without competitors is not made to wait longer; of two, it is probed when the other stays away."""
     for whose, later in (((("a", "x"),), 0), (TWO, PROBE_TURN)):
         breaker = Breaker(Scope())
         for number in range(STREAK_FAILURES):
@@ -254,7 +254,7 @@ def test_one_that_is_alone_is_not_held_back() -> None:
 
 
 def test_it_remembers_so_many_only() -> None:
-    """However many clients fail, and try."""
+    """The number of remembered clients is bounded."""
     breaker = Breaker(Scope())
     for number in range(10 * MAX_PARTS):
         fail(breaker, NOW + number * SECOND, f"c{number}", f"r{number}")
@@ -336,7 +336,7 @@ class Outages(RuleBasedStateMachine):
     @precondition(lambda self: not self.breaker.closed)
     @invariant()
     def it_is_tried_again(self) -> None:
-        """Nothing keeps it open for longer than the longest time without a probe."""
+        """No breaker stays closed to probes for longer than the longest pause."""
         for part in (None, "a", "d"):
             wait = self.breaker.wait(self.now, part)
             assert wait is None or 0 < wait <= max(MAX_OPEN, int(MAX_INTERVAL * (1 + INTERVAL_JITTER))) + PROBE_TURN
@@ -344,7 +344,7 @@ class Outages(RuleBasedStateMachine):
 
 
 def test_any_course_of_outages() -> None:
-    """Whatever happens in whatever order."""
+    """The invariants hold in any order of events."""
     run_state_machine_as_test(Outages)
 
 
@@ -357,14 +357,14 @@ PLAIN, REFUSED, ERROR = Failure("504"), Failure("refused", "connection"), Failur
 def fail_request(
     breakers: Breakers, client: str, route: Route, now: Micros, how: Failure = PLAIN, probes: tuple[Probe, ...] = ()
 ) -> list[Scope]:
-    """A failure without any chance; returns the scopes that it opens."""
+    """Fail one request without jitter; return the scopes that it opens."""
     return [snapshot.scope for snapshot in breakers.failed(Source(client, route), now, 0.0, how, probes)]
 
 
 def fail_often(
     breakers: Breakers, client: str, route: Route, how: Failure = PLAIN, times: int = 5 * STREAK_FAILURES
 ) -> list[Scope]:
-    """At a high rate, just before `NOW`."""
+    """Fail requests at a high rate, just before `NOW`."""
     begin, step = NOW - LATELY, LATELY // times
     return [
         scope for number in range(times) for scope in fail_request(breakers, client, route, begin + number * step, how)
@@ -372,14 +372,14 @@ def fail_often(
 
 
 def wait(breakers: Breakers, client: str, route: Route, now: Micros = NOW) -> tuple[str, Micros] | None:
-    """Which scope keeps a request back, and for how long."""
+    """Return the scope that keeps a request back, and for how long."""
     blocked = breakers.blocked(Source(client, route), now)
     return None if blocked is None else (blocked.scope.kind, blocked.wait)
 
 
 @pytest.mark.parametrize("how", [PLAIN, Failure("503", wait=20 * SECOND)])
 def test_a_route_of_a_client_is_left_alone_by_itself(how: Failure) -> None:
-    """Neither other routes of it nor the same of others, however often it fails."""
+    """A route of a client that fails is closed for this client alone, and its other routes stay open."""
     breakers = Breakers()
     assert fail_often(breakers, "a", X, how) == [Scope("a", X)]
     assert wait(breakers, "a", X) is not None
@@ -388,7 +388,7 @@ def test_a_route_of_a_client_is_left_alone_by_itself(how: Failure) -> None:
 
 
 def test_a_client_that_fails_on_several_routes_is_left_alone_by_itself() -> None:
-    """However many paths it asks for; others go on."""
+    """A client that fails on several routes is refused as a whole; others are not."""
     breakers = Breakers()
     opened = []
     for number in range(30 * STREAK_FAILURES):
@@ -402,7 +402,7 @@ def test_a_client_that_fails_on_several_routes_is_left_alone_by_itself() -> None
 
 @pytest.mark.parametrize("how", [PLAIN, REFUSED, ERROR])
 def test_an_upstream_that_is_down_is_left_alone(how: Failure) -> None:
-    """By all, after few failures of several clients on several routes; when it is not reached, by those of anyone."""
+    """Failures of several clients on several routes, or any failures to connect, close the pool for all."""
     breakers = Breakers()
     opened = []
     for number in range(STREAK_FAILURES):
@@ -415,7 +415,7 @@ def test_an_upstream_that_is_down_is_left_alone(how: Failure) -> None:
 
 
 def test_one_client_alone_never_keeps_others_back() -> None:
-    """Whatever it does with two routes, and whatever else is answered: all courses of so many steps."""
+    """In all courses of so many steps one client with two routes never closes the pool for others."""
     steps = [*product((X, Y), (PLAIN, ERROR, Failure("503", wait=9 * SECOND), None))]
     for course in product(steps, repeat=4):
         breakers = Breakers()
@@ -430,7 +430,7 @@ def test_one_client_alone_never_keeps_others_back() -> None:
 
 
 def test_one_broken_route_never_keeps_others_back() -> None:
-    """Also when several clients ask for it."""
+    """A broken route never closes the pool, also when several clients use it."""
     breakers = Breakers()
     for client in ("a", "b", "c", "d"):
         assert fail_often(breakers, client, X) == [Scope(client, X)]
@@ -438,7 +438,7 @@ def test_one_broken_route_never_keeps_others_back() -> None:
 
 
 def test_a_request_that_is_in_error_counts_for_no_route() -> None:
-    """A 500 again and again is one bad request; of several routes it is an outage."""
+    """A repeated 500 opens no route's breaker; 500s on several routes are an outage."""
     breakers = Breakers()
     assert fail_often(breakers, "a", X, ERROR) == []
     assert wait(breakers, "a", X) is None
@@ -446,7 +446,7 @@ def test_a_request_that_is_in_error_counts_for_no_route() -> None:
 
 
 def test_a_healthy_client_has_no_part_in_an_outage_of_others() -> None:
-    """Two that fail on two routes open the pool's breaker; the next request of a third closes it."""
+    """When two clients' failures open the pool's breaker, the next request of a third one closes it."""
     breakers = Breakers()
     for number in range(10 * STREAK_FAILURES):
         fail_request(
@@ -464,7 +464,7 @@ def test_a_healthy_client_has_no_part_in_an_outage_of_others() -> None:
 
 
 def test_what_an_outage_left_is_tried_at_once_when_it_is_over() -> None:
-    """The routes and clients within need not wait for their own times; each is tried by one request."""
+    """When a wider breaker closes, each route and client within it is probed at once."""
     breakers = Breakers()
     for number in range(10 * STREAK_FAILURES):
         fail_request(
@@ -480,7 +480,7 @@ def test_what_an_outage_left_is_tried_at_once_when_it_is_over() -> None:
 
 
 def test_a_success_of_one_route_leaves_another_alone() -> None:
-    """It is proof for itself, for its client as a whole, and for the pool."""
+    """A success closes the breakers of its own route, of its client and of the pool only."""
     breakers = Breakers()
     fail_often(breakers, "a", X)
     before = wait(breakers, "a", X)
@@ -493,7 +493,7 @@ def test_a_success_of_one_route_leaves_another_alone() -> None:
 
 
 def test_a_trial_ends_for_all_breakers() -> None:
-    """Also if its failure counts for one of them only."""
+    """A probe ends in all breakers, also if its failure counts in one of them only."""
     breakers = Breakers()
     fail_often(breakers, "a", X)
     now = NOW + 9 * SECOND
@@ -507,7 +507,7 @@ def test_a_trial_ends_for_all_breakers() -> None:
 
 
 def test_what_is_open_is_shown() -> None:
-    """The pool's own first."""
+    """Open breakers are listed, the pool's own first."""
     breakers = Breakers()
     assert breakers.snapshots(NOW) == []
     for number in range(40 * STREAK_FAILURES):
@@ -521,7 +521,7 @@ def test_what_is_open_is_shown() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """Each client by itself: one with ever new paths does not make another's breaker forgotten; nor does time last."""
+    """Routes are remembered for each client apart and within bounds, and old ones are forgotten."""
     breakers = Breakers()
     fail_often(breakers, "a", X)
     for number in range(10 * MAX_ROUTES):
@@ -536,7 +536,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 def test_the_upstreams_own_words_need_fewer_failures() -> None:
-    """Scopes of a route, a client and the pool."""
+    """An announced outage opens the breakers of route, client and pool after fewer failures."""
     breakers, how = Breakers(), Failure("503", over_within=300 * SECOND)
     opened = [fail_request(breakers, "a", X, NOW + number * SECOND, how) for number in range(STREAK_FAILURES_TOLD)]
     assert opened == [[], [], [Scope("a", X)]]

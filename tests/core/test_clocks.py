@@ -46,7 +46,7 @@ class Play:
         return START + round((self.real - START) * self.rate) + self.shift
 
     def exchange(self) -> None:
-        """Tell what was measured last; the store corrects its clock, and answers."""
+        """Report the last measurement; the store corrects its clock and responds."""
         sent = self.own()
         self.real += self.random.randrange(25 * MILLISECOND)
         if self.corrects and self.ahead and self.ahead[-1] >= CORRECTED:
@@ -67,7 +67,7 @@ class Play:
         return self
 
     def shortened(self) -> Micros:
-        """The most by which the store's clock shortened a window, or a part of one."""
+        """Return the most by which the store's clock shortened a window, or a part of one."""
         pairs = ((one, two) for n, two in enumerate(self.offsets) for one in self.offsets[:n])
         return max(late - early for (before, early), (after, late) in pairs if after - before <= WINDOW)
 
@@ -75,7 +75,7 @@ class Play:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("rate", "gap"), [(1.009, 2 * SECOND), (1.009, SECOND // 4), (1.083, SECOND // 4)])
 def test_windows_are_kept_though_the_clock_runs_fast(rate: float, gap: Micros, seed: int) -> None:
-    """Law 1: what a replica measures keeps every window within its guard, and is never taken for a step."""
+    """Corrections keep every window within its guard, and drift is never taken for a step (law 1)."""
     play = Play(rate, gap=gap, seed=seed).run(120 * SECOND)
     assert play.shortened() < GUARD
     assert set(play.steps) == {0}
@@ -85,7 +85,7 @@ def test_windows_are_kept_though_the_clock_runs_fast(rate: float, gap: Micros, s
 
 @pytest.mark.parametrize("rate", [1.009, 1.083])
 def test_corrections_do_not_slow_a_clock_below_real_time(rate: float) -> None:
-    """Nothing is taken off twice: after minutes the store's clock is not behind."""
+    """No drift is corrected twice: after minutes the store's clock is not behind."""
     play = Play(rate, gap=SECOND // 4).run(180 * SECOND)
     allowed = 180 * SECOND // 2000
     assert play.offsets[-1][1] >= 0
@@ -100,7 +100,7 @@ def test_corrections_do_not_slow_a_clock_below_real_time(rate: float) -> None:
     ),
 )
 def test_a_slow_network_is_not_taken_for_drift(rate: float, trips: list[tuple[Micros, Micros, Micros]]) -> None:
-    """A clock that runs no more than 0.05 % fast is not ahead, however long the trips take."""
+    """A clock that runs at most 0.05 % fast is never corrected, however long round trips take."""
     clock, real = StoreClock(), 0
     clock.window = WINDOW
     for there, back, gap in trips:
@@ -116,14 +116,14 @@ def test_a_slow_network_is_not_taken_for_drift(rate: float, trips: list[tuple[Mi
 
 @pytest.mark.parametrize("own_rate", [0.985, 0.95])
 def test_a_slow_own_clock_looks_like_drift_but_not_like_steps(own_rate: float) -> None:
-    """Only the least of all replicas is corrected, so its fault costs nobody a new epoch."""
+    """A replica's own slow clock begins no new epoch, since only the least drift of all is corrected."""
     play = Play(own_rate=own_rate, corrects=False).run(45 * SECOND)
     assert set(play.steps) == {0}
     assert play.ahead[-1] > 100 * MILLISECOND
 
 
 def test_drift_is_understated_by_no_more_than_trips_and_tolerance() -> None:
-    """Over a baseline of half a minute 0.9 % are 270 ms."""
+    """Over half a minute a drift of 0.9 % is measured as 270 ms, less round trips and tolerance."""
     play = Play(1.009, corrects=False).run(120 * SECOND)
     half = WINDOW // 2
     least = half * 9 // 1000 - half // 2000 - 50 * MILLISECOND
@@ -133,7 +133,7 @@ def test_drift_is_understated_by_no_more_than_trips_and_tolerance() -> None:
 
 @pytest.mark.parametrize(("window", "reach"), [(SECOND, 10), (20 * SECOND, 10), (60 * SECOND, 30), (3600 * SECOND, 30)])
 def test_how_far_back_drift_is_measured(window: Micros, reach: int) -> None:
-    """About a window, but no less than 10 s and no more than 60 s."""
+    """Drift is measured over about a window, at least 10 s and at most 60 s."""
     clock, jump = StoreClock(), 200 * MILLISECOND
     clock.window = window
     clock.believe(0, 0, 0)
@@ -150,7 +150,7 @@ def test_how_far_back_drift_is_measured(window: Micros, reach: int) -> None:
 
 @pytest.mark.parametrize("between", [0, MILLISECOND, 2 * SECOND, 3600 * SECOND])
 def test_a_clock_that_was_set_forward(between: Micros) -> None:
-    """More than 20 ms, and a tenth of the time between two responses."""
+    """A clock was set forward if it gained more than 20 ms and a tenth of the time between two responses."""
     clock, sent = StoreClock(), 7 * SECOND
     clock.believe(sent, sent + MILLISECOND, 100 * SECOND)
     now = sent + between
@@ -160,7 +160,7 @@ def test_a_clock_that_was_set_forward(between: Micros) -> None:
 
 
 def test_a_step_is_measured_from_the_sending_of_the_earlier_request() -> None:
-    """A response that took its time does not make the next one suspicious."""
+    """A slow response does not make the next one look like a step."""
     clock = StoreClock()
     clock.believe(0, 500 * MILLISECOND, 0)
     assert clock.stepped(501 * MILLISECOND, 500 * MILLISECOND) == 0
@@ -176,7 +176,7 @@ def test_a_small_step_is_corrected_as_drift() -> None:
 
 
 def test_a_corrected_clock_is_a_new_reference() -> None:
-    """After a correction the drift is measured from there, from its first millisecond on."""
+    """After a correction drift is measured anew, from its first millisecond on."""
     clock = StoreClock()
     clock.believe(0, 0, 0)
     clock.believe(SECOND, SECOND, SECOND - 40 * MILLISECOND)
@@ -184,7 +184,7 @@ def test_a_corrected_clock_is_a_new_reference() -> None:
 
 
 def test_a_new_epoch_has_no_references() -> None:
-    """Its clock may be another server's."""
+    """A new epoch starts without references, since its clock may be another server's."""
     clock = StoreClock()
     assert clock.stepped(SECOND, 50 * SECOND) == clock.ahead(SECOND, 50 * SECOND) == 0
     clock.believe(SECOND, SECOND, 50 * SECOND)
@@ -193,7 +193,7 @@ def test_a_new_epoch_has_no_references() -> None:
 
 
 def test_the_store_time() -> None:
-    """As it was heard last, and the time since by one's own clock (law 7)."""
+    """The store's time is the last one received, plus the time since by the replica's own clock (law 7)."""
     clock = StoreClock()
     clock.believe(SECOND, 3 * SECOND, 1_000 * SECOND)
     assert clock.store_time(5 * SECOND) == 1_004 * SECOND

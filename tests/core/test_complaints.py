@@ -11,18 +11,18 @@ from keyturn.core.model import SECOND
 
 
 def error(message: str = "", **more: object) -> bytes:
-    """A body in the API's own shape."""
+    """Return a body in the API's own shape."""
     return json.dumps({"error": {"name": "rateLimited", "message": message, **more}}).encode()
 
 
 def test_both_families_are_read_alike() -> None:
-    """The API's own shape and a problem (RFC 9457) come to the same."""
+    """The API's own error shape and a problem (RFC 9457) give the same result."""
     problem = json.dumps({"title": "rateLimited", "status": 429, "detail": "Slowly.", "retryAfter": 5}).encode()
     assert complaint(problem) == complaint(error("Slowly.", retryAfter=5)) == Complaint("rateLimited", "Slowly.", (5,))
 
 
 def test_every_moment_is_told() -> None:
-    """Those in the text, in the error, and in its details."""
+    """Times in the text, in the error and in its details are all found."""
     body = error("Please retry at 1624391490000, or retry at 1624391491000.", retryAfter="7", details={"retryAfter": 8})
     assert complaint(body).moments == ("1624391490000", "1624391491000", "7", 8)
 
@@ -37,20 +37,20 @@ def test_every_moment_is_told() -> None:
     ],
 )
 def test_compressed_errors_are_read(coding: bytes, pack: Callable[[bytes], bytes]) -> None:
-    """The caller's `Accept-Encoding` went upstream as it came; some servers leave zlib's frame out."""
+    """Compressed error bodies are read, also without zlib's frame."""
     plain = error("Slowly.")
     assert complaint(pack(plain), coding) == complaint(plain)
 
 
 def test_a_bomb_is_not_unpacked() -> None:
-    """No more than `BODY_LIMIT` bytes come out of a compressed body."""
+    """At most `BODY_LIMIT` bytes come out of a compressed body."""
     packed = gzip.compress(b" " * (BODY_LIMIT * 1000) + error("Slowly."))
     assert len(complaint(packed, b"gzip").message) <= BODY_LIMIT
 
 
 @pytest.mark.parametrize(("body", "coding"), [(b"no gzip", b"gzip"), (b"{}", b"br"), (b"{}", b"gzip, br")])
 def test_what_cannot_be_read_may_be_about_the_key(body: bytes, coding: bytes) -> None:
-    """Callers ask for codings that are not known here: whether the key is dead is found out by asking after it."""
+    """An error in an unknown coding may be about the key, so the key is checked."""
     found = complaint(body, coding)
     assert found == Complaint(unreadable=True)
     assert [found.about_key(status) for status in (401, 403, 404)] == [True, True, False]
@@ -61,7 +61,7 @@ def test_what_cannot_be_read_may_be_about_the_key(body: bytes, coding: bytes) ->
     "body", [b"Please RETRY AT 1624391490000.", b'["Please retry at 1624391490000"]', b'{"error": "x']
 )
 def test_a_body_that_is_no_error_object_is_all_message(body: bytes) -> None:
-    """Plain text, another JSON value, JSON that was cut off."""
+    """Plain text, another JSON value or truncated JSON is taken as a message."""
     moments = ("1624391490000",) if b"1624391490000" in body else ()
     assert complaint(body) == Complaint("", body.decode(), moments)
 
@@ -77,7 +77,7 @@ def test_a_body_that_is_no_error_object_is_all_message(body: bytes) -> None:
     ],
 )
 def test_when_an_outage_is_over(text: str, seconds: int | None) -> None:
-    """By its own words, if it has any."""
+    """The end of an outage is taken from the error's own words, if it has any."""
     assert complaint(error(text)).over_within == (None if seconds is None else seconds * SECOND)
 
 
@@ -99,7 +99,7 @@ def test_when_an_outage_is_over(text: str, seconds: int | None) -> None:
     ],
 )
 def test_what_is_about_the_key(status: int, name: str, message: str, about: bool) -> None:
-    """A key that is not accepted is told apart from a resource that it may not have."""
+    """A rejected key is told apart from a resource that it may not access."""
     assert Complaint(name, message).about_key(status) is about
 
 
@@ -120,7 +120,7 @@ JSON = st.recursive(
 @example(gzip.compress(b"{}")[:-9], b"gzip")
 @example(b'{"error": {"message": "retry at \xff1624391490000"}}', b"")
 def test_no_body_raises(body: bytes, coding: bytes) -> None:
-    """Whatever an upstream sends is read somehow, its name and message being text."""
+    """Any body is read without failing, and its name and message are text."""
     found = complaint(body, coding)
     assert isinstance(found.name, str)
     assert isinstance(found.message, str)

@@ -44,19 +44,19 @@ PATH = st.sampled_from([b"/", b"/a%2Fb", b"/apikey", b"http://h/apikey=1", b"*",
 def found(
     target: bytes = b"/", *fields: tuple[bytes, bytes], places: CredentialPlaces = PLACES
 ) -> FoundCredentials[str]:
-    """What is found in a request."""
+    """Return what is found in a request."""
     return remove_credentials(fields, target, places, OURS.get)
 
 
 def is_ours(piece: bytes) -> bool:
-    """Whether a piece of a query is the parameter `apikey`, in plain letters or escaped ones."""
+    """Return whether a piece of a query is the parameter `apikey`, plain or escaped."""
     return piece.partition(b"=")[0] in (b"apikey", b"Apikey", b"apikey[]", b"api%6Bey", b"%61%70%69%6b%65%79")
 
 
 @example(b"/", [b"", b"apikey", b"apikeys"])
 @given(PATH, st.lists(PIECE, max_size=5))
 def test_all_but_the_parameter_survives(path: bytes, pieces: list[bytes]) -> None:
-    """Byte for byte, in order; without anything left, the query goes with its `?`."""
+    """The rest of a query stays byte for byte, in order; an empty query goes with its `?`."""
     target = path + b"?" + b"&".join(pieces)
     _, rest = remove_parameter(target, APIKEY)
     kept = [piece for piece in pieces if not is_ours(piece)]
@@ -68,14 +68,14 @@ def test_all_but_the_parameter_survives(path: bytes, pieces: list[bytes]) -> Non
 
 @given(st.binary(max_size=30))
 def test_a_target_without_the_parameter_stays(noise: bytes) -> None:
-    """Whatever it looks like."""
+    """A target without the parameter is not changed."""
     target = noise.replace(b"k", b"_").replace(b"K", b"_").replace(b"%", b"_")
     assert remove_parameter(target, APIKEY) == ([], target)
 
 
 @given(st.binary(max_size=30), st.binary(max_size=10))
 def test_taking_off_leaves_nothing_to_take_off(path: bytes, value: bytes) -> None:
-    """Once is enough."""
+    """Removing the credential twice removes no more than once."""
     _, rest = remove_parameter(path + b"?apikey=" + value, APIKEY)
     assert remove_parameter(rest, APIKEY) == ([], rest)
 
@@ -84,7 +84,7 @@ def test_taking_off_leaves_nothing_to_take_off(path: bytes, value: bytes) -> Non
     "target", [b"/", b"/?", b"/?&&", b"/?a", b"/?%", b"/a?b=apikey", b"/apikey=5?x", b"/?xapikey=1", b""]
 )
 def test_other_targets_stay_as_they_are(target: bytes) -> None:
-    """The very same bytes."""
+    """A target without a credential is the same object afterwards."""
     assert remove_parameter(target, APIKEY)[1] is target
 
 
@@ -119,13 +119,13 @@ def test_other_targets_stay_as_they_are(target: bytes) -> None:
     ],
 )
 def test_the_parameter_is_taken_off(target: bytes, value: bytes | None, rest: bytes) -> None:
-    """Its first value that is not empty is the credential, decoded; every way in which servers read the name counts."""
+    """Its first value that is not empty is the credential, decoded, however servers may read its name."""
     values, left = remove_parameter(target, APIKEY)
     assert (next(iter(values), None), left) == (value, rest)
 
 
 def test_nothing_is_made_anew_when_nothing_is_taken_off() -> None:
-    """The request passes as it came."""
+    """A request without a credential passes unchanged."""
     fields: Fields = ((b"Accept", b"*/*"), (b"Authorization", b"Basic abc"))
     request = remove_credentials(fields, b"/a?b=1", PLACES, OURS.get)
     assert request.fields is fields
@@ -133,7 +133,7 @@ def test_nothing_is_made_anew_when_nothing_is_taken_off() -> None:
 
 
 def basic(text: bytes) -> bytes:
-    """Basic credentials."""
+    """Return Basic credentials."""
     return b"Basic " + b64encode(text)
 
 
@@ -169,7 +169,7 @@ IN_A_SCHEME = [
 @pytest.mark.parametrize("name", [b"aUTHORIZATION", b"Proxy-Authorization"])
 @pytest.mark.parametrize("value", IN_A_SCHEME)
 def test_a_token_of_ours_is_taken_off_in_every_scheme(name: bytes, value: bytes) -> None:
-    """The scheme in any letters (RFC 9110, section 11.1), or none; any blank of section 5.6.3 behind it."""
+    """A token is found in any scheme, in any case (RFC 9110, section 11.1), or without one."""
     request = found(b"/", (name, value), (b"A", b"b"))
     assert request.authorized == "ci"
     assert request.fields == ((b"A", b"b"),)
@@ -191,7 +191,7 @@ def test_a_token_of_ours_is_taken_off_in_every_scheme(name: bytes, value: bytes)
     ],
 )
 def test_another_authorization_belongs_to_the_upstream(value: bytes, held: tuple[bytes, ...]) -> None:
-    """It passes, and is remembered so that no log shows it; `Proxy-Authorization` never does."""
+    """It passes and is kept out of logs; `Proxy-Authorization` never passes."""
     fields = ((b"Authorization", value),)
     request = found(b"/", *fields)
     assert (request.fields, request.others, request.proxied, request.ours) == (fields, held, (), ())
@@ -200,21 +200,21 @@ def test_another_authorization_belongs_to_the_upstream(value: bytes, held: tuple
 
 
 def test_authorization_comes_before_its_like_for_proxies() -> None:
-    """Wherever they stand."""
+    """`Authorization` comes before `Proxy-Authorization`, in any order of fields."""
     proxied, own = (b"Proxy-Authorization", basic(b"x:5ecret-web")), (b"Authorization", b"Bearer 5ecret-ci")
     assert found(b"/", proxied, own).authorized == found(b"/", own, proxied).authorized == "ci"
     assert found(b"/", proxied, (b"Authorization", b"Bearer scim")).authorized == "web"
 
 
 def test_a_referer_goes_without_the_parameter() -> None:
-    """Clients that follow redirects send it; its value is a credential, known or not."""
+    """A `Referer` loses the parameter, whether its value is known or not, since clients send it on redirects."""
     request = found(b"/", (b"rEFERER", b"http://proxy/me?apikey=other&x=1"), (b"Referer", b"http://proxy/?x=1"))
     assert request.fields == ((b"rEFERER", b"http://proxy/me?x=1"), (b"Referer", b"http://proxy/?x=1"))
     assert (request.ours, request.query) == ((b"other",), None)
 
 
 def test_each_authorization_is_judged_alone() -> None:
-    """Ours go, others stay; the first of ours counts."""
+    """Of several `Authorization` fields ours are removed and others stay; the first of ours counts."""
     others = ((b"Authorization", b"Bearer scim"), (b"Authorization", b"Basic x"))
     request = found(
         b"/", others[0], (b"Authorization", b"Bearer 5ecret-web"), others[1], (b"Authorization", b"Bearer 5ecret-ci")
@@ -224,20 +224,20 @@ def test_each_authorization_is_judged_alone() -> None:
 
 
 def test_every_key_header_is_taken_off() -> None:
-    """Ours or not, in any letters; the first that is not empty is the credential."""
+    """Every key header is removed, in any case; the first that is not empty is the credential."""
     request = found(b"/", (b"x-api-key", b" "), (b"A", b"b"), (b"X-API-KEY", b" 5ecret-ci "), (b"X-Api-Key", b"other"))
     assert request.header == b"5ecret-ci"
     assert request.fields == ((b"A", b"b"),)
 
 
 def test_a_name_that_servers_read_alike_is_taken_off() -> None:
-    """Where `_` is taken for `-` it would stand beside the pool's key; as a credential here it is none."""
+    """A key header spelled with `_` is removed, but is no credential."""
     request = found(b"/", (b"X_API_KEY", b"evil"), (b"X-Api-Key", b"mine"), (b"x_other-key", b"1"))
     assert (request.header, request.fields) == (b"mine", ((b"x_other-key", b"1"),))
 
 
 def test_the_upstreams_own_key_header_is_one_more() -> None:
-    """Beside `X-Api-Key`, which clients know."""
+    """The upstream's own key header is removed like `X-Api-Key`."""
     places = CredentialPlaces.named("X-Other", "key")
     fields = ((b"x-other", b"a"), (b"X-Api-Key", b"b"), (b"apikey", b"c"))
     request = found(b"/?apikey=1&key=2", *fields, places=places)
@@ -246,7 +246,7 @@ def test_the_upstreams_own_key_header_is_one_more() -> None:
 
 
 def test_all_places_are_cleared_at_once() -> None:
-    """Whichever of them decides."""
+    """All places are cleared, whichever of them decides."""
     request = found(
         b"/?apikey=5ecret-web", (b"X-Api-Key", b"5ecret-x"), (b"Host", b"h"), (b"Authorization", b"Bearer 5ecret-ci")
     )
@@ -255,7 +255,7 @@ def test_all_places_are_cleared_at_once() -> None:
 
 
 def test_what_is_found_is_not_shown() -> None:
-    """No `repr` holds a credential, or a field that may be one."""
+    """No `repr` shows a credential, or a field that may be one."""
     request = found(b"/?apikey=5ecret-a", (b"X-Api-Key", b"5ecret-b"), (b"Authorization", b"Bearer 5ecret-other"))
     assert "5ecret" not in repr(request)
 
@@ -266,13 +266,13 @@ def test_what_is_found_is_not_shown() -> None:
     )
 )
 def test_other_fields_stay_in_order(fields: list[tuple[bytes, bytes]]) -> None:
-    """Byte for byte."""
+    """Other fields stay byte for byte, in order."""
     kept = tuple(field for field in fields if field[0].lower() != b"x-api-key")
     assert found(b"/", *fields).fields == kept
 
 
 def test_a_token_of_ours_that_lets_nobody_in_is_taken_off() -> None:
-    """It belongs to this proxy all the same; a bearer token behind it counts, and one of nobody's passes."""
+    """An invalid token of this proxy is removed, and the next bearer token counts."""
     owners = {b"5ecret-late": "", b"5ecret-ci": "ci"}
     late, known, foreign = ((b"Authorization", b"Bearer " + token) for token in (b"5ecret-late", b"5ecret-ci", b"scim"))
     refused = remove_credentials((late, foreign), b"/", PLACES, owners.get)
@@ -301,7 +301,7 @@ HIDDEN = Redactor([b"5ecret-ci"])
     ],
 )
 def test_a_field_that_repeats_a_credential_goes_without_it(name: bytes, value: bytes, rest: bytes | None) -> None:
-    """All others stay, in order; `Connection` ends here, and what it names has to be known."""
+    """A field that repeats a credential is removed; all others stay in order."""
     fields = ((b"A", b"1"), (name, value), (b"B", b"2"))
     kept = () if rest is None else ((name, rest),)
     assert without(fields, b"/", HIDDEN) == ((fields[0], *kept, fields[2]), b"/")
@@ -319,30 +319,30 @@ def test_a_field_that_repeats_a_credential_goes_without_it(name: bytes, value: b
     ],
 )
 def test_a_parameter_that_repeats_a_credential_goes(target: bytes, rest: bytes) -> None:
-    """Whatever its name; a path cannot do without, and is refused elsewhere."""
+    """A parameter that repeats a credential is removed, whatever its name."""
     assert without((), target, HIDDEN) == ((), rest)
 
 
 def test_a_credential_that_spans_parameters_takes_the_query_with_it() -> None:
-    """Nothing of it stays."""
+    """A credential that spans parameters removes the whole query."""
     assert without((), b"/a?x=5ecret&ci=1&y=2", Redactor([b"5ecret&ci"])) == ((), b"/a")
 
 
 def test_nothing_is_made_anew_when_nothing_repeats_it() -> None:
-    """The very same fields."""
+    """Fields without a repetition are the same object afterwards."""
     fields: Fields = ((b"Accept", b"*/*"), (b"X", b"y"))
     assert without(fields, b"/a?b", HIDDEN)[0] is fields
 
 
 def test_the_words_of_a_head_are_bounded() -> None:
-    """Percent-encoding is undone first."""
+    """The words of a head are percent-decoded first, and their number is bounded."""
     assert b"5ecret-ci" in stray_words(((b"A", b'x="5ecret-ci"'),), b"/")
     assert b"5ecret-ci" in stray_words((), b"/a;k=5%65cret-ci/b")
     assert len(list(stray_words(((b"A", b"x " * 60_000),), b"/"))) == MAX_STRAY_WORDS
 
 
 def test_many_parameters_are_cleaned_of_some() -> None:
-    """Each of those that repeat it goes, wherever it stands among the others."""
+    """Each parameter that repeats the credential is removed, wherever it stands."""
     parts = [b"x=5ecret-ci" if number in (0, 1, 500, 998, 999) else b"%d=%%41" % number for number in range(1000)]
     kept = b";".join(part for part in parts if b"5ecret" not in part)
     assert without((), b"/a?" + b";".join(parts), HIDDEN) == ((), b"/a?" + kept)

@@ -19,7 +19,7 @@ from tests.core.worlds import World, check_conservation, flow, know, limit, pool
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of candidates looked at in each exchange."""
+    """Return the numbers of candidates looked at in each exchange."""
     counts: list[int] = []
     choices, best = dealing.Dealer.choices, TokenBuckets.best
 
@@ -38,7 +38,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_many_flows_that_insist_on_quotas_are_dealt_to_like_few() -> None:
-    """Each gets its token, in fair order, however many insist on a quota of their own."""
+    """Each of many pinned flows gets its token, in fair order."""
     world = World.of(pool(40, limit(2)))
     for number in range(40):
         world.waiting["r"][flow(f"c{number % 3}", pinned=f"k{number}")] = 3
@@ -50,7 +50,7 @@ def test_many_flows_that_insist_on_quotas_are_dealt_to_like_few() -> None:
 
 
 def test_a_client_that_insists_on_300_quotas_has_them_all(steps: list[int]) -> None:
-    """In several exchanges of bounded work, one right after the other; a single return is served by a few steps."""
+    """Pinned requests of one client to 300 quotas are served in several exchanges of bounded work."""
     world = World.of(pool(300, limit(1)))
     response = world.send("r", (), tuple(FlowDemand(flow("a", pinned=f"k{number}"), 1, 2) for number in range(300)))
     grants = list(response.grants)
@@ -67,7 +67,7 @@ def test_a_client_that_insists_on_300_quotas_has_them_all(steps: list[int]) -> N
 
 
 def test_a_bounded_number_of_candidates_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest is for the next exchange, which is to come at once."""
+    """An exchange looks at a bounded number of candidates and asks for the next one at once."""
     monkeypatch.setattr(dealing, "STEPS", 10)
     world = World.of(pool(1, limit(100)))
     first = world.ask(30)
@@ -76,7 +76,7 @@ def test_a_bounded_number_of_candidates_is_looked_at(monkeypatch: pytest.MonkeyP
 
 
 def test_a_bounded_number_of_leases_is_granted_in_one_exchange() -> None:
-    """The rest is for the next, which is to come at once."""
+    """An exchange grants a bounded number of leases and asks for the next one at once."""
     world = World.of(pool(1, limit(DEALT + 5)))
     first = world.ask(DEALT + 5)
     assert (len(first.grants), first.again) == (DEALT, MILLISECOND)
@@ -84,7 +84,7 @@ def test_a_bounded_number_of_leases_is_granted_in_one_exchange() -> None:
 
 
 def test_a_limit_that_is_spent_holds_back_its_own_class_only() -> None:
-    """Though its head comes first."""
+    """A spent limit holds back its own class only, even if that one's head comes first."""
     world = World.of(pool(1, limit(9), limit(1, 10 * SECOND)))
     world.waiting["r"] = {flow("a", (0, 1)): 5, flow("b"): 3}
     assert Counter(grant.flow.client for grant in world.call().grants) == {"a": 1, "b": 3}
@@ -94,13 +94,13 @@ def test_a_limit_that_is_spent_holds_back_its_own_class_only() -> None:
 
 
 def soon(response: ExchangeResponse) -> int:
-    """When the caller is to call."""
+    """Return when the caller is to call."""
     assert response.again is not None
     return response.again
 
 
 def test_the_next_return_that_serves_somebody_is_found() -> None:
-    """Not one of a limit, or of a quota, that nobody waits for."""
+    """The next return that serves a waiting request is found, not one of a limit or quota without any."""
     world = World.of(pool(2, limit(1, SECOND // 2), limit(1, SECOND), guard=0))
     mine = world.ask(1, flow("a", (1,), "k0")).grants
     others = [*world.ask(1, flow("a", (0,), "k0")).grants, *world.ask(1, flow("b", (1,), "k1")).grants]
@@ -114,7 +114,7 @@ def test_the_next_return_that_serves_somebody_is_found() -> None:
 
 
 def test_a_request_under_several_limits_waits_for_the_last_of_them() -> None:
-    """Where both are spent, the first return serves nobody, and the later one does."""
+    """A request under two spent limits waits for the later return."""
     world = World.of(pool(1, limit(1, SECOND // 2), limit(1, SECOND), guard=0))
     world.call("r", *world.spend(*world.ask(1, flow("a", (0, 1))).grants))
     response = world.ask(1, flow("a", (0, 1)))
@@ -122,7 +122,7 @@ def test_a_request_under_several_limits_waits_for_the_last_of_them() -> None:
 
 
 def test_a_bucket_beyond_its_limit_waits_for_as_many_returns() -> None:
-    """Others spent more than was left: so many tokens return for nobody."""
+    """A bucket from which others spent too much serves nobody until as many tokens have returned."""
     world = World.of(pool(1, limit(2, SECOND), guard=0))
     grants = world.ask(2).grants
     for grant in grants:
@@ -132,7 +132,7 @@ def test_a_bucket_beyond_its_limit_waits_for_as_many_returns() -> None:
 
 
 def test_a_return_while_its_bucket_is_closed_serves_nobody_and_one_after_it_does() -> None:
-    """Both lie ahead: the instant is that of the token that can be had."""
+    """A token that returns to a closed bucket is available when the bucket opens."""
     for park, expected in ((SECOND // 2, SECOND + SECOND // 2000), (1500 * MILLISECOND, 1500 * MILLISECOND)):
         world = World.of(pool(1, limit(1, SECOND), guard=0))
         (grant,) = world.ask(1).grants
@@ -144,7 +144,7 @@ def test_a_return_while_its_bucket_is_closed_serves_nobody_and_one_after_it_does
 
 
 def test_a_caller_looks_again_behind_what_was_looked_at() -> None:
-    """Where none of the next events serves anybody."""
+    """If none of the next events serves a request, the caller calls again after the last of them."""
     world = World.of(pool(AHEAD + 9, limit(1, SECOND), guard=0))
     for number in range(AHEAD + 9):
         world.pass_(MILLISECOND)
@@ -157,7 +157,7 @@ def test_a_caller_looks_again_behind_what_was_looked_at() -> None:
 
 @given(st.integers(0, 10**6), st.integers(1, 3), st.booleans())
 def test_nothing_idles_while_it_could_serve(seed: int, quotas: int, narrow: bool) -> None:
-    """Law 3: after an exchange nothing that waits can be served, and one whose turn is next calls by then."""
+    """After an exchange no waiting request could be served, and the replica that is next calls in time (law 3)."""
     random = Random(seed)
     limits = (limit(2, SECOND), limit(2, 2 * SECOND)) if narrow else (limit(2, SECOND),)
     world = World.of(pool(quotas, *limits))
@@ -173,7 +173,7 @@ def test_nothing_idles_while_it_could_serve(seed: int, quotas: int, narrow: bool
     def call(
         replica: str, settlements: tuple[Spent | Throttled, ...] = (), demands: tuple[FlowDemand, ...] = ()
     ) -> None:
-        """An exchange, and those that it wakes; what they hold is due to be settled later."""
+        """Make an exchange, and those of the replicas that it wakes; leases are settled later."""
         fresh = replica not in world.serials
         response = world.send(replica, settlements, demands, full=fresh)
         know(world.state)
@@ -209,7 +209,7 @@ def test_nothing_idles_while_it_could_serve(seed: int, quotas: int, narrow: bool
 
 
 def can_be_served(world: World) -> list[str]:
-    """The classes that wait and could be served."""
+    """Return the waiting classes that could be served."""
     state = world.state
     return [
         name

@@ -78,7 +78,7 @@ REGISTERED = {
 
 
 def tree(root: type[Refusal]) -> Iterator[type[Refusal]]:
-    """Every kind of refusal below another."""
+    """Return every kind of refusal below another."""
     for kind in root.__subclasses__():
         yield kind
         yield from tree(kind)
@@ -88,20 +88,20 @@ KINDS = list(tree(Refusal))
 
 
 def made(kind: type[Refusal]) -> Refusal:
-    """One of that kind."""
+    """Return an error of that kind."""
     if kind is TooMany:
         return TooMany("text", reason="deadline", retry_after=3)
     return ShuttingDown() if kind is ShuttingDown else kind("text")
 
 
 def test_every_refusal_answers_as_the_interface_says() -> None:
-    """Status and name, nothing left out and nothing made up."""
+    """The status and name of every refusal are exactly those of the interface."""
     assert {kind.__name__: (kind.status, kind.name) for kind in KINDS} == INTERFACE
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_refusal_carries_what_the_edge_needs(kind: type[Refusal]) -> None:
-    """A reason that can be a label, a registered proxy error, and a message."""
+    """Each refusal has a reason for labels, a registered proxy error type and a message."""
     refusal = made(kind)
     assert re.fullmatch(r"[a-z_]+", refusal.reason)
     assert refusal.reason != Refusal.reason
@@ -111,7 +111,7 @@ def test_every_refusal_carries_what_the_edge_needs(kind: type[Refusal]) -> None:
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    """Who reads the module's head sees every error, with its status and name."""
+    """The tree in the module's docstring lists every error with its status and name."""
     drawn = errors.__doc__ or ""
     for kind in KINDS:
         assert re.search(rf"── {kind.__name__}\b", drawn)
@@ -119,8 +119,8 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
             assert re.search(rf"── {kind.__name__} +{kind.status} {kind.name}\b", drawn)
 
 
-def test_who_may_have_sent_bytes_says_so() -> None:
-    """Law 10: only what never had a connection was surely not sent; such a try may be repeated if that makes sense."""
+def test_errors_say_whether_bytes_may_have_been_sent() -> None:
+    """Only errors without a connection were surely not sent, and may be retried (law 10)."""
     assert Broken("").written
     assert TimedOut("").written
     assert not Unreachable("").written
@@ -129,13 +129,13 @@ def test_who_may_have_sent_bytes_says_so() -> None:
 
 
 def test_too_many_has_a_cause_and_a_time() -> None:
-    """One class, three causes."""
+    """`TooMany` has a cause and a time for each of its three causes."""
     refusal = TooMany("text", reason="queue_full", retry_after=7)
     assert (refusal.reason, refusal.retry_after) == ("queue_full", 7)
 
 
 def test_a_lost_store_has_a_cause_for_the_operator() -> None:
-    """It is no part of what callers read; without one, the message is all that is known."""
+    """The cause of a lost store is for operators and not part of the message for callers."""
     lost = StoreLost("Try again.", cause="redis://h: its memory is full", retry_after=2)
     assert (lost.message, str(lost), lost.retry_after) == ("Try again.", "Try again.", 2)
     assert lost.cause == "redis://h: its memory is full"
@@ -143,7 +143,7 @@ def test_a_lost_store_has_a_cause_for_the_operator() -> None:
 
 
 def test_a_configuration_error_lists_every_problem() -> None:
-    """Each with its path, in a line of its own."""
+    """A configuration error lists every problem with its path, one a line."""
     problems = (Problem("clients[2].weight", "write a whole number"), Problem("", "the file is empty"))
     error = ConfigError(problems)
     assert str(error) == "clients[2].weight: write a whole number\nthe file is empty"
