@@ -8,7 +8,7 @@ PINNED = [Flow("c", DemandClass((0, 1), f"k{number}")) for number in range(3)]
 
 
 def told(*demands: FlowDemand) -> Demands:
-    """A record of which the store has heard all."""
+    """Return a record whose changes the store has all acknowledged."""
     record = Demands()
     record.tell(demands, partial=False)
     record.heard(())
@@ -16,7 +16,7 @@ def told(*demands: FlowDemand) -> Demands:
 
 
 def test_flows_that_go_on_waiting_are_not_told_again() -> None:
-    """Only what differs from what the store believes, with 0 for a flow that is gone."""
+    """Only flows that differ from what the store believes are sent, with 0 for a flow that is gone."""
     record = told(FlowDemand(A, 1, 3), FlowDemand(B, 2, 1))
     record.tell([FlowDemand(A, 1, 3)], partial=True)
     assert record.changes(full=False) == []
@@ -28,7 +28,7 @@ def test_flows_that_go_on_waiting_are_not_told_again() -> None:
 
 
 def test_flows_that_are_not_named_wait_as_before_only_in_a_partial_list() -> None:
-    """A list of all that waits leaves out what waits no longer."""
+    """A partial list keeps the flows that it does not name; a full list drops them."""
     record = told(FlowDemand(A, 1, 3), FlowDemand(B, 2, 1))
     record.tell([], partial=True)
     assert set(record.waiting) == {A, B}
@@ -37,7 +37,7 @@ def test_flows_that_are_not_named_wait_as_before_only_in_a_partial_list() -> Non
 
 
 def test_changes_are_kept_until_they_were_heard() -> None:
-    """A second exchange says what a first one that failed had to say."""
+    """Changes of an exchange that failed are sent again with the next one."""
     record = told()
     record.tell([FlowDemand(A, 1, 2)], partial=True)
     record.tell([], partial=True)
@@ -49,7 +49,7 @@ def test_changes_are_kept_until_they_were_heard() -> None:
 
 
 def test_a_flow_has_grown_when_more_wait_than_the_store_believes() -> None:
-    """A heavier client has not, and neither has a shorter flow; to a store that knows nothing all are new."""
+    """Only more waiting requests are growth, not another weight; to a store that knows nothing all flows are new."""
     record = told(FlowDemand(A, 1, 3), FlowDemand(B, 1, 3))
     record.tell([FlowDemand(A, 5, 3), FlowDemand(B, 1, 2)], partial=True)
     assert record.grown() == []
@@ -59,7 +59,7 @@ def test_a_flow_has_grown_when_more_wait_than_the_store_believes() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([A, B, *PINNED]), st.integers(0, 3)), max_size=20))
 def test_requests_are_counted_under_each_limit(changes: list[tuple[Flow, int]]) -> None:
-    """The counts are those of all that waits, whatever came before."""
+    """The count under each limit is that of all waiting requests, whatever came before."""
     record = Demands()
     for flow, waiting in changes:
         record.tell([FlowDemand(flow, 1, waiting)], partial=True)
@@ -70,7 +70,7 @@ def test_requests_are_counted_under_each_limit(changes: list[tuple[Flow, int]]) 
 
 
 def test_pins_are_named_in_rotation_behind_those_of_newcomers() -> None:
-    """Each limit of each pinned flow has its turn, however few are named at a time."""
+    """Each limit of each pinned flow is named in rotation, however few are named at a time."""
     record = told(FlowDemand(A, 1, 1), *[FlowDemand(flow, 1, 1) for flow in PINNED])
     assert record.pins((), 99) == tuple([(limit, f"k{number}") for number in range(3) for limit in (0, 1)])
     assert record.pins([PINNED[2]], 2) == ((0, "k2"), (1, "k2"))

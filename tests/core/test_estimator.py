@@ -19,44 +19,44 @@ LONE = LimitReturns(1, 0, 0)
 
 
 def revision(*windows: Micros, quotas: tuple[str, ...] = ("q",)) -> Revision:
-    """A revision with a limit for each window."""
+    """Return a revision with a limit for each window."""
     return Revision("r", quotas, tuple([RevisionLimit(str(n), 9, window) for n, window in enumerate(windows)]), SECOND)
 
 
 def flow(client: str, waiting: int, tag: int = 0, weight: int = 1, kind: DemandClass = FIRST) -> WaitingFlow:
-    """A flow in a snapshot."""
+    """Return a flow of a snapshot."""
     return WaitingFlow(client, *kind, tag, UNIT // weight, waiting)
 
 
 def snapshot(
     *flows: WaitingFlow, limits: tuple[LimitReturns, ...] = (LONE,), others: tuple[int, int] = (0, 0)
 ) -> Snapshot:
-    """A snapshot with the flows by start tag."""
+    """Return a snapshot with the flows by start tag."""
     return Snapshot(0, limits, (), tuple(sorted(flows, key=lambda one: one.tag)), *others, SERVICE)
 
 
 def told(
     view: Snapshot, client: str, own: int, kind: DemandClass = FIRST, replicas: int = 1, weight: int = 1
 ) -> EstimatedWaits:
-    """The estimates for a queue under a revision with one limit."""
+    """Return the estimates for a queue under a revision with one limit."""
     turns = Estimator(view, revision(WINDOW, WINDOW), replicas).turns(Flow(client, kind), own, weight)
     assert turns is not None
     return turns
 
 
 def samples(turns: EstimatedWaits) -> Iterator[tuple[int, Micros]]:
-    """All positions that are told, without those that are interpolated."""
+    """Return all estimated positions, without interpolated ones."""
     yield from enumerate(turns.soon)
     yield from turns.later
 
 
 def ranks(turns: EstimatedWaits, count: int) -> list[int]:
-    """The ranks of the first positions, when there is one token."""
+    """Return the ranks of the first positions when there is one token."""
     return [wait // PERIOD for wait in turns.soon[:count]]
 
 
 def dealt(delays: list[Micros], flows: Mapping[str, tuple[int, int, int]], client: str) -> Iterator[Micros]:
-    """Deal token by token to the lowest start tag; yields when the client is served, who keeps asking for ever."""
+    """Deal token by token to the lowest start tag; yield when a client that always waits is served."""
     tokens = list(delays)
     heapify(tokens)
     state = {name: list(values) for name, values in flows.items()}
@@ -119,7 +119,7 @@ def test_estimates_are_what_dealing_token_by_token_comes_to(
 def test_far_positions_are_extrapolated_by_whole_periods(
     tokens: list[Micros], flows: dict[str, tuple[int, int, int]], data: st.DataObject
 ) -> None:
-    """Thousands of positions behind the queue each period serves one for each token, and later ones never earlier."""
+    """Thousands of positions back, each period serves one request for each token, in order."""
     client = data.draw(st.sampled_from(sorted(flows)))
     limits = (LimitReturns(0, len(tokens), 0, tuple(sorted(tokens))),)
     view = snapshot(*[WaitingFlow(name, (0,), None, *values) for name, values in flows.items()], limits=limits)
@@ -136,7 +136,7 @@ def test_far_positions_are_extrapolated_by_whole_periods(
 
 
 def test_far_positions_lie_whole_periods_of_the_slowest_limit_apart() -> None:
-    """With eleven a second and ten a minute, the second limit tells when far positions are served."""
+    """With limits of eleven a second and ten a minute, the second one decides for far positions."""
     kind, limits = DemandClass((0, 1)), (LimitReturns(11, 0, 0), LimitReturns(10, 0, 0))
     turns = Estimator(snapshot(flow("a", 9, kind=kind), limits=limits), revision(SECOND, WINDOW), 1).turns(
         Flow("a", kind), 9
@@ -147,7 +147,7 @@ def test_far_positions_lie_whole_periods_of_the_slowest_limit_apart() -> None:
 
 
 def test_a_long_queue_is_sampled_where_its_tokens_return_together() -> None:
-    """Few of a thousand positions are sampled, and yet the steps between bursts of 60 lie where they are."""
+    """A few samples of a thousand positions show the steps between bursts of 60 exactly."""
     view = snapshot(flow("a", 200), limits=(LimitReturns(0, 60, 0, tuple([SECOND] * 60)),))
     turns = told(view, "a", 200)
     assert len(turns.soon) <= SOON
@@ -158,13 +158,13 @@ def test_a_long_queue_is_sampled_where_its_tokens_return_together() -> None:
 
 
 def test_where_time_hardly_passes_there_are_few_samples() -> None:
-    """Positions that are all served at once are told by the ends of what is told."""
+    """Positions that are all served at once take only the first and the last sample."""
     turns = told(snapshot(flow("a", 200), limits=(LimitReturns(300, 0, 0),)), "a", 200)
     assert len(turns.later) == 1 + FAR
 
 
 def test_many_long_queues_are_sampled_coarsely() -> None:
-    """The work for one snapshot is bounded: beyond some estimates only a few more are made for each queue."""
+    """The work for one snapshot is bounded: after some estimates each queue gets only a few more."""
     names = [f"c{number:03}" for number in range(256)]
     estimator = Estimator(snapshot(*[flow(name, 50) for name in names]), revision(WINDOW), 1)
     sizes = [sum(1 for _ in samples(turns)) for name in names if (turns := estimator.turns(Flow(name, FIRST), 50))]
@@ -173,7 +173,7 @@ def test_many_long_queues_are_sampled_coarsely() -> None:
 
 
 def test_weights_divide_the_tokens() -> None:
-    """A client of weight 2 is served twice for each time another is; of equal starts the lower name is first."""
+    """A client of weight 2 is served twice as often; of equal start tags the lower name is first."""
     view = snapshot(flow("a", 9), flow("b", 9, weight=2))
     assert ranks(told(view, "a", 9), 3) == [0, 3, 6]
     assert ranks(told(view, "b", 9), 5) == [1, 2, 4, 5, 7]
@@ -186,7 +186,7 @@ def test_start_tags_decide_who_is_first() -> None:
 
 
 def test_two_flows_of_a_client_share_its_part() -> None:
-    """A client does not get twice as much by asking for two things: its flows alternate between another's requests."""
+    """Two flows of one client alternate and together get one client's share."""
     kind = DemandClass((0, 1))
     view = snapshot(flow("a", 4), flow("a", 4, kind=kind), flow("b", 4), limits=(LONE, LimitReturns(99, 0, 0)))
     assert ranks(told(view, "a", 4), 3) == [0, 4, 8]
@@ -194,7 +194,7 @@ def test_two_flows_of_a_client_share_its_part() -> None:
 
 
 def test_the_samples_of_ranks_are_interpolated() -> None:
-    """Between two samples the tokens return evenly; those in use return after a window."""
+    """Between two samples tokens return evenly; those in use return after a window."""
     returns = LimitReturns(1, 11, 2, (SECOND, 2 * SECOND), ((6, 12 * SECOND), (10, 20 * SECOND)))
     turns = told(snapshot(flow("a", 20), limits=(returns,)), "a", 20)
     seconds = [0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
@@ -203,7 +203,7 @@ def test_the_samples_of_ranks_are_interpolated() -> None:
 
 
 def test_tokens_that_cool_untold_return_within_the_window() -> None:
-    """Where a snapshot counts more than it tells, the rest is spread over what is left of the window."""
+    """Cooling tokens that a snapshot counts without times are spread over the rest of the window."""
     returns = LimitReturns(0, 3, 0, (20 * SECOND,))
     assert told(snapshot(flow("a", 9), limits=(returns,)), "a", 9).soon[:4] == (
         20 * SECOND,
@@ -214,7 +214,7 @@ def test_tokens_that_cool_untold_return_within_the_window() -> None:
 
 
 def test_a_quota_closed_for_long_does_not_keep_the_others_from_serving() -> None:
-    """With one token at once and one in ten periods, the first serves all until then."""
+    """With one token now and one in ten periods, the first serves all requests until then."""
     returns = LimitReturns(1, 1, 0, (10 * PERIOD - SECOND,))
     turns = told(snapshot(flow("a", 20), limits=(returns,)), "a", 20)
     assert turns.soon[:10] == tuple([number * PERIOD for number in range(10)])
@@ -229,7 +229,7 @@ def test_tokens_between_two_samples_do_not_return_before_their_period() -> None:
 
 
 def test_of_several_limits_the_latest_counts() -> None:
-    """Each position waits for the slowest of its limits, and for those only that compete with it there."""
+    """Each position waits for the slowest of its limits, behind only the flows that compete there."""
     both, first = DemandClass((0, 1)), DemandClass((0,))
     limits = LimitReturns(2, 0, 0), LimitReturns(0, 1, 0, (90 * SECOND,))
     view = snapshot(flow("a", 9, kind=both), flow("b", 9, kind=first), limits=limits)
@@ -249,7 +249,7 @@ def test_of_several_limits_the_latest_counts() -> None:
 def test_several_limits_are_never_earlier_than_one(
     flows: dict[str, tuple[int, int, int]], one: list[Micros], other: list[Micros], data: st.DataObject
 ) -> None:
-    """With the same flows under both limits, an estimate is that of the later one, position by position."""
+    """With the same flows under both limits, an estimate is the later one at each position."""
     client = data.draw(st.sampled_from(sorted(flows)))
     returns = [LimitReturns(0, len(tokens), 0, tuple(sorted(tokens))) for tokens in (one, other)]
     own = flows[client][2]
@@ -264,7 +264,7 @@ def test_several_limits_are_never_earlier_than_one(
 
 
 def test_pinned_flows_count_in_full_for_others_and_among_themselves() -> None:
-    """A flow pinned to a quota waits for that quota's tokens, behind a part only of the requests not pinned."""
+    """A pinned flow waits for its quota's tokens, behind a part only of the unpinned requests."""
     mine, elsewhere, free = DemandClass((0,), "q"), DemandClass((0,), "p"), DemandClass((0,))
     flows = flow("a", 9, kind=mine), flow("b", 9, kind=elsewhere), flow("c", 9), flow("d", 9), flow("e", 9, kind=mine)
     view = replace(snapshot(*flows), pinned=((0, "q", LimitReturns(0, 1, 0, (SECOND,))),))
@@ -278,35 +278,35 @@ def test_pinned_flows_count_in_full_for_others_and_among_themselves() -> None:
 
 
 def test_a_quota_that_the_snapshot_does_not_tell_of() -> None:
-    """Nothing is told of a quota that the snapshot left out; of one that the revision lacks no token is expected."""
+    """A quota missing in the snapshot has no estimate; of one missing in the revision no token is expected."""
     estimator = Estimator(snapshot(flow("a", 1)), revision(WINDOW), 1)
     assert estimator.turns(Flow("a", DemandClass((0,), "q")), 1) is None
     assert estimator.turns(Flow("a", DemandClass((0,), "gone")), 1) == EstimatedWaits()
 
 
 def test_requests_that_are_not_listed_start_with_the_last_that_is() -> None:
-    """They go at the pace of their weights: with weight 4, four for each request of weight 1, as many as there are."""
+    """Unlisted flows start with the last listed one and are served by weight."""
     view = snapshot(flow("a", 9), flow("b", 1, tag=UNIT), others=(6, 4))
     # "a" is served at 0, 1, 2, 3: "b" and the others begin at 1, and before 2 there are 4 of them, before 3 all 6.
     assert ranks(told(view, "a", 9), 4) == [0, 1, 7, 10]
 
 
 def test_an_unlisted_queue_is_not_counted_against_itself() -> None:
-    """A flow beyond those listed starts with the last one, and is one of the others."""
+    """An unlisted flow is not counted twice: it is one of the others."""
     view = snapshot(flow("a", 3, tag=UNIT), others=(4, 4))
     assert ranks(told(view, "z", 4), 3) == [1, 3, 5]
     assert ranks(told(view, "z", 4, weight=2), 3) == [1, 2, 4]
 
 
 def test_an_unlisted_queue_of_a_listed_client_starts_at_its_tag() -> None:
-    """The store may not have heard of a queue whose client it knows: the client is not served sooner for it."""
+    """A queue that the store does not know yet starts at its client's tag, not earlier."""
     view = snapshot(flow("a", 1, tag=3 * UNIT, weight=2), flow("b", 9), others=(3, 0))
     view = replace(view, limits=(LONE, LimitReturns(99, 0, 0)))
     assert ranks(told(view, "a", 2, DemandClass((0, 1))), 3) == [3, 6, 8]
 
 
 def test_queues_alike_of_clients_not_listed_are_told_the_same() -> None:
-    """They are estimated once, by kind, length and weight."""
+    """Unlisted queues of equal class, length and weight are estimated once."""
     estimator = Estimator(snapshot(flow("a", 1, tag=UNIT), others=(40, 9)), revision(WINDOW), 1)
     one, same, longer, heavier = [
         estimator.turns(Flow(client, FIRST), own, weight)
@@ -318,14 +318,14 @@ def test_queues_alike_of_clients_not_listed_are_told_the_same() -> None:
 
 
 def test_the_same_flow_under_two_revisions_is_one() -> None:
-    """A snapshot tells the flows of other revisions by the same limits: a client's requests of both count."""
+    """Requests of one client under two revisions with the same limits count together."""
     view = snapshot(flow("a", 2), flow("a", 3), flow("b", 9, tag=4 * UNIT))
     assert ranks(told(view, "b", 9), 2) == [5, 6]
     assert ranks(told(view, "a", 1, replicas=9), 2) == [0, 6]
 
 
 def test_newcomers_stand_behind_their_flow() -> None:
-    """A client that waits nowhere begins at the virtual time, one that does behind its own requests."""
+    """A new client starts at the virtual time, a known one behind its own requests."""
     view = snapshot(flow("a", 5), flow("b", 2))
     assert ranks(told(view, "c", 0), 3) == [2, 5, 7]
     assert ranks(told(view, "a", 5), 8) == [0, 2, 4, 5, 6, 7, 8, 9]
@@ -334,7 +334,7 @@ def test_newcomers_stand_behind_their_flow() -> None:
 
 
 def test_the_queues_of_a_flow_are_served_in_rotation() -> None:
-    """Of 12 requests of a flow this replica has 3, and every fourth turn; of two replicas, every second one."""
+    """A replica with 3 of a flow's 12 requests has every fourth token; with two replicas, every second."""
     view = snapshot(flow("a", 12))
     assert ranks(told(view, "a", 3, replicas=9), 6) == [0, 4, 8, 12, 13, 14]
     assert ranks(told(view, "a", 3, replicas=2), 6) == [0, 2, 4, 7, 9, 11]
@@ -343,24 +343,24 @@ def test_the_queues_of_a_flow_are_served_in_rotation() -> None:
 
 
 def test_a_queue_longer_than_the_snapshot_knows() -> None:
-    """Requests that came since stand behind the others."""
+    """Requests that came after the snapshot are estimated behind the others."""
     view = snapshot(flow("a", 2), flow("b", 2))
     assert ranks(told(view, "a", 5), 5) == [0, 2, 4, 5, 6]
 
 
 def test_no_limits_no_wait() -> None:
-    """A request under no limit is served at once, at whatever position."""
+    """A request under no limit is served at once, at any position."""
     turns = told(snapshot(flow("a", 3, kind=DemandClass(()))), "a", 3, DemandClass(()))
     assert [turns.at(position) for position in (0, 2, 1000)] == [0, 0, 0]
 
 
 def test_no_token_is_expected_of_a_limit_without_any() -> None:
-    """Where one of the limits has no tokens nobody is ever served."""
+    """A request under a limit without tokens is never served."""
     view = snapshot(flow("a", 3), limits=(LONE, LimitReturns(0, 0, 0)))
     assert told(view, "a", 3, DemandClass((0, 1))) == EstimatedWaits()
 
 
 def test_nobody_waits() -> None:
-    """In an empty snapshot a newcomer takes what is available, and what returns after that."""
+    """With an empty snapshot a newcomer takes available tokens, then those that return next."""
     view = Snapshot(0, (LimitReturns(2, 1, 0, (SECOND,)),), service=SERVICE)
     assert told(view, "a", 0).soon == (0, 0, SECOND)

@@ -14,7 +14,7 @@ WIDE, NARROW = RevisionClass("r", (0,)), RevisionClass("r", (0, 1))
 
 
 def serve_one_by_one(world: World, number: int, replicas: tuple[str, ...] = ("r",)) -> Counter[str]:
-    """Let tokens return one at a time, each replica calling; which clients got them."""
+    """Let tokens return one at a time while each replica calls; return the clients that got them."""
     served: Counter[str] = Counter()
     while served.total() < number:
         world.pass_(100 * MILLISECOND)
@@ -26,7 +26,7 @@ def serve_one_by_one(world: World, number: int, replicas: tuple[str, ...] = ("r"
 
 
 def serve_first(queue: FairQueue, demanded: RevisionClass, times: int) -> Counter[str]:
-    """Serve whose turn it is, so often; which clients those were."""
+    """Serve the next client so many times; return which clients those were."""
     served: Counter[str] = Counter()
     for _ in range(times):
         client = queue.head(demanded.name)[1]
@@ -40,7 +40,7 @@ def serve_first(queue: FairQueue, demanded: RevisionClass, times: int) -> Counte
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 300), st.integers(1, 300))
 def test_two_that_wait_share_by_weight_within_one_token_each(w1: int, w2: int, n1: int, n2: int) -> None:
-    """Law 4: the ratio of weights holds however many requests each has queued."""
+    """Two waiting clients share by weight, however many requests each has queued (law 4)."""
     world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
     world.weights = {"a": w1, "b": w2}
     world.waiting["r"] = {flow("a"): n1 + 400, flow("b"): n2 + 400}
@@ -56,7 +56,7 @@ def test_two_that_wait_share_by_weight_within_one_token_each(w1: int, w2: int, n
 def test_two_clients_differ_by_one_token_each_at_any_time(
     waiting: dict[tuple[str, str], int], size: int, rounds: list[list[str]]
 ) -> None:
-    """Law 4: on whatever replicas they wait, and in whatever order these call."""
+    """On any replicas, calling in any order, two clients are at most one token of each apart (law 4)."""
     world = World.of(pool(1, limit(size, 50 * MILLISECOND), guard=0))
     waiting |= {("r1", "a"): 100, ("r2", "b"): 100}
     world.ask(size, flow("other"))
@@ -78,7 +78,7 @@ def test_two_clients_differ_by_one_token_each_at_any_time(
 
 
 def test_a_client_on_many_replicas_has_one_share() -> None:
-    """Ten replicas of one client get together what one replica of another gets."""
+    """A client on ten replicas gets as much as one on a single replica."""
     world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
     spread = tuple(f"r{number}" for number in range(10))
     for replica in spread:
@@ -89,7 +89,7 @@ def test_a_client_on_many_replicas_has_one_share() -> None:
 
 
 def test_a_client_with_two_classes_has_one_share() -> None:
-    """Start tags are per client: who has several kinds of requests gets no more than another."""
+    """A client with several demand classes gets as much as one with a single class."""
     world = World.of(pool(1, limit(1, 50 * MILLISECOND), limit(1, 60 * MILLISECOND), guard=0))
     world.waiting["r"] = {flow("two"): 100, flow("two", (0, 1)): 100, flow("one"): 100}
     served = serve_one_by_one(world, 60)
@@ -98,7 +98,7 @@ def test_a_client_with_two_classes_has_one_share() -> None:
 
 @pytest.mark.parametrize("flows", [[(0,), (0, 1)], [(0, 1), (0,)], [(0, 1), (0, 2)], [(0,), (0, 1), (0, 1, 2)]])
 def test_flows_of_one_client_are_all_served(flows: list[tuple[int, ...]]) -> None:
-    """None of them starves behind another that needs other limits."""
+    """No flow of a client starves behind another one of it."""
     world = World.of(
         pool(1, limit(1, 50 * MILLISECOND), limit(1, 60 * MILLISECOND), limit(1, 70 * MILLISECOND), guard=0)
     )
@@ -114,7 +114,7 @@ def test_flows_of_one_client_are_all_served(flows: list[tuple[int, ...]]) -> Non
 
 
 def test_the_replicas_of_a_flow_take_turns() -> None:
-    """The one served longest ago is first."""
+    """The replica of a flow that was served longest ago is first."""
     queue = FairQueue()
     for replica, waiting in (("r1", 3), ("r2", 1), ("r3", 9)):
         queue.put(replica, WIDE, "a", 1, waiting)
@@ -123,7 +123,7 @@ def test_the_replicas_of_a_flow_take_turns() -> None:
 
 
 def test_a_client_that_comes_back_after_idling_gets_no_credit() -> None:
-    """An hour of absence is not made up for."""
+    """An hour of idling earns no credit."""
     world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
     world.waiting["r"] = {flow("a"): 1000, flow("b"): 1}
     serve_one_by_one(world, 200)
@@ -133,7 +133,7 @@ def test_a_client_that_comes_back_after_idling_gets_no_credit() -> None:
 
 
 def test_a_client_gains_nothing_by_leaving() -> None:
-    """What it got ahead is remembered until the others have got as much."""
+    """A client that leaves while ahead is still ahead when it returns."""
     queue = FairQueue()
     queue.put("r", WIDE, "a", 1, 100)
     queue.put("r", WIDE, "b", 1, 100)
@@ -145,7 +145,7 @@ def test_a_client_gains_nothing_by_leaving() -> None:
 
 
 def test_a_client_that_was_held_back_catches_up_but_starves_nobody() -> None:
-    """A lag of at most 64 requests is made up for."""
+    """A client that could not be served catches up on at most 64 requests."""
     world = World.of(pool(1, limit(10, SECOND), limit(1, 100 * SECOND), guard=0))
     world.waiting["r"] = {flow("held", (0, 1)): 500, flow("free"): 5000}
     serve_one_by_one(world, 990)
@@ -157,7 +157,7 @@ def test_a_client_that_was_held_back_catches_up_but_starves_nobody() -> None:
 
 @pytest.mark.parametrize(("w1", "w2"), [(1, 9), (3, 1), (2, 2)])
 def test_two_that_are_held_back_together_share_by_weight_all_the_same(w1: int, w2: int) -> None:
-    """Law 4: however far a narrow limit leaves them behind the others, neither gains on the other."""
+    """Clients held back by the same narrow limit share it by weight, however far behind they are (law 4)."""
     world = World.of(pool(1, limit(20, SECOND), limit(1, SECOND), guard=0))
     world.weights = {"a": w1, "b": w2}
     both = (0, 1)
@@ -172,7 +172,7 @@ def test_two_that_are_held_back_together_share_by_weight_all_the_same(w1: int, w
 
 
 def test_a_client_that_joins_those_that_are_held_back_is_served_with_them() -> None:
-    """What the others missed by then is theirs up to the lag that is made up for, and no more."""
+    """A newcomer to a class that lags shares with it; the others catch up to the lag bound only."""
     world = World.of(pool(1, limit(20, SECOND), limit(2, SECOND), guard=0))
     both = (0, 1)
     world.waiting["r"] = {flow("early", both): 1000, flow("free"): 100_000}
@@ -184,7 +184,7 @@ def test_a_client_that_joins_those_that_are_held_back_is_served_with_them() -> N
 
 
 def test_a_client_that_was_shut_out_makes_up_for_a_lag_and_leaves_the_rest_alone() -> None:
-    """A limit that was closed for long opens with as many tokens as there are: nobody else starves for it."""
+    """When a long closed limit opens, no client starves for those that had waited."""
     world = World.of(pool(1, limit(10, SECOND), limit(10, SECOND), guard=0))
     both = (0, 1)
     (probe,) = world.ask(1, flow("held", both)).grants
@@ -198,7 +198,7 @@ def test_a_client_that_was_shut_out_makes_up_for_a_lag_and_leaves_the_rest_alone
 
 
 def test_an_unsent_lease_is_not_charged() -> None:
-    """A client whose requests were cancelled, every other one, loses no share for it."""
+    """A client is not charged for requests that were cancelled before they were sent."""
     world = World.of(pool(1, limit(1, 50 * MILLISECOND), guard=0))
     world.waiting["r"] = {flow("a"): 100, flow("b"): 100}
     used: Counter[str] = Counter()
@@ -220,7 +220,7 @@ def test_an_unsent_lease_is_not_charged() -> None:
 
 
 def test_a_client_that_did_not_have_to_wait_has_been_served() -> None:
-    """What it got while nobody waited counts as what it got by waiting."""
+    """Tokens that a client got without waiting count like those that it waited for."""
     queue = FairQueue()
     queue.pass_by("a", 1)
     for client in "ab":
@@ -240,7 +240,7 @@ flows = st.tuples(
 def test_nothing_is_kept_of_what_waits_no_longer(
     steps: list[tuple[str, tuple[str, RevisionClass, str], int]],
 ) -> None:
-    """Totals are those of all replicas, heads have the lowest start tag, and in the end nothing is left but debts."""
+    """Totals and heads are those of all replicas; at the end only clients that are ahead are remembered."""
     queue = FairQueue()
     waiting: dict[tuple[str, RevisionClass, str], int] = {}
     for what, chosen, number in steps:
@@ -284,7 +284,7 @@ def test_nothing_is_kept_of_what_waits_no_longer(
 
 
 def test_a_bounded_number_of_idle_clients_is_forgotten_in_one_exchange() -> None:
-    """The rest is for the next."""
+    """An exchange forgets a bounded number of idle clients and leaves the rest to the next."""
     queue = FairQueue()
     for number in range(IDLERS + 5):
         queue.pass_by(f"c{number}", 1)
@@ -294,7 +294,7 @@ def test_a_bounded_number_of_idle_clients_is_forgotten_in_one_exchange() -> None
 
 
 def test_virtual_time_starts_over_when_nobody_waits() -> None:
-    """Before it is too large to be exact as a floating-point number."""
+    """Virtual time starts over before it is too large for an exact floating-point number."""
     queue = FairQueue()
     queue.virtual_time = ROLLOVER + 1
     queue.put("r", WIDE, "a", 1, 1)
@@ -307,7 +307,7 @@ def test_virtual_time_starts_over_when_nobody_waits() -> None:
 
 
 def test_the_first_flows_of_a_class() -> None:
-    """Start tags beyond virtual time, the cost of a request, the client, and how many wait."""
+    """Flows are listed with start tag, cost, client and number of waiting requests."""
     queue = FairQueue()
     queue.put("r", WIDE, "a", 1, 2)
     queue.put("s", WIDE, "a", 1, 2)

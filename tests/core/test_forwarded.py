@@ -11,13 +11,13 @@ TRUSTED = TrustedProxies((ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/
 
 
 def fields(*lines: str) -> Fields:
-    """Fields of lines."""
+    """Return the fields of lines."""
     pairs = (line.partition(": ") for line in lines)
     return tuple((name.encode(), value.encode("latin-1")) for name, _, value in pairs)
 
 
 def caller(*lines: str, peer: str = BALANCER, proxies: TrustedProxies = TRUSTED) -> str:
-    """The caller that fields tell."""
+    """Return the caller that fields name."""
     return proxies.caller(peer, fields(*lines))
 
 
@@ -50,7 +50,7 @@ def caller(*lines: str, peer: str = BALANCER, proxies: TrustedProxies = TRUSTED)
     ],
 )
 def test_the_last_that_no_trusted_proxy_has_is_the_caller(lines: list[str], found: str) -> None:
-    """Whatever a caller wrote stands before what the proxies wrote, and does not change how that is read."""
+    """The last untrusted address is the caller's, and its own entries before that change nothing."""
     assert caller(*lines) == found
 
 
@@ -89,12 +89,12 @@ def test_the_last_that_no_trusted_proxy_has_is_the_caller(lines: list[str], foun
     ],
 )
 def test_without_an_address_it_is_the_peers_own(lines: list[str]) -> None:
-    """None, no address, or two that disagree: a proxy writes one of both fields, and its caller may write the other."""
+    """Without an address, or with two that disagree, the caller is the peer."""
     assert caller(*lines) == BALANCER
 
 
 def test_strangers_are_not_believed() -> None:
-    """Nor is anybody when nobody is trusted; a socket is when it is named."""
+    """Fields of untrusted peers are ignored; a Unix socket is trusted when it is named."""
     assert caller("X-Forwarded-For: 192.0.2.7", peer="203.0.113.1") == "203.0.113.1"
     assert caller("X-Forwarded-For: 192.0.2.7", proxies=TrustedProxies()) == BALANCER
     assert caller("X-Forwarded-For: 192.0.2.7", peer="unix") == "192.0.2.7"
@@ -110,7 +110,7 @@ def test_strangers_are_not_believed() -> None:
     "line", [",", '"', "\\", '\\"', "for=,", 'for="', ";", " ", " ;", "for=10.0.0.1,", 'for="10.0.0.1",', "x=y;", ', "']
 )
 def test_reading_takes_little_memory(line: str) -> None:
-    """It does not grow with what a caller has written, but for one copy."""
+    """Reading takes no more than one copy of the fields."""
     peaks = []
     for size in (1 << 13, 1 << 16):
         text = (line * size)[:size].encode()
@@ -123,7 +123,7 @@ def test_reading_takes_little_memory(line: str) -> None:
 
 
 def test_patterns_do_not_backtrack() -> None:
-    """Each has one way through what it meets: a million characters are no longer than the time limit of any test."""
+    """Patterns read a million characters without backtracking."""
     long = 1_000_000
     for text in (b"\\" * long, b'"' + b"\\x" * long, b" " * long, b"a" * long, b"=" * long):
         assert not forwarded._PAIR.fullmatch(text + b"\0")  # what callers' bytes meet
@@ -131,13 +131,13 @@ def test_patterns_do_not_backtrack() -> None:
 
 
 def told(peer: str, found: str, *lines: str, trusted: bool) -> list[str]:
-    """What goes to the upstream, as lines."""
+    """Return the fields for the upstream, as lines."""
     shown = telling(peer, found, fields("Host: proxy.example", *lines), "http", trusted=trusted)
     return [f"{name.decode()}: {value.decode()}" for name, value in shown]
 
 
 def test_the_upstream_learns_of_a_caller_itself() -> None:
-    """What it says of its way is replaced."""
+    """Fields that an untrusted caller wrote are replaced."""
     lines = ("X-Forwarded-For: 1.1.1.1", "Forwarded: for=1.1.1.1", "X-Forwarded-Proto: https", "X-Forwarded-Host: x")
     assert told("192.0.2.7", "192.0.2.7", *lines, trusted=False) == [
         'Forwarded: for=192.0.2.7;host="proxy.example";proto=http',
@@ -148,7 +148,7 @@ def test_the_upstream_learns_of_a_caller_itself() -> None:
 
 
 def test_the_upstream_learns_what_a_trusted_proxy_said() -> None:
-    """Behind it the proxy itself; in the field that it did not write the caller that it named."""
+    """The upstream gets a trusted proxy's fields, followed by the proxy itself, in both families of fields."""
     lines = ("X-Forwarded-For: 1.1.1.1, 2001:db8::7", "X-Forwarded-Proto: https", "X-Forwarded-Host: public.example")
     assert told(BALANCER, "2001:db8::7", *lines, trusted=True) == [
         'Forwarded: for="[2001:db8::7]", for=10.0.0.1;host="proxy.example";proto=http',
@@ -159,7 +159,7 @@ def test_the_upstream_learns_what_a_trusted_proxy_said() -> None:
 
 
 def test_the_upstream_does_not_learn_what_is_not_believed() -> None:
-    """Fields that disagree are left out; a socket has no address."""
+    """Fields that disagree are dropped, and a Unix socket has no address."""
     lines = ("X-Forwarded-For: 192.0.2.7", "Forwarded: for=192.0.2.8")
     assert told("unix", "unix", *lines, trusted=True)[:2] == [
         'Forwarded: for=unknown;host="proxy.example";proto=http',

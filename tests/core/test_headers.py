@@ -27,20 +27,20 @@ fields_of_any_kind = st.lists(
 
 
 def fields(*lines: str) -> Fields:
-    """Fields from `Name: value` lines."""
+    """Return fields from `Name: value` lines."""
     split = (line.partition(": ") for line in lines)
     return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, _, value in split)
 
 
 @pytest.mark.parametrize("name", [*HOP_BY_HOP, b"keep-alive", b"PROXY-X", b"Expect", b"Host", b"Keyturn-Key"])
 def test_what_ends_here_does_not_reach_the_upstream(name: bytes) -> None:
-    """Hop-by-hop fields, `Proxy-*`, `Expect`, `Host` and `Keyturn-Key` are taken off a request, in any spelling."""
+    """Hop-by-hop fields, `Proxy-*`, `Expect`, `Host` and `Keyturn-Key` are removed, in any case."""
     assert to_upstream(((b"A", b"1"), (name, b"x"), (b"B", b"2"))) == ((b"A", b"1"), (b"B", b"2"))
 
 
 @pytest.mark.parametrize("take", [to_upstream, from_upstream])
 def test_what_connection_lists_is_taken_off(take: object) -> None:
-    """Every `Connection` field counts, in any spelling and with any whitespace."""
+    """Every `Connection` field counts, in any case and with any whitespace."""
     assert callable(take)
     message = fields(
         "Connection: close , X-One", "x-one: 1", "X-Two: 2", "connection: \tx-TWO", "X-Three: 3", "X-ONE: 4"
@@ -57,7 +57,7 @@ def test_connection_cannot_take_off_what_is_meant_for_all(take: object) -> None:
 
 
 def test_challenges_of_a_proxy_end_here() -> None:
-    """`Proxy-Authenticate` is for us alone, while `Proxy-Status` is for whoever reads the answer."""
+    """`Proxy-Authenticate` ends here, while `Proxy-Status` passes."""
     message = fields("Proxy-Authenticate: Basic", "Proxy-Status: edge", "WWW-Authenticate: Bearer")
     assert from_upstream(message) == message[1:]
 
@@ -71,7 +71,7 @@ def test_content_length_goes_beside_a_transfer_encoding() -> None:
 
 @given(fields_of_any_kind)
 def test_the_rest_is_untouched(message: Fields) -> None:
-    """What stays keeps its order, its repetitions and its bytes, and taking off twice takes off no more."""
+    """Other fields keep order, repetitions and bytes, and removing twice removes no more."""
     for take in (to_upstream, from_upstream):
         kept = take(message)
         remaining = iter(message)
@@ -81,19 +81,19 @@ def test_the_rest_is_untouched(message: Fields) -> None:
 
 
 def test_values_are_found_in_order() -> None:
-    """A field that is repeated has several values."""
+    """The values of a repeated field are returned in order."""
     assert values(fields("A: 1", "B: 2", "a: 3"), b"a") == [b"1", b"3"]
 
 
 @pytest.mark.parametrize("value", [b"a", b"7f3c-21", b"Root=1-67:a/b+c=", b"me@host.example_1", b"x" * 128])
 def test_sane_request_ids_are_kept(value: bytes) -> None:
-    """A request id of harmless characters may go on."""
+    """A request id of harmless characters is forwarded."""
     assert sane_request_id(value)
 
 
 @pytest.mark.parametrize("value", [b"", b"x" * 129, b"a b", b"a\nb", b"a\n", b'"a"', b"\xff", b"a,b", b"<script>"])
 def test_other_request_ids_are_replaced(value: bytes) -> None:
-    """A request id that could mean something in a log or a page does not go on."""
+    """A request id that could be misread in a log or a page is replaced."""
     assert not sane_request_id(value)
 
 
@@ -159,7 +159,7 @@ def test_priority_urgency(lines: list[str], urgency: int | None) -> None:
 
 @given(st.binary(max_size=40))
 def test_no_field_makes_a_reader_fail(value: bytes) -> None:
-    """Whatever a caller writes is read or ignored."""
+    """Any field is read or ignored."""
     everywhere = tuple((name, value) for name in (b"Prefer", b"Priority", b"Accept", b"Via", b"Connection"))
     wait, urgency = prefer_wait(everywhere), priority_urgency(everywhere)
     assert wait is None or wait >= 0
@@ -193,7 +193,7 @@ def test_problems_are_for_callers_that_want_them(accept: list[str], wanted: bool
 
 
 def test_proxies_passed_are_counted() -> None:
-    """`Via` tells how often a message has come through a proxy of a name."""
+    """`Via` tells how often a message has passed a proxy of a name."""
     message = fields("Via: 1.0 fred, HTTP/1.1 Keyturn (a comment, keyturn)", "via: 1.1 keyturn", "Via: 1.1 keyturning")
     assert passed(message, b"keyturn") == 2
     assert passed((), b"keyturn") == 0
@@ -203,7 +203,7 @@ def test_proxies_passed_are_counted() -> None:
     "name", [b"Content_Length", b"transfer_encoding", b"Proxy_Authorization", b"CONNECTION", b"Keyturn_Key", b"hOST"]
 )
 def test_names_that_servers_read_alike_end_here_too(name: bytes) -> None:
-    """Where `_` is taken for `-`, as CGI has it, such a field would be another of a kind that we have judged."""
+    """Names that differ only in `_` for `-` are removed, since CGI reads them alike."""
     assert to_upstream(((name, b"1"), (b"X_Other", b"2"), (b"Content-Length", b"3"))) == (
         (b"X_Other", b"2"),
         (b"Content-Length", b"3"),
@@ -212,14 +212,14 @@ def test_names_that_servers_read_alike_end_here_too(name: bytes) -> None:
 
 @pytest.mark.parametrize("name", [b"Content-Length ", b"X Y", b"", b"X\t", b"X\xe9", b"X(Y)"])
 def test_a_malformed_name_breaks_the_answer(name: bytes) -> None:
-    """Passed on, it would be read in one way here and in another by the caller."""
+    """An answer with a malformed name is refused, since the caller could read it differently."""
     for _ in range(2):
         with pytest.raises(Broken):
             from_upstream(((b"A", b"1"), (name, b"2")))
 
 
 def test_a_secret_in_an_answer_is_masked() -> None:
-    """Wherever it stands in a value, as it is or percent-encoded; what is shorter than a secret stays."""
+    """A secret is masked anywhere in a value, plain or percent-encoded."""
     secret = Secret("PMAK/of the+pool")
     message = fields(
         "Location: /?apikey=PMAK%2Fof%20the%2Bpool&b=PMAK%2Fof+the%2Bpool", "X: PMAK/of the+pool!", "Y: PMAK/of"
@@ -244,5 +244,5 @@ def test_a_secret_in_an_answer_is_masked() -> None:
     ],
 )  # fmt: skip
 def test_a_browser_says_whose_page_it_shows(sent: Fields, *, elsewhere: bool) -> None:
-    """A page of the loopback is of no other site."""
+    """`Origin` and `Sec-Fetch-Site` tell another site's page; the loopback is no other site."""
     assert from_another_site(sent) is elsewhere

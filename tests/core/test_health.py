@@ -11,17 +11,17 @@ NOW: Micros = 1_000 * SECOND
 
 
 def look(health: Health, name: str = "k0", now: Micros = NOW) -> KeySnapshot:
-    """One key as it stands."""
+    """Return the view of one key."""
     return next(look for look in health.snapshots(now) if look.name == name)
 
 
 def keys(*secrets: str) -> Pool:
-    """A pool of keys `k0`, `k1`, … with these secrets."""
+    """Return a pool of keys `k0`, `k1`, … with these secrets."""
     return Pool("default", tuple(Key(f"k{n}", Secret(text), f"k{n}") for n, text in enumerate(secrets)), (limit(60),))
 
 
 def test_a_suspected_key_is_not_used_until_it_was_asked_after() -> None:
-    """And nobody is refused meanwhile, for it may be found alive."""
+    """A suspected key is not used until it was checked, and no request is refused meanwhile."""
     health = Health(pool(1), NOW)
     assert health.suspect("k0", NOW)
     assert not health.usable("k0")
@@ -32,7 +32,7 @@ def test_a_suspected_key_is_not_used_until_it_was_asked_after() -> None:
 
 
 def test_a_key_that_was_just_found_alive_is_trusted() -> None:
-    """What says otherwise is about what was asked for, for a while (rule 4)."""
+    """A key that was just found alive is not suspected again for a while (rule 4)."""
     health = Health(pool(1), NOW)
     health.alive("k0", NOW)
     assert not health.suspect("k0", NOW + TRUST - 1)
@@ -40,7 +40,7 @@ def test_a_key_that_was_just_found_alive_is_trusted() -> None:
 
 
 def test_a_dead_key_is_asked_after_ever_less_often() -> None:
-    """Twice as long each time, up to the longest, and a chance longer (rule 3)."""
+    """Checks of a dead key are twice as far apart each time, up to a bound, with jitter (rule 3)."""
     health = Health(pool(1), NOW)
     assert health.dead("k0", NOW, "401", 0.0)
     interval = FIRST
@@ -55,7 +55,7 @@ def test_a_dead_key_is_asked_after_ever_less_often() -> None:
 
 
 def test_what_could_not_be_found_out() -> None:
-    """A suspected key is used on, a dead one stays dead and is asked after soon."""
+    """After an inconclusive check a suspected key is used again, and a dead one stays dead and is checked soon."""
     health = Health(pool(1), NOW)
     health.suspect("k0", NOW)
     health.unknown("k0", NOW, 0.0)
@@ -67,7 +67,7 @@ def test_what_could_not_be_found_out() -> None:
 
 
 def test_the_last_keys_death_is_told_with_the_time_at_which_one_may_be_back() -> None:
-    """Rounded up, and long enough for the asking itself."""
+    """The refusal tells the next check's time, rounded up, with time for the check itself."""
     health = Health(pool(2), NOW)
     health.dead("k0", NOW, "401", 0.0)
     assert health.refusal(NOW) is None
@@ -80,8 +80,8 @@ def test_the_last_keys_death_is_told_with_the_time_at_which_one_may_be_back() ->
     assert later.retry_after == ASKING // SECOND
 
 
-def test_who_insists_on_a_key_hears_of_that_one() -> None:
-    """Others do not help."""
+def test_a_pinned_request_is_refused_by_its_own_key() -> None:
+    """A pinned request is refused when its own key is dead, whatever other keys do."""
     health = Health(pool(2), NOW)
     health.dead("k0", NOW, "401", 0.0)
     assert health.refusal(NOW, "k1") is None
@@ -91,7 +91,7 @@ def test_who_insists_on_a_key_hears_of_that_one() -> None:
 
 
 def test_a_paused_key_is_an_operators() -> None:
-    """Nothing but resuming brings it back (rule 5); whoever comes is told when to look again, at least."""
+    """Only resuming brings a paused key back; callers are told when to try again (rule 5)."""
     health = Health(pool(1), NOW)
     assert health.pause("k0", NOW)
     assert look(health).state == "paused"
@@ -112,7 +112,7 @@ def test_a_paused_key_is_an_operators() -> None:
 
 
 def test_a_dead_key_that_was_paused_is_asked_after_when_it_is_resumed() -> None:
-    """It is not used before."""
+    """A dead key that was paused is checked when it is resumed, before it is used."""
     health = Health(pool(1), NOW)
     due: list[str] = []
     health.on_due = due.append
@@ -127,7 +127,7 @@ def test_a_dead_key_that_was_paused_is_asked_after_when_it_is_resumed() -> None:
 
 
 def test_a_changed_secret_is_asked_after_at_once() -> None:
-    """Only of a dead key; one that lives is used with its new secret (rule 3)."""
+    """A dead key is checked at once when its secret changes; a live one is used with the new secret (rule 3)."""
     health = Health(keys("a", "b", "c"), NOW)
     health.dead("k0", NOW, "401", 0.0)
     health.dead("k1", NOW, "401", 0.0)
@@ -142,7 +142,7 @@ def test_a_changed_secret_is_asked_after_at_once() -> None:
 
 
 def test_what_is_looked_at() -> None:
-    """State, reason and times, of parked quotas too; the later of two parks counts."""
+    """A view has state, reason and times, also of closed quotas; the later of two closings counts."""
     health = Health(pool(2), NOW)
     assert look(health) == KeySnapshot("k0", "k0", "ready", NOW)
     health.parked("k0", NOW + 1, NOW + 20 * SECOND, "60/60s")
@@ -161,7 +161,7 @@ def test_what_is_looked_at() -> None:
 
 @given(st.sampled_from(["k9", ""]))
 def test_unknown_keys_are_no_error(name: str) -> None:
-    """A key that went with a reload may still be in somebody's hands."""
+    """Reports about a key that was removed by a reload are ignored."""
     health = Health(pool(1), NOW)
     assert not health.suspect(name, NOW)
     assert not health.suspected(name)
@@ -173,7 +173,7 @@ def test_unknown_keys_are_no_error(name: str) -> None:
 
 
 class Lives(RuleBasedStateMachine):
-    """Any order of what can happen to two keys."""
+    """Any order of events in the life of two keys."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,8 +200,8 @@ class Lives(RuleBasedStateMachine):
                 getattr(health, what)(name, now)
 
     @invariant()
-    def who_waits_has_something_to_wait_for(self) -> None:
-        """A request is refused exactly when no key is usable or about to be known; every dead key is asked after."""
+    def requests_are_refused_only_without_hope(self) -> None:
+        """A request is refused exactly when no key is usable or being checked, and every dead key is checked."""
         names = ("k0", "k1")
         hope = any(
             self.health.usable(name) or (self.health.suspected(name) and look(self.health, name).state != "paused")
@@ -216,12 +216,12 @@ class Lives(RuleBasedStateMachine):
 
 
 def test_any_life_of_keys() -> None:
-    """Whatever happens in whatever order."""
+    """The invariants hold in any order of events."""
     run_state_machine_as_test(Lives)
 
 
 def test_a_key_is_known_by_its_secret_when_names_change() -> None:
-    """A dead key that is renamed stays dead; a new key under its name of before is not."""
+    """A dead key stays dead when it is renamed; a new key under the old name does not."""
     before = Pool("default", (Key.alone("a", Secret("x")), Key.alone("b", Secret("y"))), ())
     health = Health(before)
     health.dead("a", 0, "refused", 0.0)

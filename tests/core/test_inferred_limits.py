@@ -22,7 +22,7 @@ ME, ENVIRONMENT = Route.of("GET", "/me"), Route.of("GET", "/environments/1")
 
 
 def test_two_confirmations_are_needed() -> None:
-    """The third answer is believed, if not all came from one route."""
+    """A smaller limit is believed after three answers, not all from one route."""
     inference = LimitInference()
     assert not inference.told_lower("k0", 0, 60, ME)
     assert not inference.told_lower("k0", 0, 60, ENVIRONMENT)
@@ -30,14 +30,14 @@ def test_two_confirmations_are_needed() -> None:
 
 
 def test_one_route_is_no_witness_for_the_others() -> None:
-    """Its limit may be its own."""
+    """Answers from one route do not confirm a limit, since it may be that route's own."""
     inference = LimitInference()
     assert not any(inference.told_lower("k0", 0, 10, ME) for _ in range(10 * CONFIRMATIONS))
     assert inference.told_lower("k0", 0, 10, ENVIRONMENT)
 
 
-def test_the_limit_as_it_is_configured_ends_the_rumour() -> None:
-    """Then the smaller one was narrower."""
+def test_the_configured_limit_ends_an_inference() -> None:
+    """An answer with the configured limit ends the inference of a smaller one."""
     inference = LimitInference()
     for _ in range(5):
         assert not inference.told_lower("k0", 0, 10, ME)
@@ -46,7 +46,7 @@ def test_the_limit_as_it_is_configured_ends_the_rumour() -> None:
 
 
 def test_the_larger_of_two_numbers_counts() -> None:
-    """The smaller one is narrower than that."""
+    """Of two smaller sizes the larger one counts."""
     inference = LimitInference()
     assert not inference.told_lower("k0", 0, 10, ME)
     assert not inference.told_lower("k0", 0, 60, ENVIRONMENT)
@@ -56,7 +56,7 @@ def test_the_larger_of_two_numbers_counts() -> None:
 
 
 def test_quotas_and_limits_are_told_apart() -> None:
-    """Each needs confirmations of its own."""
+    """Each quota and limit needs confirmations of its own."""
     inference = LimitInference()
     for quota, limit in (("k0", 0), ("k1", 0), ("k0", 1)):
         assert not inference.told_lower(quota, limit, 60, ME)
@@ -64,7 +64,7 @@ def test_quotas_and_limits_are_told_apart() -> None:
 
 
 def test_endpoints_with_limits_of_their_own_tell_nothing() -> None:
-    """As the API documents them."""
+    """Endpoints that the API documents to have limits of their own confirm nothing."""
     inference = LimitInference()
     assert Route.of("GET", "/workspaces/1") in NARROWER_ROUTES
     assert not any(inference.told_lower("k0", 0, 10, route) for _ in range(3) for route in sorted(NARROWER_ROUTES))
@@ -74,7 +74,7 @@ LIMITS = (Limit(60, 60 * SECOND), Limit(10, 10 * SECOND))
 
 
 def test_a_higher_limit_is_told_once_after_two_confirmations() -> None:
-    """With the setting that would make it so; of different sizes the smallest."""
+    """A higher limit is reported once with its setting; of different sizes the smallest counts."""
     inference = LimitInference()
     assert [inference.told_higher(0, size) for size in (300, 200, 300, 300, 300)] == [False, False, True, False, False]
     assert list(inference.higher(LIMITS)) == [HigherLimit(0, "60/60s", 60, 200)]
@@ -83,7 +83,7 @@ def test_a_higher_limit_is_told_once_after_two_confirmations() -> None:
 
 
 def test_a_limit_as_it_is_configured_ends_the_higher_one() -> None:
-    """Or a smaller one; it is shown again when it is confirmed again, and said once."""
+    """The configured limit or a smaller one ends a report, which may come back but is logged once."""
     inference = LimitInference()
     for end in (lambda: inference.agreed("k0", [0]), lambda: inference.told_lower("k0", 0, 30, ME)):
         for _ in range(CONFIRMATIONS):
@@ -99,7 +99,7 @@ def test_a_limit_as_it_is_configured_ends_the_higher_one() -> None:
 
 
 def test_the_size_of_a_longer_window_is_no_higher_limit() -> None:
-    """Its reset looks like one of a short window in the end; what is remembered of them is bounded."""
+    """A longer window near its end is not taken for a higher limit, and memory of sizes is bounded."""
     inference = LimitInference()
     assert not any(inference.told_higher(0, 1000) for _ in range(2))
     assert not inference.told_higher(None, 1000)
@@ -110,7 +110,7 @@ def test_the_size_of_a_longer_window_is_no_higher_limit() -> None:
 
 
 def test_a_limit_that_was_lowered_is_not_told_to_be_higher() -> None:
-    """What counts then is what is configured, not what was concluded."""
+    """Higher is measured against the configured limit, not against an inferred one."""
     inference = LimitInference()
     for route in (ME, ENVIRONMENT, ME):
         inference.told_lower("k0", 0, 4, route)
@@ -123,7 +123,7 @@ NOW: Micros = 1_000 * SECOND
 
 
 def test_what_did_not_show_does_not_hold_anybody_up() -> None:
-    """Another route, another quota."""
+    """A route limit holds back neither another route nor another quota."""
     limits = RouteLimits()
     assert limits.choose(LIST, BOTH, NOW) == RouteChoice()
     limits.refused(LIST, "k0", NOW, 7 * SECOND, 10, None)
@@ -133,7 +133,7 @@ def test_what_did_not_show_does_not_hold_anybody_up() -> None:
 
 
 def test_the_other_quota_serves_meanwhile() -> None:
-    """And when both are closed, the first that opens is waited for."""
+    """Another quota serves meanwhile; if both are closed, the first that opens does."""
     limits = RouteLimits()
     until = limits.refused(LIST, "k0", NOW, 7 * SECOND, 10, None)
     assert until == NOW + 7 * SECOND + ROUTE_GUARD
@@ -145,7 +145,7 @@ def test_the_other_quota_serves_meanwhile() -> None:
 
 
 def test_without_a_size_one_goes_at_a_time() -> None:
-    """The others look again soon, and go when it is counted no longer."""
+    """Without a known size one request goes at a time, and the others wait for it."""
     limits = RouteLimits()
     now = limits.refused(LIST, "k0", NOW, 2 * SECOND, None, None)
     assert limits.choose(LIST, ("k0",), now) == RouteChoice("k0")
@@ -159,14 +159,14 @@ def test_without_a_size_one_goes_at_a_time() -> None:
 
 
 def test_a_refusal_is_never_shortened() -> None:
-    """The later of two times counts."""
+    """Of two closing times the later counts."""
     limits = RouteLimits()
     until = limits.refused(LIST, "k0", NOW, 9 * SECOND, 10, None)
     assert limits.refused(LIST, "k0", NOW + SECOND, SECOND, 10, None) == until
 
 
 def test_it_is_forgotten_in_time() -> None:
-    """The upstream may have changed its mind; what is under way is waited for."""
+    """A route limit is forgotten after a while, but not while its requests are in flight."""
     limits = RouteLimits()
     until = limits.refused(LIST, "k0", NOW, SECOND, 10, None)
     limits.took(LIST, "k0")
@@ -177,7 +177,7 @@ def test_it_is_forgotten_in_time() -> None:
 
 
 def test_a_plan_that_is_used_up_is_avoided_and_asked_again() -> None:
-    """Nobody waits for it: with no other quota the upstream itself says so."""
+    """An exhausted plan is avoided and tried again later; without another one the upstream answers."""
     limits = RouteLimits()
     limits.used_up(LIST, "k0", NOW, 604_800 * SECOND)
     assert limits.choose(LIST, BOTH, NOW) == RouteChoice("k1")
@@ -190,7 +190,7 @@ def test_a_plan_that_is_used_up_is_avoided_and_asked_again() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    """Callers choose their paths; the route that was refused longest ago goes first."""
+    """The number of route limits is bounded; the one refused longest ago goes first."""
     limits = RouteLimits()
     for number in range(MAX_LIMITED_ROUTES + 1):
         limits.refused(Route("GET", f"r{number}", 1), "k0", NOW, SECOND, 1, None)
@@ -205,7 +205,7 @@ def test_what_is_kept_is_bounded() -> None:
     st.lists(st.tuples(st.integers(0, 4_000), st.integers(0, 900), st.booleans()), max_size=80),
 )
 def test_never_more_than_showed(size: int, window: int, requests: list[tuple[int, int, bool]]) -> None:
-    """After the refusal at most the limit's size is counted in any of its windows, wherever in a trip that happens."""
+    """After a refusal no window counts more requests than the limit's size, at any moment of their trips."""
     limits = RouteLimits()
     now = limits.refused(LIST, "k0", NOW, 0, size, window * SECOND)
     trips: list[tuple[Micros, Micros]] = []

@@ -12,12 +12,12 @@ WINDOW: Micros = REVISION.limits[0].window
 
 
 def test_all_is_available_before_anything_is_sent() -> None:
-    """Of buckets that nobody has asked for yet, too."""
+    """All tokens are available at first, also of buckets that were never used."""
     assert look(SharedState(), REVISION, 0) == (BucketLook("k0", 0, 3, 0, ()), BucketLook("k1", 0, 3, 0, ()))
 
 
 def test_a_token_is_in_use_then_cools_then_is_back() -> None:
-    """Its delay is what is left of the window since it was counted."""
+    """A cooling token's delay is what is left of the window since it was counted."""
     world = World.of(pool(2, limit(3)))
     (grant,) = world.ask(1, flow("a", (0,), "k0")).grants
     assert look(world.state, world.revision, world.now)[0] == BucketLook("k0", 0, 2, 1, ())
@@ -27,7 +27,7 @@ def test_a_token_is_in_use_then_cools_then_is_back() -> None:
 
 
 def test_what_the_upstream_closed_returns_when_it_opens() -> None:
-    """Tokens that nobody took are no use while their bucket is closed."""
+    """Available tokens of a closed bucket count as returning when it opens."""
     world = World.of(pool(2, limit(3)))
     grants = world.ask(2, flow("a", (0,), "k0")).grants
     world.call("r", throttled(grants[0], 10 * SECOND))
@@ -38,7 +38,7 @@ def test_what_the_upstream_closed_returns_when_it_opens() -> None:
 
 
 def test_a_quota_that_rests_is_closed_under_all_its_limits() -> None:
-    """One of its keys was used under another quota."""
+    """A resting quota is closed under all its limits."""
     world = World.of(pool(2, limit(3), limit(2, 10 * SECOND)))
     world.state.tokens.rest("k0", world.now + 5 * SECOND)
     told = {(one.quota, one.limit): one for one in look(world.state, world.revision, world.now)}
@@ -48,7 +48,7 @@ def test_a_quota_that_rests_is_closed_under_all_its_limits() -> None:
 
 
 def test_another_revision_has_other_limits() -> None:
-    """Taken tokens are the same; the available ones follow from the limit."""
+    """Revisions share taken tokens; each has available ones by its own limit."""
     world = World.of(pool(1, limit(3)))
     world.ask(2)
     for number, available in ((9, 7), (1, 0)):
@@ -64,7 +64,7 @@ delays = st.integers(-SECOND, WINDOW)
 def test_tokens_are_neither_lost_nor_made(
     in_use: list[str], cooling: list[tuple[Micros, str]], shut: list[str]
 ) -> None:
-    """Available, in use and cooling are the size of the limit, or what is out if that is more than its size."""
+    """Available, in use and cooling add up to the limit, or to the taken tokens if these are more."""
     taken = tuple([(quota, [*in_use, *[one for _, one in cooling]].count(quota)) for quota in ("k0", "k1")])
     row = LimitTaken(taken, tuple(sorted(cooling)), tuple([(SECOND, quota) for quota in shut]))
     for told in looks(REVISION, [row]):
@@ -75,7 +75,7 @@ def test_tokens_are_neither_lost_nor_made(
 
 
 def test_a_closed_bucket_whose_quota_rests_opens_with_the_later() -> None:
-    """Whatever the order in which they are told."""
+    """A closed bucket of a resting quota opens at the later of both times."""
     for closed in (((9, "k0"), (4, "k0")), ((4, "k0"), (9, "k0"))):
         first, _ = looks(REVISION, [LimitTaken((("k0", 0), ("k1", 0)), (), closed)])
         assert first.cooling == (9, 9, 9)

@@ -8,7 +8,7 @@ K = [secret.identity for secret in SECRETS]
 
 
 def test_a_revision_is_named_by_what_it_says() -> None:
-    """Replicas with the same configuration name it alike; with another bound, key or limit they do not."""
+    """Revisions with the same content have the same name; another bound, key or limit changes it."""
     one = revision_of(pool(2, limit(3)), 5)
     assert one == revision_of(pool(2, limit(3)), 5)
     others = [revision_of(pool(2, limit(3)), 6), revision_of(pool(3, limit(3)), 5), revision_of(pool(2, limit(4)), 5)]
@@ -16,14 +16,14 @@ def test_a_revision_is_named_by_what_it_says() -> None:
 
 
 def test_another_name_of_a_key_changes_nothing() -> None:
-    """A key that is renamed keeps its quota, and with it what was spent."""
+    """A renamed key keeps its quota and what was spent."""
     before = Pool("default", (Key.alone("a", SECRETS[0]), Key("b", SECRETS[1], "ann")), (limit(3),))
     after = Pool("default", (Key.alone("x", SECRETS[0]), Key("y", SECRETS[1], "ann")), (limit(3),))
     assert revision_of(before, 5) == revision_of(after, 5)
 
 
 def test_only_quotas_that_are_not_one_keys_own_are_spelled_out() -> None:
-    """With the identities of their keys, in order."""
+    """Only shared quotas are spelled out, with the identities of their keys, in order."""
     quotas = ("own", "shared", "shared", "other")
     keys = [Key(f"k{number}", SECRETS[number], quota) for number, quota in enumerate(quotas)]
     keys[0] = Key.alone("k0", SECRETS[0])
@@ -33,7 +33,7 @@ def test_only_quotas_that_are_not_one_keys_own_are_spelled_out() -> None:
 
 
 def test_a_limit_keeps_its_identity_when_only_its_number_changes() -> None:
-    """Tokens spent under 60 a minute are spent under 100 a minute; the window is stretched by the guard and rates."""
+    """Tokens spent under 60 a minute count under 100 a minute; windows include the guard."""
     (before,), (after,) = revision_of(pool(1, limit(60)), 5).limits, revision_of(pool(1, limit(100)), 5).limits
     assert before.id == after.id
     assert before.window == 60 * SECOND + 130 * MILLISECOND
@@ -42,13 +42,13 @@ def test_a_limit_keeps_its_identity_when_only_its_number_changes() -> None:
 
 
 def test_limits_that_count_the_same_are_told_apart() -> None:
-    """Two limits of one window and one match have buckets of their own."""
+    """Two limits with the same window and match have buckets of their own."""
     one, two = revision_of(pool(1, limit(60), limit(50)), 5).limits
     assert one.id != two.id
 
 
 def test_limits_are_found_again_in_another_configuration() -> None:
-    """By what they count, wherever they stand; one that is gone is not found."""
+    """Limits are matched by what they count, at any index; a removed one is not found."""
     narrow, wide, other = limit(3, 10 * SECOND, "GET /a"), limit(60), limit(9, 20 * SECOND)
     before = pool(1, narrow, other, wide)
     assert same_limits(before, before) == {0: 0, 1: 1, 2: 2}
@@ -56,6 +56,6 @@ def test_limits_are_found_again_in_another_configuration() -> None:
 
 
 def test_a_demand_class_says_all_of_itself_in_its_name() -> None:
-    """So classes have an order that depends on nothing else."""
+    """A demand class's name holds all of it, so the order of classes depends on nothing else."""
     assert RevisionClass("r", (0, 2)).name == "r|0,2|"
     assert RevisionClass("r", (), "k0").name == "r||k0"

@@ -32,7 +32,7 @@ KEY = Key("team-a", SECRET, "team-a")
     ],
 )
 def test_a_secret_never_shows_itself(show: Callable[[Secret], str]) -> None:
-    """Law 11: whatever makes text of it, or of what holds it, shows that there is one and no more."""
+    """No text made of a secret, or of an object that holds it, shows more than that there is one (law 11)."""
     shown = show(SECRET)
     assert "Secret(…)" in shown or "Secret(\\u2026)" in shown
     assert TEXT not in shown
@@ -53,14 +53,14 @@ def test_a_secret_never_shows_itself(show: Callable[[Secret], str]) -> None:
     ],
 )
 def test_a_secret_is_not_written_anywhere(write: Callable[[Secret], object]) -> None:
-    """What would carry the text away is refused, and the refusal does not hold it."""
+    """Pickling and copying a secret are refused, by an error that does not hold it."""
     with pytest.raises(TypeError) as caught:
         write(SECRET)
     assert TEXT not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_secret_stays_out_of_tracebacks_with_local_variables() -> None:
-    """As tools print them that show what each frame holds."""
+    """Tracebacks with local variables do not show a secret."""
     secret, key = SECRET, KEY
 
     def fail() -> None:
@@ -75,7 +75,7 @@ def test_a_secret_stays_out_of_tracebacks_with_local_variables() -> None:
 
 
 def test_secrets_are_compared_by_what_they_hold() -> None:
-    """Two of the same text are one in a set; a secret is never its text."""
+    """Two secrets of the same text are equal; a secret never equals its text."""
     assert {Secret(TEXT), SECRET} == {SECRET}
     assert Secret("other") != SECRET
     assert SECRET != TEXT
@@ -93,13 +93,13 @@ def test_secrets_are_compared_by_what_they_hold() -> None:
     ],
 )
 def test_a_limits_name_tells_its_size_and_window(limit: Limit, name: str) -> None:
-    """In seconds where they are whole."""
+    """A limit's name tells its size and window, in seconds if they are whole."""
     assert limit.name == name
 
 
 @given(st.integers(1, 10**12), st.integers(0, 10**9))
 def test_a_stretched_window_covers_the_guard_and_the_rates_of_two_clocks(window: int, guard: int) -> None:
-    """Law 1: 0.05 % and the guard on top of what the upstream counts by."""
+    """A window is stretched by 0.05 % and the guard (law 1)."""
     limit = Limit(1, window)
     stretched = Pool("p", (), (limit,), guard=guard).stretched(limit)
     assert window * 1.0005 - 1 <= stretched - guard <= window * 1.0005 + 1
@@ -125,12 +125,12 @@ POOL = Pool(
     ],
 )
 def test_the_limits_that_a_request_falls_under(method: str, path: str | None, limits: tuple[int, ...]) -> None:
-    """Those without a match and those that match; all when the path has no form that is safe to judge by."""
+    """A request falls under limits without a match and matching ones, under all if its path has no normal form."""
     assert POOL.limits_on(method, path) == limits
 
 
 def test_keys_of_one_user_share_a_quota() -> None:
-    """Quotas stand in the order of their first keys."""
+    """Keys of one user share a quota, and quotas are in the order of their first keys."""
     assert POOL.quotas == ("team-a", "shared")
     assert [key.name for key in POOL.keys_of["shared"]] == ["b", "c"]
     assert POOL.key("c") is POOL.keys[2]
@@ -140,7 +140,7 @@ def test_keys_of_one_user_share_a_quota() -> None:
 
 
 def test_what_a_client_may() -> None:
-    """Everything without a list; with one, what it names, and nothing that cannot be judged."""
+    """Without a list a client may do everything, with one only what it names."""
     assert Client("a").may("DELETE", None)
     client = Client("a", allow=NARROW, digests=("0a1b2c",))
     assert client.may("GET", "/collections")

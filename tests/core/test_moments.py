@@ -21,7 +21,7 @@ WAITS = st.integers(0, 40 * 60 * SECOND)
 def test_an_instant_in_epoch_seconds_is_never_read_early(
     round_: Callable[[float], int], now: Micros, span: Micros
 ) -> None:
-    """However the server rounds, the wait covers its instant; on top comes a second for each rounding."""
+    """A wait covers its instant however servers round: a second is added for each rounding."""
     told = round_((now + span) / SECOND)
     found = wait(b"%d" % told, NOW * SECOND)
     assert found is not None
@@ -30,7 +30,7 @@ def test_an_instant_in_epoch_seconds_is_never_read_early(
 
 @given(INSTANTS, WAITS)
 def test_epoch_milliseconds_are_read_to_within_the_date(now: Micros, span: Micros) -> None:
-    """Such an instant is exact: only the answer's `Date` is rounded."""
+    """An instant in milliseconds is exact, except for the rounded `Date` of the answer."""
     found = wait(b"%d" % ceil((now + span) / MILLISECOND), NOW * SECOND)
     assert found is not None
     assert span <= found <= span + SECOND + MILLISECOND
@@ -38,13 +38,13 @@ def test_epoch_milliseconds_are_read_to_within_the_date(now: Micros, span: Micro
 
 @given(st.integers(0, LONGEST // SECOND))
 def test_delays_are_taken_at_their_word(seconds: int) -> None:
-    """Seconds are seconds from the answer, whenever that was."""
+    """A delay counts in seconds from the answer."""
     assert wait(b" %d " % seconds, NOW * SECOND) == wait(b"%d" % seconds, 0) == seconds * SECOND
 
 
 @given(st.integers(0, 30 * 86_400))
 def test_dates_are_read_against_the_answers_own(seconds: int) -> None:
-    """A date in the form that is sent and in the two obsolete ones."""
+    """HTTP dates are read in the current form and in the two obsolete ones, against `Date`."""
     fixed = formatdate(NOW + seconds, usegmt=True)
     day, number, month, year, time, _ = fixed.split()
     old = (f"{day} {number}-{month}-{year[2:]} {time} GMT", f"{day[:3]} {month} {int(number):2d} {time} {year}")
@@ -53,7 +53,7 @@ def test_dates_are_read_against_the_answers_own(seconds: int) -> None:
 
 
 def test_fractions_are_rounded_up() -> None:
-    """Some servers tell more than whole seconds; an epoch with a fraction was not rounded to the second."""
+    """Fractions of seconds are accepted and rounded up."""
     assert wait(b"0.65", 0) == 650_000
     assert wait(b"%d.25" % (NOW + 3), NOW * SECOND) == 3_250_000
     assert wait(b"0.0000001", 0) == 1
@@ -61,7 +61,7 @@ def test_fractions_are_rounded_up() -> None:
 
 @pytest.mark.parametrize("text", [b"1624391400", b"1624391483999", b"Tue, 22 Jun 2021 19:51:23 GMT"])
 def test_what_is_over_is_no_wait(text: bytes) -> None:
-    """An instant before the answer asks for nothing."""
+    """An instant before the answer is no wait."""
     assert wait(text, NOW * SECOND) is None
 
 
@@ -75,7 +75,7 @@ def test_what_is_over_is_no_wait(text: bytes) -> None:
     ],
 )  # fmt: skip
 def test_what_is_malformed_or_absurd_is_refused(text: bytes) -> None:
-    """No moment, or one that is farther away than any limit's end."""
+    """Malformed moments, and those farther away than any window, are ignored."""
     with pytest.raises(ValueError):
         wait(text, NOW * SECOND)
 
@@ -85,5 +85,5 @@ def test_what_is_malformed_or_absurd_is_refused(text: bytes) -> None:
 @example(" ")
 @example("," * 100)
 def test_no_date_raises(text: str) -> None:
-    """A date is read or it is not."""
+    """Any text is read as a date or ignored."""
     assert isinstance(date(text.encode(errors="replace")), int | None)

@@ -15,12 +15,12 @@ HERE, THERE = {"k": "a", "other": "a"}, {"k": "b", "other": "a"}
 
 
 def revision(placement: Placement, rank: int, since: float, heard: float = 0) -> Revision:
-    """A revision that appeared and was named so many seconds ago."""
+    """Return a revision that appeared and was named so many seconds ago."""
     return Revision(placement, rank, int(since * SECOND), int(heard * SECOND))
 
 
 def test_a_placement_is_named_by_where_keys_are() -> None:
-    """Neither the order nor the names of keys matter."""
+    """A placement's name depends on neither order nor names of keys."""
     x, y = Secret("x"), Secret("y")
     one = placement_of((Pool("a", (Key.alone("k", x), Key.alone("l", y)), ()),))
     same = placement_of((Pool("a", (Key.alone("m", y), Key.alone("n", x)), ()),))
@@ -30,13 +30,13 @@ def test_a_placement_is_named_by_where_keys_are() -> None:
 
 
 def test_a_key_that_nobody_places_elsewhere_never_rests() -> None:
-    """Whatever other revisions there are."""
+    """A key that no revision places elsewhere never rests."""
     assert rests(revision(HERE, 1, 0), (), SPANS) == {}
     assert rests(revision(HERE, 1, 0), (revision({"else": "b", "other": "a"}, 2, 0),), SPANS) == {}
 
 
 def test_a_later_revision_has_the_key_while_it_lives() -> None:
-    """And then until what it sent counts no longer."""
+    """An older revision's key rests while a later one is alive and until its requests count no more."""
     own = revision(HERE, 1, 1000)
     assert rests(own, (revision(THERE, 2, 5, 1),), SPANS) == {"k": Rest("b", None)}
     gone = revision(THERE, 2, 500, SILENT / SECOND + 10)
@@ -45,7 +45,7 @@ def test_a_later_revision_has_the_key_while_it_lives() -> None:
 
 
 def test_a_new_revision_begins_a_window_after_the_others_have_stopped() -> None:
-    """They are told to stop as it appears, or were gone before."""
+    """A new revision's key rests for a window after the older revisions have stopped."""
     lives = revision(THERE, 1, 1000)
     assert rests(revision(HERE, 2, 0), (lives,), SPANS) == {"k": Rest("b", SPAN + STOP)}
     assert rests(revision(HERE, 2, 10), (lives,), SPANS) == {"k": Rest("b", SPAN + STOP - 10 * SECOND)}
@@ -56,13 +56,13 @@ def test_a_new_revision_begins_a_window_after_the_others_have_stopped() -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_longest_rest_counts(order: int) -> None:
-    """Of several revisions that place a key elsewhere."""
+    """Of several revisions that place a key elsewhere the longest rest counts."""
     others = [revision(THERE, 1, 1000), revision({"k": "c"}, 3, 9, 1)][::order]
     assert rests(revision(HERE, 2, 0), others, SPANS) == {"k": Rest("c", None)}
 
 
 class _Fleet:
-    """Replicas that take up revisions, die and come back, and note when each uses the key in which pool."""
+    """Replicas that adopt revisions, die and come back, and record when each uses the key in which pool."""
 
     def __init__(self, random: Random) -> None:
         self.random = random
@@ -96,7 +96,7 @@ class _Fleet:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32))
 def test_no_history_uses_a_key_in_two_pools_within_a_window(seed: int) -> None:
-    """Law 1, whichever replicas go by which revision, and whoever dies; and the key does not rest for good."""
+    """No history of revisions and deaths uses a key in two pools within a window, nor rests it for good (law 1)."""
     fleet = _Fleet(Random(seed))
 
     async def live() -> None:

@@ -13,7 +13,7 @@ TARGET = st.text("/.a;%25eEfF0\\~?#", max_size=14).map(lambda text: f"/{text}".e
 
 
 def matches_segment(pattern: str, text: str) -> bool:
-    """One segment against its pattern, by trying everything."""
+    """Match one segment against its pattern, by trying everything."""
     if not pattern:
         return not text
     if pattern[0] == "*":
@@ -22,7 +22,7 @@ def matches_segment(pattern: str, text: str) -> bool:
 
 
 def matches(pattern: tuple[str, ...], path: tuple[str, ...]) -> bool:
-    """The meaning of a pattern, by trying everything."""
+    """Match a path against a pattern, by trying everything."""
 
     @cache
     def fits(at: int, where: int) -> bool:
@@ -39,7 +39,7 @@ def matches(pattern: tuple[str, ...], path: tuple[str, ...]) -> bool:
 @example(["**", "a", "**", "b"], ["a", "a", "b", "a", "b"], False)
 @example(["**", "*a*", "**", "a*b"], ["aa", "aab", "aabb"], False)
 def test_a_pattern_matches_what_it_means(pattern: list[str], path: list[str], closed: bool) -> None:
-    """As trying every way of placing its wildcards does; a closing slash makes no difference."""
+    """A pattern matches what trying every placement of its wildcards does; a closing slash is ignored."""
     rule = Rule.parse(f"GET /{'/'.join(pattern)}")
     text = "/" + "/".join(path) + ("/" if closed and path else "")
     assert rule.matches("GET", text) == matches(tuple(pattern), tuple(path))
@@ -64,7 +64,7 @@ def test_a_pattern_matches_what_it_means(pattern: list[str], path: list[str], cl
     ],
 )
 def test_paths_fall_under_rules(rule: str, matched: list[str], others: list[str]) -> None:
-    """`*` is one segment, `**` any number; the rest is literal, in the normal form."""
+    """`*` is one segment, `**` any number; the rest is literal, in normal form."""
     parsed = Rule.parse(rule)
     assert [path for path in matched + others if parsed.matches("GET", path)] == matched
 
@@ -83,13 +83,13 @@ def test_paths_fall_under_rules(rule: str, matched: list[str], others: list[str]
     ],
 )
 def test_head_falls_under_what_get_falls_under(rule: str, method: str, *, matched: bool) -> None:
-    """Not the other way round; `*` is every method."""
+    """A rule for GET covers HEAD, not the other way round; `*` is every method."""
     assert Rule.parse(rule).matches(method, "/x") is matched
 
 
 @pytest.mark.parametrize("text", ["", "GET", "/x", "GET x", "GET /x y", "GET  ", "G(T /x", "GET\t", "** /x"])
 def test_what_is_no_rule_is_refused(text: str) -> None:
-    """The message says what to write."""
+    """A malformed rule is refused with a message that says what to write."""
     with pytest.raises(ValueError, match="such as"):
         Rule.parse(text)
 
@@ -98,13 +98,13 @@ def test_what_is_no_rule_is_refused(text: str) -> None:
     "text", ["GET /x?y=1", "GET /x#y", "GET /../x", "GET /ü", "GET /%zz", "GET /a\\b", "GET /a%00"]
 )
 def test_a_rule_that_nothing_could_match_is_refused(text: str) -> None:
-    """It would look like protection and be none."""
+    """A rule that no path can match is refused, since it would look like protection."""
     with pytest.raises(ValueError, match="path"):
         Rule.parse(text)
 
 
 def test_rules_are_equal_by_their_text() -> None:
-    """Blanks do not count; a reload sees what has changed."""
+    """Rules are equal by their text without blanks, so a reload sees changes."""
     assert Rule.parse(" GET   /x ") == Rule.parse("GET /x")
     assert Rule.parse("GET /x").text == "GET /x"
     assert Rule.parse("GET /x") != Rule.parse("GET /y")
@@ -113,7 +113,7 @@ def test_rules_are_equal_by_their_text() -> None:
 
 
 def test_callers_cannot_make_matching_slow() -> None:
-    """Time grows with the path, not with its powers: cubic work on these would take hours."""
+    """Matching takes time linear in the path, also for the worst patterns."""
     path = "/" + "/".join(["a"] * 4000)
     assert not Rule.parse("GET /**/a/**/a/**/a/**/b").matches("GET", path)
     assert Rule.parse("GET /**/a/**/a/**/a").matches("GET", path)
@@ -147,7 +147,7 @@ def test_callers_cannot_make_matching_slow() -> None:
     ],
 )
 def test_paths_have_a_normal_form(target: bytes, path: str) -> None:
-    """RFC 3986, section 6.2.2, and what servers collapse."""
+    """Paths are normalised by RFC 3986, section 6.2.2, and slashes are merged."""
     assert normalise(target) == path
 
 
@@ -197,13 +197,13 @@ def test_paths_have_a_normal_form(target: bytes, path: str) -> None:
     ],
 )
 def test_some_paths_have_no_normal_form(target: bytes) -> None:
-    """Servers resolve them in different ways, so that nothing can be judged by them."""
+    """Paths that servers resolve in different ways have no normal form."""
     assert normalise(target) is None
 
 
 @given(TARGET)
 def test_a_normal_form_is_its_own(target: bytes) -> None:
-    """Normalising once is enough."""
+    """Normalising twice is the same as once."""
     path = normalise(target)
     if path is not None:
         assert normalise(path.encode()) == path
@@ -211,7 +211,7 @@ def test_a_normal_form_is_its_own(target: bytes) -> None:
 
 @given(TARGET)
 def test_a_normal_form_has_nothing_to_resolve(target: bytes) -> None:
-    """No empty or dot segments, no escapes that need not be, no query."""
+    """A normal form has no empty or dot segments, no needless escapes and no query."""
     path = normalise(target)
     if path is not None:
         assert path.startswith("/")
@@ -224,7 +224,7 @@ def test_a_normal_form_has_nothing_to_resolve(target: bytes) -> None:
 
 @given(st.lists(SEGMENT, min_size=1, max_size=4), st.data())
 def test_ways_of_writing_a_path_have_one_normal_form(segments: list[str], data: st.DataObject) -> None:
-    """Escaped letters, repeated slashes and dot segments do not get past a rule."""
+    """Escaped letters, repeated slashes and dot segments do not evade a rule."""
     plain = "/" + "/".join(segments)
     written = ""
     for segment in segments:
@@ -237,5 +237,5 @@ def test_ways_of_writing_a_path_have_one_normal_form(segments: list[str], data: 
 
 @given(st.binary(max_size=20))
 def test_no_target_makes_it_fail(target: bytes) -> None:
-    """Whatever a caller sends."""
+    """Any target is normalised without failing."""
     assert isinstance(normalise(target), str | None)

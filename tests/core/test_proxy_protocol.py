@@ -10,12 +10,12 @@ SIX = socket.inet_pton(socket.AF_INET6, "2001:db8::7") * 2 + struct.pack("!HH", 
 
 
 def block(command: int, family: int, content: bytes) -> bytes:
-    """A header of version 2."""
+    """Return a header of version 2."""
     return SIGNATURE + bytes([command, family]) + struct.pack("!H", len(content)) + content
 
 
 def step_by_step(data: bytes) -> tuple[ProxyHeader, int]:
-    """Read it as a connection is read: as many bytes as are asked for, but not always all of them at once."""
+    """Read it as from a connection, in pieces of any size up to what is asked for."""
     taken = 0
     reads = 0
     while True:
@@ -51,7 +51,7 @@ def step_by_step(data: bytes) -> tuple[ProxyHeader, int]:
     ],
 )
 def test_a_header_is_read_and_no_byte_more(header: bytes, address: str | None) -> None:
-    """However it arrives."""
+    """A header is read exactly to its end, in any pieces."""
     assert step_by_step(header + b"GET / HTTP/1.1\r\n\r\n") == (ProxyHeader(address), len(header))
 
 
@@ -85,13 +85,13 @@ def test_a_header_is_read_and_no_byte_more(header: bytes, address: str | None) -
     ],
 )
 def test_anything_else_is_refused(data: bytes) -> None:
-    """As soon as it can be told."""
+    """Anything else is refused as soon as it can be told."""
     with pytest.raises(InvalidProxyHeader):
         step_by_step(data + b"x" * 200)
 
 
 def test_a_line_is_read_in_few_pieces() -> None:
-    """Not byte by byte."""
+    """A line is read in few pieces, not byte by byte."""
     line = b"PROXY TCP4 192.168.100.100 192.168.100.101 51000 8080\r\n"
     taken = reads = 0
     while not isinstance(found := read(line[:taken]), ProxyHeader):

@@ -5,7 +5,7 @@ from keyturn.core.recent import CAUSE_QUIET, MAX_CAUSES, MINUTE, Count, RecentCa
 
 
 def test_the_last_minute_passes() -> None:
-    """What is a minute old counts in all only."""
+    """Events older than a minute count in the total only."""
     recent = RecentCounts()
     recent.add("a", 0)
     recent.add("a", 30 * SECOND)
@@ -16,13 +16,13 @@ def test_the_last_minute_passes() -> None:
 
 
 def test_nothing_is_told_of_what_never_happened() -> None:
-    """Not even with 0."""
+    """Events that never happened are not listed."""
     assert RecentCounts().counts(0) == {}
 
 
 @given(st.lists(st.integers(0, 3 * MINUTE), max_size=60), st.integers(0, MINUTE))
 def test_the_minute_is_that_before_the_question(seconds: list[int], later: int) -> None:
-    """By whole seconds, and nothing older is kept."""
+    """The last minute is counted in whole seconds, and older ones are dropped."""
     recent = RecentCounts()
     moments = sorted(seconds)
     for moment in moments:
@@ -34,7 +34,7 @@ def test_the_minute_is_that_before_the_question(seconds: list[int], later: int) 
 
 
 def test_a_cause_is_told_once() -> None:
-    """As long as it is met again and again; another one is told by itself."""
+    """A cause is reported once as long as it goes on; another one is reported by itself."""
     causes = RecentCauses()
     assert causes.is_new("a", 0)
     for number in range(1, 9):
@@ -43,14 +43,14 @@ def test_a_cause_is_told_once() -> None:
 
 
 def test_a_cause_that_was_over_is_news() -> None:
-    """Whoever looks at the log then wants to know of it."""
+    """A cause that was over is reported again."""
     causes = RecentCauses()
     causes.is_new("a", 0)
     assert causes.is_new("a", CAUSE_QUIET)
 
 
 def test_what_is_kept_is_bounded() -> None:
-    """The cause met longest ago goes first."""
+    """The number of causes is bounded; the one met longest ago goes first."""
     causes = RecentCauses()
     for number in range(MAX_CAUSES):
         causes.is_new(number, 0)

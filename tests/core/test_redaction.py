@@ -12,7 +12,7 @@ VALUE = st.binary(min_size=SHORTEST_SECRET, max_size=80)
 
 @given(VALUE, st.binary(max_size=20), st.binary(max_size=20))
 def test_a_value_is_found_in_every_form(value: bytes, before: bytes, behind: bytes) -> None:
-    """As it is, percent-encoded in whole, in Base64 of both alphabets, whatever stands around it."""
+    """A value is found plain, percent-encoded and in Base64 of both alphabets, within any text."""
     hidden = Redactor([value])
     text = before + value + behind
     everywhere = "".join(f"%{byte:02x}" for byte in value).encode()
@@ -24,7 +24,7 @@ def test_a_value_is_found_in_every_form(value: bytes, before: bytes, behind: byt
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=40), st.data())
 def test_a_value_is_found_when_some_of_it_is_encoded(value: str, data: st.DataObject) -> None:
-    """Any of its characters, in letters of either case."""
+    """A value is found when any of its characters are encoded, in either case."""
     encoded = data.draw(st.sets(st.integers(0, len(value) - 1)))
     text = "".join(f"%{ord(char):02X}" if at in encoded or char == "%" else char for at, char in enumerate(value))
     assert Redactor([value.encode()]).is_in(b"/a/" + text.encode())
@@ -32,7 +32,7 @@ def test_a_value_is_found_when_some_of_it_is_encoded(value: str, data: st.DataOb
 
 @pytest.mark.parametrize("value", [b"", b"5ecret!"])
 def test_what_is_short_is_not_sought(value: bytes) -> None:
-    """It may stand there by chance."""
+    """Short values are not searched for, since they may occur by chance."""
     hidden = Redactor([value])
     assert not hidden
     assert not hidden.is_in(b"5ecret!")
@@ -40,7 +40,7 @@ def test_what_is_short_is_not_sought(value: bytes) -> None:
 
 
 def test_other_text_stays() -> None:
-    """The rest of a text that shows a value plainly can be read; of one that encodes it, nothing."""
+    """Text around a plain value stays readable; a text that encodes it is masked as a whole."""
     hidden = Redactor([b"5ecret-a", b"5ecret-b", b"5ecret-a"])
     assert hidden
     assert hidden.mask(b"/x/5ecret-a/y/5ECRET-b") == b"/x/***/y/***"
@@ -49,13 +49,13 @@ def test_other_text_stays() -> None:
 
 
 def test_nothing_shows_it() -> None:
-    """Not its `repr`."""
+    """The `repr` does not show the value."""
     assert "5ecret" not in repr(Redactor([b"5ecret-a"]))
 
 
 @pytest.mark.parametrize("worst", [b"%", b"%2", b"%25", b"%41", b"5ecret-", b"5"])
 def test_a_long_text_is_read_in_a_few_passes(worst: bytes) -> None:
-    """Each decoding is one, and there are three at the most: what is encoded once more is not what it was made of."""
+    """At most three decodings are undone, each in one pass."""
     hidden = Redactor([b"5ecret-a"])
     assert not hidden.is_in(worst * (65_536 // len(worst)))
     encoded = "5ecret-a"
@@ -65,7 +65,7 @@ def test_a_long_text_is_read_in_a_few_passes(worst: bytes) -> None:
 
 
 def test_too_many_values_are_in_every_text() -> None:
-    """Each takes a pass over the text, and whoever sends them chooses how many: the work stays bounded."""
+    """Beyond a bound of values every text counts as containing one, so the work stays bounded."""
     values = [b"5ecret-%d" % number for number in range(MAX_VALUES + 1)]
     assert not Redactor(values[1:] * 2).is_in(b"/x")
     hidden = Redactor(values)

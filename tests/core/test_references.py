@@ -6,7 +6,7 @@ LOCAL = OwnReferences("http://127.0.0.1:8443")
 
 
 def told(references: OwnReferences, name: str, value: str) -> str:
-    """A field's value for the caller."""
+    """Return a field's value for the caller."""
     ((kept, rest),) = references.relative(((name.encode(), value.encode()),))
     assert kept == name.encode()
     return rest.decode()
@@ -38,7 +38,7 @@ def told(references: OwnReferences, name: str, value: str) -> str:
     ],
 )
 def test_a_reference_to_the_upstream_becomes_a_path(name: str, value: str, rest: str) -> None:
-    """However it is written; never one that leads to another authority."""
+    """A reference to the upstream becomes a path in every spelling, and never another authority."""
     assert told(API, name, value).strip() == rest
 
 
@@ -62,12 +62,12 @@ def test_a_reference_to_the_upstream_becomes_a_path(name: str, value: str, rest:
     ],
 )
 def test_other_references_stay(value: str) -> None:
-    """Byte for byte."""
+    """Other references stay byte for byte."""
     assert told(API, "Location", value) == value
 
 
 def test_a_port_of_its_own_is_part_of_the_authority() -> None:
-    """Beside it, the other scheme's default port is the same host's other door."""
+    """With a port of its own the upstream still has the other scheme's default port."""
     for own in ("http://127.0.0.1:8443/x", "https://127.0.0.1:8443/x", "https://127.0.0.1/x", "//127.0.0.1:8443/x"):
         assert told(LOCAL, "Location", own) == "/x"
     assert told(LOCAL, "Location", "http://127.0.0.1/x") == "http://127.0.0.1/x"
@@ -91,7 +91,7 @@ def test_a_port_of_its_own_is_part_of_the_authority() -> None:
     ],
 )
 def test_every_link_is_looked_at(value: str, rest: str) -> None:
-    """The target and the anchor of each (RFC 8288)."""
+    """The target and the anchor of each link are rewritten (RFC 8288)."""
     assert told(API, "Link", value) == rest
 
 
@@ -109,11 +109,11 @@ def test_every_link_is_looked_at(value: str, rest: str) -> None:
     ],
 )
 def test_a_refresh_is_a_redirect(value: str, rest: str) -> None:
-    """As browsers read it."""
+    """`Refresh` is read as browsers do."""
     assert told(API, "Refresh", value) == rest
 
 
 def test_no_other_field_is_touched() -> None:
-    """The very same object comes back."""
+    """Other fields stay the same objects."""
     fields = ((b"X-Location", b"https://api.getpostman.com/x"), (b"Content-Type", b"a/b"))
     assert API.relative(fields) is fields

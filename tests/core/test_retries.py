@@ -29,14 +29,14 @@ def test_retries_stay_within_their_share_of_the_last_seconds(ratio: float, steps
 
 
 def test_few_requests_have_a_floor() -> None:
-    """One request alone may be tried again, and not for ever."""
+    """A client with few requests may retry a few times, and no more."""
     budget = RetryBudget(0.2)
     budget.request("a", 0)
     assert [budget.retry("a", 0) for _ in range(FLOOR + 1)] == [True] * FLOOR + [False]
 
 
 def test_the_share_is_whole() -> None:
-    """0.2 of 24 requests are 4 retries, 0.2 of 25 are 5."""
+    """The budget is rounded down: 0.2 of 24 requests are 4 retries, 0.2 of 25 are 5."""
     for requests, retries in ((24, 4), (25, 5)):
         budget = RetryBudget(0.2)
         for _ in range(requests):
@@ -45,7 +45,7 @@ def test_the_share_is_whole() -> None:
 
 
 def test_what_has_left_the_window_counts_no_more() -> None:
-    """Old requests allow nothing, and old retries use up nothing."""
+    """Requests and retries that left the window count no more."""
     budget = RetryBudget(0.5)
     for _ in range(20):
         budget.request("a", 0)
@@ -55,14 +55,14 @@ def test_what_has_left_the_window_counts_no_more() -> None:
 
 
 def test_zero_allows_none() -> None:
-    """Whoever sets the budget to 0 wants no retry at all."""
+    """A budget of 0 allows no retry."""
     budget = RetryBudget(0)
     budget.request("a", 0)
     assert not budget.retry("a", 0)
 
 
 def test_the_cost_does_not_depend_on_the_traffic() -> None:
-    """Ten slots are all that is kept."""
+    """Ten slots are all that is kept, whatever the traffic."""
     budget = RetryBudget(0.1)
     for now in range(0, 100 * SECOND, SECOND // 50):
         budget.request("a", now)
@@ -70,7 +70,7 @@ def test_the_cost_does_not_depend_on_the_traffic() -> None:
 
 
 def test_a_client_s_retries_are_its_own() -> None:
-    """One whose requests all fail takes none from another; who is quiet for long is forgotten."""
+    """One client's failures take no retries from another, and quiet clients are forgotten."""
     budget = RetryBudget(0.2)
     for number in range(1_000):
         budget.request("a", number)
@@ -85,7 +85,7 @@ def test_a_client_s_retries_are_its_own() -> None:
 
 @given(st.integers(1, 100), st.floats(0, 1))
 def test_pauses_grow_and_are_drawn(tries: int, chance: float) -> None:
-    """Twice as long after each try, within bounds, and different for those who failed together."""
+    """Pauses double within bounds, with jitter."""
     assert PAUSE[0] <= pause(tries, chance) <= LONGEST_PAUSE
     assert pause(1, chance) <= PAUSE[1]
     assert pause(2, chance) == 2 * pause(1, chance)

@@ -16,19 +16,19 @@ WINDOW = 60 * SECOND + 130 * MILLISECOND
 
 
 def with_quotas(*quotas: str, limits: tuple[Limit, ...] = (limit(3),)) -> Pool:
-    """A pool of keys `k0`, `k1`, … that count against these quotas; `own` makes a key a quota of its own."""
+    """Return a pool of keys `k0`, `k1`, … that count against these quotas; `own` gives a key a quota of its own."""
     keys = [Key(f"k{number}", SECRETS[number], quota) for number, quota in enumerate(quotas)]
     own = [Key.alone(key.name, key.secret) if key.quota == "own" else key for key in keys]
     return Pool("default", tuple(own), limits)
 
 
 def revision(of: Pool) -> Revision:
-    """A pool as the store is told of it."""
+    """Return a pool as the store is told of it."""
     return revision_of(of, LEASE_LIFETIME + BOUND)
 
 
 def test_keys_that_revisions_place_under_different_quotas_make_them_rivals() -> None:
-    """Both ways, and for as long as a grant of either may count; not what both place alike."""
+    """Quotas are rivals both ways while a grant of either may count."""
     revisions = Revisions()
     one = revisions.learn(revision(with_quotas("own", "shared", "own")))
     assert one.rivals == {}
@@ -40,7 +40,7 @@ def test_keys_that_revisions_place_under_different_quotas_make_them_rivals() -> 
 
 
 def test_a_revision_is_kept_while_anything_that_was_granted_under_it_may_count() -> None:
-    """Then it is forgotten, and its keys have no rivals any more."""
+    """A revision is forgotten when its grants count no more, and with it its rivals."""
     revisions = Revisions()
     old = revisions.learn(revision(with_quotas("own")))
     revisions.use(old.name, 0)
@@ -52,7 +52,7 @@ def test_a_revision_is_kept_while_anything_that_was_granted_under_it_may_count()
 
 
 def test_a_bounded_number_of_revisions_is_remembered() -> None:
-    """The one used longest ago goes first."""
+    """The number of revisions is bounded; the one used longest ago goes first."""
     revisions, gone = Revisions(), []
     for number in range(REVISIONS + 2):
         gone += revisions.use(revisions.learn(revision(pool(1, limit(number + 1)))).name, number)
@@ -60,14 +60,14 @@ def test_a_bounded_number_of_revisions_is_remembered() -> None:
 
 
 def change(world: World, to: Pool) -> None:
-    """All replicas use another configuration, of which each bucket is known."""
+    """Let all replicas use another configuration with known buckets."""
     world.revision = revision(to)
     world.send("r")
     know(world.state)
 
 
 def test_a_grant_on_one_quota_of_a_key_closes_its_others() -> None:
-    """Until what was granted counts no longer, whoever asks."""
+    """A grant on one quota closes its rivals until it counts no more."""
     world = World.of(with_quotas("own", "own"))
     (grant,) = world.ask(1, replica="old").grants
     (other,) = {*K[:2]} - {grant.quota}
@@ -81,7 +81,7 @@ def test_a_grant_on_one_quota_of_a_key_closes_its_others() -> None:
 
 
 def test_a_limit_with_another_number_counts_what_was_spent() -> None:
-    """More are available at once, fewer only when enough have returned."""
+    """A larger limit has more tokens at once, a smaller one fewer once enough have returned."""
     world = World.of(pool(1, limit(3)))
     world.call("r", *world.spend(*world.ask(3).grants))
     change(world, pool(1, limit(5)))
@@ -95,7 +95,7 @@ def test_a_limit_with_another_number_counts_what_was_spent() -> None:
 
 
 def test_a_limit_with_another_window_opens_by_its_probe() -> None:
-    """Nobody knows what was spent in it (law 8)."""
+    """A limit with another window opens by a probe, since nothing is known of it (law 8)."""
     world = World.of(pool(1, limit(3)))
     world.revision = revision(pool(1, limit(3, 90 * SECOND)))
     (probe,) = world.ask(3).grants
@@ -104,7 +104,7 @@ def test_a_limit_with_another_window_opens_by_its_probe() -> None:
 
 
 def test_nothing_is_left_of_a_limit_that_is_gone() -> None:
-    """Once its last token is back, however that came back."""
+    """A removed limit leaves nothing behind once its last token has returned."""
     world = World.of(pool(1, limit(3)))
     grants = world.ask(2).grants
     change(world, pool(1, limit(3, 20 * SECOND)))
@@ -135,7 +135,7 @@ pools = st.builds(
 
 @given(st.lists(pools, min_size=2, max_size=3), st.integers(0, 10**6))
 def test_law_1_holds_while_replicas_use_different_revisions(configurations: list[Pool], seed: int) -> None:
-    """Whatever revision which replica uses when, no key is over the upstream's limit in any of its windows."""
+    """Whichever replica uses which revision when, no window of a key is over its limit (law 1)."""
     random = Random(seed)
     world = World.of(configurations[0])
     used = dict.fromkeys("abc", configurations[0])

@@ -27,7 +27,7 @@ DURATIONS = frozenset(("wait", "over_within", "reset", "window"))
 
 @dataclass(frozen=True)
 class Sample:
-    """A recorded answer, and what it is expected to say."""
+    """A recorded answer, and what it is expected to mean."""
 
     status: int
     fields: Fields
@@ -36,7 +36,7 @@ class Sample:
 
 
 def load(path: Path) -> Sample:
-    """Head lines that begin with `#` tell what to expect; the answer follows, its body until the end."""
+    """Read a sample: head lines that begin with `#` are expectations, then the answer follows."""
     lines = path.read_text(encoding="utf-8").splitlines()
     notes = [line[1:].strip() for line in lines if line.startswith("#")]
     answer = [line for line in lines if not line.startswith("#")]
@@ -52,20 +52,20 @@ def load(path: Path) -> Sample:
 
 
 def expected(told: dict[str, Any]) -> Signals:
-    """The value object that a sample describes: durations in seconds, what is left out as it is by default."""
+    """Return the value object that a sample describes: durations in seconds, omitted fields by default."""
     allowances = tuple(Allowance(**durations(one)) for one in told.pop("allowances", ()))
     ignored = tuple(told.pop("ignored", ()))
     return Signals(allowances=allowances, ignored=ignored, **durations(told))
 
 
 def durations(told: dict[str, Any]) -> dict[str, Any]:
-    """Seconds as microseconds."""
+    """Return seconds as microseconds."""
     return {key: round(value * SECOND) if key in DURATIONS and value else value for key, value in told.items()}
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_recorded_answers(path: Path) -> None:
-    """Each recorded answer is read as its head says, whatever the local clock shows."""
+    """Each recorded answer is read as its head says, by any local clock."""
     sample = load(path)
     found = read(sample.status, sample.fields, WRONG_WALL, sample.body)
     assert sorted(found.ignored) == sorted(sample.expected.ignored)
@@ -73,12 +73,12 @@ def test_recorded_answers(path: Path) -> None:
 
 
 def fields_of(signals: Signals) -> dict[str, Any]:
-    """The fields of a value object."""
+    """Return the fields of a value object."""
     return {name: getattr(signals, name) for name in Signals.__dataclass_fields__}
 
 
 def test_without_a_date_the_local_clock_serves() -> None:
-    """Instants are then read against the wall."""
+    """Without a `Date`, instants are read against the local clock."""
     wall = NOW * SECOND + 250_000
     fields = ((b"X-RateLimit-Reset", b"%d" % (NOW + 10)),)
     assert read(429, fields, wall).wait == 11 * SECOND - 250_000
@@ -86,13 +86,13 @@ def test_without_a_date_the_local_clock_serves() -> None:
 
 
 def test_an_instruction_beats_a_description() -> None:
-    """In a rolling window the next request may go long before the whole window has passed."""
+    """An explicit wait counts more than a window's reset."""
     fields = ((b"X-RateLimit-Remaining", b"0"), (b"X-RateLimit-Reset", b"60"), (b"Retry-After", b"2"))
     assert read(429, fields, 0).wait == 2 * SECOND
 
 
 def test_the_latest_of_several_instructions_counts() -> None:
-    """Fields, text and details: who comes at the latest of them comes too early for none."""
+    """Of several instructions in fields, text and details the latest counts."""
     message = f"Please retry at {(NOW + 7) * 1000}"
     body = json.dumps({"error": {"name": "x", "message": message, "details": {"retryAfter": 5}}}).encode()
     assert read(429, (DATE, (b"Retry-After", b"6")), WRONG_WALL, body).wait == 7 * SECOND
@@ -100,7 +100,7 @@ def test_the_latest_of_several_instructions_counts() -> None:
 
 
 def test_the_latest_of_several_used_up_budgets_counts() -> None:
-    """Both must have something again; which of the two refused is not known."""
+    """Of several exhausted limits the latest reset counts."""
     fields = (
         (b"X-RateLimit-Limit", b"60"), (b"X-RateLimit-Remaining", b"0"), (b"X-RateLimit-Reset", b"20"),
         (b"RateLimit", b'"burst";r=0;t=7'), (b"RateLimit-Policy", b'"burst";q=10;w=10'),
@@ -112,7 +112,7 @@ def test_the_latest_of_several_used_up_budgets_counts() -> None:
     "value", [-5, 2_678_401, True, [5], {"s": 5}, float("nan"), float("inf"), 1e300, "\ud800", "soon"]
 )
 def test_details_that_are_no_wait_are_told(value: object) -> None:
-    """Whatever JSON may hold in its place."""
+    """Details that hold no wait are reported, whatever JSON they are."""
     body = json.dumps({"error": {"name": "x", "message": "", "details": {"retryAfter": value}}}).encode()
     found = read(429, (DATE,), WRONG_WALL, body)
     assert (found.wait, found.ignored) == (None, ("body",))
@@ -130,7 +130,7 @@ def test_details_that_are_no_wait_are_told(value: object) -> None:
     st.binary(max_size=200),
 )
 def test_no_answer_raises(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
-    """Whatever an upstream sends, the wait is in range or none."""
+    """Any answer is read without failing, and its wait is in range or missing."""
     wait = read(status, tuple(fields), NOW * SECOND, body).wait
     assert wait is None or 0 <= wait <= LONGEST
 
@@ -144,7 +144,7 @@ LIMITS = (MINUTE, BURST, TWIN, Limit(300, 60 * SECOND))
 
 
 def used_up(size: int | None, left: int | None = 0) -> Signals:
-    """A 429 that describes one limit."""
+    """Return a 429 that describes one limit."""
     return Signals("limit", SECOND, (Allowance(size, left),))
 
 
@@ -168,7 +168,7 @@ def used_up(size: int | None, left: int | None = 0) -> Signals:
     ],
 )
 def test_what_a_refusal_closes(signals: Signals, of: tuple[int, ...], kind: str, closed: tuple[int, ...]) -> None:
-    """Those limits that have the size that is told to be used up; a narrower one is none of them."""
+    """A refusal closes the limits whose size it names as exhausted, never for a narrower one."""
     found = signals.throttle(of, LIMITS)
     assert found == Throttle(found.kind, signals.wait, closed)
     assert found.kind == kind
@@ -193,7 +193,7 @@ def test_what_a_refusal_closes(signals: Signals, of: tuple[int, ...], kind: str,
 def test_what_is_seen_of_others_spending(
     allowance: Allowance, of: tuple[int, ...], seen: tuple[ObservedLimit, ...]
 ) -> None:
-    """What is left of the one limit that is meant; nothing where that cannot be told (law 9)."""
+    """An answer tells what is left of the one limit that it surely means (law 9)."""
     assert Signals(allowances=(allowance,)).seen(of, LIMITS) == seen
     assert Signals(allowances=(allowance,), own=False).seen(of, LIMITS) == ()
 
@@ -214,13 +214,13 @@ def test_what_is_seen_of_others_spending(
 def test_what_is_told_lower_than_configured(
     allowance: Allowance, of: tuple[int, ...], lower: tuple[int, int] | None
 ) -> None:
-    """A size below the only limit for all requests that it can speak of; never one above (law 9)."""
+    """A lower limit is told below the only limit that the answer can mean, never above it (law 9)."""
     assert Signals(allowances=(allowance,)).lower(of, LIMITS) == lower
     assert Signals(allowances=(allowance,), own=False).lower(of, LIMITS) is None
 
 
 def test_requests_of_one_shape_share_a_route() -> None:
-    """An upstream limits by what is asked, not by which one."""
+    """A route is the method and the shape of the path, without identifiers."""
     assert Route.of("GET", "/workspaces/1") == Route.of("HEAD", "/workspaces/2/") != Route.of("GET", "/workspaces")
     assert Route.of("PUT", "/workspaces/1") != Route.of("GET", "/workspaces/1")
     assert Route.of("GET", None) == Route.of("GET", "/")

@@ -16,7 +16,7 @@ W = 60 * SECOND + 130 * MILLISECOND
 
 
 def test_a_snapshot_changes_nothing() -> None:
-    """And a revision that is not known has none."""
+    """A snapshot changes nothing, and an unknown revision has none."""
     world = World.of(pool(2, limit(2)))
     world.call("r", *world.spend(*world.ask(7).grants[:2]))
     before = deepcopy(world.state.tokens.taken), list(world.state.queue.ready), dict(world.state.queue.totals)
@@ -28,7 +28,7 @@ def test_a_snapshot_changes_nothing() -> None:
 
 
 def test_what_is_available_in_use_and_cooling() -> None:
-    """Each with the delay until its return; all as of the state's own time."""
+    """Available, in use and cooling tokens are told with their delays, as of the state's own time."""
     world = World.of(pool(2, limit(2)))
     grants = world.ask(3).grants
     assert world.snapshot().limits == (LimitReturns(1, 0, 3),)
@@ -41,7 +41,7 @@ def test_what_is_available_in_use_and_cooling() -> None:
 
 @given(st.integers(1, 400))
 def test_the_first_returns_are_told_one_by_one_and_the_rest_by_samples(number: int) -> None:
-    """Evenly spaced ranks, the last among them, each with its own delay."""
+    """The first returns are exact; later ones are sampled at evenly spaced ranks."""
     world = World.of(pool(1, limit(400)))
     grants = world.ask(number).grants + world.call().grants
     delays = []
@@ -62,7 +62,7 @@ def test_the_first_returns_are_told_one_by_one_and_the_rest_by_samples(number: i
 
 
 def test_tokens_of_a_closed_quota_return_when_it_opens() -> None:
-    """Those that nobody took, and those that cool for a shorter time."""
+    """Tokens of a closed quota return no earlier than it opens."""
     world = World.of(pool(2, limit(3)))
     first, second = world.ask(2).grants
     world.call("r", throttled(first, 20 * SECOND))
@@ -75,7 +75,7 @@ def test_tokens_of_a_closed_quota_return_when_it_opens() -> None:
 
 
 def test_a_quota_that_a_flow_insists_on_is_told_by_itself() -> None:
-    """Its own tokens only, those that others spent among them."""
+    """A pinned quota's own tokens are told apart, with those that others spent."""
     world = World.of(pool(2, limit(3)))
     (grant,) = world.ask(1, flow("a", (0,), "k1")).grants
     world.ask(1, flow("a", (0,), "k1"))
@@ -85,7 +85,7 @@ def test_a_quota_that_a_flow_insists_on_is_told_by_itself() -> None:
 
 
 def test_the_flows_that_wait() -> None:
-    """Over all replicas, lowest start tag first: its distance, a request's cost, how many wait."""
+    """Waiting flows are listed over all replicas, lowest start tag first."""
     world = World.of(pool(1, limit(1), limit(5)))
     world.weights["heavy"] = 4
     world.ask(3, flow("a"))
@@ -99,7 +99,7 @@ def test_the_flows_that_wait() -> None:
 
 
 def test_flows_beyond_a_bound_are_counted_only() -> None:
-    """Their requests, and how many flows they are; those that are told come first."""
+    """Flows beyond the bound are only counted, with their requests."""
     world = World.of(pool(1, limit(1)))
     world.ask(1)
     world.send("r", (), tuple([FlowDemand(flow(f"c{number}"), 1, 2) for number in range(FLOWS + 10)]))
@@ -109,7 +109,7 @@ def test_flows_beyond_a_bound_are_counted_only() -> None:
 
 
 def test_flows_of_other_revisions_count_under_the_limits_that_both_have() -> None:
-    """By the indices of the revision that asks; one under no common limit is left out."""
+    """Flows of other revisions count under common limits, by the asking revision's indices."""
     narrow, wide, other = limit(1, 10 * SECOND, "GET /a"), limit(1), limit(1, 20 * SECOND)
     world = World.of(pool(1, narrow, wide))
     mine = world.revision
@@ -125,7 +125,7 @@ def test_flows_of_other_revisions_count_under_the_limits_that_both_have() -> Non
 
 
 def test_the_usual_time_from_a_grant_to_the_counting_of_its_request() -> None:
-    """Follows what is measured, step by step."""
+    """The usual service time follows measurements gradually."""
     world = World.of(pool(1, limit(60)))
     assert world.snapshot().service == SERVICE_START
     for _ in range(40):

@@ -10,7 +10,7 @@ SCORES = st.integers(-3, 3)
 
 
 class AgainstAPlainList(RuleBasedStateMachine):
-    """The same steps on a dictionary that is sorted when it is looked at."""
+    """The same steps on a dictionary that is sorted when it is read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,31 +18,31 @@ class AgainstAPlainList(RuleBasedStateMachine):
         self.plain: dict[str, int] = {}
 
     def entries(self) -> list[tuple[int, str]]:
-        """What is expected, in order."""
+        """Return the expected entries in order."""
         return sorted((score, member) for member, score in self.plain.items())
 
     @rule(member=MEMBERS, score=SCORES)
     def put(self, member: str, score: int) -> None:
-        """Adds, or moves."""
+        """Add or move a member."""
         self.set.put(member, score)
         self.plain[member] = score
 
     @rule(member=MEMBERS)
     def remove(self, member: str) -> None:
-        """Says whether it was in."""
+        """Remove a member; return whether it was in."""
         assert self.set.remove(member) == (self.plain.pop(member, None) is not None)
 
     @precondition(lambda self: self.plain)
     @rule()
     def pop_first(self) -> None:
-        """Takes the lowest out."""
+        """Remove the lowest member."""
         first = self.entries()[0]
         assert self.set.pop_first() == first
         del self.plain[first[1]]
 
     @invariant()
     def agrees(self) -> None:
-        """Order, ranks, scores and membership."""
+        """Order, ranks, scores and membership agree with the dictionary."""
         entries = self.entries()
         assert list(self.set) == entries
         assert len(self.set) == len(entries)
@@ -55,14 +55,14 @@ class AgainstAPlainList(RuleBasedStateMachine):
 
 
 class WithMany(AgainstAPlainList):
-    """The same with a set that takes three for many."""
+    """The same with a set for which three members are many."""
 
     def __init__(self) -> None:
         super().__init__()
         self.few, sortedset.FEW = sortedset.FEW, 3
 
     def teardown(self) -> None:
-        """Let few be as many as before."""
+        """Restore the bound of few members."""
         sortedset.FEW = self.few
 
 
@@ -72,7 +72,7 @@ TestWithMany = WithMany.TestCase
 
 @given(st.lists(st.tuples(MEMBERS, st.tuples(SCORES, SCORES))))
 def test_scores_may_be_tuples(steps: list[tuple[str, tuple[int, int]]]) -> None:
-    """Compared item by item, as the ranking of quotas needs them."""
+    """Scores may be tuples, which compare item by item."""
     found: SortedSet[str, tuple[int, int]] = SortedSet()
     for member, score in steps:
         found.put(member, score)
@@ -80,7 +80,7 @@ def test_scores_may_be_tuples(steps: list[tuple[str, tuple[int, int]]]) -> None:
 
 
 def test_an_empty_set_has_no_entries() -> None:
-    """`first` and `score` say so, ranks and `pop_first` raise."""
+    """On an empty set `first` and `score` return nothing, ranks and `pop_first` raise."""
     empty: SortedSet[str, int] = SortedSet()
     assert empty.first() is None
     assert empty.score("a") is None
@@ -92,7 +92,7 @@ def test_an_empty_set_has_no_entries() -> None:
 
 
 def test_a_zero_score_is_a_score() -> None:
-    """A member with score 0 is in, and can be moved and removed."""
+    """A member with score 0 is a member, and can be moved and removed."""
     found: SortedSet[str, int] = SortedSet()
     found.put("a", 0)
     found.put("a", 1)
