@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from keyturn import config, demo
-from keyturn.core.health import TRUST, Health
+from keyturn.core.health import CHECK_TRUST, KeyHealth
 from keyturn.core.model import SECOND, Secret
 from keyturn.practice import PracticeApi, PracticeSettings
 
@@ -83,10 +83,10 @@ def test_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chance", [0, 1])
 def test_the_key_is_used_again_before_it_is_revoked_again(noticed: int, chance: float) -> None:
     """Whenever its first request noticed: a key that is found dead time and again stays away for hours."""
-    health, name = Health(pool(1)), "k0"
+    health, name = KeyHealth(pool(1)), "k0"
     asked: int | None = noticed * SECOND
     while asked is not None and asked < demo.REVOKED_FOR * SECOND:
-        health.dead(name, asked, "revoked", chance)
-        asked = health.ask_again(name)
+        health.rejected(name, asked, "revoked", chance)
+        asked = health.next_check(name)
     assert asked is not None
-    assert asked < (demo.REVOKED_FOR + demo.ACCEPTED_FOR) * SECOND - TRUST
+    assert asked < (demo.REVOKED_FOR + demo.ACCEPTED_FOR) * SECOND - CHECK_TRUST

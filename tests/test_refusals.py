@@ -150,7 +150,7 @@ async def test_keys_that_are_paused(keyturn: Keyturn) -> None:
 
 
 async def test_keys_that_are_dead(keyturn: Keyturn, origin: Origin) -> None:
-    """503, with the time at which one is asked after next."""
+    """503, with the time at which one is checked next."""
     origin.answers[b"/me"] = dead()
     reply = await keyturn.ask(ask("dead", "/dead"))
     del origin.answers[b"/me"]

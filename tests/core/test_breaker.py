@@ -542,3 +542,12 @@ def test_the_upstreams_own_words_need_fewer_failures() -> None:
     assert opened == [[], [], [Scope("a", X)]]
     assert fail_request(breakers, "b", Y, NOW + 3 * SECOND, how) == []
     assert fail_request(breakers, "b", Y, NOW + 4 * SECOND, how) == [Scope()]
+
+
+def test_a_debugger_sees_how_a_breaker_stands() -> None:
+    """Its scope, its state, and how long its streak is."""
+    assert repr(Breaker(Scope("a", Y))) == "<Breaker a GET /y/{}: closed, streak 0/24>"
+    breaker = opened()
+    assert repr(breaker) == f"<Breaker pool: open until {NOW + FIRST_INTERVAL}, streak 24/24>"
+    probe(breaker, NOW + FIRST_INTERVAL)
+    assert "probing" in repr(breaker)

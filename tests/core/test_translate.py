@@ -3,17 +3,18 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyturn.core.events import RequestLog
 from keyturn.core.exchange import LimitTokens
 from keyturn.core.http import Fields
 from keyturn.core.model import MILLISECOND, SECOND, Limit
 from keyturn.core.policy import Rule
-from keyturn.core.translate import Standing, Story, server_timing, to_caller, whole_seconds
+from keyturn.core.translate import rates, server_timing, to_caller, whole_seconds
 
 WALL = 1_624_391_484 * SECOND + 300_000
-STORY = Story("r-1", "team-a", 1_250_000, 56_789)
+LOG = RequestLog(id="r-1", key="team-a", queued=1_250_000, upstream=56_789)
 MINUTE = Limit(60, 60 * SECOND)
 BURST = Limit(10, 2500 * MILLISECOND, (Rule.parse("GET /collections"),))
-NO_LIMITS = Standing((), WALL)
+NO_LIMITS: Fields = ()
 
 UPSTREAM: Fields = (
     (b"Date", b"Tue, 22 Jun 2021 19:51:24 GMT"),
@@ -34,9 +35,9 @@ UPSTREAM: Fields = (
 )
 
 
-def standing(*limits: tuple[Limit, LimitTokens]) -> Standing:
+def rates_now(*limits: tuple[Limit, LimitTokens]) -> Fields:
     """What is left of those limits."""
-    return Standing(limits, WALL)
+    return rates(limits, WALL)
 
 
 def of(fields: Fields, name: bytes) -> list[bytes]:
@@ -46,7 +47,7 @@ def of(fields: Fields, name: bytes) -> list[bytes]:
 
 def test_the_upstreams_fields_stay_in_their_order_and_ours_follow() -> None:
     """Byte for byte, repetitions too; what speaks for a single key goes, however it is spelt."""
-    assert to_caller(UPSTREAM, STORY, NO_LIMITS, None) == (
+    assert to_caller(UPSTREAM, LOG, NO_LIMITS, None) == (
         (b"Date", b"Tue, 22 Jun 2021 19:51:24 GMT"),
         (b"Set-Cookie", b"a=1"),
         (b"Set-Cookie", b"b=2"),
@@ -64,31 +65,31 @@ WAITS: Fields = ((b"Retry-After", b"Tue, 22 Jun 2021 19:52:24 GMT"), (b"RetryAft
 
 def test_one_retry_after_replaces_every_form_of_a_wait() -> None:
     """A caller that reads the first, the last or another spelling sees the same."""
-    fields = to_caller((*WAITS, *UPSTREAM), STORY, NO_LIMITS, 61)
+    fields = to_caller((*WAITS, *UPSTREAM), LOG, NO_LIMITS, 61)
     assert [(name, value) for name, value in fields if b"after" in name.lower()] == [(b"Retry-After", b"61")]
 
 
 def test_without_a_wait_of_ours_the_upstreams_stays() -> None:
     """`Retry-After` on a 202 or a 301 tells of something else than a limit; `RetryAfter` never does."""
-    fields = to_caller(WAITS, STORY, NO_LIMITS, None)
+    fields = to_caller(WAITS, LOG, NO_LIMITS, None)
     assert fields[:3] == (WAITS[0], WAITS[2], (b"Via", b"1.1 keyturn"))
 
 
 def test_of_a_refusal_only_what_could_be_read_is_told() -> None:
     """A wait that is over, absurd or malformed is worse than none."""
-    fields = to_caller((*WAITS, (b"Retry-After", b"-5")), STORY, NO_LIMITS, None, refused=True)
+    fields = to_caller((*WAITS, (b"Retry-After", b"-5")), LOG, NO_LIMITS, None, refused=True)
     assert [name for name, _ in fields if b"after" in name.lower()] == []
 
 
 def test_a_month_is_of_one_plan() -> None:
     """Whatever stands before it in the name."""
     fields = ((b"X-Limit-Month", b"9"), (b"remaining-month", b"9"), (b"X-Reset-Month", b"9"), (b"X-Month", b"9"))
-    assert to_caller(fields, STORY, NO_LIMITS, None)[0] == (b"X-Month", b"9")
+    assert to_caller(fields, LOG, NO_LIMITS, None)[0] == (b"X-Month", b"9")
 
 
 def test_the_rate_fields_speak_for_the_pool() -> None:
     """Size, what is left, and when the next comes, in both families; the reset in epoch seconds, rounded up."""
-    fields = to_caller(UPSTREAM, STORY, standing((MINUTE, LimitTokens(180, 17, 31_200_000))), None)
+    fields = to_caller(UPSTREAM, LOG, rates_now((MINUTE, LimitTokens(180, 17, 31_200_000))), None)
     assert fields[-5:] == (
         (b"X-RateLimit-Limit", b"180"),
         (b"X-RateLimit-Remaining", b"17"),
@@ -101,12 +102,12 @@ def test_the_rate_fields_speak_for_the_pool() -> None:
 
 def test_of_several_limits_all_are_listed_and_the_tightest_is_shown_alone() -> None:
     """`X-RateLimit-*` has room for one: the one with fewest left, of equals the one that waits longest."""
-    fields = to_caller((), STORY, standing((MINUTE, LimitTokens(60, 4, 9)), (BURST, LimitTokens(10, 3, SECOND))), None)
+    fields = to_caller((), LOG, rates_now((MINUTE, LimitTokens(60, 4, 9)), (BURST, LimitTokens(10, 3, SECOND))), None)
     assert of(fields, b"X-RateLimit-Limit") == [b"10"]
     assert of(fields, b"RateLimit-Policy") == [b'"60/60s";q=60;w=60, "10/2500ms";q=10;w=3']
     assert of(fields, b"RateLimit") == [b'"60/60s";r=4;t=1, "10/2500ms";r=3;t=1']
     fields = to_caller(
-        (), STORY, standing((BURST, LimitTokens(10, 0, SECOND)), (MINUTE, LimitTokens(60, 0, 9 * SECOND))), None
+        (), LOG, rates_now((BURST, LimitTokens(10, 0, SECOND)), (MINUTE, LimitTokens(60, 0, 9 * SECOND))), None
     )
     assert of(fields, b"X-RateLimit-Limit") == [b"60"]
     assert of(fields, b"X-RateLimit-Reset") == [b"1624391494"]
@@ -114,7 +115,7 @@ def test_of_several_limits_all_are_listed_and_the_tightest_is_shown_alone() -> N
 
 def test_nothing_left_is_never_less_than_nothing() -> None:
     """The draft knows no negative numbers."""
-    fields = to_caller((), STORY, standing((MINUTE, LimitTokens(60, -2, -5))), None)
+    fields = to_caller((), LOG, rates_now((MINUTE, LimitTokens(60, -2, -5))), None)
     assert of(fields, b"X-RateLimit-Remaining") == [b"0"]
     assert of(fields, b"RateLimit") == [b'"60/60s";r=0;t=0']
 
@@ -122,7 +123,7 @@ def test_nothing_left_is_never_less_than_nothing() -> None:
 def test_a_changed_limit_shows_at_once() -> None:
     """What is kept between answers depends on all that it is made of."""
     for size in (60, 120):
-        fields = to_caller((), STORY, standing((MINUTE, LimitTokens(size, 1, 0))), None)
+        fields = to_caller((), LOG, rates_now((MINUTE, LimitTokens(size, 1, 0))), None)
         assert of(fields, b"RateLimit-Policy") == [b'"60/60s";q=%d;w=60' % size]
 
 
@@ -133,7 +134,7 @@ ITEM = rb'"[ !#-\[\]-~]+"(;[a-z]+=\d{1,15})+'
 def test_the_rate_fields_are_structured_lists(rows: list[tuple[int, int, int, int]]) -> None:
     """Strings with whole, non-negative parameters, as the draft wants them (RFC 9651)."""
     limits = [(Limit(size, window), LimitTokens(size, hand, returns)) for size, window, hand, returns in rows]
-    fields = to_caller((), STORY, Standing(limits, WALL), None)
+    fields = to_caller((), LOG, rates(limits, WALL), None)
     for name in (b"RateLimit", b"RateLimit-Policy"):
         for value in of(fields, name):
             assert re.fullmatch(ITEM + rb"(, " + ITEM + rb")*", value)
@@ -151,7 +152,7 @@ def test_nothing_but_the_names_in_question_is_touched(
     fields: list[tuple[bytes, bytes]], retry_after: int | None
 ) -> None:
     """Whatever else an upstream sends reaches the caller first, and in order."""
-    kept = to_caller(tuple(fields), STORY, NO_LIMITS, retry_after)
+    kept = to_caller(tuple(fields), LOG, NO_LIMITS, retry_after)
     assert kept[: len(fields)] == tuple(fields)
 
 

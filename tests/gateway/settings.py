@@ -13,7 +13,7 @@ from keyturn.core.health import KeySnapshot
 from keyturn.core.http import Answer, Body, Fields, Request
 from keyturn.core.model import SECOND, Client, Limit, Micros, Secret
 from keyturn.gateway import Gateway, RetryPolicy
-from keyturn.gateway.peeking import SECONDS
+from keyturn.gateway.sending import REFUSAL_PATIENCE
 
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
@@ -44,7 +44,7 @@ class Slow(FakeBody):
     """A body that does not end."""
 
     async def read(self) -> bytes:
-        await asyncio.sleep(SECONDS / 2)
+        await asyncio.sleep(REFUSAL_PATIENCE / 2)
         return b"x"
 
 
@@ -153,7 +153,7 @@ class Setting:
     room: Room
     upstream: FakeUpstream
     gateway: Gateway
-    log: RequestLog = field(default_factory=RequestLog)
+    log: RequestLog = field(default_factory=lambda: RequestLog(id="id-1"))
 
     @property
     def keys(self) -> list[str]:

@@ -5,7 +5,7 @@ import pytest
 from keyturn.core.errors import BadRequest, NoKey, TooMany
 from keyturn.core.events import UpstreamAnswered
 from keyturn.core.exchange import Spent, Unsent
-from keyturn.core.health import LOOK_AGAIN
+from keyturn.core.health import RETRY_AFTER_SECONDS
 from keyturn.core.http import Answer
 from keyturn.core.model import SECOND
 
@@ -104,7 +104,7 @@ async def test_with_every_key_paused_callers_are_refused_at_once() -> None:
         for request in (waiting, it.ask()):
             with pytest.raises(NoKey) as refusal:
                 await request
-            assert refusal.value.retry_after == LOOK_AGAIN
+            assert refusal.value.retry_after == RETRY_AFTER_SECONDS
         it.resume("k0")
         assert (await it.ask()).status == 200
 

@@ -1,21 +1,27 @@
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 from keyturn.bodies import Bodies, BodySettings
 from keyturn.bodies.replay import MEMORY
+from keyturn.core.breaker import Failure, Source
 from keyturn.core.errors import BadRequest
 from keyturn.core.events import RequestLog
 from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Request
 from keyturn.core.model import SECOND, Client
 from keyturn.core.signals import Route
-from keyturn.gateway.context import RequestContext
+from keyturn.gateway.context import PoolState, RequestContext, ticket_of
+from keyturn.scheduler import Scheduler
 
 from tests.core.worlds import limit, pool
 from tests.gateway.settings import Bytes
-from tests.rooms import Recorder
+from tests.rooms import Recorder, room
 from tests.virtual import micros, task_of, virtual
+
+NOBODY = cast("Scheduler", None)
+"""These requests do not come as far as the scheduler."""
 
 POOL = pool(2, limit(60), limit(10, 10 * SECOND, "GET /collections"))
 
@@ -28,7 +34,7 @@ def context(
 ) -> RequestContext:
     """A request that came at 1 s and may wait for 5 s."""
     request = Request("id", Client("a"), method, b"/", path, (), None, 2, 5 * SECOND, pinned)
-    return RequestContext.of(request, RequestLog(), POOL, SECOND)
+    return RequestContext(PoolState(NOBODY), request, RequestLog(), ticket_of(request, POOL, SECOND))
 
 
 def test_what_a_request_waits_with() -> None:
@@ -100,3 +106,22 @@ async def ending(one: RequestContext) -> None:
 def test_its_route() -> None:
     """What an upstream would limit together."""
     assert context("HEAD", "/collections/1").route == Route("GET", "collections", 2)
+
+
+@virtual
+async def test_a_debugger_sees_how_a_pool_and_a_request_stand() -> None:
+    """What holds requests back, and what one of them holds."""
+    async with room(POOL) as it:
+        state = PoolState(it.scheduler)
+        assert (
+            repr(state) == "<PoolState default: breakers idle, <Throttles: open, 0 quotas refused>, 0 limited routes>"
+        )
+        state.breakers.failed(Source("a", Route.of("GET", "/me")), SECOND, 0.0, Failure("504"))
+        assert "<Breaker pool: closed, streak 3/24>" in repr(state)
+        one = context()
+        assert repr(one) == "<RequestContext id GET /me of a: 0 tries, no lease>"
+        one.lease = it.scheduler.try_lease(it.ticket()) or await it.scheduler.lease(it.ticket())
+        assert repr(one).endswith(f"{one.lease!r}>")
+        one.lease.unsent()
+        one.end()
+        await it.settled()

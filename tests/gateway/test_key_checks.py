@@ -30,7 +30,7 @@ def states(it: Setting) -> list[str]:
 
 @pytest.mark.parametrize(("status", "body"), [(401, KEY_INVALID), (403, FORBIDDEN_KEY)])
 def test_a_dead_key_costs_the_caller_nothing_but_time(status: int, body: bytes) -> None:
-    """It is asked after by one `GET /me` on a token of its own; the request goes on with another key (law 10)."""
+    """It is checked by one `GET /me` on a token of its own; the request goes on with another key (law 10)."""
 
     @virtual
     async def scenario() -> None:
@@ -56,7 +56,7 @@ def test_a_dead_key_costs_the_caller_nothing_but_time(status: int, body: bytes) 
 
 @virtual
 async def test_a_refusal_of_head_is_asked_about() -> None:
-    """It has no body that could tell; a key that lives is not asked after again at once."""
+    """It has no body that could tell; a key that lives is not checked again at once."""
     for dead in (True, False):
         async with setting() as it:
 
@@ -112,7 +112,7 @@ def test_what_is_about_the_resource_is_relayed_at_once(status: int, body: bytes)
 
 @virtual
 async def test_a_refusal_that_only_looks_like_a_dead_key_is_relayed() -> None:
-    """The key was found alive; for a while it is not asked after again."""
+    """The key was found alive; for a while it is not checked again."""
     async with setting() as it:
         it.upstream.rule = lambda _, request: None if request.target == b"/me" else answer(401, KEY_INVALID)
         for _ in range(3):
@@ -226,7 +226,7 @@ def test_an_asking_that_tells_nothing_leaves_the_key_as_it_was(how: Answer | Exc
 
 @virtual
 async def test_nobody_waits_long_for_an_asking_while_another_key_may_serve() -> None:
-    """The last token of the key is spent, so that it is asked after a minute later only."""
+    """The last token of the key is spent, so that it is checked a minute later only."""
     async with setting(quotas=3, requests=1) as it:
         revoke(it, "s-k0")
         began = micros()

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 from keyturn.core.errors import TooMany
 from keyturn.core.exchange import DemandClass, EstimatedWaits
-from keyturn.core.health import Health
+from keyturn.core.health import KeyHealth
 from keyturn.core.model import SECOND, Client, Micros
 from keyturn.scheduler.deadlines import REVIEW, Deadlines
 from keyturn.scheduler.keys import Keys
@@ -24,7 +24,7 @@ class Lane:
         self.refused: list[tuple[int, int | None]] = []
         """The arrival and the `Retry-After` of each."""
         self.freed = 0
-        self.deadlines = Deadlines(micros, Keys(POOL, Health(POOL, micros())), Lanes(), self._refuse, self._free)
+        self.deadlines = Deadlines(micros, Keys(POOL, KeyHealth(POOL, micros())), Lanes(), self._refuse, self._free)
         self.come(*patience)
 
     def come(self, *patience: Micros) -> None:

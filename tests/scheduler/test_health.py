@@ -33,10 +33,10 @@ async def test_nothing_is_granted_on_a_dead_quota() -> None:
     """Others serve, and when it is alive again it serves with them."""
     async with room(pool(2, limit(5))) as it:
         assert await quotas(it, 4) == ["k0", "k1"]
-        it.scheduler.health.dead("k0", micros(), "401", 0.0)
+        it.scheduler.health.rejected("k0", micros(), "401", 0.0)
         it.scheduler.heed()
         assert await quotas(it, 5) == ["k1"]
-        it.scheduler.health.alive("k0", micros())
+        it.scheduler.health.accepted("k0", micros())
         it.scheduler.heed()
         assert await quotas(it, 4) == ["k0", "k1"]
         await it.settled()
@@ -50,7 +50,7 @@ async def test_the_last_keys_death_is_told_at_once() -> None:
         lease = await it.scheduler.lease(it.ticket())
         waiting = task_of(it.scheduler.lease(it.ticket()))
         await asyncio.sleep(0.1)
-        it.scheduler.health.dead("k0", micros(), "401", 0.0)
+        it.scheduler.health.rejected("k0", micros(), "401", 0.0)
         it.scheduler.heed()
         began = micros()
         for request in (waiting, it.scheduler.lease(it.ticket())):
@@ -68,7 +68,7 @@ async def test_the_last_keys_death_is_told_at_once() -> None:
 async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
     """Found alive it serves them; if that takes too long, they are refused at their deadline (law 6)."""
     async with room(pool(1, limit(5))) as it:
-        it.scheduler.health.suspect("k0", micros())
+        it.scheduler.health.begin_check("k0", micros())
         it.scheduler.heed()
         waiting = task_of(it.scheduler.lease(it.ticket()))
         hasty = task_of(it.scheduler.lease(it.ticket(wait=SECOND)))
@@ -81,7 +81,7 @@ async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
         for request in (hasty, hasty_too):
             with pytest.raises(TooMany):
                 await request
-        it.scheduler.health.alive("k0", micros())
+        it.scheduler.health.accepted("k0", micros())
         it.scheduler.heed()
         for lease in (await waiting, await insisting):
             lease.unsent()
@@ -94,7 +94,7 @@ async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
 async def test_the_proxy_asks_after_a_dead_key_under_its_own_lease() -> None:
     """Nobody else gets it, and its flow is none of the callers'."""
     async with room(pool(1, limit(5))) as it:
-        it.scheduler.health.dead("k0", micros(), "401", 0.0)
+        it.scheduler.health.rejected("k0", micros(), "401", 0.0)
         it.scheduler.heed()
         lease = await it.scheduler.lease(pinned("k0", "k0", own=True), front=True)
         assert lease.key.name == "k0"
@@ -109,7 +109,7 @@ async def test_the_proxy_asks_after_a_dead_key_under_its_own_lease() -> None:
 async def test_a_grant_that_comes_too_late_for_its_key_goes_back() -> None:
     """What the store dealt before it heard of the death returns unsent, and its request waits on."""
     async with room(pool(2, limit(1))) as it:
-        it.scheduler.health.dead("k0", micros(), "401", 0.0)
+        it.scheduler.health.rejected("k0", micros(), "401", 0.0)
         it.scheduler._keys.sort()  # the store does not know yet
         lease = await it.scheduler.lease(it.ticket())
         assert lease.quota == "k1"
@@ -128,7 +128,7 @@ async def test_who_was_sent_to_a_quota_that_died_may_go_elsewhere() -> None:
         first = await it.scheduler.lease(pinned("k0"))
         waiting = task_of(it.scheduler.lease(pinned("k0")))
         await asyncio.sleep(0.1)
-        it.scheduler.health.dead("k0", micros(), "401", 0.0)
+        it.scheduler.health.rejected("k0", micros(), "401", 0.0)
         it.scheduler.heed()
         with pytest.raises(Displaced):
             await waiting

@@ -9,11 +9,11 @@ Every answer comes through here, so what depends on names and on the configurati
 from collections.abc import Sequence
 from functools import lru_cache
 
+from keyturn.core.events import RequestLog
 from keyturn.core.exchange import LimitTokens
 from keyturn.core.headers import ByName
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND, Limit, Micros
-from keyturn.core.values import value_object
 
 VIA = b"1.1 keyturn"
 
@@ -22,26 +22,8 @@ _OF_ONE_PLAN = (b"limit-month", b"remaining-month", b"reset-month")
 _OURS = frozenset((b"x-request-id", b"keyturn-key"))
 
 
-@value_object
-class Standing:
-    """The budgets of the limits that a request falls under, and the wall clock in epoch microseconds."""
-
-    limits: Sequence[tuple[Limit, LimitTokens]]
-    wall: Micros
-
-
-@value_object
-class Story:
-    """What an answer tells about its own way."""
-
-    request_id: str
-    key: str
-    queued: Micros
-    upstream: Micros
-
-
 def to_caller(
-    fields: Fields, story: Story, standing: Standing, retry_after: int | None, *, refused: bool = False
+    fields: Fields, log: RequestLog, rate_fields: Fields, retry_after: int | None, *, refused: bool = False
 ) -> Fields:
     """The fields for the caller: the upstream's in their order, then ours.
 
@@ -53,13 +35,13 @@ def to_caller(
     kept = [field for field in fields if stays[field[0]]]
     kept += (
         (b"Via", VIA),
-        (b"X-Request-Id", story.request_id.encode()),
-        (b"Keyturn-Key", story.key.encode()),
-        (b"Server-Timing", server_timing(story.queued, story.upstream)),
+        (b"X-Request-Id", log.id.encode()),
+        (b"Keyturn-Key", log.key.encode()),
+        (b"Server-Timing", server_timing(log.queued, log.upstream)),
     )
     if retry_after is not None:
         kept.append((b"Retry-After", b"%d" % retry_after))
-    kept += rates(standing)
+    kept += rate_fields
     return tuple(kept)
 
 
@@ -92,21 +74,23 @@ def server_timing(queued: Micros, upstream: Micros) -> bytes:
     return b"queue;dur=%.1f, upstream;dur=%.1f" % (queued / 1000, upstream / 1000)
 
 
-def rates(standing: Standing) -> Fields:
-    """What is left of the pool's limits; the three `X-RateLimit` fields have room for the tightest only."""
-    limits = standing.limits
+def rates(limits: Sequence[tuple[Limit, LimitTokens]], wall: Micros) -> Fields:
+    """What is left of a request's limits over the whole pool, at `wall` (epoch).
+
+    The three `X-RateLimit` fields have room for the tightest limit only.
+    """
     if not limits:
         return ()
-    tightest = limits[0][1] if len(limits) == 1 else min((budget for _, budget in limits), key=_tightness)
+    tightest = limits[0][1] if len(limits) == 1 else min((tokens for _, tokens in limits), key=_tightness)
     policies, left = [], []
-    for limit, budget in limits:
-        policy, name = _names(limit.name, limit.window, budget.size)
+    for limit, tokens in limits:
+        policy, name = _names(limit.name, limit.window, tokens.size)
         policies.append(policy)
-        left.append(b"%s;r=%d;t=%d" % (name, max(0, budget.available), whole_seconds(budget.returns)))
+        left.append(b"%s;r=%d;t=%d" % (name, max(0, tokens.available), whole_seconds(tokens.returns)))
     return (
         (b"X-RateLimit-Limit", b"%d" % tightest.size),
         (b"X-RateLimit-Remaining", b"%d" % max(0, tightest.available)),
-        (b"X-RateLimit-Reset", b"%d" % whole_seconds(standing.wall + tightest.returns)),
+        (b"X-RateLimit-Reset", b"%d" % whole_seconds(wall + tightest.returns)),
         (b"RateLimit-Policy", b", ".join(policies)),
         (b"RateLimit", b", ".join(left)),
     )

@@ -1,4 +1,4 @@
-"""What happens to a request between the waiting room and the upstream: tries, refusals, dead keys, outages."""
+"""A request between the scheduler and the upstream: tries, refusals, health checks of keys, outages."""
 
 from keyturn.gateway.chain import Gateway
 from keyturn.gateway.context import RetryPolicy

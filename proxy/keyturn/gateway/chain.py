@@ -1,14 +1,14 @@
 """The one chain of a request, from its caller's place in the queue to the upstream's answer.
 
     read     its body, to its end or as far as may be, before it waits (`bodies`)
-    lease    waits for its turn (`scheduler`), where no breaker and no narrower limit stands in the way
-    send     goes out with the lease's key (`sending`), if the lease is still fresh (law 10)
-    judge    a 429 (`throttling`), a key that is not accepted (`key_checks`), an outage (`outages`), or an answer
+    lease    waits in the scheduler, unless a breaker, a closed pool or a route limit holds it back
+    send     with the lease's key (`sending`), if the lease is still fresh (law 10)
+    judge    a 429 or a failure (`failures`), a key that is not accepted (`key_checks`), or an answer
     learn    what the answer says of limits (`limits`)
     settle   the lease, exactly once (law 2)
     dress    the answer for the caller (`core.translate`)
 
-What certainly was not processed (no connection, a 429, a dead key) goes back to the head of its lane and the caller
+What certainly was not processed (no connection, a 429, a dead key) goes back to the head of its queue, and the caller
 notices nothing but time. What may have been processed is sent again only if its method is idempotent, its body can be
 replayed, and the retry budget allows it.
 """
@@ -28,44 +28,25 @@ from keyturn.core.inferred_limits import HigherLimit, LimitInference
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.retries import RetryBudget
 from keyturn.core.signals import FORBIDDEN, OUTAGES, TOO_MANY, UNAUTHORIZED
-from keyturn.core.translate import Standing, Story, rates, to_caller
-from keyturn.gateway.context import Means, Outcome, PoolState, RequestContext, Respond, Retry, RetryPolicy
+from keyturn.core.translate import rates, to_caller
+from keyturn.gateway.context import (
+    Environment,
+    PoolState,
+    RequestContext,
+    Respond,
+    Retry,
+    RetryPolicy,
+    Verdict,
+    ticket_of,
+)
+from keyturn.gateway.failures import Outages, ProbeInFlight, Throttling
 from keyturn.gateway.key_checks import KeyChecks
 from keyturn.gateway.limits import LimitPolicy, RoutePolicy
-from keyturn.gateway.outages import Outages, ProbeInFlight
-from keyturn.gateway.sending import Late, Sender, Upstream, UpstreamResponse
-from keyturn.gateway.throttling import Throttling
+from keyturn.gateway.sending import Sender, StaleLease, Upstream, UpstreamResponse
 from keyturn.scheduler import Displaced, Lease, Moved, Scheduler
 
-ERRORS = 500
-"""Statuses from here on are errors of the upstream's own."""
-
-
-class Handled:
-    """The block in which an answer is read: its lease and its body end with it, however it is left."""
-
-    __slots__ = ("_answer", "_gateway", "_passage", "_state")
-
-    def __init__(self, gateway: "Gateway", state: PoolState, context: RequestContext) -> None:
-        self._gateway = gateway
-        self._state = state
-        self._passage = context
-        self._answer: Answer | None = None
-
-    async def __aenter__(self) -> Answer:
-        try:
-            if (body := self._passage.request.body) is not None:
-                await self._gateway.read_ahead(self._state, self._passage, body)
-            self._answer = await self._gateway.answer(self._state, self._passage)
-        except BaseException:
-            self._passage.end()
-            raise
-        return self._answer
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._answer is not None:
-            self._answer.body.abort()
-        self._passage.end()
+SERVER_ERROR = 500
+"""Statuses from here on are the upstream's own errors."""
 
 
 class Gateway:
@@ -84,30 +65,31 @@ class Gateway:
         bodies: Bodies | None = None,
     ) -> None:
         """Without `bodies`, they are kept in memory only."""
-        self._means = means = Means(clock, wall, chance, retries, RetryBudget(retries.budget), observer)
+        environment = Environment(clock, wall, chance, retries, RetryBudget(retries.budget), observer)
+        self._environment = environment
         self._schedulers = schedulers
         self._bodies = bodies or Bodies(BodySettings(), observer, clock)
         self._states: dict[str, PoolState] = {}
-        self._sender = Sender(upstream, means)
-        self._throttling = Throttling(means)
-        self._outages = Outages(means)
-        self._limits = LimitPolicy(means)
-        self._routes = RoutePolicy(means)
-        self._key_checks = KeyChecks(self._sender, self._throttling, means)
+        self._sender = Sender(upstream, environment)
+        self._throttling = Throttling(environment)
+        self._outages = Outages(environment)
+        self._limits = LimitPolicy(environment)
+        self._routes = RoutePolicy(environment)
+        self._key_checks = KeyChecks(self._sender, self._throttling, environment)
 
     async def stop(self) -> None:
-        """End what is under way besides the requests of callers."""
+        """End what is in flight besides the requests of callers."""
         await self._key_checks.stop()
 
     def adopt(self, retries: RetryPolicy) -> None:
-        """Try requests so often from now on; what was counted of the budget stays counted."""
-        self._means.retries = retries
-        self._means.budget.ratio = retries.budget
+        """Retry by this policy from now on; what was counted of the budget stays counted."""
+        self._environment.retries = retries
+        self._environment.budget.ratio = retries.budget
         for state in self._states.values():
-            state.inference = LimitInference()  # of limits that may stand in other places now
+            state.inference = LimitInference()  # limits may have other indices now
 
     def _state(self, pool: str) -> PoolState:
-        """What is known of a pool; of one that is new, or was closed and opened again, nothing."""
+        """What is known of a pool: nothing of one that is new, or was closed and opened again."""
         scheduler, state = self._schedulers[pool], self._states.get(pool)
         if state is None or state.scheduler is not scheduler:
             state = self._states[pool] = PoolState(scheduler)
@@ -115,92 +97,111 @@ class Gateway:
         return state
 
     def outages(self, pool: str) -> list[BreakerSnapshot]:
-        """The breakers of a pool that are open, its own first; a pool that 429s have closed is shown as one."""
+        """The open breakers of a pool, its own first; a pool that 429s have closed is shown as one."""
         state = self._states.get(pool)
         if state is None:
             return []
         throttled = state.throttles.snapshot() if state.breakers.pool.closed else None
-        return [*([throttled] if throttled else []), *state.breakers.snapshots(self._means.clock())]
+        return [*([throttled] if throttled else []), *state.breakers.snapshots(self._environment.clock())]
 
     def higher(self, pool: str) -> list[HigherLimit]:
-        """The limits of a pool that the upstream tells to be higher than they are configured."""
+        """The limits of a pool that the upstream tells to be higher than configured."""
         state = self._states.get(pool)
         return [] if state is None else list(state.inference.higher(state.scheduler.pool.limits))
 
+    def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
+        """What is left of a request's limits, as fields for an answer that is not the upstream's."""
+        scheduler = self._schedulers.get(pool)
+        return rates(scheduler.standing(client, method, path), self._environment.wall()) if scheduler else ()
+
     # A request's way
 
-    def handle(self, request: Request, log: RequestLog, *, sending: Callable[[], None] | None = None) -> Handled:
-        """The answer for the caller, its body still to be read; the lease ends with the block.
+    def handle(self, request: Request, log: RequestLog, *, sending: Callable[[], None] | None = None) -> RequestContext:
+        """The block in which the answer is read; the lease ends with it.
 
-        `sending` is called each time just before the request goes out.
+        `sending` is called each time just before the request is sent.
 
         Raises:
             Refusal: the proxy answers itself.
         """
-        if request.client.pool not in self._schedulers:
+        pool = request.client.pool
+        if pool not in self._schedulers:
             raise NoKey("The pool of this request was taken out just now. Send it again.", retry_after=1)
-        state = self._state(request.client.pool)
-        now = self._means.clock()
-        self._means.budget.request(request.client.name, now)
-        return Handled(self, state, RequestContext.of(request, log, state.scheduler.pool, now, sending))
+        state, now = self._state(pool), self._environment.clock()
+        self._environment.budget.request(request.client.name, now)
+        ticket = ticket_of(request, state.scheduler.pool, now)
+        return RequestContext(state, request, log, ticket, respond=self._respond, sending=sending)
 
-    def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
-        """What is left of the limits that a request falls under, for an answer that is not the upstream's."""
-        scheduler = self._schedulers.get(pool)
-        return rates(Standing(scheduler.standing(client, method, path), self._means.wall())) if scheduler else ()
+    async def _respond(self, context: RequestContext) -> Answer:
+        try:
+            if context.request.body is not None:
+                await self._read_ahead(context, context.request.body)
+            response = await self._exchange(context)
+            context.answer = answer = self._dress(context, response)
+        except BaseException:
+            context.end()
+            raise
+        return answer
 
-    async def read_ahead(self, state: PoolState, context: RequestContext, body: Body) -> None:
+    async def _read_ahead(self, context: RequestContext, body: Body) -> None:
         """Read a request's body, unless the request would be refused at once behind it.
 
         Raises:
             Refusal: it would be, or the body is not as it has to be.
             ConnectionError: its caller broke off.
         """
-        if not state.breakers.idle:
-            await self._outages.check(state, context)
+        await self._outages.check(context)
         with suppress(Displaced, Moved):
-            state.scheduler.admit(context.ticket)
+            context.state.scheduler.admit(context.ticket)
         await context.read_ahead(body, self._bodies)
 
-    async def answer(self, state: PoolState, context: RequestContext) -> Answer:
-        """Try under one lease after another until there is an answer; the passage holds the lease it came under."""
+    async def _exchange(self, context: RequestContext) -> Respond:
+        """Send under one lease after another until there is an answer; the context holds the lease of the last."""
         while True:
             tries = context.log.tries
+            verdict: Verdict
             try:
-                if not state.breakers.idle:
-                    await self._outages.check(state, context)
-                if state.throttles.closed:
-                    await self._throttling.check(state, context)
-                context.lease = self._lease_at_once(state, context) or await self._lease(state, context)
-                outcome = await self._try(state, context, context.lease)
+                if not context.state.open:
+                    await self._outages.check(context)
+                    await self._throttling.check(context)
+                lease = context.lease = self._lease_at_once(context) or await self._lease(context)
+                verdict = await self._try(context, lease)
             except (Displaced, ProbeInFlight):
                 context.end_lease()
-                context.back = True
+                context.requeued = True
                 continue
             except Moved as moved:
-                context.move(moved.client)
-                state = self._state(moved.client.pool)
+                self._leave(context, counted=False)
+                context.move(moved.client, self._state(moved.client.pool))
                 continue
             except (TooMany, Outage) as refusal:
                 if context.held is None:
                     raise
-                outcome = Respond(context.held, refusal.retry_after)
+                verdict = Respond(context.held, refusal.retry_after)
             finally:
-                self._outages.leave(context)
-                self._throttling.leave(context)
-                self._routes.free(context, counted=context.log.tries > tries)
-            if isinstance(outcome, Respond):
-                if outcome.turn:
-                    outcome = await self._turn(state, context, outcome)
-                return self._dress(state, context, outcome)
-            context.end_lease()
-            await self._back(state, context, outcome)
+                self._leave(context, counted=context.log.tries > tries)
+            if isinstance(verdict, Retry):
+                context.end_lease()
+                await self._retry(context, verdict)
+            elif verdict.estimate:
+                return await self._estimate(context, verdict)
+            else:
+                return verdict
 
-    def _lease_at_once(self, state: PoolState, context: RequestContext) -> Lease | None:
+    def _leave(self, context: RequestContext, *, counted: bool) -> None:
+        """End a try for the policies that held it back or wait for its outcome."""
+        if context.probes:
+            self._outages.leave(context)
+        if context.reopens:
+            self._throttling.leave(context)
+        if context.route_limit is not None:
+            self._routes.leave(context, counted=counted)
+
+    def _lease_at_once(self, context: RequestContext) -> Lease | None:
         """The lease of a request that need not wait."""
-        if context.back or state.route_limits:
+        if context.requeued or context.state.route_limits:
             return None
-        lease = state.scheduler.try_lease(context.ticket)
+        lease = context.state.scheduler.try_lease(context.ticket)
         if lease is not None:
             log = context.log
             log.key = lease.key.name
@@ -208,107 +209,106 @@ class Gateway:
             log.trace.wait_ended()
         return lease
 
-    async def _lease(self, state: PoolState, context: RequestContext) -> Lease:
-        began, trace = self._means.clock(), context.log.trace
-        trace.wait_began()
-        try:
-            ticket = await self._routes.choose(state, context) if state.route_limits else context.ticket
-            lease = await state.scheduler.lease(ticket, front=context.back)
-        finally:
-            context.log.queued += self._means.clock() - began
-            trace.wait_ended()
-        context.log.key = lease.key.name
-        return lease
-
-    async def _try(self, state: PoolState, context: RequestContext, lease: Lease) -> Outcome:
-        """One try under one lease.
+    async def _lease(self, context: RequestContext) -> Lease:
+        """Wait for a lease.
 
         Raises:
-            Outage: the upstream is left alone meanwhile.
-            UpstreamError: it failed, and the request may not go out once more.
-            NoKey: its key is dead, and the request cannot go out once more.
+            Refusal, Displaced, Moved: as `Scheduler.lease`.
         """
-        request, body, log = context.request, context.body, context.log
+        state, log, clock = context.state, context.log, self._environment.clock
+        began = clock()
+        log.trace.wait_began()
         try:
-            if state.throttles.closed and not self._throttling.enter(state, context):
-                raise ProbeInFlight  # noqa: TRY301  # settled below, as what `outages` raises
-            self._outages.enter(state, context)
-            response = await self._sender.send(
-                lease, request, body, log, context.sending, fresh=context.stale, deadline=context.ticket.deadline
-            )
+            ticket = await self._routes.choose(context) if state.route_limits else context.ticket
+            lease = await state.scheduler.lease(ticket, front=context.requeued)
+        finally:
+            log.queued += clock() - began
+            log.trace.wait_ended()
+        log.key = lease.key.name
+        return lease
+
+    async def _try(self, context: RequestContext, lease: Lease) -> Verdict:
+        """Send once under a lease.
+
+        Raises:
+            Outage, ProbeInFlight: nothing but a probe is sent, and this is none.
+            UpstreamError: it failed, and the request may not be sent once more.
+            NoKey: its key is dead, and the request cannot be sent once more.
+        """
+        try:
+            self._throttling.enter(context)
+            self._outages.enter(context)
+            response = await self._sender.send(context, lease)
         except (Outage, ProbeInFlight):
             lease.unsent()
             raise
-        except Late:
+        except StaleLease:
             return Retry("late")
         except UpstreamError as error:
-            self._means.observer.observe(UpstreamAnswered(state.name, lease.key.name, 0))
-            return self._outages.failed(state, context, lease, error)
-        status = response.answer.status
-        if status in (UNAUTHORIZED, FORBIDDEN):
-            if not state.throttles.idle:
-                self._throttling.answered(state, context, lease)
-            self._outages.answered(state, context)
-            self._limits.seen(state, context, lease, response)
-            return await self._key_checks.rejected(state, context, lease, response)
-        return self._judge(state, context, lease, response, status)
+            self._environment.observer.observe(UpstreamAnswered(context.state.name, lease.key.name, 0))
+            return self._outages.failed(context, lease, error)
+        if response.answer.status in (UNAUTHORIZED, FORBIDDEN):
+            self._throttling.answered(context, lease)
+            self._outages.answered(context)
+            self._limits.learn(context, lease, response.signals)
+            return await self._key_checks.rejected(context, lease, response)
+        return self._judge(context, lease, response)
 
-    def _judge(
-        self, state: PoolState, context: RequestContext, lease: Lease, response: UpstreamResponse, status: int
-    ) -> Outcome:
+    def _judge(self, context: RequestContext, lease: Lease, response: UpstreamResponse) -> Verdict:
+        status = response.answer.status
         if status in OUTAGES:
-            return self._outages.out_of_order(state, context, lease, response)
-        if status >= ERRORS:
-            self._outages.erred(state, context)
+            return self._outages.unavailable(context, lease, response)
+        if status >= SERVER_ERROR:
+            self._outages.erred(context)
             lease.spent()
             return Respond(response.answer)
-        self._outages.answered(state, context)
-        seen = self._limits.seen(state, context, lease, response)
+        self._outages.answered(context)
+        seen = self._limits.learn(context, lease, response.signals)
         if status == TOO_MANY:
-            return self._throttling.refused(state, context, lease, response)
-        if not state.throttles.idle:
-            self._throttling.answered(state, context, lease)
+            return self._throttling.refused(context, lease, response)
+        self._throttling.answered(context, lease)
         lease.spent(seen)
         return Respond(response.answer)
 
-    async def _back(self, state: PoolState, context: RequestContext, again: Retry) -> None:
-        """The request goes to the head of its lane."""
-        context.back = True
-        if again.held is not None:
-            context.held = again.held
-        context.log.retried += (again.why,)
-        self._means.observer.observe(Retried(state.name, again.why))
-        if again.pause:
-            await asyncio.sleep(again.pause / SECOND)
+    async def _retry(self, context: RequestContext, retry: Retry) -> None:
+        """Send the request to the head of its queue, after the pause."""
+        context.requeued = True
+        if retry.held is not None:
+            context.held = retry.held
+        context.log.retried += (retry.reason,)
+        self._environment.observer.observe(Retried(context.state.name, retry.reason))
+        if retry.pause:
+            await asyncio.sleep(retry.pause / SECOND)
 
-    async def _turn(self, state: PoolState, context: RequestContext, relay: Respond) -> Respond:
+    async def _estimate(self, context: RequestContext, verdict: Respond) -> Respond:
         """A refusal of a request that is not sent again, with the time after which a try of its caller's succeeds.
 
-        It asks for its turn as its caller would, with no time to wait, and gives back what it gets: another key may
-        have tokens at hand, and others may wait for this one's.
+        It asks for a lease as its caller would, with no time to wait, and gives back what it gets: another key may have
+        tokens available, and others may wait for this one's.
         """
         context.end_lease()
-        context.ticket = replace(context.ticket, deadline=self._means.clock())
+        state = context.state
+        context.ticket = replace(context.ticket, deadline=self._environment.clock())
         try:
-            ticket = await self._routes.choose(state, context) if state.route_limits else context.ticket
+            ticket = await self._routes.choose(context) if state.route_limits else context.ticket
             context.lease = await state.scheduler.lease(ticket)
             context.lease.unsent()
         except TooMany as refusal:
-            return replace(relay, retry_after=refusal.retry_after)
+            return replace(verdict, retry_after=refusal.retry_after)
         except (Refusal, Displaced, Moved):
-            return relay
+            return verdict
         finally:
-            self._routes.free(context, counted=False)
-        return replace(relay, retry_after=1)
+            self._routes.leave(context, counted=False)
+        return replace(verdict, retry_after=1)
 
-    def _dress(self, state: PoolState, context: RequestContext, relay: Respond) -> Answer:
-        log, answer = context.log, relay.answer
+    def _dress(self, context: RequestContext, verdict: Respond) -> Answer:
+        """The answer with the fields that its caller gets."""
+        answer, status, ticket = verdict.answer, verdict.answer.status, context.ticket
         if isinstance(answer.body, Whole):
             context.end_lease()  # nothing of it is at the upstream any more, however slowly its caller reads
-        story = Story(context.request.id, log.key, log.queued, log.upstream)
-        ticket = context.ticket
-        left = state.scheduler.standing(ticket.client.name, ticket.method, ticket.path)
-        standing = Standing(left, self._means.wall())
-        refused = answer.status == TOO_MANY or answer.status in OUTAGES
-        fields = to_caller(answer.fields, story, standing, relay.retry_after, refused=refused)
-        return Answer(answer.status, answer.reason, fields, answer.body)
+        left = context.state.scheduler.standing(ticket.client.name, ticket.method, ticket.path)
+        refused = status == TOO_MANY or status in OUTAGES
+        fields = to_caller(
+            answer.fields, context.log, rates(left, self._environment.wall()), verdict.retry_after, refused=refused
+        )
+        return Answer(status, answer.reason, fields, answer.body)

@@ -1,13 +1,13 @@
-"""The state of one pool and of one request in the gateway, and the verdicts on a try."""
+"""What the gateway knows of the process, of a pool, and of a request on its way; and the verdicts on a try."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any
 
 from keyturn.bodies import Bodies, ReplayBody
 from keyturn.core.breaker import Breakers, Probe, Scope, Source
-from keyturn.core.events import Observer, RequestLog
+from keyturn.core.events import Observer, RequestLog, WhyRetried
 from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Answer, Body, Request
 from keyturn.core.inferred_limits import LimitInference, RouteLimits
@@ -21,15 +21,15 @@ from keyturn.scheduler import Lease, Scheduler, Ticket, quota_of
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a request may be tried, first try counted, and the retries per request over the last ten seconds."""
+    """Tries per request, the first one counted, and retries per request over the last ten seconds."""
 
     attempts: int = 3
     budget: float = 0.2
 
 
 @dataclass(slots=True)
-class Means:
-    """What every room works with: clocks (monotonic and epoch), chance from 0 to 1, retries, an observer."""
+class Environment:
+    """What every policy uses: clocks (monotonic and epoch), random numbers from 0 to 1, retries, the observer."""
 
     clock: Callable[[], Micros]
     wall: Callable[[], Micros]
@@ -39,106 +39,123 @@ class Means:
     observer: Observer
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class PoolState:
-    """One pool: its waiting room, and what its answers have told."""
+    """One pool: its scheduler, and what the upstream's answers have told."""
 
     scheduler: Scheduler
     breakers: Breakers = field(default_factory=Breakers)
-    outcomes: dict[Scope, asyncio.Event] = field(default_factory=dict)
-    """Of each probe that is in flight: set when it has ended, whatever it told."""
-    route_limits: RouteLimits = field(default_factory=RouteLimits)
-    inference: LimitInference = field(default_factory=LimitInference)
+    probe_outcomes: dict[Scope, asyncio.Event] = field(default_factory=dict)
+    """For each probe in flight: set when it has ended, whatever its outcome."""
     throttles: Throttles = field(default_factory=Throttles)
     reopening: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the probe of a pool that 429s have closed has ended, whatever it told; then another takes its place."""
+    """Set when the probe of a pool that 429s have closed has ended, whatever its outcome, and then replaced."""
+    inference: LimitInference = field(default_factory=LimitInference)
+    route_limits: RouteLimits = field(default_factory=RouteLimits)
 
     @property
     def name(self) -> str:
-        """The pool's."""
+        """The pool's name."""
         return self.scheduler.pool.name
+
+    @property
+    def open(self) -> bool:
+        """Whether neither breakers nor 429s hold requests back: the usual case."""
+        return self.breakers.idle and not self.throttles.closed
+
+    def __repr__(self) -> str:
+        breakers = "idle" if self.breakers.idle else repr(self.breakers.pool)
+        return (
+            f"<PoolState {self.name}: breakers {breakers}, {self.throttles!r}, {len(self.route_limits)} limited routes>"
+        )
 
 
 @value_object
 class Respond:
-    """The answer is the caller's; `retry_after` in whole seconds replaces the upstream's waits."""
+    """The caller gets this answer; `retry_after` in whole seconds replaces the upstream's waits."""
 
     answer: Answer
     retry_after: int | None = None
-    turn: bool = False
-    """Whether a try would succeed as soon as its turn comes, on this quota or on another: then that is to be told."""
+    estimate: bool = False
+    """Whether a try would succeed as soon as another lease is granted: then `retry_after` is estimated anew."""
 
 
 @value_object
 class Retry:
-    """The request goes out once more, under another lease, after a pause."""
+    """The request is sent once more, under another lease, after a pause."""
 
-    why: Literal["throttled", "unreachable", "broken", "timed_out", "outage", "dead_key", "late"]
+    reason: WhyRetried
     pause: Micros = 0
     held: Answer | None = None
-    """What its caller gets should no turn come in time."""
+    """What the caller gets if no lease is granted in time."""
 
 
-Outcome = Respond | Retry
+Verdict = Respond | Retry
 
 
-@dataclass(slots=True)
 class RequestContext:
-    """One request on its way through the gateway."""
+    """One request in the gateway, and the block in which its answer is read.
 
-    request: Request
-    log: RequestLog
-    body: ReplayBody | None
+    Its lease and its body end with the block, however it is left.
+    """
+
+    body: ReplayBody | None = None
     """The body as it can be sent; `None` before it is read."""
-    ticket: Ticket
-    sending: Callable[[], None] = lambda: None
-    """Called each time just before it goes out."""
+    answer: Answer | None = None
+    lease: Lease | None = None
+    """The lease that it holds; it is settled exactly once."""
+    requeued: bool = False
+    """Whether it goes to the head of its flow."""
+    held: Answer | None = None
+    """A refusal of the upstream's: its answer if no lease is granted in time."""
     failures: int = 0
     """Tries that failed by the upstream's fault."""
-    plans: int = 0
-    """Plans' quotas that it met used up."""
-    stale: bool = False
-    """Whether it met a kept connection that had been closed; the next one is to be new."""
-    doubts: int = 0
-    """Keys that it left before it was known whether they are dead."""
-    back: bool = False
-    """Whether it has been at the head of its lane already."""
-    lease: Lease | None = None
-    """The lease in hand; it is ended exactly once."""
+    used_up_plans: int = 0
+    """Quotas of plans that it met used up."""
+    unverified_keys: int = 0
+    """Keys that it left before their health check was over."""
+    needs_new_connection: bool = False
+    """Whether it met a kept connection that had been closed."""
+    probes: tuple[Probe, ...] = ()
+    """The probes of breakers that it is."""
+    reopens: bool = False
+    """Whether it is the probe of a pool that 429s have closed."""
     route_limit: tuple[RouteLimits, str] | None = None
-    """The quota on which it takes one of the places of a narrower limit."""
-    probes: tuple[PoolState, tuple[Probe, ...]] | None = None
-    """Where breakers wait for its outcome."""
-    reopens: PoolState | None = None
-    """The pool, closed by 429s, whose probe it is."""
-    held: Answer | None = None
-    """An upstream's refusal that it met: its answer, should no turn come in time."""
+    """The quota on which it counts against a route limit."""
 
-    @classmethod
-    def of(
-        cls, request: Request, log: RequestLog, pool: Pool, now: Micros, sending: Callable[[], None] | None = None
-    ) -> "RequestContext":
-        """A request as it comes.
+    def __init__(
+        self,
+        state: PoolState,
+        request: Request,
+        log: RequestLog,
+        ticket: Ticket,
+        *,
+        respond: Callable[["RequestContext"], Coroutine[Any, Any, Answer]] | None = None,
+        sending: Callable[[], None] | None = None,
+    ) -> None:
+        """`respond` finds the answer of the block; `sending` is called each time just before the request is sent."""
+        self.state = state
+        self.request = request
+        self.log = log
+        self.ticket = ticket
+        self.sending = sending
+        self._respond = respond
 
-        Raises:
-            BadRequest: it names a key that the pool does not have.
-        """
-        demand_class = DemandClass(pool.limits_on(request.method, request.path))
-        if request.pinned is not None:
-            demand_class = DemandClass(demand_class.limits, quota_of(request.pinned, pool))
-        ticket = Ticket(
-            request.client,
-            demand_class,
-            now + request.wait,
-            request.urgency,
-            request.pinned,
-            method=request.method,
-            path=request.path,
-        )
-        return cls(request, log, None, ticket, sending or (lambda: None))
+    def __aenter__(self) -> Coroutine[Any, Any, Answer]:
+        assert self._respond is not None
+        return self._respond(self)
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.answer is not None:
+            self.answer.body.abort()
+        self.end()
+
+    def __repr__(self) -> str:
+        request = f"{self.request.id} {self.request.method} {self.request.path} of {self.ticket.client.name}"
+        return f"<RequestContext {request}: {self.log.tries} tries, {self.lease or 'no lease'}>"
 
     async def read_ahead(self, body: Body, bodies: Bodies) -> None:
-        """Read its body, so that it needs no lease for that; then its time to wait begins.
+        """Read the body, so that no lease is held meanwhile; then the time to wait begins.
 
         Raises:
             TooMany: there is no room for the body.
@@ -154,14 +171,15 @@ class RequestContext:
             self.log.reading += now - began - kept.waited
         self.ticket = replace(self.ticket, deadline=now + self.request.wait - kept.waited)
 
-    def move(self, client: Client) -> None:
-        """Its client uses another pool now: it goes there, with the deadline that it has."""
+    def move(self, client: Client, state: PoolState) -> None:
+        """Go on in another pool, with the deadline that it has: its client uses that one now."""
         self.ticket = replace(self.ticket, client=client)
-        self.back = True
+        self.state = state
+        self.requeued = True
         self.log.pool = client.pool
 
     def end(self) -> None:
-        """It is over: let go of its lease, and of what is kept of its body."""
+        """Let go of the lease, and of what is kept of the body."""
         self.end_lease()
         if self.body is not None:
             self.body.close()
@@ -191,3 +209,22 @@ class RequestContext:
     def repeatable(self) -> bool:
         """Whether it may be sent once more although it may have been processed."""
         return self.request.method in IDEMPOTENT and self.replayable
+
+
+def ticket_of(request: Request, pool: Pool, now: Micros) -> Ticket:
+    """What the scheduler queues a request by.
+
+    Raises:
+        BadRequest: it names a key that the pool does not have.
+    """
+    pinned = None if request.pinned is None else quota_of(request.pinned, pool)
+    return Ticket(
+        request.client,
+        DemandClass(pool.limits_on(request.method, request.path), pinned),
+        now + request.wait,
+        request.urgency,
+        request.pinned,
+        False,  # by position: one is made for every request
+        request.method,
+        request.path,
+    )

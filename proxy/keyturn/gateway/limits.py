@@ -1,4 +1,8 @@
-"""What every answer teaches about limits (law 9): it can only take tokens away, and tell of a limit that is higher."""
+"""Policies for limits that answers tell and the configuration does not (`core.inferred_limits`).
+
+`LimitPolicy` learns from every answer (law 9): that can only take tokens away, and report a limit that is higher than
+configured. `RoutePolicy` leads requests around routes that showed a narrower limit on some quotas.
+"""
 
 import asyncio
 from dataclasses import replace
@@ -8,25 +12,22 @@ from keyturn.core.exchange import DemandClass, ObservedLimit
 from keyturn.core.messages import same_limits
 from keyturn.core.model import SECOND
 from keyturn.core.signals import Signals
-from keyturn.gateway.context import Means, PoolState, RequestContext
-from keyturn.gateway.sending import UpstreamResponse
+from keyturn.gateway.context import Environment, PoolState, RequestContext
 from keyturn.scheduler import Lease, Ticket
 from keyturn.scheduler.refusals import too_late
 
 
 class LimitPolicy:
-    """The gateway's ear for what stands beside an answer."""
+    """What is done about the limits that an answer tells."""
 
-    def __init__(self, means: Means) -> None:
-        self._means = means
+    def __init__(self, environment: Environment) -> None:
+        self._observer = environment.observer
 
-    def seen(
-        self, state: PoolState, context: RequestContext, lease: Lease, response: UpstreamResponse
-    ) -> tuple[ObservedLimit, ...]:
-        """What the answer tells of others' spending, to be settled with its lease; a lower limit is taken as such."""
-        signals = response.signals
+    def learn(self, context: RequestContext, lease: Lease, signals: Signals) -> tuple[ObservedLimit, ...]:
+        """Note what an answer tells; returns what to settle its lease with. A lower limit is obeyed from now on."""
+        state = context.state
         if signals.ignored or signals.month_left is not None:
-            self._beside(state, lease, response)
+            self._report(state, lease, signals)
         if not signals.allowances:
             return ()
         limits = lease.pool.limits
@@ -39,10 +40,10 @@ class LimitPolicy:
                 self._lower(state, lease, index, size)
             return seen
         if len(signals.allowances) > len(seen):
-            self._above(state, lease, signals)
+            self._report_higher(state, lease, signals)
         return seen
 
-    def _above(self, state: PoolState, lease: Lease, signals: Signals) -> None:
+    def _report_higher(self, state: PoolState, lease: Lease, signals: Signals) -> None:
         """Report a limit that is higher than configured; it is never raised (law 9)."""
         scheduler = state.scheduler
         for meant, size in signals.above(lease.limits, lease.pool.limits):
@@ -54,57 +55,56 @@ class LimitPolicy:
             if state.inference.told_higher(index, size):
                 for higher in state.inference.higher(scheduler.pool.limits):
                     if higher.place == index:
-                        self._means.observer.observe(LimitHigher(state.name, higher))
+                        self._observer.observe(LimitHigher(state.name, higher))
 
     def _lower(self, state: PoolState, lease: Lease, index: int, size: int) -> None:
         scheduler, limit = state.scheduler, lease.pool.limits[index]
         now = same_limits(lease.pool, scheduler.pool).get(index)
         if now is not None and size < scheduler.pool.limits[now].requests:
             scheduler.lower(now, size)
-            self._means.observer.observe(LimitLowered(state.name, limit.name, limit.requests, size))
+            self._observer.observe(LimitLowered(state.name, limit.name, limit.requests, size))
 
-    def _beside(self, state: PoolState, lease: Lease, response: UpstreamResponse) -> None:
-        """What the answer tells of the month, and what in it could not be read."""
-        signals = response.signals
+    def _report(self, state: PoolState, lease: Lease, signals: Signals) -> None:
+        """Report what the answer tells of the month, and what in it could not be read."""
         if signals.ignored:
-            self._means.observer.observe(SignalsIgnored(state.name, signals.ignored))
+            self._observer.observe(SignalsIgnored(state.name, signals.ignored))
         left = signals.month_left
         if left is not None and signals.own and state.scheduler.health.month(lease.key.name, left):
-            self._means.observer.observe(MonthTold(state.name, lease.key.name, left))
+            self._observer.observe(MonthTold(state.name, lease.key.name, left))
 
 
 class RoutePolicy:
-    """Leads requests around what showed to be closed."""
+    """Chooses quotas by the limits of single routes."""
 
-    def __init__(self, means: Means) -> None:
-        self._means = means
+    def __init__(self, environment: Environment) -> None:
+        self._clock = environment.clock
 
-    async def choose(self, state: PoolState, context: RequestContext) -> Ticket:
-        """The ticket to wait with; holds a place of a narrower limit until `free`.
+    async def choose(self, context: RequestContext) -> Ticket:
+        """The ticket to wait with, for a quota whose route limit the request counts against until `leave`.
 
         Raises:
-            TooMany: no place comes before the deadline.
+            TooMany: the route limits let no request through before the deadline.
         """
-        ticket, narrows = context.ticket, state.route_limits
-        while narrows:
-            now, insists = self._means.clock(), ticket.demand_class.pinned
-            quotas = state.scheduler.quotas if insists is None else (insists,)
-            way = narrows.choose(context.route, quotas, now)
-            if way.later is not None:
-                if way.later >= ticket.deadline:
-                    raise too_late(way.later - now)
-                await asyncio.sleep((way.later - now) / SECOND)
+        ticket, limits = context.ticket, context.state.route_limits
+        while limits:
+            now, pinned = self._clock(), ticket.demand_class.pinned
+            quotas = context.state.scheduler.quotas if pinned is None else (pinned,)
+            choice = limits.choose(context.route, quotas, now)
+            if choice.later is not None:
+                if choice.later >= ticket.deadline:
+                    raise too_late(choice.later - now)
+                await asyncio.sleep((choice.later - now) / SECOND)
                 continue
-            if way.quota is None:
+            if choice.quota is None:
                 break
-            if narrows.took(context.route, way.quota):
-                context.route_limit = (narrows, way.quota)
-            return replace(ticket, demand_class=DemandClass(ticket.demand_class.limits, way.quota))
+            if limits.took(context.route, choice.quota):
+                context.route_limit = (limits, choice.quota)
+            return replace(ticket, demand_class=DemandClass(ticket.demand_class.limits, choice.quota))
         return ticket
 
-    def free(self, context: RequestContext, *, counted: bool) -> None:
-        """The request has been answered, or does not go out; whether the upstream may have counted it."""
+    def leave(self, context: RequestContext, *, counted: bool) -> None:
+        """End the try, or give up waiting; `counted`: whether the upstream may have counted it."""
         if context.route_limit is not None:
-            narrows, quota = context.route_limit
+            limits, quota = context.route_limit
             context.route_limit = None
-            narrows.ended(context.route, quota, self._means.clock(), counted=counted)
+            limits.ended(context.route, quota, self._clock(), counted=counted)

@@ -1,32 +1,40 @@
 """One transmission under one lease (law 10), and what its answer says.
 
-More leases than there are free connections are out now and then (several rooms, the proxy's own requests): then a
-request waits for one while its lease is fresh, and goes back to its lane behind that. That is waiting, no failure.
+Now and then more leases are outstanding than connections are free (several pools, the proxy's own requests). Then a
+request waits for a connection while its lease is fresh, and goes back to its queue after that: waiting, not a failure.
+
+The body of a refusal is read before it is known who gets it. The head of a 429, and of an answer that tells of an
+outage, says what is to be done: it counts though its body breaks off. Of a 401 or 403 the body alone tells whether it
+is about the key, so without one there was no answer.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
-from keyturn.core.errors import UpstreamError
-from keyturn.core.events import LocalTroubleMet, RequestLog, UpstreamAnswered
-from keyturn.core.http import Answer, Body, Fields, Request, Whole
-from keyturn.core.model import SECOND, Micros, Secret
+from keyturn.core.complaints import BODY_LIMIT
+from keyturn.core.errors import Broken, UpstreamError
+from keyturn.core.events import LocalTroubleMet, UpstreamAnswered
+from keyturn.core.http import Answer, AnswerBody, Body, Fields, Request, Whole
+from keyturn.core.model import SECOND, Secret
 from keyturn.core.recent import RecentCauses
-from keyturn.core.signals import SPEAKING, Signals, read
+from keyturn.core.signals import OUTAGES, SPEAKING, TOO_MANY, Signals, read
 from keyturn.core.values import value_object
-from keyturn.gateway.context import Means
-from keyturn.gateway.peeking import BrokenOff, peek
+from keyturn.gateway.context import Environment, RequestContext
 from keyturn.scheduler import Lease
 from keyturn.scheduler.refusals import no_connection
+
+REFUSAL_PATIENCE = 5.0
+"""Seconds that a refusal's body may take to arrive."""
 
 
 class Wire(Protocol):
     """One connection, for one request."""
 
     def put_back(self) -> None:
-        """Nothing was written: return it to its pool."""
+        """Return it to its pool: nothing was written."""
 
     async def send(
         self, request: Request, key: Secret, extra: Fields, *, body: Body | None, on_written: Callable[[], None]
@@ -35,7 +43,7 @@ class Wire(Protocol):
 
 
 class Upstream(Protocol):
-    """Where requests go."""
+    """Where requests are sent."""
 
     def idle_connection(self) -> Wire | None:
         """A connection that was kept alive, if there is one."""
@@ -49,30 +57,30 @@ class Upstream(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether `free` has to be awaited before a connection is taken."""
+        """Whether `wait_until_free` has to be awaited before a connection is taken."""
 
     async def wait_until_free(self) -> None:
         """Wait until a connection may be taken; that has to be done before anything else is awaited."""
 
 
-class Late(Exception):
+class StaleLease(Exception):
     """The lease was too old to be used when the connection was there; it is settled as unsent."""
 
 
 @value_object
 class UpstreamResponse:
-    """An answer and what it says; the body of a refusal has been looked at, and is still to be read."""
+    """An answer and what it says; the body of a refusal has been read for that, and is still there."""
 
     answer: Answer
     signals: Signals
 
     @property
     def whole(self) -> bool:
-        """Whether it can be relayed: its body has not broken off while it was looked at."""
-        return not isinstance(self.answer.body, BrokenOff)
+        """Whether it can be passed on: its body has not broken off."""
+        return not isinstance(self.answer.body, TruncatedBody)
 
     def hold(self) -> Answer | None:
-        """The answer, to be relayed later; none whose body would keep a connection, or is not there."""
+        """The answer, to be passed on later; none whose body would keep a connection, or is not there."""
         if isinstance(self.answer.body, Whole):
             return self.answer
         self.answer.body.abort()
@@ -82,91 +90,166 @@ class UpstreamResponse:
 class Sender:
     """Sends requests under leases."""
 
-    def __init__(self, upstream: Upstream, means: Means) -> None:
+    def __init__(self, upstream: Upstream, environment: Environment) -> None:
         self._upstream = upstream
-        self._means = means
+        self._environment = environment
         self._causes = RecentCauses()
 
-    async def send(
-        self,
-        lease: Lease,
-        request: Request,
-        body: Body | None,
-        log: RequestLog,
-        sending: Callable[[], None] = lambda: None,
-        *,
-        fresh: bool = False,
-        deadline: Micros | None = None,
-    ) -> UpstreamResponse:
-        """Transmit once; `sending` is called just before. The lease is settled here only when nothing was sent.
-
-        `fresh`: over a new connection. `deadline`: how long a free connection is waited for, if its lease lasts.
+    async def send(self, context: RequestContext, lease: Lease) -> UpstreamResponse:
+        """Transmit once; the lease is settled here only when nothing was sent.
 
         Raises:
-            Late: the lease was not fresh any more.
+            StaleLease: the lease was not fresh any more.
             TooMany: no connection was free before the deadline.
             UpstreamError: there is no answer, or only a part of one.
         """
-        if self._upstream.full:
-            await self._wait(lease, log, deadline)
-        means, code = self._means, 0
-        began = means.clock()
+        upstream, environment = self._upstream, self._environment
+        if upstream.full:
+            await self._wait(context, lease)
+        request, log, code = context.request, context.log, 0
+        trace, key = log.trace, lease.key
+        began = environment.clock()
         log.attempts += 1
-        fields = log.trace.try_began(lease.key.name, log.path, request.fields)
+        fields = trace.try_began(key.name, log.path, request.fields)
         if fields is not request.fields:
             request = replace(request, fields=fields)
         try:
+            fresh = context.needs_new_connection
             try:
-                wire = None if fresh else self._upstream.idle_connection()
-                if wire is None:
-                    wire = await self._upstream.connect(fresh=fresh)
+                wire = (None if fresh else upstream.idle_connection()) or await upstream.connect(fresh=fresh)
             except BaseException:
                 lease.unsent()
                 raise
             if not lease.fresh():
                 wire.put_back()
                 lease.unsent()
-                raise Late
+                raise StaleLease
             log.tries += 1
-            sending()
-            answer = await wire.send(request, lease.key.secret, lease.pool.fields, body=body, on_written=lease.written)
+            if context.sending is not None:
+                context.sending()
+            answer = await wire.send(
+                request, key.secret, lease.pool.fields, body=context.body, on_written=lease.written
+            )
             code = answer.status
         except UpstreamError as error:
-            self._tell(error)
+            self._report(error)
             raise
         finally:
-            log.upstream += means.clock() - began
-            log.trace.try_ended(code)
-        wall, said = means.wall(), b""
-        if answer.status in SPEAKING:
-            answer, said = await peek(answer)
-        means.observer.observe(UpstreamAnswered(lease.pool.name, lease.key.name, answer.status))
-        return UpstreamResponse(answer, read(answer.status, answer.fields, wall, said))
+            log.upstream += environment.clock() - began
+            trace.try_ended(code)
+        wall, body = environment.wall(), b""
+        if code in SPEAKING:
+            answer, body = await peek(answer)
+        environment.observer.observe(UpstreamAnswered(lease.pool.name, key.name, code))
+        return UpstreamResponse(answer, read(code, answer.fields, wall, body))
 
-    async def _wait(self, lease: Lease, log: RequestLog, deadline: Micros | None) -> None:
+    async def _wait(self, context: RequestContext, lease: Lease) -> None:
         """Wait for a free connection.
 
         Raises:
-            Late: there was none while the lease was fresh.
+            StaleLease: none was free while the lease was fresh.
             TooMany: nor before the deadline.
         """
-        began = self._means.clock()
-        last = lease.use_by if deadline is None else min(lease.use_by, deadline)
+        clock, deadline = self._environment.clock, context.ticket.deadline
+        began = clock()
         try:
-            async with asyncio.timeout(max(0, last - began) / SECOND):
+            async with asyncio.timeout(max(0, min(lease.use_by, deadline) - began) / SECOND):
                 await self._upstream.wait_until_free()
         except BaseException as error:
             lease.unsent()
             if not isinstance(error, TimeoutError):
                 raise
-            if deadline is not None and self._means.clock() >= deadline:
+            if clock() >= deadline:
                 raise no_connection(self._upstream.limit, SECOND) from None
-            raise Late from None
+            raise StaleLease from None
         finally:
-            log.queued += self._means.clock() - began
+            context.log.queued += clock() - began
 
-    def _tell(self, error: UpstreamError) -> None:
-        """Count a trouble of this machine, and have each told once."""
+    def _report(self, error: UpstreamError) -> None:
+        """Count a failure of this machine, and have each cause logged once."""
         if error.cause is not None:
-            is_new = self._causes.is_new(("local", error.cause), self._means.clock())
-            self._means.observer.observe(LocalTroubleMet(error.cause, error.message, is_new))
+            is_new = self._causes.is_new(("local", error.cause), self._environment.clock())
+            self._environment.observer.observe(LocalTroubleMet(error.cause, error.message, is_new))
+
+
+class PartlyReadBody:
+    """A body whose beginning has been read already."""
+
+    __slots__ = ("_parts", "_rest")
+
+    def __init__(self, parts: Iterable[bytes], rest: AnswerBody) -> None:
+        self._parts = deque(parts)
+        self._rest = rest
+
+    async def read(self) -> bytes:
+        """The next bytes; see `core.http.AnswerBody`."""
+        return self._parts.popleft() if self._parts else await self._rest.read()
+
+    async def discard(self) -> None:
+        """Be done with it early."""
+        self._parts.clear()
+        await self._rest.discard()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._rest.abort()
+
+
+class TruncatedBody:
+    """A body that ended early, or did not arrive in time: nobody gets anything of it."""
+
+    __slots__ = ()
+
+    async def read(self) -> bytes:
+        """See `core.http.AnswerBody`.
+
+        Raises:
+            Broken: always.
+        """
+        raise Broken("The upstream broke its answer off. Send the request again.")
+
+    async def discard(self) -> None:
+        """Do nothing: the connection is closed."""
+
+    def abort(self) -> None:
+        """Do nothing: the connection is closed."""
+
+
+async def peek(answer: Answer) -> tuple[Answer, bytes]:
+    """Read a refusal's body; returns the answer with the body still to be read, and the body.
+
+    A body that is longer than an error's is returned as empty, and passed on as it comes. So is one that ended early or
+    did not arrive within `REFUSAL_PATIENCE`, and the answer has a `TruncatedBody` then.
+
+    Raises:
+        Broken: the same of an answer that says by its body only what it is about.
+    """
+    try:
+        return await _peek(answer)
+    except Broken:
+        answer.body.abort()
+        if answer.status != TOO_MANY and answer.status not in OUTAGES:
+            raise
+        return Answer(answer.status, answer.reason, answer.fields, TruncatedBody()), b""
+
+
+async def _peek(answer: Answer) -> tuple[Answer, bytes]:
+    if isinstance(answer.body, Whole):
+        return answer, answer.body.data
+    parts: list[bytes] = []
+    left = BODY_LIMIT
+    try:
+        async with asyncio.timeout(REFUSAL_PATIENCE):
+            while left >= 0:
+                part = await answer.body.read()
+                if not part:
+                    body = b"".join(parts)
+                    return Answer(answer.status, answer.reason, answer.fields, Whole(body)), body
+                parts.append(part)
+                left -= len(part)
+    except TimeoutError:
+        raise Broken(
+            f"The upstream answered {answer.status}, and did not end its answer in {REFUSAL_PATIENCE:g} s. "
+            "Send the request again."
+        ) from None
+    return Answer(answer.status, answer.reason, answer.fields, PartlyReadBody(parts, answer.body)), b""

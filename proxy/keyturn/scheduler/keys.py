@@ -7,7 +7,7 @@ from itertools import cycle
 from keyturn.core.backoff import SERVICE_TIME, Pace
 from keyturn.core.errors import NoKey
 from keyturn.core.exchange import DemandClass
-from keyturn.core.health import Health
+from keyturn.core.health import KeyHealth
 from keyturn.core.model import Key, Micros, Pool, Secret
 from keyturn.scheduler.tickets import Ticket
 
@@ -18,7 +18,7 @@ NO_KEY = Key("", Secret(""), "")
 class Keys:
     """A pool's keys by their health, and the pool as the store is to see it now."""
 
-    def __init__(self, pool: Pool, health: Health) -> None:
+    def __init__(self, pool: Pool, health: KeyHealth) -> None:
         self.pool = pool
         self.health = health
         self._turns: Mapping[str, Iterator[Key]] = {}

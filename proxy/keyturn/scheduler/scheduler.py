@@ -17,7 +17,7 @@ from typing import Any
 from keyturn.core.errors import Refusal, ShuttingDown, StoreLost
 from keyturn.core.events import Exchanged, ForeignSpent, Observer
 from keyturn.core.exchange import HEARTBEAT, LEASE_LIFETIME, ExchangeResult, Flow, LeaseGrant, LimitTokens, PoolStore
-from keyturn.core.health import Health
+from keyturn.core.health import KeyHealth
 from keyturn.core.levels import LaneLevel
 from keyturn.core.looks import LaneLook
 from keyturn.core.model import SECOND, Client, Limit, Micros, Pool
@@ -70,7 +70,7 @@ class Scheduler:
         self._lanes = Lanes()
         self._arrivals = count()
         self._rides = Rides(pool)
-        self.health = Health(pool, clock())
+        self.health = KeyHealth(pool, clock())
         self._keys = Keys(pool, self.health)
         self._alarm = Alarm()
         self._portions = Portions(capacity or Capacity(), self._lanes, self._alarm.ring, clock)
