@@ -1,4 +1,5 @@
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -6,8 +7,8 @@ from hypothesis import strategies as st
 from keyturn.core.exchange import FlowDemand, ObservedLimit, Spent
 from keyturn.core.flows import UNIT
 from keyturn.core.messages import LimitReturns, WaitingFlow, revision_of
-from keyturn.core.model import MILLISECOND, SECOND
-from keyturn.core.snapshots import FLOWS, NEXT, snapshot
+from keyturn.core.model import MILLISECOND, SECOND, Micros
+from keyturn.core.snapshots import CLOSE, FLOWS, NEXT, SAMPLES, snapshot
 from keyturn.core.tokens import SERVICE_START
 
 from tests.core.worlds import World, flow, know, limit, pool, throttled
@@ -39,26 +40,63 @@ def test_what_is_available_in_use_and_cooling() -> None:
     assert world.snapshot().dealt == 3
 
 
-@given(st.integers(1, 400))
-def test_the_first_returns_are_told_one_by_one_and_the_rest_by_samples(number: int) -> None:
-    """The first returns are exact; later ones are sampled at evenly spaced ranks."""
+@given(st.integers(1, 400), st.sampled_from([1, 60, 120]))
+def test_the_first_returns_are_told_one_by_one_and_the_rest_by_samples(number: int, apart: int) -> None:
+    """The last is among the samples; between two of them tokens return evenly, give or take `CLOSE`."""
     world = World.of(pool(1, limit(400)))
     grants = world.ask(number).grants + world.call().grants
     delays = []
     for grant in grants:
         world.call("r", *world.spend(grant))
         delays.append(world.now + W)
-        world.pass_(MILLISECOND)
+        world.pass_(apart * MILLISECOND)
     (told,) = world.snapshot().limits
     expected = [delay - world.now for delay in delays]
     assert told.cooling == len(expected)
     assert list(told.next) == expected[:NEXT]
-    assert len(told.ranks) == max(0, min(NEXT, number - NEXT)) or number <= NEXT
+    assert list(told.ranks) == sorted(told.ranks)
     assert all(expected[rank] == delay for rank, delay in told.ranks)
     if number > NEXT:
         assert told.ranks[-1][0] == number - 1
-        steps = [after[0] - before[0] for before, after in zip(told.ranks, told.ranks[1:], strict=False)]
-        assert max(steps, default=0) - min(steps, default=0) <= 1
+        assert len(told.ranks) <= 7, "few are needed where tokens return evenly"
+        assert deviation(told, expected) <= CLOSE
+
+
+def deviation(told: LimitReturns, expected: list[Micros]) -> Micros:
+    """How far a return is from the straight line between the samples around it, at the most."""
+    points = [(len(told.next) - 1, told.next[-1]), *told.ranks]
+    worst = 0
+    for (low, early), (high, late) in pairwise(points):
+        for rank in range(low, high + 1):
+            worst = max(worst, abs(expected[rank] - early - (late - early) * (rank - low) // (high - low)))
+    return worst
+
+
+@given(st.lists(st.integers(NEXT, 200), min_size=2, max_size=5))
+def test_samples_lie_where_bursts_end(bursts: list[int]) -> None:
+    """Of tokens that return together in bursts seconds apart, each is told by samples to the microsecond."""
+    world = World.of(pool(1, limit(sum(bursts))))
+    expected = []
+    grants = list(world.ask(1).grants)
+    world.call("r", *world.spend(grants.pop()))
+    delays = [world.now + W]
+    bursts[0] -= 1
+    for size in bursts:
+        grants += world.ask(size).grants
+        while len(grants) < size:
+            grants += world.call().grants
+        world.call("r", *world.spend(*grants[:size]))
+        delays += [world.now + W] * size
+        grants = grants[size:]
+        world.pass_(5 * SECOND)
+    expected = [delay - world.now for delay in delays]
+    (told,) = world.snapshot().limits
+    assert len(told.ranks) <= SAMPLES
+    points = [*enumerate(told.next), *told.ranks]
+    assert all(high - low == 1 or late == early for (low, early), (high, late) in pairwise(points)), (
+        "each step between two bursts is found"
+    )
+    assert all(expected[rank] == delay for rank, delay in told.ranks)
 
 
 def test_tokens_of_a_closed_quota_return_when_it_opens() -> None:
@@ -106,6 +144,18 @@ def test_flows_beyond_a_bound_are_counted_only() -> None:
     told = world.snapshot()
     assert len(told.flows) == FLOWS
     assert (told.others, told.others_weight) == (2 * 10, 10)
+
+
+def test_each_class_has_an_equal_part_of_the_flows_that_are_told() -> None:
+    """A class of few flows is told in full, and leaves the rest of its part to others behind it."""
+    world = World.of(pool(1, limit(1), limit(1)))
+    world.ask(1)
+    few = [FlowDemand(flow(f"c{number}"), 1, 2) for number in range(3)]
+    many = [FlowDemand(flow(f"d{number}", (0, 1)), 1, 2) for number in range(2 * FLOWS)]
+    world.send("r", (), (*few, *many))
+    told = world.snapshot()
+    assert [sum(1 for one in told.flows if one.limits == limits) for limits in ((0,), (0, 1))] == [3, FLOWS - 3]
+    assert (told.others, told.others_weight) == (2 * (FLOWS + 3), FLOWS + 3)
 
 
 def test_flows_of_other_revisions_count_under_the_limits_that_both_have() -> None:

@@ -60,9 +60,10 @@ CONSTANTS = {
 }
 
 CONSTANTS_OF_SNAPSHOTS = {
+    "CLOSE": snapshots.CLOSE,
     "FLOWS": snapshots.FLOWS,
-    "LISTED": snapshots.LISTED,
     "NEXT": snapshots.NEXT,
+    "SAMPLES": snapshots.SAMPLES,
     "SCANNED": snapshots.SCANNED,
 }
 

@@ -3,24 +3,29 @@
 `stores/lua/snapshot.lua` says the same in Lua.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 from keyturn.core.budgets import budget, closed_quotas
 from keyturn.core.messages import LimitReturns, Snapshot, WaitingFlow
-from keyturn.core.model import Micros
+from keyturn.core.model import MILLISECOND, Micros
 from keyturn.core.revisions import RevisionView
 from keyturn.core.sortedset import SortedSet
 from keyturn.core.state import SharedState
 from keyturn.core.tokens import quota_of
 
 NEXT = 64
-"""Returns that a snapshot tells one by one, and samples of those beyond."""
+"""Returns that a snapshot tells one by one."""
+
+SAMPLES = 64
+"""Samples of the returns beyond, for all limits together; each has an equal part, and a quarter at the least."""
+
+CLOSE: Micros = 50 * MILLISECOND
+"""Samples no further apart need none between them, and neither do those on a straight line, give or take as much."""
 
 FLOWS = 128
-"""Flows that a snapshot tells one by one."""
-
-LISTED = 128
-"""Up to so many flows are looked through."""
+"""Flows that a snapshot tells one by one. Where more wait, those that insist on a quota are only counted, and the other
+demand classes have equal parts, of which small ones leave the rest to others."""
 
 SCANNED = 1_000
 """Returns of a limit among which a snapshot looks for those of one quota."""
@@ -42,10 +47,15 @@ def snapshot(state: SharedState, time: Micros, revision: str, pins: Iterable[tup
     pinned = tuple(
         [(index, quota, _quota_returns(state, view, index, quota, now, upcoming[index])) for index, quota in pins]
     )
-    flows = sorted(_waiting_flows(state, view), key=lambda flow: (flow.tag, flow.client))[:FLOWS]
+    flows = in_order(_waiting_flows(state, view))
     others = state.queue.requests - sum([flow.waiting for flow in flows])
     number = len(state.queue.totals) - len(flows)
-    return Snapshot(state.dealt, limits, pinned, tuple(flows), others, number, state.tokens.service)
+    return Snapshot(state.dealt, limits, pinned, flows, others, number, state.tokens.service)
+
+
+def in_order(flows: Iterable[WaitingFlow]) -> tuple[WaitingFlow, ...]:
+    """Flows by start tag, those of equal tags by client."""
+    return tuple(sorted(flows, key=lambda flow: (flow.tag, flow.client)))
 
 
 def _limit_returns(state: SharedState, view: RevisionView, index: int, now: Micros) -> LimitReturns:
@@ -61,7 +71,9 @@ def _limit_returns(state: SharedState, view: RevisionView, index: int, now: Micr
     soon = [max(cooling.at(rank)[0], closed.get(quota_of(cooling.at(rank)[1]), 0)) for rank in range(min(NEXT, number))]
     soon += [until for until, tokens in free for _ in range(min(NEXT, tokens))]
     shut = sum([tokens for _, tokens in free])
-    ranks = tuple([(rank + shut, max(0, cooling.at(rank)[0] - now)) for rank in _spread(NEXT, number)])
+    most = SAMPLES // min(4, len(view.limits))
+    samples = sorted(_sample(cooling, NEXT - 1, number - 1, most)) if number > NEXT else []
+    ranks = tuple([(rank + shut, max(0, instant - now)) for rank, instant in samples])
     return LimitReturns(
         budget(state.tokens, view, index, now).available,
         number + shut,
@@ -94,24 +106,43 @@ def _quota_returns(
 
 
 def _waiting_flows(state: SharedState, view: RevisionView) -> Iterator[WaitingFlow]:
-    """The first flows of each class under a limit of the revision; limits of other revisions by their ids.
-
-    Where very many flows wait, those that insist on a quota are told by their number only.
-    """
+    """The first flows of each class under a limit of the revision; limits of other revisions by their ids."""
     indices = {limit.id: index for index, limit in enumerate(view.limits)}
     queue = state.queue
-    names = queue.classes if len(queue.totals) <= LISTED else queue.general
+    few = len(queue.totals) <= FLOWS
+    names = queue.classes if few else queue.general
+    found = []
     for name in sorted(names):
         demanded = queue.classes[name]
         own = state.revisions.views[demanded.revision].limits
         limits = tuple([indices[own[index].id] for index in demanded.limits if own[index].id in indices])
         if limits or demanded.revision == view.name:
-            for tag, cost, client, waiting in queue.flows(name, FLOWS):
-                yield WaitingFlow(client, limits, demanded.pinned, tag, cost, waiting)
+            found.append((min(FLOWS, len(queue.waiting[name])), name, limits, demanded.pinned))
+    left = FLOWS
+    for place, (_, name, limits, pinned) in enumerate(sorted(found)):
+        for tag, cost, client, waiting in queue.flows(name, FLOWS if few else left // (len(found) - place)):
+            left -= 1
+            yield WaitingFlow(client, limits, pinned, tag, cost, waiting)
 
 
-def _spread(begin: int, end: int) -> Iterator[int]:
-    """Up to `NEXT` ranks from `begin` to `end` - 1, the last among them."""
-    number = min(NEXT, end - begin)
-    for place in range(1, number + 1):
-        yield begin - 1 + (end - begin) * place // number
+def _sample(cooling: SortedSet[str, Micros], low: int, high: int, most: int) -> Iterator[tuple[int, Micros]]:
+    """Up to `most` samples of the ranks from `low` to `high`, the last among them, where tokens do not return evenly.
+
+    A span is divided unless its ends are close, or two divisions in a row lie on straight lines. It is not halved,
+    since bursts of one size at one distance lie on a line wherever their number is halved.
+    """
+    early, late = cooling.at(low)[0], cooling.at(high)[0]
+    yield high, late
+    spans = deque([(low, early, high, late, False)])
+    number = 1
+    while spans and number < most:
+        low, early, high, late, straight = spans.popleft()
+        if high - low > 1 and late - early > CLOSE:
+            middle = low + max(1, (high - low) * 61 // 100)
+            instant = cooling.at(middle)[0]
+            yield middle, instant
+            number += 1
+            on_line = abs(instant - early - (late - early) / (high - low) * (middle - low)) <= CLOSE
+            if not (straight and on_line):
+                spans.append((low, early, middle, instant, on_line))
+                spans.append((middle, instant, high, late, on_line))

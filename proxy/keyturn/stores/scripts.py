@@ -5,8 +5,9 @@ JSON, since Redis would write its instants with 14 digits.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
+from itertools import chain
 from typing import Any
 
 from keyturn.core.exchange import (
@@ -30,6 +31,7 @@ from keyturn.core.messages import (
     WaitingFlow,
 )
 from keyturn.core.model import Micros
+from keyturn.core.snapshots import in_order
 from keyturn.stores.links import Script
 
 Pins = Iterable[tuple[int, str]]
@@ -174,22 +176,24 @@ def decode_snapshot(answer: Sequence[Any]) -> Snapshot | None:
     """
     if not answer:
         return None
-    dealt, limits, pinned, classes, flows, others, others_weight, service = answer
-    told = [(tuple(indices), pin.decode() or None) for indices, pin in classes]
-    rows = iter(flows)
+    dealt, limits, pinned, classes, others, others_weight, service = answer
     return Snapshot(
         dealt,
         tuple([_returns(*row) for row in limits]),
         tuple([(index, quota.decode(), _returns(*row)) for index, quota, *row in pinned]),
-        tuple(
-            [WaitingFlow(client.decode(), *told[place], *row) for place, client, *row in zip(*[rows] * 5, strict=True)]
-        ),
+        in_order(chain.from_iterable([_waiting(*row) for row in classes])),
         others,
         others_weight,
         service,
     )
 
 
+def _waiting(limits: Sequence[int], pinned: bytes, flows: Sequence[Any]) -> Iterator[WaitingFlow]:
+    rows, indices, quota = iter(flows), tuple(limits), pinned.decode() or None
+    for client, tag, cost, waiting in zip(rows, rows, rows, rows, strict=True):
+        yield WaitingFlow(client.decode(), indices, quota, tag, cost, waiting)
+
+
 def _returns(available: int, cooling: int, in_use: int, soon: list[int], ranks: Sequence[int] = ()) -> LimitReturns:
     pairs = iter(ranks)
-    return LimitReturns(available, cooling, in_use, tuple(soon), tuple(zip(pairs, pairs, strict=True)))
+    return LimitReturns(available, cooling, in_use, tuple(soon), tuple(sorted(zip(pairs, pairs, strict=True))))

@@ -3,10 +3,22 @@
 local NEXT = 64
 local FLOWS = 128
 local SCANNED = 1000
-local LISTED = 128
-local AT_ONCE = 512 -- returns that are read with one command rather than one by one
+local SAMPLES = 64
+local CLOSE = 50 * MILLISECOND
 
+local SMALL = 512 -- hashes up to this size are lists on most servers, searched from the first field on
+
+-- Read many fields of a hash.
 local function read_many(of, fields)
+  local size = #fields > 8 and call('HLEN', of.key) or 0
+  if size <= SMALL and size < 8 * #fields then
+    local stored, wanted = call('HGETALL', of.key), {}
+    for _, field in ipairs(fields) do wanted[field] = of.values[field] == nil end
+    for index = 1, #stored, 2 do
+      if wanted[stored[index]] then of.values[stored[index]] = cmsgpack.unpack(stored[index + 1]) end
+    end
+    return
+  end
   for first = 1, #fields, CHUNK do
     local last = min(first + CHUNK - 1, #fields)
     for index, stored in ipairs(call('HMGET', of.key, unpack(fields, first, last))) do
@@ -16,24 +28,46 @@ local function read_many(of, fields)
   end
 end
 
+-- Up to `most` samples of the ranks from `low` to `high`, each a rank and its instant: see `_sample` in core/snapshots.py.
+local function sample(of, low, early, high, most)
+  local late = tonumber(call('ZRANGE', of, high, high, 'WITHSCORES')[2])
+  local ranks, spans, place, last = { high, late }, { low, early, high, late, false }, 1, 5
+  while place < last and #ranks < 2 * most do
+    local straight
+    low, early, high, late, straight = unpack(spans, place, place + 4)
+    place = place + 5
+    if high - low > 1 and late - early > CLOSE then
+      local middle = low + max(1, floor((high - low) * 61 / 100))
+      local instant = tonumber(call('ZRANGE', of, middle, middle, 'WITHSCORES')[2])
+      ranks[#ranks + 1], ranks[#ranks + 2] = middle, instant
+      local on_line = math.abs(instant - early - (late - early) / (high - low) * (middle - low)) <= CLOSE
+      if not (straight and on_line) then
+        spans[last + 1], spans[last + 2], spans[last + 3], spans[last + 4], spans[last + 5] = low, early, middle, instant, on_line
+        last = last + 10
+        spans[last - 4], spans[last - 3], spans[last - 2], spans[last - 1], spans[last] = middle, instant, high, late, on_line
+      end
+    end
+  end
+  return ranks
+end
+
 local function limit_returns(view, limit, now)
+  local most = floor(SAMPLES / min(4, #view.limits))
   local of, soon, ranks, shut, closed = key('returns', limit.id), {}, {}, 0, {}
   local number, rows = call('ZCARD', of), tokens.shut_under(view, limit)
-  local entries = call('ZRANGE', of, 0, (number <= AT_ONCE and number or NEXT) - 1, 'WITHSCORES')
+  local entries = call('ZRANGE', of, 0, NEXT - 1, 'WITHSCORES')
   for _, row in ipairs(rows) do
     closed[row[3]], shut = row[1], shut + row[2]
     for _ = 1, min(NEXT, row[2]) do soon[#soon + 1] = max(0, row[1] - now) end
   end
-  for place = 1, 2 * min(NEXT, number), 2 do
+  for place = 1, #entries, 2 do
     local till = #rows > 0 and closed[tokens.quota_in(entries[place])] or 0
     soon[#soon + 1] = max(0, entries[place + 1] - now, till - now)
   end
   if #rows > 0 then table.sort(soon) end
-  local samples = min(NEXT, number - NEXT)
-  for place = 1, samples do
-    local rank = NEXT - 1 + floor((number - NEXT) * place / samples)
-    local instant = entries[2 * rank + 2] or call('ZRANGE', of, rank, rank, 'WITHSCORES')[2]
-    ranks[2 * place - 1], ranks[2 * place] = rank + shut, max(0, instant - now)
+  if number > NEXT then ranks = sample(of, NEXT - 1, tonumber(entries[2 * NEXT]), number - 1, most) end
+  for place = 1, #ranks, 2 do
+    ranks[place], ranks[place + 1] = ranks[place] + shut, max(0, ranks[place + 1] - now)
   end
   local in_use = max(0, tokens.total(limit.id) - number)
   return { tokens.budget(view, limit, now)[2], number + shut, in_use, { unpack(soon, 1, min(NEXT, #soon)) }, ranks }
@@ -70,22 +104,6 @@ local function quota_returns(view, index, quota, now)
   return { index, quota, till and 0 or free, #found + (till and free or 0), in_use, soon }
 end
 
--- The clients of each class that waits, by the names of classes.
-local function clients_by_class()
-  local found, list_all = {}, state.pinned > 0 and call('HLEN', flows.totals.key) <= LISTED
-  for _, name in ipairs(call('SMEMBERS', flows.GENERAL)) do
-    found[name] = call('ZRANGE', flows.class(name).key, 0, FLOWS - 1)
-  end
-  for _, flow in ipairs(list_all and call('HKEYS', flows.totals.key) or {}) do
-    local name, client = match(flow, '^([^|]*|[^|]*|[^|]+)|(.*)$')
-    if name then
-      found[name] = found[name] or {}
-      table.insert(found[name], client)
-    end
-  end
-  return found
-end
-
 -- The limits of a class by their indices in a revision; `nil` when it does not matter to that revision.
 local function limits_in(view, class)
   local limits = {}
@@ -95,49 +113,70 @@ local function limits_in(view, class)
   return (#limits > 0 or class.view.name == view.name) and limits or nil
 end
 
--- The classes {limits, pinned} whose flows are told, and these: class, client, tag, cost, waiting, one after the other.
-local function waiting_flows(view)
-  local found, names, told, at, tags, rows, listed = clients_by_class(), {}, {}, {}, {}, {}, 0
-  for name in pairs(found) do names[#names + 1] = name end
-  table.sort(names)
-  -- The flows by tag, then by client, then by class; the sort knows no stable order, so it is handed plain values.
+-- The clients of each class that waits, by name; where many flows wait of classes that insist on no quota, and the first only.
+local function clients_by_class(few)
+  local found = {}
+  if few and state.pinned > 0 then
+    for _, flow in ipairs(call('HKEYS', flows.totals.key)) do
+      local name, client = match(flow, '^([^|]*|[^|]*|[^|]*)|(.*)$')
+      found[name] = found[name] or {}
+      table.insert(found[name], client)
+    end
+  else
+    for _, name in ipairs(call('SMEMBERS', flows.GENERAL)) do found[name] = call('ZRANGE', flows.class(name).key, 0, FLOWS - 1) end
+  end
+  return found
+end
+
+-- The classes that matter to a revision, the smallest first, then by name: {class, limits, clients}.
+local function classes_in(view, clients)
+  local names, found = {}, {}
+  for name in pairs(clients) do names[#names + 1] = name end
+  table.sort(names, function(one, other)
+    if #clients[one] ~= #clients[other] then return #clients[one] < #clients[other] end
+    return one < other
+  end)
   for _, name in ipairs(names) do
-    local class, of_flows = flows.class(name), {}
+    local class = flows.class(name)
     local limits = limits_in(view, class)
-    if limits then
-      told[#told + 1] = { limits, class.pinned or '' }
-      for place, client in ipairs(found[name]) do of_flows[place] = name .. '|' .. client end
-      read_many(flows.clients, found[name])
-      read_many(flows.totals, of_flows)
-      for place, client in ipairs(found[name]) do
-        local own, total = flows.clients.values[client], flows.totals.values[of_flows[place]]
-        local tag = flows.start(class, { own = own, total = total }) - state.virtual_time
-        if not at[tag] then at[tag], tags[#tags + 1] = { of = {} }, tag end
-        local of = at[tag].of
-        if not of[client] then of[client], at[tag][#at[tag] + 1] = {}, client end
-        of[client][#of[client] + 1] = { #told - 1, flows.cost(own), total.waiting }
-      end
+    if limits then found[#found + 1] = { class, limits, clients[name] } end
+  end
+  return found
+end
+
+-- The classes {limits, pinned, flows} (client, tag, cost, waiting, one after the other), and what is not told: requests, flows.
+local function waiting_flows(view)
+  local number = call('HLEN', flows.totals.key)
+  local found, clients, names, rows = classes_in(view, clients_by_class(number <= FLOWS)), {}, {}, {}
+  local told, requests, left, flow = {}, state.requests, FLOWS, {}
+  for place, one in ipairs(found) do
+    local most = number <= FLOWS and FLOWS or floor(left / (#found - place + 1))
+    rows[place], left = min(most, #one[3]), left - min(most, #one[3])
+    for index = 1, rows[place] do
+      clients[#clients + 1], names[#names + 1] = one[3][index], one[1].name .. '|' .. one[3][index]
     end
   end
-  table.sort(tags)
-  for _, tag in ipairs(tags) do
-    if #at[tag] > 1 then table.sort(at[tag]) end
-    for _, client in ipairs(at[tag]) do
-      for _, flow in ipairs(at[tag].of[client]) do
-        local last = #rows
-        if last == 5 * FLOWS then break end
-        rows[last + 1], rows[last + 2], rows[last + 3], rows[last + 4], rows[last + 5] = flow[1], client, tag, flow[2], flow[3]
-        listed = listed + flow[3]
-      end
+  read_many(flows.clients, clients)
+  read_many(flows.totals, names)
+  local own, total, first = flows.clients.values, flows.totals.values, 0
+  for place, one in ipairs(found) do
+    local listed = {}
+    for index = 1, rows[place] do
+      local last = 4 * index
+      flow.own, flow.total = own[clients[first + index]], total[names[first + index]]
+      listed[last - 3], listed[last - 2] = clients[first + index], flows.start(one[1], flow) - state.virtual_time
+      listed[last - 1], listed[last] = flows.cost(flow.own), flow.total.waiting
+      requests = requests - flow.total.waiting
     end
+    told[place], first = { one[2], one[1].pinned or '', listed }, first + rows[place]
   end
-  return told, rows, state.requests - listed, call('HLEN', flows.totals.key) - #rows / 5
+  return told, requests, number - first
 end
 
 return function(view, now, pins)
   local limits, pinned = {}, {}
   for index, limit in ipairs(view.limits) do limits[index] = limit_returns(view, limit, now) end
   for index, pin in ipairs(pins) do pinned[index] = quota_returns(view, pin[1], pin[2], now) end
-  local told, rows, others, number = waiting_flows(view)
-  return { state.dealt, limits, pinned, told, rows, others, number, state.service }
+  local told, others, number = waiting_flows(view)
+  return { state.dealt, limits, pinned, told, others, number, state.service }
 end
