@@ -43,7 +43,7 @@ TRIP = 5 * MILLISECOND
 
 
 def turned(flow: Flow) -> Flow:
-    """The flow by the other revision."""
+    """Return the flow as the other revision has it."""
     return Flow(
         flow.client, DemandClass(tuple([1 - limit for limit in flow.demand_class.limits]), flow.demand_class.pinned)
     )
@@ -71,13 +71,13 @@ class ScriptedStore:
         self.doubts = False
 
     def begin(self) -> None:
-        """Lose everything but the count of leases, whose names do not come again."""
+        """Lose everything but the count of leases, whose names are never reused."""
         self.epoch += 1
         self.serial, self.last, self.spoken, self.reserved = 0, (), "", []
         self.waiting, self.out, self.cooling, self.revisions = {}, {}, set(), {}
 
     def lapse(self) -> None:
-        """A reservation was not collected: all that waits in the replica is forgotten, and asked for."""
+        """Forget all demands of the replica, as after a reservation that was not collected, and ask for them."""
         self.reserved, self.waiting, self.doubts = [], {}, True
 
     def reserve(self) -> None:
@@ -93,7 +93,7 @@ class ScriptedStore:
         return LeaseGrant(f"lease-{self.leases}", flow, "k0", probe=False)
 
     def exchange(self, now: Micros, request: ExchangeRequest, deal: int) -> ExchangeResponse:
-        """Answer a request, granting to so many that wait."""
+        """Answer a request, granting to so many waiting requests."""
         if request.stepped and request.epoch == str(self.epoch):
             self.ahead -= request.stepped
             self.begin()
@@ -161,7 +161,7 @@ class ScriptedStore:
 
 @dataclass
 class Step:
-    """What happens before, in and after one request."""
+    """The events before, during and after one request."""
 
     flow: int
     waiting: int
@@ -176,7 +176,7 @@ class Step:
 
 @dataclass
 class Room:
-    """What waits and what is out in the replica: the truth that the store is to believe."""
+    """The truth of a replica, which the store is to believe: waiting requests and outstanding leases."""
 
     session: Session = field(default_factory=lambda: Session("r", REVISION))
     store: ScriptedStore = field(default_factory=ScriptedStore)
@@ -203,7 +203,7 @@ class Room:
         return tuple([FlowDemand(flow, self.weights[flow.client], number) for flow, number in self.waiting.items()])
 
     def adopt(self) -> None:
-        """Another configuration: what waits goes on by its limits."""
+        """Adopt another configuration: waiting requests go on by its limits."""
         self.session.revision = TURNED if self.session.revision is REVISION else REVISION
         before, self.waiting = self.waiting, {turned(flow): number for flow, number in self.waiting.items()}
         self.changed |= dict.fromkeys((*before, *self.waiting))
@@ -226,7 +226,7 @@ class Room:
         return heard
 
     def take(self, heard: ExchangeResponse, told: tuple[Settlement, ...], *, adopt: bool) -> None:
-        """Hand leases to those who wait; those that nobody wants, or that are of another configuration, go back."""
+        """Hand leases to waiting requests; return those that are not needed or are of another configuration."""
         self.untold = self.untold[len(told) :]
         for grant in heard.grants:
             assert grant.lease not in self.served, "granted twice"
@@ -238,7 +238,7 @@ class Room:
                 self.untold.append(Unsent(grant.lease))
 
     def use(self, number: int) -> None:
-        """End some leases as spent, throttled or unsent."""
+        """Settle some leases as spent, throttled or unsent."""
         for lease in list(self.out)[:number]:
             del self.out[lease]
             end = int(lease.partition("-")[2]) % 3
@@ -246,7 +246,7 @@ class Room:
             self.untold.append(ends[end])
 
     def play(self, step: Step) -> None:
-        """One step; whenever the store was heard, it agrees with the truth."""
+        """Play one step; after each acknowledged response the store agrees with the truth."""
         flow = FLOWS[step.flow] if self.session.revision is REVISION else turned(FLOWS[step.flow])
         self.waiting[flow] = step.waiting
         self.weights[flow.client] = step.weight
@@ -278,7 +278,7 @@ class Room:
                 self.session.forget()
 
     def check(self, *, adopted: bool = False) -> None:
-        """The store believes what is true: what waits, and what is in use (law 2)."""
+        """Check that the store knows what waits and what is in use (law 2)."""
         if not adopted:
             truth = {flow: (self.weights[flow.client], number) for flow, number in self.waiting.items() if number}
             assert self.store.waiting == truth
@@ -324,9 +324,9 @@ WAITS = Step(flow=0, waiting=1, weight=1, deal=0, fate="heard", event="nothing",
 @given(st.lists(STEPS, max_size=25), st.booleans())
 @example(steps=[WAITS, WAITS, replace(WAITS, flow=1, event="adopted before collecting")], partial=False)
 def test_the_store_believes_what_is_true_whatever_is_lost(steps: list[Step], partial: bool) -> None:
-    """After each response that was heard; and it is heard within a few requests once nothing is lost any more.
+    """After each acknowledged response the store's view is true, whatever messages are lost.
 
-    That holds whether the session is told all that waits or only the flows that have changed.
+    It is acknowledged within a few requests once none is lost, with full demands or changes only.
     """
     room = Room(partial=partial)
     for step in steps:
@@ -340,7 +340,7 @@ def test_the_store_believes_what_is_true_whatever_is_lost(steps: list[Step], par
 
 
 def heard(room: Room, deal: int = 0) -> ExchangeResponse:
-    """Make requests until one is heard."""
+    """Make requests until one is answered."""
     for _ in range(5):
         if response := room.exchange(deal):
             return response
@@ -348,7 +348,7 @@ def heard(room: Room, deal: int = 0) -> ExchangeResponse:
 
 
 def opened(**waiting: int) -> Room:
-    """A room whose store has been told what waits."""
+    """Return a room whose store knows all its demands."""
     room = Room(waiting={Flow(client, DemandClass((0,))): number for client, number in waiting.items()})
     room.weights |= dict.fromkeys(waiting, 1)
     heard(room)
@@ -356,19 +356,19 @@ def opened(**waiting: int) -> Room:
 
 
 def say(room: Room, *demands: FlowDemand) -> ExchangeRequest:
-    """The next request, which nobody answers."""
+    """Make the next request without an answer."""
     room.session.tell(demands, partial=False)
     return room.session.request(room.now, ())
 
 
 def answer(room: Room, request: ExchangeRequest, **more: object) -> ExchangeResponse | None:
-    """Have a request answered at once, with other fields than usual."""
+    """Have a request answered at once, with these fields changed."""
     response = room.store.exchange(room.now, request, 0)
     return room.session.hear(room.now, room.now, request, replace(response, **more))  # type: ignore[arg-type]
 
 
 def test_only_changes_are_sent() -> None:
-    """Nothing of a flow that is believed already; its new count or weight; 0 when it is gone."""
+    """Only changed counts and weights are sent, and 0 for a flow that is gone."""
     room = opened(a=3, b=1)
     b = Flow("b", DemandClass((0,)))
     assert say(room, FlowDemand(A, 1, 3), FlowDemand(b, 1, 1)).demands == ()
@@ -386,7 +386,7 @@ def test_only_changes_are_sent() -> None:
 
 
 def test_what_was_granted_is_believed_to_wait_no_longer() -> None:
-    """Two of three were granted, and one came: two wait, where the store believes one to."""
+    """Granted requests wait no longer in the store's view, so newcomers beyond these are changes."""
     room = opened(a=3)
     heard(room, deal=2)
     assert say(room, FlowDemand(A, 1, 1)).demands == ()
@@ -396,7 +396,7 @@ def test_what_was_granted_is_believed_to_wait_no_longer() -> None:
 
 @pytest.mark.parametrize("fate", ["request lost", "response lost"])
 def test_a_request_is_full_after_a_response_that_was_not_heard(fate: str) -> None:
-    """Until one is heard, also when the store only asks for something meanwhile."""
+    """After a lost response all demands are sent until one is acknowledged."""
     room = opened(a=3)
     room.exchange(1, fate)
     room.store.revisions.clear()
@@ -409,7 +409,7 @@ def test_a_request_is_full_after_a_response_that_was_not_heard(fate: str) -> Non
 
 
 def test_a_request_is_full_when_the_store_asks_for_demands() -> None:
-    """It has forgotten them, since a reservation was not collected."""
+    """All demands are sent when the store asks, since a reservation was not collected."""
     room = opened(a=3)
     room.store.lapse()
     assert room.exchange() is None
@@ -417,7 +417,7 @@ def test_a_request_is_full_when_the_store_asks_for_demands() -> None:
 
 
 def test_a_request_is_full_in_a_new_epoch() -> None:
-    """Whether the store says so with what it asks, or answers a request that was not full."""
+    """All demands are sent in a new epoch, however the store announces it."""
     room = opened(a=3)
     request = say(room, *room.demands())
     assert answer(room, request, asks=("held",), epoch="new") is None
@@ -428,7 +428,7 @@ def test_a_request_is_full_in_a_new_epoch() -> None:
 
 
 def test_an_ask_alone_makes_no_request_full() -> None:
-    """Nothing has happened, so the store believes what it did before."""
+    """An answer that only asks for something does not make the next request full."""
     room = opened(a=3)
     room.store.revisions.clear()
     assert room.exchange() is None
@@ -437,7 +437,7 @@ def test_an_ask_alone_makes_no_request_full() -> None:
 
 
 def test_what_was_asked_for_is_sent_until_a_response_is_heard() -> None:
-    """And not again."""
+    """A requested report is sent until it is acknowledged, then no more."""
     room = opened(a=1)
     heard(room, deal=1)
     room.store.begin()
@@ -452,7 +452,7 @@ def test_what_was_asked_for_is_sent_until_a_response_is_heard() -> None:
 
 
 def test_a_suspected_store_is_told_all_that_is_held_and_waits() -> None:
-    """Also when the suspicion arises while a request is under way that does not tell it."""
+    """A suspected store gets a report and all demands, also if suspicion arises during a request."""
     room = opened(a=2)
     heard(room, deal=1)
     request = say(room, *room.demands())
@@ -467,7 +467,7 @@ def test_a_suspected_store_is_told_all_that_is_held_and_waits() -> None:
 
 
 def test_a_response_to_an_overtaken_request_is_not_believed() -> None:
-    """The store takes its grants back with the next request; using them would spend their tokens twice."""
+    """A response to an overtaken request is ignored, since the store takes its grants back."""
     room = opened(a=1)
     first = say(room, *room.demands())
     late = room.store.exchange(room.now, first, 1)
@@ -479,7 +479,7 @@ def test_a_response_to_an_overtaken_request_is_not_believed() -> None:
 
 
 def test_a_response_by_a_clock_that_was_set_forward_is_not_believed() -> None:
-    """Its grants are not used, and the next request says so, until the store has begun a new epoch (law 8)."""
+    """After a step of the clock grants are ignored, and the store is told until a new epoch (law 8)."""
     room = opened(a=1)
     epoch = room.session.epoch
     room.store.ahead += 30 * SECOND
@@ -494,7 +494,7 @@ def test_a_response_by_a_clock_that_was_set_forward_is_not_believed() -> None:
 
 
 def test_a_slow_response_makes_the_next_one_no_step() -> None:
-    """The store may have read its clock as soon as the request was sent."""
+    """A slow response makes the next one no step: the store may have read its clock early."""
     room = opened()
     sent = room.now
     request = say(room)
@@ -505,7 +505,7 @@ def test_a_slow_response_makes_the_next_one_no_step() -> None:
 
 
 def test_drift_is_measured_over_about_the_longest_window() -> None:
-    """1 % over half a minute and more, of which 0.05 % are tolerated."""
+    """A drift of 1 % is measured over half a minute, of which 0.05 % is tolerated."""
     room = opened()
     for _ in range(12):
         room.now += 5 * SECOND
@@ -515,7 +515,7 @@ def test_drift_is_measured_over_about_the_longest_window() -> None:
 
 
 def test_drift_is_said_once() -> None:
-    """A correction that was made, but not heard of, must not be made again."""
+    """A correction whose response was lost is not made twice."""
     room = opened()
     room.now += 10 * SECOND
     room.store.ahead += 50 * MILLISECOND
@@ -527,7 +527,7 @@ def test_drift_is_said_once() -> None:
 
 
 def test_a_new_epoch_is_another_clock() -> None:
-    """An instant of another life of the store is compared with none of before."""
+    """Instants of different epochs are never compared."""
     room = opened()
     room.store.begin()
     room.store.ahead += 3600 * SECOND
@@ -537,7 +537,7 @@ def test_a_new_epoch_is_another_clock() -> None:
 
 
 def test_leases_count_under_the_limits_by_which_they_were_asked_for() -> None:
-    """Also when the configuration changes while the request is under way: its indices are of before."""
+    """Grants keep their revision's limits when the configuration changes during the request."""
     room = opened(a=1)
     assert room.exchange(deal=1, adopt=True)
     (lease,) = room.session.held.report(room.now)
@@ -549,7 +549,7 @@ def test_leases_count_under_the_limits_by_which_they_were_asked_for() -> None:
 
 
 def test_what_the_store_told() -> None:
-    """Each request says as of what its replica speaks."""
+    """Each request says which response the replica knows."""
     room = opened()
     assert answer(room, say(room), version=99, replicas=5, dealt=7)
     request = say(room)
@@ -561,19 +561,19 @@ def test_what_the_store_told() -> None:
 
 
 def told(room: Room, *available: int) -> None:
-    """The store has so many tokens available."""
+    """Return a response with so many available tokens."""
     tokens = tuple([LimitTokens(60, number, 0) for number in available])
     assert answer(room, say(room, *room.demands()), available=tokens)
 
 
 def wants(room: Room, *demands: FlowDemand) -> bool:
-    """Whether a snapshot is fetched together with a request that says this."""
+    """Return whether a snapshot is fetched together with a request of these demands."""
     say(room, *demands)
     return room.session.wants_snapshot()
 
 
 def test_a_snapshot_is_fetched_with_newcomers_who_probably_have_to_wait() -> None:
-    """Those beyond what was available under one of their limits; whoever waits already wants none."""
+    """Newcomers beyond the available tokens of a limit fetch a snapshot; others do not."""
     room = opened(a=3)
     told(room, 5, 2)
     assert not wants(room, FlowDemand(A, 1, 3))
@@ -588,14 +588,14 @@ def test_a_snapshot_is_fetched_with_newcomers_who_probably_have_to_wait() -> Non
 
 
 def test_newcomers_under_no_scarce_limit_want_no_snapshot() -> None:
-    """Others who wait under another limit are no reason."""
+    """Waiting requests under other limits are no reason for a snapshot."""
     room = opened(a=3)
     told(room, 0, 9)
     assert not wants(room, FlowDemand(A, 1, 3), FlowDemand(PINNED, 1, 1))
 
 
 def test_newcomers_want_a_snapshot_when_nothing_is_known() -> None:
-    """Before the first response, and by another revision."""
+    """Newcomers fetch a snapshot before the first response, and under another revision."""
     assert wants(Room(), FlowDemand(A, 1, 1))
     room = opened()
     told(room, 5, 5)
@@ -608,7 +608,7 @@ def test_newcomers_want_a_snapshot_when_nothing_is_known() -> None:
 
 
 def test_a_snapshot_is_due_by_what_was_dealt_since() -> None:
-    """Not more often than its interval, and only while something waits."""
+    """A snapshot is due after leases were dealt, within its interval, while something waits."""
     room = opened(a=3)
     assert room.session.snapshot_due(room.now), "there is none"
     room.session.took(room.now, Snapshot(room.session.dealt, ()))
@@ -623,7 +623,7 @@ def test_a_snapshot_is_due_by_what_was_dealt_since() -> None:
 
 
 def test_a_snapshot_is_due_for_newcomers_whom_it_does_not_show() -> None:
-    """They were expected to be served, and were not."""
+    """A snapshot is due for newcomers that were expected to be served and were not."""
     room = opened(a=3)
     room.session.took(room.now, Snapshot(room.session.dealt, ()))
     room.waiting[A] = 2
@@ -639,7 +639,7 @@ def test_a_snapshot_is_due_for_newcomers_whom_it_does_not_show() -> None:
 
 
 def test_newcomers_who_were_served_make_no_snapshot_due() -> None:
-    """Others wait on, as the newest snapshot shows."""
+    """Served newcomers make no snapshot due."""
     room = opened(a=3)
     room.session.took(room.now, Snapshot(0, ()))
     request = say(room, FlowDemand(A, 1, 3), FlowDemand(B, 1, 1))
@@ -649,7 +649,7 @@ def test_newcomers_who_were_served_make_no_snapshot_due() -> None:
 
 @pytest.mark.parametrize("event", ["lost state", "adopted"])
 def test_a_snapshot_of_another_epoch_or_revision_is_dropped(event: str) -> None:
-    """Its limits, or its counts, mean something else."""
+    """A snapshot of another epoch or revision is dropped."""
     room = opened(a=3)
     room.session.took(room.now, Snapshot(room.session.dealt, ()))
     heard(room)
@@ -660,7 +660,7 @@ def test_a_snapshot_of_another_epoch_or_revision_is_dropped(event: str) -> None:
 
 
 def test_quotas_that_flows_insist_on() -> None:
-    """Their own returns are asked for, by limit."""
+    """A snapshot asks for the returns of pinned quotas by limit."""
     room = Room()
     say(room, FlowDemand(PINNED, 1, 1), FlowDemand(A, 1, 1), FlowDemand(Flow("c", DemandClass((0, 1), "k0")), 1, 1))
     assert sorted(room.session.pins()) == [(0, "k0"), (1, "k0")]
@@ -670,7 +670,7 @@ def test_quotas_that_flows_insist_on() -> None:
 
 
 def test_a_lease_is_held_until_its_tokens_have_returned() -> None:
-    """All of them: the longest window decides."""
+    """A lease is remembered until its last token has returned."""
     held = HeldLeases()
     held.granted(0, LeaseGrant("x", B, "k0"), REVISION)
     held.granted(0, LeaseGrant("y", A, "k0"), REVISION)
@@ -685,7 +685,7 @@ def test_a_lease_is_held_until_its_tokens_have_returned() -> None:
 
 
 def test_a_lease_is_settled_once() -> None:
-    """A settlement that is told again counts from the first time (law 2)."""
+    """A repeated settlement keeps the time of the first one (law 2)."""
     held = HeldLeases()
     held.granted(0, LeaseGrant("x", A, "k0"), REVISION)
     held.settled(SECOND, (Spent("x", 0),))
@@ -694,7 +694,7 @@ def test_a_lease_is_settled_once() -> None:
 
 
 def test_what_has_returned_is_forgotten_with_each_response() -> None:
-    """A store that is never lost never asks for a report."""
+    """Returned leases are forgotten with each response."""
     room = opened(a=1)
     heard(room, deal=1)
     room.use(1)
@@ -706,7 +706,7 @@ def test_what_has_returned_is_forgotten_with_each_response() -> None:
 
 
 def test_what_was_never_sent_or_counts_nowhere_is_not_held() -> None:
-    """The record is as large as what is out."""
+    """Unsent leases, and those under no limit, are not remembered."""
     held = HeldLeases()
     held.granted(0, LeaseGrant("x", A, "k0"), REVISION)
     held.granted(0, LeaseGrant("y", Flow("a", DemandClass(())), "k0"), REVISION)
@@ -716,7 +716,7 @@ def test_what_was_never_sent_or_counts_nowhere_is_not_held() -> None:
 
 
 def test_replicas_that_shared_of_late_are_remembered() -> None:
-    """Others may be silent for a while; one that has gone for good counts no longer after a time."""
+    """The number of replicas is the most of the last minute or two."""
     seen, now = SeenReplicas(), 0
     seen.note(now, 7)
     while now < REPLICAS_MEMORY * 3 // 2:
@@ -730,7 +730,7 @@ def test_replicas_that_shared_of_late_are_remembered() -> None:
 
 
 def test_a_silence_makes_no_replica_forgotten() -> None:
-    """A store that was away for hours has heard of nobody else when it is found again."""
+    """A silent store makes no replica forgotten."""
     seen = SeenReplicas()
     seen.note(0, 7)
     for hours in range(1, 9):
@@ -739,7 +739,7 @@ def test_a_silence_makes_no_replica_forgotten() -> None:
 
 
 def test_a_clock_that_runs_fast_is_watched_for_a_while() -> None:
-    """Replicas correct it by what they see, so they have to look more often."""
+    """A replica calls more often while the store's clock runs fast."""
     session, own, instant = Session("r", REVISION), START, START
     for rate, steps, fast in ((0, 4, False), (83_000, 4, True), (0, 130, False)):
         for _ in range(steps):

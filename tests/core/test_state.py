@@ -13,12 +13,12 @@ THREE = (FlowDemand(flow(), 1, 3),)
 
 
 def new_world() -> World:
-    """A world of five tokens whose state is new to everybody."""
+    """Return a world of five tokens whose state is new to all replicas."""
     return World(SharedState(), REVISION)
 
 
 def report(world: World, *grants: LeaseGrant) -> tuple[HeldLease, ...]:
-    """Leases in use, as their replica reports them."""
+    """Return outstanding leases as their replica reports them."""
     windows = tuple([(one.id, one.window) for one in world.revision.limits])
     return tuple([HeldLease(grant.lease, grant.quota, grant.flow.client, windows, 0, None) for grant in grants])
 
@@ -27,7 +27,7 @@ def report(world: World, *grants: LeaseGrant) -> tuple[HeldLease, ...]:
 
 
 def test_what_is_available_goes_at_once() -> None:
-    """An exchange leaves nobody waiting whom an available token could serve."""
+    """An exchange leaves no request waiting that an available token could serve."""
     world = World.of(pool(2, limit(5)))
     assert len(world.ask(12).grants) == 10
     assert world.waiting["r"][flow()] == 2
@@ -35,10 +35,10 @@ def test_what_is_available_goes_at_once() -> None:
 
 
 class AtOnce(World):
-    """A world in which a request that comes while nobody waits is served without an exchange."""
+    """A world with the fast path: a request that comes while none waits is served without an exchange."""
 
     def ask(self, number: int, flow_: Flow | None = None, replica: str = "r") -> ExchangeResponse:
-        """One request that is served as it comes, if it can be; else as usual."""
+        """Send one request, by the fast path if possible, else by an exchange."""
         chosen = flow_ or flow()
         weight = self.weights.get(chosen.client, 1)
         name = self.revision.name
@@ -54,7 +54,7 @@ class AtOnce(World):
     )
 )
 def test_a_request_that_is_served_at_once_is_served_as_by_an_exchange(steps: list[tuple[str, str, int, int]]) -> None:
-    """The same leases on the same quotas, then and later."""
+    """The fast path grants the same leases on the same quotas as an exchange."""
     worlds = [kind.of(pool(2, limit(4, SECOND), limit(9, 3 * SECOND))) for kind in (World, AtOnce)]
     for client, replica, number, pause in steps:
         told = []
@@ -70,7 +70,7 @@ def test_a_request_that_is_served_at_once_is_served_as_by_an_exchange(steps: lis
 
 
 def test_nobody_is_served_at_once_while_somebody_waits() -> None:
-    """Not before others, wherever they wait (law 4); nor under a revision, or for a replica, that is not known."""
+    """The fast path serves no request while others wait, or under an unknown revision or replica (law 4)."""
     world = World.of(pool(2, limit(1)))
     known = world.revision.name
     world.call()
@@ -84,17 +84,17 @@ def test_nobody_is_served_at_once_while_somebody_waits() -> None:
 
 
 def test_an_idle_replica_need_not_call() -> None:
-    """One that neither waits nor holds leases is told nothing."""
+    """A replica that neither waits nor holds leases is not told to call."""
     assert World.of(pool()).call().again is None
 
 
 def test_a_replica_with_leases_keeps_its_heartbeat() -> None:
-    """It is due within two seconds while leases are out."""
+    """A replica with outstanding leases has a heartbeat of at most two seconds."""
     assert World.of(pool()).ask(1).again == HEARTBEAT
 
 
 def test_a_replica_that_waits_calls_when_its_turn_comes() -> None:
-    """So that a token is granted the moment that it returns."""
+    """A waiting replica is told to call when its token returns."""
     world = World.of(pool(1, limit(1, SECOND), guard=0))
     world.call("r", *world.spend(*world.ask(1).grants))
     again = world.ask(1).again
@@ -104,7 +104,7 @@ def test_a_replica_that_waits_calls_when_its_turn_comes() -> None:
 
 
 def test_another_replica_is_woken_when_its_turn_comes_earlier_than_it_was_told() -> None:
-    """Once: then it knows; the caller need not call for its token."""
+    """Another replica is woken once if its token returns earlier than it was told."""
     world = World.of(pool(1, limit(1, SECOND), guard=0))
     (grant,) = world.ask(1).grants
     assert world.ask(1, flow("b"), "far").again == HEARTBEAT
@@ -117,7 +117,7 @@ def test_another_replica_is_woken_when_its_turn_comes_earlier_than_it_was_told()
 
 
 def reserved_world() -> World:
-    """A world in which the only token was just reserved for the replica `far`."""
+    """Return a world in which the only token was just reserved for the replica `far`."""
     world = World.of(pool(1, limit(1, 60 * SECOND)))
     world.weights["c"] = 2
     (grant,) = world.ask(1, flow("a")).grants
@@ -128,7 +128,7 @@ def reserved_world() -> World:
 
 
 def test_a_token_of_another_replica_is_reserved_for_it() -> None:
-    """It is woken and collects, and waits for what is left."""
+    """A token of another replica is reserved for it; it is woken and collects."""
     world = reserved_world()
     assert len(world.call("far").grants) == 1
     assert world.waiting["far"] == {flow("b"): 1}
@@ -137,7 +137,7 @@ def test_a_token_of_another_replica_is_reserved_for_it() -> None:
 
 
 def test_what_is_not_collected_goes_to_others() -> None:
-    """After a while the replica's demands are forgotten, its client is refunded, and it is asked for all of them."""
+    """A reservation that is not collected ends, and its replica's demands are forgotten and asked for."""
     world = reserved_world()
     world.pass_(COLLECT - 1)
     assert not world.call().grants
@@ -152,7 +152,7 @@ def test_what_is_not_collected_goes_to_others() -> None:
 
 
 def test_a_dead_replica_holds_its_place_for_a_moment_only() -> None:
-    """The others get its tokens."""
+    """A dead replica's tokens go to others after a moment."""
     world = World.of(pool(1, limit(1, SECOND), guard=0))
     (grant,) = world.ask(1).grants
     world.ask(5, flow("gone"), "dead")
@@ -169,7 +169,7 @@ def test_a_dead_replica_holds_its_place_for_a_moment_only() -> None:
 
 
 def test_a_replica_that_reports_does_not_collect_as_well() -> None:
-    """What its report does not name is given back, so a reservation ends, too: no token has two leases (law 1)."""
+    """Reservations that a report does not name are given back, so no token has two leases (law 1)."""
     world = reserved_world()
     answer = world.send("far", (), (FlowDemand(flow("b"), 1, 2),), held=())
     assert {grant.lease for grant in answer.grants} <= set(world.state.tokens.leases)
@@ -177,7 +177,7 @@ def test_a_replica_that_reports_does_not_collect_as_well() -> None:
 
 
 def test_a_replica_that_changes_its_revision_does_not_collect() -> None:
-    """The limits of its reservations are those of the revision in which it asked (law 1)."""
+    """A replica with a new revision does not collect reservations of the old one (law 1)."""
     world = reserved_world()
     other = revision_of(pool(1, limit(1, 30 * SECOND)), LEASE_LIFETIME + BOUND)
     answer = world.send("far", (), (FlowDemand(flow("b"), 1, 2),), revision=other)
@@ -186,7 +186,7 @@ def test_a_replica_that_changes_its_revision_does_not_collect() -> None:
 
 
 def test_a_full_request_changes_nothing_when_nothing_has_changed() -> None:
-    """Neither start tags nor the turns of replicas; what is not named waits no longer."""
+    """A full request changes neither start tags nor turns; flows that it does not name wait no longer."""
     world = World.of(pool(1, limit(1)))
     (grant,) = world.ask(1).grants
     for replica in ("r", "s"):
@@ -203,7 +203,7 @@ def test_a_full_request_changes_nothing_when_nothing_has_changed() -> None:
 
 
 def test_grants_that_were_not_heard_are_taken_back() -> None:
-    """A response that was lost costs no token: the next request says that it was not heard."""
+    """Grants of a lost response are taken back with the next request."""
     world = World.of(pool(1, limit(2)))
     world.ask(1)
     world.waiting["s"] = {flow("b"): 1}
@@ -215,7 +215,7 @@ def test_grants_that_were_not_heard_are_taken_back() -> None:
 
 
 def test_a_request_that_was_overtaken_does_nothing() -> None:
-    """A delayed one of a replica that has spoken since is void."""
+    """A delayed request of a replica that has spoken since is void."""
     world = World.of(pool(1, limit(2)))
     world.ask(1)
     world.serials["r"] -= 1
@@ -225,7 +225,7 @@ def test_a_request_that_was_overtaken_does_nothing() -> None:
 
 
 def test_a_state_asks_for_what_it_does_not_know() -> None:
-    """A revision, all demands, what is held; and does nothing else."""
+    """A state that lacks a revision, demands or a report asks for it and does nothing else."""
     state = SharedState()
     request = ExchangeRequest("r", 1, 0, "another", 0, 1, REVISION.name)
     assert state.exchange(0, "", request).asks == ("revision", "held", "demands")
@@ -234,7 +234,7 @@ def test_a_state_asks_for_what_it_does_not_know() -> None:
 
 
 def test_a_replica_is_gone_when_it_was_silent_for_the_bound() -> None:
-    """A bounded number of them in one exchange."""
+    """Silent replicas expire, a bounded number in one exchange."""
     world = World.of(pool(1, limit(LAPSED + 5)))
     for number in range(LAPSED + 4):
         world.ask(1, flow("a"), f"r{number}")
@@ -249,7 +249,7 @@ def test_a_replica_is_gone_when_it_was_silent_for_the_bound() -> None:
 
 
 def test_a_state_that_lost_writes_begins_an_epoch_and_asks_for_what_is_held() -> None:
-    """In another life of its process, or behind what a replica has seen, nothing is believed."""
+    """A restarted state, or one behind a replica, begins an epoch and asks for reports."""
     for lost in ("run", "version", "heard"):
         world = World.of(pool(1, limit(2)))
         world.ask(1)
@@ -263,7 +263,7 @@ def test_a_state_that_lost_writes_begins_an_epoch_and_asks_for_what_is_held() ->
 
 
 def test_a_new_epoch_has_newer_versions_and_other_leases() -> None:
-    """A replica takes no message for newer than it is, and no lease for another."""
+    """A new epoch reuses neither versions nor names of leases."""
     world = World.of(pool(1, limit(2)))
     before, (grant,) = world.send("r"), world.ask(1).grants
     world.run = "b"
@@ -274,7 +274,7 @@ def test_a_new_epoch_has_newer_versions_and_other_leases() -> None:
 
 
 def test_nothing_is_dealt_before_all_had_the_time_to_report() -> None:
-    """The first to come knows nothing of what others hold; nor is it told that anything is available."""
+    """Nothing is dealt, or told to be available, before the recovery grace is over."""
     world = World.of(pool(1, limit(5)))
     held = world.ask(5, replica="late").grants
     epoch, world.run = world.state.epoch, "b"
@@ -290,7 +290,7 @@ def test_nothing_is_dealt_before_all_had_the_time_to_report() -> None:
 
 
 def test_buckets_that_are_not_known_open_by_a_probe() -> None:
-    """One request each, and the rest when it is settled; the fullest first, so that no key idles."""
+    """Unknown buckets open by one request each, the fullest first, and fully when it is settled."""
     world = World.of(pool(3, limit(5)))
     world.run = "b"
     world.send("r", epoch=world.state.epoch, held=())
@@ -302,7 +302,7 @@ def test_buckets_that_are_not_known_open_by_a_probe() -> None:
 
 
 def test_a_state_that_is_new_to_all_deals_as_soon_as_its_probe_is_settled() -> None:
-    """A replica that knows no other epoch tells of none, so a first deployment waits for nobody."""
+    """A state that is new to all replicas has no recovery grace."""
     world = new_world()
     (probe,) = world.send("first", (), THREE, epoch="").grants
     assert probe.probe
@@ -313,7 +313,7 @@ def test_a_state_that_is_new_to_all_deals_as_soon_as_its_probe_is_settled() -> N
 
 
 def test_a_probe_is_for_the_replica_whose_turn_it_is() -> None:
-    """Law 4: of a bucket that is not known one request goes out; it is the first one's, wherever that waits."""
+    """A probe goes to the first request of the fair queue, wherever it waits (law 4)."""
     world = new_world()
     (probe,) = world.ask(1, flow("c"), "near").grants
     assert not world.ask(2, flow("a"), "far").grants
@@ -325,7 +325,7 @@ def test_a_probe_is_for_the_replica_whose_turn_it_is() -> None:
 
 
 def test_a_state_that_is_new_to_its_first_caller_may_be_a_loss_to_others() -> None:
-    """One that knows another epoch shows that there are more who do: from then on they have the time to report."""
+    """A replica that knows another epoch starts the recovery grace."""
     world = new_world()
     (probe,) = world.send("young", (), THREE, epoch="").grants
     world.pass_(RECOVERY_GRACE)
@@ -339,7 +339,7 @@ def test_a_state_that_is_new_to_its_first_caller_may_be_a_loss_to_others() -> No
 
 
 def test_a_state_is_found_to_be_lost_once() -> None:
-    """A replica that was cut off for longer reports what it holds, and holds nobody up."""
+    """A replica that was cut off for longer reports its leases and delays no others."""
     world = new_world()
     (probe,) = world.send("old", (), (FlowDemand(flow(), 1, 1),), epoch="").grants
     world.send("old", world.spend(probe))
@@ -350,7 +350,7 @@ def test_a_state_is_found_to_be_lost_once() -> None:
 
 
 def test_reservations_of_the_last_epoch_are_not_collected() -> None:
-    """Its replica does not report them, so they are given back."""
+    """Reservations of the last epoch are not reported, so they are given back."""
     world = reserved_world()
     epoch, world.run = world.state.epoch, "b"
     assert not world.send("far", (), (FlowDemand(flow("b"), 1, 2),), epoch=epoch, held=()).grants
@@ -365,7 +365,7 @@ def test_reservations_of_the_last_epoch_are_not_collected() -> None:
 
 
 def test_the_clock_never_goes_back() -> None:
-    """When the store's was set back, it goes on from where it was."""
+    """A clock that was set back goes on from the last known instant."""
     world = World.of(pool(1, limit(1, SECOND)))
     world.call("r", *world.spend(*world.ask(1).grants))
     before = world.now
@@ -376,7 +376,7 @@ def test_the_clock_never_goes_back() -> None:
 
 
 def test_the_clock_is_corrected_by_the_least_that_all_see_it_ahead() -> None:
-    """Of all that hold or wait: one odd clock changes nothing; what is less than the tolerance neither."""
+    """The clock is corrected by the least drift of all active replicas, beyond the tolerance."""
     world = World.of(pool(1, limit(9)))
     for replica in ("r", "s"):
         world.ask(1, replica=replica)
@@ -389,7 +389,7 @@ def test_the_clock_is_corrected_by_the_least_that_all_see_it_ahead() -> None:
 
 
 def test_a_replica_that_holds_nothing_has_no_say_about_the_clock() -> None:
-    """Nor one that is gone."""
+    """Replicas without leases or demands, and those that are gone, do not count for the clock."""
     world = World.of(pool(1, limit(9)))
     world.ask(1, replica="gone")
     world.ask(1, replica="r")
@@ -400,7 +400,7 @@ def test_a_replica_that_holds_nothing_has_no_say_about_the_clock() -> None:
 
 
 def test_a_clock_that_was_set_forward_begins_an_epoch() -> None:
-    """What cooled meanwhile has not, so that much is taken off; a repeated request takes nothing off."""
+    """A step forward is taken off once and begins an epoch."""
     world = World.of(pool(1, limit(5)))
     world.call("r", *world.spend(*world.ask(5).grants))
     epoch, before = world.state.epoch, world.now
@@ -412,7 +412,7 @@ def test_a_clock_that_was_set_forward_begins_an_epoch() -> None:
 
 
 def test_the_time_of_a_look_is_the_states_own() -> None:
-    """Corrected, and never before the last exchange."""
+    """A view is as of the state's own time: corrected, and never before the last exchange."""
     world = World.of(pool(1, limit(9)))
     world.ask(1)
     world.send("r", ahead=50 * MILLISECOND)
@@ -421,7 +421,7 @@ def test_the_time_of_a_look_is_the_states_own() -> None:
 
 
 def test_what_others_spent_is_told_once() -> None:
-    """To whom an answer showed it (law 9)."""
+    """Tokens that others spent are reported once, to the replica whose answer showed it (law 9)."""
     world = World.of(pool(1, limit(5)))
     (grant,) = world.ask(1).grants
     answer = world.call("r", Spent(grant.lease, 0, (ObservedLimit(0, 1, 30 * SECOND),)))

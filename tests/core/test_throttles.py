@@ -18,14 +18,14 @@ X, Y = Route.of("GET", "/x"), Route.of("GET", "/y")
 
 
 def closed() -> Throttles:
-    """A pool of ten quotas, of which three were refused just now."""
+    """Return a pool of ten quotas, three of which were just refused."""
     throttles = Throttles()
     assert [throttles.refused(quota, 10, X, NOW) for quota in "abc"] == [False, False, True]
     return throttles
 
 
 def test_a_quota_that_is_refused_again_and_again_is_closed_for_longer() -> None:
-    """Whatever it is told; requests that were in flight together count once, and an answer ends it."""
+    """Repeated refusals close a quota for longer; those in flight together count once; an answer resets."""
     throttles, now, found = Throttles(), NOW, []
     for _ in range(8):
         wait = throttles.at_least("a", now, 0)
@@ -40,7 +40,7 @@ def test_a_quota_that_is_refused_again_and_again_is_closed_for_longer() -> None:
 
 @pytest.mark.parametrize(("of", "named", "needed"), [(10, False, 3), (10, True, 10), (2, False, 2), (2, True, 2)])
 def test_several_quotas_at_once_close_the_pool(of: int, named: bool, needed: int) -> None:
-    """Three of many; all of them, when the answers name a limit of the key."""
+    """Three refused quotas close the pool, or all of them if the answers name a limit of the key."""
     throttles = Throttles()
     found = [throttles.refused(str(number), of, X, NOW + number, named=named) for number in range(needed)]
     assert found == [False] * (needed - 1) + [True]
@@ -55,7 +55,7 @@ def test_several_quotas_at_once_close_the_pool(of: int, named: bool, needed: int
 
 
 def test_one_quota_alone_closes_nothing() -> None:
-    """Neither the only one nor one of many, nor several over a longer time, nor when others are answered."""
+    """One quota, refusals over a longer time, or refusals between answers do not close the pool."""
     throttles = Throttles()
     for number in range(99):
         assert not throttles.refused("a", 1, X, NOW + number)
@@ -70,7 +70,7 @@ def test_one_quota_alone_closes_nothing() -> None:
 
 
 def test_one_trial_at_a_time_reopens_it() -> None:
-    """Ever later, up to half a minute; an answer opens it, silence makes room for another."""
+    """Probes go one at a time, up to half a minute apart; an answer opens the pool."""
     throttles, now, apart = closed(), NOW, []
     for _ in range(7):
         wait = throttles.wait(now, X)
@@ -95,7 +95,7 @@ def test_one_trial_at_a_time_reopens_it() -> None:
 
 
 def test_a_relapse_goes_on_where_it_was() -> None:
-    """An address that gets a few requests a minute is not tried every second."""
+    """A pool that closes again soon goes on with the last pause."""
     throttles = closed()
     for later, wait in ((0, 2), (0, 4), (RELAPSE, 1)):
         assert throttles.answered("a", NOW)
@@ -105,7 +105,7 @@ def test_a_relapse_goes_on_where_it_was() -> None:
 
 
 def test_a_route_that_was_not_refused_is_tried_at_once() -> None:
-    """One at a time, so many only, and their refusals do not prolong it."""
+    """Routes that were not refused are probed at once, one at a time, in bounded number."""
     throttles = closed()
     for number in range(MAX_EARLY_PROBES):
         route = Route.of("GET", f"/{number}")
@@ -120,7 +120,7 @@ def test_a_route_that_was_not_refused_is_tried_at_once() -> None:
 
 
 def test_routes_are_remembered_within_bounds() -> None:
-    """However many are refused."""
+    """The number of remembered routes is bounded."""
     throttles = Throttles()
     for number in range(9 * MAX_REFUSED_ROUTES):
         throttles.refused("a", 10, Route.of("GET", f"/{number}"), NOW)

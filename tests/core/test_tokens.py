@@ -14,7 +14,7 @@ W = 60 * SECOND + 100 * MILLISECOND + 30 * MILLISECOND
 
 
 def held(world: World, grant: LeaseGrant, counted: Micros | None = None) -> HeldLease:
-    """A lease as its replica reports it."""
+    """Return a lease as its replica reports it."""
     windows = tuple(
         [
             (world.revision.limits[index].id, world.revision.limits[index].window)
@@ -27,7 +27,7 @@ def held(world: World, grant: LeaseGrant, counted: Micros | None = None) -> Held
 
 
 def test_a_spent_token_returns_one_stretched_window_after_its_request_was_counted() -> None:
-    """A token that was counted at t is available at t + W, and not a microsecond earlier (law 1)."""
+    """A token counted at t is available at t + W and no earlier (law 1)."""
     world = World.of(pool(1, limit(1)))
     (grant,) = world.ask(1).grants
     world.pass_(300 * MILLISECOND)
@@ -40,7 +40,7 @@ def test_a_spent_token_returns_one_stretched_window_after_its_request_was_counte
 
 
 def test_an_unsent_token_returns_at_once() -> None:
-    """What never left its replica costs nothing."""
+    """The token of an unsent lease returns at once."""
     world = World.of(pool(1, limit(1)))
     (grant,) = world.ask(1).grants
     world.ask(1)
@@ -49,7 +49,7 @@ def test_an_unsent_token_returns_at_once() -> None:
 
 
 def test_a_second_settlement_changes_nothing() -> None:
-    """A lease is settled once: a repeated or contradicting settlement neither frees nor shortens (law 2)."""
+    """A repeated or contradicting settlement changes nothing (law 2)."""
     world = World.of(pool(1, limit(2)))
     first, second = world.ask(2).grants
     world.call("r", Spent(first.lease, 0), unsent(first), Spent(first.lease, 30 * SECOND), throttled(first, W))
@@ -62,7 +62,7 @@ def test_a_second_settlement_changes_nothing() -> None:
 
 
 def test_a_throttled_quota_stays_closed_until_the_upstreams_time() -> None:
-    """Nothing is granted from it, tokens available or not; others serve meanwhile."""
+    """A throttled bucket grants nothing until the upstream's time; others serve meanwhile."""
     world = World.of(pool(2, limit(3)))
     (grant,) = world.ask(1).grants
     world.call("r", throttled(grant, 20 * SECOND))
@@ -74,7 +74,7 @@ def test_a_throttled_quota_stays_closed_until_the_upstreams_time() -> None:
 
 
 def test_a_closed_bucket_is_never_opened_earlier() -> None:
-    """Headers only take tokens away: a shorter time does not open what a longer one closed (law 9)."""
+    """A shorter time does not open what a longer one closed (law 9)."""
     world = World.of(pool(1, limit(5)))
     first, second = world.ask(2).grants
     world.call("r", throttled(first, 30 * SECOND), throttled(second, 5 * SECOND))
@@ -83,7 +83,7 @@ def test_a_closed_bucket_is_never_opened_earlier() -> None:
 
 
 def test_what_was_refused_opens_by_a_probe_and_by_what_its_answer_says() -> None:
-    """A 429 shows that somebody else spends: when the bucket opens, nobody knows how much is left (laws 8 and 9)."""
+    """After a 429 a bucket opens by a probe and what its answer says (laws 8 and 9)."""
     world = World.of(pool(1, limit(5)))
     (grant,) = world.ask(1).grants
     world.call("r", throttled(grant, 20 * SECOND))
@@ -99,7 +99,7 @@ def test_what_was_refused_opens_by_a_probe_and_by_what_its_answer_says() -> None
 
 
 def test_a_bucket_that_is_refused_while_it_is_probed_needs_another_probe() -> None:
-    """The answer of the first one is older than the refusal (law 8)."""
+    """A bucket refused during its probe needs another one (law 8)."""
     world = World.of(pool(1, limit(5)))
     (refused,) = world.ask(1).grants
     world.state.tokens.doubt()
@@ -110,7 +110,7 @@ def test_a_bucket_that_is_refused_while_it_is_probed_needs_another_probe() -> No
 
 
 def test_a_bucket_opens_when_its_probe_takes_too_long() -> None:
-    """By then it was counted; not when the upstream refused another request meanwhile (law 8)."""
+    """A probe that takes too long counts as counted and opens its bucket, unless refused meanwhile (law 8)."""
     for refused in (False, True):
         world = World.of(pool(1, limit(5)))
         (grant,) = world.ask(1).grants
@@ -126,7 +126,7 @@ def test_a_bucket_opens_when_its_probe_takes_too_long() -> None:
 
 
 def test_a_probe_that_was_never_sent_is_followed_by_another() -> None:
-    """Nothing was learnt (law 8)."""
+    """An unsent probe is followed by another (law 8)."""
     world = World.of(pool(1, limit(5)))
     world.state.tokens.doubt()
     (probe,) = world.ask(2).grants
@@ -134,7 +134,7 @@ def test_a_probe_that_was_never_sent_is_followed_by_another() -> None:
 
 
 def test_what_nobody_answered_for_a_window_opens_by_a_probe() -> None:
-    """Unless another request of its quota was answered since."""
+    """A bucket with only unanswered requests in a window opens by a probe."""
     for answered in (False, True):
         world = World.of(pool(1, limit(3)))
         first, second, _ = world.ask(3).grants
@@ -146,7 +146,7 @@ def test_what_nobody_answered_for_a_window_opens_by_a_probe() -> None:
 
 
 def test_a_key_that_is_not_in_the_revision_has_a_bucket_of_its_own() -> None:
-    """A replica that does not use a quota gets a token of it for a flow that insists on it only (law 10)."""
+    """A quota outside the revision serves only flows pinned to it (law 10)."""
     world = World.of(pool(1, limit(2)))
     asked = world.ask(3, flow("own", (0,), "k9"))
     assert [(grant.quota, grant.probe) for grant in asked.grants] == [("k9", True)]
@@ -156,7 +156,7 @@ def test_a_key_that_is_not_in_the_revision_has_a_bucket_of_its_own() -> None:
 
 
 def test_a_lease_takes_a_token_of_every_limit_from_one_quota() -> None:
-    """A request under two limits needs both; the narrower one holds back only what it matches."""
+    """A lease takes one token of each of its limits, all of one quota."""
     world = World.of(pool(1, limit(5), limit(2, 10 * SECOND, "GET /collections")))
     assert len(world.ask(4, flow("a", (0, 1))).grants) == 2
     assert len(world.ask(9, flow("b", (0,))).grants) == 3
@@ -164,7 +164,7 @@ def test_a_lease_takes_a_token_of_every_limit_from_one_quota() -> None:
 
 
 def test_the_fullest_quota_is_taken_first() -> None:
-    """Though another was used longer ago; down to the last token of each."""
+    """The quota with most available tokens is used first, down to the last token."""
     world = World.of(pool(2, limit(3)))
     for number, quota in ((2, "k0"), (1, "k1")):
         world.ask(number, flow("a", (0,), quota))
@@ -172,7 +172,7 @@ def test_the_fullest_quota_is_taken_first() -> None:
 
 
 def test_of_quotas_with_equally_many_tokens_the_one_used_longest_ago_is_taken() -> None:
-    """Requests spread over the keys."""
+    """Of equally full quotas the one used longest ago is used."""
     world = World.of(pool(3, limit(2)))
     for quota in ("k1", "k0"):
         world.call("r", unsent(*world.ask(1, flow("a", (0,), quota)).grants))
@@ -180,7 +180,7 @@ def test_of_quotas_with_equally_many_tokens_the_one_used_longest_ago_is_taken() 
 
 
 def test_uses_start_over() -> None:
-    """A ranking's scores are right on both sides of the roll-over, and exact as floating-point numbers."""
+    """Rankings are right on both sides of the roll-over of uses."""
     world = World.of(pool(2, limit(2)))
     world.state.tokens._uses = USES - 2
     assert len(world.ask(5).grants) == 4
@@ -189,19 +189,19 @@ def test_uses_start_over() -> None:
 
 
 def test_a_flow_that_insists_on_a_quota_gets_no_other() -> None:
-    """A caller that names a key never gets another."""
+    """A pinned flow gets no other quota."""
     world = World.of(pool(3, limit(1)))
     assert [grant.quota for grant in world.ask(3, flow("a", (0,), "k1")).grants] == ["k1"]
 
 
 def test_a_class_without_limits_is_always_served() -> None:
-    """What falls under no limit does not wait."""
+    """A class under no limit is served at once."""
     world = World.of(pool(2, limit(1, 60 * SECOND, "GET /narrow")))
     assert len(world.ask(50, flow("a", ())).grants) == 50
 
 
 def test_a_silent_replica_loses_its_leases_when_they_can_count_no_longer() -> None:
-    """Its tokens return at last seen + use_by + settle_bound + W, and not earlier (law 2)."""
+    """Tokens of a dead replica return at last seen + use_by + settle_bound + W (law 2)."""
     world = World.of(pool(1, limit(1)))
     world.ask(1, replica="dead")
     seen = world.now
@@ -212,7 +212,7 @@ def test_a_silent_replica_loses_its_leases_when_they_can_count_no_longer() -> No
 
 
 def test_a_late_settlement_after_a_lapse_is_ignored() -> None:
-    """A replica that was stopped and comes back does not free what was taken from it; one in time does."""
+    """A settlement after its lease expired is ignored; one in time is not."""
     for silence, freed in ((LEASE_LIFETIME + BOUND - 1, 1), (LEASE_LIFETIME + BOUND, 0)):
         world = World.of(pool(1, limit(1)))
         (grant,) = world.ask(1, replica="stopped").grants
@@ -223,7 +223,7 @@ def test_a_late_settlement_after_a_lapse_is_ignored() -> None:
 
 
 def test_a_bounded_number_of_tokens_returns_in_one_exchange() -> None:
-    """The rest is for the next, which is to come at once."""
+    """An exchange returns a bounded number of tokens and asks for the next one at once."""
     world = World.of(pool(1, limit(REPLENISHED + 5)))
     tokens, view = world.state.tokens, world.state.revisions.views[world.revision.name]
     for number in range(REPLENISHED + 5):
@@ -239,7 +239,7 @@ def test_a_bounded_number_of_tokens_returns_in_one_exchange() -> None:
 
 
 def test_what_is_reported_counts_until_its_window_is_over() -> None:
-    """A new state is told what is in use and what cools; a repeated report changes nothing."""
+    """Reported leases and tokens count until their windows are over; repeating a report changes nothing."""
     world = World.of(pool(1, limit(3)))
     used, cooled, _ = world.ask(3).grants
     report = (held(world, used), held(world, cooled, counted=10 * SECOND))
@@ -253,7 +253,7 @@ def test_what_is_reported_counts_until_its_window_is_over() -> None:
 
 
 def test_what_a_report_does_not_name_was_never_heard_of() -> None:
-    """Its tokens return; what it says to have been counted is not in use any more."""
+    """Leases that a report does not name return; those that it calls counted are cooling."""
     world = World.of(pool(1, limit(3)))
     _, cooled, _ = world.ask(3).grants
     world.state.tokens.restore(world.now, "r", (held(world, cooled, counted=0),))
@@ -263,7 +263,7 @@ def test_what_a_report_does_not_name_was_never_heard_of() -> None:
 
 
 def test_what_was_never_answered_is_reported_as_the_same_token() -> None:
-    """Though a token without an answer has another name."""
+    """A token without an answer is recognised in a report under its other name."""
     world = World.of(pool(1, limit(3)))
     (grant,) = world.ask(1).grants
     world.call("r", Spent(grant.lease, -SECOND, answered=False))
@@ -273,7 +273,7 @@ def test_what_was_never_answered_is_reported_as_the_same_token() -> None:
 
 
 def test_what_cools_is_not_granted_again_when_it_is_reported_to_be_in_use() -> None:
-    """Its replica had been taken for dead: counted anew where it had returned, and once where it had not."""
+    """A cooling token that a report calls in use is counted once."""
     world = World.of(pool(2, limit(5, 20 * SECOND), limit(1, 5 * SECOND, "GET /x")))
     both = flow("a", (0, 1))
     (grant,) = world.ask(1, both, "r").grants
@@ -290,7 +290,7 @@ def test_what_cools_is_not_granted_again_when_it_is_reported_to_be_in_use() -> N
 
 
 def test_a_member_names_its_quota() -> None:
-    """Behind the lease."""
+    """A member of the returns names lease and quota."""
     assert quota_of("r1-7@team-a") == "team-a"
 
 
@@ -302,7 +302,7 @@ AGES = st.integers(-5_000, 12_000)
 
 
 class Histories(RuleBasedStateMachine):
-    """Three replicas that lose messages, die and settle as they like, before a store that loses its epoch."""
+    """Three replicas that lose messages, die and settle at random, before a store that loses its epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -313,11 +313,11 @@ class Histories(RuleBasedStateMachine):
         self.cooled: dict[str, dict[str, tuple[LeaseGrant, Micros]]] = {"r1": {}, "r2": {}, "r3": {}}
 
     def note(self, replica: str, grants: tuple[LeaseGrant, ...]) -> None:
-        """A replica heard its grants."""
+        """Note that a replica received its grants."""
         self.owners.update({grant.lease: replica for grant in grants})
 
     def report(self, replica: str) -> tuple[HeldLease, ...]:
-        """All that a replica has out."""
+        """Return all outstanding leases of a replica."""
         world = self.world
         own = [held(world, grant) for lease, grant in world.out.items() if self.owners[lease] == replica]
         cooled = [(grant, world.now - counted) for grant, counted in self.cooled[replica].values()]
@@ -327,12 +327,12 @@ class Histories(RuleBasedStateMachine):
         replica=REPLICAS, number=st.integers(1, 4), client=st.sampled_from("ab"), pinned=st.sampled_from([None, "k0"])
     )
     def ask(self, replica: str, number: int, client: str, pinned: str | None) -> None:
-        """More requests wait; of a dead replica nothing is heard."""
+        """Let more requests wait; a dead replica sends nothing."""
         self.note(replica, self.world.ask(number, flow(client, (0, 1), pinned), replica).grants)
 
     @rule(replica=REPLICAS, client=st.sampled_from("ab"), number=st.integers(1, 4))
     def lose(self, replica: str, client: str, number: int) -> None:
-        """A response is lost, and the request is made again."""
+        """Lose a response, and repeat the request."""
         world = self.world
         world.ask(number, flow(client, (0, 1)), replica)
         for lease, grant in list(world.out.items()):
@@ -346,7 +346,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.world.out)
     @rule(which=st.integers(0, 99), age=AGES, what=st.sampled_from(["spent", "spent", "unsent", "throttled"]))
     def settle(self, which: int, age: int, what: str) -> None:
-        """A lease ends, counted somewhere between its grant and then, or soon."""
+        """Settle a lease, counted between its grant and now, or soon."""
         world = self.world
         lease = sorted(world.out)[which % len(world.out)]
         grant = world.out[lease]
@@ -363,7 +363,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(duration=st.integers(0, 12_000))
     def pass_(self, duration: int) -> None:
-        """Time passes; all replicas that are alive call at their heartbeats."""
+        """Let time pass; living replicas call at their heartbeats."""
         for _ in range(3):
             self.world.pass_(duration * MILLISECOND // 3)
             for replica in ("r1", "r2", "r3"):
@@ -371,7 +371,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(replica=REPLICAS)
     def die(self, replica: str) -> None:
-        """A replica is gone with what it has in flight; its successor knows of nothing."""
+        """Let a replica die with its leases in flight; its successor knows nothing."""
         world = self.world
         for lease, grant in list(world.out.items()):
             if self.owners[lease] == replica:
@@ -388,7 +388,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def lose_epoch(self) -> None:
-        """The store starts over, and all report."""
+        """Start the store over; all replicas report."""
         world = self.world
         epoch, world.run = world.state.epoch, world.run + "x"
         for replica in ("r1", "r2", "r3"):
@@ -397,11 +397,11 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def conserves(self) -> None:
-        """No bucket loses a token or gains one."""
+        """No bucket loses or gains a token."""
         check_conservation(self.world.state)
 
     def teardown(self) -> None:
-        """Law 1: wherever in its trip the upstream counts, no window holds more than the limit."""
+        """Wherever in its trip the upstream counts, no window holds more than the limit (law 1)."""
         for lease, grant in self.world.out.items():
             self.trips.append((self.world.granted[lease], self.world.now, grant))
         for quota in ("k0", "k1"):
@@ -410,7 +410,7 @@ class Histories(RuleBasedStateMachine):
 
 
 def overfull(trips: list[tuple[Micros, Micros]], bound: Limit) -> bool:
-    """Whether the upstream could count more than a limit in a half-open window, each trip at its worst.
+    """Return whether the upstream could count more than a limit in a half-open window, each trip at its worst.
 
     A set of trips fits into one window that starts at s when each can be counted in [s, s + window).
     """
@@ -425,7 +425,7 @@ TestHistories = Histories.TestCase
 
 @given(st.lists(st.tuples(st.integers(0, 90), st.integers(1, 50)), max_size=8))
 def test_overfull_windows_are_found(trips: list[tuple[int, int]]) -> None:
-    """The judge agrees with a count at every instant."""
+    """The check for overfull windows agrees with counting at every instant."""
     spans = [(begin, begin + length) for begin, length in trips]
     slow = any(len([1 for begin, end in spans if begin < start + 10 and end >= start]) > 2 for start in range(-20, 160))
     assert overfull(spans, limit(2, 10)) == slow

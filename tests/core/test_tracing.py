@@ -6,7 +6,7 @@ from tests.telemetry.samples import Arrived
 
 
 def test_what_is_not_recorded_goes_on_as_it_came() -> None:
-    """A caller's trace context among the rest: the very same fields."""
+    """Without a recorder the fields, with the caller's trace context, are the same object."""
     fields: Fields = ((b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), (b"A", b"b"))
     tracer: Tracer = NoTracer()
     trace: Trace = tracer.begin(Arrived("GET", fields))
@@ -19,6 +19,6 @@ def test_what_is_not_recorded_goes_on_as_it_came() -> None:
 
 
 def test_a_journal_belongs_to_no_trace_unless_it_is_said() -> None:
-    """So whoever makes one need not think of it."""
+    """A request log has no trace by default."""
     assert RequestLog().trace is UNTRACED
     assert RequestLog().trace_id == ""

@@ -41,12 +41,12 @@ def rates_now(*limits: tuple[Limit, LimitTokens]) -> Fields:
 
 
 def of(fields: Fields, name: bytes) -> list[bytes]:
-    """All values of a field."""
+    """Return all values of a field."""
     return [value for field, value in fields if field.lower() == name.lower()]
 
 
 def test_the_upstreams_fields_stay_in_their_order_and_ours_follow() -> None:
-    """Byte for byte, repetitions too; what speaks for a single key goes, however it is spelt."""
+    """The upstream's fields stay byte for byte, without those about one key, and ours follow."""
     assert to_caller(UPSTREAM, LOG, NO_LIMITS, None) == (
         (b"Date", b"Tue, 22 Jun 2021 19:51:24 GMT"),
         (b"Set-Cookie", b"a=1"),
@@ -64,31 +64,31 @@ WAITS: Fields = ((b"Retry-After", b"Tue, 22 Jun 2021 19:52:24 GMT"), (b"RetryAft
 
 
 def test_one_retry_after_replaces_every_form_of_a_wait() -> None:
-    """A caller that reads the first, the last or another spelling sees the same."""
+    """One `Retry-After` replaces every form of a wait."""
     fields = to_caller((*WAITS, *UPSTREAM), LOG, NO_LIMITS, 61)
     assert [(name, value) for name, value in fields if b"after" in name.lower()] == [(b"Retry-After", b"61")]
 
 
 def test_without_a_wait_of_ours_the_upstreams_stays() -> None:
-    """`Retry-After` on a 202 or a 301 tells of something else than a limit; `RetryAfter` never does."""
+    """`Retry-After` on a 202 or a 301 stays; `RetryAfter` never does."""
     fields = to_caller(WAITS, LOG, NO_LIMITS, None)
     assert fields[:3] == (WAITS[0], WAITS[2], (b"Via", b"1.1 keyturn"))
 
 
 def test_of_a_refusal_only_what_could_be_read_is_told() -> None:
-    """A wait that is over, absurd or malformed is worse than none."""
+    """A malformed, absurd or past wait of a refusal is dropped."""
     fields = to_caller((*WAITS, (b"Retry-After", b"-5")), LOG, NO_LIMITS, None, refused=True)
     assert [name for name, _ in fields if b"after" in name.lower()] == []
 
 
 def test_a_month_is_of_one_plan() -> None:
-    """Whatever stands before it in the name."""
+    """Fields about a monthly plan are dropped, whatever their prefix."""
     fields = ((b"X-Limit-Month", b"9"), (b"remaining-month", b"9"), (b"X-Reset-Month", b"9"), (b"X-Month", b"9"))
     assert to_caller(fields, LOG, NO_LIMITS, None)[0] == (b"X-Month", b"9")
 
 
 def test_the_rate_fields_speak_for_the_pool() -> None:
-    """Size, what is left, and when the next comes, in both families; the reset in epoch seconds, rounded up."""
+    """Rate fields give size, remaining and reset of the pool, in both families, rounded up."""
     fields = to_caller(UPSTREAM, LOG, rates_now((MINUTE, LimitTokens(180, 17, 31_200_000))), None)
     assert fields[-5:] == (
         (b"X-RateLimit-Limit", b"180"),
@@ -101,7 +101,7 @@ def test_the_rate_fields_speak_for_the_pool() -> None:
 
 
 def test_of_several_limits_all_are_listed_and_the_tightest_is_shown_alone() -> None:
-    """`X-RateLimit-*` has room for one: the one with fewest left, of equals the one that waits longest."""
+    """`RateLimit` lists all limits, `X-RateLimit-*` the tightest."""
     fields = to_caller((), LOG, rates_now((MINUTE, LimitTokens(60, 4, 9)), (BURST, LimitTokens(10, 3, SECOND))), None)
     assert of(fields, b"X-RateLimit-Limit") == [b"10"]
     assert of(fields, b"RateLimit-Policy") == [b'"60/60s";q=60;w=60, "10/2500ms";q=10;w=3']
@@ -114,14 +114,14 @@ def test_of_several_limits_all_are_listed_and_the_tightest_is_shown_alone() -> N
 
 
 def test_nothing_left_is_never_less_than_nothing() -> None:
-    """The draft knows no negative numbers."""
+    """Remaining is never negative."""
     fields = to_caller((), LOG, rates_now((MINUTE, LimitTokens(60, -2, -5))), None)
     assert of(fields, b"X-RateLimit-Remaining") == [b"0"]
     assert of(fields, b"RateLimit") == [b'"60/60s";r=0;t=0']
 
 
 def test_a_changed_limit_shows_at_once() -> None:
-    """What is kept between answers depends on all that it is made of."""
+    """A changed limit shows at once, although fields are cached."""
     for size in (60, 120):
         fields = to_caller((), LOG, rates_now((MINUTE, LimitTokens(size, 1, 0))), None)
         assert of(fields, b"RateLimit-Policy") == [b'"60/60s";q=%d;w=60' % size]
@@ -132,7 +132,7 @@ ITEM = rb'"[ !#-\[\]-~]+"(;[a-z]+=\d{1,15})+'
 
 @given(st.lists(st.tuples(st.integers(1, 999), st.integers(1, 10**9), st.integers(-5, 999), st.integers(-5, 10**12))))
 def test_the_rate_fields_are_structured_lists(rows: list[tuple[int, int, int, int]]) -> None:
-    """Strings with whole, non-negative parameters, as the draft wants them (RFC 9651)."""
+    """Rate fields are structured lists of strings with non-negative integers (RFC 9651)."""
     limits = [(Limit(size, window), LimitTokens(size, hand, returns)) for size, window, hand, returns in rows]
     fields = to_caller((), LOG, rates(limits, WALL), None)
     for name in (b"RateLimit", b"RateLimit-Policy"):
@@ -151,17 +151,17 @@ OTHER_NAMES = st.binary(max_size=12).filter(
 def test_nothing_but_the_names_in_question_is_touched(
     fields: list[tuple[bytes, bytes]], retry_after: int | None
 ) -> None:
-    """Whatever else an upstream sends reaches the caller first, and in order."""
+    """All other fields of the upstream come first and in order."""
     kept = to_caller(tuple(fields), LOG, NO_LIMITS, retry_after)
     assert kept[: len(fields)] == tuple(fields)
 
 
 @pytest.mark.parametrize(("micros", "seconds"), [(-1, 0), (0, 0), (1, 1), (SECOND, 1), (SECOND + 1, 2)])
 def test_whole_seconds_are_rounded_up(micros: int, seconds: int) -> None:
-    """Who waits as long as told does not come early."""
+    """Seconds are rounded up, so a caller that waits as told is not early."""
     assert whole_seconds(micros) == seconds
 
 
 def test_server_timing_is_in_milliseconds() -> None:
-    """As the specification of Server-Timing has it."""
+    """`Server-Timing` is in milliseconds, by its specification."""
     assert server_timing(0, 1_234_567) == b"queue;dur=0.0, upstream;dur=1234.6"

@@ -5,30 +5,30 @@ from keyturn.core.values import value_object
 
 @value_object
 class Place:
-    """A value of two fields, one of which is nobody's business."""
+    """A value of two fields, one of which is hidden."""
 
     name: str
     secret: str = field(default="", repr=False)
 
 
 def test_values_are_compared_and_hashed_by_their_fields() -> None:
-    """Two values with the same fields are one."""
+    """Two values with the same fields are equal and hash alike."""
     assert Place("a", "x") == Place("a", "x") != Place("a", "y")
     assert len({Place("a", "x"), Place("a", "x"), Place("b")}) == 2
 
 
 def test_values_show_what_they_may() -> None:
-    """Their `repr` leaves out what is marked so."""
+    """The `repr` leaves out hidden fields."""
     assert repr(Place("a", "hidden")) == "Place(name='a')"
 
 
 def test_values_have_no_other_attributes() -> None:
-    """They are slotted."""
+    """Values are slotted."""
     assert not hasattr(Place("a"), "__dict__")
 
 
 def test_values_match_by_position() -> None:
-    """A `match` statement takes them apart."""
+    """A `match` statement takes values apart by position."""
     match Place("a", "b"):
         case Place(name, secret):
             assert (name, secret) == ("a", "b")

@@ -25,29 +25,29 @@ BOUND = 10 * SECOND
 
 
 def limit(requests: int, window: Micros = 60 * SECOND, *match: str) -> Limit:
-    """A limit of so many requests in a window."""
+    """Return a limit of so many requests in a window."""
     return Limit(requests, window, tuple(Rule.parse(text) for text in match))
 
 
 def pool(quotas: int = 1, *limits: Limit, guard: Micros = 100 * MILLISECOND) -> Pool:
-    """A pool of keys `k0`, `k1`, …, each a quota of its own; 60 a minute unless limits are given."""
+    """Return a pool of keys `k0`, `k1`, …, each a quota of its own; 60 a minute unless limits are given."""
     names = [f"k{number}" for number in range(quotas)]
     return Pool("default", tuple(Key(name, Secret(f"s-{name}"), name) for name in names), limits or (limit(60),), guard)
 
 
 def flow(client: str = "a", limits: tuple[int, ...] = (0,), pinned: str | None = None) -> Flow:
-    """A flow of a client under the first limit, or under those given."""
+    """Return a flow of a client under the first limit, or under those given."""
     return Flow(client, DemandClass(limits, pinned))
 
 
 def known(state: SharedState, revision: Revision) -> None:
-    """Make a state that is sure of its buckets, as after a probe of each."""
+    """Make all buckets of a state known, as after a probe of each."""
     state.exchange(0, "", ExchangeRequest("start", 1, 0, "", 0, 0, revision.name, spelled=revision, full=True))
     know(state)
 
 
 def know(state: SharedState) -> None:
-    """Every bucket of every revision is known."""
+    """Make every bucket of every revision known."""
     for view in state.revisions.views.values():
         state.tokens.known.update((limit.id, quota) for limit in view.limits for quota in view.quotas)
 
@@ -91,7 +91,7 @@ class World:
         held: tuple[HeldLease, ...] | None = None,
         revision: Revision | None = None,
     ) -> ExchangeResponse:
-        """One request, as it is unless told otherwise."""
+        """Make one request, by default the usual one."""
         self.serials[replica] += 1
         serial = self.serials[replica]
         chosen = revision or self.revision
@@ -114,7 +114,7 @@ class World:
         return self.state.exchange(self.now, self.run, request)
 
     def call(self, replica: str = "r", *settlements: Settlement) -> ExchangeResponse:
-        """One exchange with what the replica waits for; its grants leave the waiting."""
+        """Make one exchange with the replica's demands; its grants stop waiting."""
         waiting = self.waiting[replica]
         demands = tuple(
             FlowDemand(flow_, self.weights.get(flow_.client, 1), number) for flow_, number in waiting.items() if number
@@ -129,13 +129,13 @@ class World:
         return response
 
     def ask(self, number: int, flow_: Flow | None = None, replica: str = "r") -> ExchangeResponse:
-        """So many more requests wait in a flow; exchange."""
+        """Let so many more requests wait in a flow; exchange."""
         chosen = flow_ or flow()
         self.waiting[replica][chosen] = self.waiting[replica].get(chosen, 0) + number
         return self.call(replica)
 
     def snapshot(self, *pins: tuple[int, str]) -> Snapshot:
-        """What a replica would estimate by."""
+        """Return the snapshot by which a replica estimates."""
         return snapshot(self.state, self.now, self.revision.name, pins)
 
     def spend(self, *grants: LeaseGrant, age: Micros = 0) -> tuple[Settlement, ...]:
@@ -143,20 +143,17 @@ class World:
 
 
 def unsent(grant: LeaseGrant) -> Unsent:
-    """The settlement of a lease of which nothing was sent."""
+    """Return the settlement of an unsent lease."""
     return Unsent(grant.lease)
 
 
 def throttled(grant: LeaseGrant, park: Micros, *limits: int) -> Throttled:
-    """The settlement of a lease that the upstream answered with 429."""
+    """Return the settlement of a lease that was answered with 429."""
     return Throttled(grant.lease, 0, park, limits or (0,))
 
 
 def check_conservation(state: SharedState) -> None:
-    """What every bucket counts as taken is in use or cooling, and quotas rank by what they can serve.
-
-    And every class that waits and can be served is ready, unless nothing was dealt yet.
-    """
+    """Check that taken tokens are in use or cooling, and that rankings and ready classes are right."""
     tokens = state.tokens
     taken: dict[tuple[str, str], int] = defaultdict(int)
     for record in tokens.leases.values():

@@ -1,4 +1,4 @@
-"""What every store does, whatever it is made of: a suite that each store's test module runs by inheriting from it."""
+"""The behaviour of every store: a suite that each store's test module runs by inheriting from it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -30,20 +30,20 @@ class Opened(Protocol):
     async def exchange(
         self, replica: str, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...]
     ) -> ExchangeResult:
-        """One exchange of a replica of that name."""
+        """Make one exchange of a replica of that name."""
 
     def adopt(self, replica: str, pool_: Pool) -> None:
-        """A replica of that name goes on with another configuration."""
+        """Let a replica of that name go on with another configuration."""
 
     def pass_(self, duration: Micros) -> None:
         """Move the store's clock."""
 
     async def close(self) -> None:
-        """Let it go."""
+        """Close the store."""
 
 
 def wants(number: int, client: str = "a", weight: int = 1) -> FlowDemand:
-    """A demand of so many requests."""
+    """Return a demand of so many requests."""
     return FlowDemand(flow(client), weight, number)
 
 
@@ -51,7 +51,7 @@ class StoreConformance:
     """Inherit, and open the store."""
 
     async def open(self, pool_: Pool) -> Opened:
-        """A new store for the pool."""
+        """Open a new store for the pool."""
         raise NotImplementedError
 
     def play(self, scenario: Callable[[Opened], Awaitable[None]], *, requests: int = 2, keys: int = 1) -> None:
@@ -65,7 +65,7 @@ class StoreConformance:
         asyncio.run(run())
 
     def test_grants_up_to_the_limit(self) -> None:
-        """No more tokens than the limit permits, however many wait."""
+        """No more tokens are granted than the limit permits."""
 
         async def scenario(store: Opened) -> None:
             answer = await store.exchange("r", (), (wants(5),))
@@ -75,7 +75,7 @@ class StoreConformance:
         self.play(scenario)
 
     def test_spent_tokens_return_a_window_after_they_were_counted(self) -> None:
-        """Not a microsecond earlier."""
+        """A spent token returns one window after it was counted and no earlier."""
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1),))).grants
@@ -88,7 +88,7 @@ class StoreConformance:
         self.play(scenario, requests=1)
 
     def test_unsent_tokens_return_at_once(self) -> None:
-        """What was not sent is free again in the same exchange."""
+        """An unsent token is granted again in the same exchange."""
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1),))).grants
@@ -97,7 +97,7 @@ class StoreConformance:
         self.play(scenario, requests=1)
 
     def test_settlements_are_taken_once(self) -> None:
-        """A repeated one changes nothing."""
+        """A repeated settlement changes nothing."""
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1),))).grants
@@ -107,7 +107,7 @@ class StoreConformance:
         self.play(scenario, requests=1)
 
     def test_throttled_quotas_are_parked(self) -> None:
-        """Until the upstream's own time."""
+        """A throttled bucket is closed until the upstream's time."""
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1),))).grants
@@ -119,8 +119,8 @@ class StoreConformance:
 
         self.play(scenario)
 
-    def test_who_waits_is_told_its_turns(self) -> None:
-        """With when to call again, and the budget of the pool."""
+    def test_waiting_requests_get_estimates(self) -> None:
+        """Waiting requests get estimates, the time of the next call and the pool's budget."""
 
         async def scenario(store: Opened) -> None:
             grants = (await store.exchange("r", (), (wants(2),))).grants
@@ -144,7 +144,7 @@ class StoreConformance:
         self.play(scenario, requests=6)
 
     def test_ticks_grow(self) -> None:
-        """Each exchange has a number of its own."""
+        """Each exchange has a larger number than the one before."""
 
         async def scenario(store: Opened) -> None:
             ticks = [(await store.exchange("r", (), ())).version for _ in range(3)]
@@ -153,7 +153,7 @@ class StoreConformance:
         self.play(scenario)
 
     def test_a_bucket_that_is_not_known_opens_by_a_probe(self) -> None:
-        """One request goes out on a quota; when it is settled the others may (law 8)."""
+        """An unknown bucket grants one request until that is settled (law 8)."""
 
         async def scenario(store: Opened) -> None:
             store.adopt("r", pool(2, limit(3, 20 * SECOND)))
@@ -165,7 +165,7 @@ class StoreConformance:
         self.play(scenario)
 
     def test_replicas_share_by_the_weights_of_their_clients(self) -> None:
-        """Law 4 holds between clients that wait at different replicas."""
+        """Clients on different replicas share by weight (law 4)."""
 
         async def scenario(store: Opened) -> None:
             waiting = {"r": wants(9, "a", 2), "q": wants(9, "b", 1)}
@@ -175,7 +175,7 @@ class StoreConformance:
         self.play(scenario, requests=6)
 
     def test_a_client_of_many_replicas_has_one_share(self) -> None:
-        """Who waits at three replicas gets no more than who waits at one."""
+        """A client on three replicas gets as much as one on a single replica."""
 
         async def scenario(store: Opened) -> None:
             waiting = {"p": wants(9, "a"), "q": wants(9, "a"), "r": wants(9, "a"), "s": wants(9, "b")}
@@ -186,7 +186,7 @@ class StoreConformance:
         self.play(scenario, requests=6)
 
     def test_a_token_is_reserved_for_the_replica_whose_turn_it_is(self) -> None:
-        """Another replica may bring it back, and the one that is to have it collects it (law 4)."""
+        """A token that one replica returns is reserved for the replica that is next (law 4)."""
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1, "z"),))).grants
@@ -200,7 +200,7 @@ class StoreConformance:
         self.play(scenario, requests=1)
 
     def test_the_place_of_a_dead_replica_lapses(self) -> None:
-        """A token that is not collected goes to the next flow; its replica waits no longer, and loses nothing else."""
+        """A token that is not collected goes to the next flow, and its replica's demands are forgotten."""
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1, "z"),))).grants
@@ -219,7 +219,7 @@ class StoreConformance:
         self.play(scenario, requests=1)
 
     def test_the_tokens_of_a_dead_replica_return(self) -> None:
-        """A window after the last moment at which its request may have been counted, not a microsecond earlier."""
+        """A dead replica's token returns a window after its request may last have been counted."""
 
         async def scenario(store: Opened) -> None:
             assert (await store.exchange("q", (), (wants(1),))).grants
@@ -231,7 +231,7 @@ class StoreConformance:
         self.play(scenario, requests=1)
 
     def test_a_key_that_comes_back_keeps_its_window(self) -> None:
-        """What was spent stays spent, while its key is out of the configuration, too."""
+        """Spent tokens stay spent while their key is out of the configuration."""
 
         async def scenario(store: Opened) -> None:
             grants = (await store.exchange("r", (), (wants(2),))).grants
@@ -245,7 +245,7 @@ class StoreConformance:
         self.play(scenario, requests=1, keys=2)
 
     def test_limits_change_with_what_was_spent(self) -> None:
-        """A higher limit has more at hand at once, a lower one less; what is out counts under either."""
+        """A higher limit has more available at once, a lower one less; taken tokens count under both."""
 
         async def scenario(store: Opened) -> None:
             grants = (await store.exchange("r", (), (wants(2),))).grants
@@ -259,7 +259,7 @@ class StoreConformance:
         self.play(scenario)
 
     def test_what_others_spend_is_taken_out(self) -> None:
-        """An answer that shows less than is at hand takes the difference out until its reset (law 9)."""
+        """When an answer shows fewer tokens than available, the difference is taken out until its reset (law 9)."""
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1),))).grants
@@ -274,7 +274,7 @@ class StoreConformance:
         self.play(scenario, requests=4)
 
     def test_a_lane_may_insist_on_a_quota(self) -> None:
-        """Nothing else serves it, however much is at hand elsewhere."""
+        """A pinned flow is served by its own quota only."""
 
         async def scenario(store: Opened) -> None:
             answer = await store.exchange("r", (), (FlowDemand(flow("a", pinned="k1"), 1, 9),))
@@ -283,7 +283,7 @@ class StoreConformance:
         self.play(scenario, keys=3)
 
     def test_a_quota_out_of_use_is_asked_after_all_the_same(self) -> None:
-        """A replica that uses none of its keys gets nothing but what it insists on, and others go on (law 10)."""
+        """A quota outside a replica's revision serves only flows pinned to it (law 10)."""
 
         async def scenario(store: Opened) -> None:
             await store.exchange("other", (), ())
@@ -302,7 +302,7 @@ class StoreConformance:
         self.play(scenario)
 
     def test_estimates_come_with_a_snapshot(self) -> None:
-        """At once for newcomers; then none until another one is due, and the waiting room keeps those that it has."""
+        """Newcomers get estimates at once; the next ones come when another snapshot is due."""
 
         async def scenario(store: Opened) -> None:
             (grant,) = (await store.exchange("r", (), (wants(1),))).grants
@@ -317,7 +317,7 @@ class StoreConformance:
         self.play(scenario, requests=1)
 
     def test_how_many_share_the_pool_is_told(self) -> None:
-        """Whoever has spoken of late."""
+        """An exchange tells how many replicas have spoken lately."""
 
         async def scenario(store: Opened) -> None:
             assert [(await store.exchange(name, (), ())).replicas for name in ("p", "q", "q")] == [1, 2, 2]
@@ -328,7 +328,7 @@ class StoreConformance:
 
 
 async def returned(store: Opened, waiting: dict[str, FlowDemand], tokens: int) -> dict[str, int]:
-    """Who gets how many of a pool's tokens when they return while these replicas wait."""
+    """Return how many of a pool's tokens each waiting replica gets when they return."""
     grants = (await store.exchange("first", (), (wants(tokens, "z"),))).grants
     await store.exchange("first", tuple(Spent(grant.lease, 0) for grant in grants), ())
     got = dict.fromkeys(waiting, 0)

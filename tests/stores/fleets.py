@@ -1,4 +1,4 @@
-"""Random histories of a fleet: what replicas say when messages are lost, processes die, clocks step, stores restart.
+"""Random histories of a fleet in which messages are lost, processes die, clocks step and stores restart.
 
 A history drives any number of stores in lockstep; each must give the same responses and snapshots.
 """
@@ -27,29 +27,29 @@ Pins = tuple[tuple[int, str], ...]
 
 
 class Decides(Protocol):
-    """A store in the hands of a history."""
+    """A store that a history drives."""
 
     def exchange(
         self, now: Micros, run: str, request: ExchangeRequest, pins: Pins | None
     ) -> tuple[ExchangeResponse, Snapshot | None]:
-        """Answer a request, and with `pins` give the snapshot after it."""
+        """Answer a request, and with `pins` return the snapshot after it."""
 
     def snapshot(self, now: Micros, revision: str, pins: Pins) -> Snapshot | None:
-        """What matters to the estimates of a replica."""
+        """Return the part of a snapshot that estimates depend on."""
 
     def flush(self) -> None:
         """Lose everything."""
 
     def save(self) -> None:
-        """Write everything down."""
+        """Save everything."""
 
     def rewind(self) -> None:
-        """Be again as when everything was last written down, if it was: a failover that loses writes."""
+        """Go back to the last save, if there was one: a failover that loses writes."""
 
 
 @dataclass
 class Replica:
-    """A replica: what it heard, what it holds, and what waits in it."""
+    """One replica: what it received, holds and waits for."""
 
     name: str
     revision: Revision
@@ -113,7 +113,7 @@ class FleetHistory:
         self.replicas[name] = Replica(name, self.revisions[0])
 
     def step(self) -> None:
-        """One thing happens."""
+        """Play one random event."""
         self.steps += 1
         self.now += self.random.randint(0, self.random.choice([0, 0, 1, 20, 200, 600, 2000]) * MILLISECOND)
         if self.random.random() < 0.03:

@@ -32,7 +32,7 @@ _BUS = 10_000
 
 
 def find(kind: str) -> str | None:
-    """The path of a `redis` or `valkey` server, if this machine has one."""
+    """Return the path of a `redis` or `valkey` server, if this machine has one."""
     if named := os.environ.get(f"KEYTURN_{kind.upper()}_SERVER"):
         return named
     found = (path for path in sorted(Path(sys.prefix, "servers").rglob(f"{kind}-server")) if os.access(path, os.X_OK))
@@ -58,7 +58,7 @@ KINDS = ("redis", "valkey") if _HAS_WHEEL or find("redis") else ("valkey",)
 
 
 def free_port() -> int:
-    """A port that nobody has, nor the one that a cluster node would need besides."""
+    """Return a free port whose port for a cluster node is free, too."""
     while True:
         with socket.socket() as one, socket.socket() as two:
             one.bind(("127.0.0.1", 0))
@@ -84,17 +84,17 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Its host and port."""
+        """Return its host and port."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
-        """Its URL, without credentials."""
+        """Return its URL, without credentials."""
         return f"redis://{self.address}"
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Return its process id."""
         assert self._process
         return self._process.pid
 
@@ -129,7 +129,7 @@ class Server:
             return False
 
     def ask(self, *command: str | int, user: str = "", password: str = "") -> Any:
-        """One command over a connection of its own; an error is raised."""
+        """Send one command over a connection of its own; raise its error."""
         reader = hiredis.Reader(encoding="utf-8")
         with socket.create_connection(("127.0.0.1", self.port), DEADLINE) as connection:
             said = ["AUTH", *([user] if user else []), password]
@@ -145,19 +145,19 @@ class Server:
         return answer
 
     def kill(self) -> None:
-        """End it as a crash would, a paused one, too."""
+        """Kill it, also if it is paused."""
         if self._process:
             self._process.kill()
             self._process.wait()
 
     def forget(self) -> None:
-        """Remove what it has written to its disk; it does not run."""
+        """Remove its files while it does not run."""
         for path in self.folder.glob("appendonly*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let it stand still for a while: connections stay, nothing answers."""
+        """Stop it for a while: connections stay, nothing answers."""
         self.stop()
         try:
             yield
@@ -165,17 +165,17 @@ class Server:
             self.go_on()
 
     def stop(self) -> None:
-        """Let it stand still."""
+        """Send SIGSTOP."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let it go on."""
+        """Send SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
 
 
 @contextmanager
 def server(kind: str, *settings: str, sentinel: str = "") -> Iterator[Server]:
-    """A server with these lines of configuration for as long as it is needed."""
+    """Run a server with these lines of configuration for as long as the block lasts."""
     with tempfile.TemporaryDirectory(prefix="kt", ignore_cleanup_errors=True) as folder:
         one = Server(kind, Path(folder), settings, sentinel=sentinel)
         try:
@@ -186,7 +186,7 @@ def server(kind: str, *settings: str, sentinel: str = "") -> Iterator[Server]:
 
 
 def sentinel_of(master: Server, *, name: str = "main", quorum: int = 1, patience: int = 300) -> str:
-    """The configuration by which a sentinel watches a master, silent for `patience` milliseconds when it is down."""
+    """Return the configuration of a sentinel that takes a master for down after `patience` milliseconds."""
     return "\n".join(
         [
             f"sentinel monitor {name} 127.0.0.1 {master.port} {quorum}",
@@ -205,7 +205,7 @@ def _until(condition: Any, what: str) -> None:
 
 @contextmanager
 def cluster(kind: str, nodes: int = 3) -> Iterator[list[Server]]:
-    """A cluster of masters, the slots dealt out evenly in their order."""
+    """Run a cluster of masters that share the slots evenly."""
     with ExitStack() as stack:
         lines = ("cluster-enabled yes", "cluster-node-timeout 500")  # a new node is in doubt for that long
         servers = [stack.enter_context(server(kind, *lines)) for _ in range(nodes)]
@@ -234,7 +234,7 @@ class Certificates:
         issued.private_key_pem.write_to_path(str(self.key))
 
     def context(self, *, mutual: bool = False) -> ssl.SSLContext:
-        """What a server uses; `mutual` asks clients for a certificate of this CA."""
+        """Return the server's TLS context; `mutual` requires clients' certificates of this CA."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.authority.issue_cert("127.0.0.1").configure_cert(context)
         if mutual:
@@ -244,7 +244,7 @@ class Certificates:
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Pass on what comes, to its end."""
+    """Copy bytes to the end."""
     try:
         with suppress(OSError):
             while data := await reader.read(2**16):
@@ -256,7 +256,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 @asynccontextmanager
 async def tls_before(one: Server, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """A port at which a server is reached over TLS, since no server of a wheel speaks it itself."""
+    """Open a port at which a server is reached over TLS, since the wheels' servers have none."""
     tasks: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -22,7 +22,7 @@ WINDOW = 10 * SECOND
 
 
 class Network:
-    """A state that is reached by messages, some of which are lost; its clock is set apart from the replicas'."""
+    """A state that is reached by messages, some of which are lost; its clock is independent of the replicas'."""
 
     def __init__(self) -> None:
         self.state = SharedState()
@@ -31,16 +31,16 @@ class Network:
         self.ahead: Micros = 700 * SECOND
 
     def clock(self) -> Micros:
-        """The time of the replicas."""
+        """Return the replicas' time."""
         return self.now
 
     def store_clock(self) -> Micros:
-        """The time of the state."""
+        """Return the state's time."""
         return self.now + self.ahead
 
 
 class Carrier(SessionStore):
-    """A replica's way over that network."""
+    """A replica's transport over that network."""
 
     def __init__(self, network: Network, pool_: Pool, replica: str = "r") -> None:
         super().__init__(pool_, replica=replica, settle_bound=BOUND, clock=network.clock)
@@ -82,14 +82,14 @@ class Carrier(SessionStore):
         )
 
     async def ask(self, waiting: int, *settlements: Settlement, client: str = "a") -> ExchangeResult:
-        """One exchange while so many requests wait; `said` and `asked` are what it took."""
+        """Make one exchange while so many requests wait; `said` and `asked` record what it took."""
         self.said.clear()
         self.asked.clear()
         return await self.exchange(settlements, (FlowDemand(flow(client), 1, waiting),) if waiting else ())
 
 
 async def joined(network: Network, *limits: int, keys: int = 1) -> Carrier:
-    """A replica that has spoken once, of a pool whose buckets are known."""
+    """Return a replica that has spoken once, of a pool with known buckets."""
     carrier = Carrier(network, pool(keys, *[limit(requests, WINDOW) for requests in limits or (2,)]))
     await carrier.ask(0)
     know(network.state)
@@ -108,12 +108,12 @@ def play(scenario: Callable[[Network], Coroutine[Any, Any, None]]) -> Callable[[
 
 
 def spent(answer: ExchangeResult) -> tuple[Settlement, ...]:
-    """The settlements of all that was granted."""
+    """Return settlements of all grants as spent."""
     return tuple(Spent(grant.lease, 0) for grant in answer.grants)
 
 
 def broke() -> StoreLost:
-    """A connection that closed."""
+    """Return the error of a connection that closed."""
     return StoreLost("It closed the connection.", cause="closed", broke=True)
 
 
@@ -122,7 +122,7 @@ def broke() -> StoreLost:
 
 @play
 async def test_an_exchange_is_one_round_trip(network: Network) -> None:
-    """But for the first, which is asked to spell out the revision."""
+    """An exchange is one round trip, except the first, which has to send the revision."""
     carrier = Carrier(network, pool())
     await carrier.ask(0)
     first, second = carrier.asked
@@ -134,7 +134,7 @@ async def test_an_exchange_is_one_round_trip(network: Network) -> None:
 
 @play
 async def test_another_configuration_is_spelled_out_once(network: Network) -> None:
-    """What waits is told anew under it; what was spent stays spent."""
+    """A new revision is sent once, with all demands; spent tokens stay spent."""
     carrier = await joined(network)
     answer = await carrier.ask(2)
     carrier.adopt(pool(1, limit(3, WINDOW)))
@@ -148,7 +148,7 @@ async def test_another_configuration_is_spelled_out_once(network: Network) -> No
 
 @play
 async def test_a_configuration_that_changes_during_an_exchange_is_that_of_the_next(network: Network) -> None:
-    """Settlements and grants name limits by their indices, so one exchange has one revision."""
+    """A revision that changes during an exchange counts from the next one on."""
     carrier = await joined(network)
     before, send = carrier.revision, carrier.send
 
@@ -165,7 +165,7 @@ async def test_a_configuration_that_changes_during_an_exchange_is_that_of_the_ne
 
 @play
 async def test_a_store_that_has_lost_everything_is_told_again(network: Network) -> None:
-    """Its revision, what is held, and all that waits; one epoch began, and nothing is granted before all had time."""
+    """An empty store gets revision, report and demands, and grants nothing before the recovery grace is over."""
     carrier = await joined(network)
     answer = await carrier.ask(1)
     network.state, network.run = SharedState(), "second"
@@ -181,14 +181,14 @@ async def test_a_store_that_has_lost_everything_is_told_again(network: Network) 
 
 @play
 async def test_the_first_epoch_is_no_news(network: Network) -> None:
-    """A replica that starts has lost nothing."""
+    """The first epoch of a replica is no loss."""
     carrier = await joined(network)
     assert carrier.epochs == 0
 
 
 @play
 async def test_demands_that_were_forgotten_are_told_again(network: Network) -> None:
-    """A replica that was silent for too long is asked for all of them."""
+    """A replica that was silent for too long sends all its demands again."""
     carrier = await joined(network)
     other = Carrier(network, pool(1, limit(2, WINDOW)), "other")
     answer = await carrier.ask(2)
@@ -202,7 +202,7 @@ async def test_demands_that_were_forgotten_are_told_again(network: Network) -> N
 
 @play
 async def test_a_clock_that_stepped_is_not_believed(network: Network) -> None:
-    """The grants of the answer that shows it are not used: the request is made again, and a new epoch begins."""
+    """Grants of a response that shows a clock step are not used, and a new epoch begins."""
     carrier = await joined(network)
     answer = await carrier.ask(2)
     await carrier.ask(1, *spent(answer))
@@ -215,7 +215,7 @@ async def test_a_clock_that_stepped_is_not_believed(network: Network) -> None:
 
 @play
 async def test_a_store_that_never_comes_to_terms_is_lost(network: Network) -> None:
-    """It is not asked for ever."""
+    """A store that keeps asking is lost after a bounded number of rounds."""
     carrier = Carrier(network, pool())
 
     async def insist(request: ExchangeRequest, _: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
@@ -231,7 +231,7 @@ async def test_a_store_that_never_comes_to_terms_is_lost(network: Network) -> No
 
 @play
 async def test_all_that_may_go_wrong_at_once_takes_no_more_rounds_than_there_are(network: Network) -> None:
-    """A connection that broke, a store that is new, and a clock that steps."""
+    """A broken connection, a new store and a clock step at once are handled within the rounds."""
     carrier = await joined(network)
     answer = await carrier.ask(1)
     network.state, network.run = SharedState(), "second"
@@ -247,7 +247,7 @@ async def test_all_that_may_go_wrong_at_once_takes_no_more_rounds_than_there_are
 
 @play
 async def test_a_connection_that_breaks_is_no_loss(network: Network) -> None:
-    """The request is made again, and what the first was granted is granted once only."""
+    """After one broken connection the request is repeated, and grants count once."""
     carrier = await joined(network)
     carrier.lost = [broke()]
     answer = await carrier.ask(2)
@@ -258,7 +258,7 @@ async def test_a_connection_that_breaks_is_no_loss(network: Network) -> None:
 
 @play
 async def test_what_was_settled_over_a_connection_that_broke_has_ended(network: Network) -> None:
-    """Nothing is spent twice when it is settled again."""
+    """A settlement over a broken connection counts once when it is repeated."""
     carrier = await joined(network, 3)
     answer = await carrier.ask(2)
     carrier.lost = [broke()]
@@ -268,7 +268,7 @@ async def test_what_was_settled_over_a_connection_that_broke_has_ended(network: 
 
 @play
 async def test_a_connection_that_breaks_twice_in_an_exchange_is_a_loss(network: Network) -> None:
-    """The next exchange says everything again, and takes back what nobody heard of."""
+    """Two broken connections in one exchange are a loss; the next exchange takes lost grants back."""
     carrier = await joined(network)
     carrier.lost = [broke(), broke()]
     with pytest.raises(StoreLost, match="closed the connection"):
@@ -280,7 +280,7 @@ async def test_a_connection_that_breaks_twice_in_an_exchange_is_a_loss(network: 
 
 @play
 async def test_no_answer_is_a_loss_at_once(network: Network) -> None:
-    """A timeout has cost the caller enough; what the store granted meanwhile is taken back with the next request."""
+    """A timeout is a loss at once; grants meanwhile are taken back with the next request."""
     carrier = await joined(network)
     carrier.lost = [StoreLost("Come back.", cause="silence")]
     with pytest.raises(StoreLost):
@@ -294,7 +294,7 @@ async def test_no_answer_is_a_loss_at_once(network: Network) -> None:
 
 @play
 async def test_newcomers_that_have_to_wait_get_estimates_in_the_same_round_trip(network: Network) -> None:
-    """The snapshot comes with the answer."""
+    """Newcomers that have to wait get a snapshot in the same round trip."""
     carrier = await joined(network)
     answer = await carrier.ask(2)
     answer = await carrier.ask(3, *spent(answer))
@@ -304,7 +304,7 @@ async def test_newcomers_that_have_to_wait_get_estimates_in_the_same_round_trip(
 
 @play
 async def test_newcomers_for_whom_there_is_plenty_need_none(network: Network) -> None:
-    """Nor does anybody else while nothing waits."""
+    """No snapshot is fetched while tokens are plentiful or nothing waits."""
     carrier = await joined(network, 9)
     for _ in range(3):
         answer = await carrier.ask(1)
@@ -313,7 +313,7 @@ async def test_newcomers_for_whom_there_is_plenty_need_none(network: Network) ->
 
 @play
 async def test_newcomers_that_turn_out_to_wait_get_estimates_all_the_same(network: Network) -> None:
-    """Another replica took the tokens meanwhile; the snapshot is fetched after the exchange."""
+    """Newcomers whose tokens another replica took get a snapshot after the exchange."""
     carrier, other = await joined(network), Carrier(network, pool(1, limit(2, WINDOW)), "other")
     await other.ask(2, client="b")
     answer = await carrier.ask(1)
@@ -323,7 +323,7 @@ async def test_newcomers_that_turn_out_to_wait_get_estimates_all_the_same(networ
 
 @play
 async def test_a_snapshot_is_renewed_when_it_is_old(network: Network) -> None:
-    """After a quarter of a second if leases were dealt since, else after two; then all that waits has new estimates."""
+    """A snapshot is renewed after a quarter of a second if leases were dealt, else after two."""
     carrier = await joined(network, 5)
     answer = await carrier.ask(9)
     network.now += SNAPSHOT_INTERVAL
@@ -341,7 +341,7 @@ async def test_a_snapshot_is_renewed_when_it_is_old(network: Network) -> None:
 
 @play
 async def test_grants_are_never_lost_when_a_snapshot_cannot_be_had(network: Network) -> None:
-    """Estimates are none, the grants are there and held; the next exchange tries again."""
+    """Grants are kept when fetching the snapshot fails, and the next exchange fetches it again."""
     carrier = await joined(network)
     other = Carrier(network, pool(1, limit(2, WINDOW)), "other")
     (other_grant,) = (await other.ask(1, client="b")).grants
@@ -359,7 +359,7 @@ async def test_grants_are_never_lost_when_a_snapshot_cannot_be_had(network: Netw
 
 @play
 async def test_flows_that_are_served_have_no_estimates(network: Network) -> None:
-    """Only what still waits has."""
+    """Only flows that still wait have estimates."""
     carrier = await joined(network, 3)
     await carrier.ask(2)
     waiting = (FlowDemand(flow("a"), 1, 3), FlowDemand(flow("b"), 1, 1))
@@ -374,7 +374,7 @@ async def test_flows_that_are_served_have_no_estimates(network: Network) -> None
 
 @play
 async def test_a_flow_that_insists_on_a_key_is_estimated_by_the_returns_of_that_key(network: Network) -> None:
-    """They are told with the snapshot, in either way of fetching it."""
+    """A pinned flow is estimated by its quota's returns, in either way of fetching them."""
     carrier = await joined(network, keys=2)
     pinned = flow(pinned="k1")
     answer = await carrier.exchange((), (FlowDemand(pinned, 1, 3),))
@@ -389,7 +389,7 @@ async def test_a_flow_that_insists_on_a_key_is_estimated_by_the_returns_of_that_
 
 @play
 async def test_how_often_a_replica_speaks(network: Network) -> None:
-    """At least every two seconds while leases or their windows are out, every five otherwise."""
+    """A replica calls at least every two seconds while it holds leases, every five otherwise."""
     carrier = await joined(network)
     assert (await carrier.ask(0)).again == IDLE
     (grant,) = (await carrier.ask(1)).grants
@@ -401,7 +401,7 @@ async def test_how_often_a_replica_speaks(network: Network) -> None:
 
 @play
 async def test_what_the_store_found_out_is_handed_on(network: Network) -> None:
-    """Budgets, how many share the pool, and what others have spent (law 9)."""
+    """Budgets, the number of replicas and what others spent are passed on (law 9)."""
     carrier = await joined(network, 9)
     await Carrier(network, pool(1, limit(9, WINDOW)), "other").ask(0)
     (grant,) = (await carrier.ask(1)).grants
@@ -413,7 +413,7 @@ async def test_what_the_store_found_out_is_handed_on(network: Network) -> None:
 
 @play
 async def test_answers_have_numbers_that_grow(network: Network) -> None:
-    """By which the waiting room tells an old one."""
+    """Answers are numbered, so that old ones can be recognised."""
     carrier = await joined(network)
     ticks = [(await carrier.ask(0)).version for _ in range(3)]
     assert ticks == sorted(set(ticks))
@@ -421,7 +421,7 @@ async def test_answers_have_numbers_that_grow(network: Network) -> None:
 
 @play
 async def test_estimates_of_many_flows_are_made_in_parts(network: Network) -> None:
-    """Newcomers first, and the next exchange comes at once for those that are left; then all of them in rotation."""
+    """Estimates of many flows are made in parts, newcomers first, then in rotation."""
     carrier = Carrier(network, pool(1, limit(1)))
     demands = tuple(FlowDemand(flow(f"c{number}"), 1, 1) for number in range(250))
     told = [await carrier.exchange((), demands) for _ in range(3)]

@@ -10,13 +10,13 @@ from redis.exceptions import ClusterError, ConnectionError, RedisClusterExceptio
 
 
 def said(answer: str) -> Exception:
-    """What redis-py makes of a server's error."""
+    """Return what redis-py makes of a server's error."""
     problem: Exception = BaseParser.parse_error(answer)  # type: ignore[no-untyped-call]
     return problem
 
 
 def wrapped(inner: Exception, outer: Exception) -> Exception:
-    """A problem that was raised while another was handled, as redis-py does."""
+    """Return an error that was raised while another was handled, as redis-py does."""
     outer.__context__ = inner
     return outer
 
@@ -65,7 +65,7 @@ def wrapped(inner: Exception, outer: Exception) -> Exception:
     ],
 )
 def test_a_cause_is_one_line_that_says_what_to_do(problem: Exception, cause: str) -> None:
-    """It begins with where it happened; callers read something else."""
+    """A cause is one line that says where it happened and what to do; callers get another message."""
     error = lost(problem, "redis://h")
     assert error.cause.startswith("redis://h: ")
     assert cause in error.cause
@@ -87,19 +87,19 @@ def test_a_cause_is_one_line_that_says_what_to_do(problem: Exception, cause: str
     ],
 )
 def test_what_came_first_tells_more_than_its_wrapping(problem: Exception, cause: str) -> None:
-    """The words of the server or of TLS go before those of the library."""
+    """The words of the server or of TLS come before those of the library."""
     assert cause in lost(problem, "redis://h").cause
 
 
 @pytest.mark.parametrize("where", ["rediss://h", "redis+cluster://h?ssl=true"])
 def test_over_tls_the_causes_are_others(where: str) -> None:
-    """A server that asks for a certificate closes without one; one that speaks no TLS waits for more."""
+    """TLS has causes of its own: a missing client certificate, or a server without TLS."""
     assert "wants a certificate of ours" in lost(ConnectionError("Connection closed by server."), where).cause
     assert "that port speaks no TLS" in lost(TimeoutError(), where).cause
 
 
 def test_sentinels_that_do_not_answer_are_named() -> None:
-    """By address and kind of failure; redis-py shows them with all their settings."""
+    """Sentinels that do not answer are named by address and kind of failure only."""
     settings: dict[str, Any] = {"port": 7, "username": "me", "password": "pa5secret"}
     shown = ", ".join(f"{Redis(host=host, **settings)} - {said('WRONGPASS no')!r}" for host in ("a", "b"))
     told = lost(MasterNotFoundError(f"No master found for 'main' : {shown}"), "redis+sentinel://a,b/main").cause

@@ -15,12 +15,12 @@ QUOTED = "pa5s%40cret"
 
 
 def opened(url: str) -> Opened:
-    """A client for a URL; nothing is connected."""
+    """Return a client for a URL without connecting it."""
     return opener(url, SECOND)()
 
 
 def settings(url: str) -> dict[str, Any]:
-    """What connections to the servers of a URL are made with."""
+    """Return the settings of connections to the servers of a URL."""
     client = opened(url).client
     return dict(client.connection_pool.connection_kwargs if isinstance(client, Redis) else client.connection_kwargs)
 
@@ -35,12 +35,12 @@ def settings(url: str) -> dict[str, Any]:
     ],
 )
 def test_a_url_names_a_server(url: str, place: dict[str, Any]) -> None:
-    """Without a port, the one that servers listen on."""
+    """Without a port, a URL means the default port of servers."""
     assert place.items() <= settings(url).items()
 
 
 def test_a_url_names_sentinels() -> None:
-    """Each with its port, or the one that sentinels listen on; the path is the service and a database."""
+    """A URL names sentinels with their default port; the path is the service and a database."""
     way = opened("redis+sentinel://a:1,b/main/3")
     assert way.sentinel
     asked = [one.connection_pool.connection_kwargs for one in way.sentinel.sentinels]
@@ -51,7 +51,7 @@ def test_a_url_names_sentinels() -> None:
 
 
 def test_a_url_names_nodes_of_a_cluster() -> None:
-    """What else belongs to it is learnt from them, and does not take their place."""
+    """The listed nodes stay entry points, whatever the cluster says about itself."""
     client = opened("redis+cluster://a:1,[::1]").client
     assert isinstance(client, RedisCluster)
     assert [(node.host, node.port) for node in client.startup_nodes] == [("a", 1), ("::1", 6379)]
@@ -71,13 +71,13 @@ def test_a_url_names_nodes_of_a_cluster() -> None:
     ],
 )
 def test_a_login_is_read_from_the_url(url: str, login: tuple[str | None, str | None, int]) -> None:
-    """User, password and database come from the front of the URL, its path, or its query."""
+    """User, password and database come from the authority of the URL, its path or its query."""
     given = settings(url)
     assert (given["username"], given["password"], given.get("db", 0)) == login
 
 
 def test_sentinels_have_a_login_of_their_own() -> None:
-    """The servers' is not sent to them, nor theirs to the servers."""
+    """Sentinels and servers get their own credentials only."""
     for url, theirs, ours in (
         (f"redis+sentinel://h/main?sentinel_username=me&sentinel_password={QUOTED}", PASSWORD, None),
         (f"redis+sentinel://me:{QUOTED}@h/main", None, PASSWORD),
@@ -90,7 +90,7 @@ def test_sentinels_have_a_login_of_their_own() -> None:
 
 @pytest.mark.parametrize("url", ["redis://h", "unix:///s", "redis+sentinel://h/main", "redis+cluster://h"])
 def test_nothing_is_done_twice(url: str) -> None:
-    """No retries anywhere: what was asked may have been carried out."""
+    """The client retries nothing, since a command may have run."""
     way = opened(url)
     asked = way.sentinel.sentinels if way.sentinel else []
     made = [settings(url), *(one.connection_pool.connection_kwargs for one in asked)]
@@ -106,7 +106,7 @@ def test_nothing_is_done_twice(url: str) -> None:
 
 
 def test_tls_is_always_verified(tmp_path: Path) -> None:
-    """By the scheme or by `ssl=true`, with one's own CA and certificate; certificate and name are checked."""
+    """TLS verifies certificate and name, with the given CA and client certificate."""
     files = Certificates(tmp_path)
     own = f"ssl_ca_certs={files.ca}&ssl_certfile={files.client}&ssl_keyfile={files.key}"
     for url in (f"rediss://h?{own}", f"redis+sentinel://h/s?ssl=true&{own}", f"redis+cluster://h?ssl=true&{own}"):
@@ -125,14 +125,14 @@ def test_tls_is_always_verified(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_used_are_named() -> None:
-    """The message shows no password."""
+    """An unusable file is named in a message without passwords."""
     with pytest.raises(ValueError, match="cannot use /no/such/ca for TLS: No such file") as caught:
         opener(f"rediss://:{QUOTED}@h?ssl_ca_certs=/no/such/ca", SECOND)
     assert PASSWORD not in str(caught.value)
 
 
 def test_connections_are_asked_whether_they_are_there() -> None:
-    """A subscription may wait for longer than clouds remember it; a Unix socket has nothing in between."""
+    """TCP connections use keep-alive, Unix sockets do not."""
     for url in ("redis://h", "redis+sentinel://h/service", "redis+cluster://h"):
         made = settings(url)
         assert (made["socket_keepalive"], made["socket_keepalive_options"]) == (True, OPTIONS)

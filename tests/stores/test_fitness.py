@@ -11,7 +11,7 @@ from tests.stores.servers import KINDS, Server, server
 
 
 async def test_what_is_wrong_is_told_when_it_is_first_seen() -> None:
-    """Also of a server that was away at first, and of one that changes; what stays wrong is told once."""
+    """A wrong setting is reported once when it is first seen, also later on or after an absence."""
     told: list[str] = []
     tasks: set[asyncio.Task[Any]] = set()
     with server(KINDS[-1], "maxmemory 100mb", "maxmemory-policy allkeys-lru") as one:
@@ -34,6 +34,6 @@ async def test_what_is_wrong_is_told_when_it_is_first_seen() -> None:
 
 
 def _looks(one: Server) -> int:
-    """How often a script was called."""
+    """Return how often a script was called."""
     lines = one.ask("INFO", "commandstats").splitlines()
     return sum(int(line.partition("calls=")[2].partition(",")[0]) for line in lines if line.startswith("cmdstat_eval"))

@@ -1,4 +1,4 @@
-"""Against real servers of both kinds."""
+"""Links to real servers of both kinds."""
 
 import asyncio
 import socket
@@ -43,7 +43,7 @@ COUNT = Script.of("return redis.call('INCR', KEYS[1])")
 
 @pytest.fixture(params=KINDS, scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
-    """Each kind of server."""
+    """Run for each kind of server."""
     return str(request.param)
 
 
@@ -56,7 +56,7 @@ def shared(kind: str) -> Iterator[Server]:
 
 @pytest.fixture
 def one(shared: Server) -> Server:
-    """That server, empty."""
+    """The shared server, emptied."""
     shared.ask("FLUSHALL")
     shared.ask("SCRIPT", "FLUSH")
     return shared
@@ -71,7 +71,7 @@ def nodes(kind: str) -> Iterator[list[Server]]:
 
 @asynccontextmanager
 async def linked(url: str, timeout: Micros = PATIENCE, *, strict_certificates: bool = False) -> AsyncIterator[Link]:
-    """A link, closed in the end; the configuration accepts its URL."""
+    """Open a link, close it in the end; the configuration accepts its URL."""
     store = parse_store_url(url)
     link = Link(store.reveal(), shown=store.shown, timeout=timeout, strict_certificates=strict_certificates)
     try:
@@ -81,14 +81,14 @@ async def linked(url: str, timeout: Micros = PATIENCE, *, strict_certificates: b
 
 
 async def until(condition: Any, what: str) -> None:
-    """Look until the condition holds."""
+    """Wait until the condition holds."""
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
 
 
 async def cause(link: Link, script: Script = COUNT, key: str = "k") -> str:
-    """Why a call fails."""
+    """Return why a call fails."""
     with pytest.raises(StoreLost) as caught:
         await link.run(script, key)
     assert PASSWORD not in caught.value.cause + str(caught.value)
@@ -97,7 +97,7 @@ async def cause(link: Link, script: Script = COUNT, key: str = "k") -> str:
 
 
 async def answered(link: Link, script: Script = COUNT, key: str = "k") -> Any:
-    """The first answer that comes, for as long as a server needs to change its mind."""
+    """Wait for the first answer, for as long as a failover takes."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -107,7 +107,7 @@ async def answered(link: Link, script: Script = COUNT, key: str = "k") -> Any:
 
 
 def on_first(nodes: list[Server]) -> str:
-    """A key that the first node of a cluster holds."""
+    """Return a key that the first node of a cluster holds."""
     keys = (f"{{{number}}}" for number in range(1000))
     return next(key for key in keys if nodes[0].ask("CLUSTER", "KEYSLOT", key) < 16384 // len(nodes))
 
@@ -116,7 +116,7 @@ def on_first(nodes: list[Server]) -> str:
 
 
 async def test_a_script_runs_and_answers_in_bytes(one: Server) -> None:
-    """The server need not know it; a later call sends only its digest."""
+    """A script runs without being known to the server; later calls send its digest only."""
     async with linked(one.url) as link:
         assert await link.run(ECHO, "k", 7, b"\x00\xff") == [b"k", b"7", b"\x00\xff"]
         assert await link.run(COUNT, "k") == 1
@@ -126,7 +126,7 @@ async def test_a_script_runs_and_answers_in_bytes(one: Server) -> None:
 
 
 async def test_calls_keep_one_connection(one: Server) -> None:
-    """One after another they share it; at the same time each has its own, and its own answer."""
+    """Calls one after another share a connection; simultaneous ones have one each."""
     async with linked(one.url) as link:
         for _ in range(3):
             await link.run(COUNT, "k")
@@ -136,7 +136,7 @@ async def test_calls_keep_one_connection(one: Server) -> None:
 
 
 async def test_a_unix_socket_and_a_database(one: Server) -> None:
-    """The same over a socket; the database is the one that the URL names."""
+    """A Unix socket works, with the database that the URL names."""
     async with linked(f"unix://{one.socket}?db=3") as link:
         assert await link.run(COUNT, "k") == 1
     async with linked(f"{one.url}/3") as link:
@@ -148,14 +148,14 @@ async def test_a_unix_socket_and_a_database(one: Server) -> None:
 
 
 async def test_a_fault_of_a_script_is_told(one: Server) -> None:
-    """With the server's own words; the link goes on."""
+    """A script's error has the server's own words, and the link goes on."""
     async with linked(one.url) as link:
         assert "it answered ERR" in await cause(link, Script.of("return nothing.at.all"))
         assert await link.run(COUNT, "k") == 1
 
 
 def test_a_file_that_is_not_there_stops_the_start() -> None:
-    """The message says which, and shows no password."""
+    """A missing file is named in a message without passwords."""
     with pytest.raises(StartError, match="cannot use /no/ca") as caught:
         Link(f"rediss://:{PASSWORD}@h?ssl_ca_certs=/no/ca", shown="rediss://:…@h", timeout=SECOND)
     assert str(caught.value).startswith("store.url: ")
@@ -166,7 +166,7 @@ def test_a_file_that_is_not_there_stops_the_start() -> None:
 
 
 async def test_passwords_and_users(kind: str) -> None:
-    """Right ones come in; wrong or missing ones and missing permissions are named."""
+    """Right credentials work; wrong or missing ones and missing permissions are named."""
     user = "user limited on >pa5secret ~k* resetchannels &wake* +eval +evalsha +incr +subscribe +ping"
     with server(kind, f"requirepass {PASSWORD}", user) as one:
         for login in (f":{PASSWORD}", f"default:{PASSWORD}", f"limited:{PASSWORD}"):
@@ -188,7 +188,7 @@ async def test_passwords_and_users(kind: str) -> None:
 
 
 async def test_a_password_for_a_server_that_has_none(one: Server) -> None:
-    """Said plainly, for it is a mistake in the configuration."""
+    """A password for a server without one is reported as a mistake in the configuration."""
     async with linked(f"redis://:{PASSWORD}@{one.address}") as link:
         assert "password" in await cause(link)
 
@@ -197,7 +197,7 @@ async def test_a_password_for_a_server_that_has_none(one: Server) -> None:
 
 
 async def test_tls_with_an_own_ca(one: Server, tmp_path: Path) -> None:
-    """Accepted with the CA, refused without it, refused for another host's name."""
+    """A private CA is accepted when configured; without it, or for another name, TLS fails."""
     files = Certificates(tmp_path)
     async with tls_before(one, files.context()) as port:
         async with linked(f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.ca}") as link:
@@ -211,7 +211,7 @@ async def test_tls_with_an_own_ca(one: Server, tmp_path: Path) -> None:
 
 
 async def test_tls_with_a_certificate_of_our_own(one: Server, tmp_path: Path) -> None:
-    """Where the server asks for one, nobody comes in without."""
+    """A server that requires client certificates refuses connections without one."""
     files = Certificates(tmp_path)
     async with tls_before(one, files.context(mutual=True)) as port:
         url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.ca}"
@@ -226,7 +226,7 @@ async def test_tls_with_a_certificate_of_our_own(one: Server, tmp_path: Path) ->
 async def test_a_company_s_own_authority_is_accepted_unless_certificates_are_strict(
     one: Server, tmp_path: Path, sort: Sort
 ) -> None:
-    """On every Python; a strict refusal names the server, the extension and the setting."""
+    """An informal authority is accepted; a strict refusal names server, extension and setting."""
     issued = Authority(tmp_path, sort)
     async with tls_before(one, issued.server_context()) as port:
         url = f"rediss://localhost:{port}?ssl_ca_certs={issued.ca}"
@@ -243,7 +243,7 @@ async def test_a_company_s_own_authority_is_accepted_unless_certificates_are_str
 
 
 def test_on_the_event_loop_of_production(one: Server, tmp_path: Path) -> None:
-    """Calls, TLS, refused certificates, timeouts and listening are the same on uvloop."""
+    """Calls, TLS, refused certificates, timeouts and listening work alike on uvloop."""
     uvloop.run(_on_uvloop(one, Certificates(tmp_path)))
 
 
@@ -271,7 +271,7 @@ async def _on_uvloop(one: Server, files: Certificates) -> None:
 
 
 async def test_a_server_that_is_not_there() -> None:
-    """Its address is shown."""
+    """The cause shows the address of an absent server."""
     address = f"127.0.0.1:{free_port()}"
     async with linked(f"redis://:{PASSWORD}@{address}") as link:
         said = await cause(link)
@@ -280,7 +280,7 @@ async def test_a_server_that_is_not_there() -> None:
 
 
 async def test_a_late_answer_reaches_nobody(kind: str) -> None:
-    """A call ends at its timeout; once the server goes on, the next one gets its own answer."""
+    """A late answer is dropped, and the next call gets its own."""
     with server(kind) as one:
         async with linked(one.url, BRIEF) as link:
             assert await answered(link) == 1
@@ -292,7 +292,7 @@ async def test_a_late_answer_reaches_nobody(kind: str) -> None:
 
 
 async def test_a_process_that_stood_still_blames_nobody(one: Server) -> None:
-    """When it goes on beyond the timeout, the answer that has come meanwhile is the answer."""
+    """After the process itself was stopped, an answer that came meanwhile counts."""
     tasks: set[asyncio.Task[Any]] = set()
     async with linked(one.url, BRIEF) as link:
         assert await answered(link) == 1
@@ -305,7 +305,7 @@ async def test_a_process_that_stood_still_blames_nobody(one: Server) -> None:
 
 
 async def test_a_cancelled_call_leaves_no_answer_behind(one: Server) -> None:
-    """Whoever calls next, perhaps in the same moment, gets a connection of its own."""
+    """A call after a cancelled one gets a connection of its own."""
     tasks: set[asyncio.Task[Any]] = set()
     async with linked(one.url) as link:
         await link.run(COUNT, "k")
@@ -320,7 +320,7 @@ async def test_a_cancelled_call_leaves_no_answer_behind(one: Server) -> None:
 
 @asynccontextmanager
 async def before(one: Server, treat: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> AsyncIterator[str]:
-    """A URL of a server at which `treat` meets each connection; it is given the server's side and the caller's."""
+    """Run a port whose connections to the server go through `treat`."""
     tasks: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -345,7 +345,7 @@ async def before(one: Server, treat: Callable[[asyncio.StreamReader, asyncio.Str
 
 
 async def test_a_call_whose_connection_breaks_runs_once(one: Server) -> None:
-    """It may have been carried out, so it is not sent again: the caller decides."""
+    """A call on a broken connection is not repeated, since it may have run."""
 
     async def swallow(inner: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (answer := await inner.read(2**16)).startswith(b"-NOSCRIPT"):
@@ -360,7 +360,7 @@ async def test_a_call_whose_connection_breaks_runs_once(one: Server) -> None:
 
 
 async def test_an_answer_that_nobody_can_read_is_a_loss(one: Server) -> None:
-    """Whoever gives it: a proxy in between, another service. The link goes on."""
+    """An unreadable answer is a loss, and the link goes on."""
 
     def three(answer: Any) -> Any:
         first, second, third = answer
@@ -375,7 +375,7 @@ async def test_an_answer_that_nobody_can_read_is_a_loss(one: Server) -> None:
 
 
 def test_a_connection_that_was_reset_while_it_rested(one: Server) -> None:
-    """On both event loops it is a loss like any other, and the next call is made over another."""
+    """A reset of an idle connection is a loss, and the next call uses another one."""
     asyncio.run(_after_a_reset(one))
     uvloop.run(_after_a_reset(one))
 
@@ -403,7 +403,7 @@ async def _after_a_reset(one: Server) -> None:
 
 
 async def test_what_a_cluster_may_have_done_is_not_repeated(nodes: list[Server]) -> None:
-    """A node that stands still and goes on has run the script once."""
+    """A stopped node that goes on has run the script once."""
     key = on_first(nodes)
     nodes[0].ask("DEL", key)
     async with linked(f"redis+cluster://{nodes[1].address}", SECOND) as link:
@@ -416,7 +416,7 @@ async def test_what_a_cluster_may_have_done_is_not_repeated(nodes: list[Server])
 
 
 async def test_a_restarted_server_is_found_again(kind: str) -> None:
-    """The end of the kept connection is known, so the first call after it succeeds."""
+    """The first call after a restart succeeds."""
     with server(kind) as one:
         async with linked(one.url) as link:
             await link.run(COUNT, "k")
@@ -427,7 +427,7 @@ async def test_a_restarted_server_is_found_again(kind: str) -> None:
 
 
 async def test_a_server_that_refuses_writes(kind: str) -> None:
-    """A replica, and a server whose memory is full, say so; the cause says what to do."""
+    """A read-only replica and a full server give causes that say what to do."""
     with server(kind, "maxmemory 1mb", "maxmemory-policy noeviction") as one:
         async with linked(one.url) as link:
             one.ask("CONFIG", "SET", "maxmemory", 1)
@@ -440,7 +440,7 @@ async def test_a_server_that_refuses_writes(kind: str) -> None:
 
 
 async def test_what_is_wrong_though_it_answers(kind: str) -> None:
-    """A server that may evict is told of; one that has no limit or no eviction is fine."""
+    """A server that may evict keys is reported; one without limit or eviction is fine."""
     with server(kind, "maxmemory 100mb", "maxmemory-policy allkeys-lru") as one:
         async with linked(one.url) as link:
             (warning,) = await link.check("k")
@@ -457,7 +457,7 @@ async def test_what_is_wrong_though_it_answers(kind: str) -> None:
 
 
 async def test_messages_wake(kind: str) -> None:
-    """Each message does as it is, and each new connection empty, since a message may have been missed before."""
+    """Each message wakes, and so does each new connection, since messages may be missed before it."""
     woken: list[bytes] = []
     complaints: list[StoreLost] = []
     with server(kind) as one:
@@ -477,7 +477,7 @@ async def test_messages_wake(kind: str) -> None:
 
 
 async def test_other_messages_are_not_heard(one: Server) -> None:
-    """A link listens to the channels that it was told of, each for itself."""
+    """A link listens to its own channels only."""
     near: list[bytes] = []
     far: list[bytes] = []
     async with linked(one.url) as link:
@@ -495,7 +495,7 @@ async def test_other_messages_are_not_heard(one: Server) -> None:
 async def test_a_listener_finds_out_that_nobody_calls_it(
     one: Server, finds_out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection of which nothing comes any more, not even its end, is left for another."""
+    """A silent subscription is replaced by a new connection."""
     monkeypatch.setattr(links, "_SLICE", 0.02)
     monkeypatch.setattr(links, "_SILENCE", 0.1 if finds_out == "in time" else 1_000)
     silent = asyncio.Event()
@@ -523,7 +523,7 @@ async def test_a_listener_finds_out_that_nobody_calls_it(
 
 
 async def test_a_listener_that_asks_is_not_woken_by_the_answer(one: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence is what is usual: it costs nobody an exchange."""
+    """Checking a silent subscription wakes nobody."""
     monkeypatch.setattr(links, "_SLICE", 0.01)
     monkeypatch.setattr(links, "_SILENCE", 0.01)
     woken: list[int] = []
@@ -537,7 +537,7 @@ async def test_a_listener_that_asks_is_not_woken_by_the_answer(one: Server, monk
 
 
 def _subscribed(one: Server) -> int:
-    """How often somebody subscribed."""
+    """Return how many subscriptions there were."""
     told = one.ask("INFO", "commandstats").partition("cmdstat_subscribe:calls=")[2]
     return int(told.partition(",")[0] or 0)
 
@@ -546,7 +546,7 @@ def _subscribed(one: Server) -> int:
 
 
 async def test_sentinels_name_the_master(kind: str) -> None:
-    """A dead sentinel is passed over; after a failover the calls find the new master."""
+    """A dead sentinel is skipped, and after a failover calls reach the new master."""
     woken: list[int] = []
     with (
         server(kind) as master,
@@ -571,7 +571,7 @@ async def test_sentinels_name_the_master(kind: str) -> None:
 
 
 async def test_a_demoted_master_is_left(kind: str) -> None:
-    """It answers READONLY; the next call asks the sentinels anew."""
+    """After READONLY the next call asks the sentinels again."""
     with server(kind) as one, server(kind) as other, server(kind, sentinel=sentinel_of(one)) as sentinel:
         async with linked(f"redis+sentinel://{sentinel.address}/main") as link:
             assert await link.run(COUNT, "k") == 1
@@ -584,7 +584,7 @@ async def test_a_demoted_master_is_left(kind: str) -> None:
 
 
 async def test_sentinels_may_have_a_password_of_their_own(kind: str) -> None:
-    """It is sent to them only, and the servers' to the servers only."""
+    """Sentinels and servers get their own passwords only."""
     with server(kind, f"requirepass {PASSWORD}") as one:
         watching = f"{sentinel_of(one)}\nsentinel auth-pass main {PASSWORD}\nrequirepass other-{PASSWORD}"
         with server(kind, sentinel=watching) as sentinel:
@@ -599,7 +599,7 @@ async def test_sentinels_may_have_a_password_of_their_own(kind: str) -> None:
 
 
 async def test_a_cluster_holds_each_key_somewhere(nodes: list[Server]) -> None:
-    """Whatever node is asked first, also behind one that is not there; scripts are loaded node by node."""
+    """A key is found from any node, also behind an absent one, and scripts are loaded on each node."""
     keys = [f"{{pool-{number}}}x" for number in range(12)]
     for server_of in nodes:
         server_of.ask("FLUSHALL")
@@ -615,7 +615,7 @@ async def test_a_cluster_holds_each_key_somewhere(nodes: list[Server]) -> None:
 
 
 async def test_a_slot_that_moves_is_followed(nodes: list[Server]) -> None:
-    """While it moves no node has all keys, so neither runs a script; afterwards the new one does."""
+    """A script fails while its slot moves, then runs on the new node."""
     source, target = nodes[0], nodes[1]
     key = on_first(nodes)
     slot = source.ask("CLUSTER", "KEYSLOT", key)
@@ -635,7 +635,7 @@ async def test_a_slot_that_moves_is_followed(nodes: list[Server]) -> None:
 
 
 async def test_messages_pass_through_a_cluster(nodes: list[Server]) -> None:
-    """Whatever node publishes, whoever listens at another hears it."""
+    """Messages reach listeners on all nodes."""
     woken: list[int] = []
     async with linked(f"redis+cluster://{nodes[0].address}") as link:
         link.listen("wake", lambda _: woken.append(1))

@@ -20,14 +20,14 @@ POOL = pool(2, limit(5, 600 * SECOND))
 
 @pytest.fixture(scope="module", params=KINDS)
 def running(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server."""
+    """Run a server."""
     with server(request.param) as one:
         yield one
 
 
 @pytest.fixture
 async def store(running: Server, request: pytest.FixtureRequest) -> AsyncIterator[RedisStore]:
-    """A replica's way to buckets of its own on that server."""
+    """Return a store with buckets of its own on that server."""
     link = Link(f"redis://127.0.0.1:{running.port}", shown="redis://here", timeout=30 * SECOND)
     prefix = re.sub(r"\W", "-", request.node.name)
     yield RedisStore(link, POOL, prefix=prefix, replica="r", settle_bound=BOUND, clock=micros, observer=Recorder())
@@ -35,17 +35,17 @@ async def store(running: Server, request: pytest.FixtureRequest) -> AsyncIterato
 
 
 def wants(number: int) -> FlowDemand:
-    """So many requests that wait."""
+    """Return a demand of so many requests."""
     return FlowDemand(Flow("a", DemandClass((0,))), 1, number)
 
 
 def counts(buckets: tuple[BucketLook, ...]) -> list[tuple[str, int, int, int]]:
-    """Quota, and tokens at hand, in use and cooling."""
+    """Return quota, available, used and cooling tokens."""
     return [(bucket.quota, bucket.at_hand, bucket.in_use, len(bucket.cooling)) for bucket in buckets]
 
 
 async def test_a_store_that_nobody_has_used_is_full(store: RedisStore) -> None:
-    """Nothing is out of it."""
+    """An unused store has all tokens available."""
     assert counts(await store.look()) == [("k0", 5, 0, 0), ("k1", 5, 0, 0)]
 
 
@@ -53,7 +53,7 @@ async def test_a_store_that_nobody_has_used_is_full(store: RedisStore) -> None:
 async def test_tokens_are_seen_in_all_their_states(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    """In use, cooling with their delays, and behind a door that the upstream closed; asked for in one call or many."""
+    """Tokens in use, cooling and in closed buckets are seen, in one call or many."""
     monkeypatch.setattr(looks, "MOST", most)
     granted: list[LeaseGrant] = []
     while len(granted) < 6:  # each quota opens with the answer to its probe
@@ -75,7 +75,7 @@ async def test_tokens_are_seen_in_all_their_states(
 
 
 async def test_a_quota_that_rests_is_closed_for_each_limit(store: RedisStore) -> None:
-    """Its key was used under another quota, so it opens once that use surely counts no more."""
+    """A resting quota is closed for each limit until its other use counts no more."""
     keys = tuple(Key(name, Secret(f"s-{name}"), "shared") for name in ("k0", "k1"))
     moved = Pool("default", keys, POOL.limits, POOL.guard)
     other = RedisStore(
@@ -96,7 +96,7 @@ async def test_a_quota_that_rests_is_closed_for_each_limit(store: RedisStore) ->
 
 
 async def test_what_has_returned_is_available_before_the_next_exchange(store: RedisStore) -> None:
-    """A page does not wait for one: a token whose time has come is none that cools."""
+    """A token whose time has come is available, also before the next exchange."""
     store.adopt(pool(1, limit(5, SECOND)))
     (grant,) = (await store.exchange((), (wants(1),))).grants
     await store.exchange((Spent(grant.lease, SECOND),), ())
@@ -104,14 +104,14 @@ async def test_what_has_returned_is_available_before_the_next_exchange(store: Re
 
 
 async def until_looks(store: RedisStore, expected: list[tuple[str, int, int, int]]) -> None:
-    """Look until there is that to see."""
+    """Wait until the view has so many entries."""
     async with asyncio.timeout(30):
         while counts(await store.look()) != expected:
             await asyncio.sleep(0.005)
 
 
 async def test_looking_changes_nothing(store: RedisStore) -> None:
-    """Two looks are alike, and what is granted afterwards is what would have been."""
+    """Reading changes neither later views nor grants."""
     await store.exchange((), (wants(1),))
     assert counts(await store.look()) == counts(await store.look())
     assert sum(in_use for _, _, in_use, _ in counts(await store.look())) == 1

@@ -46,7 +46,7 @@ class TestMemoryStore(StoreConformance):
 
 
 def test_a_replica_is_woken_when_its_turn_comes_early() -> None:
-    """Tokens that come back unsent are reserved for the flow that is next, and its replica is to call at once."""
+    """Unsent tokens are reserved for the next flow, and its replica is woken at once."""
 
     async def scenario() -> None:
         store = ClockedMemory(pool(1, limit(1)))
@@ -61,7 +61,7 @@ def test_a_replica_is_woken_when_its_turn_comes_early() -> None:
 
 
 def test_a_replica_is_told_when_the_token_of_its_turn_returns() -> None:
-    """If that is earlier than it was told to call; it is told once."""
+    """A replica is told once when its token returns earlier than it was told."""
 
     async def scenario() -> None:
         store = ClockedMemory(pool(1, limit(1, SECOND)))
@@ -78,7 +78,7 @@ def test_a_replica_is_told_when_the_token_of_its_turn_returns() -> None:
 
 
 def test_a_request_is_granted_without_an_exchange_while_nobody_waits() -> None:
-    """Its lease is one that this replica holds; where something waits, it is for the exchange."""
+    """The fast path grants a lease that this replica holds, unless something waits."""
 
     async def scenario() -> None:
         store = ClockedMemory(pool(1, limit(2)))
@@ -97,7 +97,7 @@ def test_a_request_is_granted_without_an_exchange_while_nobody_waits() -> None:
 
 
 def test_a_look_tells_what_has_returned_by_now() -> None:
-    """A page does not wait for the next exchange."""
+    """A view includes tokens that returned since the last exchange."""
 
     async def scenario() -> None:
         store = ClockedMemory(pool(2, limit(3, SECOND)))

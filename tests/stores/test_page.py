@@ -1,4 +1,4 @@
-"""What docs/shared-store.md says is so."""
+"""The statements of docs/shared-store.md."""
 
 import re
 from collections.abc import Iterator
@@ -44,27 +44,27 @@ PASSWORD = "pa5secret"
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """Each kind of server."""
+    """Run for each kind of server."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def running(kind: str) -> Iterator[Server]:
-    """A server."""
+    """Run a server."""
     with server(kind) as one:
         yield one
 
 
 @pytest.fixture
 def one(running: Server) -> Server:
-    """That server, empty."""
+    """That server, emptied."""
     running.ask("FLUSHALL")
     return running
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_are_accepted(example: str, tmp_path: Path) -> None:
-    """By the check of the configuration, and by the client that they are for."""
+    """The configuration's check and the client accept each example."""
     files = Certificates(tmp_path)
     password = tmp_path / "password"
     password.write_text(PASSWORD)
@@ -83,7 +83,7 @@ def test_examples_are_accepted(example: str, tmp_path: Path) -> None:
 
 
 def test_all_keys_are_listed(one: Server) -> None:
-    """With their types; none is listed that there is not."""
+    """Exactly the keys that are stored are listed, with their types."""
     seen: dict[str, str] = {}
     with redis.Redis(port=one.port) as client:
         typed: Any = client
@@ -97,7 +97,7 @@ def test_all_keys_are_listed(one: Server) -> None:
 
 
 async def test_a_quota_takes_no_more_than_is_said(one: Server) -> None:
-    """8 KB at 60 requests a minute, however often they have been spent."""
+    """A quota takes 8 KB at 60 requests a minute, however often they are spent."""
     keys = 40
     store = ClockedRedis(one, pool(keys, limit(60)))
     with redis.Redis(port=one.port) as client:
@@ -118,20 +118,20 @@ async def test_a_quota_takes_no_more_than_is_said(one: Server) -> None:
 
 
 def let_in(one: Server, more: str = "", password: str = "") -> None:
-    """Make the user that the page shows."""
+    """Create the user that the page shows."""
     words = USER.replace(">PASSWORD", f">{PASSWORD}").split()
     one.ask(*words, *more.split(), password=password)
 
 
 def new_store(link: Link, replica: str = "r", pool_: Pool = FAST) -> RedisStore:
-    """A replica's."""
+    """Return a replica's store."""
     return RedisStore(
         link, pool_, prefix="keyturn", replica=replica, settle_bound=BOUND, clock=micros, observer=Recorder()
     )
 
 
 async def serves(link: Link) -> None:
-    """All that a replica does works over this link."""
+    """Check that everything that a replica does works over this link."""
     store = new_store(link)
     woken: list[int] = []
     store.listen(woken.append)
@@ -145,7 +145,7 @@ async def serves(link: Link) -> None:
 
 
 async def test_the_user_may_do_what_is_needed_and_no_more(one: Server) -> None:
-    """In a database of its own, too; whatever is taken from it is missed."""
+    """The user may do all that is needed, and needs all that it may do."""
     let_in(one)
     try:
         link = Link(f"redis://keyturn:{PASSWORD}@{one.address}/2", shown="here", timeout=PATIENCE)
@@ -159,7 +159,7 @@ async def test_the_user_may_do_what_is_needed_and_no_more(one: Server) -> None:
 
 
 async def test_a_user_who_may_not_do_all_does_nothing(one: Server) -> None:
-    """A script that is refused something midway would have done half of its work."""
+    """A user with a missing permission changes nothing, since scripts check first."""
     let_in(one)
     link = Link(f"redis://keyturn:{PASSWORD}@{one.address}", shown="here", timeout=PATIENCE)
     try:
@@ -180,7 +180,7 @@ async def test_a_user_who_may_not_do_all_does_nothing(one: Server) -> None:
 
 
 async def test_a_user_without_channels_is_served_and_told_of(one: Server) -> None:
-    """As `ACL SETUSER` makes it from Redis 7 on: replicas are not called, but nothing else is missing."""
+    """A user without channels is served but not woken, and the log says so."""
     let_in(one)
     one.ask("ACL", "SETUSER", "keyturn", "resetchannels")
     link = Link(f"redis://keyturn:{PASSWORD}@{one.address}", shown="here", timeout=PATIENCE)
@@ -198,13 +198,13 @@ async def test_a_user_without_channels_is_served_and_told_of(one: Server) -> Non
 
 
 def _used(pattern: str) -> set[str]:
-    """The commands that scripts in these files of the stores call."""
+    """Return the commands that scripts in these files call."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "proxy" / "keyturn" / "stores").glob(pattern)]
     return {name.lower() for text in texts for name in re.findall(r"(?:call|create|chunked)\('([A-Z]+)'", text)}
 
 
 async def test_the_user_of_a_cluster(kind: str) -> None:
-    """With the three that only its client needs."""
+    """In a cluster the user needs three more commands."""
     with cluster(kind) as nodes:
         for node in nodes:
             let_in(node, IN_A_CLUSTER)
@@ -214,7 +214,7 @@ async def test_the_user_of_a_cluster(kind: str) -> None:
 
 
 async def test_the_users_of_sentinels_and_of_their_master(kind: str) -> None:
-    """Each its own."""
+    """Sentinels and their master have users of their own."""
     with server(kind) as master:
         let_in(master)
         watching = f"{sentinel_of(master)}\nuser watcher on >{PASSWORD} -@all {OF_SENTINELS}"

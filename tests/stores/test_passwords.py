@@ -1,4 +1,4 @@
-"""A real process and a server with a password that no URL could hold as it is."""
+"""A real process, and a server with a password that needs escaping in a URL."""
 
 import signal
 from pathlib import Path
@@ -15,7 +15,7 @@ ODD = "p%41+/#?[@&=ü"
 
 @pytest.mark.parametrize("where", ["password", "password_file"])
 async def test_a_password_is_taken_literally(tmp_path: Path, where: str) -> None:
-    """And from its file, a new one by the connections that are made when the old ones have ended."""
+    """A password is taken literally from the file; a new one is used by new connections."""
     file = tmp_path / "password"
     file.write_text(f"{ODD}\n", encoding="utf-8")
     api = PracticeApi(PracticeSettings(tls=True, keys=KEYS))

@@ -15,14 +15,14 @@ HERE, THERE = {"#1": "a", "#2": "a"}, {"#1": "b", "#2": "a"}
 
 @pytest.fixture(scope="module", params=KINDS)
 def running(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server."""
+    """Run a server."""
     with server(request.param) as one:
         yield one
 
 
 @pytest.fixture
 async def link(running: Server) -> AsyncIterator[Link]:
-    """The way to it, empty."""
+    """Return a link to it, emptied."""
     running.ask("FLUSHALL")
     link = Link(running.url, shown="redis://here", timeout=30 * SECOND)
     yield link
@@ -30,7 +30,7 @@ async def link(running: Server) -> AsyncIterator[Link]:
 
 
 async def tell_each_other(one: Placements, other: Placements) -> None:
-    """Revisions are ranked by their appearance, and each is told of the other with its placement."""
+    """Check that revisions are ranked by appearance and learn each other's placement."""
     own, others = await one.name(HERE)
     assert (own.placement, own.rank, own.since, others) == (HERE, 1, 0, [])
     own, (first,) = await other.name(THERE)
@@ -43,19 +43,19 @@ async def tell_each_other(one: Placements, other: Placements) -> None:
 
 
 async def test_revisions_in_memory_know_each_other() -> None:
-    """The memory of one process passes what the store passes."""
+    """Revisions in one process's memory learn of each other."""
     ticks = iter(range(0, 100, 10))
     registry = LocalPlacements(lambda: next(ticks))
     await tell_each_other(registry, registry)
 
 
 async def test_revisions_in_the_store_know_each_other(link: Link) -> None:
-    """Two replicas with one server."""
+    """Revisions of two replicas on one server learn of each other."""
     await tell_each_other(SharedPlacements(link, "p"), SharedPlacements(link, "p"))
 
 
 async def test_what_the_store_forgets_is_told_anew(link: Link, running: Server) -> None:
-    """All of it, or the keys of a revision only."""
+    """A placement that the store forgot, as a whole or in part, is sent again."""
     one, other = SharedPlacements(link, "p"), SharedPlacements(link, "p")
     await one.name(HERE)
     running.ask("FLUSHALL")
@@ -69,7 +69,7 @@ async def test_what_the_store_forgets_is_told_anew(link: Link, running: Server) 
 
 
 async def test_a_revision_of_many_keys_is_told_in_parts(link: Link) -> None:
-    """More than one command of a script may carry."""
+    """A large placement is sent in parts, since a command has a bounded number of values."""
     many = {f"#{number}": "a" for number in range(9_500)}
     await SharedPlacements(link, "p").name(many)
     _, (told,) = await SharedPlacements(link, "p").name({})
@@ -77,7 +77,7 @@ async def test_a_revision_of_many_keys_is_told_in_parts(link: Link) -> None:
 
 
 async def test_a_placement_that_is_not_there_as_a_whole_is_not_believed(link: Link, running: Server) -> None:
-    """It is asked for again."""
+    """An incomplete placement is ignored and asked for again."""
     one, other = SharedPlacements(link, "p"), SharedPlacements(link, "p")
     await one.name(HERE)
     (name,) = [key for key in running.ask("KEYS", "*") if key.startswith("p:{~placements}:")]
@@ -88,7 +88,7 @@ async def test_a_placement_that_is_not_there_as_a_whole_is_not_believed(link: Li
 
 
 async def test_a_store_that_does_not_answer_is_lost() -> None:
-    """Within its timeout."""
+    """A store that does not answer is lost within its timeout."""
     link = Link("redis://127.0.0.1:1", shown="redis://here", timeout=SECOND // 10)
     with pytest.raises(StoreLost):
         async with asyncio.timeout(30):

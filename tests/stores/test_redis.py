@@ -1,4 +1,4 @@
-"""The store on real servers of both kinds: what all stores do, and what only one at the end of a network can."""
+"""The store on real servers of both kinds: the conformance suite, and what a network adds."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -36,20 +36,20 @@ PATIENCE: Micros = 30 * SECOND
 
 @pytest.fixture(scope="module", params=KINDS)
 def running(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of each kind."""
+    """Run a server of each kind."""
     with server(request.param) as one:
         yield one
 
 
 @pytest.fixture
 def one(running: Server) -> Server:
-    """That server, empty."""
+    """That server, emptied."""
     running.ask("FLUSHALL")
     return running
 
 
 class ClockedStore(RedisStore):
-    """A replica whose messages tell the server the time of the test."""
+    """A store whose messages tell the server the test's time."""
 
     now: Callable[[], Micros]
 
@@ -106,7 +106,7 @@ class ClockedRedis:
 
 @pytest.fixture(scope="module", params=KINDS)
 def nodes(request: pytest.FixtureRequest) -> Iterator[list[Server]]:
-    """A cluster of each kind."""
+    """Run a cluster of each kind."""
     with cluster(request.param) as three:
         yield three
 
@@ -123,7 +123,7 @@ class TestRedisStore(StoreConformance):
 
 
 class TestRedisStoreInACluster(StoreConformance):
-    """So does the store in a cluster of either."""
+    """The store in a cluster of either passes the suite of stores."""
 
     @pytest.fixture(autouse=True)
     def _nodes(self, nodes: list[Server]) -> None:
@@ -137,7 +137,7 @@ class TestRedisStoreInACluster(StoreConformance):
 
 
 async def opened(one: Server, pool_: Pool, url: str) -> ClockedRedis:
-    """A store whose buckets are known; its keys are on this server."""
+    """Return a store with known buckets on this server."""
     store = ClockedRedis(one, pool_, url)
     await store.exchange("start", (), ())
     know(one, store.store("start"))
@@ -155,7 +155,7 @@ end
 
 
 def know(one: Server, store: RedisStore) -> None:
-    """Every bucket of a replica's revision is known."""
+    """Make every bucket of a replica's revision known."""
     revision = store.revision
     names = [f"{limit_.id} {quota}" for limit_ in revision.limits for quota in revision.quotas]
     one.ask("EVAL", KNOW, 1, store.key, *names)
@@ -163,7 +163,7 @@ def know(one: Server, store: RedisStore) -> None:
 
 @asynccontextmanager
 async def replicas(one: Server, *names: str, pool_: Pool = FAST) -> AsyncIterator[list[RedisStore]]:
-    """Replicas of their own clock, each with a link of its own, on the server's own time."""
+    """Return replicas with links of their own, on the server's own time."""
     links = [Link(one.url, shown=one.url, timeout=PATIENCE) for _ in names]
     try:
         yield [
@@ -176,13 +176,13 @@ async def replicas(one: Server, *names: str, pool_: Pool = FAST) -> AsyncIterato
 
 
 def events(store: RedisStore) -> list[object]:
-    """What a replica has told."""
+    """Return the events of a replica."""
     assert isinstance(store._observer, Recorder)
     return list(store._observer.events)
 
 
 def round_trips(one: Server) -> int:
-    """How many scripts a server has run since it was last asked."""
+    """Return how many scripts a server has run since the last call."""
     lines = one.ask("INFO", "commandstats").splitlines()
     one.ask("CONFIG", "RESETSTAT")
     calls = [line.partition("calls=")[2].partition(",")[0] for line in lines if line.startswith("cmdstat_eval")]
@@ -190,7 +190,7 @@ def round_trips(one: Server) -> int:
 
 
 async def test_an_exchange_is_one_round_trip(one: Server) -> None:
-    """A snapshot for newcomers included; but for the first, which is asked for the revision."""
+    """An exchange with a snapshot is one round trip, except the first."""
     async with replicas(one, "r") as (store,):
         await store.exchange((), ())
         await store.exchange((), (wants(1),))  # the server knows both scripts by now
@@ -206,8 +206,8 @@ async def test_an_exchange_is_one_round_trip(one: Server) -> None:
         assert round_trips(one) == 2
 
 
-async def test_who_has_something_out_speaks_more_often(one: Server) -> None:
-    """A heartbeat at least every two seconds while leases or their windows are out, every five otherwise."""
+async def test_a_replica_with_leases_calls_more_often(one: Server) -> None:
+    """A replica calls at least every two seconds while it holds leases, every five otherwise."""
     async with replicas(one, "r") as (store,):
         assert (await store.exchange((), ())).again == IDLE
         (grant,) = (await store.exchange((), (wants(1),))).grants
@@ -217,12 +217,12 @@ async def test_who_has_something_out_speaks_more_often(one: Server) -> None:
 
 
 def waited_out(one: Server) -> None:
-    """As if the epoch had begun so long ago that all had the time to report what they hold."""
+    """Let the epoch have begun so long ago that the recovery grace is over."""
     one.ask("HSET", "t:2:{default}:state", "grace", "0")
 
 
 async def test_a_server_that_forgets_is_told_again(one: Server) -> None:
-    """FLUSHALL takes nothing from what was spent: who holds it reports it, and the pool is opened by a probe."""
+    """After FLUSHALL replicas report what they hold, and the pool opens by a probe."""
     async with replicas(one, "r") as (store,):
         (probe,) = (await store.exchange((), (wants(1),))).grants
         (grant,) = (await store.exchange((Spent(probe.lease, 0),), (wants(1),))).grants
@@ -237,7 +237,7 @@ async def test_a_server_that_forgets_is_told_again(one: Server) -> None:
 
 
 async def test_a_restarted_server_begins_an_epoch(one: Server) -> None:
-    """What it had saved is kept, and not trusted: its run id has changed."""
+    """A restarted server's data are kept but not trusted: its run id has changed."""
     async with replicas(one, "r") as (store,):
         (probe,) = (await store.exchange((), (wants(1),))).grants
         await store.exchange((Spent(probe.lease, 0),), ())
@@ -251,7 +251,7 @@ async def test_a_restarted_server_begins_an_epoch(one: Server) -> None:
 
 
 async def test_lost_writes_are_noticed(one: Server) -> None:
-    """A server that is behind what a replica has seen knows less than was spent (a failover)."""
+    """A server behind what a replica has seen begins an epoch (a failover)."""
     async with replicas(one, "r") as (store,):
         (probe,) = (await store.exchange((), (wants(1),))).grants
         before = one.ask("HGET", "t:2:{default}:state", "version")
@@ -262,7 +262,7 @@ async def test_lost_writes_are_noticed(one: Server) -> None:
 
 
 async def test_a_clock_that_jumps_ahead_is_not_believed(one: Server) -> None:
-    """Tokens do not return because the server's clock was set: no grant is used that rests on it."""
+    """No grant is used that rests on a server's clock that was set forward."""
     store = ClockedRedis(one, FAST)
     try:
         (probe,) = (await store.exchange("r", (), (wants(1),))).grants
@@ -277,7 +277,7 @@ async def test_a_clock_that_jumps_ahead_is_not_believed(one: Server) -> None:
 
 
 async def test_a_turn_that_comes_early_wakes_its_replica(one: Server) -> None:
-    """Tokens that come back unsent are reserved for the flow that is next, and its replica is woken over the server."""
+    """Unsent tokens are reserved for the next flow, whose replica is woken over the server."""
     async with replicas(one, "near", "far", pool_=pool(1, limit(1, 10 * SECOND))) as (near, far):
         woken: list[Micros] = []
         far.listen(woken.append)
@@ -291,7 +291,7 @@ async def test_a_turn_that_comes_early_wakes_its_replica(one: Server) -> None:
 
 
 async def test_a_replica_is_told_when_its_turn_will_come(one: Server) -> None:
-    """The message carries the delay until its token returns, in microseconds."""
+    """The message holds the delay until the token returns, in microseconds."""
     async with replicas(one, "near", "far", pool_=pool(1, limit(1, SECOND))) as (near, far):
         woken: list[Micros] = []
         far.listen(woken.append)
@@ -305,7 +305,7 @@ async def test_a_replica_is_told_when_its_turn_will_come(one: Server) -> None:
 
 
 async def test_a_message_that_is_no_number_wakes_at_once(one: Server) -> None:
-    """Whoever sends it: a call too many does no harm."""
+    """A malformed message wakes at once, which costs one needless call."""
     async with replicas(one, "r") as (store,):
         woken: list[Micros] = []
         store.listen(woken.append)
@@ -317,7 +317,7 @@ async def test_a_message_that_is_no_number_wakes_at_once(one: Server) -> None:
 
 
 async def test_an_answer_that_is_lost_costs_nothing(one: Server) -> None:
-    """Its grants are taken back with the next request, and granted again."""
+    """Grants of a lost response are taken back with the next request, and granted again."""
     async with replicas(one, "r", pool_=pool(1, limit(1, 600 * SECOND))) as (store,):
         await store.exchange((), ())
         store.session.tell((wants(1),), partial=False)
@@ -327,7 +327,7 @@ async def test_an_answer_that_is_lost_costs_nothing(one: Server) -> None:
 
 
 class Cut(RedisStore):
-    """A store whose answers are lost with their connection, the next so many times."""
+    """A store whose next responses are lost with their connection."""
 
     cuts = 0
 
@@ -340,7 +340,7 @@ class Cut(RedisStore):
 
 
 async def test_a_connection_that_breaks_is_no_loss(one: Server) -> None:
-    """Another request takes back what the first was granted; a second time in the same exchange it is one."""
+    """One broken connection is repeated; a second one in the same exchange is a loss."""
     link = Link(one.url, shown=one.url, timeout=PATIENCE)
     only = pool(1, limit(1, 600 * SECOND))
     store = Cut(link, only, prefix="t", replica="r", settle_bound=BOUND, clock=micros, observer=Recorder())
@@ -357,7 +357,7 @@ async def test_a_connection_that_breaks_is_no_loss(one: Server) -> None:
 
 
 async def test_a_replica_that_spent_much_is_soon_heard(one: Server) -> None:
-    """What it tells again costs the server a command for each quota, not for each token, which could take too long."""
+    """A report costs the server a command for each quota, not for each token."""
     many = pool(10, limit(100, 60 * SECOND))
     async with replicas(one, "r", pool_=many) as (store,):
         grants = (await store.exchange((), (wants(1000),))).grants
@@ -374,7 +374,7 @@ async def test_a_replica_that_spent_much_is_soon_heard(one: Server) -> None:
 
 
 async def test_pools_do_not_meet(one: Server) -> None:
-    """Each has its own name in its keys, and so has each prefix."""
+    """Pools and prefixes have keys of their own."""
     link = Link(one.url, shown=one.url, timeout=PATIENCE)
     stores = [
         RedisStore(link, FAST, prefix=prefix, replica="r", settle_bound=BOUND, clock=micros, observer=Recorder())
@@ -388,7 +388,7 @@ async def test_pools_do_not_meet(one: Server) -> None:
 
 
 async def test_nothing_is_left_of_a_limit_that_is_gone(one: Server) -> None:
-    """Once nobody's revision names it and its last token is back, however that came back."""
+    """A limit that no revision names is removed with its last token."""
     store = ClockedRedis(one, FAST)
     try:
         (grant,) = (await store.exchange("r", (), (wants(1),))).grants

@@ -1,4 +1,4 @@
-"""The scripts beside the state: the same histories, the same answers, the same state (both say the same).
+"""The scripts and the state play the same histories and give the same answers.
 
 `KEYTURN_HISTORIES` sets how many histories are played, for a longer run than the usual one.
 """
@@ -87,7 +87,7 @@ Stored = dict[str, Any]
 
 
 class InMemory:
-    """The state in the hands of a history."""
+    """The state, driven by a history."""
 
     def __init__(self) -> None:
         self.state = SharedState()
@@ -135,7 +135,7 @@ class InMemory:
         return {name: content for name, content in found.items() if content}
 
     def check(self) -> None:
-        """Tokens are conserved: what is taken is in use or cools, and a class that can be served is ready."""
+        """Check that taken tokens are in use or cooling, and that classes that can be served are ready."""
         own = self.state.tokens
         taken: Counter[tokens.Bucket] = Counter()
         for record in own.leases.values():
@@ -147,7 +147,7 @@ class InMemory:
 
 
 class OnServer:
-    """The scripts in the hands of a history."""
+    """The scripts, driven by a history."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self._client: Any = client  # whose types are those of any protocol
@@ -215,7 +215,7 @@ class OnServer:
         found["probing"] = {name: bucket["probing"] for name, bucket in rows if bucket["probing"]}
 
     def lasting(self) -> list[bytes]:
-        """Keys that will be there for ever, or not for as long as the longest window."""
+        """Return keys that never expire, or earlier than the longest window."""
         return [key for key in self._client.scan_iter() if self._client.ttl(key) < 80_000]
 
 
@@ -232,13 +232,13 @@ def _bucket(name: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module", params=KINDS)
 def running(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server."""
+    """Run a server."""
     with server(request.param) as one:
         yield one
 
 
 def request(serial: int = 1, **told: Any) -> ExchangeRequest:
-    """A request of a replica that knows no epoch yet."""
+    """Return a request of a replica that knows no epoch yet."""
     return ExchangeRequest("r", serial, serial - 1, "", 0, 1, REVISION.name, full=True, **told)
 
 
@@ -246,7 +246,7 @@ REVISION = Revision("one", ("k0", "k1"), (RevisionLimit("10000000", 5, 10 * SECO
 
 
 def test_a_request_is_small_json() -> None:
-    """Durations stay integers, and what is not said is left out."""
+    """Durations are integers, and default fields are left out."""
     ended = (Spent("1", 5), Spent("4", -5, answered=False), Unsent("2"), Throttled("3", 0, 7, (0,)))
     demands = (FlowDemand(Flow("a", DemandClass((0, 1))), 2, 3), FlowDemand(Flow("a", DemandClass((), "k0")), 2, 1))
     message = json.loads(encode_exchange(request(settlements=ended, demands=demands), None))
@@ -256,7 +256,7 @@ def test_a_request_is_small_json() -> None:
 
 
 def test_numbers_are_alike(running: Server) -> None:
-    """What stands in both texts as a number is the same number."""
+    """Constants of both texts are equal."""
     for script, constants in ((EXCHANGE, CONSTANTS), (SNAPSHOT, CONSTANTS_OF_SNAPSHOTS)):
         lines = re.findall(r"^local ([A-Z_]+) = ([^-\n]+)", script.text, re.MULTILINE)
         told = {name: text for name, text in lines if name in constants}
@@ -270,7 +270,7 @@ def test_numbers_are_alike(running: Server) -> None:
 
 
 def test_a_full_memory_leaves_no_trace(running: Server) -> None:
-    """The first write is denied, so that a request takes no effect, and the next one is not believed to be repeated."""
+    """A full server denies the first write, so the request has no effect and is not taken for a repeated one."""
     with redis.Redis(port=running.port) as client:
         client.flushall()
         scripts = OnServer(client)
@@ -289,7 +289,7 @@ def test_a_full_memory_leaves_no_trace(running: Server) -> None:
 
 
 def test_another_replica_is_woken_by_a_message(running: Server) -> None:
-    """It holds the delay in microseconds: none for tokens that are reserved for it."""
+    """The message holds the delay in microseconds, none for reserved tokens."""
     with redis.Redis(port=running.port) as client:
         client.flushall()
         scripts = OnServer(client)
@@ -310,9 +310,9 @@ def test_another_replica_is_woken_by_a_message(running: Server) -> None:
 
 @pytest.mark.parametrize("seed", range(HISTORIES))
 def test_scripts_and_state_are_alike(running: Server, seed: int) -> None:
-    """In any history of a fleet, with crashes, lost messages, lost state and stepping clocks, the answers are equal.
+    """In any history of a fleet answers and stored states are equal.
 
-    So is what is stored in the end; all of it will be gone one day if nobody asks any more.
+    All keys expire one day if no replica calls any more.
     """
     with redis.Redis(port=running.port) as client:
         client.flushall()

@@ -22,20 +22,20 @@ LONG_AGO = BEYOND + SECOND
 
 
 def revision_for(quotas: int = 2, requests: int = LIMIT) -> Revision:
-    """A pool of keys with so many requests in `WINDOW`."""
+    """Return a pool of keys with so many requests in `WINDOW`."""
     return revision_of(pool(quotas, limit(requests, WINDOW), guard=0), LEASE_LIFETIME + BOUND)
 
 
 def held_of(revision: Revision, name: str, spent: list[tuple[str, Micros]]) -> tuple[HeldLease, ...]:
-    """Leases of a replica, by quota and the time since they were granted and counted."""
+    """Return leases of a replica, by quota and the time since they were granted and counted."""
     windows = tuple((one.id, one.window) for one in revision.limits)
     return tuple(HeldLease(f"{name}{i}", quota, "a", windows, age, age) for i, (quota, age) in enumerate(spent))
 
 
 class Alone:
-    """A replica that has lost the store, and goes on with its share from now on.
+    """A replica that has lost the store and goes on with its share.
 
-    `spent`: what it had spent when it lost the store, by quota and age; `age`: for how long the store has been lost.
+    `spent` is what it had spent at the loss, by quota and age; `age` is how long the store has been lost.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Alone:
         self._settled: tuple[Spent, ...] = ()
 
     async def turn(self, waiting: int = 50, of: Flow | None = None) -> None:
-        """Send all that may be sent now; an answer comes at once."""
+        """Send all that may be sent now; answers come at once."""
         while True:
             answer = await self.share.exchange(self._settled, (FlowDemand(of or flow(), 1, waiting),))
             self._settled = tuple(Spent(grant.lease, 0) for grant in answer.grants)
@@ -57,7 +57,7 @@ class Alone:
 
 
 async def pass_(duration: Micros, *replicas: Alone, step: float = 0.05) -> None:
-    """Let time go by; each replica sends whenever it may, which it looks after every so many seconds."""
+    """Let time pass; each replica sends whenever it may, checked every so many seconds."""
     end = micros() + duration
     while micros() < end:
         for replica in replicas:
@@ -66,7 +66,7 @@ async def pass_(duration: Micros, *replicas: Alone, step: float = 0.05) -> None:
 
 
 def worst(revision: Revision, *replicas: Alone) -> int:
-    """The most that was sent on one key in any window."""
+    """Return the most requests on one key in any window."""
     most = 0
     for quota in revision.quotas:
         instants = sorted(instant for one in replicas for key, instant in one.sent if key == quota)
@@ -76,7 +76,7 @@ def worst(revision: Revision, *replicas: Alone) -> int:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_all_replicas_together_keep_every_limit(seed: int) -> None:
-    """However many they are, and however unevenly they had spent when the store was lost (law 1)."""
+    """Replicas with shares keep every limit, whatever each had spent before the loss (law 1)."""
 
     @virtual
     async def scenario() -> None:
@@ -106,7 +106,7 @@ def test_all_replicas_together_keep_every_limit(seed: int) -> None:
 
 @virtual
 async def test_in_the_first_window_only_its_own_tokens_return() -> None:
-    """Others may have spent everything else; once all that has returned, a replica has its share."""
+    """In the first window only a replica's own tokens return, then it has its share."""
     idle = Alone("a", [], 2, revision_for())
     await pass_(BEYOND - SECOND // 10, idle)
     assert idle.sent == []
@@ -116,7 +116,7 @@ async def test_in_the_first_window_only_its_own_tokens_return() -> None:
 
 @virtual
 async def test_a_loss_that_has_lasted_counts_from_its_begin() -> None:
-    """Whoever needs a token only then does not wait for another window."""
+    """The first window counts from the loss, not from the first request after it."""
     late = Alone("a", [], 2, revision_for(), age=LONG_AGO)
     await pass_(SECOND, late)
     assert late.sent
@@ -124,7 +124,7 @@ async def test_a_loss_that_has_lasted_counts_from_its_begin() -> None:
 
 @virtual
 async def test_its_own_tokens_return_to_it() -> None:
-    """What a replica has spent itself it may use again as it returns, although nothing else is available."""
+    """A replica uses its own tokens as they return, although nothing else is available."""
     one = Alone("a", [("k0", age * SECOND) for age in range(8)], 2, revision_for(1))
     before = len(one.sent)
     await pass_(WINDOW - SECOND, one)
@@ -133,7 +133,7 @@ async def test_its_own_tokens_return_to_it() -> None:
 
 @virtual
 async def test_more_than_its_share_does_not_return_to_it() -> None:
-    """A replica that had spent nearly all is left with its share: the rest is that of others."""
+    """A replica that had spent more than its share gets back its share."""
     one = Alone("a", [("k0", 0)] * (LIMIT - 1), 4, revision_for(1))
     await pass_(WINDOW, one)
     assert len(one.sent) == LIMIT - 1
@@ -143,7 +143,7 @@ async def test_more_than_its_share_does_not_return_to_it() -> None:
 
 @virtual
 async def test_a_token_that_comes_back_unsent_is_used_at_once() -> None:
-    """What was in use when the store was lost ends here as it would there."""
+    """A lease from before the loss that ends unsent is used at once."""
     revision = revision_for(1)
     windows = ((revision.limits[0].id, revision.limits[0].window),)
     held = tuple(HeldLease(f"r{number}", "k0", "a", windows, SECOND, None) for number in range(2))
@@ -157,7 +157,7 @@ async def test_a_token_that_comes_back_unsent_is_used_at_once() -> None:
 
 @virtual
 async def test_a_token_of_a_short_window_returns_to_all() -> None:
-    """What a lease has brought back under one limit, while it is out under another, is not the replica's own there."""
+    """Under a short limit a token that returned belongs to all, although its lease is outstanding under another."""
     revision = revision_of(
         pool(1, limit(90, 60 * SECOND), limit(30, 5 * SECOND, "GET /me"), guard=0), LEASE_LIFETIME + BOUND
     )
@@ -171,7 +171,7 @@ async def test_a_token_of_a_short_window_returns_to_all() -> None:
 
 @virtual
 async def test_requests_go_out_evenly() -> None:
-    """Not as many at once as tokens are there."""
+    """Requests are paced, not sent as fast as tokens allow."""
     one = Alone("a", [], 2, revision_for(), age=LONG_AGO)
     await pass_(3 * WINDOW, one)
     instants = [instant for _, instant in one.sent]
@@ -182,7 +182,7 @@ async def test_requests_go_out_evenly() -> None:
 
 @virtual
 async def test_turns_are_told() -> None:
-    """Requests that wait are told when the pace lets them go, in proportion to weight."""
+    """Waiting requests get estimates by pace and weight."""
     one = Alone("a", [], 2, revision_for(1), age=LONG_AGO)
     answer = await one.share.exchange((), (FlowDemand(flow("a"), 1, 4), FlowDemand(flow("b"), 3, 4)))
     assert len(answer.grants) == 1
@@ -196,7 +196,7 @@ async def test_turns_are_told() -> None:
 
 @virtual
 async def test_its_next_request_is_foretold() -> None:
-    """What waits is told when it may go, and is served then, not before."""
+    """A waiting request is served at its estimate, not before."""
     one = Alone("a", [], 2, revision_for(1), age=LONG_AGO).share
     for _ in range(3):
         answer = await one.exchange((), (FlowDemand(flow(), 1, 9),))
@@ -211,7 +211,7 @@ async def test_its_next_request_is_foretold() -> None:
 
 @virtual
 async def test_its_calls_are_as_rare_as_what_it_waits_for() -> None:
-    """While its buckets are closed, tried out, or too few to be divided, it calls a few times a second at the most."""
+    """A replica that cannot send calls a few times a second at most."""
     few = Alone("a", [("k0", 0)], 2, revision_for(1, 1), age=LONG_AGO).share
     closed = Alone("b", [], 1, revision_for(1), age=LONG_AGO).share
     (grant,) = (await closed.exchange((), (FlowDemand(flow(), 1, 9),))).grants
@@ -227,13 +227,13 @@ async def test_its_calls_are_as_rare_as_what_it_waits_for() -> None:
 
 
 def fleet(size: int, revision: Revision) -> list[Alone]:
-    """So many replicas that had spent nothing, and have lost the store long ago."""
+    """Return replicas that had spent nothing, and lost the store long ago."""
     return [Alone(f"r{number:03}", [], size, revision, age=LONG_AGO) for number in range(size)]
 
 
 @virtual
 async def test_a_limit_of_fewer_requests_than_replicas_waits() -> None:
-    """No request goes out under it, none is told a time, and those under other limits go on."""
+    """A limit that cannot be divided waits without an estimate; others go on."""
     revision = revision_of(
         pool(1, limit(60, 60 * SECOND), limit(2, 5 * SECOND, "GET /me"), guard=0), LEASE_LIFETIME + BOUND
     )
@@ -253,7 +253,7 @@ async def test_a_limit_of_fewer_requests_than_replicas_waits() -> None:
 
 @virtual
 async def test_a_limit_of_as_many_requests_as_replicas_is_divided() -> None:
-    """Each replica has one token of each key."""
+    """With as many requests as replicas each has one token of each key."""
     revision = revision_for(1, 4)
     replicas = fleet(4, revision)
     await pass_(6 * WINDOW, *replicas, step=0.25)
@@ -263,7 +263,7 @@ async def test_a_limit_of_as_many_requests_as_replicas_is_divided() -> None:
 
 @virtual
 async def test_a_flow_that_insists_on_a_key_waits_for_that_one() -> None:
-    """Others of its replica are served on other keys meanwhile; a key that is not there has tokens all the same."""
+    """A pinned flow waits for its own key while others are served, also for an unused key."""
     replica = fleet(3, revision_for(3))[0]
     pinned, others = flow("a", pinned="k2"), flow("b")
     got: list[tuple[str, str]] = []
@@ -280,7 +280,7 @@ async def test_a_flow_that_insists_on_a_key_waits_for_that_one() -> None:
 
 @virtual
 async def test_flows_of_a_client_take_turns() -> None:
-    """The one that insists on a key is not passed by for ever by the one that does not, nor the other way round."""
+    """A client's pinned and unpinned flows take turns."""
     replica = fleet(2, revision_for(1))[0]
     flows = [flow("a"), flow("a", pinned="k0")]
     for waiting in (flows, flows[::-1]):
@@ -299,7 +299,7 @@ async def test_flows_of_a_client_take_turns() -> None:
 
 @virtual
 async def test_a_replica_that_knows_of_no_others_goes_on_at_once() -> None:
-    """With what it has not spent itself; one that never heard the store asks with one request first."""
+    """A replica alone goes on at once; one that never reached the store begins with a probe."""
     revision = revision_of(pool(1, limit(10)), BOUND)
     for heard, granted in ((True, [1, 1]), (False, [1, 0])):
         share = Share(revision, replica="r", replicas=1, held=(), age=0, clock=micros, heard=heard)

@@ -28,7 +28,7 @@ TIMEOUT = 0.5
 
 
 class Server:
-    """What replicas share, while it answers."""
+    """The shared state, while it answers."""
 
     def __init__(self) -> None:
         self.state = SharedState()
@@ -42,7 +42,7 @@ class Server:
         """A replica whose requests are lost although it is up."""
 
     async def reach(self, replica: str) -> None:
-        """Whether it can be reached."""
+        """Set whether the server can be reached."""
         if not self.up or replica == self.deaf_to:
             await asyncio.sleep(TIMEOUT if self.silent else 0)
             raise StoreLost("Come back.", cause="silence" if self.silent else "refusal")
@@ -55,7 +55,7 @@ class Server:
 
 
 class Direct(RedisStore):
-    """A replica's messages, brought to that server instead of over a network."""
+    """A transport that brings a replica's messages to the server directly."""
 
     server: Server
 
@@ -76,7 +76,7 @@ class Direct(RedisStore):
 
 
 class Replica(SharedStore):
-    """A replica, the requests that wait in it, and what it has sent."""
+    """A replica, its waiting requests, and what it has sent."""
 
     def __init__(self, server: Server, on_loss: OnLoss, name: str = "r", pool_: Pool = POOL) -> None:
         self.told = Recorder()
@@ -90,7 +90,7 @@ class Replica(SharedStore):
         super().__init__(self.direct, on_loss=on_loss, clock=micros, observer=self.told)
 
     async def send_all(self, waiting: int = 50) -> ExchangeResult:
-        """Send what may be sent now; answers come at once."""
+        """Send all that may be sent now; answers come at once."""
         while True:
             answer = await self.exchange(self.ended, (FlowDemand(flow(), 1, waiting),))
             self.ended = tuple(Spent(grant.lease, 0) for grant in answer.grants)
@@ -99,7 +99,7 @@ class Replica(SharedStore):
                 return answer
 
     async def send_for(self, seconds: float) -> None:
-        """Send whenever something may be sent, for so long; without a store that means waiting for it."""
+        """Send whenever possible, for so long; without a store that means waiting for it."""
         end = micros() + int(seconds * SECOND)
         while micros() < end:
             with suppress(StoreLost):
@@ -107,12 +107,12 @@ class Replica(SharedStore):
             await asyncio.sleep(0.1)
 
     def changes(self) -> list[StoreChanged]:
-        """What it has told of losses."""
+        """Return the reported losses and returns."""
         return [event for event in self.told.events if isinstance(event, StoreChanged)]
 
 
 def play(scenario: Callable[[Server], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Run a scenario on virtual time, with a server that is sure of its buckets."""
+    """Run a scenario on virtual time, with a server of known buckets."""
 
     @wraps(scenario)
     def sync() -> None:
@@ -124,7 +124,7 @@ def play(scenario: Callable[[Server], Coroutine[Any, Any, None]]) -> Callable[[]
 
 
 async def joined(server: Server, on_loss: OnLoss, *names: str) -> list[Replica]:
-    """Replicas that have heard of each other, and whose buckets are known."""
+    """Return replicas that know of each other, with known buckets."""
     replicas = [Replica(server, on_loss, name) for name in names or ("r",)]
     for _ in range(2):
         for replica in replicas:
@@ -135,7 +135,7 @@ async def joined(server: Server, on_loss: OnLoss, *names: str) -> list[Replica]:
 
 @play
 async def test_a_store_that_answers_is_asked(server: Server) -> None:
-    """Nothing is told, nothing is added."""
+    """While the store answers there are no events and no added waits."""
     (replica,) = await joined(server, "share")
     answer = await replica.send_all()
     assert len(replica.sent) == 20
@@ -145,7 +145,7 @@ async def test_a_store_that_answers_is_asked(server: Server) -> None:
 
 @play
 async def test_a_loss_is_noticed_within_the_timeout_and_told_once(server: Server) -> None:
-    """The exchange that notices takes that long, those after it nothing; there is one event, whatever comes after."""
+    """A loss is noticed within the timeout and reported once; later exchanges fail at once."""
     (replica,) = await joined(server, "wait")
     server.up = False
     start = micros()
@@ -162,7 +162,7 @@ async def test_a_loss_is_noticed_within_the_timeout_and_told_once(server: Server
 
 @play
 async def test_the_newest_cause_is_known(server: Server) -> None:
-    """Why it is lost may change meanwhile; that is no event."""
+    """A new cause of the same loss is kept, without another event."""
     (replica,) = await joined(server, "wait")
     server.up = False
     with pytest.raises(StoreLost):
@@ -177,7 +177,7 @@ async def test_the_newest_cause_is_known(server: Server) -> None:
 
 @play
 async def test_under_refuse_callers_are_told_when_to_come_back(server: Server) -> None:
-    """The store is tried more often than that."""
+    """Under `refuse` callers get a `Retry-After` beyond the next attempt to reach the store."""
     (replica,) = await joined(server, "refuse")
     server.up = False
     with pytest.raises(StoreLost) as caught:
@@ -191,7 +191,7 @@ async def test_under_refuse_callers_are_told_when_to_come_back(server: Server) -
 
 @play
 async def test_under_share_its_part_goes_out_evenly(server: Server) -> None:
-    """Of two replicas each sends less than half, and not all at once."""
+    """Of two replicas each sends less than half, evenly paced."""
     one, _ = await joined(server, "share", "one", "other")
     server.up = False
     await one.send_for(240)
@@ -204,7 +204,7 @@ async def test_under_share_its_part_goes_out_evenly(server: Server) -> None:
 
 @play
 async def test_what_was_spent_meanwhile_is_reported_first(server: Server) -> None:
-    """The first request that gets through asks for nothing and tells all that is out, before and during the loss."""
+    """The first request after a loss asks for nothing and reports all outstanding leases."""
     (replica,) = await joined(server, "share")
     await replica.send_all(waiting=3)
     server.up = False
@@ -225,7 +225,7 @@ async def test_what_was_spent_meanwhile_is_reported_first(server: Server) -> Non
 
 @pytest.mark.parametrize("forgets", [False, True])
 def test_a_window_holds_no_more_for_a_loss(forgets: bool) -> None:
-    """What one replica sends before, during and after it is counted together (law 1), whatever the server remembers."""
+    """Requests before, during and after a loss count together (law 1)."""
 
     async def scenario(server: Server) -> None:
         (replica,) = await joined(server, "share")
@@ -250,7 +250,7 @@ def test_a_window_holds_no_more_for_a_loss(forgets: bool) -> None:
 
 @play
 async def test_nobody_is_granted_what_others_have_not_reported(server: Server) -> None:
-    """A server that only stood still believes that all has returned; each replica asks when all can have told."""
+    """A server that only stalled grants nothing before all replicas could report."""
     replicas = await joined(server, "share", "a", "b", "c")
     for replica in replicas:
         await replica.send_all(waiting=6)
@@ -268,7 +268,7 @@ async def test_nobody_is_granted_what_others_have_not_reported(server: Server) -
 
 @play
 async def test_a_store_that_comes_and_goes_makes_no_replica_believe_that_it_is_alone(server: Server) -> None:
-    """It was away for so long that it has forgotten who shares; who finds it first hears of nobody else."""
+    """A replica that finds an emptied store first remembers the others."""
     first, *_ = await joined(server, "share", "a", "b", "c")
     server.up = False
     await first.send_for(200)
@@ -283,8 +283,8 @@ async def test_a_store_that_comes_and_goes_makes_no_replica_believe_that_it_is_a
 
 
 @play
-async def test_the_return_is_told_once_and_wakes_who_waits(server: Server) -> None:
-    """With the time that it took, as soon as the store is there again."""
+async def test_the_return_is_reported_once_and_wakes_waiters(server: Server) -> None:
+    """The end of a loss is reported once with its duration, and waiters are woken."""
     (replica,) = await joined(server, "wait")
     woken: list[Micros] = []
     replica.listen(woken.append)
@@ -307,7 +307,7 @@ async def test_the_return_is_told_once_and_wakes_who_waits(server: Server) -> No
 
 @play
 async def test_replicas_do_not_return_all_at_once(server: Server) -> None:
-    """Each tries at its own pace, so that a server that starts is not met by all in the same moment."""
+    """Replicas reconnect with jitter."""
     replicas = await joined(server, "wait", *[f"r{number}" for number in range(40)])
     server.up, server.silent = False, False
     for replica in replicas:
@@ -326,7 +326,7 @@ async def test_replicas_do_not_return_all_at_once(server: Server) -> None:
 
 @play
 async def test_a_loss_of_a_moment_is_waited_out(server: Server) -> None:
-    """Others may not even notice it, and be granted what returns; then nothing has been spent besides (law 1)."""
+    """A short loss is waited out, since others may not notice it (law 1)."""
     (replica,) = await joined(server, "share")
     for moment in (0.2, PATIENCE / SECOND - 0.1):
         before = len(replica.sent)
@@ -341,7 +341,7 @@ async def test_a_loss_of_a_moment_is_waited_out(server: Server) -> None:
 
 @play
 async def test_a_store_that_comes_and_goes_is_not_believed_before_all_are_heard(server: Server) -> None:
-    """Who could not report in the moment in which it was there has spent its share, too (law 1)."""
+    """A replica waits for the reports of all it knew of before it asks (law 1)."""
     first, last = await joined(server, "share", "a", "b")
     server.up, server.silent = False, False
     await asyncio.gather(first.send_for(60), last.send_for(60))
@@ -357,7 +357,7 @@ async def test_a_store_that_comes_and_goes_is_not_believed_before_all_are_heard(
 
 @play
 async def test_what_others_spent_just_before_a_loss_is_known(server: Server) -> None:
-    """Law 1, although those who were idle have not asked since, and the one that was not goes on with what returns."""
+    """Tokens that others spent just before a loss are not used again (law 1)."""
     replicas = await joined(server, "share", "a", "b", "c")
     for replica in replicas:
         await replica.exchange((), ())
@@ -378,7 +378,7 @@ async def test_what_others_spent_just_before_a_loss_is_known(server: Server) -> 
 
 @play
 async def test_a_reload_during_a_loss_counts_for_the_share(server: Server) -> None:
-    """The new limits hold from the next exchange on, with what was spent."""
+    """New limits hold from the next exchange on, with what was spent."""
     (replica,) = await joined(server, "share")
     server.up = False
     await replica.send_for(90)
@@ -392,7 +392,7 @@ async def test_a_reload_during_a_loss_counts_for_the_share(server: Server) -> No
 
 @play
 async def test_in_the_first_window_of_a_loss_only_its_own_tokens_return(server: Server) -> None:
-    """Whatever was available before, for others may have spent it; also when a reload divides the limits anew."""
+    """In the first window only own tokens return, also after a reload."""
     replica, other = await joined(server, "share", "a", "b")
     answer = await replica.exchange((), (FlowDemand(flow(), 1, 3),))
     replica.sent = [(micros(), grant) for grant in answer.grants]
@@ -412,7 +412,7 @@ async def test_in_the_first_window_of_a_loss_only_its_own_tokens_return(server: 
 
 @play
 async def test_a_look_at_a_lost_store_shows_its_part_or_nothing(server: Server) -> None:
-    """Nobody waits for a page because the store is gone."""
+    """A page does not wait for a lost store: it shows the share or nothing."""
     sharing, waiting = Replica(server, "share", "s"), Replica(server, "wait", "w")
     for replica in (sharing, waiting):
         await replica.exchange((), ())
@@ -430,7 +430,7 @@ async def test_a_look_at_a_lost_store_shows_its_part_or_nothing(server: Server) 
 
 @play
 async def test_a_store_that_cannot_call_is_told_of_once(server: Server) -> None:
-    """When listening fails time and again although the store answers; a loss is told of by itself."""
+    """A subscription that keeps failing while the store answers is reported once."""
     (replica,) = await joined(server, "wait")
     replica.listen(lambda _: None)
     refused = StoreLost("Come back.", cause="its ACL does not allow SUBSCRIBE")
@@ -459,7 +459,7 @@ async def test_a_store_that_cannot_call_is_told_of_once(server: Server) -> None:
 
 @play
 async def test_closing_ends_the_knocking(server: Server) -> None:
-    """Nothing is tried any more."""
+    """Closing ends all attempts to reconnect."""
     (replica,) = await joined(server, "wait")
     server.up, server.silent = False, False
     with pytest.raises(StoreLost):

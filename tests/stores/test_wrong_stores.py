@@ -1,4 +1,4 @@
-"""Real processes, each with a real server that is not as it should be: one line says what to do about it."""
+"""Real processes, each with a misconfigured server: one line says what to do about it."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ UNFIT = "the store is not fit for its purpose"
 
 
 async def test_each_mistake_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
-    """Said at the start, whatever is asked meanwhile; callers are told no more than that it does not answer."""
+    """Each mistake is reported in one line at the start; callers learn only that the store is lost."""
     kind = KINDS[-1]
     async with AsyncExitStack() as stack:
         open_ = stack.enter_context(server(kind))
@@ -77,7 +77,7 @@ async def _said(path: Path, url: str, words: str, few: asyncio.Semaphore) -> Non
 
 
 def _lines(keyturn: Keyturn) -> Iterator[dict[str, str]]:
-    """Of its log, but for those of requests."""
+    """Return the lines of its log, except those of requests."""
     for line in keyturn.process.lines:
         if line.startswith("{") and OF_REQUESTS not in line:
             yield json.loads(line)
