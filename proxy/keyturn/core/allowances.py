@@ -10,7 +10,8 @@ by a library: one mistake makes the whole field unread.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import http_sf
 from http_sf import StructuredFieldError
@@ -27,7 +28,6 @@ INSTRUCTIONS = (b"retry-after", b"retryafter", b"x-ratelimit-retryafter", b"x-ra
 _FAMILIES = tuple(
     (family + b"limit", family + b"remaining", family + b"reset") for family in (b"x-ratelimit-", b"ratelimit-")
 )
-_PLAIN = tuple((frozenset(family), *family) for family in _FAMILIES)
 _POLICY, _COMBINED = b"ratelimit-policy", b"ratelimit"
 _MONTH_LEFT = b"remaining-month"
 CACHE_STATUS = b"cache-status"
@@ -83,17 +83,34 @@ def said(fields: Fields) -> Said:
     return found
 
 
-def plain(values: Said, now: Micros) -> Allowance | None:
-    """The limit of an answer that tells of one only, each thing once and as a number; `None` where more is to be read.
+class Shape(NamedTuple):
+    """What kinds of fields an answer has, of those that are read here."""
+
+    describes: bool
+    """Whether any says something about limits."""
+    may_be_cached: bool
+    """Whether any is a cache's."""
+    family: tuple[bytes, bytes, bytes] | None
+    """The limit, remaining and reset fields, if these three are all that describes limits."""
+
+
+@lru_cache(maxsize=256)
+def shape_of(roles: tuple[bytes, ...]) -> Shape:
+    """The shape of an answer with these of the fields that are read here: nearly all answers have the same few."""
+    told = set(roles) - BESIDE
+    family = next((family for family in _FAMILIES if told == set(family)), None)
+    return Shape(bool(told), not set(CACHES).isdisjoint(roles), family)
+
+
+def plain(values: Said, family: tuple[bytes, bytes, bytes], now: Micros) -> Allowance | None:
+    """The limit of an answer that tells each thing once and as a number; `None` where more is to be read.
 
     Nearly every answer is like that. A `Reader` finds the same in it, in three times the time.
     """
-    told = values.keys() - BESIDE
-    for names, limit, remaining, reset in _PLAIN:
-        if told == names:
-            sizes, lefts, ends = values[limit], values[remaining], values[reset]
-            if len(sizes) == len(lefts) == len(ends) == 1:
-                return _plain(sizes[0], lefts[0], ends[0], now)
+    limit, remaining, reset = family
+    sizes, lefts, ends = values[limit], values[remaining], values[reset]
+    if len(sizes) == len(lefts) == len(ends) == 1:
+        return _plain(sizes[0], lefts[0], ends[0], now)
     return None
 
 

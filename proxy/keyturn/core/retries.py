@@ -36,11 +36,16 @@ class RetryBudget:
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
         self._clients: dict[str, _Recent] = {}
-        """The one that asked longest ago first."""
+        """By the second of their last requests, the oldest first."""
 
     def request(self, client: str, now: Micros) -> None:
         """A request came."""
-        recent = self._clients.pop(client) if client in self._clients else _Recent()
+        recent = self._clients.get(client)
+        if recent is not None and recent.slots and recent.slots[-1][0] == now // SECOND:  # it has its place already
+            recent.slots[-1][1] += 1
+            recent.requests += 1
+            return
+        recent = self._clients.pop(client, None) or _Recent()
         self._clients[client] = recent
         recent.slot(now)[1] += 1
         recent.requests += 1

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from keyturn.core.allowances import BESIDE, CACHE_STATUS, CACHES, Allowance, Reader, Said, plain, said
+from keyturn.core.allowances import CACHE_STATUS, CACHES, Allowance, Reader, Said, plain, said, shape_of
 from keyturn.core.complaints import Complaint, complaint
 from keyturn.core.exchange import ObservedLimit
 from keyturn.core.http import Fields
@@ -160,12 +160,15 @@ def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signal
     `body` is needed of the `SPEAKING` statuses only, as it came over the wire.
     """
     values = said(fields)
-    if not body and values.keys() <= BESIDE:
+    describes, may_be_cached, family = shape_of(tuple(values))
+    if not body and not describes:
         return _REFUSED if status == TOO_MANY else _NOTHING
     now = sent_at(values, wall)
-    own = status != UNAUTHORIZED and (values.keys().isdisjoint(CACHES) or not _cached(values))
-    if not body and status not in SPEAKING and (only := plain(values, now)) is not None:
-        return Signals("nothing", None, (only,), None, None, own)
+    own = status != UNAUTHORIZED and not (may_be_cached and _cached(values))
+    if family is not None and not body and status not in SPEAKING:
+        only = plain(values, family, now)
+        if only is not None:
+            return Signals("nothing", None, (only,), None, None, own)
     reader = Reader(values, now)
     found = complaint(body, values.get(b"content-encoding", [b""])[0]) if body else _SILENCE
     waits = reader.instructions()

@@ -79,26 +79,34 @@ def rates(limits: Sequence[tuple[Limit, LimitTokens]], wall: Micros) -> Fields:
 
     The three `X-RateLimit` fields have room for the tightest limit only.
     """
-    if not limits:
+    if len(limits) == 1:
+        limit, tightest = limits[0]
+        policies, left = _described(limit, tightest)
+    elif limits:
+        tightest = min([tokens for _, tokens in limits], key=_tightness)
+        described = [_described(limit, tokens) for limit, tokens in limits]
+        policies, left = (b", ".join(parts) for parts in zip(*described, strict=True))
+    else:
         return ()
-    tightest = limits[0][1] if len(limits) == 1 else min((tokens for _, tokens in limits), key=_tightness)
-    policies, left = [], []
-    for limit, tokens in limits:
-        policy, name = _names(limit.name, limit.window, tokens.size)
-        policies.append(policy)
-        left.append(b"%s;r=%d;t=%d" % (name, max(0, tokens.available), whole_seconds(tokens.returns)))
     return (
         (b"X-RateLimit-Limit", b"%d" % tightest.size),
-        (b"X-RateLimit-Remaining", b"%d" % max(0, tightest.available)),
+        (b"X-RateLimit-Remaining", b"%d" % (max(0, tightest.available))),
         (b"X-RateLimit-Reset", b"%d" % whole_seconds(wall + tightest.returns)),
-        (b"RateLimit-Policy", b", ".join(policies)),
-        (b"RateLimit", b", ".join(left)),
+        (b"RateLimit-Policy", policies),
+        (b"RateLimit", left),
     )
 
 
-def _tightness(budget: LimitTokens) -> tuple[int, Micros]:
+def _described(limit: Limit, tokens: LimitTokens) -> tuple[bytes, bytes]:
+    """A limit's policy, and what is left of it."""
+    policy, name = _names(limit.name, limit.window, tokens.size)
+    left = max(0, tokens.available)
+    return policy, b"%s;r=%d;t=%d" % (name, left, whole_seconds(tokens.returns))
+
+
+def _tightness(tokens: LimitTokens) -> tuple[int, Micros]:
     """Fewest requests left; among equals the one whose next comes latest."""
-    return budget.available, -budget.returns
+    return tokens.available, -tokens.returns
 
 
 @lru_cache(maxsize=1024)
@@ -110,4 +118,4 @@ def _names(limit: str, window: Micros, size: int) -> tuple[bytes, bytes]:
 
 def whole_seconds(duration: Micros) -> int:
     """Rounded up, never below zero."""
-    return max(0, -(-duration // SECOND))
+    return -(-duration // SECOND) if duration > 0 else 0

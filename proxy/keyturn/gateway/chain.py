@@ -88,11 +88,12 @@ class Gateway:
         for state in self._states.values():
             state.inference = LimitInference()  # limits may have other indices now
 
-    def _state(self, pool: str) -> PoolState:
+    def _state(self, scheduler: Scheduler) -> PoolState:
         """What is known of a pool: nothing of one that is new, or was closed and opened again."""
-        scheduler, state = self._schedulers[pool], self._states.get(pool)
+        name = scheduler.pool.name
+        state = self._states.get(name)
         if state is None or state.scheduler is not scheduler:
-            state = self._states[pool] = PoolState(scheduler)
+            state = self._states[name] = PoolState(scheduler)
             self._key_checks.attend(state)
         return state
 
@@ -124,12 +125,12 @@ class Gateway:
         Raises:
             Refusal: the proxy answers itself.
         """
-        pool = request.client.pool
-        if pool not in self._schedulers:
+        scheduler = self._schedulers.get(request.client.pool)
+        if scheduler is None:
             raise NoKey("The pool of this request was taken out just now. Send it again.", retry_after=1)
-        state, now = self._state(pool), self._environment.clock()
+        state, now = self._state(scheduler), self._environment.clock()
         self._environment.budget.request(request.client.name, now)
-        ticket = ticket_of(request, state.scheduler.pool, now)
+        ticket = ticket_of(request, scheduler.pool, now)
         return RequestContext(state, request, log, ticket, respond=self._respond, sending=sending)
 
     async def _respond(self, context: RequestContext) -> Answer:
@@ -172,7 +173,7 @@ class Gateway:
                 continue
             except Moved as moved:
                 self._leave(context, counted=False)
-                context.move(moved.client, self._state(moved.client.pool))
+                context.move(moved.client, self._state(self._schedulers[moved.client.pool]))
                 continue
             except (TooMany, Outage) as refusal:
                 if context.held is None:
