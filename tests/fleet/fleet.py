@@ -1,8 +1,7 @@
-"""A fleet as it is run: replicas in processes of their own, one server that they share, and the upstream that judges.
+"""A fleet as it is run: replicas in processes of their own, one shared server, and the upstream that checks the laws.
 
-The upstream's log of arrivals is the evidence for law 1; each caller writes down every request that it made and how it
-was answered, so that nothing can be lost or doubled unseen. The windows are short: what takes minutes at 60 in 60
-seconds takes seconds here.
+The upstream's log of arrivals is the evidence for law 1; each caller records every request and its answer, so nothing
+is lost or doubled unseen. The windows are short: what takes minutes at 60 in 60 seconds takes seconds here.
 """
 
 import asyncio
@@ -42,7 +41,7 @@ NEW = "the store is new, restarted or behind"
 
 @dataclass(slots=True)
 class Asked:
-    """One request of a caller, and its answer; `None`: the connection was cut before one came."""
+    """One request of a caller, and its answer; `None` means that the connection was cut before one came."""
 
     replica: int
     client: str
@@ -52,7 +51,7 @@ class Asked:
 
     @property
     def status(self) -> int:
-        """The answer's status; 0 without one."""
+        """Return the answer's status; 0 without one."""
         return self.reply.status if self.reply else 0
 
 
@@ -72,24 +71,24 @@ class Replica:
 
     @property
     def said(self) -> list[str]:
-        """The lines of its log but for those of requests, each by its beginning if that is a known one."""
+        """Return the lines of its log, except those of requests, each by its beginning if that is a known one."""
         lines = (line for line in self.keyturn.process.lines if line.startswith("{") and OF_REQUESTS not in line)
         events = [json.loads(line)["event"] for line in lines]
         return [next((known for known in (LOST, FOUND, NEW) if event.startswith(known)), event) for event in events]
 
     async def ready(self) -> int:
-        """The status of `/readyz`."""
+        """Return the status of `/readyz`."""
         return (await self.keyturn.page("/readyz")).status
 
     async def kill(self) -> None:
-        """End it at once, as a crash or the system does."""
+        """Kill it."""
         self.gone = True
         self.keyturn.process.signal(signal.SIGKILL)
         await self.keyturn.process.ended()
 
     @asynccontextmanager
     async def standing_still(self) -> AsyncIterator[None]:
-        """Stop it, and let it go on at the end of the block."""
+        """Stop it for the block."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         self.stopped = True
@@ -103,7 +102,7 @@ class Replica:
 
 
 class Fleet:
-    """The replicas, their server and their upstream, and whoever calls."""
+    """The replicas, their server, their upstream and their callers."""
 
     def __init__(self, api: PracticeApi, store: Server) -> None:
         self.api = api
@@ -117,13 +116,13 @@ class Fleet:
 
     @property
     def alive(self) -> list[Replica]:
-        """Those that were not killed."""
+        """Return the replicas that were not killed."""
         return [replica for replica in self.replicas if not replica.gone]
 
     # Callers
 
     def call(self, replica: Replica, name: str, callers: int) -> None:
-        """Have a client call a replica over so many connections, each anew when it was answered."""
+        """Let a client call a replica over so many connections, again after each answer."""
         for number in range(callers):
             who = f"{name} {number} at {replica.number}"
             spawn(self._call(replica, name, f"/echo/{name}-{replica.number}-{number}"), name=who, owner=self._callers)
@@ -150,24 +149,24 @@ class Fleet:
             await asyncio.sleep(0.05)  # a caller that asks again at once would be most of the load
 
     async def quiet(self) -> None:
-        """Let every caller take the answer that it waits for, and leave."""
+        """Let every caller finish its request and leave."""
         self._over.set()
         await asyncio.gather(*self._callers)
 
     def answers(self, status: int, replica: Replica | None = None) -> list[Asked]:
-        """The requests that were answered with a status, by any replica or by one."""
+        """Return the requests that were answered with a status, by any replica or by one."""
         numbers = {replica.number} if replica else set(range(REPLICAS))
         return [asked for asked in self.asked if asked.status == status and asked.replica in numbers]
 
     async def serves(self, more: int) -> None:
-        """See that so many more requests are answered by the upstream."""
+        """Wait until so many more requests are answered by the upstream."""
         enough = len(self.answers(200)) + more
         await until(lambda: len(self.answers(200)) >= enough, f"{more} more requests are served")
 
     # Health
 
     def watch(self) -> None:
-        """Look at every replica's liveness again and again."""
+        """Check every replica's liveness again and again."""
         for replica in self.replicas:
             spawn(self._look(replica), name=f"watch {replica.number}", owner=self._watch)
 
@@ -190,7 +189,7 @@ class Fleet:
 
     @asynccontextmanager
     async def loss(self) -> AsyncIterator[None]:
-        """In this block the server goes and comes back; at its end all have found it, and serve again."""
+        """Let the server go and come back in this block; then all serve again."""
         self._losses += 1
         yield
         await self.said(FOUND, self._losses)
@@ -198,19 +197,19 @@ class Fleet:
         await self.serves(50)
 
     async def lost(self) -> None:
-        """See that all know that the server has gone."""
+        """Wait until all know that the server has gone."""
         await self.said(LOST, self._losses)
         assert {await replica.keyturn.metric("keyturn_store_up") for replica in self.replicas} == {0}
 
     # The end, and what is true then
 
     async def end(self) -> None:
-        """End whoever calls and watches."""
+        """End all callers and watchers."""
         await finish(self._callers)
         await finish(self._watch)
 
     def judge(self, *, throttled: int = 0) -> None:
-        """Laws 1, 2, 6 and 10 by the upstream's log and the callers' books."""
+        """Check laws 1, 2, 6 and 10 by the upstream's log and the callers' records."""
         worst = self.api.worst(WINDOW)
         assert max(worst.values()) <= LIMIT + throttled, worst
         assert self.api.throttled <= throttled
@@ -237,7 +236,7 @@ class Fleet:
 
 
 def settings(api: PracticeApi, folder: Path, url: str, on_loss: str) -> dict[str, Any]:
-    """The configuration of a replica."""
+    """Return the configuration of a replica."""
     told = document(api, folder, limits=(limit(LIMIT, f"{WINDOW:g}s"),), upstream={"settle_bound": "1s"})
     return {
         **told,
@@ -250,7 +249,7 @@ def settings(api: PracticeApi, folder: Path, url: str, on_loss: str) -> dict[str
 
 @asynccontextmanager
 async def fleet(folder: Path, store: Server, *, url: str = "", on_loss: str = "share") -> AsyncIterator[Fleet]:
-    """A fleet that is ready, on a server that it finds by that URL, or by the server's own."""
+    """Start a fleet on the server of that URL, or on its own."""
     random = Random(1)
     async with AsyncExitStack() as stack:
         practice = PracticeSettings(tls=True, keys=KEYS, limit=LIMIT, window=WINDOW, kind="rolling")

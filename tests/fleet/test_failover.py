@@ -1,4 +1,4 @@
-"""A fleet whose server is replaced by one that lacks the last writes, as Sentinel and clusters do it."""
+"""A fleet whose server is replaced by one that lacks the last writes, as by Sentinel and clusters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ LOST_BYTES = 10_000
 
 @pytest.mark.parametrize(("kind", "hangs"), [(KINDS[0], False), (KINDS[-1], True)])
 async def test_sentinels_name_a_master_that_lacks_writes(tmp_path: Path, kind: str, hangs: bool) -> None:
-    """The old master dies, or hangs and comes back believing that it still is the master: nothing is spent twice."""
+    """No token is spent twice when the old master dies, or hangs and comes back as a master."""
     with server(kind) as master, server(kind, f"replicaof 127.0.0.1 {master.port}") as replica:
         await _follows(replica)
         with server(kind, sentinel=sentinel_of(master, patience=3000)) as sentinel:
@@ -51,7 +51,7 @@ async def _replaced(one: Fleet, replica: Server, *, hangs: bool) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_node_of_a_cluster_lacks_writes(tmp_path: Path, kind: str) -> None:
-    """A replica takes over the slots of a node that died, without what it did last: nothing is spent twice."""
+    """No token is spent twice when a replica without the last writes takes over a node's slots."""
     with cluster(kind) as nodes, server(kind, "cluster-enabled yes", "cluster-node-timeout 60000") as replica:
         slot = nodes[0].ask("CLUSTER", "KEYSLOT", "keyturn:2:{default}")
         master = nodes[slot * len(nodes) // 16384]
@@ -72,7 +72,7 @@ async def test_a_node_of_a_cluster_lacks_writes(tmp_path: Path, kind: str) -> No
 
 
 async def _join(replica: Server, master: Server) -> None:
-    """Make it a replica of that node of a cluster."""
+    """Make the server a replica of that node of a cluster."""
     name = master.ask("CLUSTER", "MYID")
     replica.ask("CLUSTER", "MEET", "127.0.0.1", master.port)
     await until(lambda: name in replica.ask("CLUSTER", "NODES"), "they know each other")
@@ -91,14 +91,14 @@ def _load(one: Fleet) -> None:
 
 @contextmanager
 def _cut_off(master: Server, replica: Server) -> Iterator[None]:
-    """In this block nothing reaches the replica, nor afterwards what was written in it."""
+    """Keep the replica from all writes of this block."""
     with replica.paused():
         master.ask("CLIENT", "KILL", "TYPE", "replica")
         yield
 
 
 def _written(store: Server) -> int:
-    """How many bytes of writes a server knows."""
+    """Return how many bytes of writes a server knows."""
     fields = dict(line.split(":", 1) for line in store.ask("INFO", "replication").splitlines() if ":" in line)
     return int(fields["master_repl_offset"])
 

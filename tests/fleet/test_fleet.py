@@ -16,7 +16,7 @@ CALLERS = 6
 
 
 async def test_replicas_that_share_die_and_stand_still(tmp_path: Path) -> None:
-    """Clients share by weight wherever they call; a replica that is killed or stopped costs its own callers only."""
+    """Clients share by weight, and a killed or stopped replica costs its own callers only."""
     with server(KINDS[-1]) as store:
         await _share_die_and_stand_still(tmp_path, store)
 
@@ -44,7 +44,7 @@ async def _share_die_and_stand_still(folder: Path, store: Server) -> None:
 
 
 async def _share_by_weight(one: Fleet) -> None:
-    """A client of weight 3 gets three times as much as one of weight 1, and who calls all replicas has one share."""
+    """Check that weight 3 gets three times as much as weight 1, and that calling all replicas gains nothing."""
     await one.serves(40)
     before = Counter(asked.client for asked in one.answers(200))
     await one.serves(160)
@@ -56,7 +56,7 @@ async def _share_by_weight(one: Fleet) -> None:
 
 @pytest.mark.parametrize(("on_loss", "kind"), [("share", KINDS[-1]), ("wait", KINDS[0]), ("refuse", KINDS[-1])])
 async def test_a_server_that_forgets_and_dies(tmp_path: Path, on_loss: str, kind: str) -> None:
-    """Whatever the server loses, nothing is spent twice; each replica says once what happened, and goes on."""
+    """No token is spent twice whatever the server loses; each replica reports each event once."""
     with server(kind, "appendonly yes") as store:
         await _forget_and_die(tmp_path, store, on_loss)
 
@@ -84,7 +84,7 @@ async def _forget_and_die(folder: Path, store: Server, on_loss: str) -> None:
 
 
 async def _outage(one: Fleet, on_loss: str, *, cold: bool = False) -> None:
-    """The server is killed and comes back, with all that it knew or (`cold`) with nothing."""
+    """Kill the server and start it again, with its data or (`cold`) without."""
     async with one.loss():
         one.store.kill()
         await one.lost()
@@ -105,7 +105,7 @@ async def _outage(one: Fleet, on_loss: str, *, cold: bool = False) -> None:
 
 
 async def _standstill(one: Fleet) -> None:
-    """The server stops for longer than tokens take to return, and goes on as if no time had passed."""
+    """Stop the server for longer than tokens take to return."""
     async with one.loss():
         with one.store.paused():
             await one.lost()

@@ -1,8 +1,8 @@
-"""Run the table of scenarios on every core and print what came of it: `make simulate SEEDS=1000`.
+"""Run the table of scenarios on every core and print the results: `make simulate SEEDS=1000`.
 
-`kept`: of those who came back when they were told to, how many were served then, and how `late`. `errors`: told against
-served, of all who had to wait; `off`: of those whose estimates are judged, beyond what neighbours explain. Both are the
-mean and what 95 % do not exceed.
+`kept` is how many of those that came back when told were served then, and how `late`. `errors` is how far estimates of
+waiting requests were off; `off`, for those that are checked, by how much beyond what neighbours explain. Both are the
+mean and the 95th percentile.
 
 A run is named by its row and its seed, `rolling-jittered/17`, and is the same whenever and wherever it is repeated.
 """
@@ -47,13 +47,13 @@ class Line:
 
     @property
     def used(self) -> float | None:
-        """The mean share of what was permitted that was used."""
+        """Return the mean share of permitted requests that was used."""
         shares = [result.used for result in self.results if result.used is not None]
         return sum(shares) / len(shares) if shares else None
 
     @property
     def wasteful(self) -> bool:
-        """Whether tokens were left that somebody waited for, although answers did not take long."""
+        """Return whether tokens were left while requests waited, although answers were quick."""
         known = self.used is not None and BY_NAME[self.name].trip in USUAL and len(self.results) >= ENOUGH
         return known and (self.used or 0) < LEAST_USED
 
@@ -87,26 +87,26 @@ class Line:
 
 
 def _both(errors: list[Micros], unit: Micros) -> str:
-    """The mean, and what 95 % do not exceed."""
+    """Return the mean and the 95th percentile."""
     both = mean_and_most(errors)
     return "/".join([f"{error / unit:.{0 if unit < SECOND else 2}f}" for error in both]) if both else ""
 
 
 def runs(seeds: int, only: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """So many runs, dealt out over the rows in turn; at least one of each."""
+    """Return so many runs, spread over the rows in turn; at least one of each."""
     names = [row.name for row in ROWS if row.name in only]
     every = ((name, seed) for seed in range(seeds) for name in names)
     return islice(every, max(seeds, len(names)))
 
 
 def play(run: tuple[str, int]) -> Result:
-    """One run."""
+    """Play one run."""
     name, seed = run
     return Run(BY_NAME[name], seed).play()
 
 
 def show(lines: Iterable[Line], failed: list[Result]) -> None:
-    """The table, and what failed."""
+    """Print the table, and the failures."""
     print(FORMAT.format(*HEADINGS))
     for line in lines:
         if line.results:
@@ -119,7 +119,7 @@ def show(lines: Iterable[Line], failed: list[Result]) -> None:
 
 
 def main() -> int:
-    """Returns 1 when a law was broken."""
+    """Play all runs; return 1 when a law was broken."""
     parser = argparse.ArgumentParser(prog="make simulate", description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="runs in all")
     parser.add_argument("--only", default="", help="rows, separated by commas")

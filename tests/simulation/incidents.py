@@ -1,4 +1,4 @@
-"""What befalls a world while it lives."""
+"""Random incidents in the life of a world."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +30,7 @@ class Incidents:
         self._mended: list[Callable[[], object]] = []
 
     def begin(self) -> None:
-        """From now on."""
+        """Start the incidents."""
         if self._run.row.incidents:
             self._later()
         if self._run.row.foreign:
@@ -47,7 +47,7 @@ class Incidents:
         self._later()
 
     def end(self) -> None:
-        """Mend everything."""
+        """Repair everything."""
         server = self._run.server
         server.up = True
         server.network.loss = 0.0
@@ -66,7 +66,7 @@ class Incidents:
     # Each: the upstream
 
     def _key_dies(self) -> None:
-        """It is not accepted any more, and after a while it is."""
+        """Let the upstream reject a key, and accept it again after a while."""
         api, secret = self._run.api, self._random.choice(sorted(self._run.api.owners))
         api.dead.add(secret)
         self._run.universe.after(self._millis(1_000, 60_000), lambda: api.dead.discard(secret))
@@ -81,7 +81,7 @@ class Incidents:
         self._trouble("out of reach")
 
     def _trouble(self, what: Trouble) -> None:
-        """For a moment or for minutes."""
+        """Let the upstream fail for a moment or for minutes."""
         api, universe = self._run.api, self._run.universe
         lasts = self._millis(100, self._random.choice((5_000, 30_000, 300_000)))
         api.trouble, api.over = what, universe.now + lasts
@@ -93,7 +93,7 @@ class Incidents:
         universe.after(lasts, over)
 
     def _stand_still(self) -> None:
-        """Longer than until the tokens of all requests under way would have returned."""
+        """Stop the upstream for longer than the tokens of all requests in flight take to return."""
         api = self._run.api
         if api.still:
             return
@@ -153,18 +153,18 @@ class Incidents:
         self._run.server.step_clock(self._random.choice((-1, 1)) * self._millis(100, 30_000))
 
     def _slew_clock(self) -> None:
-        """Its clock runs fast for minutes."""
+        """Let the store's clock run fast for minutes."""
         server = self._run.server
         server.slew_clock(self._run.row.slew)
         self._run.universe.after(self._millis(60_000, 300_000), lambda: server.slew_clock(0))
 
     def _join(self) -> None:
-        """One replica more."""
+        """Start one more replica."""
         if len(self._run.replicas) < MOST:
             self._run.join()
 
     def _leave(self) -> None:
-        """One less, in good order."""
+        """Drain one replica."""
         run = self._run
         if len(run.replicas) > 1:
             victim = self._random.choice(run.replicas)
@@ -174,7 +174,7 @@ class Incidents:
             victim.process.start(victim.retire)
 
     def _reload(self) -> None:
-        """Keys come and go, and the limit is another; each replica hears of it at its own time."""
+        """Change keys and the limit; each replica adopts the change at its own time."""
         run, random = self._run, self._random
         own = [key for key in run.pool.keys if random.random() < 0.7] or [run.pool.keys[0]]
         first, *others = run.pool.limits
@@ -182,7 +182,7 @@ class Incidents:
         self._adopt(replace(run.pool_now, keys=tuple(own), limits=(replace(first, requests=size), *others)))
 
     def _move(self) -> None:
-        """Keys share a quota, or no longer do, by the configuration; the upstream counts each by itself."""
+        """Let keys share a quota, or no longer, by the configuration; the upstream counts each apart."""
         run, random = self._run, self._random
         names = random.choice(([key.name for key in run.pool.keys], ["shared", *(key.name for key in run.pool.keys)]))
         keys = [replace(key, quota=random.choice((key.name, random.choice(names)))) for key in run.pool.keys]

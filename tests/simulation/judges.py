@@ -1,4 +1,4 @@
-"""Law 1 as the upstream's books show it, how much of what it permits was used, and who was refused for nothing."""
+"""Check law 1 against the upstream's records, how much was used, and whether refusals were needed."""
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -10,13 +10,13 @@ from keyturn.core.model import SECOND, Micros
 
 
 def most_in(counted: Sequence[Micros], window: Micros) -> int:
-    """The most requests that were counted in any half-open interval of that length."""
+    """Return the most requests that were counted in any half-open interval of that length."""
     instants = sorted(counted)
     return max((bisect_left(instants, start + window) - i for i, start in enumerate(instants)), default=0)
 
 
 def worst_in(trips: Sequence[tuple[Micros, Micros]], window: Micros) -> int:
-    """The most that could have been counted in one, by an upstream that counts each when it does most harm.
+    """Return the most that could have been counted in one interval, by the worst upstream.
 
     An interval from s on can hold each request whose trip ends at s or later and begins before s + window.
     """
@@ -25,10 +25,10 @@ def worst_in(trips: Sequence[tuple[Micros, Micros]], window: Micros) -> int:
 
 
 def used(counted: Sequence[Micros], size: int, window: Micros, start: Micros, end: Micros) -> float | None:
-    """The share of the permitted requests that were made between `start` and `end`, in whole rounds of all tokens.
+    """Return the used share of permitted requests between `start` and `end`, in whole rounds of all tokens.
 
     From a request to the one that is a number of rounds of `size` later, rounds * size were permitted in each window;
-    the mean over all requests of the first round. Whole windows of the clock would not see the rest of the last one.
+    the mean over all requests of the first round. Whole windows of the clock would miss the rest of the last one.
     """
     instants = sorted(counted)
     instants = instants[bisect_left(instants, start) : bisect_right(instants, end)]
@@ -44,7 +44,7 @@ FORESEEN = 30 * SECOND
 
 
 class Turn(NamedTuple):
-    """What became of a request in the waiting room; true time."""
+    """One request in the scheduler: how it ended, in true time."""
 
     who: tuple[object, ...]
     """What makes requests alike: replica, client, urgency, key, and the limits that they fall under."""
@@ -55,7 +55,7 @@ class Turn(NamedTuple):
 
 
 def wronged(refused: Iterable[Turn], served: Iterable[Turn], slack: Micros) -> list[Turn]:
-    """Who was refused, although one of its like that came later was served before its deadline, with time to spare."""
+    """Return refused requests although a later one of the same queue was served well before its deadline."""
     alike = defaultdict(list)
     for turn in served:
         alike[turn.who].append(turn)
@@ -70,7 +70,7 @@ def wronged(refused: Iterable[Turn], served: Iterable[Turn], slack: Micros) -> l
 
 
 class Estimate(NamedTuple):
-    """When a request was estimated to be served, and when it was; true time."""
+    """The estimated and the real time of service of one request, in true time."""
 
     who: DemandClass
     client: str
@@ -83,14 +83,14 @@ class Estimate(NamedTuple):
 
     @property
     def error(self) -> Micros:
-        """How much later than estimated it was served."""
+        """Return how much later than estimated it was served."""
         return self.served - self.at - self.wait
 
 
 def beyond_neighbours(estimates: Iterable[Estimate], replicas: int) -> list[Micros]:
     """Measure the error of each estimate beyond what the rotation of replicas explains.
 
-    A replica does not know where the rotation stands: its request is served up to `replicas` - 1 turns of its client
+    A replica does not know where the rotation stands: its request is served up to `replicas` - 1 requests of its client
     earlier or later, and where tokens return in bursts that may be a window.
     """
     alike = defaultdict(list)
@@ -109,6 +109,6 @@ def beyond_neighbours(estimates: Iterable[Estimate], replicas: int) -> list[Micr
 
 
 def mean_and_most(errors: Iterable[Micros]) -> tuple[Micros, Micros] | None:
-    """The mean of how far estimates were off, and what 95 % of them were off at the most; `None` of none."""
+    """Return the mean and the 95th percentile of errors; `None` of none."""
     sizes = sorted(abs(error) for error in errors)
     return (sum(sizes) // len(sizes), sizes[(len(sizes) - 1) * 95 // 100]) if sizes else None

@@ -1,4 +1,4 @@
-"""Who calls in the simulation, and how."""
+"""The callers of the simulation and their habits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Pick = Callable[[int], Replica]
 
 @dataclass(frozen=True)
 class Habit:
-    """So many requests at once, then a pause; how long they wait, and how often their callers hang up."""
+    """Requests in bursts with pauses between; how long they wait, and how often their callers disconnect."""
 
     burst: int
     pause: tuple[float, float]
@@ -43,7 +43,7 @@ TARGETS = ("/me", "/me", "/collections", "/workspaces")
 
 
 class Caller:
-    """One caller of a client: calls by its habit, and again when all of a burst have come to an end."""
+    """One caller of a client: sends a burst, and the next one when all of it have ended."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Caller:
         self._sent = 0
 
     def burst(self) -> None:
-        """Call."""
+        """Send one burst."""
         if self.stopped:
             return
         self._open = self._habit.burst
@@ -94,7 +94,7 @@ class Caller:
         self._pick(self._home).call(request, self._teller(), patience=patience)
 
     def _teller(self) -> Told:
-        """What one request tells its end to: one of its own for each, so that replicas know them apart."""
+        """Return the callback of one request, a different one each time so that replicas can tell requests apart."""
 
         def told(outcome: str, retry_after: int) -> None:
             self._told(outcome, retry_after)

@@ -19,7 +19,7 @@ MILLION = 1_000_000
 
 
 class Universe:
-    """True time, and all that is yet to happen."""
+    """True time, and all events to come."""
 
     def __init__(self, start: Micros = 0) -> None:
         self.now = start
@@ -29,15 +29,15 @@ class Universe:
         self._events: list[tuple[Micros, int, Process | None, Any]] = []
 
     def at(self, instant: Micros, do: Callable[[], object]) -> None:
-        """Have something happen outside all processes."""
+        """Schedule an event outside all processes."""
         heappush(self._events, (max(instant, self.now), next(self._order), None, do))
 
     def after(self, delay: Micros, do: Callable[[], object]) -> None:
-        """Have something happen after a while."""
+        """Schedule an event after a while."""
         self.at(self.now + delay, do)
 
     def schedule(self, instant: Micros, process: "Process", handle: asyncio.Handle) -> None:
-        """Have a process take its next step."""
+        """Schedule a process's next step."""
         heappush(self._events, (max(instant, self.now), next(self._order), process, handle))
 
     def run(self, until: Micros) -> None:
@@ -74,16 +74,16 @@ class Process(asyncio.AbstractEventLoop):
     # Its clock
 
     def micros(self) -> Micros:
-        """What its monotonic clock shows, in microseconds."""
+        """Return its monotonic clock in microseconds."""
         elapsed = self.universe.now - self._born
         return self._offset + elapsed + elapsed * self._drift // MILLION
 
     def time(self) -> float:
-        """What its monotonic clock shows, in seconds."""
+        """Return its monotonic clock in seconds."""
         return self.micros() / SECOND
 
     def _true(self, local: float) -> Micros:
-        """The true time at which its clock has come that far."""
+        """Return the true time of an instant of its clock."""
         elapsed = round(local * SECOND) - self._offset
         return self._born + -(-elapsed * MILLION // (MILLION + self._drift)) + (1 if self._drift else 0)
 
@@ -108,11 +108,11 @@ class Process(asyncio.AbstractEventLoop):
             asyncio._set_running_loop(None)
 
     def freeze(self) -> None:
-        """SIGSTOP."""
+        """Stop the process, as SIGSTOP."""
         self.frozen = True
 
     def thaw(self) -> None:
-        """SIGCONT: what has become due meanwhile happens now."""
+        """Continue the process, as SIGCONT: everything that is due happens now."""
         if self.frozen:
             self.frozen = False
             self.thawed = self.universe.now
@@ -121,14 +121,14 @@ class Process(asyncio.AbstractEventLoop):
                 self.universe.schedule(self.universe.now, self, handle)
 
     def kill(self) -> None:
-        """SIGKILL: nothing is tidied up."""
+        """Kill the process, as SIGKILL: nothing is cleaned up."""
         if not self.dead:
             self.dead = True
             for tell in self.on_death:
                 tell()
 
     def bury(self) -> None:
-        """Take down what was under way, so that no cleaning up of a dead process runs in another."""
+        """Discard what was running, so that no clean-up of a dead process runs in another."""
         self.dead = True
         asyncio._set_running_loop(self)
         try:
@@ -141,7 +141,7 @@ class Process(asyncio.AbstractEventLoop):
         self._tasks.clear()
 
     def start(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """Begin some work from outside."""
+        """Start work from outside."""
         self.call_soon(lambda: self.create_task(work()))
 
     # What asyncio asks of an event loop
@@ -189,4 +189,4 @@ class Process(asyncio.AbstractEventLoop):
         return False
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Nothing: a cancelled timer is passed over when it is due."""
+        """Do nothing: a cancelled timer is skipped when it is due."""

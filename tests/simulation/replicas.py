@@ -1,4 +1,4 @@
-"""A replica of the simulation: the real gateway, waiting room and shared store in a process of its own."""
+"""A replica of the simulation: the real gateway, scheduler and shared store in a process of its own."""
 
 import asyncio
 from collections import Counter
@@ -44,7 +44,7 @@ TOLERANCE: Micros = 2 * MILLISECOND
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """A request in its flow."""
+    """A waiting request in its flow."""
 
     order: tuple[bool, int, int]
     since: Micros
@@ -56,7 +56,7 @@ class Waiting:
 
 @dataclass
 class Findings:
-    """What replicas did that they must not, and what became of requests."""
+    """Violations by replicas, and how requests ended."""
 
     breaches: list[str] = field(default_factory=list)
     asked: int = 0
@@ -74,7 +74,7 @@ class Findings:
 
 
 class Room(Scheduler):
-    """The waiting room, watched: the order of each flow (law 5), and that each lease is settled once (law 2)."""
+    """The scheduler, observed: the order of each queue (law 5), and that each lease is settled once (law 2)."""
 
     def __init__(
         self, process: Process, findings: Findings, pool: Pool, store: MemoryStore | Account, observer: Observer
@@ -147,7 +147,7 @@ class Room(Scheduler):
                 self._estimate(own, waiter.queue, judged=False)
 
     def estimate_all(self) -> None:
-        """Judge the estimates of all that waits by what comes: nothing happens any more that they cannot know."""
+        """Record estimates of all waiting requests, to be checked: no unforeseeable event follows."""
         for row in self.rows.values():
             for own in row:
                 if own.waiter and own.waiter.queue and own.waiter.queue.turns != EstimatedWaits():
@@ -166,7 +166,7 @@ class Room(Scheduler):
         return Turn(who, own.since, now, now + left)
 
     def _is_hopeless(self, ticket: Ticket, ahead: int) -> bool:
-        """Whether those before it in its own flow need all that the pool has until its deadline."""
+        """Return whether earlier requests of its queue need all tokens until its deadline."""
         wait = ticket.deadline - self._process.micros()
         limits = [self.pool.limits[index] for index in ticket.demand_class.limits]
         most = [limit.requests * len(self.pool.quotas) * (wait // limit.window + 1) for limit in limits]
@@ -218,19 +218,19 @@ class Replica:
         self.findings.breaches.append(f"{self.name}: the exchange ended")
 
     def observe(self, event: Event) -> None:
-        """Take note of an event."""
+        """Record an event."""
         self.findings.events[type(event).__name__] += 1
         if isinstance(event, StoreChanged):
             self.able_since = self.process.universe.now
 
     @property
     def able(self) -> bool:
-        """Whether it could use a token of the shared store."""
+        """Return whether it could use a token of the shared store."""
         lost = isinstance(self.store, Account) and self.store.lost
         return not (lost or self.process.dead or self.process.frozen or self.retiring)
 
     def waiting(self) -> Iterator[tuple[RevisionClass, Micros]]:
-        """The demand classes that wait, and since when it could use a token for them."""
+        """Return the waiting demand classes, and since when the replica could use a token for them."""
         revision = self.store.revision
         adopted = self.store.since if isinstance(self.store, Account) else 0
         earliest = max(self.able_since, self.process.thawed, adopted)
@@ -241,7 +241,7 @@ class Replica:
     # Callers
 
     def call(self, request: Request, told: Told, *, patience: float | None = None) -> None:
-        """A caller's request comes in; it leaves after so many seconds of patience."""
+        """Send a caller's request, which is cancelled after so many seconds of patience."""
         if self.process.dead or self.retiring:
             self.process.universe.after(0, lambda: told("cut", 1))
             return
@@ -272,7 +272,7 @@ class Replica:
             told(outcome, retry_after)
 
     def _check_answer(self, answer: Answer) -> None:
-        """An upstream's 429 that is handed on says when to come back, and not too early if no other key may serve."""
+        """Check that an upstream's 429 that is passed on says when to come back, and not too early."""
         if answer.status != TOO_MANY:
             return
         wait = int(answer.header(b"retry-after") or 0) * SECOND
@@ -284,11 +284,11 @@ class Replica:
     # Its end, and its configuration
 
     def adopt(self, pool: Pool, clients: Mapping[str, Client]) -> None:
-        """The configuration has changed."""
+        """Adopt a changed configuration."""
         self.process.call_soon(lambda: self.room.adopt(pool, clients, max_waiting=MANY))
 
     async def retire(self) -> None:
-        """SIGTERM: refuse whoever waits, let what is under way end, and report it."""
+        """Drain, as on SIGTERM: refuse waiting requests, finish those in flight, report."""
         self.retiring = True
         self.room.refuse_all()
         while self.room.in_flight:
@@ -300,5 +300,5 @@ class Replica:
 
 
 def hash_of(name: str) -> int:
-    """A number from a name, the same in every run."""
+    """Return a number from a name, the same in every run."""
     return sum(ord(letter) * 31**place for place, letter in enumerate(name[:8]))

@@ -1,4 +1,4 @@
-"""What a run came to."""
+"""The result of a run."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from keyturn.core.model import Micros
 
 @dataclass
 class Result:
-    """What a run came to."""
+    """The result of a run."""
 
     row: str
     seed: int

@@ -1,12 +1,11 @@
-"""Law 6 from a caller's side: who is told a time is served then.
+"""Law 6 from a caller's side: a caller that was told a time is served then.
 
-That holds on a system that is otherwise unchanged: a caller that left has no place, so whoever waits meanwhile takes
-what would have been its own. So it is tried when nobody new comes and all is mended, and judged where nobody waited.
-Nor can anybody be told what nobody knows yet. A try is not judged where, between the telling and its end, an answer
-showed that somebody else has spent tokens, or the proxy itself took one to ask after a key.
+That holds on an otherwise unchanged system: a caller that left has no place, so waiting requests take its tokens. So it
+is checked when no new requests come and all is repaired. Nor can an estimate contain unknown facts: a try is not
+checked if an answer showed meanwhile that others had spent tokens, or the proxy took one for a key health check.
 
 1. A burst has more requests than the pool has tokens; all that are refused come back when they are told to.
-2. Of a burst that waits, each request is served when it was estimated to be once all replicas knew of all of it.
+2. Of a burst that waits, each request is served when estimated, once all replicas knew of all of it.
 """
 
 from functools import partial
@@ -41,7 +40,7 @@ PATIENT: Micros = 3600 * SECOND
 
 
 class Refused(NamedTuple):
-    """Who is to come back."""
+    """A refused request that is to come back."""
 
     client: Client
     home: int
@@ -55,7 +54,7 @@ class Refused(NamedTuple):
 
 
 class Returning:
-    """Bursts of more requests than the pool has tokens; who is refused comes back. Then one that waits."""
+    """Bursts of more requests than the pool has tokens, whose refused ones come back, then one that waits."""
 
     def __init__(self, run: "Run", random: Random, *, bursts: int) -> None:
         self.judged = 0
@@ -75,11 +74,11 @@ class Returning:
 
     @property
     def tokens(self) -> int:
-        """The tokens of the pool."""
+        """Return the tokens of the pool."""
         return self._run.pool.limits[0].requests * len(self._run.pool.quotas)
 
     def begin(self) -> None:
-        """Now."""
+        """Start the bursts."""
         if self.over:
             return
         if self._left == 0:
@@ -132,7 +131,7 @@ class Returning:
         self._call(refused.client, refused.home, told, IMPATIENT)
 
     def _wait(self) -> None:
-        """A burst of a few clients everywhere, and none leaves."""
+        """Send a burst of a few clients on all replicas, without disconnects."""
         run = self._run
         names = self._random.sample(sorted(run.clients), min(3, len(run.clients)))
         for number in range(self.tokens + min(self.tokens, MOST_WAITING)):
@@ -150,4 +149,4 @@ class Returning:
 
 
 def _heard(outcome: str, retry_after: int) -> None:
-    """Nobody waits for more."""
+    """Return whether no request waits any more."""

@@ -1,4 +1,4 @@
-"""One run: a row of the table and a seed make a world, which lives for some virtual minutes and is then judged."""
+"""One run: a row of the table and a seed make a world, which lives for some virtual minutes and is then checked."""
 
 import random as global_random
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ MEAN_TRIP = {"constant": 0.2, "jittered": 0.18, "heavy": 0.8}
 
 
 class Manners(TypedDict):
-    """How the upstream speaks; see `Api`."""
+    """The upstream's style of answers; see `Api`."""
 
     speaks: bool
     manner: Manner
@@ -84,7 +84,7 @@ class Manners(TypedDict):
 
 
 class Run:
-    """A world and its life; `requests`: about how many the upstream permits in it."""
+    """A world and its life; `requests` is about how many the upstream permits in it."""
 
     def __init__(self, row: Row, seed: int, requests: int = REQUESTS) -> None:
         self.row = row
@@ -144,7 +144,7 @@ class Run:
         return Random(self.random.getrandbits(64))
 
     def _manners(self) -> Manners:
-        """How the upstream speaks: by a clock that is minutes off, if it tells what that shows."""
+        """Return the upstream's style, by a clock that is minutes off if its answers show it."""
         random = self.random
         speaks, dated = random.random() < 0.8, random.random() < 0.5
         if not dated:
@@ -181,7 +181,7 @@ class Run:
         return limits
 
     def join(self) -> Replica:
-        """One more replica."""
+        """Start one more replica."""
         self._born += 1
         offset = 1000 * SECOND + self.random.randint(-5000, 5000) * MILLISECOND
         drift = -ODD if self.row.odd_clock and self._born == 1 else self._drift()
@@ -191,14 +191,14 @@ class Run:
         return replica
 
     def shop(self, process: Process, observer: Observer) -> MemoryStore | Account:
-        """The store of a replica."""
+        """Return the store of a replica."""
         if self.memory:
             return MemoryStore(self.memory, self.pool_now, replica=process.name, settle_bound=BOUND)
         post = Post(self.server, process, self.pool_now, observer)
         return Account(post, on_loss=self.row.on_loss, observer=observer)
 
     def pick(self, number: int) -> Replica:
-        """The replica that a caller reaches."""
+        """Return the replica that a caller reaches."""
         return self.replicas[number % len(self.replicas)]
 
     def waiting(self) -> dict[RevisionClass, Micros]:
@@ -267,7 +267,7 @@ class Run:
     # Its life
 
     def play(self) -> Result:
-        """Live, and be judged."""
+        """Play the run and check it."""
         began, cpu = self.universe.now, process_time()
         end = began + self.lasts
         for caller in self.callers:
@@ -286,7 +286,7 @@ class Run:
         return result
 
     def _return(self) -> Returning:
-        """None of the callers comes any more, and others see whether they are told the truth."""
+        """Stop all callers, and check what is told to others."""
         for caller in self.callers:
             caller.stopped = True
         bursts = BURSTS if self._requests == REQUESTS else 1
@@ -298,7 +298,7 @@ class Run:
         return returning
 
     def _close(self) -> None:
-        """Who waits is refused, what is under way comes to its end, and every token returns."""
+        """Refuse waiting requests, finish those in flight, and let every token return."""
         for replica in self.replicas:
             replica.process.call_soon(replica.room.refuse_all)
         longest = max(one.window for one in self.pool.limits)
@@ -318,7 +318,7 @@ class Run:
         breaches += self._judge_tokens()
 
     def _judge_tokens(self) -> Iterator[str]:
-        """Law 2: every token has returned."""
+        """Check that every token has returned (law 2)."""
         state = self.server.state
         if not isinstance(state, WatchedState):
             return
@@ -370,7 +370,7 @@ class Run:
 
     @property
     def _most_apart(self) -> int:
-        """How far two clients may be apart, in tokens of each: those that could not be served catch up."""
+        """Return how far two clients may be apart, in tokens of each, with catching up."""
         return 1 if self.row.fair and len(self.pool.limits) == 1 else LAG + 1
 
     def _judge_estimates(self, result: Result) -> Iterator[str]:

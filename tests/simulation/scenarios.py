@@ -1,4 +1,4 @@
-"""The table of scenarios: a row for each kind of window and shape of trips, and one for each class of faults."""
+"""The table of scenarios: a row for each kind of window and shape of service times, and one for each fault."""
 
 from dataclasses import dataclass, field
 from typing import Literal

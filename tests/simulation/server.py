@@ -29,28 +29,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class NoLink:
-    """Stands where a connection would: what is sent goes by `Post.send`."""
+    """Stand-in for a connection: messages go by `Post.send`."""
 
     timeout: float = 0.5
     """Seconds for one exchange, as `store.timeout` is by default."""
 
 
 class State(Protocol):
-    """What a server runs for one pool. It can be copied (`copy.deepcopy`)."""
+    """The state that a server runs for one pool. It can be copied (`copy.deepcopy`)."""
 
     def exchange(self, time: Micros, run: str, request: ExchangeRequest) -> ExchangeResponse:
         """Answer a request; `time` is the server's clock, `run` names the life of its process."""
 
     def snapshot(self, time: Micros, revision: str, pins: Iterable[tuple[int, str]]) -> Snapshot | None:
-        """What a replica estimates by; `None` for a revision that is not known."""
+        """Return what a replica estimates by; `None` for an unknown revision."""
 
     def renewed(self) -> Self:
-        """A state that knows nothing."""
+        """Return an empty state."""
 
 
 @dataclass(slots=True)
 class Network:
-    """What happens to a message, either way."""
+    """Delays and losses of messages, either way."""
 
     random: Random
     least: Micros = 200
@@ -58,11 +58,11 @@ class Network:
     loss: float = 0.0
 
     def delay(self) -> Micros:
-        """How long a message is on its way."""
+        """Return the delay of a message."""
         return self.random.randint(self.least, self.most)
 
     def loses(self) -> bool:
-        """Whether a message does not arrive."""
+        """Return whether a message is lost."""
         return self.loss > 0 and self.random.random() < self.loss
 
 
@@ -82,38 +82,38 @@ class Server:
         self._runs = 0
 
     def time(self) -> Micros:
-        """What its clock shows."""
+        """Return its clock."""
         now = self.universe.now
         return now + self._offset + (now - self._born) * self._drift // MILLION
 
     # What befalls it
 
     def step_clock(self, by: Micros) -> None:
-        """Somebody sets its clock."""
+        """Set its clock."""
         self._offset += by
 
     def slew_clock(self, drift: int) -> None:
-        """Its clock runs at another pace from now on."""
+        """Change the rate of its clock."""
         self._offset = self.time() - self.universe.now
         self._born, self._drift = self.universe.now, drift
 
     def restart(self, *, keeps: bool) -> None:
-        """A new process, with or without what it had written."""
+        """Start a new process, with or without the saved data."""
         self._runs += 1
         self.run = f"{self._runs:040x}"
         if not keeps:
             self.flush()
 
     def flush(self) -> None:
-        """FLUSHALL."""
+        """Empty it, as FLUSHALL."""
         self.state = self.state.renewed()
 
     def copy(self) -> State:
-        """The state as it is now, for a failover to a server that has not heard of anything since."""
+        """Copy the state for a failover to a server that lacks later writes."""
         return deepcopy(self.state)
 
     def fail_over(self, copy: State) -> None:
-        """Another server takes over with an older state."""
+        """Let another server take over with an older state."""
         self._runs += 1
         self.run = f"{self._runs:040x}"
         self.state = copy
@@ -131,7 +131,7 @@ class Server:
         return self.state.snapshot(self.time(), revision, pins)
 
     def receive(self, work: Callable[[], T], reply: Callable[[T], None]) -> None:
-        """A message is here."""
+        """Receive a message."""
         if not self.up:
             return
         answer = work()
@@ -145,7 +145,7 @@ class Server:
 
 
 class Post(RedisStore):
-    """One replica's way to the shared store."""
+    """One replica's transport to the shared store."""
 
     def __init__(self, server: Server, process: Process, pool: Pool, observer: Observer) -> None:
         super().__init__(
@@ -168,7 +168,7 @@ class Post(RedisStore):
         return await self._trip(lambda: self._server.snapshot(revision, pins))
 
     async def _trip(self, work: Callable[[], T]) -> T:
-        """One round trip, which the network or the server may not bring to its end."""
+        """Make one round trip, which network or server may break."""
         server, network, universe = self._server, self._server.network, self._server.universe
         answered: asyncio.Future[T] = self.process.create_future()
         if not server.up and network.random.random() < 0.5:
@@ -198,12 +198,12 @@ class Post(RedisStore):
         self._server.sleepers[self.process.name] = self
 
     def wake(self, delay: Micros) -> None:
-        """A token will be this replica's: it calls again after that time."""
+        """Wake this replica: it has a token after that time."""
         self.process.call_soon(self._called, delay)
 
 
 class Account(SharedStore):
-    """A replica's store, and since when it goes by the revision that it has; true time."""
+    """A replica's store, and since when it uses its revision, in true time."""
 
     def __init__(self, post: Post, *, on_loss: OnLoss, observer: Observer) -> None:
         super().__init__(post, on_loss=on_loss, clock=post.process.micros, observer=observer)

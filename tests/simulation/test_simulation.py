@@ -19,12 +19,12 @@ def test_every_scenario_keeps_the_laws(row: Row) -> None:
 
 
 def test_callers_come_back_when_they_are_told_to() -> None:
-    """Law 6 is judged from their side, too."""
+    """Refused callers that come back when told are served (law 6)."""
     assert Run(BY_NAME["rolling-constant"], seed=0, requests=200).play().returned
 
 
-def test_who_was_refused_for_nothing_is_found() -> None:
-    """One of its like that came later was served before its deadline."""
+def test_needless_refusals_are_found() -> None:
+    """A refusal is needless if a later request of the same queue was served before its deadline."""
     refused = Turn(("a",), came=0, ended=1, deadline=30 * SECOND)
     later = Turn(("a",), came=2, ended=20 * SECOND, deadline=60 * SECOND)
     assert wronged([refused], [later], slack=5 * SECOND) == [refused]
@@ -35,7 +35,7 @@ def test_who_was_refused_for_nothing_is_found() -> None:
 
 @pytest.mark.parametrize("factor", [0.7, 1.3])
 def test_estimates_that_are_wrong_break_law_6(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By estimates that are a third too short or too long a run fails."""
+    """A run fails with estimates that are a third too short or too long."""
     estimate = SessionStore._estimates
 
     def wrong(store: SessionStore, *arguments: Any) -> dict[Flow, EstimatedWaits]:
@@ -51,7 +51,7 @@ def test_estimates_that_are_wrong_break_law_6(factor: float, monkeypatch: pytest
 
 
 def test_what_neighbours_explain_is_not_an_error() -> None:
-    """A place before or behind may be a window earlier or later; a turn of a client is as many as others are heavy."""
+    """An error of one place in the rotation, which may be a window, is explained by neighbours."""
     served = (1, 2, 3, 60)
     estimates = [Estimate(DemandClass((0,)), "a", 1, 0, 1 if when == 60 else 60, when, judged=True) for when in served]
     assert [estimate.error for estimate in estimates] == [-59, -58, -57, 59]

@@ -7,7 +7,7 @@ DEMANDED = RevisionClass("revision", (0,))
 
 
 def waiting(*clients: str) -> FairQueue:
-    """Clients that wait in one class, with many requests."""
+    """Return clients that wait in one class, with many requests."""
     queue = FairQueue()
     for client in clients:
         queue.put("r", DEMANDED, client, 1, 100)
@@ -15,7 +15,7 @@ def waiting(*clients: str) -> FairQueue:
 
 
 def test_two_that_wait_may_be_a_token_each_apart() -> None:
-    """Law 4 as it is measured: a token each is 1, however long ago the other was ahead."""
+    """A token each is 1, however long ago the other was ahead (law 4)."""
     shares, queue = Shares(), waiting("a", "b")
     shares.look(queue)
     for client, worst in (("a", 0.5), ("b", 0.5), ("b", 1.0), ("b", 1.5)):
@@ -24,8 +24,8 @@ def test_two_that_wait_may_be_a_token_each_apart() -> None:
         assert shares.worst == worst
 
 
-def test_who_left_or_got_a_refund_is_measured_anew() -> None:
-    """It did not wait, or it was served with what came back."""
+def test_clients_that_left_or_got_a_refund_are_measured_anew() -> None:
+    """A client that left or got a refund is measured anew."""
     shares, queue = Shares(), waiting("a", "b", "c")
     shares.look(queue)
     shares.anew("a")
@@ -46,8 +46,8 @@ def test_who_left_or_got_a_refund_is_measured_anew() -> None:
     assert shares.worst == 1.5
 
 
-def test_who_waits_in_two_classes_is_not_measured() -> None:
-    """What it gets in one class is no other's loss in the other."""
+def test_clients_in_two_classes_are_not_measured() -> None:
+    """A client in two classes is not measured, since its tokens in one cost nobody in the other."""
     shares, queue = Shares(), waiting("a", "b")
     queue.put("r", RevisionClass("revision", (0,), "k0"), "a", 1, 1)
     shares.look(queue)

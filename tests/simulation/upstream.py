@@ -1,8 +1,8 @@
-"""The upstream of the simulation: real windows, trips of every shape, and books of what it saw.
+"""The upstream of the simulation: real windows, trips of every shape, and records of what it saw.
 
 A request is counted at some moment between its sending and the head of its answer, at the latest `BOUND` after it was
-written in full. What is let through is written down twice: when it was counted, and within which bounds it could have
-been counted, so that law 1 can be judged for the worst upstream there is.
+written in full. Admitted requests are recorded twice: when they were counted, and within which bounds they could have
+been counted, so that law 1 can be checked for the worst upstream.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ Bucket = tuple[str, int]
 
 @dataclass(slots=True)
 class Books:
-    """What the upstream saw of us."""
+    """The upstream's records of our requests."""
 
     counted: dict[Bucket, list[Micros]] = field(default_factory=lambda: defaultdict(list))
     """When requests were let through and counted."""
@@ -98,7 +98,7 @@ class Api:
         manner: Manner = "seconds",
         skew: Micros | None = None,
     ) -> None:
-        """`skew`: how far its clock is off, which its `Date` shows; without it is right, and tells no `Date`."""
+        """`skew` is how far its clock, which its `Date` shows, is off; without it there is no `Date`."""
         self.universe = universe
         self.random = random
         self.limits = limits
@@ -126,25 +126,25 @@ class Api:
         }
 
     def when_it_moves(self, do: Callable[[], object]) -> None:
-        """Have something happen now, or when it goes on."""
+        """Do something now, or when the upstream goes on."""
         if self.still:
             self._held.append(do)
         else:
             do()
 
     def go_on(self) -> None:
-        """Stand still no longer."""
+        """End the standstill."""
         self.still = False
         held, self._held = self._held, []
         for do in held:
             do()
 
     def spend_elsewhere(self, quota: str) -> None:
-        """Somebody else sends a request with a key of that quota."""
+        """Send somebody else's request with a key of that quota."""
         admit_all(self._windows[quota], self.universe.now / SECOND)
 
     def count(self, request: Request, secret: str, sent: Micros, latest: Micros) -> Answer:
-        """A request is counted, or refused."""
+        """Count or refuse a request."""
         now, quota = self.universe.now, self.owners[secret]
         under = self._under(request)
         self.books.arrived[request.id] += 1
@@ -182,7 +182,7 @@ class Api:
 
     @property
     def _off(self) -> float:
-        """Seconds that its clock is ahead."""
+        """Return the seconds that its clock is ahead."""
         return (self._skew or 0) / SECOND
 
     def _date(self) -> Fields:
@@ -201,22 +201,22 @@ class Api:
 
 
 class Way:
-    """One process's way to the upstream."""
+    """One process's transport to the upstream."""
 
     def __init__(self, api: Api, process: Process) -> None:
         self._api = api
         self._process = process
 
     def idle_connection(self) -> None:
-        """Every connection is asked for."""
+        """Return nothing: every connection is made anew."""
 
     limit, full = 256, False
 
     async def wait_until_free(self) -> None:
-        """There is always a free connection."""
+        """Return at once: there is always a free connection."""
 
     async def connect(self, *, fresh: bool = False) -> "Way":
-        """A connection, which takes a moment when it is new."""
+        """Connect, which takes a moment."""
         random = self._api.random
         if random.random() < 0.05:
             await asyncio.sleep(random.uniform(0, 0.05))
@@ -225,7 +225,7 @@ class Way:
         return self
 
     def put_back(self) -> None:
-        """Nothing was written."""
+        """Do nothing: nothing was written."""
 
     async def send(
         self, request: Request, key: Secret, extra: Fields, *, body: Body | None, on_written: Callable[[], None]
@@ -273,7 +273,7 @@ class Way:
         self._process.call_soon(arrive)
 
     def _check_lease(self, lease: Lease) -> None:
-        """Law 10: each lease is used once, and none that was granted more than a second ago."""
+        """Check that each lease is used once, within a second of its grant (law 10)."""
         api, books = self._api, self._api.books
         if lease.id in books.used:
             books.breaches.append(f"law 10: the lease {lease.id} was used twice")

@@ -1,8 +1,8 @@
-"""The state of a pool that is looked at while it works: how long tokens idle (law 3), and who gets how much (law 4).
+"""The state of a pool, observed: how long tokens idle (law 3), and which client gets how much (law 4).
 
-The state notices what came back with the next exchange only; so before each of them it is reconstructed when each
-token came that could serve a request that waits. What is granted is the one that came first. A token that is reserved
-idles on until its replica collects it.
+The state notices returned tokens with the next exchange only. So the instant at which each token became available to a
+waiting request is reconstructed before each exchange. Grants use the oldest first. A reserved token idles until its
+replica collects it.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ Waiting = Callable[[], Mapping[RevisionClass, Micros]]
 
 
 class Shares:
-    """Who got how much, while both of two clients waited in one demand class."""
+    """The tokens of each pair of clients while both waited in one demand class."""
 
     def __init__(self) -> None:
         self.worst = 0.0
@@ -44,12 +44,12 @@ class Shares:
         return self
 
     def got(self, client: str, weight: int) -> None:
-        """A client was served."""
+        """Count a token of a client."""
         self._got[client] = self._got.get(client, 0.0) + 1 / weight
         self._changed.add(client)
 
     def anew(self, client: str) -> None:
-        """Measure a client anew: what it was served with came back."""
+        """Measure a client anew, after a refund."""
         if client in self._waits:
             self._leave(client)
 
@@ -93,7 +93,7 @@ class Shares:
 
 
 class Watch:
-    """What there is to see at the state of a pool."""
+    """Measurements of the state of a pool."""
 
     def __init__(self, universe: Universe, waiting: Waiting, granted: dict[str, Micros]) -> None:
         self.universe = universe
@@ -121,7 +121,7 @@ class Watch:
         return self
 
     def before(self, state: SharedState, now: Micros) -> None:
-        """An exchange begins: see what has come back since the last one, and for how long it has idled."""
+        """Before an exchange, find what has returned since the last one, and how long it idled."""
         waiting = self._known(state)
         ahead = self.universe.now - now
         for demanded, since in waiting.items():
@@ -136,7 +136,7 @@ class Watch:
                 self._idled(max(self._available[demanded][0], since), demanded, "")
 
     def _known(self, state: SharedState) -> dict[RevisionClass, Micros]:
-        """The classes that wait, of revisions that the state knows."""
+        """Return the waiting classes of revisions that the state knows."""
         views = state.revisions.views
         return {demanded: since for demanded, since in self._waiting().items() if demanded.revision in views}
 
@@ -147,7 +147,7 @@ class Watch:
             self.where = f"{demanded.limits} of {demanded.pinned or 'any quota'} at {self.universe.now}{how}"
 
     def _note(self, state: SharedState, demanded: RevisionClass, instant: Micros) -> None:
-        """The tokens available at an instant: what is new came then, what is gone is what came first."""
+        """Note the available tokens at an instant: new ones came now, the oldest ones went."""
         available = self._available.setdefault(demanded, deque())
         tokens = _available(state, demanded)
         while len(available) > tokens:
@@ -155,7 +155,7 @@ class Watch:
         available.extend([instant] * (tokens - len(available)))
 
     def heard(self, request: ExchangeRequest, response: ExchangeResponse) -> None:
-        """What was said and answered, if it changes what was estimated for requests that are gone."""
+        """Note changed estimates of requests that were granted."""
         refused = any(isinstance(one, Throttled) for one in request.settlements)
         odd = any(grant.flow.client == OWN.name or grant.probe for grant in response.grants)
         if refused or response.foreign or odd:
@@ -164,18 +164,18 @@ class Watch:
         self.wakes += len(response.wake)
 
     def granted(self, grant: LeaseGrant) -> None:
-        """A lease was granted, maybe to be collected."""
+        """Note a lease that was granted or reserved."""
         if grant.lease in self._granted:
             self.doubled.append(grant.lease)
         self._granted[grant.lease] = self.universe.now
         self.tokens += 1
 
     def reserved(self, demanded: RevisionClass, grant: LeaseGrant) -> None:
-        """A lease waits to be collected."""
+        """Note a reservation."""
         self._reserved[grant.lease] = (self.universe.now, demanded)
 
     def released(self, grants: Iterable[LeaseGrant], *, collected: bool) -> None:
-        """Leases were collected, or are reserved no longer. To be used in time counts from here (law 10)."""
+        """Note that leases were collected or are reserved no longer; their second of law 10 begins here."""
         waiting: Mapping[RevisionClass, Micros] | None = None
         for grant in grants:
             since, demanded = self._reserved.pop(grant.lease, (None, None))
@@ -188,11 +188,11 @@ class Watch:
                 self._granted[grant.lease] = self.universe.now
 
     def began(self) -> None:
-        """A new epoch: nothing is reserved."""
+        """Note a new epoch: nothing is reserved."""
         self._reserved.clear()
 
     def after(self, state: SharedState, *, dealt: bool) -> None:
-        """An exchange is over."""
+        """Note the end of an exchange."""
         self._last = self.universe.now
         waiting = self._known(state)
         for demanded in waiting:
@@ -203,7 +203,7 @@ class Watch:
 
 
 def _available(state: SharedState, demanded: RevisionClass) -> int:
-    """How many requests of a class could be served at once."""
+    """Return how many requests of a class could be served at once."""
     view = state.revisions.views[demanded.revision]
     if state.tokens.best(view, demanded.limits, demanded.pinned) is None:
         return 0
@@ -218,7 +218,7 @@ def _next_return(state: SharedState) -> Micros | None:
 
 
 class WatchedQueue(FairQueue):
-    """The fair queue, and who looks at it."""
+    """The fair queue, observed."""
 
     def __init__(self, shares: Shares) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ class WatchedQueue(FairQueue):
 
 
 class WatchedState(SharedState):
-    """The state, and who looks at it."""
+    """The state, observed."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class WatchedState(SharedState):
         self._dealer = Dealer(self.tokens, self.queue, self.revisions)
 
     def renewed(self) -> "WatchedState":
-        """A state that knows nothing."""
+        """Return an empty state."""
         return WatchedState(self.watch)
 
     def exchange(self, time: Micros, run: str, request: ExchangeRequest, *, most: int = DEALT) -> ExchangeResponse:
@@ -259,7 +259,7 @@ class WatchedState(SharedState):
         return response
 
     def snapshot(self, time: Micros, revision: str, pins: Iterable[tuple[int, str]]) -> Snapshot | None:
-        """See `core.snapshots`; `None` for a revision that is not known."""
+        """Return a snapshot; `None` for an unknown revision."""
         return snapshot(self, time, revision, pins) if revision in self.revisions.views else None
 
     def _clock(self, time: Micros, request: ExchangeRequest) -> Micros:
