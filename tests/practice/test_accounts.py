@@ -8,31 +8,31 @@ LIST = ("GET", "collections", 1)
 
 
 def accounts_of(**settings: object) -> Accounts:
-    """Accounts with a limit of three."""
+    """Return accounts with a limit of three."""
     return Accounts(PracticeSettings(**{"limit": 3, "keys": (KEY, OTHER), **settings}))  # type: ignore[arg-type]
 
 
 def passed(accounts: Accounts, key: str, endpoint: tuple[str, str, int] = ME, tries: int = 5, now: float = 0.0) -> int:
-    """How many of some requests at one moment may pass."""
+    """Return how many of some simultaneous requests may pass."""
     account = accounts.find(key)
     assert account is not None
     return sum(account.bucket.admit(endpoint, now).allowed for _ in range(tries))
 
 
 def test_each_key_has_its_own_bucket() -> None:
-    """Without users, what one key spends is not taken from another."""
+    """Without users, each key has a bucket of its own."""
     accounts = accounts_of()
     assert (passed(accounts, KEY), passed(accounts, OTHER)) == (3, 3)
 
 
 def test_keys_of_a_user_share_a_bucket() -> None:
-    """The keys of one user have one limit together."""
+    """The keys of one user share one limit."""
     accounts = accounts_of(users={KEY: "ann", OTHER: "ann"})
     assert (passed(accounts, KEY, tries=2), passed(accounts, OTHER)) == (2, 1)
 
 
 def test_only_given_keys_are_accepted() -> None:
-    """With given keys no other is accepted; with none given any is that is not empty."""
+    """Only given keys are accepted; with none given any key is that is not empty."""
     assert accounts_of().find(UNKNOWN) is None
     assert accounts_of(keys=None).find(UNKNOWN) is not None
     assert accounts_of(keys=None).find("") is None
@@ -49,7 +49,7 @@ def test_names_are_not_secrets() -> None:
 
 
 def test_revoke_and_restore() -> None:
-    """A revoked key is not accepted until it is restored, and then has not won anything."""
+    """A revoked key is refused until it is restored, and keeps its count."""
     accounts = accounts_of()
     assert passed(accounts, KEY, tries=2) == 2
     accounts.revoke(KEY)
@@ -59,7 +59,7 @@ def test_revoke_and_restore() -> None:
 
 
 def test_narrow_limits() -> None:
-    """A narrow limit holds beside the wide one, for its endpoint only, and only when switched on."""
+    """A narrow limit counts beside the wide one, for its endpoint only, when switched on."""
     assert passed(accounts_of(limit=20), KEY, LIST, tries=30) == 20
     narrow = accounts_of(limit=20, narrow=True)
     assert passed(narrow, KEY, LIST, tries=30) == 10
@@ -69,7 +69,7 @@ def test_narrow_limits() -> None:
 
 
 def test_a_plan_is_a_users() -> None:
-    """What a month holds goes down with every request that passes, by all keys of the user."""
+    """A month's plan counts every request that passes, by all keys of the user."""
     accounts = accounts_of(plan=4, users={KEY: "ann", OTHER: "ann"})
     assert passed(accounts, KEY) == 3
     account = accounts.find(OTHER)
@@ -80,7 +80,7 @@ def test_a_plan_is_a_users() -> None:
 
 
 def test_disabled_keys() -> None:
-    """A disabled key is known, and accepted again when it is restored."""
+    """A disabled key is known but refused, until it is restored."""
     accounts = accounts_of()
     accounts.disable(KEY)
     assert accounts.find(KEY) is not None

@@ -35,7 +35,7 @@ VERDICT = Verdict(allowed=False, limit=60, window=60.0, remaining=0, reset=142.3
     ],
 )
 def test_header_styles(style: HeaderStyle, headers: dict[str, str]) -> None:
-    """Each style says the same: epoch seconds rounded down as captured, or seconds from now rounded up."""
+    """Each style tells the same reset: epoch seconds rounded down as captured, or seconds rounded up."""
     assert rate_headers(style, VERDICT, 100.0, 1624391484.5) == headers
 
 
@@ -48,7 +48,7 @@ def test_the_captured_answer() -> None:
 
 
 def test_refusal_rounds_up() -> None:
-    """The moment in the body and the Retry-After are rounded up, so that who keeps to them is let in."""
+    """The moment in the body and the `Retry-After` are rounded up, so a caller that waits is admitted."""
     error, wait = refusal_of(VERDICT, 100.0, 1465452660.5431)
     assert error.message == "Rate Limit exceeded. Please retry at 1465452702844"
     assert wait == 43
@@ -67,13 +67,13 @@ def test_refusal_rounds_up() -> None:
         ("*", False),
     ],
 )
-def test_who_accepts_gzip(accept: str, yes: bool) -> None:
-    """Gzip is sent to those who name it and do not refuse it."""
+def test_gzip_is_for_callers_that_accept_it(accept: str, yes: bool) -> None:
+    """Gzip is sent to callers that name it and do not refuse it."""
     assert accepts_gzip(accept) is yes
 
 
 def test_page_is_gzip_for_those_who_take_it() -> None:
-    """A page is compressed for those who accept that, with the same validator."""
+    """A page is compressed for callers that accept gzip, with the same validator."""
     page = Page({"text": "x" * 500})
     plain = page_answer(make_mocked_request("GET", "/"), page)
     small = page_answer(make_mocked_request("GET", "/", headers={"Accept-Encoding": "gzip"}), page)
@@ -87,7 +87,7 @@ def test_page_is_gzip_for_those_who_take_it() -> None:
 
 @pytest.mark.parametrize("condition", ["{}", "*", '"other", {}', "{strong}"])
 def test_304_for_those_who_have_it(condition: str) -> None:
-    """Who names the validator, weakly or strongly, among others or as `*`, gets 304 without a body."""
+    """A request with the validator, weak or strong, among others or as `*`, gets 304 without a body."""
     page = Page({"a": 1})
     given = condition.replace("{}", page.etag).replace("{strong}", page.etag.removeprefix("W/"))
     answer = page_answer(make_mocked_request("GET", "/", headers={"If-None-Match": given}), page)
@@ -95,7 +95,7 @@ def test_304_for_those_who_have_it(condition: str) -> None:
 
 
 def test_200_for_those_who_have_another() -> None:
-    """Who names another validator gets the page."""
+    """A request with another validator gets the page."""
     request = make_mocked_request("GET", "/", headers={"If-None-Match": 'W/"1-x"'})
     assert page_answer(request, Page({"a": 1})).status == 200
 
@@ -110,7 +110,7 @@ def test_200_for_those_who_have_another() -> None:
     ],
 )
 def test_problems_for_those_who_ask(accept: str, content_type: str) -> None:
-    """An error is a problem for those who accept that and not JSON."""
+    """An error is a problem for callers that accept that and not JSON."""
     answer = error_answer(make_mocked_request("GET", "/", headers={"Accept": accept}), unauthenticated(missing=True))
     assert (answer.status, answer.content_type) == (401, content_type)
 

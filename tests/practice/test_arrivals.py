@@ -4,13 +4,13 @@ from keyturn.practice.arrivals import ArrivalLog, Record, most_within
 
 
 def record(at: float, key: str = "key-1", user: str = "ann", *, counted: bool = True, status: int = 200) -> Record:
-    """An arrival of which only some of it matters."""
+    """Return an arrival with only some fields set."""
     return Record(at, key, user, "GET", "/me", counted, status)
 
 
 @given(st.lists(st.floats(0.0, 100.0), max_size=60), st.floats(0.1, 50.0))
 def test_most_within_is_the_most(instants: list[float], window: float) -> None:
-    """The most in any half-open interval is the most in one that starts at an instant."""
+    """The most in any half-open interval equals the most in one that starts at an arrival."""
     brute = max((sum(start <= at < start + window for at in instants) for start in instants), default=0)
     assert most_within(sorted(instants), window) == brute
 
@@ -22,7 +22,7 @@ def test_interval_is_half_open() -> None:
 
 
 def test_worst_by_key_and_by_user() -> None:
-    """The worst is told for each key or for each user; refused requests are in it, unknown callers are not."""
+    """The worst interval is found by key or by user, with refused requests but without unknown callers."""
     log = ArrivalLog()
     for item in (
         record(0.0),
@@ -37,7 +37,7 @@ def test_worst_by_key_and_by_user() -> None:
 
 
 def test_throttled_counts_the_limits_refusals() -> None:
-    """Only a 429 of the limit's is counted as throttled, not one that an endpoint answered."""
+    """Only 429s of the limit count as throttled, not those of an endpoint."""
     log = ArrivalLog()
     answered = record(0.0, status=0)
     log.add(answered)

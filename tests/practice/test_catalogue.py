@@ -11,18 +11,18 @@ from keyturn.practice.generate import OWNER, PRACTICE_RUN
 
 @pytest.fixture
 def catalogue() -> Catalogue:
-    """A fresh catalogue."""
+    """Return a fresh catalogue."""
     return Catalogue(1, lambda: "http://127.0.0.1:1")
 
 
 def data(page: Page | None) -> Any:
-    """What a page says."""
+    """Return the data of a page."""
     assert page is not None
     return json.loads(page.body)
 
 
 def collection(name: str) -> dict[str, Any]:
-    """A small collection."""
+    """Return a small collection."""
     return {"info": {"name": name, "schema": "v2.1"}, "item": []}
 
 
@@ -45,7 +45,7 @@ def test_a_few_hundred(catalogue: Catalogue) -> None:
 
 
 def test_workspaces_divide_everything(catalogue: Catalogue) -> None:
-    """Each collection is in exactly one workspace, and a list for a workspace holds those of its page."""
+    """Each collection is in exactly one workspace, whose list agrees with its page."""
     found = []
     for workspace in data(catalogue.workspaces({}))["workspaces"]:
         page = data(catalogue.workspace(workspace["id"]))["workspace"]
@@ -64,7 +64,7 @@ def test_unknown_workspace_is_empty(catalogue: Catalogue) -> None:
 
 
 def test_found_by_uid_and_by_id(catalogue: Catalogue) -> None:
-    """An entry is found under both of its names, and its page carries them."""
+    """An entry is found under its uid and its id, and its page carries both."""
     entry = catalogue.named("collection", PRACTICE_RUN)
     assert catalogue.find("collection", entry.uid) is catalogue.find("collection", entry.id) is entry
     assert catalogue.find("environment", entry.uid) is None
@@ -81,7 +81,7 @@ def test_every_entry_can_be_shown(catalogue: Catalogue) -> None:
 
 
 def test_add_change_remove(catalogue: Catalogue) -> None:
-    """What is put in is listed, can be changed in whole and in part, and is gone when taken out."""
+    """A new entry is listed, can be replaced and patched, and is gone when deleted."""
     home = data(catalogue.workspaces({}))["workspaces"][3]["id"]
     entry = catalogue.add("collection", collection("New"), home)
     assert entry.uid in [item["uid"] for item in data(catalogue.workspace(home))["workspace"]["collections"]]
@@ -95,7 +95,7 @@ def test_add_change_remove(catalogue: Catalogue) -> None:
 
 
 def test_collections_can_be_asked_for(catalogue: Catalogue) -> None:
-    """By name, by workspace, and in pages; environments by workspace only."""
+    """Collections are filtered by name and workspace, and paged; environments by workspace only."""
     run = catalogue.named("collection", PRACTICE_RUN)
     named = data(catalogue.entries("collection", {"name": PRACTICE_RUN}))["collections"]
     assert [item["uid"] for item in named] == [run.uid]
@@ -111,7 +111,7 @@ def test_collections_can_be_asked_for(catalogue: Catalogue) -> None:
 
 
 def test_workspaces_can_be_asked_for(catalogue: Catalogue) -> None:
-    """By type, by who made them, by what they hold, and in pages."""
+    """Workspaces are filtered by type, creator and content, and paged."""
     run = catalogue.named("collection", PRACTICE_RUN)
 
     def found(**query: str) -> list[str]:
@@ -125,7 +125,7 @@ def test_workspaces_can_be_asked_for(catalogue: Catalogue) -> None:
 
 
 def test_named_says_when_there_is_none(catalogue: Catalogue) -> None:
-    """A name that nothing has is an error."""
+    """An unknown name is an error."""
     with pytest.raises(LookupError):
         catalogue.named("environment", "No such name")
 

@@ -12,7 +12,7 @@ from keyturn.practice.contents import (
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """A collection of folders in folders."""
+    """Return a collection of folders in folders."""
     content: dict[str, Any] = {"info": {"name": "A"}, "item": []}
     folder = content
     for _ in range(depth):
@@ -23,7 +23,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def test_ids_are_given_once() -> None:
-    """An item without an id, or with one that is no text, gets one, and others keep theirs; then nothing changes."""
+    """An item without a valid id gets one that stays, and others keep theirs."""
     content: dict[str, Any] = {
         "info": {},
         "item": [{"name": "a"}, {"id": 5}, {"id": ""}, {"id": "mine", "response": [{}, "text"]}],
@@ -39,7 +39,7 @@ def test_ids_are_given_once() -> None:
 
 
 def test_short_forms_are_written_out() -> None:
-    """What the format allows to be shorter is answered in its long form."""
+    """Short forms of the format are answered in their long form."""
     text = {"content": "Text", "type": "text/plain"}
     script = {"listen": "test", "script": {"exec": "one\ntwo"}}
     content: dict[str, Any] = {
@@ -59,7 +59,7 @@ def test_short_forms_are_written_out() -> None:
 
 
 def test_depth_has_no_bound() -> None:
-    """Folders may lie in each other deeper than functions may call themselves."""
+    """Folders may be nested deeper than functions may call themselves."""
     content = nested(5000)
     assert is_sound_collection(content)
     complete_collection(content, "7", Random(1))
@@ -68,7 +68,7 @@ def test_depth_has_no_bound() -> None:
 
 @pytest.mark.parametrize("item", [None, {}, [1], [{"item": None}], [{"item": [[]]}]])
 def test_unsound_items(item: Any) -> None:
-    """Items are objects in lists, at every depth, in a collection and in a change to it."""
+    """Items must be objects in lists, at every depth, in a collection and in a change to it."""
     assert not is_sound_collection({"info": {"name": "A"}, "item": item})
     assert not is_sound_change({"item": item})
 
@@ -85,7 +85,7 @@ def test_unsound_items(item: Any) -> None:
     ],
 )
 def test_names(content: dict[str, Any], whole: bool, change: bool) -> None:
-    """A collection has a name; a change may leave it, and may not take it away."""
+    """A collection needs a name, which a change may omit but not remove."""
     assert (is_sound_collection(content), is_sound_change(content)) == (whole, change)
 
 
@@ -100,7 +100,7 @@ def test_names(content: dict[str, Any], whole: bool, change: bool) -> None:
     ],
 )
 def test_environments(content: dict[str, Any], sound: bool) -> None:
-    """An environment has a name, and its values are objects."""
+    """An environment needs a name, and its values must be objects."""
     assert is_sound_environment(content) is sound
 
 

@@ -9,28 +9,28 @@ from tests.practice.client import KEY, exact, practising, session_of
 
 
 async def said(response: ClientResponse, status: int = 200) -> Any:
-    """The JSON of an answer that has that status."""
+    """Return the JSON of an answer of that status."""
     async with response:
         assert response.status == status, await response.text()
         return await response.json()
 
 
 async def first_uid(session: ClientSession, kind: str) -> str:
-    """The uid of the first collection or environment."""
+    """Return the uid of the first collection or environment."""
     uid = (await said(await session.get(f"/{kind}s")))[f"{kind}s"][0]["uid"]
     assert isinstance(uid, str)
     return uid
 
 
 def content(kind: str, name: str) -> dict[str, Any]:
-    """A small collection or environment, as it is sent."""
+    """Return a small collection or environment, as it is sent."""
     if kind == "environment":
         return {"environment": {"name": name, "values": [{"key": "a", "value": "1", "enabled": True}]}}
     return {"collection": {"info": {"name": name, "schema": "v2.1"}, "item": []}}
 
 
 async def test_me_tells_the_user() -> None:
-    """`/me` tells who owns the key."""
+    """`/me` returns the user of the key."""
     async with practising(users={KEY: "ann"}) as (_, session):
         body = await said(await session.get("/me"))
     assert body["user"]["username"] == "ann"
@@ -60,7 +60,7 @@ async def test_lists_and_entries(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["collection", "environment"])
 async def test_create_replace_delete(kind: str) -> None:
-    """Both can be created, replaced and deleted; the answers name what was changed."""
+    """Collections and environments can be created, replaced and deleted; answers name the entry."""
     async with practising() as (_, session):
         made = (await said(await session.post(f"/{kind}s", json=content(kind, "One"))))[kind]
         changed = await said(await session.put(f"/{kind}s/{made['uid']}", json=content(kind, "Two")))
@@ -97,7 +97,7 @@ async def test_a_change_changes_the_validator() -> None:
 
 
 async def test_not_modified_is_charged() -> None:
-    """Who has the page gets 304 without a body; it takes a place all the same."""
+    """A 304 takes a place in the limit."""
     async with practising() as (api, session):
         async with session.get("/collections") as response:
             etag = response.headers["ETag"]
@@ -146,7 +146,7 @@ async def test_monitor_runs() -> None:
 
 
 async def test_spec_files_by_encoded_path() -> None:
-    """A file of a specification is found by its path with encoded slashes, and with no other."""
+    """A file of a specification is found by its path with encoded slashes only."""
     async with practising() as (_, session):
         file = await said(await session.get(exact("/specs/s1/files/components%2Fschemas.json")))
         await said(await session.get(exact("/specs/s1/files/components/schemas.json")), 404)
@@ -156,7 +156,7 @@ async def test_spec_files_by_encoded_path() -> None:
 
 
 async def test_respond_async() -> None:
-    """With `Prefer: respond-async` a PUT is accepted with a task at a relative address, which ends when asked again."""
+    """`Prefer: respond-async` gives a task at a relative address, which is done at the next request."""
     async with practising() as (api, session):
         path = f"/collections/{api.run_collection}"
         body = content("collection", "Later")
@@ -194,7 +194,7 @@ async def test_a_query_that_cannot_be_used() -> None:
     ["/", "/nowhere", "/me//", "/collections/a/b", "/me/more", "/bytes/x", "/bytes/-1", "/status/99", "/status/600"],
 )
 async def test_unknown_paths(path: str) -> None:
-    """What does not exist is not found, in the API's shape, and is charged."""
+    """An unknown path is answered 404 in the API's shape, and charged."""
     async with practising() as (api, session):
         body = await said(await session.get(path), 404)
     assert body["error"]["name"] == "notFound"
@@ -202,7 +202,7 @@ async def test_unknown_paths(path: str) -> None:
 
 
 async def test_unknown_methods() -> None:
-    """A method that an endpoint has not is not found."""
+    """A method that an endpoint lacks is answered 404."""
     async with practising() as (_, session):
         await said(await session.delete("/me"), 404)
         await said(await session.put("/collections", json={}), 404)

@@ -31,7 +31,7 @@ KINDS: tuple[WindowKind, ...] = ("fixed", "first", "rolling")
     ],
 )
 async def test_where_the_key_stands(header: str, query: str, status: int) -> None:
-    """The key stands in the header or in the query, and the header's wins."""
+    """The key is read from the header or the query; the header wins."""
     async with (
         practising() as (api, _),
         session_of(api, key=header) as session,
@@ -41,7 +41,7 @@ async def test_where_the_key_stands(header: str, query: str, status: int) -> Non
 
 
 async def test_the_practice_run_needs_no_key() -> None:
-    """Its requests pass without a key and take no place; with one they do, and one that is not accepted is refused."""
+    """The run's requests pass without a key and uncounted; with a key they count, and a wrong one is refused."""
     async with practising() as (api, good), session_of(api, key="") as nobody, session_of(api, key=UNKNOWN) as stranger:
         async with nobody.post("/echo/practice/1", headers={"X-Api-Key": ""}) as response:
             assert response.status == 200
@@ -57,7 +57,7 @@ async def test_the_practice_run_needs_no_key() -> None:
 
 @pytest.mark.parametrize(("key", "body"), [("", MISSING_BODY), (UNKNOWN, INVALID_BODY)])
 async def test_unauthenticated(key: str, body: str) -> None:
-    """Without an accepted key the answer is the real API's, with the headers of another bucket; nothing is charged."""
+    """Without an accepted key the answer is the real API's, and nothing is charged."""
     async with practising() as (api, good), session_of(api, key=key) as session:
         for remaining in ("399", "398"):
             async with session.get("/me") as response:
@@ -70,7 +70,7 @@ async def test_unauthenticated(key: str, body: str) -> None:
 
 
 async def test_unauthenticated_as_a_problem() -> None:
-    """Who accepts problems and not JSON gets one."""
+    """A caller that accepts problems and not JSON gets one."""
     async with (
         practising() as (api, _),
         session_of(api, key="") as session,
@@ -83,7 +83,7 @@ async def test_unauthenticated_as_a_problem() -> None:
 
 
 async def test_revoked_at_run_time() -> None:
-    """A revoked key is invalid from then on, on an open connection too, until it is restored."""
+    """A revoked key is refused from then on, on an open connection too, until it is restored."""
     async with practising() as (api, session):
         seen = []
         for change in (api.name_of, api.revoke, api.restore):
@@ -96,7 +96,7 @@ async def test_revoked_at_run_time() -> None:
 
 
 async def test_headers_of_an_answer() -> None:
-    """An answer tells the limit, what is left and when it resets, the date, and the server's name."""
+    """An answer has limit, remaining, reset, date and the server's name."""
     async with practising(limit=3) as (_, session), session.get("/me") as response:
         headers = response.headers
     assert (headers["X-RateLimit-Limit"], headers["X-RateLimit-Remaining"]) == ("3", "2")
@@ -106,7 +106,7 @@ async def test_headers_of_an_answer() -> None:
 
 
 async def test_throttled() -> None:
-    """Over the limit the answer is the real API's 429 with the moment to retry at, and takes no place."""
+    """Over the limit the answer is the real API's 429 with the time to retry, and is not counted."""
     before = time.time_ns() // 1_000_000
     async with practising(Clock(), limit=2) as (api, session):
         for _ in range(2):
@@ -148,7 +148,7 @@ async def test_other_styles(style: str) -> None:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_windows_over_a_socket(kind: WindowKind, tls: bool) -> None:
-    """Each kind of window lets its limit through and opens again when it should."""
+    """Each kind of window admits its limit and opens again on time."""
     clock = Clock(1000.0)
     async with practising(clock, kind=kind, limit=3, window=6.0, tls=tls) as (api, session):
 
@@ -185,7 +185,7 @@ async def test_keys_of_one_user() -> None:
 
 
 async def test_narrow_limits() -> None:
-    """With narrow limits a list has its own, which its headers tell; HEAD counts as GET."""
+    """A list has its own narrow limit, which its headers tell; HEAD counts as GET."""
     async with practising(narrow=True, narrow_limit=2) as (_, session):
         for method, status, remaining in (("GET", 200, "1"), ("HEAD", 200, "0"), ("GET", 429, "0")):
             async with session.request(method, "/collections") as response:
@@ -195,7 +195,7 @@ async def test_narrow_limits() -> None:
 
 
 async def test_the_log_has_no_secret() -> None:
-    """An arrival tells key, user, method and target, and never a secret."""
+    """An arrival has key name, user, method and target, and no secret."""
     async with practising(Clock(5.0)) as (api, session):
         async with session.post("/echo/x?a=1&apikey=" + UNKNOWN):
             pass
@@ -209,7 +209,7 @@ async def test_the_log_has_no_secret() -> None:
 
 
 async def test_a_disabled_key() -> None:
-    """Refused with a 403 that is about the key; nothing is charged."""
+    """A disabled key gets a 403 about the key, and nothing is charged."""
     async with practising() as (api, session):
         api.disable(KEY)
         async with session.get("/me") as response:
@@ -222,7 +222,7 @@ async def test_a_disabled_key() -> None:
 
 
 async def test_a_plan_that_is_used_up() -> None:
-    """The month's headers count down; then the refusal's name says that no waiting helps, and tells no time."""
+    """An exhausted month is refused with a name that says so, and without a time."""
     async with practising(plan=2) as (_, session):
         left = []
         for _ in range(3):
@@ -237,7 +237,7 @@ async def test_a_plan_that_is_used_up() -> None:
 
 
 async def test_a_plan_may_be_used_up_at_once() -> None:
-    """Of the user of one key; there need not have been a plan before."""
+    """A user's plan can be set to exhausted, whether there was one or not."""
     async with practising() as (api, session):
         api.use_up(KEY)
         for key, status in ((KEY, 429), (OTHER, 200)):

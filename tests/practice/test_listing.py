@@ -6,7 +6,7 @@ ROWS = [{"name": name, "type": "team" if name in "ab" else "personal"} for name 
 
 
 def test_filters() -> None:
-    """Rows match what the query says of the fields that may be asked for; other parameters are not looked at."""
+    """Rows match the known parameters of the query; others are ignored."""
     assert [row["name"] for row in matching(ROWS, {"type": "team", "apikey": "x"}, ("type", "name"))] == ["a", "b"]
     assert matching(ROWS, {"type": "team", "name": "c"}, ("type", "name")) == []
     assert matching(ROWS, {"type": "team"}, ("name",)) == ROWS
@@ -22,13 +22,13 @@ def test_filters() -> None:
     ],
 )
 def test_pages_by_offset(query: dict[str, str], names: str, meta: dict[str, int]) -> None:
-    """A limit and an offset cut the list, and `meta` says how."""
+    """Limit and offset cut the list, and `meta` describes the page."""
     page = page_by_offset("rows", ROWS, query)
     assert ("".join(row["name"] for row in page["rows"]), page["meta"]) == (names, meta)
 
 
 def test_pages_by_cursor() -> None:
-    """Each page but the last names the cursor of the next, and together they are the list."""
+    """Each page but the last names the next cursor, and together they are the list."""
     query, pages = {"limit": "2"}, []
     while True:
         page = page_by_cursor("rows", ROWS, query)
@@ -40,7 +40,7 @@ def test_pages_by_cursor() -> None:
 
 
 def test_whole_lists_have_no_meta() -> None:
-    """A list that nobody wants cut is answered as a whole."""
+    """A list without paging is answered as a whole."""
     assert page_by_offset("rows", ROWS, {"name": "a"}) == page_by_cursor("rows", ROWS, {}) == {"rows": ROWS}
 
 
@@ -50,7 +50,7 @@ def test_whole_lists_have_no_meta() -> None:
     + [("cursor", text) for text in ("x", "é", "LTE=", "")],
 )
 def test_values_that_cannot_be_used(name: str, text: str) -> None:
-    """A limit outside its range and a made-up cursor are refused, and the refusal names the parameter."""
+    """A limit out of range and an unknown cursor are refused by name of the parameter."""
     with pytest.raises(ApiError, match=name) as caught:
         page_by_cursor("rows", ROWS, {name: text})
     assert caught.value.status == 400

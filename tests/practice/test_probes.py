@@ -10,13 +10,13 @@ from tests.practice.client import KEY, exact, practising, session_of
 
 
 def expected(length: int, seed: int = 1) -> bytes:
-    """What `/bytes` sends."""
+    """Return what `/bytes` sends."""
     source = noise(seed)
     return (source * (length // len(source) + 1))[:length]
 
 
 async def test_echo_tells_what_arrived() -> None:
-    """`/echo` tells method, target and headers as they came, and the body's length and digest."""
+    """`/echo` returns method, target and headers as they came, and the body's length and digest."""
     async with practising() as (_, session):
         target = "/echo/a%2Fb/c%20d?x=%31&y=+&x=2"
         body = b"\x00\xff" * 100_000
@@ -53,7 +53,7 @@ async def test_echo_of_a_stream() -> None:
 
 
 async def test_echo_may_hide_the_key() -> None:
-    """With `echo_secrets` off the key's name stands in its place."""
+    """With `echo_secrets` off the key's name replaces it."""
     async with (
         practising(echo_secrets=False) as (_, session),
         session.get("/echo/x", params={"apikey": KEY}) as response,
@@ -116,7 +116,7 @@ async def test_any_status(status: int) -> None:
 
 
 async def test_an_unauthorized_that_is_not_about_the_key() -> None:
-    """`/status/401` is one of those that say nothing about the key."""
+    """`/status/401` is not about the key."""
     async with practising() as (_, session), session.get("/status/401") as response:
         assert await response.json() == {
             "error": {"name": "Unauthorized", "message": "You are not authorized to perform this action."}
@@ -142,7 +142,7 @@ async def test_redirect_slow_nothing() -> None:
 
 
 async def test_probes_need_a_key_too() -> None:
-    """Without a key none of them answers."""
+    """Probes need a key."""
     async with practising() as (api, _), session_of(api, key="") as session:
         for path in ("/echo/x", "/bytes/1", "/nothing"):
             async with session.get(path) as response:

@@ -23,14 +23,14 @@ from tests.practice.client import KEY, Clock, practising, session_of, trusting
 
 
 async def status_of(session: ClientSession, path: str = "/me") -> int:
-    """The status of a GET."""
+    """Return the status of a GET."""
     async with session.get(path) as response:
         await response.read()
         return response.status
 
 
 class Hold:
-    """Holds requests up before they are counted until told to let them go."""
+    """Hold requests before they are counted, until released."""
 
     def __init__(self, api: PracticeApi) -> None:
         self.held, self.go, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -45,7 +45,7 @@ class Hold:
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_url(tls: bool) -> None:
-    """The URL tells scheme, host and the port that was taken."""
+    """The URL has scheme, host and the port that was taken."""
     async with practising(tls=tls) as (api, session):
         assert api.url == f"{'https' if tls else 'http'}://127.0.0.1:{api.port}"
         assert await status_of(session) == 200
@@ -53,7 +53,7 @@ async def test_url(tls: bool) -> None:
 
 
 def test_no_url_before_the_start() -> None:
-    """Before it was started it has no address."""
+    """Before the start there is no address."""
     api = PracticeApi(PracticeSettings())
     with pytest.raises(RuntimeError):
         _ = api.url
@@ -67,7 +67,7 @@ async def test_any_key_without_keys() -> None:
 
 
 async def test_tls_is_verified(tmp_path: Path) -> None:
-    """Its certificate is accepted with its authority's, read from a file, and not without."""
+    """The certificate is accepted with its authority's file, and refused without."""
     async with practising(tls=True) as (api, _):
         api.write_ca(tmp_path / "ca.pem")
         assert (tmp_path / "ca.pem").read_bytes() == api.ca_pem
@@ -80,7 +80,7 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
 
 
 async def test_no_authority_without_tls(tmp_path: Path) -> None:
-    """Without TLS there is no certificate to write."""
+    """Without TLS there is no authority to write."""
     api = PracticeApi(PracticeSettings())
     assert api.ca_pem is None
     with pytest.raises(RuntimeError):
@@ -96,7 +96,7 @@ async def test_port_in_use() -> None:
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_stop_and_start_again(tls: bool) -> None:
-    """After a stop nobody answers; a second start goes on at the same address with the same counts."""
+    """After a stop it can be started again at the same address with the same counts."""
     async with practising(tls=tls, limit=2) as (api, session):
         assert await status_of(session) == 200
         await api.stop()
@@ -109,7 +109,7 @@ async def test_stop_and_start_again(tls: bool) -> None:
 
 
 async def _broken_off(call: AbstractAsyncContextManager[ClientResponse]) -> None:
-    """Have a request end without the whole of its answer."""
+    """Check that a request ends without its whole answer."""
     with pytest.raises(ClientError):
         async with call as response:
             await response.read()
@@ -117,7 +117,7 @@ async def _broken_off(call: AbstractAsyncContextManager[ClientResponse]) -> None
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_stop_breaks_off(tls: bool) -> None:
-    """A stop breaks off what is under way, slow answers, large ones and unfinished bodies, and leaves nothing open."""
+    """A stop breaks off requests in flight and leaves nothing open."""
     async with practising(tls=tls) as (api, session):
         arrivals = asyncio.Semaphore(0)
 
@@ -142,7 +142,7 @@ async def test_stop_breaks_off(tls: bool) -> None:
 
 
 async def test_stop_waits_for_nobody() -> None:
-    """A caller that does not answer to the end of TLS does not keep its connection open."""
+    """A stop does not wait for a caller that ignores the end of TLS."""
     async with practising(tls=True) as (api, _):
         context = trusting(api)
         assert isinstance(context, ssl.SSLContext)
@@ -162,7 +162,7 @@ async def test_stop_waits_for_nobody() -> None:
 
 
 def test_on_uvloop() -> None:
-    """It runs on uvloop as well, faults included."""
+    """It runs on uvloop, faults included."""
 
     async def scenario() -> list[int]:
         async with practising(tls=True) as (api, session):
@@ -178,7 +178,7 @@ def test_on_uvloop() -> None:
 
 
 async def test_latency_before_counting_and_before_the_head() -> None:
-    """The latency is asked twice for each request: before it is counted, and before its answer begins."""
+    """Latency is drawn twice for each request: before it is counted, and before its answer."""
     async with practising() as (api, session):
         counted: list[tuple[int, int]] = []
 
@@ -194,7 +194,7 @@ async def test_latency_before_counting_and_before_the_head() -> None:
 
 
 async def test_counted_though_the_caller_left() -> None:
-    """A request whose caller leaves before it is counted is counted all the same, at that moment."""
+    """A request whose caller leaves before it is counted is counted at that moment."""
     clock = Clock(7.0)
     async with practising(clock) as (api, session), asyncio.timeout(30), asyncio.TaskGroup() as group:
         hold = Hold(api)
@@ -210,7 +210,7 @@ async def test_counted_though_the_caller_left() -> None:
 
 @pytest.mark.parametrize(("how", "status"), [("503", 503), ("504", 504)])
 async def test_fail_next_with_an_answer(how: FaultKind, status: int) -> None:
-    """The next requests fail with that status, are charged, and then it is over."""
+    """The next requests fail with that status and are charged, then no more."""
     async with practising() as (api, session):
         api.fail_next(2, how=how)
         assert [await status_of(session) for _ in range(3)] == [status, status, 200]
@@ -230,7 +230,7 @@ async def test_fail_next_with_a_reset(tls: bool) -> None:
 
 
 async def test_fail_next_leaves_refused_ones_alone() -> None:
-    """A request that the limit or the key check refuses uses no fault up."""
+    """Refused requests use up no fault."""
     async with practising(limit=1) as (api, session):
         assert await status_of(session) == 200
         api.fail_next(1)
@@ -240,13 +240,13 @@ async def test_fail_next_leaves_refused_ones_alone() -> None:
 
 
 def test_fail_next_knows_its_faults() -> None:
-    """A fault that does not exist is refused."""
+    """An unknown fault is refused."""
     with pytest.raises(ValueError, match="reset, 503, 504"):
         PracticeApi(PracticeSettings()).fail_next(1, how="gone")  # type: ignore[arg-type]
 
 
 async def test_it_breaks_down_and_recovers() -> None:
-    """Every request fails meanwhile, with the time to wait for if there is one."""
+    """During an outage every request fails, with the time to wait if there is one."""
     async with practising() as (api, session):
         api.break_down("503", retry_after=20)
         for _ in range(2):
@@ -263,7 +263,7 @@ async def test_it_breaks_down_and_recovers() -> None:
 
 
 async def test_somebody_else_spends() -> None:
-    """Places are taken that no arrival explains, up to the limit."""
+    """Places can be taken without an arrival, up to the limit."""
     async with practising(limit=5, narrow=True, narrow_limit=2) as (api, session):
         assert api.spend(KEY, 1) == 1
         assert api.spend(KEY, 9, "/collections") == 2

@@ -29,18 +29,18 @@ def test_nonsense_is_refused(path: str, value: Any) -> None:
 
 
 def test_all_problems_at_once() -> None:
-    """Every problem is told, not only the first."""
+    """All problems are reported at once."""
     with pytest.raises(ConfigError) as caught:
         PracticeSettings(limit=0, window=-1.0)
     assert [problem.path for problem in caught.value.problems] == ["limit", "window"]
 
 
 def test_defaults_are_the_measured_ones() -> None:
-    """Without settings it is 60 in 60 seconds from the first request on, as the real API was measured."""
+    """The default is 60 in 60 seconds from the first request on, as measured."""
     settings = PracticeSettings()
     assert (settings.limit, settings.window, settings.kind, settings.style) == (60, 60.0, "first", "x-ratelimit")
 
 
 def test_repr_hides_the_keys() -> None:
-    """No key stands in the representation of the settings."""
+    """The `repr` of the settings shows no key."""
     assert "PMAK" not in repr(PracticeSettings(keys=("PMAK-1",), users={"PMAK-1": "ann"}))

@@ -1,7 +1,7 @@
-"""The answers have the fields, of the types, that the official specification names for them.
+"""The answers have the fields and types of the official specification.
 
-Written down by hand from the specification that the official TypeScript SDK 1.45.0 is made from, whose client refuses
-an answer with a field of another type, and a collection with an item that has no id.
+Written by hand from the specification of the official TypeScript SDK 1.45.0, whose client refuses an answer with a
+field of another type, and a collection with an item that has no id.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -123,7 +123,7 @@ SENT_ENVIRONMENT = {"environment": {"name": "Sent", "values": [{"key": "a", "val
 
 
 def unlike(value: Any, shape: Shape, where: str = "") -> Iterator[str]:
-    """Where a value is not of a shape: a type, several, an object with these fields, or a list that is not empty."""
+    """Return where a value differs from a shape: a type, several, an object, or a list that is not empty."""
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             yield f"{where} is no object"
@@ -143,7 +143,7 @@ def unlike(value: Any, shape: Shape, where: str = "") -> Iterator[str]:
 
 
 async def answered(session: ClientSession, method: str, path: str, body: Any = None, **headers: str) -> Any:
-    """The JSON of an answer, whose media type has no parameter: the SDK knows no other form of it."""
+    """Return the JSON of an answer, whose media type has no parameter, since the SDK knows no other."""
     async with session.request(method, exact(path), json=body, headers=headers) as response:
         assert response.ok, await response.text()
         assert response.headers["Content-Type"] == "application/json"
@@ -152,7 +152,7 @@ async def answered(session: ClientSession, method: str, path: str, body: Any = N
 
 @asynccontextmanager
 async def calling() -> AsyncIterator[tuple[ClientSession, dict[str, str]]]:
-    """A session, and the names of a workspace, a collection and an environment."""
+    """Return a session, and the names of a workspace, a collection and an environment."""
     async with practising() as (api, session):
         entry = (await answered(session, "GET", "/workspaces"))["workspaces"][0]["id"]
         yield session, {"workspace": entry, "collection": api.run_collection, "environment": api.run_environment}
@@ -160,7 +160,7 @@ async def calling() -> AsyncIterator[tuple[ClientSession, dict[str, str]]]:
 
 @pytest.mark.parametrize(("path", "shape"), READS.items(), ids=READS)
 async def test_what_is_read(path: str, shape: Shape) -> None:
-    """Each list and each page is of its shape, under an address that ends in a slash too."""
+    """Each list and each page has its shape, also with a slash at the end."""
     async with calling() as (session, names):
         address, mark, query = path.format(**names).partition("?")
         for read in (address, f"{address}/"):
@@ -168,7 +168,7 @@ async def test_what_is_read(path: str, shape: Shape) -> None:
 
 
 async def test_every_collection_and_environment() -> None:
-    """All that is there from the start is of the shape, items in folders included."""
+    """Every initial entry has its shape, items in folders included."""
     async with practising(limit=1000) as (_, session):
         for kind, shape in (("collection", COLLECTION), ("environment", ENVIRONMENT)):
             for row in (await answered(session, "GET", f"/{kind}s"))[f"{kind}s"]:
@@ -180,7 +180,7 @@ async def test_every_collection_and_environment() -> None:
 
 @pytest.mark.parametrize("way", ["POST", "PUT"])
 async def test_a_collection_that_was_sent(way: str) -> None:
-    """Items, those of folders and saved responses get ids, the same at each reading, and keep those that they have."""
+    """Items, items of folders and saved responses get ids that stay."""
     known = {**LEAF, "id": "known"}
     sent = {"collection": {**SENT_COLLECTION["collection"], "item": [*SENT_COLLECTION["collection"]["item"], known]}}
     async with calling() as (session, names):
@@ -198,7 +198,7 @@ async def test_a_collection_that_was_sent(way: str) -> None:
 
 
 async def test_changes_of_a_collection() -> None:
-    """Answers to PATCH, to a PUT that is done later, to a question for its task, and to DELETE."""
+    """Answers to PATCH, asynchronous PUT, its task and DELETE have their shapes."""
     async with calling() as (session, names):
         path = f"/collections/{names['collection']}"
         event = {"listen": "test", "script": {"type": "text/javascript", "exec": ["1"]}}
@@ -215,7 +215,7 @@ async def test_changes_of_a_collection() -> None:
 
 
 async def test_an_environment_that_was_sent() -> None:
-    """Answers to POST, PUT and DELETE; values are completed with what they are by default."""
+    """Answers to POST, PUT and DELETE have their shapes, with values completed."""
     async with calling() as (session, names):
         made = await answered(session, "POST", f"/environments?workspace={names['workspace']}", SENT_ENVIRONMENT)
         path = f"/environments/{made['environment']['uid']}"
@@ -230,7 +230,7 @@ async def test_an_environment_that_was_sent() -> None:
 
 
 async def test_a_run_of_a_monitor() -> None:
-    """A run that is waited for, and one that is not."""
+    """A monitor's run has its shape, waited for or not."""
     async with calling() as (session, _):
         waited = await answered(session, "POST", "/monitors/m1/run")
         left = await answered(session, "POST", "/monitors/m1/run?async=true")
@@ -247,7 +247,7 @@ async def test_a_run_of_a_monitor() -> None:
     ],
 )
 async def test_items_that_are_no_objects(content: dict[str, Any]) -> None:
-    """A collection that could not be shown in its shape is refused."""
+    """A collection with items that are no objects is refused."""
     async with calling() as (session, names):
         path = f"/collections/{names['collection']}"
         for method in ("PUT", "PATCH"):

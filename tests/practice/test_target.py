@@ -35,6 +35,6 @@ def test_segments(raw: str, segments: tuple[str, ...]) -> None:
     ],
 )
 def test_key_is_found_and_hidden(raw: str, key: str, shown: str) -> None:
-    """The key in a query is found however it is written, and no log gets it; all else stays as it came."""
+    """The key in a query is found in every spelling and hidden in logs; the rest is unchanged."""
     target = parse_target(raw)
     assert (target.key, target.shown, target.raw) == (key, shown, raw)

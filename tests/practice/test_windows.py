@@ -19,7 +19,7 @@ starts = st.floats(0.0, 1e7)
 
 
 def instants_of(start: float, gaps: list[float]) -> list[float]:
-    """Instants that never go backwards."""
+    """Generate instants that never go backwards."""
     instants = []
     for gap in gaps:
         start += gap
@@ -28,20 +28,20 @@ def instants_of(start: float, gaps: list[float]) -> list[float]:
 
 
 def admitted(window: Window, instants: list[float]) -> list[float]:
-    """Those that the window lets through."""
+    """Return the instants that the window admits."""
     return [instant for instant in instants if window.admit(instant).allowed]
 
 
 @given(limits, lengths, starts, steps)
 def test_rolling_never_over(limit: int, length: float, start: float, gaps: list[float]) -> None:
-    """A rolling window lets at most its limit through in any half-open interval of its length."""
+    """A rolling window admits at most its limit in any half-open interval of its length."""
     window = window_of("rolling", limit, length)
     assert most_within(admitted(window, instants_of(start, gaps)), length) <= limit
 
 
 @given(limits, lengths, starts, steps)
 def test_fixed_never_over(limit: int, length: float, start: float, gaps: list[float]) -> None:
-    """A fixed window lets at most its limit through between two multiples of its length, and that many if they come."""
+    """A fixed window admits exactly its limit between two multiples of its length, if enough come."""
     instants = instants_of(start, gaps)
 
     def index(instant: float) -> int:
@@ -55,7 +55,7 @@ def test_fixed_never_over(limit: int, length: float, start: float, gaps: list[fl
 
 @given(st.integers(1, 10**6), lengths)
 def test_fixed_boundaries(index: int, length: float) -> None:
-    """A fixed window begins at the multiple of its length itself, however a division would be rounded."""
+    """A fixed window begins at the exact multiple of its length, despite rounding."""
     boundary = index * length
     before = math.nextafter(boundary, -math.inf)
     assert window_of("fixed", 1, length).look(before).reset == boundary
@@ -64,7 +64,7 @@ def test_fixed_boundaries(index: int, length: float) -> None:
 
 @given(limits, lengths, starts, steps)
 def test_first_never_over(limit: int, length: float, start: float, gaps: list[float]) -> None:
-    """A first-request window lets at most its limit through until its length after the request that started it."""
+    """A first-request window admits at most its limit for its length after the first request."""
     left = admitted(window_of("first", limit, length), instants_of(start, gaps))
     while left:
         inside = [instant for instant in left if instant < left[0] + length]
@@ -74,7 +74,7 @@ def test_first_never_over(limit: int, length: float, start: float, gaps: list[fl
 
 @given(st.sampled_from(KINDS), limits, lengths, starts, steps)
 def test_retry_is_true(kind: WindowKind, limit: int, length: float, start: float, gaps: list[float]) -> None:
-    """A request at the retry instant of a refusal is let through, and none the least bit earlier."""
+    """A request at the retry instant is admitted, and none earlier."""
     window = window_of(kind, limit, length)
     now = start
     for gap in gaps:
@@ -89,7 +89,7 @@ def test_retry_is_true(kind: WindowKind, limit: int, length: float, start: float
 
 @given(st.sampled_from(KINDS), limits, lengths, starts, steps)
 def test_verdict_is_consistent(kind: WindowKind, limit: int, length: float, start: float, gaps: list[float]) -> None:
-    """A look foretells what admission decides and takes nothing; remaining and reset lie in their bounds."""
+    """A preview equals the decision and takes nothing; remaining and reset are within bounds."""
     window = window_of(kind, limit, length)
     for now in instants_of(start, gaps):
         look, verdict = window.look(now), window.admit(now)
@@ -122,7 +122,7 @@ def test_first_and_rolling_differ() -> None:
 
 @given(st.sampled_from(KINDS), steps)
 def test_together_all_or_none(kind: WindowKind, gaps: list[float]) -> None:
-    """A request under two limits takes a place in both or in neither, and is told the tighter one."""
+    """A request under two limits takes a place in both or none, and is told the tighter one."""
     wide, narrow = window_of(kind, 4, 60.0), window_of(kind, 2, 10.0)
     for now in instants_of(0.0, gaps):
         before = (wide.look(now), narrow.look(now))

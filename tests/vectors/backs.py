@@ -1,4 +1,4 @@
-"""Answers of the upstream: what reaches the caller, and what never does."""
+"""Answers of the upstream, and what reaches the caller of each."""
 
 from tests.vectors.origin import OK, WAIT, Answering
 from tests.vectors.table import BadGateway, Relayed, Section, request
@@ -11,25 +11,25 @@ KEY = b"secret-of-key-one"
 
 
 def answers(*raw: bytes) -> list[Answering]:
-    """Each of them, the connection kept."""
+    """Return each of these answers on a kept connection."""
     return [Answering((data,)) for data in raw]
 
 
 def last(*raw: bytes) -> list[Answering]:
-    """Each of them, with the end of the connection behind it."""
+    """Return each of these answers followed by the end of the connection."""
     return [Answering((data,), "close") for data in raw]
 
 
 framing = Section("Framing of answers")
 framing.answers(
-    "A body of its length, in chunks, or up to the end",
+    "A body with Content-Length, chunked, or up to the end",
     Relayed(),
     R9112("6.3"),
     *answers(OK, CHUNKED + b"2\r\nok\r\n0\r\n\r\n", CHUNKED + b"1;a=b\r\no\r\n1\r\nk\r\n0\r\n\r\n"),
     *last(LINE + b"\r\nok", b"HTTP/1.0 200 OK\r\n\r\nok", b"HTTP/1.0 200 OK\r\n" + TWO),
 )
 framing.answers(
-    "Chunks beside a length",
+    "Both Transfer-Encoding and Content-Length",
     BadGateway(),
     R9112("6.1"),
     *answers(
@@ -38,7 +38,7 @@ framing.answers(
     ),
 )
 framing.answers(
-    "Several lengths, or one that is none",
+    "Several lengths, or an invalid one",
     BadGateway(),
     R9112("6.3"),
     *answers(
@@ -61,7 +61,7 @@ framing.answers(
     ),
 )
 framing.answers(
-    "Another coding than chunked",
+    "A coding other than chunked",
     BadGateway(),
     R9112("6.1"),
     *answers(
@@ -86,7 +86,7 @@ framing.answers(
     *last(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
 )
 framing.answers(
-    "Broken chunks",
+    "Invalid chunks",
     BadGateway(),
     R9112("7.1"),
     *answers(
@@ -104,13 +104,13 @@ framing.answers(
     ),
 )
 framing.answers(
-    "Chunks that break behind good ones",
+    "An invalid chunk after valid ones",
     Relayed(whole=False),
     R9112("7.1"),
     *[Answering((CHUNKED + b"2\r\nok\r\n", WAIT, data)) for data in (b"zz\r\n", b"-1\r\n", b"2\r\nokay\r\n")],
 )
 framing.answers(
-    "An answer that breaks off",
+    "A truncated answer",
     Relayed(whole=False),
     R9112("8"),
     *last(
@@ -122,11 +122,14 @@ framing.answers(
     Answering((LINE + b"\r\nok",), "reset"),
 )
 framing.answers(
-    "More than its length", BadGateway(), R9112("6.3"), *answers(LINE + TWO + b"EXTRA", LINE + TWO + b"\x00")
+    "A body longer than Content-Length",
+    BadGateway(),
+    R9112("6.3"),
+    *answers(LINE + TWO + b"EXTRA", LINE + TWO + b"\x00"),
 )
 framing.answers(
-    "Another answer behind it, which nobody asked for",
-    Relayed(text="the second is thrown away"),
+    "A second, unsolicited answer",
+    Relayed(text="the second is dropped"),
     R9112("9.2"),
     *answers(
         OK + LINE + b"Content-Length: 4\r\n\r\nevil",
@@ -134,14 +137,14 @@ framing.answers(
     ),
 )
 framing.answers(
-    "An answer without a body that has one",
+    "A body where none is allowed",
     BadGateway(),
     R9112("6.3"),
     *answers(b"HTTP/1.1 204 No Content\r\n\r\nevil", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\nevil"),
 )
 framing.answers("204 and 304", Relayed(b"", 204), R9110("15.3.5"), *answers(b"HTTP/1.1 204 No Content\r\n\r\n"))
 framing.answers(
-    "304 with the length of what it stands for",
+    "304 with the length of the representation",
     Relayed(b"", 304, sees=(b"Content-Length: 200",)),
     R9110("8.6"),
     *answers(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 200\r\n\r\n"),
@@ -167,7 +170,7 @@ framing.answers(
     *answers(LINE + b"Trailer: X-Trailer\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Trailer: 1\r\n\r\n"),
 )
 framing.answers(
-    "Trailers about the framing",
+    "Trailers about framing",
     BadGateway(),
     R9110("6.5.1"),
     *answers(CHUNKED + b"2\r\nok\r\n0\r\nContent-Length: 9\r\n\r\n"),
@@ -175,7 +178,7 @@ framing.answers(
 
 heads = Section("Heads of answers")
 heads.answers(
-    "No HTTP/1.x",
+    "Not HTTP/1.x",
     BadGateway(),
     R9112("4"),
     *answers(
@@ -190,7 +193,7 @@ heads.answers(
     ),
 )
 heads.answers(
-    "A status that is none",
+    "An invalid status",
     BadGateway(),
     R9112("4"),
     *answers(
@@ -202,7 +205,7 @@ heads.answers(
 )
 heads.answers("A status of no RFC", Relayed(status=599), R9110("15"), *answers(b"HTTP/1.1 599 Odd\r\n" + TWO))
 heads.answers(
-    "No reason, or bytes outside ASCII in it",
+    "An empty or non-ASCII reason",
     Relayed(),
     R9112("4"),
     *answers(b"HTTP/1.1 200\r\n" + TWO, b"HTTP/1.1 200 \r\n" + TWO, b"HTTP/1.1 200 \xe9\xff\r\n" + TWO),
@@ -220,19 +223,19 @@ heads.answers(
     ),
 )
 heads.answers(
-    "A folded field",
+    "A folded field line",
     Relayed(sees=(b"X: a b",), text="passes as one line"),
     R9112("5.2"),
     *answers(LINE + b"X: a\r\n b\r\n" + TWO),
 )
 heads.answers(
-    "Lines that end in LF",
+    "Lines that end in bare LF",
     Relayed(sees=(b"X: a",), text="passes with CR and LF"),
     R9112("2.2"),
     *answers(b"HTTP/1.1 200 OK\nX: a\nContent-Length: 2\n\nok", LINE + b"X: a\n" + TWO),
 )
 heads.answers(
-    "A malformed name",
+    "An invalid field name",
     BadGateway(),
     R9112("5.1"),
     *answers(*[LINE + name + b": 2\r\n" + TWO for name in (b"X ", b"X\t", b"X Y", b"", b"X\x01", b"X\xe9")]),
@@ -279,14 +282,14 @@ heads.answers(
     *answers(LINE + b"Connection: Content-Length, Via, Keyturn-Key, X-Request-Id, Date\r\n" + TWO),
 )
 heads.answers(
-    "Fields of one name",
-    Relayed(sees=(b"Set-Cookie: a=b", b"Set-Cookie: c=d"), text="pass in their order"),
+    "Repeated fields",
+    Relayed(sees=(b"Set-Cookie: a=b", b"Set-Cookie: c=d"), text="pass in order"),
     R9110("5.3"),
     *answers(LINE + b"Set-Cookie: a=b\r\nSet-Cookie: c=d\r\n" + TWO),
 )
 heads.answers(
     "A redirect",
-    Relayed(b"", 302, sees=(b"Location: http://169.254.169.254/",), text="passes, nobody follows it"),
+    Relayed(b"", 302, sees=(b"Location: http://169.254.169.254/",), text="passes, not followed"),
     R9110("15.4"),
     *answers(b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n"),
 )
@@ -299,7 +302,7 @@ heads.answers(
 
 interim = Section("Interim answers")
 interim.answers(
-    "100, which nobody waits for",
+    "An unsolicited 100",
     Relayed(text="ends here"),
     R9110("15.2.1"),
     Answering((b"HTTP/1.1 100 Continue\r\n\r\n", OK)),
@@ -326,7 +329,7 @@ interim.answers(
     *answers(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nRAW"),
 )
 interim.answers(
-    "101 to a caller that asks for it",
+    "101 to a caller that asked for it",
     BadGateway(ends=True),
     R9110("15.2.2"),
     *answers(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nRAW"),
@@ -338,7 +341,7 @@ interim.answers(
     ),
 )
 interim.answers(
-    "Interim answers without end",
+    "Endless interim answers",
     BadGateway(),
     R9110("15.2"),
     *answers(b"HTTP/1.1 102 Processing\r\n\r\n" * 300),
@@ -347,7 +350,7 @@ interim.answers(
 
 ends = Section("Ends of the upstream")
 ends.answers(
-    "It closes or breaks before a head",
+    "The upstream closes or resets before a head",
     BadGateway(),
     "RFC 9209, 2.3.8",
     *last(b"", b"HTTP/1.1 200 OK\r\nX: "),
@@ -356,14 +359,14 @@ ends.answers(
 )
 ends.answers("It closes behind an answer", Relayed(), R9112("9.6"), *last(OK, LINE + b"Connection: close\r\n" + TWO))
 ends.answers(
-    "It answers before it has read the request",
+    "The upstream answers before it has read the request",
     Relayed(),
     R9112("9.5"),
     Answering((OK,), early=True),
     sent=request(b"Content-Length: 5", line=b"POST @T HTTP/1.1", body=b"hello"),
 )
 ends.answers(
-    "It refuses a body that it has not read",
+    "The upstream refuses an unread body",
     Relayed(status=413, ends=False),
     R9110("15.5.14"),
     Answering((b"HTTP/1.1 413 No\r\nConnection: close\r\n" + TWO,), "close", early=True),

@@ -1,4 +1,4 @@
-"""Requests by their framing: where one body ends and the next request begins (the classes of request smuggling)."""
+"""Requests by their framing: where one body ends and the next request begins (request smuggling)."""
 
 from tests.vectors.table import Abandoned, Passes, Refused, Section, Truncated, Unheard, each, post, request
 
@@ -10,7 +10,7 @@ HELLO = b"5\r\nhello\r\n0\r\n\r\n"
 
 lengths = Section("Content-Length")
 lengths.add(
-    "A body of its length",
+    "A body with Content-Length",
     Passes(b"hello", sees=(b"Content-Length: 5",)),
     R9112("6.2"),
     post(b"Content-Length: 5", body=b"hello"),
@@ -21,20 +21,20 @@ lengths.add(
     request(b"Content-Length: 5", line=b"DELETE @T HTTP/1.1", body=b"hello"),
 )
 lengths.add(
-    "Another request behind a body",
+    "Another request after a body",
     Passes(b"hello", answers=2),
     R9112("9.3.2"),
     post(b"Content-Length: 5", body=b"hello@N"),
 )
 lengths.add(
-    "No body, and another request",
+    "Another request after one without a body",
     Passes(sees=(b"Content-Length: 0",), answers=2),
     R9112("6.3"),
     post(body=b"@N"),
     post(b"Content-Length: 0", body=b"@N"),
 )
 lengths.add(
-    "A length that is none",
+    "An invalid length",
     Refused(),
     R9112("6.3"),
     *each(
@@ -67,7 +67,7 @@ lengths.add(
     *each(post(b"Content-Length: @V", body=b"hello@N"), [b"18446744073709551616", b"18446744073709551621", b"9" * 50]),
 )
 lengths.add(
-    "Several lengths, also of one value",
+    "Several lengths, equal or not",
     Refused(),
     R9112("6.3"),
     *each(
@@ -80,7 +80,7 @@ lengths.add(
     ),
 )
 lengths.add(
-    "A name that is nearly Content-Length",
+    "A name that resembles Content-Length",
     Refused(),
     R9112("5.1"),
     *each(
@@ -94,15 +94,15 @@ lengths.add(
     R9110("7.6.1"),
     post(b"Content-Length: 5", b"Connection: content-length", body=b"hello"),
 )
-lengths.add("A body that breaks off", Unheard(), R9112("8"), post(b"Content-Length: 5", body=b"hel"))
+lengths.add("A truncated body", Unheard(), R9112("8"), post(b"Content-Length: 5", body=b"hel"))
 lengths.add(
-    "A body that breaks off beyond `inbound.max_spooled`",
+    "A body truncated beyond `inbound.max_spooled`",
     Truncated(LARGE),
     R9112("8"),
     post(b"Content-Length: 50000", body=LARGE),
 )
 lengths.add(
-    "HTTP/1.0 with a body, and another request",
+    "Another request after an HTTP/1.0 body",
     Passes(b"hello", answers=2),
     R9112("9.3"),
     post(b"Content-Length: 5", b"Connection: keep-alive", version=b"1.0", body=b"hello@N"),
@@ -110,7 +110,7 @@ lengths.add(
 
 codings = Section("Transfer-Encoding")
 codings.add(
-    "A body in chunks",
+    "A chunked body",
     Passes(b"hello", sees=(CHUNKED,), hides=(b"content-length",), ends=True),
     R9112("7.1"),
     *each(
@@ -121,7 +121,7 @@ codings.add(
     post(CHUNKED, b"Connection: transfer-encoding", body=HELLO),
 )
 codings.add(
-    "Chunks beside a length, in any order",
+    "Both Transfer-Encoding and Content-Length, in any order",
     Refused(),
     R9112("6.1"),
     *each(
@@ -131,7 +131,7 @@ codings.add(
     *each(post(b"@V", body=HELLO + b"@N"), [CHUNKED + b"\r\nContent-Length: 15", b"Content-Length: x\r\n" + CHUNKED]),
 )
 codings.add(
-    "A coding other than chunked, or chunked twice or not last",
+    "A coding other than chunked, or chunked twice, or not last",
     Refused(),
     R9112("6.1"),
     *each(
@@ -172,7 +172,7 @@ codings.add(
     post(b"Transfer-Encoding:", CHUNKED, body=HELLO),
 )
 codings.add(
-    "A name that is nearly Transfer-Encoding",
+    "A name that resembles Transfer-Encoding",
     Refused(),
     R9112("5.1"),
     *each(
@@ -187,7 +187,7 @@ codings.add(
     ),
 )
 codings.add(
-    "Transfer-Encoding hidden behind a bare CR or LF",
+    "Transfer-Encoding hidden after a bare CR or LF",
     Refused(),
     R9112("2.2"),
     *each(
@@ -206,7 +206,7 @@ codings.add(
 
 chunks = Section("Chunks")
 chunks.add(
-    "Sizes and extensions as they may be",
+    "Valid sizes and extensions",
     Passes(b"hello", ends=True),
     R9112("7.1"),
     *each(
@@ -222,14 +222,14 @@ chunks.add(
     ),
 )
 chunks.add(
-    "Another request behind the last chunk",
+    "Another request after the last chunk",
     Passes(b"hello", ends=True, text="passes alone"),
     R9112("7.1"),
     post(CHUNKED, body=HELLO + b"@N"),
 )
-chunks.add("No chunk but the last", Passes(b"", ends=True), R9112("7.1"), post(CHUNKED, body=b"0\r\n\r\n"))
+chunks.add("Only the last chunk", Passes(b"", ends=True), R9112("7.1"), post(CHUNKED, body=b"0\r\n\r\n"))
 chunks.add(
-    "A size that is none",
+    "An invalid chunk size",
     Refused(),
     R9112("7.1"),
     *each(
@@ -258,7 +258,7 @@ chunks.add(
     ),
 )
 chunks.add(
-    "A size beyond 64 bits",
+    "A chunk size beyond 64 bits",
     Refused(),
     R9112("7.1"),
     *each(
@@ -267,7 +267,7 @@ chunks.add(
     ),
 )
 chunks.add(
-    "Lines of chunks that end in LF or CR alone",
+    "Chunk lines that end in bare LF or bare CR",
     Refused(),
     R9112("2.2"),
     *each(
@@ -286,7 +286,7 @@ chunks.add(
     ),
 )
 chunks.add(
-    "Extensions that hide the end of their line",
+    "Chunk extensions that hide the end of the line",
     Refused(),
     R9112("7.1.1"),
     *each(
@@ -296,7 +296,7 @@ chunks.add(
     post(CHUNKED, body=b"2;\nxx\r\n4c\r\n0\r\n\r\n@N"),
 )
 chunks.add(
-    "Data longer or shorter than its size",
+    "Chunk data longer or shorter than its size",
     Refused(),
     R9112("7.1"),
     *each(
@@ -311,19 +311,19 @@ chunks.add(
     ),
 )
 chunks.add(
-    "Bytes behind the last chunk that are no request",
+    "Garbage after the last chunk",
     Passes(b"hello", ends=True, text="passes alone"),
     R9112("2.2"),
     *each(post(CHUNKED, body=HELLO + b"@V"), [b"0\r\n\r\n", b"5\r\nhello\r\n", b"xx\r\n\r\n"]),
 )
 chunks.add(
-    "Chunks that go wrong behind good ones",
+    "An invalid chunk after valid ones",
     Refused(),
     R9112("7.1"),
     *each(post(CHUNKED, body=b"5\r\nhello\r\n@V"), [b"zz\r\n", b"-1\r\n", b"5\n", b"5\r\nhello!\r\n"]),
 )
 chunks.add(
-    "Chunks that go wrong beyond `inbound.max_spooled`",
+    "An invalid chunk beyond `inbound.max_spooled`",
     Truncated(LARGE, 400),
     R9112("7.1"),
     *each(
@@ -332,19 +332,19 @@ chunks.add(
     ),
 )
 chunks.add(
-    "Chunks that break off",
+    "Truncated chunks",
     Unheard(),
     R9112("8"),
     *each(post(CHUNKED, body=b"5\r\nhello@V"), [b"", b"\r\n", b"\r\n0\r\n", b"\r\n5\r\n"]),
 )
 chunks.add(
-    "Chunks that break off beyond `inbound.max_spooled`",
+    "Chunks truncated beyond `inbound.max_spooled`",
     Truncated(LARGE),
     R9112("8"),
     *each(post(CHUNKED, body=b"4e20\r\n" + LARGE + b"@V"), [b"", b"\r\n", b"\r\n0\r\n", b"\r\n5\r\n"]),
 )
 chunks.add(
-    "The largest chunk of all, which does not come",
+    "The largest possible chunk, never sent",
     Unheard(),
     R9112("7.1"),
     post(CHUNKED, body=b"ffffffffffffffff\r\nhello"),
@@ -359,7 +359,7 @@ trailers.add(
     post(CHUNKED, body=b"5\r\nhello\r\n0\r\nX-Trailer: 1\r\nX-Trailer: 2\r\n\r\n"),
 )
 trailers.add(
-    "Trailers that would change the request",
+    "Trailers that name request fields",
     Passes(b"hello", hides=(b"evil",), text="passes without them", ends=True),
     R9110("6.5.1"),
     *each(
@@ -376,7 +376,7 @@ trailers.add(
     ),
 )
 trailers.add(
-    "Trailers about the framing",
+    "Trailers about framing",
     Refused(),
     R9110("6.5.1"),
     *each(
@@ -404,26 +404,26 @@ pipelining = Section("Pipelining")
 pipelining.add("Several requests at once", Passes(answers=5), R9112("9.3.2"), request(body=b"@N@N@N@N"))
 pipelining.add("HEAD before another", Passes(answers=2), R9112("6.3"), request(line=b"HEAD @T HTTP/1.1", body=b"@N"))
 pipelining.add(
-    "Bytes behind `Connection: close` or HTTP/1.0",
+    "Bytes after `Connection: close` or HTTP/1.0",
     Passes(ends=True, text="passes alone"),
     R9112("9.6"),
     request(b"Connection: close", body=b"@N"),
     request(line=b"GET @T HTTP/1.0", body=b"@N"),
 )
 pipelining.add(
-    "Bytes behind a body and `Connection: close`",
+    "Bytes after a body and `Connection: close`",
     Passes(b"hello", ends=True, text="passes alone"),
     R9112("9.6"),
     post(b"Connection: close", b"Content-Length: 5", body=b"hello@N"),
 )
 pipelining.add(
-    "An empty line behind `Connection: close`",
+    "An empty line after `Connection: close`",
     Passes(ends=True),
     R9112("2.2"),
     request(b"Connection: close", body=b"\r\n"),
 )
 pipelining.add(
-    "No request behind one",
+    "Garbage after a request",
     Passes(then=400, ends=True, text="passes, then 400"),
     R9112("2.2"),
     request(body=b"NO HTTP\r\n\r\n@N"),
@@ -432,7 +432,7 @@ pipelining.add(
     request(b"Content-Length: 0", body=b"NO HTTP\r\n\r\n@N"),
 )
 pipelining.add(
-    "No request behind a body",
+    "Garbage after a body",
     Passes(b"hello", then=400, ends=True, text="passes, then 400"),
     R9112("2.2"),
     post(b"Content-Length: 5", body=b"helloNO HTTP\r\n\r\n@N"),
@@ -455,7 +455,7 @@ expectations.add(
     *each(post(b"Expect: @V", b"Content-Length: 5", body=b"hello"), [b"100-continue", b"100-CONTINUE"]),
 )
 expectations.add(
-    "100-continue of HTTP/1.0",
+    "100-continue in HTTP/1.0",
     Passes(b"hello", hides=(b"expect",), ends=True, text="passes, without a 100"),
     R9110("10.1.1"),
     post(b"Expect: 100-continue", b"Content-Length: 5", version=b"1.0", body=b"hello"),
@@ -478,21 +478,21 @@ expectations.add(
 
 leaving = Section("Leaving")
 leaving.add(
-    "The caller leaves while the upstream works",
+    "The caller disconnects before the answer",
     Abandoned(),
     R9112("9.5"),
     request(),
     post(b"Content-Length: 5", body=b"hello"),
 )
 leaving.add(
-    "The caller leaves within its body",
+    "The caller disconnects within its body",
     Unheard(),
     R9112("9.5"),
     post(b"Content-Length: 5", body=b"hel"),
     post(CHUNKED, body=b"3\r\nhel\r\n"),
 )
 leaving.add(
-    "The caller leaves within its body, beyond `inbound.max_spooled`",
+    "The caller disconnects within its body, beyond `inbound.max_spooled`",
     Abandoned(LARGE),
     R9112("9.5"),
     post(b"Content-Length: 50000", body=LARGE),

@@ -12,14 +12,14 @@ BEGIN, END = "<!-- table of vectors: python -m tests.vectors.document -->\n", "<
 
 
 def written(text: str) -> str:
-    """The document with the table as the vectors are now."""
+    """Return the document with the current table."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + BEGIN + "\n".join(_lines()) + "\n" + END + after
 
 
 def _lines() -> Iterator[str]:
-    yield "| what comes | what happens | source | tried with |"
+    yield "| input | outcome | source | variants |"
     yield "|---|---|---|---|"
     for section in SECTIONS:
         yield f"| **{section.title}** | | | |"

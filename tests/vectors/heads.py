@@ -1,4 +1,4 @@
-"""Requests by their line and their fields: what parsers are tried with (llhttp, aiohttp, the HTTP Garden)."""
+"""Requests by their line and their fields, after the tests of llhttp, aiohttp and the HTTP Garden."""
 
 from tests.vectors.table import Passes, Refused, Section, each, post, request
 
@@ -14,7 +14,7 @@ lines.add(
     request(line=b"GET @T HTTP/1.0", host=None),
 )
 lines.add(
-    "Another version of HTTP, or no version",
+    "Another HTTP version, or none",
     Refused(),
     R9112("2.3"),
     *each(
@@ -27,7 +27,7 @@ lines.add(
     ),
 )
 lines.add(
-    "A method that is none, or in lower case",
+    "An invalid or lower-case method",
     Refused(),
     R9110("9.1"),
     *each(
@@ -36,8 +36,8 @@ lines.add(
     ),
 )
 lines.add(
-    "Every method that has an RFC",
-    Passes(text="passes under its name"),
+    "Every method of an RFC",
+    Passes(text="passes with its method"),
     R9110("9"),
     *each(
         request(line=b"@V @T HTTP/1.1"),
@@ -57,7 +57,7 @@ lines.add(
     ),
 )
 lines.add(
-    "Blanks and bare CR or LF in odd places of the line",
+    "Stray whitespace, bare CR or bare LF in the line",
     Refused(),
     R9112("3"),
     *each(
@@ -79,15 +79,15 @@ lines.add(
     ),
 )
 lines.add(
-    "More than one blank between its parts",
+    "Several spaces between its parts",
     Passes(line=b"GET @T HTTP/1.1"),
     R9112("3"),
     request(line=b"GET  @T HTTP/1.1"),
     request(line=b"GET @T  HTTP/1.1"),
 )
-lines.add("Empty lines before it", Passes(), R9112("2.2"), b"\r\n" + request(), b"\r\n\r\n" + request())
+lines.add("Empty lines before the request line", Passes(), R9112("2.2"), b"\r\n" + request(), b"\r\n\r\n" + request())
 lines.add(
-    "Control characters and bytes outside ASCII in the target",
+    "Control characters or non-ASCII bytes in the target",
     Refused(),
     R9112("3.2"),
     *each(
@@ -101,7 +101,7 @@ lines.add(
     *each(request(line=b"GET @T@V HTTP/1.1"), [b"#", b"#x", b"?a#b"]),
 )
 lines.add(
-    "A target of no form",
+    "A target of unknown form",
     Refused(),
     R9112("3.2"),
     *each(
@@ -125,7 +125,7 @@ lines.add(
     ),
 )
 lines.add(
-    "An absolute target of the Postman API",
+    "An absolute target of a Postman API",
     Passes(line=b"GET @T HTTP/1.1", text="passes as a path"),
     R9112("3.2.2"),
     *each(
@@ -190,7 +190,7 @@ lines.add(
 
 fields = Section("Fields")
 fields.add(
-    "A folded field",
+    "A folded field line",
     Refused(),
     R9112("5.2"),
     request(b"X: a", b" b"),
@@ -200,16 +200,19 @@ fields.add(
     request(b"Transfer-Encoding:", b" chunked"),
 )
 fields.add(
-    "A blank before the first field", Refused(), R9112("2.2"), b"GET @T HTTP/1.1\r\n Host: a\r\nHost: a\r\n@A\r\n\r\n"
+    "Whitespace before the first field",
+    Refused(),
+    R9112("2.2"),
+    b"GET @T HTTP/1.1\r\n Host: a\r\nHost: a\r\n@A\r\n\r\n",
 )
 fields.add(
-    "Blanks before the colon",
+    "Whitespace before the colon",
     Refused(),
     R9112("5.1"),
     *each(request(b"@V: chunked"), [b"X ", b"X\t", b"Transfer-Encoding ", b"Content-Length\t", b"X\x0b"]),
 )
 fields.add(
-    "A name that is none",
+    "An invalid field name",
     Refused(),
     R9110("5.1"),
     *each(
@@ -243,7 +246,7 @@ fields.add(
     request(b"X: a\r\r"),
 )
 fields.add(
-    "Lines that end in LF or CR alone",
+    "Lines that end in bare LF or bare CR",
     Refused(),
     R9112("2.2"),
     b"GET @T HTTP/1.1\nHost: a\n@A\n\n",
@@ -254,7 +257,7 @@ fields.add(
     b"GET @T HTTP/1.1\rHost: a\r@A\r\r",
 )
 fields.add(
-    "Blanks around a value",
+    "Whitespace around a value",
     Passes(sees=(b"X: a\tb",)),
     R9110("5.5"),
     request(b"X:a\tb"),
@@ -262,25 +265,25 @@ fields.add(
 )
 fields.add("An empty value", Passes(sees=(b"X: ",)), R9110("5.5"), request(b"X:"), request(b"X: \t "))
 fields.add(
-    "Bytes outside ASCII in a value",
-    Passes(sees=(b"X: \xe9\xff\x80",), text="pass as they are"),
+    "Non-ASCII bytes in a value",
+    Passes(sees=(b"X: \xe9\xff\x80",), text="pass unchanged"),
     R9110("5.5"),
     request(b"X: \xe9\xff\x80"),
 )
 fields.add(
-    "Fields of one name",
-    Passes(sees=(b"X: 1", b"x: 2", b"X: 1"), text="pass in their order"),
+    "Repeated fields",
+    Passes(sees=(b"X: 1", b"x: 2", b"X: 1"), text="pass in order"),
     R9110("5.3"),
     request(b"X: 1", b"x: 2", b"X: 1"),
 )
 fields.add(
-    "A field of which there can be one only, twice",
+    "A singleton field twice",
     Refused(),
     R9110("5.3"),
     *each(request(b"@V: a", b"@V: b"), [b"Content-Type", b"User-Agent", b"Host", b"Content-Range"]),
 )
 fields.add(
-    "A name that becomes a dangerous one where `_` is read as `-`",
+    "A name that becomes a sensitive one when `_` is read as `-`",
     Passes(hides=(b"x_api_key", b"transfer_encoding", b"content_length", b"keyturn_key"), text="passes without it"),
     R9112("6.1"),
     *each(
@@ -298,13 +301,13 @@ fields.add(
 hosts = Section("Host")
 hosts.add("No Host", Refused(), R9112("3.2"), request(host=None))
 hosts.add(
-    "Several, also of one value",
+    "Several Host fields, equal or not",
     Refused(),
     R9112("3.2"),
     *each(request(b"@V"), [b"Host: a", b"Host: b", b"host: a", b"HOST:"]),
 )
 hosts.add(
-    "A Host that is none",
+    "An invalid Host",
     Refused(),
     R9112("3.2"),
     *each(
@@ -331,7 +334,7 @@ hosts.add(
     ),
 )
 hosts.add(
-    "A Host of any other name",
+    "A Host of another name",
     Passes(hides=(b"host: other",), text="passes with the upstream's"),
     R9112("3.2"),
     *each(

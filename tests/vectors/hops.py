@@ -82,10 +82,13 @@ hops.add(
     *each(request(b"@V"), [b"Connection: close", b"Connection: keep-alive, close", b"connection: CLOSE"]),
 )
 hops.add(
-    "HTTP/1.0 that wants to go on", Passes(), R9112("9.3"), request(b"Connection: keep-alive", line=b"GET @T HTTP/1.0")
+    "HTTP/1.0 with `Connection: keep-alive`",
+    Passes(),
+    R9112("9.3"),
+    request(b"Connection: keep-alive", line=b"GET @T HTTP/1.0"),
 )
 hops.add(
-    "A caller's own key, or several",
+    "One or several keys of the caller's",
     Passes(
         sees=(b"X-Api-Key: secret-of-key-one",), hides=(b"evil", b"secret-token"), text="passes with the pool's only"
     ),
@@ -95,14 +98,14 @@ hops.add(
     request(line=b"GET @T?%61pikey=evil&apikey=evil HTTP/1.1"),
 )
 hops.add(
-    "A `Via` of others",
-    Passes(sees=(b"Via: 1.0 fred, 1.1 p.example.net (x), 1.1 keyturn",), text="passes with ours behind it"),
+    "A `Via` of another proxy",
+    Passes(sees=(b"Via: 1.0 fred, 1.1 p.example.net (x), 1.1 keyturn",), text="passes with ours after it"),
     R9110("7.6.3"),
     request(b"Via: 1.0 fred", b"Via: 1.1 p.example.net (x)"),
 )
 hops.add(
     "A `Via` of a Keyturn",
-    Passes(sees=(b"Via: 1.1 keyturn, 1.1 keyturn",), text="passes: a sidecar before a gateway"),
+    Passes(sees=(b"Via: 1.1 keyturn, 1.1 keyturn",), text="passes (a sidecar before a gateway)"),
     R9110("7.6.3"),
     request(b"Via: 1.1 keyturn"),
 )
@@ -114,7 +117,7 @@ hops.add(
     request(*[b"Via: 1.1 keyturn"] * 4),
 )
 hops.add(
-    "Fields for whoever reads them",
+    "End-to-end fields",
     Passes(
         sees=(
             b"Authorization: Basic eDp5",
@@ -122,7 +125,7 @@ hops.add(
             b"Accept-Encoding: gzip",
             b"Range: bytes=0-1",
         ),
-        text="pass as they are",
+        text="pass unchanged",
     ),
     R9110("7.6.1"),
     request(
@@ -133,8 +136,8 @@ hops.add(
     ),
 )
 hops.add(
-    "What intermediaries tell of a caller",
-    Passes(sees=(b"X-Stay: 1",), hides=(b"forwarded", b"192.0.2.1", b"x-real"), text="passes without it"),
+    "Intermediaries' fields about the caller",
+    Passes(sees=(b"X-Stay: 1",), hides=(b"forwarded", b"192.0.2.1", b"x-real"), text="passes without them"),
     "RFC 7239, 8.3",
     *each(
         request(b"@V", b"X-Stay: 1"),
@@ -162,8 +165,8 @@ upgrades.add(
     request(*WEBSOCKET, line=b"GET @T HTTP/1.0"),
 )
 upgrades.add(
-    "Bytes behind an upgrade",
-    Passes(hides=(b"upgrade",), ends=True, text="passes alone, they are thrown away"),
+    "Bytes after an upgrade",
+    Passes(hides=(b"upgrade",), ends=True, text="passes alone, the bytes are dropped"),
     R9110("7.8"),
     request(*WEBSOCKET, body=b"@N"),
     request(b"Connection: Upgrade", b"Upgrade: h2c", body=b"@N"),
@@ -187,7 +190,7 @@ upgrades.add(
     request(b"Connection: upgrade", body=b"@N"),
 )
 upgrades.add(
-    "The first draft of WebSocket, whose body has no length",
+    "The first draft of WebSocket (a body without length)",
     Refused(),
     R9110("7.8"),
     request(*WEBSOCKET, b"Sec-WebSocket-Key1: 1", body=b"12345678"),

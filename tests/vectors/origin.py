@@ -1,4 +1,4 @@
-"""An upstream of raw bytes: reads requests strictly, keeps them, and answers each path as it is told."""
+"""An upstream of raw bytes: reads requests strictly, keeps them, and gives each path its answer."""
 
 import asyncio
 import re
@@ -20,7 +20,7 @@ Then = Literal["keep", "close", "reset", "never"]
 
 @dataclass
 class Arrival:
-    """A request as it arrived; `whole` when its body came to the end that its head announces."""
+    """A request as it arrived; `whole` when its body came to the announced end."""
 
     head: bytes
     body: bytes = b""
@@ -30,28 +30,28 @@ class Arrival:
 
     @property
     def target(self) -> bytes:
-        """What it asked for."""
+        """Return its target."""
         return self.head.split(b" ", 2)[1]
 
     @property
     def line(self) -> bytes:
-        """Its request line."""
+        """Return its request line."""
         return self.head.partition(b"\r\n")[0]
 
     @property
     def fields(self) -> list[tuple[bytes, bytes]]:
-        """Its fields, names in lower case."""
+        """Return its fields, names in lower case."""
         pairs = (line.partition(b": ") for line in self.head.rstrip().split(b"\r\n")[1:])
         return [(name.lower(), value) for name, _, value in pairs]
 
     def values(self, name: bytes) -> list[bytes]:
-        """The values of all fields of that (lower-case) name."""
+        """Return the values of all fields of that (lower-case) name."""
         return [value for known, value in self.fields if known == name]
 
 
 @dataclass
 class Answering:
-    """What to answer with: pieces that are written one after another, and what becomes of the connection."""
+    """An answer: pieces that are written one after another, and then the end of the connection or not."""
 
     pieces: tuple[bytes, ...] = (OK,)
     then: Then = "keep"
@@ -71,12 +71,12 @@ class Origin:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def arrived(self, prefix: bytes) -> list[Arrival]:
-        """What has arrived under a path."""
+        """Return the requests that arrived under a path."""
         return [arrival for arrival in self.arrivals if arrival.target.startswith(prefix)]
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Origin"]:
-        """For as long as the block lasts."""
+        """Run the upstream for as long as the block lasts."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:

@@ -1,4 +1,4 @@
-"""What a vector is: bytes that come in, and what must happen. The vectors themselves are in the modules beside this.
+"""A vector is bytes that come in and what must happen. The vectors are in the modules beside this one.
 
 In the bytes, `@T` stands for the vector's own target, `@A` for a field with a token, `@N` for another whole request,
 whose target is `/next`: it must be answered by itself or not at all, and never become part of another.
@@ -15,7 +15,7 @@ NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\n@A\r\n\r\n"
 
 @dataclass(frozen=True)
 class Refused:
-    """One answer, with an end of the connection behind it; nothing arrives at the upstream."""
+    """One answer, followed by the end of the connection; nothing arrives at the upstream."""
 
     status: int = 400
     keeps: bool = False
@@ -29,7 +29,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Passes:
-    """It goes to the upstream, once, as it should be."""
+    """The request reaches the upstream once, in sound form."""
 
     body: bytes = b""
     sees: tuple[bytes, ...] = ()
@@ -52,7 +52,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Unheard:
-    """The caller leaves before the whole request is here; nothing arrives at the upstream."""
+    """The caller disconnects within the request; nothing arrives at the upstream."""
 
     def __str__(self) -> str:
         return "the connection ends; the upstream sees nothing"
@@ -60,7 +60,7 @@ class Unheard:
 
 @dataclass(frozen=True)
 class Truncated:
-    """The upstream sees that it is not whole; the caller is told with `status`, if it gets an answer."""
+    """The upstream sees a truncated request; the caller gets `status`, if it gets an answer."""
 
     body: bytes
     status: int | None = None
@@ -93,7 +93,7 @@ class Relayed:
 
 @dataclass(frozen=True)
 class BadGateway:
-    """The caller gets 502 in place of the answer, and may go on."""
+    """The caller gets 502 in place of the answer, on a connection that goes on."""
 
     ends: bool = False
 
@@ -103,7 +103,7 @@ class BadGateway:
 
 @dataclass(frozen=True)
 class Abandoned:
-    """The caller leaves; the upstream's connection is closed as well."""
+    """The caller disconnects, and the upstream's connection is closed as well."""
 
     body: bytes = b""
 
@@ -116,7 +116,7 @@ Must = Refused | Passes | Unheard | Truncated | Relayed | BadGateway | Abandoned
 
 @dataclass(frozen=True)
 class Vector:
-    """One of the bytes that a case is tried with."""
+    """One sequence of bytes of a case."""
 
     name: str
     sent: bytes
@@ -126,7 +126,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table: what comes in, what must happen, and who says so."""
+    """A row of the table: the input, what must happen, and the source."""
 
     what: str
     must: Must
@@ -142,11 +142,11 @@ class Section:
     cases: list[Case] = field(default_factory=list)
 
     def add(self, what: str, must: Must, source: str, *sent: bytes, **named: bytes) -> None:
-        """A case that is tried with these requests."""
+        """Add a case with these requests."""
         self._case(what, must, source, (Vector("", data) for data in (*sent, *named.values())))
 
     def answers(self, what: str, must: Must, source: str, *answers: Answering, sent: bytes = b"") -> None:
-        """A case about what the upstream answers to a request."""
+        """Add a case of these answers to one request."""
         self._case(what, must, source, (Vector("", sent or request(), answer) for answer in answers))
 
     def _case(self, what: str, must: Must, source: str, vectors: Iterable[Vector]) -> None:
@@ -161,29 +161,29 @@ class Section:
 def request(
     *fields: bytes, line: bytes = b"GET @T HTTP/1.1", host: bytes | None = b"Host: a", body: bytes = b""
 ) -> bytes:
-    """The bytes of a request with a token."""
+    """Return the bytes of a request with a token."""
     lines = [line, *([host] if host is not None else []), b"@A", *fields]
     return b"\r\n".join([*lines, b"", b""]) + body
 
 
 def post(*fields: bytes, version: bytes = b"1.1", body: bytes = b"") -> bytes:
-    """A POST with these fields about its body, and the body."""
+    """Return a POST with these fields about its body, and the body."""
     return request(*fields, line=b"POST @T HTTP/" + version, body=body)
 
 
 def filled(vector: Vector, token: bytes) -> bytes:
-    """What is sent."""
+    """Return the bytes with all placeholders filled in."""
     data = vector.sent.replace(b"@N", NEXT).replace(b"@T", target(vector))
     return data.replace(b"@A", b"X-Api-Key: " + token)
 
 
 def target(vector: Vector) -> bytes:
-    """The path that is its own, and says nothing that a test could take for a field."""
+    """Return the vector's own path, which contains nothing that looks like a field."""
     return b"/v/" + sha256(vector.name.encode()).hexdigest()[:16].encode()
 
 
 def every(sections: Iterable[Section]) -> Iterator[tuple[Case, Vector]]:
-    """All vectors, each with its case."""
+    """Return all vectors, each with its case."""
     for section in sections:
         for case in section.cases:
             for vector in case.vectors:
@@ -191,6 +191,6 @@ def every(sections: Iterable[Section]) -> Iterator[tuple[Case, Vector]]:
 
 
 def each(template: bytes, values: Iterable[bytes] | Mapping[str, bytes]) -> list[bytes]:
-    """A template with each of the values in place of `@V`."""
+    """Return a template with each of the values in place of `@V`."""
     found = values.values() if isinstance(values, Mapping) else values
     return [template.replace(b"@V", value) for value in found]

@@ -1,4 +1,4 @@
-"""What comes of a caller's bytes hangs on the bytes alone, and not on which of them arrive together."""
+"""The outcome depends on a caller's bytes alone, not on how they are divided into pieces."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ VECTORS = {
 
 
 class Wire(asyncio.Transport):
-    """A transport that takes everything at once."""
+    """A transport that accepts everything at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,51 +36,51 @@ class Wire(asyncio.Transport):
         self.ended = False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Where it comes from."""
+        """Return the peer's address."""
         return ("192.0.2.1", 1) if name == "peername" else default
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep it."""
+        """Keep the bytes."""
         assert not self.ended
         self.written += bytes(data)
 
     def can_write_eof(self) -> bool:
-        """As TCP can."""
+        """Return true, as for TCP."""
         return True
 
     def write_eof(self) -> None:
-        """No answer follows."""
+        """Note the end."""
         self.ended = True
 
     def close(self) -> None:
-        """No answer follows."""
+        """Note the end."""
         self.ended = True
 
     abort = close
 
     def is_closing(self) -> bool:
-        """Whether it has ended."""
+        """Return whether it has ended."""
         return self.ended
 
     def get_write_buffer_size(self) -> int:
-        """Nothing waits."""
+        """Return 0: nothing waits."""
         return 0
 
     def pause_reading(self) -> None:
-        """Nobody asks: all that is sent here is read."""
+        """Do nothing: everything is read."""
 
     def resume_reading(self) -> None:
-        """Nobody asks."""
+        """Do nothing."""
 
 
 async def turns(number: int) -> None:
-    """Let what is ready run."""
+    """Run everything that is ready."""
     for _ in range(number):
         await asyncio.sleep(0)
 
 
 async def outcome(world: World, pieces: list[bytes]) -> tuple[object, ...]:
-    """How the caller is answered, whether its connection ends, and what goes on to the upstream."""
+    """Return the answers, whether the connection ends, and what is forwarded to the upstream."""
     requests: list[tuple[str, bytes, object, bytes | None]] = []
 
     async def reply(request: Request) -> Answer:
@@ -104,7 +104,7 @@ async def outcome(world: World, pieces: list[bytes]) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("name", VECTORS)
 async def test_pieces_make_no_difference(name: str) -> None:
-    """However small they are."""
+    """Pieces of any size give the same outcome."""
     data = VECTORS[name]
     async with World(gateway=Gateway()).running() as world:
         whole = await outcome(world, [data])

@@ -1,4 +1,4 @@
-"""Bytes over raw sockets through one real process, between callers and an upstream that are nothing but bytes."""
+"""Bytes over raw sockets through one real process, between raw callers and a raw upstream."""
 
 import asyncio
 import re
@@ -43,7 +43,7 @@ class Street:
     origin: Origin
 
     def arrived(self, vector: Vector) -> list[Arrival]:
-        """The requests of a vector that have arrived."""
+        """Return the requests of a vector that have arrived."""
         return [
             arrival for arrival in self.origin.arrivals if arrival.target.partition(b"?")[0].endswith(target(vector))
         ]
@@ -51,7 +51,7 @@ class Street:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def street(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Street]:
-    """One for all vectors, each of which has a path of its own."""
+    """Run one process for all vectors, each of which has a path of its own."""
     origin = Origin()
     async with origin.open():
         settings = {
@@ -69,7 +69,7 @@ async def street(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stre
 
 @dataclass
 class Reply:
-    """An answer as raw bytes, and what was learnt of its end."""
+    """An answer as raw bytes, and how it ended."""
 
     head: bytes
     body: bytes = b""
@@ -78,12 +78,12 @@ class Reply:
 
     @property
     def status(self) -> int:
-        """Its status."""
+        """Return its status."""
         return int(self.head.split(b" ")[1])
 
     @property
     def lower(self) -> bytes:
-        """Its head in lower case."""
+        """Return its head in lower case."""
         return self.head.lower()
 
 
@@ -95,7 +95,7 @@ class Caller:
         self.writer = writer
 
     async def reply(self, *, bare: bool = False, begun: asyncio.Event | None = None) -> Reply:
-        """The next answer; a `bare` one has no body. `begun` is set when its head is there."""
+        """Read the next answer; a `bare` one has no body. `begun` is set when its head is there."""
         before: list[bytes] = []
         head = await self._reader.readuntil(b"\r\n\r\n")
         while head.split(b" ")[1].startswith(b"1"):
@@ -124,14 +124,14 @@ class Caller:
             found.whole = False
 
     async def rest(self) -> bytes:
-        """What else comes, up to the end of the connection."""
+        """Read to the end of the connection."""
         try:
             return await self._reader.read()
         except ConnectionError:
             return b""
 
     async def goes_on(self) -> None:
-        """See that the connection serves another request, with an answer of its own."""
+        """Check that the connection serves another request with its own answer."""
         self.writer.write(request("/probe", token=TOKENS["ci"]))
         reply = await self.reply()
         assert (reply.status, reply.body) == (200, b"ok")
@@ -140,7 +140,7 @@ class Caller:
 
 @asynccontextmanager
 async def calling(street: Street) -> AsyncIterator[Caller]:
-    """A caller that has only so much time."""
+    """Open a connection for a bounded time."""
     host, _, port = street.keyturn.data.partition("://")[2].rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=2**20)
     try:
@@ -155,7 +155,7 @@ VECTORS = [pytest.param(case, vector, id=vector.name) for case, vector in every(
 
 @pytest.mark.parametrize(("case", "vector"), VECTORS)
 async def test_vector(street: Street, case: Case, vector: Vector) -> None:
-    """What must happen happens; nothing of it is ever read as another request or as another answer."""
+    """Each vector has its outcome, and no byte is read as another request or answer."""
     before = len(street.origin.arrived(b"/next"))
     await play(case.must, street, vector)
     if not isinstance(case.must, Refused):
@@ -166,14 +166,14 @@ async def test_vector(street: Street, case: Case, vector: Vector) -> None:
 
 
 async def check_no_answer_is_left_over(street: Street) -> None:
-    """The next request over the connections to the upstream gets its own answer."""
+    """The next request over the upstream's connections gets its own answer."""
     async with calling(street) as other:
         await other.goes_on()
 
 
 @singledispatch
 async def play(must: object, _street: Street, _vector: Vector) -> None:
-    """Send a vector, and see that what must happen happens."""
+    """Send a vector and check its outcome."""
     raise NotImplementedError(must)
 
 
