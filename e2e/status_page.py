@@ -111,7 +111,7 @@ def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Pr
         replica.snapshots[:] = [busy(3, lost=True)]
         yield Promise("a lost store is shown", not (missed := shown(page, "Ready, without its store")), missed)
         for text in (
-            "The store does not answer: no answer within 500 ms",
+            "The store does not respond: no answer within 500 ms",
             "refused, and the one before goes on: clients",
         ):
             yield Promise(f"in words, {text[:9]}…", not (missed := appears(page, "#notices", text)), missed)

@@ -112,7 +112,7 @@ async def test_one_client_s_failures_are_its_own(tmp_path: Path, how: str, path:
         assert (pool["failing"][0]["route"] == "POST /echo/{}") == (scope == "route")
         assert await house.keyturn.metric(REFUSED, client="reader") == 0
         assert await house.keyturn.metric(REFUSED, client="ci", reason="outage") >= 100
-        words = f"out of order for one {'route of one client' if scope == 'route' else 'client'}"
+        words = f"the upstream is failing for one {'route of one client' if scope == 'route' else 'client'}"
         assert sum(words in line for line in house.keyturn.process.lines) == 1
 
 
@@ -158,7 +158,7 @@ async def test_an_address_that_is_refused_is_one_cause(tmp_path: Path) -> None:
         house.api.refusing = True
         before = len(house.api.arrivals)
         waiting = [spawn(house.ask(request("/me", "Prefer: wait=60")), name="waits", owner=set()) for _ in range(5)]
-        words = "the upstream answers 429 to several keys at once"
+        words = "the upstream responds 429 to several keys at once"
         await until(lambda: any(words in line for line in house.keyturn.process.lines), words)
         crowd = len(house.api.arrivals) - before
         assert crowd <= 3 + len(waiting), "what was in flight together"

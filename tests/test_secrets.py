@@ -167,7 +167,7 @@ async def test_no_way_out_shows_a_secret(tmp_path: Path, origin: Origin) -> None
         told = await everything_told(path)
     told["spans"] = b"\n".join(collector.received).decode("latin-1")
     assert {way for way, text in told.items() if "5ecret" in text} == set()
-    assert "the store does not answer" in told["log"]
+    assert "the store does not respond" in told["log"]
     assert not re.search(r"\bey[\w-]{20,}\.", "".join(told.values()))
     assert "Location: /me?apikey=***&x=1\r\n" in told["answers"]
     assert ' # {trace_id="' in told["pages"]

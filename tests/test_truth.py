@@ -87,7 +87,7 @@ async def test_a_dead_key_is_left_and_the_last_one_told(home: House) -> None:
         assert 1 <= int(gone.one("Retry-After")) <= 20
         assert gone.one("Proxy-Status").startswith("keyturn; error=destination_unavailable")
     assert (await home.keyturn.page("/readyz")).status == 200, "other pools serve"
-    await logged(home, "not accepted any more", 2)
+    await logged(home, "not accepted by the upstream", 2)
 
 
 async def test_a_refusal_about_the_resource_is_the_callers(home: House) -> None:
@@ -124,7 +124,7 @@ async def test_a_429_that_cannot_be_cured_in_time_is_relayed(home: House) -> Non
     assert used(home, "refused") == [("refused-0", 429)]
     assert await home.keyturn.metric("keyturn_upstream_throttled_total", pool="refused", kind="window") == 1
     assert await home.keyturn.metric("keyturn_key_state", key="refused-0", state="parked") == 1
-    await logged(home, "somebody else uses this key")
+    await logged(home, "another user has this key")
 
 
 async def test_a_narrower_limit_holds_its_endpoint_only(home: House) -> None:
@@ -180,7 +180,7 @@ async def test_an_outage_is_left_alone_until_it_is_over(home: House) -> None:
         return (await ask(home, "outage", "/environments")).status != 503
 
     await until(back, "a trial succeeds")
-    await logged(home, "out of order")
+    await logged(home, "the upstream is failing")
 
 
 async def test_nothing_secret_was_told(home: House) -> None:

@@ -33,10 +33,10 @@ SLACK = 4.0
 TIMEOUT = "2s"
 """Of the store: a busy machine is not yet a loss."""
 
-LOST = "the store does not answer"
-FOUND = "the store answers again"
+LOST = "the store does not respond"
+FOUND = "the store responds again"
 OF_REQUESTS = '"logger": "keyturn.requests"'
-NEW = "the store is new, restarted or behind"
+NEW = "the store is new, was restarted"
 
 
 @dataclass(slots=True)

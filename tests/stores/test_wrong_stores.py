@@ -13,8 +13,8 @@ from tests.process import KEYS, Keyturn, document, request, serving, until, writ
 from tests.stores.servers import KINDS, Certificates, free_port, sentinel_of, server, tls_before
 
 PASSWORD = "pa5secret"
-LOST = "the store does not answer: requests are refused with 503; bring it back"
-UNFIT = "the store is not fit for its purpose"
+LOST = "the store does not respond: restore it. Until then, requests are rejected with 503"
+UNFIT = "the store is not set up as it should be"
 
 
 async def test_each_mistake_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:

@@ -33,18 +33,18 @@ from keyturn.core.events import (
 from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import SECOND
 from keyturn.core.signals import Route
-from keyturn.telemetry.changes import Line, told
+from keyturn.telemetry.changes import LogLine, line_of
 
 ROUTE = Route.of("POST", "/collections/1")
 
 CHANGES: list[tuple[Event, str, str]] = [
-    (StoreChanged("p", up=False, cause="refused", on_loss="share"), "error", "this replica's share"),
+    (StoreChanged("p", up=False, cause="refused", on_loss="share"), "error", "uses its share"),
     (StoreChanged("p", up=False, cause="refused", on_loss="wait"), "error", "requests wait"),
     (StoreChanged("p", up=False, cause="refused", on_loss="refuse"), "error", "503"),
-    (StoreChanged("p", up=True, seconds=3.14159), "warning", "answers again"),
-    (EpochBegan("p"), "warning", "each key is tried with one request"),
-    (StoreMute("p", "its ACL does not allow it"), "warning", "let it subscribe"),
-    (KeyChanged("p", "k", "quarantined", "401"), "error", "give it a valid secret"),
+    (StoreChanged("p", up=True, seconds=3.14159), "warning", "responds again"),
+    (EpochBegan("p"), "warning", "each key is probed with one request"),
+    (StoreMute("p", "its ACL does not allow it"), "warning", "permit it to subscribe"),
+    (KeyChanged("p", "k", "quarantined", "401"), "error", "replace its secret"),
     (KeyChanged("p", "k", "ready"), "warning", "accepted again"),
     (KeySwitched("p", "k", paused=True), "warning", "until it is resumed"),
     (KeySwitched("p", "k", paused=False), "warning", "resumed"),
@@ -53,18 +53,18 @@ CHANGES: list[tuple[Event, str, str]] = [
     (Reloaded(ok=False, reasons=("a: b",)), "error", "correct the file"),
     (UpstreamThrottled("p", "k", "q", "window", SECOND, "60/60s"), "warning", "lower than configured"),
     (UpstreamThrottled("p", "k", "q", "endpoint", SECOND), "warning", "add it to `limits`"),
-    (UpstreamThrottled("p", "k", "q", "plan", SECOND), "warning", "no waiting cures"),
+    (UpstreamThrottled("p", "k", "q", "plan", SECOND), "warning", "raise the plan"),
     (ThrottledTogether("p", 3, SECOND), "error", "several keys at once"),
-    (ThrottledTogether("p", 0, 0), "warning", "any more"),
-    (LimitLowered("p", "60/60s", 60, 50), "warning", "change the setting"),
-    (LocalTroubleMet("ports", "This machine has no port left."), "error", "nothing about the upstream"),
+    (ThrottledTogether("p", 0, 0), "warning", "no longer responds 429"),
+    (LimitLowered("p", "60/60s", 60, 50), "warning", "correct the setting"),
+    (LocalTroubleMet("ports", "This machine has no port left."), "error", "no failure of the upstream"),
     (LimitHigher("p", HigherLimit(0, "60/60s", 60, 300)), "warning", "higher than configured"),
-    (BreakerMoved("p", Scope(), opened=True, wait=SECOND, cause="503"), "error", "out of order"),
-    (BreakerMoved("p", Scope(), opened=False), "warning", "answers again"),
+    (BreakerMoved("p", Scope(), opened=True, wait=SECOND, cause="503"), "error", "is failing"),
+    (BreakerMoved("p", Scope(), opened=False), "warning", "responds again"),
     (BreakerMoved("p", Scope("c"), opened=True, wait=SECOND, cause="503"), "warning", "for one client"),
-    (BreakerMoved("p", Scope("c"), opened=False), "info", "answers a client again"),
+    (BreakerMoved("p", Scope("c"), opened=False), "info", "responds to a client again"),
     (BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND), "warning", "for one route of one client"),
-    (BreakerMoved("p", Scope("c", ROUTE), opened=False), "info", "answers a route"),
+    (BreakerMoved("p", Scope("c", ROUTE), opened=False), "info", "responds on a route"),
     (
         BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND, is_new=False),
         "debug",
@@ -86,13 +86,13 @@ COUNTED: list[Event] = [
     ConnectionEnded("malformed"),
     IssuerAsked("https://issuer.example", 2),
 ]
-"""Who emits some of these tells of them itself, where it knows more."""
+"""Events that are only counted, or that their source logs itself."""
 
 
 @pytest.mark.parametrize(("event", "level", "words"), CHANGES, ids=lambda value: str(value)[:40])
 def test_a_change_is_told_in_fitting_words(event: Event, level: str, words: str) -> None:
     """With its values beside them."""
-    line = told(event)
+    line = line_of(event)
     assert line is not None
     assert line.level == level
     assert words in line.text
@@ -101,7 +101,7 @@ def test_a_change_is_told_in_fitting_words(event: Event, level: str, words: str)
 @pytest.mark.parametrize("event", DETAILS, ids=lambda event: type(event).__name__)
 def test_what_may_come_with_every_request_is_told_to_who_asks_for_everything(event: Event) -> None:
     """At `debug`."""
-    line = told(event)
+    line = line_of(event)
     assert line is not None
     assert line.level == "debug"
 
@@ -109,7 +109,7 @@ def test_what_may_come_with_every_request_is_told_to_who_asks_for_everything(eve
 @pytest.mark.parametrize("event", COUNTED, ids=lambda event: type(event).__name__)
 def test_what_is_only_counted_is_not_told(event: Event) -> None:
     """A request has a line of another kind."""
-    assert told(event) is None
+    assert line_of(event) is None
 
 
 def test_every_kind_of_event_was_considered() -> None:
@@ -120,29 +120,31 @@ def test_every_kind_of_event_was_considered() -> None:
 
 def test_values_are_what_a_program_can_read() -> None:
     """Durations in seconds under names that say so; no word of the text is needed."""
-    assert told(UpstreamThrottled("p", "k", "q", "window", 1_500_000, "60/60s")) == Line(
+    assert line_of(UpstreamThrottled("p", "k", "q", "window", 1_500_000, "60/60s")) == LogLine(
         "warning",
-        "the upstream answered 429: somebody else uses this key, or its limit is lower than configured",
+        "the upstream responded 429: another user has this key, or its limit is lower than configured",
         {"pool": "p", "key": "k", "quota": "q", "kind": "window", "limit": "60/60s", "wait_seconds": 1.5},
     )
-    moved = told(BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND, cause="504"))
+    moved = line_of(BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND, cause="504"))
     values = {"pool": "p", "client": "c", "route": "POST /collections/{}", "cause": "504", "next_probe_seconds": 1.0}
     assert moved is not None
     assert moved.values == values
-    assert (told(StoreChanged("p", up=True, seconds=3.14159)) or Line("debug", "", {})).values["lost_seconds"] == 3.1
+    assert (line_of(StoreChanged("p", up=True, seconds=3.14159)) or LogLine("debug", "", {})).values[
+        "lost_seconds"
+    ] == 3.1
 
 
 def test_words_are_lower_case_without_an_end() -> None:
     """Lines of a log stand below one another."""
     for event, _, _ in CHANGES:
-        line = told(event)
+        line = line_of(event)
         assert line is not None
         assert re.fullmatch(r"[a-z].*[^.]", line.text)
 
 
 def test_the_setting_for_a_higher_limit_is_written_out() -> None:
     """To be copied into the configuration."""
-    line = told(LimitHigher("team", HigherLimit(1, "60/60s", 60, 300)))
+    line = line_of(LimitHigher("team", HigherLimit(1, "60/60s", 60, 300)))
     assert line is not None
     assert line.values == {
         "setting": "pools.team.limits[1].requests: 300",

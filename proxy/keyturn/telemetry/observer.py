@@ -8,7 +8,7 @@ import structlog
 
 from keyturn.core.events import Event, Exchanged, RequestLog, UpstreamAnswered
 from keyturn.core.model import Micros
-from keyturn.telemetry.changes import told
+from keyturn.telemetry.changes import line_of
 from keyturn.telemetry.history import History
 from keyturn.telemetry.metrics import Metrics
 from keyturn.telemetry.requests import AccessLog
@@ -51,6 +51,6 @@ class Telemetry:
         if isinstance(event, RequestLog):
             self._requests.write(event)
             event.trace.end(event)
-        elif line := told(event):
+        elif line := line_of(event):
             values = {name: value for name, value in line.values.items() if value not in ("", None)}
             self._log.log(getattr(logging, line.level.upper()), line.text, **values)
