@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keyturn.app.trimming import EVERY
+from keyturn.app.resources import TRIM_INTERVAL
 
 from bench.throughput import address_of, running
 
@@ -27,7 +27,7 @@ SENT = 2**20
 """Bytes that a slow writer sends at once, before it begins to drip."""
 WAIT = 20
 """Seconds that a body waits for room."""
-LEFT = WAIT + 2 * EVERY + 1
+LEFT = WAIT + 2 * TRIM_INTERVAL + 1
 """Seconds after which the process has returned freed memory to the system."""
 SETTLED = 20
 """Samples, a tenth of a second apart, without growth, after which memory counts as stable."""

@@ -279,7 +279,7 @@ async def test_another_certificate(tmp_path: Path) -> None:
             assert (await open_one.ask(request("/me"))).status == 200
             good = issue(second)
             mounted.swap({**good, "tls.key": issue(second)["tls.key"]})
-            assert "belong together" in await files.refused()
+            assert "hold no matching certificate" in await files.refused()
             mounted.swap(good)
             await files.taken()
             async with calling(data, trusting(second)) as new_one:

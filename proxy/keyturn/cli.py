@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from keyturn import __version__, config, demo
-from keyturn.app import App, Plan, link_to_store, serve_until_told, until_told
+from keyturn.app import App, ResolvedConfig, link_to_store, serve_until_told, until_told
 from keyturn.config import Config, LogSettings
 from keyturn.config.fields import is_name
 from keyturn.core.errors import ConfigError, KeyturnError
@@ -121,7 +121,7 @@ def check(
     if any_key:
         return _check_any_key(path)
     settings = _load(path)
-    Plan.of(settings)
+    ResolvedConfig.of(settings)
     link_to_store(settings)
     print(yaml.safe_dump(config.effective(settings), sort_keys=False, allow_unicode=True), end="")
     return 0

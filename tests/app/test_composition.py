@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import trustme
 from keyturn import config
-from keyturn.app import App, Plan
+from keyturn.app import App, ResolvedConfig
 from keyturn.practice import PracticeSettings, WindowKind
 from keyturn.practice.probes import noise
 
@@ -368,7 +368,7 @@ async def test_lame_duck(tmp_path: Path) -> None:
         keyturn = home.keyturn
         assert (await kept.ask(request("/me"))).one("Connection") == "keep-alive"
         keyturn.process.signal(signal.SIGTERM)
-        await until(lambda: "leaving" in keyturn.process.stderr, "it has been told")
+        await until(lambda: "shutting down" in keyturn.process.stderr, "it has been told")
         unready = await keyturn.page("/readyz")
         assert (unready.status, unready.json()["reasons"]) == (503, ["draining"])
         last = await kept.ask(request("/me"))
@@ -436,7 +436,7 @@ async def test_another_budget_of_bytes_holds_at_once(tmp_path: Path) -> None:
     app = App(config.load(write(tmp_path, {"pools": {"default": {"keys": [{"name": "a", "secret": KEYS[0]}]}}}), {}))
     assert app._data._buffers is app._admin._buffers
     other = {"pools": {"default": {"keys": [{"name": "a", "secret": KEYS[0]}]}}, "inbound": {"max_buffered": 1 << 21}}
-    await app.adopt(Plan.of(config.load(write(tmp_path, other), {})))
+    await app.adopt(ResolvedConfig.of(config.load(write(tmp_path, other), {})))
     assert app._data._buffers.limit == 1 << 21
     await app.stop()
 

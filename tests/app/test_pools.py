@@ -1,20 +1,26 @@
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from keyturn import config
-from keyturn.app.parts import link_to_store
-from keyturn.app.pools import Pools, Stations
-from keyturn.core.errors import ShuttingDown, TooMany, Unauthenticated
-from keyturn.core.events import StoreChanged
+from keyturn.app.pools import OperatorControls, PlacementSync, PoolFactory, Pools
+from keyturn.app.resolved_config import link_to_store
+from keyturn.core.errors import NoKey, ShuttingDown, StoreLost, TooMany, Unauthenticated
+from keyturn.core.events import KeySwitched, StoreChanged
 from keyturn.core.exchange import DemandClass
-from keyturn.core.model import SECOND, Client
+from keyturn.core.model import SECOND, Client, Key, Pool, Secret
+from keyturn.core.placements import STOP, Placement, Revision
 from keyturn.scheduler import Moved, Ticket
+from keyturn.stores.placements import LocalPlacements
+from keyturn.tasks import finish, spawn
+from keyturn.telemetry import LogLevel
 
+from tests.core.worlds import limit, pool
 from tests.process import KEYS, until, write
-from tests.rooms import Recorder
+from tests.rooms import Recorder, Room, room
 from tests.stores.servers import free_port
 from tests.virtual import micros, task_of, virtual
 
@@ -28,8 +34,8 @@ def pools(folder: Path) -> Pools:
     """One pool with a key and one without."""
     (folder / "keys").mkdir()
     settings = config.load(write(folder, {"pools": TWO}), {})
-    stations = Stations(settings, None, "r", clock=micros, observer=Recorder())
-    return Pools(stations, settings.pools_of_model())
+    factory = PoolFactory(settings, None, "r", clock=micros, observer=Recorder())
+    return Pools(factory, settings.pools_of_model())
 
 
 def ticket() -> Ticket:
@@ -48,7 +54,7 @@ def test_each_pool_is_at_work(tmp_path: Path) -> None:
         assert it.without_keys == ["other"]
         with await it.schedulers["default"].lease(ticket()) as lease:
             lease.spent()
-            looks = [await station.store.look() for station in it.stations()]
+            looks = [await active.store.look() for active in it.active()]
             assert [[look.at_hand for look in pool] for pool in looks] == [[0], []]
         with pytest.raises(TooMany):
             await it.schedulers["default"].lease(Ticket(Client("a"), DemandClass((0,)), micros()))
@@ -126,7 +132,7 @@ def test_pools_come_and_go(tmp_path: Path) -> None:
         with pytest.raises(Unauthenticated):
             await leaving
         assert list(it.schedulers) == ["spare"]
-        assert len(it.stations()) == 1
+        assert len(it.active()) == 1
         assert await it.prepare([first, spare]) == {}
         clients = {"a": Client("a"), "b": Client("b", pool="spare")}
         it.adopt([first, spare], clients, max_waiting=9, fresh={})
@@ -176,7 +182,7 @@ async def test_what_is_wrong_with_a_shared_store_is_told_at_the_start(tmp_path: 
     settings = config.load(write(tmp_path, {"pools": TWO, "store": {"url": url}}), {})
     link, recorder = link_to_store(settings), Recorder()
     assert link
-    it = Pools(Stations(settings, link, "r", clock=micros, observer=recorder), settings.pools_of_model())
+    it = Pools(PoolFactory(settings, link, "r", clock=micros, observer=recorder), settings.pools_of_model())
     await it.start()
 
     def told() -> list[StoreChanged]:
@@ -190,3 +196,139 @@ async def test_what_is_wrong_with_a_shared_store_is_told_at_the_start(tmp_path: 
     assert all(store.lost for store in it.shared())
     await it.stop()
     await link.close()
+
+
+KEY = Key.alone("k", Secret("x"))
+HERE = Pool("default", (KEY,), (limit(1),))
+ELSEWHERE = Pool("other", (KEY,), (limit(1),))
+BOUND = 10 * SECOND
+SPAN = HERE.stretched(HERE.limits[0]) + SECOND + BOUND
+
+
+def placing(it: Room, placements: Any) -> PlacementSync:
+    """The placing of a process with one pool."""
+    return PlacementSync(placements, {"default": it.scheduler}, BOUND, micros)
+
+
+class _Lost:
+    """Revisions in a store that does not answer."""
+
+    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
+        raise StoreLost("gone")
+
+
+@virtual
+async def test_a_key_that_came_from_another_pool_rests_and_requests_wait() -> None:
+    """Until what was sent with it there counts no longer; the status says why."""
+    async with room(HERE) as it:
+        process, tasks = placing(it, LocalPlacements(micros)), set[asyncio.Task[Any]]()
+        await process.prepare((replace_pool("default"), ELSEWHERE))
+        moved = micros()
+        process.apply(await process.prepare((HERE,)))
+        spawn(process.run(), name="place keys", owner=tasks)
+        waiting = task_of(it.scheduler.lease(it.ticket(wait=200 * SECOND)))
+        await asyncio.sleep(1)
+        (look,) = it.scheduler.health.snapshots(micros())
+        assert (look.state, look.until) == ("parked", moved + SPAN + STOP)
+        assert look.reason == "its requests in the pool other still count"
+        with await waiting as lease:
+            lease.spent()
+        assert SPAN + STOP <= micros() - moved < SPAN + STOP + 3 * SECOND
+        assert [look.state for look in it.scheduler.health.snapshots(micros())] == ["ready"]
+        await finish(tasks)
+
+
+def replace_pool(name: str) -> Pool:
+    """A pool of that name with another key."""
+    return Pool(name, (Key.alone("l", Secret("y")),), (limit(1),))
+
+
+@virtual
+async def test_without_the_store_no_key_rests() -> None:
+    """A start does not wait for it, and what was known stays."""
+    async with room(HERE) as it:
+        process, tasks = placing(it, _Lost()), set[asyncio.Task[Any]]()
+        assert await process.prepare((HERE,)) == {}
+        spawn(process.run(), name="place keys", owner=tasks)
+        await asyncio.sleep(10)
+        with await it.scheduler.lease(it.ticket()) as lease:
+            lease.spent()
+        await finish(tasks)
+
+
+@virtual
+async def test_what_was_heard_of_an_earlier_configuration_is_dropped() -> None:
+    """It says nothing about the pools that were prepared meanwhile."""
+    async with room(HERE) as it:
+        registry = LocalPlacements(micros)
+        process = placing(it, _Slow(registry))
+        late = task_of(process.prepare((ELSEWHERE,)))
+        await asyncio.sleep(0)
+        assert set(await process.prepare((HERE,))) == {KEY.identity}
+        assert await late == {}
+
+
+class _Slow:
+    """Revisions that are told of a moment later, the first ones latest."""
+
+    def __init__(self, registry: LocalPlacements) -> None:
+        self.registry = registry
+        self.pauses = iter((2, 1))
+
+    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
+        told = await self.registry.name(placement)
+        await asyncio.sleep(next(self.pauses))
+        return told
+
+
+def controls_of(it: Room) -> OperatorControls:
+    """Of a process with one pool."""
+    return OperatorControls({"default": it.scheduler}, LogLevel("info"), it.recorder, micros)
+
+
+@virtual
+async def test_a_paused_key_is_not_leased_until_it_is_resumed() -> None:
+    """Requests go out with the others, and wait for them; with the first word of the resumption they go on."""
+    async with room(pool(2, limit(1))) as it:
+        controls = controls_of(it)
+        assert controls.pause("default", "k0")
+        with await it.scheduler.lease(it.ticket()) as lease:
+            lease.spent()
+            assert lease.key.name == "k1"
+        waiting = task_of(it.scheduler.lease(it.ticket()))
+        await asyncio.sleep(30)
+        assert not waiting.done()
+        resumed = micros()
+        assert controls.resume("default", "k0")
+        with await waiting as lease:
+            lease.spent()
+            assert (lease.key.name, micros()) == ("k0", resumed)
+        switched = [event for event in it.recorder.events if isinstance(event, KeySwitched)]
+        assert switched == [KeySwitched("default", "k0", paused=paused) for paused in (True, False)]
+
+
+@virtual
+async def test_with_all_keys_paused_nobody_is_kept_waiting() -> None:
+    """Who waits is refused with 503 noKeyAvailable at once, as is whoever comes."""
+    async with room(pool(1, limit(1))) as it:
+        with await it.scheduler.lease(it.ticket()) as lease:
+            lease.spent()
+        waiting = task_of(it.scheduler.lease(it.ticket()))
+        controls_of(it).pause("default", "k0")
+        for task in (waiting, it.scheduler.lease(it.ticket())):
+            with pytest.raises(NoKey) as refused:
+                await task
+            assert (refused.value.status, refused.value.name) == (503, "noKeyAvailable")
+            assert "paused" in refused.value.message
+
+
+@virtual
+async def test_what_is_not_there_is_not_switched() -> None:
+    """Neither another pool nor another key."""
+    async with room(pool(1)) as it:
+        controls = controls_of(it)
+        for switch in (controls.pause, controls.resume):
+            assert not switch("default", "k9")
+            assert not switch("other", "k0")
+        assert not controls.log("loud")
+        assert it.recorder.events == []

@@ -2,7 +2,7 @@ import re
 from typing import Any
 
 import pytest
-from keyturn.app.fixed import SETTINGS
+from keyturn.app.resolved_config import FIXED_SETTINGS
 
 from tests.helm.charts import CHART, CI, RELEASE, refusal, render
 
@@ -123,7 +123,7 @@ OTHER: dict[str, Any] = {
 
 def test_changes_that_need_new_pods() -> None:
     """With `restartOnChange: needed` those count that the application itself refuses to reload, and no others."""
-    assert set(OTHER) == set(SETTINGS)
+    assert set(OTHER) == set(FIXED_SETTINGS)
     needed = {"restartOnChange": "needed"}
     for path, value in OTHER.items():
         section, _, name = path.partition(".")

@@ -1,6 +1,6 @@
-"""A Keyturn process: its parts, built from a configuration and tied together, and how long each of them lives.
+"""A Keyturn process: its parts, built from a configuration and connected, and their lifetimes.
 
-No room keeps a copy of the configuration: each gets its part here, so that a reload can hand out new parts.
+No part keeps a copy of the configuration: each gets its settings here, so that a reload can replace them.
 """
 
 import asyncio
@@ -15,9 +15,11 @@ import structlog
 
 from keyturn import __version__
 from keyturn.access import Access
-from keyturn.app.controls import Controls
-from keyturn.app.parts import (
+from keyturn.app.pools import OperatorControls, PlacementSync, PoolFactory, Pools
+from keyturn.app.reload import Reloader
+from keyturn.app.resolved_config import (
     ADMIN_BOUNDS,
+    ResolvedConfig,
     body_settings,
     inbound_bounds,
     link_to_store,
@@ -25,17 +27,13 @@ from keyturn.app.parts import (
     traces,
     upstream_settings,
 )
-from keyturn.app.placing import Placing
-from keyturn.app.plan import Plan
-from keyturn.app.pools import Pools, Stations
-from keyturn.app.trimming import trim_behind_crowds
+from keyturn.app.resources import trim_memory_periodically
 from keyturn.bodies import Bodies, Spool
 from keyturn.config import Config, load
 from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.model import SECOND, Client, Micros
 from keyturn.gateway import Gateway, RetryPolicy
 from keyturn.joining import Joining
-from keyturn.reload import Reloader
 from keyturn.stores.fitness import watch
 from keyturn.stores.links import Link
 from keyturn.stores.placements import placements_of
@@ -50,8 +48,8 @@ from keyturn.web.overload import ByteBudget
 from keyturn.web.status.glance import Glance, Sources
 from keyturn.web.status.model import ProcessStatus
 
-LAST_WORDS = 1.0
-"""Seconds for the 503s to those who still wait when the drain is over."""
+FINAL_RESPONSES_TIMEOUT = 1.0
+"""Seconds for the 503s to requests that still wait at the end of the drain."""
 
 
 def monotonic() -> Micros:
@@ -60,42 +58,42 @@ def monotonic() -> Micros:
 
 
 def wall() -> Micros:
-    """Local time in epoch microseconds, for what HTTP writes as a date; never for limits."""
+    """Wall clock time in epoch microseconds, for dates in HTTP and logs; never for limits."""
     return time_ns() // 1000
 
 
 class App:
     """A Keyturn process: built from a configuration, started, drained, stopped.
 
-    `log` is where the lines of its requests go, else to stderr.
+    `log` receives the lines of requests; stderr by default.
     """
 
     def __init__(self, config: Config, environ: Mapping[str, str] = os.environ, log: LogWriter | None = None) -> None:
-        self._plan = plan = Plan.of(config)
+        self._resolved = resolved = ResolvedConfig.of(config)
         self._environ = environ
         self._log = structlog.get_logger("keyturn")
         self._leaving = False
-        """Whether it has been told to end; it still serves for `lame_duck`, until it drains."""
+        """Whether the process was told to end; it serves on for `lame_duck` before it drains."""
         self._draining = False
         self.cut = 0
-        """Requests that were not answered as a whole when the drain was over."""
+        """Requests that were not complete at the end of the drain."""
         self._started = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watching: set[asyncio.Task[Any]] = set()
         self.log_level = LogLevel(config.log.level)
         self._access_log = AccessLog(config.log.format, config.log.sample, stream=log)
         self.telemetry = Telemetry(monotonic, wall, self._access_log)
-        self._upstream = Upstream(upstream_settings(config), plan.trust)
+        self._upstream = Upstream(upstream_settings(config), resolved.trust)
         self._link = link_to_store(config)
         replica = replica_name()
-        stations = Stations(config, self._link, replica, clock=monotonic, observer=self.telemetry)
-        self.pools = Pools(stations, plan.pools)
-        self._placing = self._keys_placed(config)
+        factory = PoolFactory(config, self._link, replica, clock=monotonic, observer=self.telemetry)
+        self.pools = Pools(factory, resolved.pools)
+        self._placement_sync = self._make_placement_sync(config)
         self._bodies = Bodies(body_settings(config), self.telemetry, monotonic, Spool())
         self._gateway = self._make_gateway(config)
         self._access = Access(
-            plan.clients,
-            anonymous=plan.anonymous,
+            resolved.clients,
+            anonymous=resolved.anonymous,
             key_header=config.upstream.key_header,
             key_query=config.upstream.key_query,
             observer=self.telemetry,
@@ -107,7 +105,7 @@ class App:
             self._access,
             self._joining,
             self.telemetry,
-            self._forward_settings(plan, ()),
+            self._forward_settings(resolved, ()),
             clock=monotonic,
             leaving=lambda: self._leaving,
             draining=lambda: self._draining,
@@ -116,22 +114,22 @@ class App:
         if self._traces is not None:
             self._forward.tracer = self._traces
         self._buffers = ByteBudget(config.inbound.max_buffered)
-        self._data = self._data_listener(plan)
+        self._data = self._data_listener(resolved)
         self.glance = Glance(self._sources(replica, log), clock=monotonic, wall=wall)
         self._admin = Listener(self._admin_pages(), [config.admin], bounds=ADMIN_BOUNDS, buffers=self._buffers)
-        self._reloader = Reloader(plan, self._read_again, self.adopt, self.telemetry)
+        self._reloader = Reloader(resolved, self._read_again, self.adopt, self.telemetry)
 
-    def _data_listener(self, plan: Plan) -> Listener:
-        config = plan.config
+    def _data_listener(self, resolved: ResolvedConfig) -> Listener:
+        config = resolved.config
         return Listener(
             self._forward,
             config.listen,
-            tls=plan.tls,
+            tls=resolved.tls,
             socket_mode=config.inbound.socket_mode,
             bounds=inbound_bounds(config),
             buffers=self._buffers,
             observer=self.telemetry,
-            proxies=plan.proxies,
+            proxies=resolved.proxies,
         )
 
     def _make_gateway(self, config: Config) -> Gateway:
@@ -145,27 +143,27 @@ class App:
             bodies=self._bodies,
         )
 
-    def _keys_placed(self, config: Config) -> Placing:
+    def _make_placement_sync(self, config: Config) -> PlacementSync:
         placements = placements_of(self._link, config.store.prefix, monotonic)
-        return Placing(placements, self.pools.schedulers, config.upstream.settle_bound, monotonic)
+        return PlacementSync(placements, self.pools.schedulers, config.upstream.settle_bound, monotonic)
 
     def _admin_pages(self) -> Admin:
         return Admin(
             self.telemetry.metrics,
             self.unready,
             self.glance,
-            Controls(self.pools.schedulers, self.log_level, self.telemetry, monotonic),
+            OperatorControls(self.pools.schedulers, self.log_level, self.telemetry, monotonic),
             lambda: self._config.admin_token,
         )
 
     @property
     def _config(self) -> Config:
-        return self._plan.config
+        return self._resolved.config
 
     def _sources(self, replica: str, log: LogWriter | None) -> Sources:
         process = ProcessStatus(replica, __version__, platform.python_version(), wall())
         return Sources(
-            self.pools.stations,
+            self.pools.active,
             self._clients,
             lambda: replace(process, draining=self._leaving, unready=self.unready()),
             lambda: self._data.connections,
@@ -181,10 +179,10 @@ class App:
         )
 
     def _clients(self) -> Iterable[Client]:
-        return self._plan.everybody.values()
+        return self._resolved.everybody.values()
 
-    def _forward_settings(self, plan: Plan, own: Iterable[str]) -> ForwardSettings:
-        config = plan.config
+    def _forward_settings(self, resolved: ResolvedConfig, own: Iterable[str]) -> ForwardSettings:
+        config = resolved.config
         names = {self._upstream.authority, *(url.partition("://")[2] for url in own)}
         return ForwardSettings(
             max_body=config.upstream.max_body,
@@ -192,30 +190,30 @@ class App:
             max_wait_ceiling=config.queue.max_wait_ceiling,
             body_timeout=config.inbound.body_timeout,
             hosts=postman_hosts(self._upstream.authority) | {name.lower().encode() for name in names},
-            proxies=plan.proxies,
+            proxies=resolved.proxies,
             forwarded=config.upstream.forwarded,
         )
 
-    # What others see
+    # State
 
     @property
     def data_addresses(self) -> list[str]:
-        """Where callers connect."""
+        """Addresses of the data listeners."""
         return self._data.addresses
 
     @property
     def admin_addresses(self) -> list[str]:
-        """Where health and metrics are."""
+        """Addresses of the admin listener."""
         return self._admin.addresses
 
     def unready(self) -> tuple[str, ...]:
-        """Why requests cannot be served now; an empty bucket is no reason."""
+        """Reasons why requests cannot be served now; an empty bucket is not one."""
         if not self._started:
             return ("starting",)
         if self._leaving:
             return ("draining",)
         if self._config.store.on_loss == "refuse" and any(store.lost for store in self.pools.shared()):
-            return ("the store does not answer",)
+            return ("the store does not respond",)
         if self.pools.can_serve:
             return ()
         empty = tuple(f"the pool {name} has no key" for name in self.pools.without_keys)
@@ -224,55 +222,55 @@ class App:
 
     async def _watch_store(self, link: Link) -> None:
         def tell(problem: str) -> None:
-            self._log.warning("the store is not fit for its purpose", problem=problem)
+            self._log.warning("the store is not set up as it should be", problem=problem)
 
         await watch(link, f"{self._config.store.prefix}:{{{next(iter(self.pools.schedulers))}}}", tell)
 
-    # Another configuration
+    # Reload
 
     def reload(self) -> None:
         """Read the configuration again now, whether its files have changed or not."""
-        self._reloader.ask()
+        self._reloader.request()
 
-    def _read_again(self) -> Plan:
-        return self._plan.follow(load(self._config.files.document, self._environ))
+    def _read_again(self) -> ResolvedConfig:
+        return self._resolved.follow(load(self._config.files.document, self._environ))
 
-    async def adopt(self, plan: Plan) -> None:
-        """Go on with another configuration, as a whole.
+    async def adopt(self, resolved: ResolvedConfig) -> None:
+        """Apply another configuration as a whole.
 
         Raises:
-            ConfigError: the store's URL with another password is none; then nothing has changed.
+            ConfigError: the store's URL is invalid with the new password; then nothing has changed.
         """
-        before, config = self._plan, plan.config
+        before, config = self._resolved, resolved.config
         self._renew_link(before.config, config)
-        fresh = await self.pools.prepare(plan.pools)
-        resting = await self._placing.prepare(plan.pools)
-        # From here on nothing is awaited, so that every request meets one configuration, and nothing can fail.
-        self._plan = plan
-        self.pools.adopt(plan.pools, plan.everybody, max_waiting=config.queue.max_waiting, fresh=fresh)
-        self._placing.apply(resting)
+        fresh = await self.pools.prepare(resolved.pools)
+        resting = await self._placement_sync.prepare(resolved.pools)
+        # Nothing below is awaited or can fail, so every request sees exactly one configuration.
+        self._resolved = resolved
+        self.pools.adopt(resolved.pools, resolved.everybody, max_waiting=config.queue.max_waiting, fresh=fresh)
+        self._placement_sync.apply(resting)
         self._access.replace(
-            plan.clients,
-            anonymous=plan.anonymous,
+            resolved.clients,
+            anonymous=resolved.anonymous,
             key_header=config.upstream.key_header,
             key_query=config.upstream.key_query,
         )
         self._gateway.adopt(RetryPolicy(config.retry.attempts, config.retry.budget))
         self._bodies.adopt(body_settings(config))
         self._joining.enabled = config.queue.join
-        self._upstream.adopt(upstream_settings(config), plan.trust if plan.trust_differs(before) else None)
-        self._forward.settings = self._forward_settings(plan, self._data.addresses)
-        self._data.adopt(inbound_bounds(config), plan.proxies)
+        self._upstream.adopt(upstream_settings(config), resolved.trust if resolved.trust_differs(before) else None)
+        self._forward.settings = self._forward_settings(resolved, self._data.addresses)
+        self._data.adopt(inbound_bounds(config), resolved.proxies)
         self._buffers.limit = config.inbound.max_buffered
-        if plan.tls is not None and plan.tls_differs(before):
-            self._data.renew(plan.tls)
+        if resolved.tls is not None and resolved.tls_differs(before):
+            self._data.renew(resolved.tls)
         self._access_log.sample = config.log.sample
         self.log_level.configured = config.log.level
         if config.log.level != before.config.log.level:
             self.log_level.set(config.log.level)
 
     def _renew_link(self, before: Config, config: Config) -> None:
-        """Take the store's new password, which stands in a file of its own, for the next connection."""
+        """Use the store's new password, from its own file, for new connections."""
         if self._link is None or config.store_url == before.store_url:
             return
         try:
@@ -280,21 +278,21 @@ class App:
         except StartError as error:
             raise ConfigError((Problem("store.url", str(error).removeprefix("store.url: ")),)) from None
 
-    # Life
+    # Lifetime
 
     async def start(self) -> None:
-        """Open everything; when a part fails, what is open is closed again.
+        """Start everything; if a part fails, stop those that were started.
 
         Raises:
-            StartError: a port is in use, a certificate cannot be read, and the like.
+            StartError: a port is in use, a certificate cannot be read, and so on.
         """
         try:
             await self._upstream.open()
             await self._access.start()
-            self._placing.apply(await self._placing.prepare(self._plan.pools))
+            self._placement_sync.apply(await self._placement_sync.prepare(self._resolved.pools))
             await self._bodies.open()
             await self.pools.start()
-            spawn(self._placing.run(), name="place keys", owner=self._tasks)
+            spawn(self._placement_sync.run(), name="place keys", owner=self._tasks)
             if self._link is not None:
                 spawn(self._watch_store(self._link), name="watch the store", owner=self._tasks)
             await self._admin.start()
@@ -302,29 +300,31 @@ class App:
         except BaseException:
             await self.stop()
             raise
-        self._forward.settings = self._forward_settings(self._plan, self._data.addresses)
+        self._forward.settings = self._forward_settings(self._resolved, self._data.addresses)
         self._started = True
         spawn(self._reloader.run(), name="watch the configuration", owner=self._watching)
-        trimming = trim_behind_crowds(self._data.most, lambda: self._data.connections)
-        spawn(trimming, name="give memory back", owner=self._tasks)
+        trimming = trim_memory_periodically(self._data.most, lambda: self._data.connections)
+        spawn(trimming, name="trim memory", owner=self._tasks)
 
     async def failure(self) -> None:
-        """Wait until a part that must not end breaks down.
+        """Wait until a part fails that has to run all the time.
 
         Raises:
-            Exception: what it broke down with.
+            Exception: the error of that part.
         """
         await self.pools.failure()
 
     async def drain(self) -> None:
-        """Let what waits or is under way end within `drain`; the rest, and whoever still comes, is refused with 503.
+        """Let requests complete within `drain`; reject the rest, and new ones, with 503.
 
-        Before that callers are served for `lame_duck`: it is not ready any more, and every answer ends its connection,
-        so whoever balances callers has time to notice, and no caller's connection is closed while it is in use.
+        Before that the process serves for `lame_duck` while it is not ready, and closes each connection after a
+        response. So load balancers have time to notice, and no connection is closed while it is in use.
         """
         self._leaving = True
         if self._config.lame_duck:
-            self._log.info("leaving", seconds=self._config.lame_duck / SECOND)
+            self._log.info(
+                "shutting down: serving on until load balancers notice", seconds=self._config.lame_duck / SECOND
+            )
             await asyncio.sleep(self._config.lame_duck / SECOND)
         self._draining = True
         await finish(self._watching)
@@ -332,13 +332,16 @@ class App:
         self._data.retire()
         await self._data.quiet(self._config.drain / SECOND)
         self.pools.refuse_all()
-        await self._data.quiet(LAST_WORDS)
+        await self._data.quiet(FINAL_RESPONSES_TIMEOUT)
         self.cut = self._data.unfinished
         if self.cut:
-            self._log.warning("the drain is over: what is under way is cut. See `drain`", requests=self.cut)
+            self._log.warning(
+                "the drain is over and requests in flight are cut: raise `drain` to give them more time",
+                requests=self.cut,
+            )
 
     async def stop(self) -> None:
-        """Close everything at once."""
+        """Stop everything at once."""
         self._leaving = self._draining = True
         await finish(self._watching)
         await self._data.stop(0)

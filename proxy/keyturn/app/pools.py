@@ -1,43 +1,49 @@
-"""The pools at work: each with the store of its buckets and its waiting room."""
+"""The pools in use, each with its store and its scheduler, and what operators may do to their keys."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from keyturn.config import Config
-from keyturn.core.events import Observer
-from keyturn.core.model import Client, Micros, Pool
+from keyturn.core.errors import StoreLost
+from keyturn.core.events import KeySwitched, Observer
+from keyturn.core.exchange import LEASE_LIFETIME
+from keyturn.core.model import SECOND, Client, Micros, Pool
+from keyturn.core.placements import BEAT, LONGEST, Placement, Rest, placement_of, rests
 from keyturn.scheduler import Capacity, Scheduler
 from keyturn.stores.links import Link
 from keyturn.stores.memory import Memory, MemoryStore
+from keyturn.stores.placements import Placements
 from keyturn.stores.redis import RedisStore
 from keyturn.stores.shared import SharedStore
 from keyturn.tasks import finish, spawn
+from keyturn.telemetry.logs import LogLevel
 
 
 @dataclass(frozen=True, slots=True)
-class Station:
-    """Where one pool is at work."""
+class ActivePool:
+    """A pool in use: its store and its scheduler."""
 
     store: MemoryStore | SharedStore
     scheduler: Scheduler
 
     async def start(self) -> None:
-        """Begin to exchange, at once: every answer tells what is left, and of a shared store what is wrong."""
+        """Start, with a first exchange at once: it shows what is available, and whether a shared store works."""
         self.store.listen(self.scheduler.wake)
         await self.scheduler.start()
         self.scheduler.wake()
 
     async def stop(self) -> None:
-        """Refuse whoever waits, report the last settlements, and end."""
+        """Reject waiting requests, report the last settlements, and stop."""
         await self.scheduler.stop()
         if isinstance(self.store, SharedStore):
             await self.store.close()
 
 
-class Stations:
-    """Builds stations: everything that they have in common."""
+class PoolFactory:
+    """Builds active pools from what they have in common."""
 
     def __init__(
         self, config: Config, link: Link | None, replica: str, *, clock: Callable[[], Micros], observer: Observer
@@ -49,8 +55,8 @@ class Stations:
         self._observer = observer
         self._capacity = Capacity(config.upstream.max_connections)
 
-    def make(self, pool: Pool) -> Station:
-        """A new one, not started yet."""
+    def make(self, pool: Pool) -> ActivePool:
+        """Build one, not started yet."""
         store = self._store(pool)
         scheduler = Scheduler(
             pool,
@@ -61,7 +67,7 @@ class Stations:
             observer=self._observer,
             capacity=self._capacity,
         )
-        return Station(store, scheduler)
+        return ActivePool(store, scheduler)
 
     def _store(self, pool: Pool) -> MemoryStore | SharedStore:
         settle_bound = self._config.upstream.settle_bound
@@ -80,53 +86,53 @@ class Stations:
 
 
 class Pools:
-    """All of them, from `start` to `stop`."""
+    """All pools in use, from `start` to `stop`."""
 
-    def __init__(self, stations: Stations, pools: Iterable[Pool]) -> None:
-        self._make = stations.make
-        self._stations = {pool.name: stations.make(pool) for pool in pools}
-        self._away: dict[str, Station] = {}
-        """Of pools that were taken out: without keys and out of sight, until they come back to what was spent."""
-        self.schedulers = {name: station.scheduler for name, station in self._stations.items()}
-        """The waiting rooms by the names of their pools; always the same mapping."""
-        self._guards: set[asyncio.Task[Any]] = set()
-        self._broken: list[Exception] = []
-        self._break = asyncio.Event()
+    def __init__(self, factory: PoolFactory, pools: Iterable[Pool]) -> None:
+        self._make = factory.make
+        self._active = {pool.name: factory.make(pool) for pool in pools}
+        self._removed: dict[str, ActivePool] = {}
+        """Pools that were removed: kept without keys, so that what was spent still counts if they come back."""
+        self.schedulers = {name: active.scheduler for name, active in self._active.items()}
+        """The schedulers by pool name; always the same mapping."""
+        self._watchers: set[asyncio.Task[Any]] = set()
+        self._failures: list[Exception] = []
+        self._failed = asyncio.Event()
 
     # Life
 
     async def start(self) -> None:
-        """Begin to exchange with the stores."""
-        for station in self._stations.values():
-            await self._begin(station)
+        """Start all pools."""
+        for active in self._active.values():
+            await self._begin(active)
 
-    async def _begin(self, station: Station) -> None:
-        await station.start()
-        spawn(self._guard(station), name="guard a waiting room", owner=self._guards)
+    async def _begin(self, active: ActivePool) -> None:
+        await active.start()
+        spawn(self._watch(active), name="watch a scheduler", owner=self._watchers)
 
-    async def _guard(self, station: Station) -> None:
+    async def _watch(self, active: ActivePool) -> None:
         try:
-            await station.scheduler.failure()
-        except Exception as problem:  # noqa: BLE001  # whatever it is, it is told
-            self._broken.append(problem)
-            self._break.set()
+            await active.scheduler.failure()
+        except Exception as problem:  # noqa: BLE001  # raised again by `failure`
+            self._failures.append(problem)
+            self._failed.set()
 
     async def failure(self) -> None:
-        """Wait until a waiting room breaks down.
+        """Wait until a scheduler fails.
 
         Raises:
-            Exception: what it broke down with.
+            Exception: the error of the scheduler.
         """
-        await self._break.wait()
-        raise self._broken[0]
+        await self._failed.wait()
+        raise self._failures[0]
 
-    async def prepare(self, pools: Iterable[Pool]) -> Mapping[str, Station]:
-        """Stations for those of these pools that were never there: at work, but without anybody who knows of them."""
+    async def prepare(self, pools: Iterable[Pool]) -> Mapping[str, ActivePool]:
+        """Build and start the pools that are new, without using them yet."""
         fresh = {}
         for pool in pools:
-            if pool.name not in self._stations and pool.name not in self._away:
-                fresh[pool.name] = station = self._make(pool)
-                await self._begin(station)
+            if pool.name not in self._active and pool.name not in self._removed:
+                fresh[pool.name] = active = self._make(pool)
+                await self._begin(active)
         return fresh
 
     def adopt(
@@ -135,60 +141,159 @@ class Pools:
         clients: Mapping[str, Client],
         *,
         max_waiting: int,
-        fresh: Mapping[str, Station],
+        fresh: Mapping[str, ActivePool],
     ) -> None:
-        """Go on with these pools.
+        """Use these pools from now on.
 
         Args:
-            pools: all of them.
-            clients: everybody who is known, by name.
-            max_waiting: requests that may wait in each.
-            fresh: what `prepare` has made of those that are new.
+            pools: all pools of the configuration.
+            clients: all known clients, by name.
+            max_waiting: requests that may wait in each pool.
+            fresh: the new pools that `prepare` built.
         """
-        known = {**self._stations, **self._away, **fresh}
+        known = {**self._active, **self._removed, **fresh}
         wanted = {pool.name: pool for pool in pools}
-        self._stations = {name: known[name] for name in wanted}
-        self._away = {name: station for name, station in known.items() if name not in wanted}
+        self._active = {name: known[name] for name in wanted}
+        self._removed = {name: active for name, active in known.items() if name not in wanted}
         self.schedulers.clear()
-        self.schedulers.update({name: station.scheduler for name, station in self._stations.items()})
-        for station in self._away.values():
-            closed = replace(station.scheduler.pool, keys=())
-            station.scheduler.adopt(closed, clients, max_waiting=max_waiting)
+        self.schedulers.update({name: active.scheduler for name, active in self._active.items()})
+        for active in self._removed.values():
+            closed = replace(active.scheduler.pool, keys=())
+            active.scheduler.adopt(closed, clients, max_waiting=max_waiting)
         for name, pool in wanted.items():
             self.schedulers[name].adopt(pool, clients, max_waiting=max_waiting)
 
     def refuse_all(self) -> None:
-        """Refuse whoever waits and whoever comes."""
-        for station in (*self._stations.values(), *self._away.values()):
-            station.scheduler.refuse_all()
+        """Reject waiting and new requests."""
+        for active in (*self._active.values(), *self._removed.values()):
+            active.scheduler.refuse_all()
 
     async def stop(self) -> None:
-        """Refuse whoever waits, report the last settlements, and end."""
-        await finish(self._guards)
-        for station in (*self._stations.values(), *self._away.values()):
-            await station.stop()
+        """Reject waiting requests, report the last settlements, and stop."""
+        await finish(self._watchers)
+        for active in (*self._active.values(), *self._removed.values()):
+            await active.stop()
 
     # What others see
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
+        """Requests that wait."""
         return sum(scheduler.waiting for scheduler in self.schedulers.values())
 
     @property
     def without_keys(self) -> list[str]:
-        """The pools that cannot serve anything."""
+        """Names of the pools without a key."""
         return [name for name, scheduler in self.schedulers.items() if not scheduler.pool.keys]
 
     @property
     def can_serve(self) -> bool:
-        """Whether any pool has a key that may be used, or may turn out to be."""
+        """Whether any pool has a key that is usable, or may turn out to be."""
         return any(scheduler.health.refusal(scheduler.clock()) is None for scheduler in self.schedulers.values())
 
     def shared(self) -> list[SharedStore]:
-        """The stores that other replicas share."""
-        return [station.store for station in self._stations.values() if isinstance(station.store, SharedStore)]
+        """The stores that are shared with other replicas."""
+        return [active.store for active in self._active.values() if isinstance(active.store, SharedStore)]
 
-    def stations(self) -> list[Station]:
-        """Each of them."""
-        return list(self._stations.values())
+    def active(self) -> list[ActivePool]:
+        """The pools of the current configuration."""
+        return list(self._active.values())
+
+
+class PlacementSync:
+    """Announces this replica's revision to the others, and lets keys rest that have changed their pool.
+
+    A key rests as long as requests of its other pool count (`core.placements`).
+    """
+
+    def __init__(
+        self,
+        placements: Placements,
+        schedulers: Mapping[str, Scheduler],
+        settle_bound: Micros,
+        clock: Callable[[], Micros],
+    ) -> None:
+        self._placements = placements
+        self._schedulers = schedulers
+        self._settle_bound = settle_bound
+        self._clock = clock
+        self._placement: Placement = {}
+        self._resting = False
+        """Whether any key rests."""
+        self._spans: Mapping[str, Micros] = {}
+
+    async def prepare(self, pools: Iterable[Pool]) -> Mapping[str, Rest]:
+        """Announce these pools; return the keys that have to rest, for `apply` once the pools are in use.
+
+        While the store does not respond no key rests, since other replicas are not known (`store.on_loss`).
+        """
+        pools = tuple(pools)
+        self._placement = placement_of(pools)
+        self._spans = {pool.name: self._span(pool) for pool in pools}
+        return await self._rests() or {}
+
+    def apply(self, found: Mapping[str, Rest]) -> None:
+        """Let exactly these keys rest."""
+        if not found and not self._resting:
+            return
+        self._resting = bool(found)
+        now = self._clock()
+        for scheduler in self._schedulers.values():
+            if scheduler.health.rest(found, now):
+                scheduler.heed()
+
+    async def run(self) -> None:
+        """Keep the resting keys up to date until cancelled."""
+        while True:
+            await asyncio.sleep(BEAT / SECOND)
+            found = await self._rests()
+            if found is not None:
+                self.apply(found)
+
+    async def _rests(self) -> Mapping[str, Rest] | None:
+        """The keys that have to rest; `None` if the store did not respond or other pools were prepared meanwhile."""
+        placement = self._placement
+        with suppress(StoreLost):
+            own, others = await self._placements.name(placement)
+            if placement is self._placement:
+                return rests(own, others, self._spans)
+        return None
+
+    def _span(self, pool: Pool) -> Micros:
+        """The time after its sending for which a request may count in this pool."""
+        windows = [min(LONGEST, pool.stretched(limit)) for limit in pool.limits]
+        return max(windows, default=0) + LEASE_LIFETIME + self._settle_bound
+
+
+class OperatorControls:
+    """Actions of an operator on this replica."""
+
+    def __init__(
+        self, schedulers: Mapping[str, Scheduler], level: LogLevel, observer: Observer, clock: Callable[[], Micros]
+    ) -> None:
+        self._schedulers = schedulers
+        self._level = level
+        self._observer = observer
+        self._clock = clock
+
+    def pause(self, pool: str, key: str) -> bool:
+        """Stop using a key until it is resumed; requests in flight continue. Return whether the key exists."""
+        room = self._schedulers.get(pool)
+        if room is None or not room.health.pause(key, self._clock()):
+            return False
+        room.heed()
+        self._observer.observe(KeySwitched(pool, key, paused=True))
+        return True
+
+    def resume(self, pool: str, key: str) -> bool:
+        """Use a key again. Return whether the key exists."""
+        room = self._schedulers.get(pool)
+        if room is None or not room.health.resume(key, self._clock()):
+            return False
+        room.heed()
+        self._observer.observe(KeySwitched(pool, key, paused=False))
+        return True
+
+    def log(self, level: str) -> bool:
+        """Set the log level. Return whether it exists."""
+        return self._level.set(level)

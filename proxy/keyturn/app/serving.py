@@ -1,7 +1,6 @@
-"""Serving until told to stop: signals, the drain, the exit code."""
+"""Run an app until a signal ends it: signals, drain, exit code."""
 
 import asyncio
-import gc
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -9,24 +8,20 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from keyturn.app import rlimits
 from keyturn.app.composition import App
+from keyturn.app.resources import set_resource_limits, tune_garbage_collector
 from keyturn.tasks import finish, spawn
 
 _STDIN = 0
-
-_COLLECTIONS = (20_000, 20, 50)
-"""How rarely the garbage collector runs: next to no cycles are made, and a full collection stands for 50 ms when many
-requests wait."""
 
 
 async def serve_until_told(app: App, announce: Callable[[str], None]) -> int:
     """Run until SIGTERM or SIGINT, drain, and return the exit code; a second signal ends at once with 1.
 
-    SIGUSR1 has everything logged, and the next one what is configured. SIGHUP reloads the configuration, unless it
-    tells that the terminal has gone at which the process was started.
+    SIGUSR1 toggles the log level between `debug` and the configured one. SIGHUP reloads the configuration, unless the
+    terminal of the process was closed.
     """
-    rlimits.settle()
+    set_resource_limits()
     told, again = asyncio.Event(), asyncio.Event()
     at_terminal = os.isatty(_STDIN)
 
@@ -40,7 +35,7 @@ async def serve_until_told(app: App, announce: Callable[[str], None]) -> int:
     others = {signal.SIGUSR1: app.log_level.toggle, signal.SIGHUP: hang_up}
     with _signals({signal.SIGTERM: end, signal.SIGINT: end, **others}):
         await app.start()
-        _settle_memory()
+        tune_garbage_collector()
         try:
             announce(f"ready data={','.join(app.data_addresses)} admin={','.join(app.admin_addresses)}")
             await _first(told.wait(), app.failure())
@@ -53,15 +48,8 @@ def _end(told: asyncio.Event, again: asyncio.Event) -> None:
     (again if told.is_set() else told).set()
 
 
-def _settle_memory() -> None:
-    """Leave what was made at start out of every later garbage collection, since it stays; and make these rare."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECTIONS)
-
-
 async def until_told(begin: Callable[[], None]) -> None:
-    """Call `begin`, then wait for SIGTERM or SIGINT; one that comes early is not missed."""
+    """Call `begin`, then wait for SIGTERM or SIGINT; a signal during `begin` counts."""
     told = asyncio.Event()
     with _signals({signal.SIGTERM: told.set, signal.SIGINT: told.set}):
         begin()
@@ -69,13 +57,13 @@ async def until_told(begin: Callable[[], None]) -> None:
 
 
 async def _drain_unless(app: App, again: asyncio.Event) -> int:
-    """Drain; 0 when everything came to its end, 1 when it was cut short, or requests are."""
+    """Drain; return 0 if all requests completed, and 1 if some were cut or a second signal came."""
     await _first(app.drain(), again.wait())
     return 1 if again.is_set() or app.cut else 0
 
 
 async def _first(*alternatives: Coroutine[Any, Any, object]) -> None:
-    """Run them beside each other until the first has ended, and end the others; raises what that one raised."""
+    """Run coroutines concurrently until the first ends, then cancel the others; raise what the first raised."""
     tasks: set[asyncio.Task[Any]] = set()
     try:
         running = [spawn(work, name="until told", owner=tasks) for work in alternatives]

@@ -29,7 +29,7 @@ FRESH: Micros = SECOND // 2
 Looks = Mapping[str, Sequence[BucketLook]]
 
 
-class Store(Protocol):
+class BucketSource(Protocol):
     """Where a pool's tokens are."""
 
     @property
@@ -44,7 +44,7 @@ class Store(Protocol):
         """Every bucket."""
 
 
-class Station(Protocol):
+class ObservedPool(Protocol):
     """A pool at work."""
 
     @property
@@ -52,7 +52,7 @@ class Station(Protocol):
         """Its waiting room."""
 
     @property
-    def store(self) -> Store:
+    def store(self) -> BucketSource:
         """Its tokens."""
 
 
@@ -63,7 +63,7 @@ class Sources:
     `kind` is that of the store, and `on_loss` what happens while it is lost; empty when it cannot be.
     """
 
-    stations: Callable[[], Iterable[Station]]
+    active: Callable[[], Iterable[ObservedPool]]
     clients: Callable[[], Iterable[Client]]
     process: Callable[[], ProcessStatus]
     connections: Callable[[], int]
@@ -99,9 +99,9 @@ class Glance:
 
     async def levels(self) -> Levels:
         """The gauges of this moment."""
-        stations, seen = await self._look()
+        active, seen = await self._look()
         now = self._clock()
-        rooms = [station.scheduler for station in stations]
+        rooms = [one.scheduler for one in active]
         in_use, limit = self._sources.upstream()
         buckets = [bucket_levels(room.pool, seen.get(room.pool.name, ())) for room in rooms]
         keys = [(room.pool.name, room.health.snapshots(now)) for room in rooms]
@@ -115,7 +115,7 @@ class Glance:
             upstream_connections=in_use,
             upstream_connections_limit=limit,
             store_up=not self._sources.history.lost,
-            degraded=max((station.store.degraded for station in stations), default=0.0),
+            degraded=max((one.store.degraded for one in active), default=0.0),
             higher=[(room.pool.name, one) for room in rooms for one in self._sources.higher(room.pool.name)],
             log_lines_dropped=self._sources.log_lines_dropped(),
             buckets=await in_steps(chain.from_iterable(buckets)),
@@ -128,35 +128,35 @@ class Glance:
 
     async def snapshot(self) -> Snapshot:
         """Everything that the status shows; of a few milliseconds where there are thousands of keys."""
-        stations, seen = await self._look()
+        active, seen = await self._look()
         now, wall = self._clock(), self._wall()
         history = self._sources.history
         return Snapshot(
             wall,
             self._sources.process(),
-            self._store(stations),
-            [await self._pool(station.scheduler, seen, now, wall - now) for station in stations],
+            self._store(active),
+            [await self._pool(one.scheduler, seen, now, wall - now) for one in active],
             None if (last := history.reload) is None else ReloadStatus(last.at, last.ok, "; ".join(last.reasons)),
             history.reasons(),
         )
 
-    async def _look(self) -> tuple[list[Station], Looks]:
+    async def _look(self) -> tuple[list[ObservedPool], Looks]:
         async with self._looking:
             while True:
-                stations = list(self._sources.stations())
-                pools = [station.scheduler.pool for station in stations]
+                active = list(self._sources.active())
+                pools = [one.scheduler.pool for one in active]
                 if self._seen_of == pools and self._clock() - self._seen_at < FRESH:
-                    return stations, self._seen
-                self._seen = {station.scheduler.pool.name: await station.store.look() for station in stations}
+                    return active, self._seen
+                self._seen = {one.scheduler.pool.name: await one.store.look() for one in active}
                 self._seen_at, self._seen_of = self._clock(), pools
 
-    def _store(self, stations: Sequence[Station]) -> StoreStatus:
+    def _store(self, active: Sequence[ObservedPool]) -> StoreStatus:
         history = self._sources.history
         return StoreStatus(
             self._sources.kind,
             up=not history.lost,
             since=history.store_since,
-            replicas=max((station.store.replicas for station in stations), default=1),
+            replicas=max((one.store.replicas for one in active), default=1),
             cause=history.cause,
             on_loss=self._sources.on_loss,
         )

@@ -1,16 +1,16 @@
 import asyncio
+import os
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from keyturn.config.contents import content_of
+from keyturn.app import reload
+from keyturn.app.reload import RETRY_POLLS, Contents, FileWatch, Reloader
+from keyturn.config.contents import NOTHING, content_of, digest
 from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.events import Event, Reloaded
-from keyturn.reload import Reloader, reloader
-from keyturn.reload.reloader import AGAIN
-from keyturn.reload.watch import Contents
 from structlog.testing import capture_logs
 
 from tests.rooms import Recorder
@@ -61,8 +61,8 @@ class Office:
     async def turn(self, times: int = 1, *, asked: bool = False) -> None:
         for _ in range(times):
             if asked:
-                self.reloader.ask()
-            await self.reloader._turn()
+                self.reloader.request()
+            await self.reloader._step()
 
     def told(self) -> list[Event]:
         told, self.recorder.events[:] = list(self.recorder.events), []
@@ -121,7 +121,7 @@ async def test_what_is_refused_is_told_once(office: Office) -> None:
     office.file.write_text("bad")
     await office.turn(2)
     assert office.told() == [REFUSED]
-    await office.turn(3 * AGAIN)
+    await office.turn(3 * RETRY_POLLS)
     assert office.told() == []
     office.file.write_text("bad again")
     (office.file.parent / "again").touch()
@@ -147,7 +147,7 @@ async def test_files_that_it_names_may_come_later(office: Office) -> None:
     await office.turn(2)
     assert [event.ok for event in office.told() if isinstance(event, Reloaded)] == [False]
     (office.file.parent / "more").write_text("x")
-    await office.turn(AGAIN)
+    await office.turn(RETRY_POLLS)
     assert office.taken == ["two more"]
     (office.file.parent / "more").write_text("y")
     await office.turn(2)
@@ -199,7 +199,7 @@ async def test_what_can_be_read_once_only_is_never_read_again(tmp_path: Path) ->
 
 async def test_it_looks_until_it_is_ended(office: Office) -> None:
     """Whatever goes wrong in between."""
-    office.reloader._every = 0.001
+    office.reloader._interval = 0.001
     errors = [ZeroDivisionError()]
 
     def fail() -> None:
@@ -208,7 +208,7 @@ async def test_it_looks_until_it_is_ended(office: Office) -> None:
 
     office.while_reading = fail
     running = asyncio.get_running_loop().create_task(office.reloader.run())
-    office.reloader.ask()
+    office.reloader.request()
     async with asyncio.timeout(60):
         while errors:
             await asyncio.sleep(0.001)
@@ -252,7 +252,7 @@ async def test_a_reading_that_fails_for_want_of_descriptors_is_repeated(
         if short:
             raise StartError("no descriptor left")
 
-    monkeypatch.setattr(reloader, "check_descriptors", check)
+    monkeypatch.setattr(reload, "check_descriptors", check)
     office.file.write_text("bad")
     with capture_logs() as logs:
         await office.turn(5)
@@ -261,3 +261,111 @@ async def test_a_reading_that_fails_for_want_of_descriptors_is_repeated(
     short.clear()
     await office.turn()
     assert office.told() == [REFUSED]
+
+
+class Clock:
+    """Seconds that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def in_place(path: Path, text: str) -> None:
+    """As `echo … >` writes."""
+    path.write_text(text)
+
+
+def by_renaming(path: Path, text: str) -> None:
+    """As most editors and tools write."""
+    beside = path.with_suffix(".new")
+    beside.write_text(text)
+    beside.rename(path)
+
+
+def by_removing(path: Path, text: str) -> None:
+    """As some editors write."""
+    path.unlink()
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("change", [in_place, by_renaming, by_removing])
+def test_a_change_is_seen_however_it_is_made(tmp_path: Path, change: Callable[[Path, str], None]) -> None:
+    """Written in place, renamed over, removed and made anew."""
+    file = tmp_path / "config.yaml"
+    file.write_text("one")
+    it = FileWatch()
+    assert it.poll([file]) == {file: digest(b"one")}
+    change(file, "another")
+    assert it.poll([file]) == {file: digest(b"another")}
+
+
+def test_swapped_links_are_followed(tmp_path: Path) -> None:
+    """A mounted Kubernetes volume: the file links to `..data/file`, and `..data` is swapped by an atomic rename."""
+    file = tmp_path / "key"
+    file.symlink_to("..data/key")
+    it = FileWatch()
+    for number, text in enumerate(["one", "two", "three"]):
+        content = tmp_path / f"..{number}"
+        content.mkdir()
+        (content / "key").write_text(text)
+        os.utime(content / "key", (1, 1))
+        (tmp_path / "..tmp").symlink_to(content.name)
+        (tmp_path / "..tmp").rename(tmp_path / "..data")
+        assert it.poll([file]) == {file: digest(text.encode())}
+
+
+def test_a_file_that_goes_and_comes(tmp_path: Path) -> None:
+    """Is nothing meanwhile."""
+    file = tmp_path / "key"
+    it = FileWatch()
+    seen = []
+    for text in (None, "one", None, "one"):
+        file.unlink(missing_ok=True)
+        if text:
+            file.write_text(text)
+        seen.append(it.poll([file])[file])
+    assert seen == [NOTHING, digest(b"one"), NOTHING, digest(b"one")]
+
+
+def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But a file that was just written is, since the times of files are rounded."""
+    file, clock = tmp_path / "key", Clock()
+    file.write_text("one")
+    reads: list[Path] = []
+
+    def content_of(path: Path) -> bytes:
+        reads.append(path)
+        return digest(path.read_bytes())
+
+    monkeypatch.setattr(reload, "content_of", content_of)
+    it = FileWatch(clock)
+    told = []
+    for _ in range(4):
+        it.poll([file])
+        told.append(len(reads))
+        clock.now += 0.6
+    assert told == [1, 2, 3, 3]
+
+
+def test_a_second_writing_with_the_same_times_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same size, within the time to which they are rounded."""
+    file, clock = tmp_path / "key", Clock()
+    monkeypatch.setattr(reload, "_stamp", lambda _: (1, 2, 3))
+    file.write_text("one")
+    it = FileWatch(clock)
+    it.poll([file])
+    clock.now += 0.9
+    file.write_text("two")
+    clock.now += 0.1
+    assert it.poll([file]) == {file: digest(b"two")}
+
+
+def test_what_is_not_looked_at_any_more_is_forgotten(tmp_path: Path) -> None:
+    """Names come and go."""
+    it = FileWatch()
+    it.poll([tmp_path])
+    it.poll([])
+    assert it._seen == {}
