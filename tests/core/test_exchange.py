@@ -38,7 +38,7 @@ def test_turns_never_decrease_with_the_position(soon: list[int], later: list[tup
     assert told == sorted(told)
 
 
-def test_who_is_soon_taken_for_dead_speaks_more_often() -> None:
+def test_heartbeats_come_twice_within_the_time_of_death() -> None:
     """A heartbeat is due every two seconds, or twice within the time after which a silent replica is dead."""
     assert heartbeat(11 * SECOND) == HEARTBEAT
     assert heartbeat(3 * SECOND) == 3 * SECOND // 2

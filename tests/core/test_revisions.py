@@ -121,7 +121,7 @@ def test_nothing_is_left_of_a_limit_that_is_gone() -> None:
 
 
 REAL = limit(3, 2 * SECOND)
-"""What the upstream permits on each key."""
+"""The upstream's limit on each key."""
 
 pools = st.builds(
     lambda shared, requests, window: with_quotas(

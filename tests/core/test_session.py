@@ -171,7 +171,7 @@ class Step:
     """`heard`, `request lost` or `response lost`."""
     event: str
     use: int
-    """Leases that the room ends."""
+    """Leases that end."""
 
 
 @dataclass
@@ -188,7 +188,7 @@ class Room:
     served: set[str] = field(default_factory=set)
     asked: Revision = REVISION
     partial: bool = False
-    """Whether only flows that may have changed are told."""
+    """Whether only flows that may have changed are passed to the session."""
     changed: dict[Flow, None] = field(default_factory=dict)
 
     def tell(self) -> None:

@@ -135,7 +135,7 @@ def test_no_answer_raises(status: int, fields: list[tuple[bytes, bytes]], body: 
     assert wait is None or 0 <= wait <= LONGEST
 
 
-# What it means for the limits of a request
+# Limits of a request
 
 MINUTE = Limit(60, 60 * SECOND)
 BURST = Limit(10, 10 * SECOND, (Rule.parse("GET /collections"),))

@@ -26,12 +26,12 @@ LIMIT = 20
 WINDOW = 1.0
 """Seconds: each key may be used `LIMIT` times in any window of this length."""
 PATIENCE = 8
-"""Seconds that a caller waits for its turn."""
+"""Seconds that a caller waits."""
 SLACK = 4.0
 """Seconds by which a busy machine may be late to tell a caller that its time is over."""
 
 TIMEOUT = "2s"
-"""Of the store: a busy machine is not yet a loss."""
+"""Timeout of the store, so long that a busy machine is no loss."""
 
 LOST = "the store does not respond"
 FOUND = "the store responds again"
@@ -67,7 +67,7 @@ class Replica:
     paused: float = 0.0
     """Seconds for which it stood still, so far."""
     health: Counter[int] = field(default_factory=Counter)
-    """What `/healthz` was answered with, so far."""
+    """Answers of `/healthz` so far."""
 
     @property
     def said(self) -> list[str]:

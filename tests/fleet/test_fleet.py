@@ -12,7 +12,7 @@ from tests.process import until
 from tests.stores.servers import KINDS, Server, server
 
 CALLERS = 6
-"""Of one client at each replica."""
+"""Connections of one client at each replica."""
 
 
 async def test_replicas_that_share_die_and_stand_still(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ ENOUGH = 3
 """Runs whose mean says how much is used: the clocks of one alone may take or give half of a thousandth."""
 
 SHOWN = 8
-"""Failures that are told in full."""
+"""Failures that are printed in full."""
 
 HEADINGS = (
     *("scenario", "runs", "virtual h", "requests", "429s", "429s/h", "used", "idle ms", "unfair", "served"),

@@ -40,17 +40,17 @@ def used(counted: Sequence[Micros], size: int, window: Micros, start: Micros, en
 
 
 FORESEEN = 30 * SECOND
-"""How far ahead a turn is foretold well, while others that wait may give up at any time."""
+"""How far ahead estimates are checked, since other waiting requests may be withdrawn at any time."""
 
 
 class Turn(NamedTuple):
     """One request in the scheduler: how it ended, in true time."""
 
     who: tuple[object, ...]
-    """What makes requests alike: replica, client, urgency, key, and the limits that they fall under."""
+    """Identity of a queue: replica, client, urgency, key and limits."""
     came: Micros
     ended: Micros
-    """When it was served or refused."""
+    """Instant at which it was served or refused."""
     deadline: Micros
 
 
@@ -79,7 +79,7 @@ class Estimate(NamedTuple):
     wait: Micros
     served: Micros
     judged: bool
-    """Whether nothing happened in between that no estimate can know."""
+    """Whether no unforeseeable event happened in between."""
 
     @property
     def error(self) -> Micros:

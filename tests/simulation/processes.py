@@ -24,7 +24,7 @@ class Universe:
     def __init__(self, start: Micros = 0) -> None:
         self.now = start
         self.broken: list[str] = []
-        """What went wrong in processes that were alive: none of it is expected."""
+        """Errors in living processes: none is expected."""
         self._order = count()
         self._events: list[tuple[Micros, int, Process | None, Any]] = []
 
@@ -61,7 +61,7 @@ class Process(asyncio.AbstractEventLoop):
         self.dead = False
         self.frozen = False
         self.thawed: Micros = universe.now
-        """When it last began to run; true time."""
+        """True time at which it last began to run."""
         self.fuse: int | None = None
         """Steps until it is killed."""
         self.on_death: list[Callable[[], object]] = []
@@ -144,7 +144,7 @@ class Process(asyncio.AbstractEventLoop):
         """Start work from outside."""
         self.call_soon(lambda: self.create_task(work()))
 
-    # What asyncio asks of an event loop
+    # The interface of an event loop
 
     def call_soon(  # type: ignore[override]  # the types of arguments are of no use here
         self, callback: Any, *args: Any, context: Context | None = None
@@ -162,7 +162,7 @@ class Process(asyncio.AbstractEventLoop):
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        passed = self.universe.now + 1  # time passes for whoever waits, however short
+        passed = self.universe.now + 1  # every timer takes some time, however short
         self.universe.schedule(max(self._true(when), passed), self, handle)
         return handle
 

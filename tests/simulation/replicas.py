@@ -28,7 +28,7 @@ Told = Callable[[str, int], object]
 """Called with the outcome of a request (a status, the name of a refusal, `gone`, `cut`) and its `Retry-After`."""
 
 Shop = Callable[[Process, Observer], MemoryStore | Account]
-"""Where a replica gets its store."""
+"""The source of a replica's store."""
 
 UNAVAILABLE = 503
 
@@ -51,7 +51,7 @@ class Waiting:
     """True time."""
     waiter: Waiter | None = None
     estimate: Estimate | None = None
-    """When it was estimated to be served, by the first estimate that it got, or a later one that is judged."""
+    """Estimated instant of service, by its first estimate, or by a later one that is checked."""
 
 
 @dataclass
@@ -63,14 +63,14 @@ class Findings:
     """Requests of callers; each ends with one outcome."""
     outcomes: Counter[str] = field(default_factory=Counter)
     longest_hopeless: Micros = 0
-    """The longest that a request waited before it was refused although its flow alone made its turn too late."""
+    """Longest wait of a refused request whose own queue made it hopeless."""
     events: Counter[str] = field(default_factory=Counter)
     refused: list[Turn] = field(default_factory=list)
-    """Requests that were refused because their turn would come too late."""
+    """Requests that were refused because they could not be served in time."""
     served: list[Turn] = field(default_factory=list)
-    """Requests whose turn came the first time that they waited for one."""
+    """Requests that got a lease the first time that they waited."""
     estimates: list[Estimate] = field(default_factory=list)
-    """What requests that were served were estimated to wait when they came."""
+    """Estimated waits of served requests when they came."""
 
 
 class Room(Scheduler):
@@ -82,14 +82,14 @@ class Room(Scheduler):
         super().__init__(pool, store, settle_bound=BOUND, max_waiting=MANY, clock=process.micros, observer=observer)
         self.rows: dict[Flow, dict[Waiting, None]] = {}
         self.kinds: dict[DemandClass, dict[Waiting, None]] = {}
-        """What waits, by what makes it alike to the buckets, the oldest first."""
+        """Waiting requests by demand class, the oldest first."""
         self.handed: Counter[str] = Counter()
-        """How often each lease that was handed over was settled."""
+        """Number of settlements of each lease."""
         self._process = process
         self._findings = findings
         self._numbers = 0
         self._new: dict[Waiting, None] = {}
-        """What waits for its first estimate."""
+        """Requests without an estimate yet."""
         self._entering: Waiting | None = None
 
     async def lease(self, ticket: Ticket, *, front: bool = False) -> Lease:
@@ -191,7 +191,7 @@ class Replica:
         self.process = process
         self.name = process.name
         self.alone = len(pool.quotas) == 1
-        """Whether no other quota can serve when one is used up."""
+        """Whether no other quota can serve when one is exhausted."""
         self.findings = findings
         self.able_since: Micros = process.universe.now
         """Since when it knows the store; true time."""

@@ -23,13 +23,13 @@ class Result:
     wronged: int = 0
     """Requests that were refused although they could have been served."""
     returned: int = 0
-    """Callers that came back when they were told to."""
+    """Refused callers that came back when told."""
     kept: int = 0
     """How many of them were served then."""
     late: list[Micros] = field(default_factory=list)
-    """How much later than they were told these were served."""
+    """How much later than told they were served."""
     errors: list[Micros] = field(default_factory=list)
-    """How much later than estimated requests that had to wait were served."""
+    """How much later than estimated waiting requests were served."""
     off: list[Micros] = field(default_factory=list)
     """Errors of judged estimates, beyond what neighbours in the order of service explain."""
     waits: list[Micros] = field(default_factory=list)

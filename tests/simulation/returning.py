@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.simulation.run import Run
 
 IMPATIENT: Micros = 200 * MILLISECOND
-"""How long these callers wait: enough for the messages of one exchange."""
+"""Wait of these callers: enough for the messages of one exchange."""
 
 PAUSE: Micros = SECOND
 """Between two bursts."""
@@ -36,7 +36,7 @@ SETTLED: Micros = 5 * SECOND
 """After a burst all replicas know of all of it, and what they estimate is no older than two seconds."""
 
 PATIENT: Micros = 3600 * SECOND
-"""How long the last burst waits."""
+"""Wait of the last burst."""
 
 
 class Refused(NamedTuple):
@@ -48,7 +48,7 @@ class Refused(NamedTuple):
     after: int
     """Seconds."""
     at: Micros
-    """When it was told so; true time."""
+    """True time at which it was refused."""
     first: bool
     """Whether it is the first of its burst."""
 
@@ -58,11 +58,11 @@ class Returning:
 
     def __init__(self, run: "Run", random: Random, *, bursts: int) -> None:
         self.judged = 0
-        """How many came back although nobody else had waited."""
+        """How many came back and are checked."""
         self.served = 0
         """How many of them were served."""
         self.late: list[Micros] = []
-        """How much later than they were told these were served."""
+        """How much later than told they were served."""
         self.over = False
         """Whether no time is left."""
         self._run = run

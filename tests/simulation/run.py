@@ -28,7 +28,7 @@ from tests.simulation.watch import Watch, WatchedState
 REQUESTS = 1_500
 
 LASTS = 1200 * SECOND
-"""How long a run lasts at the most."""
+"""Longest duration of a run."""
 
 BRIEFEST = 120
 """Seconds that a run lasts at the least, so that something befalls it."""
@@ -37,10 +37,10 @@ MENDED = 10 * SECOND
 """After the last incident nothing is left of it: a new era has begun, and its buckets are known."""
 
 BURSTS = 3
-"""Of those who come back when they are told to."""
+"""Bursts whose refused callers come back when told."""
 
 SLACK = 5 * SECOND
-"""How much of its time a refused request must have had left for it to have been refused for nothing."""
+"""Time that a refused request must have had left for its refusal to be needless."""
 
 LONGEST = 50 * SECOND
 """Beyond the longest trip."""
@@ -49,13 +49,13 @@ USUAL = ("constant", "jittered")
 """Trips of 50 to 300 ms."""
 
 LEAST_USED = 0.994
-"""Of what is permitted, under a load that never ends, with usual trips: the mean of many runs."""
+"""Least used share of permitted requests under endless load with usual service times, as the mean of many runs."""
 
 CLOCK = 0.001
-"""What one run may be below that, for its server's clock loses up to 0.05 %, and few rounds are counted."""
+"""Allowance of one run, since its server's clock loses up to 0.05 %, and few rounds are counted."""
 
 MANY_KEYS = 40
-"""Of a pool whose keys a client insists on."""
+"""Number of keys to which one client pins requests."""
 
 GIVEN_UP = 0.05
 """The part of those refused who could have been served, since others that waited before them hung up."""
@@ -64,13 +64,13 @@ MANY = 20
 """So many requests of one run say something about all."""
 
 KEPT = 0.95
-"""Of those who were told a time and came then, the part that is served at the least."""
+"""Least share of refused requests that are served when they come back as told."""
 
 OFF = 0.1
 """By which part of the waits estimates may be off, beyond what neighbours in the order of service explain."""
 
 OFF_AT_LEAST: Micros = SECOND // 2
-"""Where waits are short a request that is one place off is served a window later; the mean may be off by this."""
+"""Allowance for the mean error of estimates: with short waits one place off may be a window later."""
 
 MEAN_TRIP = {"constant": 0.2, "jittered": 0.18, "heavy": 0.8}
 
@@ -95,9 +95,9 @@ class Run:
         self.universe = Universe(1_700_000_000 * SECOND + self.random.randint(0, 10**9))
         self.findings = Findings()
         self.pool = self._pool()
-        """As the upstream counts: its limits, and a quota for each key."""
+        """The pool as the upstream counts: its limits, and a quota for each key."""
         self.pool_now = self.pool
-        """As it is configured."""
+        """The pool as it is configured."""
         self.clients: dict[str, Client] = {}
         self.trip = row.trip or self.random.choice(SHAPES)
         kind = row.kind if row.kind is not None else self.random.choice(KINDS)

@@ -31,7 +31,7 @@ Incident = Literal[
 ]
 
 QUICK: Micros = 50 * MILLISECOND
-"""Law 3: a token at hand is granted within this time."""
+"""Law 3: an available token is granted within this time."""
 
 GONE: Micros = HEARTBEAT + COLLECT + HEARTBEAT + 100 * MILLISECOND
 """A token that falls to a replica which does not come for it idles until another calls, which it does with its
@@ -50,7 +50,7 @@ class Row:
 
     name: str
     kind: WindowKind | None = None
-    """Of the upstream's windows; `None`: drawn by the seed, as whatever else is not said."""
+    """Kind of the upstream's windows; `None`: drawn by the seed, like all other unset fields."""
     trip: str | None = None
     saturated: bool = False
     """Every client always has requests waiting; else they come in bursts, with deadlines, and hang up."""
@@ -77,7 +77,7 @@ class Row:
     size: int | None = None
     """Requests of the widest limit."""
     idle: Micros = QUICK
-    """The longest that a token may idle while somebody waits."""
+    """Longest time that a token may idle while a request waits."""
     fair: bool = True
     """Whether replicas stay whole, are heard, and go by the same keys and limits: so what is said of clients and of
     those who are refused holds to the token."""

@@ -86,7 +86,7 @@ class Server:
         now = self.universe.now
         return now + self._offset + (now - self._born) * self._drift // MILLION
 
-    # What befalls it
+    # Incidents
 
     def step_clock(self, by: Micros) -> None:
         """Set its clock."""

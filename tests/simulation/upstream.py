@@ -25,7 +25,7 @@ from tests.core.worlds import BOUND
 from tests.simulation.processes import Process, Universe
 
 Trip = Callable[[Random], Micros]
-"""From the sending of a request to the head of its answer."""
+"""Service time: from sending a request to the head of its answer."""
 
 TRIPS: Mapping[str, Trip] = {
     "constant": lambda _: 200 * MILLISECOND,
@@ -41,7 +41,7 @@ DEAD = (
 )
 
 OPENS = b"x-opens"
-"""A field of every 429: the true time at which it opens, for whoever judges what callers are told."""
+"""A field of every 429: the true time at which it opens, to check what callers are told."""
 
 Trouble = Literal["none", "busy", "busy, says until when", "out of reach"]
 """503, with or without a `Retry-After`, or no connection."""
@@ -56,7 +56,7 @@ GETS_THROUGH = 0.5
 """The share of requests given up at an upstream that stands still which it counts all the same."""
 
 GONE = Answer(0, b"", (), Whole(b""))
-"""Of a request whose connection ended before it was counted."""
+"""Stands for the answer to a request whose connection ended before it was counted."""
 
 Bucket = tuple[str, int]
 """A quota and the index of a limit."""
@@ -67,19 +67,19 @@ class Books:
     """The upstream's records of our requests."""
 
     counted: dict[Bucket, list[Micros]] = field(default_factory=lambda: defaultdict(list))
-    """When requests were let through and counted."""
+    """Instants at which requests were admitted and counted."""
     trips: dict[Bucket, list[tuple[Micros, Micros]]] = field(default_factory=lambda: defaultdict(list))
     """The earliest and the latest instant at which each of them could have been counted."""
     throttled: list[Micros] = field(default_factory=list)
-    """When requests were answered with 429."""
+    """Instants at which requests were answered with 429."""
     arrived: Counter[str] = field(default_factory=Counter)
     """How often each request of a caller's came, by its id."""
     applied: Counter[str] = field(default_factory=Counter)
-    """How often each that must not be repeated may have been processed: it was neither a 429 nor a 401."""
+    """How often each request that must not be repeated may have been processed (neither 429 nor 401)."""
     used: set[str] = field(default_factory=set)
     """Leases under which a request went out."""
     breaches: list[str] = field(default_factory=list)
-    """Where law 10 was broken."""
+    """Breaches of law 10."""
 
 
 class Api:
@@ -105,7 +105,7 @@ class Api:
         self.books = Books()
         self.owners = owners
         self.granted: dict[str, Micros] = {}
-        """When leases were granted; true time."""
+        """True times at which leases were granted."""
         self.fails = 0.0
         """The share of requests that meet no connection, and of those whose connection breaks."""
         self.trouble: Trouble = "none"
@@ -114,7 +114,7 @@ class Api:
         self.dead: set[str] = set()
         """Secrets that it does not accept."""
         self.still = False
-        """Whether it stands still: it counts and answers nothing until it goes on."""
+        """Whether it is stopped: it counts and answers nothing until it goes on."""
         self._held: list[Callable[[], object]] = []
         self.trip = trip
         self._speaks = speaks

@@ -31,13 +31,13 @@ class Shares:
 
     def __init__(self) -> None:
         self.worst = 0.0
-        """How far two were apart, at the most, as a share of one token each."""
+        """Greatest distance of two clients, in tokens of each."""
         self.where = ""
         self._got: dict[str, float] = {}
         self._waits: dict[str, str] = {}
         self._weights: dict[str, int] = {}
         self._apart: dict[str, dict[str, list[float]]] = {}
-        """Of each pair that waits together, the least and the most that the first was ahead of the second."""
+        """Least and greatest lead of the first over the second of each pair that waits together."""
         self._changed: set[str] = set()
 
     def __deepcopy__(self, _: Any) -> Self:
@@ -109,13 +109,13 @@ class Watch:
         self.tokens = self.exchanges = self.granting = self.wakes = 0
         """Leases granted, exchanges, those that granted or reserved any, and replicas woken."""
         self._last: Micros = universe.now
-        """When the last exchange was; true time. What came back since was not available before, whatever clocks say."""
+        """True time of the last exchange. Tokens that returned since were not available before, whatever clocks say."""
         self._waiting = waiting
         self._granted = granted
         self._available: dict[RevisionClass, deque[Micros]] = {}
-        """When the tokens came that could serve a demand class at once, by those that wait; true time."""
+        """True times at which tokens became available to each waiting demand class."""
         self._reserved: dict[str, tuple[Micros, RevisionClass]] = {}
-        """When leases were reserved that are not collected yet, and for which class; true time."""
+        """Uncollected reservations: true time and class."""
 
     def __deepcopy__(self, _: Any) -> Self:
         return self

@@ -54,7 +54,7 @@ def binary(kind: str) -> str:
 
 _HAS_WHEEL = sys.platform == "linux" and platform.machine() == "x86_64"
 KINDS = ("redis", "valkey") if _HAS_WHEEL or find("redis") else ("valkey",)
-"""What shared stores are tested on."""
+"""The kinds of servers that shared stores are tested on."""
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ from keyturn.stores.base import IDLE, ROUNDS, Pins, SessionStore
 from tests.core.worlds import BOUND, flow, know, limit, pool
 
 TRIP: Micros = 2 * MILLISECOND
-"""What a message and its answer take together."""
+"""Time of a round trip."""
 
 WINDOW = 10 * SECOND
 
@@ -46,10 +46,10 @@ class Carrier(SessionStore):
         super().__init__(pool_, replica=replica, settle_bound=BOUND, clock=network.clock)
         self.network = network
         self.said: list[str] = []
-        """What was carried: `exchange`, `both` (with a snapshot) or `snapshot`."""
+        """Messages so far: `exchange`, `both` (with a snapshot) or `snapshot`."""
         self.asked: list[ExchangeRequest] = []
         self.lost: list[StoreLost] = []
-        """Of the next exchanges, each is carried out, and then its answer is lost for such a reason."""
+        """Errors by which the answers of the next exchanges are lost after they were carried out."""
         self.no_snapshot = False
         self.epochs = 0
 
@@ -117,7 +117,7 @@ def broke() -> StoreLost:
     return StoreLost("It closed the connection.", cause="closed", broke=True)
 
 
-# What the store asks
+# Requests of the store
 
 
 @play

@@ -35,7 +35,7 @@ PASSWORD = "pa5secret"
 PATIENCE: Micros = 30 * SECOND
 """A timeout that no test that passes waits for."""
 BRIEF: Micros = SECOND // 5
-"""A timeout for calls that nobody answers."""
+"""A timeout for calls without an answer."""
 
 ECHO = Script.of("return {KEYS[1], ARGV[1], ARGV[2]}")
 COUNT = Script.of("return redis.call('INCR', KEYS[1])")
@@ -162,7 +162,7 @@ def test_a_file_that_is_not_there_stops_the_start() -> None:
     assert PASSWORD not in str(caught.value)
 
 
-# Who may come in
+# Authentication
 
 
 async def test_passwords_and_users(kind: str) -> None:

@@ -10,7 +10,7 @@ from tests.process import KEYS, Keyturn, document, request, serving, until, writ
 from tests.stores.servers import KINDS, server
 
 ODD = "p%41+/#?[@&=ü"
-"""In a URL each of these would end something, or be decoded."""
+"""Characters that have a meaning in a URL."""
 
 
 @pytest.mark.parametrize("where", ["password", "password_file"])

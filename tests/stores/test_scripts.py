@@ -83,7 +83,7 @@ return cjson.encode(all)
 Answer = tuple[ExchangeResponse, Snapshot | None]
 
 Stored = dict[str, Any]
-"""What a store holds, for comparison."""
+"""A store's contents, for comparison."""
 
 
 class InMemory:

@@ -15,10 +15,10 @@ from tests.virtual import micros, virtual
 LIMIT, WINDOW = 20, 10 * SECOND
 
 BEYOND = WINDOW + LEASE_LIFETIME + BOUND
-"""When nothing that was spent before the loss counts any more, whoever spent it."""
+"""Time after which nothing that was spent before the loss counts any more."""
 
 LONG_AGO = BEYOND + SECOND
-"""How long ago a store was lost, all of whose tokens have returned."""
+"""Age of a loss after which all tokens have returned."""
 
 
 def revision_for(quotas: int = 2, requests: int = LIMIT) -> Revision:

@@ -21,7 +21,7 @@ class Refused:
     keeps: bool = False
     """Whether the connection goes on all the same."""
     anonymous: bool = False
-    """Whether it comes without a token."""
+    """Whether it has no token."""
 
     def __str__(self) -> str:
         return f"{self.status}" if self.keeps else f"{self.status}, the connection ends"
@@ -35,15 +35,15 @@ class Passes:
     sees: tuple[bytes, ...] = ()
     """Lines of its head."""
     hides: tuple[bytes, ...] = ()
-    """What its head must not hold, in lower case."""
+    """Text that its head must not contain, in lower case."""
     line: bytes = b""
     """Its request line, when it is another than the one that was sent."""
     answers: int = 1
-    """How many answers there are in all: each `@N` that is read as a request of its own adds one."""
+    """Number of answers: each `@N` that is read as a request of its own adds one."""
     then: int | None = None
-    """The status of one more answer, which refuses what stands behind."""
+    """The status of one more answer, which refuses what follows."""
     ends: bool = False
-    """Whether the connection ends behind the last of them."""
+    """Whether the connection ends after the last of them."""
     text: str = "passes"
 
     def __str__(self) -> str:
@@ -79,9 +79,9 @@ class Relayed:
     sees: tuple[bytes, ...] = ()
     """Lines of its head."""
     hides: tuple[bytes, ...] = ()
-    """What its head must not hold, in lower case."""
+    """Text that its head must not contain, in lower case."""
     whole: bool = True
-    """Whether it ends as its head announces; a broken one must end before."""
+    """Whether it is complete; a truncated one must end early."""
     interim: tuple[bytes, ...] = ()
     """Heads that come before it."""
     text: str = "passes"

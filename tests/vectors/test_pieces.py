@@ -14,7 +14,7 @@ from tests.vectors.table import every, filled
 from tests.web.callers import Gateway, World, an_answer, receive
 
 TURNS = 3
-"""Of the event loop between two pieces: a handler that is woken has begun to wait again."""
+"""Turns of the event loop between two pieces, after which a woken handler waits again."""
 LONG = 1000
 """Bytes beyond which a vector is about size."""
 LENGTHS = (1, 2, 5, 11)
