@@ -2,11 +2,11 @@
 
     python -m bench.request_path [--names] [PACKAGE]
 
-The real `serve` runs in this process, over an upstream that permits one request a second: the practice API, in
-another process. The first request takes the only token. The second has to wait for it, and is recorded by
+The real `serve` runs in this process, over an upstream that permits one request a second: the practice API, in another
+process. The first request takes the only token. Each of the next ones has to wait for it, and is recorded by
 `sys.setprofile`: each Python function of the package that is called, its module, and the class of its `self`. The
-process does other work in that second, too. So the same time is recorded without a request, and the last row leaves
-out what it shows.
+process does other work meanwhile. So only what each of several requests meets is counted, and the last row leaves out
+what some seconds without a request show.
 
 PACKAGE is the import name, `keyturn` by default, so that older commits can be measured from a checkout on PYTHONPATH.
 """
@@ -29,6 +29,8 @@ from types import FrameType
 
 PATIENCE = 20
 WINDOW_SECONDS = 1
+IDLE_SECONDS = 6
+ROUNDS = 3
 REQUEST = b"GET /me HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CONFIGURATION = """
 listen: unix:{folder}/socket
@@ -85,10 +87,6 @@ class Recorder:
         finally:
             self.on = False
 
-    def row(self, name: str) -> str:
-        """One row of the Markdown table."""
-        return f"| {name} | {len(self.classes)} | {len(self.modules)} | {len(self.functions)} | {self.calls} |"
-
 
 @contextmanager
 def practice(package: str) -> Iterator[str]:
@@ -138,22 +136,32 @@ def drive(recorder: Recorder, path: Path, rows: list[str], names: bool) -> None:
     try:
         with connect(path) as connection:
             ask(connection)
-            with recorder.recording():
-                took = ask(connection)
-            waiting = recorder.classes, recorder.modules, recorder.functions
-            if took < WINDOW_SECONDS / 2:
-                raise RuntimeError(f"the request took only {took:.3f} s: it did not wait for its token")
-            rows.append(recorder.row("one waiting request"))
+            met = [waiting(recorder, connection) for _ in range(ROUNDS)]
+            classes, modules, functions = (set.intersection(*sets) for sets in zip(*met, strict=True))
+            rows.append(row("one waiting request", classes, modules, functions, f"{recorder.calls}"))
             time.sleep(2 * WINDOW_SECONDS)
             with recorder.recording():
-                time.sleep(took)
-            rows.append(recorder.row("the same time without a request"))
+                time.sleep(IDLE_SECONDS)
             idle = recorder.classes, recorder.modules, recorder.functions
-            classes, modules, functions = (met - seen for met, seen in zip(waiting, idle, strict=True))
-            rows.append(f"| met only with the request | {len(classes)} | {len(modules)} | {len(functions)} | |")
-            rows.extend(f"    {found}" for found in sorted(waiting[0] if names else ()))
+            rows.append(row(f"{IDLE_SECONDS} s without a request", *idle, f"{recorder.calls}"))
+            rows.append(row("met only with the request", classes - idle[0], modules - idle[1], functions - idle[2]))
+            rows.extend(f"    {found}" for found in sorted(classes if names else ()))
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def waiting(recorder: Recorder, connection: socket.socket) -> tuple[set[str], set[str], set[str]]:
+    """Record one request that has to wait; returns its classes, modules and functions."""
+    with recorder.recording():
+        took = ask(connection)
+    if took < WINDOW_SECONDS / 2:
+        raise RuntimeError(f"the request took only {took:.3f} s: it did not wait for its token")
+    return recorder.classes, recorder.modules, recorder.functions
+
+
+def row(name: str, classes: set[str], modules: set[str], functions: set[str], calls: str = "") -> str:
+    """Return one row of the Markdown table."""
+    return f"| {name} | {len(classes)} | {len(modules)} | {len(functions)} | {calls} |"
 
 
 def main() -> None:
