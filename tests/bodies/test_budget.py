@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.bodies.budget import SHARE, Budget
+from keyturn.bodies.budget import CLIENT_SHARE, BodyBudget
 from keyturn.tasks import finish, spawn
 
 MOVES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 40)), max_size=40)
 
 
 @asynccontextmanager
-async def waiting(budget: Budget, *entries: tuple[str, int]) -> AsyncIterator[list[asyncio.Task[Any]]]:
+async def waiting(budget: BodyBudget, *entries: tuple[str, int]) -> AsyncIterator[list[asyncio.Task[Any]]]:
     """Some that wait for room."""
     owner: set[asyncio.Task[Any]] = set()
     tasks = [spawn(budget.wait(client, number), name="wait", owner=owner) for client, number in entries]
@@ -27,10 +27,10 @@ async def waiting(budget: Budget, *entries: tuple[str, int]) -> AsyncIterator[li
 @given(MOVES)
 def test_nobody_can_take_all(moves: list[tuple[str, int]]) -> None:
     """A client takes at most a quarter of what the others leave, and there is always some left for one more."""
-    budget, of = Budget(100), dict.fromkeys("abc", 0)
+    budget, of = BodyBudget(100), dict.fromkeys("abc", 0)
     for client, number in moves:
         others = sum(of.values()) - of[client]
-        assert budget.take(client, number) is (of[client] + number <= (100 - others) / SHARE)
+        assert budget.take(client, number) is (of[client] + number <= (100 - others) / CLIENT_SHARE)
         of[client] += number if budget.used > sum(of.values()) else 0
         assert budget.used == sum(of.values()) < 100
         assert budget.take("new", 0)
@@ -41,7 +41,7 @@ def test_nobody_can_take_all(moves: list[tuple[str, int]]) -> None:
 
 async def test_who_waits_is_served_in_order() -> None:
     """First come first served within a client, and newcomers of it stand behind; another client does not wait."""
-    budget = Budget(100)
+    budget = BodyBudget(100)
     assert budget.take("a", 20)
     async with waiting(budget, ("a", 20), ("a", 5)) as (large, small):
         assert not budget.take("a", 1)
@@ -59,7 +59,7 @@ async def test_who_waits_is_served_in_order() -> None:
 
 async def test_room_of_others_is_room_too() -> None:
     """What one client gives back makes the share of another larger; so does more room for all."""
-    budget = Budget(100)
+    budget = BodyBudget(100)
     budget.change("b", 50)
     async with waiting(budget, ("a", 20)) as (waiter,):
         budget.change("b", -20)
@@ -76,7 +76,7 @@ async def test_room_of_others_is_room_too() -> None:
 
 async def test_one_that_gives_up_takes_nothing() -> None:
     """Neither while it waits, nor when its room comes in the same tick; who stood behind it is served."""
-    budget = Budget(100)
+    budget = BodyBudget(100)
     assert budget.take("a", 20)
     async with waiting(budget, ("a", 10), ("a", 5)) as (first, second):
         first.cancel()

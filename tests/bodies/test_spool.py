@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from keyturn.bodies.spool import PIECE, Spool, SpoolFile
+from keyturn.bodies.spool import READ_SIZE, Spool, SpoolFile
 from keyturn.tasks import finish, spawn
 
 
@@ -38,12 +38,12 @@ async def done(spool: Spool) -> None:
 
 async def test_what_is_written_is_read(spool: Spool, tmp_path: Path) -> None:
     """Piece by piece, from any place on; nobody else sees the file."""
-    file, data = SpoolFile(spool), os.urandom(2 * PIECE + 7)
+    file, data = SpoolFile(spool), os.urandom(2 * READ_SIZE + 7)
     await file.append(data[:5])
     await file.append(data[5:])
     assert file.size == len(data)
-    assert await file.read(0) == data[:PIECE]
-    assert await file.read(2 * PIECE) == data[2 * PIECE :]
+    assert await file.read(0) == data[:READ_SIZE]
+    assert await file.read(2 * READ_SIZE) == data[2 * READ_SIZE :]
     assert os.listdir(tmp_path) == []  # noqa: PTH208  # of a folder that is empty
     file.close()
     await done(spool)

@@ -3,14 +3,14 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.allowances import Allowance, Reader, Said, plain, said, shape_of
+from keyturn.core.allowances import Allowance, AllowanceReader, Said, plain, said, shape_of
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND
 
 
-def reader(fields: Iterable[tuple[bytes, bytes]]) -> Reader:
+def reader(fields: Iterable[tuple[bytes, bytes]]) -> AllowanceReader:
     """Return a reader of an answer made at the beginning of the epoch."""
-    return Reader(said(tuple(fields)), 0)
+    return AllowanceReader(said(tuple(fields)), 0)
 
 
 COUNTS = st.integers(1, 10_000)
@@ -147,7 +147,7 @@ def test_what_is_plain_is_read_as_all_else(told: list[tuple[str, str]], now: int
     plain_ones = [("X-RateLimit-Limit", "60"), ("X-RateLimit-Remaining", "59"), ("X-RateLimit-Reset", "30")]
     for fields in (told, plain_ones, [*plain_ones[:2], *told], [*plain_ones, *told]):
         values = said(tuple((name.encode(), value.encode()) for name, value in fields))
-        found, reader = read_plain(values, now), Reader(values, now)
+        found, reader = read_plain(values, now), AllowanceReader(values, now)
         if found is not None:
             assert reader.allowances() == (found,)
             assert (reader.instructions(), reader.month_left(), reader.ignored) == ([], None, [])

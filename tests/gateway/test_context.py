@@ -4,7 +4,7 @@ from typing import cast
 
 import pytest
 from keyturn.bodies import Bodies, BodySettings
-from keyturn.bodies.replay import MEMORY
+from keyturn.bodies.replay import MEMORY_BOUND
 from keyturn.core.breaker import Failure, Source
 from keyturn.core.errors import BadRequest
 from keyturn.core.events import RequestLog
@@ -72,9 +72,9 @@ async def test_what_may_be_sent_twice(method: str, repeatable: bool) -> None:
 @virtual
 async def test_the_time_to_wait_begins_behind_the_body() -> None:
     """What its caller takes to send it is told apart, and so is what it waits for room, which counts as waiting."""
-    bodies = Bodies(BodySettings(memory=MEMORY // 4), Recorder(), micros)
+    bodies = Bodies(BodySettings(memory=MEMORY_BOUND // 4), Recorder(), micros)
     before, one = context(), context()
-    await before.read_ahead(Slow(MEMORY // 4), bodies)
+    await before.read_ahead(Slow(MEMORY_BOUND // 4), bodies)
     began = micros()
     leaving = task_of(ending(before))
     await one.read_ahead(Slow(9), bodies)

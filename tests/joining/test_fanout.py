@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pytest
 from keyturn.core.errors import Broken
 from keyturn.joining import fanout
-from keyturn.joining.fanout import GRACE, PART, Fanout, FellBehind, Kept, Reader
+from keyturn.joining.fanout import PART_OVERHEAD, SLOW_READER_GRACE, Fanout, FanoutBudget, FanoutReader, FellBehind
 
 from tests.joining.steps import counting
 from tests.virtual import task_of, virtual
@@ -34,17 +34,17 @@ class Source:
         self.parts.clear()
 
 
-def sharing(source: Source, *, bound: int = 2**20, kept: Kept | None = None) -> Fanout:
+def sharing(source: Source, *, bound: int = 2**20, kept: FanoutBudget | None = None) -> Fanout:
     """The source for several readers; `bound`: bytes of data in parts of ten that one answer keeps."""
-    return Fanout(source, kept or Kept(), bound=costs(bound))
+    return Fanout(source, kept or FanoutBudget(), bound=costs(bound))
 
 
 def costs(data: int) -> int:
     """What bytes that came in parts of ten count."""
-    return data + data // 10 * PART
+    return data + data // 10 * PART_OVERHEAD
 
 
-async def whole(reader: Reader, pause: float = 0.0) -> bytes:
+async def whole(reader: FanoutReader, pause: float = 0.0) -> bytes:
     """Read to the end, with a pause after each part."""
     data = b""
     while part := await reader.read():
@@ -76,7 +76,7 @@ async def test_a_slow_reader_stops_nobody_below_the_bound() -> None:
 @virtual
 async def test_a_reader_that_stands_still_is_cut_off_and_the_others_read_on() -> None:
     """They wait for it no longer than the answer had taken without it, and the grace; memory holds a part more."""
-    source, kept, cut = Source([b"x" * 10] * 50), Kept(), []
+    source, kept, cut = Source([b"x" * 10] * 50), FanoutBudget(), []
     shared = sharing(source, bound=100, kept=kept)
     quick, stuck = shared.reader(), shared.reader(lambda: cut.append("stuck"))
     began = asyncio.get_running_loop().time()
@@ -89,7 +89,7 @@ async def test_a_reader_that_stands_still_is_cut_off_and_the_others_read_on() ->
     assert cut == ["stuck"]
     assert kept.size == 0
     waited = asyncio.get_running_loop().time() - began - 51 * 0.01
-    assert waited == pytest.approx(12 * 0.01 + GRACE)
+    assert waited == pytest.approx(12 * 0.01 + SLOW_READER_GRACE)
     with pytest.raises(FellBehind):
         await stuck.read()
 
@@ -116,13 +116,13 @@ async def test_slow_readers_one_after_another_hold_nobody_up_for_longer_than_one
     await shared.pump()
     assert len(await reading) == 1000
     without = 101 * 0.01
-    assert asyncio.get_running_loop().time() - began <= 2 * without + GRACE + 0.001
+    assert asyncio.get_running_loop().time() - began <= 2 * without + SLOW_READER_GRACE + 0.001
     for reader in stuck:
         with pytest.raises(FellBehind):
             await reader.read()
 
 
-async def some(reader: Reader, parts: int) -> None:
+async def some(reader: FanoutReader, parts: int) -> None:
     """Read so many parts, and no more."""
     for _ in range(parts):
         await reader.read()
@@ -131,7 +131,7 @@ async def some(reader: Reader, parts: int) -> None:
 @virtual
 async def test_all_answers_together_have_a_bound() -> None:
     """Beyond it the answer that keeps most loses its slowest reader at once; others keep theirs."""
-    kept = Kept(costs(300))
+    kept = FanoutBudget(costs(300))
     large, small = (sharing(Source([b"x" * 10] * parts), kept=kept) for parts in (50, 20))
     readers = [(fanout.reader(), fanout.reader()) for fanout in (large, small)]
     pumps = [task_of(fanout.pump()) for fanout in (large, small)]
@@ -148,7 +148,7 @@ async def test_all_answers_together_have_a_bound() -> None:
 @virtual
 async def test_readers_that_keep_up_are_never_cut_for_room() -> None:
     """Of readers of one pace none is behind, however little may be kept."""
-    shared = sharing(Source([b"x" * 10] * 50), kept=Kept(5), bound=0)
+    shared = sharing(Source([b"x" * 10] * 50), kept=FanoutBudget(5), bound=0)
     readings = [task_of(whole(shared.reader())) for _ in range(3)]
     await shared.pump()
     assert [len(data) for data in await asyncio.gather(*readings)] == [500] * 3

@@ -3,14 +3,14 @@
 import asyncio
 from collections import OrderedDict
 
-SHARE = 4
-"""A client may take this part of what the others leave, so that there is always some left for one more client."""
+CLIENT_SHARE = 4
+"""A client may take one part in so many of what the others leave, so that some is always left for one more client."""
 
 
-class Budget:
-    """Bytes of one kind, memory or files; a body that finds no room may wait for it, first come first served.
+class BodyBudget:
+    """Bytes of one kind, memory or files; a body that does not fit may wait, first come first served.
 
-    A client takes at most `1 / SHARE` of the bytes that no other client has. `size` may change at any time.
+    A client takes at most `1 / CLIENT_SHARE` of the bytes that no other client has. `size` may change at any time.
     """
 
     __slots__ = ("_of", "_size", "_waiting", "used")
@@ -18,13 +18,13 @@ class Budget:
     def __init__(self, size: int) -> None:
         self._size = size
         self.used = 0
-        """Bytes that are taken."""
+        """Bytes taken."""
         self._of: dict[str, int] = {}
         self._waiting: dict[str, OrderedDict[asyncio.Future[None], int]] = {}
 
     @property
     def size(self) -> int:
-        """Bytes that there are."""
+        """Bytes in total."""
         return self._size
 
     @size.setter
@@ -33,14 +33,14 @@ class Budget:
         self._wake()
 
     def take(self, client: str, number: int) -> bool:
-        """Take so many bytes; false when the client has no room for them, or others of its bodies wait for room."""
+        """Take bytes; false when they do not fit, or other bodies of the client wait."""
         if client in self._waiting or not self._fits(client, number):
             return False
         self.change(client, number)
         return True
 
     async def wait(self, client: str, number: int) -> None:
-        """Wait until there is room for so many bytes, and take it; when cancelled, nothing is taken."""
+        """Wait until bytes fit, and take them; when cancelled, nothing is taken."""
         room = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, OrderedDict())[room] = number
         self._wake()
@@ -50,12 +50,12 @@ class Budget:
             if room.cancelled():
                 del self._waiting[client][room]
                 self._wake()
-            else:  # it came in the same tick
+            else:  # it was granted in the same tick
                 self.change(client, -number)
             raise
 
     def change(self, client: str, by: int) -> None:
-        """Give back what is not needed (`by` is negative), or take what is there already, whether it fits or not."""
+        """Return bytes (`by` is negative), or take them whether they fit or not, for data that is there already."""
         if not by:
             return
         own = self._of.pop(client, 0) + by
@@ -67,7 +67,7 @@ class Budget:
 
     def _fits(self, client: str, number: int) -> bool:
         own = self._of.get(client, 0)
-        return SHARE * (own + number) <= self._size - self.used + own
+        return CLIENT_SHARE * (own + number) <= self._size - self.used + own
 
     def _wake(self) -> None:
         for client, rooms in list(self._waiting.items()):

@@ -1,18 +1,18 @@
 """Request bodies that are read before their request waits, and can be sent again.
 
-A request holds a lease only while it is being sent. So its body is read first: as fast as its caller sends it, and
-without a lease. A small one stays in memory, a larger one goes to a temporary file, and of one that is larger still
-the beginning does: its rest streams under the lease, within `upload_time`.
+A request holds a lease only while it is being sent. So its body is read first, as fast as its caller sends it, without
+a lease. A small body stays in memory, a larger one goes to a temporary file. Of one that is larger still, the beginning
+goes to a file, and the rest streams under the lease, within `upload_time`.
 
-The room that a body has taken is its own until its request ends, also while its rest streams: what one client may
-stream at once is bounded by it, too.
+A body keeps the room that it has taken until its request ends, also while its rest streams: so that bounds what one
+client may stream at once, too.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from keyturn.bodies.budget import SHARE, Budget
+from keyturn.bodies.budget import CLIENT_SHARE, BodyBudget
 from keyturn.bodies.spool import Spool, SpoolFile
 from keyturn.core.errors import Refusal, TooMany, TooSlow
 from keyturn.core.events import Observer, SpoolFailed
@@ -22,8 +22,8 @@ from keyturn.core.recent import RecentCauses
 from keyturn.core.translate import whole_seconds
 from keyturn.oserrors import words
 
-MEMORY = 2**26
-"""Bytes of all bodies that are kept in memory."""
+MEMORY_BOUND = 2**26
+"""Bytes of all bodies in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class BodySettings:
     ahead: int = 2**24
     """Of one body, read before its request waits."""
     files: int = 2**30
-    """Of all bodies, in files; 0: there are none."""
+    """Of all bodies, in files; 0 for none."""
     upload_time: Micros = 120 * SECOND
-    """For the rest of a body, from the request's turn on."""
+    """For the rest of a body, from the lease on."""
 
 
 class Bodies:
@@ -48,8 +48,8 @@ class Bodies:
     ) -> None:
         """Without `spool`, or before it is checked, bodies are kept in memory only."""
         self.clock = clock
-        self.memory = Budget(MEMORY)
-        self.files = Budget(settings.files)
+        self.memory = BodyBudget(MEMORY_BOUND)
+        self.files = BodyBudget(settings.files)
         self.spool = spool
         self._observer = observer
         self._usable = False
@@ -59,17 +59,17 @@ class Bodies:
     def _take(self, settings: BodySettings) -> None:
         self.files.size = settings.files
         self.upload_time: float = settings.upload_time / SECOND
-        self.in_file: int = min(settings.ahead, settings.files // SHARE) if self._usable else 0
-        """Bytes of a body that may go to a file; 0: none."""
-        self.in_memory: int = min(settings.memory, settings.ahead, MEMORY // SHARE)
+        self.in_file: int = min(settings.ahead, settings.files // CLIENT_SHARE) if self._usable else 0
+        """Bytes of a body that may go to a file."""
+        self.in_memory: int = min(settings.memory, settings.ahead, MEMORY_BOUND // CLIENT_SHARE)
         self._settings = settings
 
     def adopt(self, settings: BodySettings) -> None:
-        """Read bodies by these settings from the next request on."""
+        """Use these settings from the next request on."""
         self._take(settings)
 
     async def open(self) -> None:
-        """Get ready to make files; where none can be made, larger bodies stream."""
+        """Check that files can be made; if not, larger bodies stream."""
         if self.spool is None:
             return
         try:
@@ -82,23 +82,23 @@ class Bodies:
             self._take(self._settings)
 
     def close(self) -> None:
-        """Make no more files."""
+        """End the spool."""
         if self.spool is not None:
             self.spool.close()
 
     @property
     def taken(self) -> list[tuple[str, int]]:
-        """The bytes that bodies take, by where."""
+        """The bytes that bodies take in memory and in files."""
         return [("memory", self.memory.used), ("file", self.files.used)]
 
     def failed(self, error: OSError) -> None:
-        """A body could not be written to a file: its rest streams."""
+        """Report that a body could not be written to a file: its rest streams."""
         cause = words(error)
         self._observer.observe(SpoolFailed(cause, is_new=self._causes.is_new(cause, self.clock())))
 
 
 class ReplayBody:
-    """A body that is read ahead, and sent from its beginning each time that its request goes out.
+    """A body that is read ahead, and sent from its beginning each time that its request is sent.
 
     `chunks` may be called again when the earlier iteration is over (at its end, cancelled, or just left), as long as
     the body is `replayable`. `close` it when nobody reads it again.
@@ -110,12 +110,12 @@ class ReplayBody:
     )  # fmt: skip
 
     def __init__(self, body: Body, client: str, bodies: Bodies) -> None:
-        """`client`: the name of the one whose share of the room it takes."""
+        """`client`: the name of the client whose share of the room it takes."""
         self._body = body
         self._client = client
         self._bodies = bodies
         self._patience: Micros = 0
-        """How long it may wait for room."""
+        """How long to wait for room."""
         self._live: AsyncIterator[bytes] = body.chunks()
         self._complete = body.length == 0
         self._file: SpoolFile | None = None
@@ -124,11 +124,11 @@ class ReplayBody:
         self._size = 0
         """Bytes of both."""
         self._in_memory = 0
-        """Bytes that are taken of the room in memory."""
+        """Bytes taken of the room in memory."""
         self._in_file = 0
-        """Bytes that are taken of the room in files."""
+        """Bytes taken of the room in files."""
         self.replayable: bool = True
-        """Whether all that was read is still there."""
+        """Whether everything that was read is still there."""
         self.waited: Micros = 0
         """Spent waiting for room."""
 
@@ -140,7 +140,7 @@ class ReplayBody:
     # Before its request waits
 
     async def read_ahead(self, patience: Micros) -> None:
-        """Read it to its end, or as far as may be; `patience` is how long it may wait for room.
+        """Read to the end, or as far as permitted; `patience` is how long to wait for room.
 
         Raises:
             TooMany: there was no room in time.
@@ -164,7 +164,7 @@ class ReplayBody:
         self._settle_room()
 
     async def _make_room(self) -> int:
-        """Take room for what will be read; how much that is."""
+        """Take room for what will be read; returns how much."""
         bodies, length = self._bodies, self.length
         if length is None or length <= bodies.in_memory or not bodies.in_file:
             number = bodies.in_memory if length is None else min(length, bodies.in_memory)
@@ -178,7 +178,7 @@ class ReplayBody:
         return await self._reserve()
 
     async def _reserve(self) -> int:
-        """Take room in a file; how much it has there."""
+        """Take room in a file; returns how much."""
         bodies = self._bodies
         number = bodies.in_file if self.length is None else min(self.length, bodies.in_file)
         if not bodies.files.take(self._client, number):
@@ -189,7 +189,7 @@ class ReplayBody:
         return number
 
     async def _outgrow(self) -> int:
-        """Move a body whose length nobody knew from memory to a file; 0 when it has to stay as it is."""
+        """Move a body of unknown length from memory to a file; returns its room there, 0 if it has to stay."""
         if self._file is not None or self.length is not None or self._size >= self._bodies.in_file:
             return 0
         bound = await self._reserve()
@@ -197,7 +197,7 @@ class ReplayBody:
         written = await self._keep(b"".join(kept))
         return bound if written else 0
 
-    async def _wait(self, room: Budget, number: int) -> None:
+    async def _wait(self, room: BodyBudget, number: int) -> None:
         began = self._bodies.clock()
         try:
             async with asyncio.timeout((self._patience - self.waited) / SECOND):
@@ -208,7 +208,7 @@ class ReplayBody:
             self.waited += self._bodies.clock() - began
 
     async def _keep(self, chunk: bytes) -> bool:
-        """Keep what was read; false when it could not be written where it belongs, and stays in memory."""
+        """Keep what was read; false when it could not be written to its file, and stays in memory."""
         if self._file is not None:
             try:
                 await self._file.append(chunk)
@@ -220,7 +220,7 @@ class ReplayBody:
         return self._file is None
 
     def _settle_room(self) -> None:
-        """Take the room that it needs, now that this is known; what may still stream keeps what was taken for it."""
+        """Return the room that is not needed, now that this is known; a body that still streams keeps its room."""
         in_file = self._file.size if self._file is not None else 0
         in_memory = self._size - in_file
         if not self._complete:
@@ -263,7 +263,7 @@ class ReplayBody:
                 yield live
 
     async def _rest(self, deadline: float) -> bytes | None:
-        """The next bytes of what was not read ahead; `None` at the end."""
+        """The next bytes that were not read ahead; `None` at the end."""
         try:
             async with asyncio.timeout_at(deadline):
                 if asyncio.get_running_loop().time() < deadline:
@@ -271,7 +271,7 @@ class ReplayBody:
         except TimeoutError:
             pass
         raise TooSlow(
-            f"The rest of the body did not come within {self._bodies.upload_time:g} s of its request's turn "
+            f"The rest of the body did not come within {self._bodies.upload_time:g} s of its request's lease "
             "(`inbound.upload_timeout`). Send it faster, or in smaller parts."
         )
 
@@ -283,7 +283,7 @@ class ReplayBody:
             self._file = None
 
     def close(self) -> None:
-        """Let go of all that is kept; nobody reads it from the beginning any more."""
+        """Let go of everything that is kept."""
         self._drop()
         self._resize(0, 0)
 
@@ -298,10 +298,10 @@ async def _read_back(file: SpoolFile, position: int) -> bytes:
 
 
 def _no_room(client: str, waited: Micros) -> TooMany:
-    """Nobody knows when there will be room: it is told to wait as long as it has waited in vain."""
+    """When there will be room is unknown: it is told to wait as long as it has waited in vain."""
     return TooMany(
         f"The bodies of requests of {client} that wait or are sent take all the room that it has. "
-        "Send fewer large ones at once, or come back later.",
+        "Send fewer large bodies at once, or come back later.",
         reason="bodies",
         retry_after=max(1, whole_seconds(waited)),
     )

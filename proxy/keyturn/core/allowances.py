@@ -105,7 +105,7 @@ def shape_of(roles: tuple[bytes, ...]) -> Shape:
 def plain(values: Said, family: tuple[bytes, bytes, bytes], now: Micros) -> Allowance | None:
     """The limit of an answer that tells each thing once and as a number; `None` where more is to be read.
 
-    Nearly every answer is like that. A `Reader` finds the same in it, in three times the time.
+    Nearly every answer is like that. A `AllowanceReader` finds the same in it, in three times the time.
     """
     limit, remaining, reset = family
     sizes, lefts, ends = values[limit], values[remaining], values[reset]
@@ -126,7 +126,7 @@ def _plain(size: bytes, left: bytes, end: bytes, now: Micros) -> Allowance | Non
         return None
 
 
-class Reader:
+class AllowanceReader:
     """Reads the fields of one answer, made at `now` (epoch); keeps the names of those that cannot be read."""
 
     def __init__(self, values: Said, now: Micros) -> None:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from keyturn.core.allowances import CACHE_STATUS, CACHES, Allowance, Reader, Said, plain, said, shape_of
+from keyturn.core.allowances import CACHE_STATUS, CACHES, Allowance, AllowanceReader, Said, plain, said, shape_of
 from keyturn.core.complaints import Complaint, complaint
 from keyturn.core.exchange import ObservedLimit
 from keyturn.core.http import Fields
@@ -169,7 +169,7 @@ def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signal
         only = plain(values, family, now)
         if only is not None:
             return Signals("nothing", None, (only,), None, None, own)
-    reader = Reader(values, now)
+    reader = AllowanceReader(values, now)
     found = complaint(body, values.get(b"content-encoding", [b""])[0]) if body else _SILENCE
     waits = reader.instructions()
     if found.moments:

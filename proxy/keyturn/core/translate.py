@@ -1,9 +1,9 @@
-"""The answer's fields as the caller gets them: the upstream's own, without what speaks for a single key.
+"""The fields of an answer to the caller: the upstream's, with the pool's rates in place of a single key's.
 
 `X-RateLimit-*`, `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-11) speak for the caller's
 whole pool; one `Retry-After` in whole seconds replaces every form of a wait (RFC 9110, section 10.2.3).
 
-Every answer comes through here, so what depends on names and on the configuration only is worked out once and kept.
+Every answer passes here, so what depends on names and on the configuration only is computed once.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def to_caller(
     """The fields for the caller: the upstream's in their order, then ours.
 
     `retry_after`: whole seconds, put in place of the upstream's waits; with `None` the upstream's own `Retry-After`
-    stays where it tells of a task or of something that has moved. Of a refusal (`refused`) it never does: what could be
+    stays: it tells of a task, or of something that has moved. In a refusal (`refused`) it never stays: what could be
     read of it is in `retry_after`.
     """
     stays = _stays_beside_a_wait if refused or retry_after is not None else _stays
@@ -45,8 +45,8 @@ def to_caller(
     return tuple(kept)
 
 
-def beforehand(fields: Fields) -> Fields:
-    """The fields of an interim answer for the caller: the upstream's in their order, none that is ours to tell."""
+def interim_fields(fields: Fields) -> Fields:
+    """The fields of an interim answer for the caller: the upstream's in their order, without those that we set."""
     return tuple([field for field in fields if _stays[field[0]]])
 
 
@@ -59,12 +59,12 @@ _stays = ByName(_is_kept)
 _stays_beside_a_wait = ByName(lambda name: _is_kept(name) and name != b"retry-after")
 
 
-def retold(fields: Fields, request_id: str, queued: Micros, upstream: Micros, rates_of_its: Fields) -> Fields:
-    """Fields of `to_caller` for another request that the same answer goes to: with its own id, times and rates."""
+def fields_for_another(fields: Fields, log: RequestLog, rate_fields: Fields) -> Fields:
+    """Fields of `to_caller` for another request that gets the same answer: with its own id, times and rates."""
     own = {
-        b"X-Request-Id": request_id.encode(),
-        b"Server-Timing": server_timing(queued, upstream),
-        **dict(rates_of_its),
+        b"X-Request-Id": log.id.encode(),
+        b"Server-Timing": server_timing(log.queued, log.upstream),
+        **dict(rate_fields),
     }
     return tuple([(name, own.get(name, value)) for name, value in fields])
 

@@ -42,7 +42,7 @@ from keyturn.gateway.context import (
 from keyturn.gateway.failures import Outages, ProbeInFlight, Throttling
 from keyturn.gateway.key_checks import KeyChecks
 from keyturn.gateway.limits import LimitPolicy, RoutePolicy
-from keyturn.gateway.sending import Sender, StaleLease, Upstream, UpstreamResponse
+from keyturn.gateway.sending import Sender, StaleLease, UpstreamConnections, UpstreamResponse
 from keyturn.scheduler import Displaced, Lease, Moved, Scheduler
 
 SERVER_ERROR = 500
@@ -55,7 +55,7 @@ class Gateway:
     def __init__(
         self,
         schedulers: Mapping[str, Scheduler],
-        upstream: Upstream,
+        upstream: UpstreamConnections,
         *,
         retries: RetryPolicy,
         observer: Observer,

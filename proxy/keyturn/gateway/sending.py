@@ -30,7 +30,7 @@ REFUSAL_PATIENCE = 5.0
 """Seconds that a refusal's body may take to arrive."""
 
 
-class Wire(Protocol):
+class UpstreamConnection(Protocol):
     """One connection, for one request."""
 
     def put_back(self) -> None:
@@ -42,13 +42,13 @@ class Wire(Protocol):
         """Write the request at once, and wait for the head of the answer."""
 
 
-class Upstream(Protocol):
+class UpstreamConnections(Protocol):
     """Where requests are sent."""
 
-    def idle_connection(self) -> Wire | None:
+    def idle_connection(self) -> UpstreamConnection | None:
         """A connection that was kept alive, if there is one."""
 
-    async def connect(self, *, fresh: bool = False) -> Wire:
+    async def connect(self, *, fresh: bool = False) -> UpstreamConnection:
         """A connection, kept alive or new; if `fresh`, new."""
 
     @property
@@ -90,7 +90,7 @@ class UpstreamResponse:
 class Sender:
     """Sends requests under leases."""
 
-    def __init__(self, upstream: Upstream, environment: Environment) -> None:
+    def __init__(self, upstream: UpstreamConnections, environment: Environment) -> None:
         self._upstream = upstream
         self._environment = environment
         self._causes = RecentCauses()
@@ -116,18 +116,18 @@ class Sender:
         try:
             fresh = context.needs_new_connection
             try:
-                wire = (None if fresh else upstream.idle_connection()) or await upstream.connect(fresh=fresh)
+                connection = (None if fresh else upstream.idle_connection()) or await upstream.connect(fresh=fresh)
             except BaseException:
                 lease.unsent()
                 raise
             if not lease.fresh():
-                wire.put_back()
+                connection.put_back()
                 lease.unsent()
                 raise StaleLease
             log.tries += 1
             if context.sending is not None:
                 context.sending()
-            answer = await wire.send(
+            answer = await connection.send(
                 request, key.secret, lease.pool.fields, body=context.body, on_written=lease.written
             )
             code = answer.status

@@ -1,6 +1,6 @@
-"""Identical GETs that wait share one lease and one answer (`queue.join`)."""
+"""Request coalescing: identical GETs that wait share one lease and one answer (`queue.join`)."""
 
 from keyturn.joining.fanout import Fanout
-from keyturn.joining.flights import Joining
+from keyturn.joining.shared_requests import Joining
 
 __all__ = ["Fanout", "Joining"]

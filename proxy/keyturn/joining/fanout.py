@@ -2,13 +2,13 @@
 
 Laws of this module:
 
-- Each reader reads at its own pace, and the source is read only when a reader has read all that there is.
-- Parts that the slowest reader has not taken yet are kept, up to `BOUND` bytes for one answer and `Kept.bound` for all
-  answers together; at most one part more of each answer.
-- At the bound of an answer its other readers wait for the slowest one, in all no longer than the answer has taken
-  otherwise, and `GRACE`. Then they go on, and the slowest is cut off: a reader is safe while it is half as fast as the
-  fastest.
-- At the bound of all answers the slowest reader of the answer that holds most is cut off at once.
+- Each reader reads at its own pace, and the source is read only when a reader has read everything so far.
+- Parts that the slowest reader has not taken yet are kept, up to `ANSWER_BOUND` bytes for one answer and `TOTAL_BOUND`
+  for all answers together; at most one part more of each answer.
+- At the bound of an answer its other readers wait for the slowest one, in total no longer than the answer has taken
+  otherwise, and `SLOW_READER_GRACE`. Then they go on, and the slowest is cut off: a reader is safe while it is half as
+  fast as the fastest.
+- At the bound of all answers the slowest reader of the answer that keeps most is cut off at once.
 - Work is constant for each part that a reader takes, however many readers there are.
 """
 
@@ -20,30 +20,30 @@ from itertools import islice
 from keyturn.core.errors import Broken
 from keyturn.core.http import AnswerBody
 
-BOUND = 8 * 2**20
+ANSWER_BOUND = 8 * 2**20
 """Bytes of one answer that are kept for its slower readers."""
-KEPT = 64 * 2**20
+TOTAL_BOUND = 64 * 2**20
 """Bytes of all shared answers that are kept."""
-PART = 128
-"""Bytes that are counted for each part beside its data: what it costs to keep many small ones."""
-GRACE = 0.1
+PART_OVERHEAD = 128
+"""Bytes that are counted for each part in addition to its data."""
+SLOW_READER_GRACE = 0.1
 """Seconds that the slowest reader may hold up the others of even the shortest answer."""
 
 
 class FellBehind(ConnectionError):
-    """This reader was too slow for the others and gets no more; its caller has to see that the answer is truncated."""
+    """A reader was too slow for the others and was cut off; its caller has to see that the answer is truncated."""
 
 
-class Kept:
-    """What shared answers keep for their slower readers, all together."""
+class FanoutBudget:
+    """The bytes that all shared answers keep for their slower readers."""
 
-    def __init__(self, bound: int = KEPT) -> None:
+    def __init__(self, bound: int = TOTAL_BOUND) -> None:
         self._bound = bound
         self.size = 0
         self._fanouts: set[Fanout] = set()
 
     def change(self, fanout: "Fanout", by: int) -> None:
-        """Note that an answer keeps so many bytes more, or less."""
+        """Note by how many bytes what an answer keeps has grown, or shrunk."""
         self.size += by
         if fanout.size:
             self._fanouts.add(fanout)
@@ -51,13 +51,13 @@ class Kept:
             self._fanouts.discard(fanout)
 
     def make_room(self) -> None:
-        """Beyond the bound, have the answers that hold most cut off their slowest readers."""
+        """While the bound is exceeded, let the answers that keep most cut off their slowest readers."""
         while self.size > self._bound and max(self._fanouts, key=lambda fanout: fanout.size).cut_slowest():
             pass
 
 
 class _Part:
-    """Some bytes of the body, and how many readers have not taken them yet."""
+    """A part of the body, and the number of readers that have not taken it."""
 
     __slots__ = ("data", "readers")
 
@@ -67,44 +67,41 @@ class _Part:
 
 
 class Fanout:
-    """The owner of the one body; `pump` has to run for the readers to get anything."""
+    """Owns the body and feeds its readers, as long as `pump` runs."""
 
-    def __init__(self, body: AnswerBody, kept: Kept, *, bound: int = BOUND) -> None:
+    def __init__(self, body: AnswerBody, budget: FanoutBudget, *, bound: int = ANSWER_BOUND) -> None:
         self._body = body
-        self._kept = kept
+        self._budget = budget
         self._bound = bound
         self._parts: deque[_Part] = deque()
         self._first = 0
         """The position of the first part that is kept."""
         self.size = 0
         """Bytes that are kept."""
-        self._readers: set[Reader] = set()
-        self._hungry: set[Reader] = set()
-        """Readers that have taken all that there is and wait for more."""
+        self._readers: set[FanoutReader] = set()
+        self._waiting: set[FanoutReader] = set()
+        """Readers that have taken every part and wait for more."""
         self._end: Exception | None = None
-        """What a reader meets behind the last part; `None` while that may not be the last."""
+        """Raised after the last part (`EOFError`: the end); `None` while more may come."""
         self._changed = asyncio.Event()
         """A reader waits for more, has gone, or was the last to take a part."""
         self._began = asyncio.get_running_loop().time()
         self._waited = 0.0
         """Seconds that the others have waited for the slowest reader."""
 
-    def reader(self, cut: Callable[[], None] | None = None) -> "Reader":
-        """One more reader, from the beginning; all are made before the pump runs.
-
-        `cut` is called when it is cut off.
-        """
-        reader = Reader(self, cut)
+    def reader(self, cut: Callable[[], None] | None = None) -> "FanoutReader":
+        """Add a reader, before the pump runs; `cut` is called when it is cut off."""
+        reader = FanoutReader(self, cut)
         self._readers.add(reader)
         return reader
 
     async def pump(self) -> None:
         """Read the source for as long as a reader wants it, to its end."""
-        problem: Exception = Broken("The exchange that carried the answer was ended.")
+        problem: Exception = Broken("The exchange that carried the answer was ended. Send the request again.")
         try:
             while self._readers:
                 self._changed.clear()
-                if not self._hungry:
+                if not self._waiting:
                     await self._changed.wait()
                 elif self.size > self._bound:
                     await self._wait_for_slowest()
@@ -113,19 +110,19 @@ class Fanout:
                 else:
                     break
             problem = EOFError()
-        except Exception as broken:  # noqa: BLE001  # whatever it is, it is each reader's to meet
+        except Exception as broken:  # noqa: BLE001  # each reader meets it
             problem = broken
         finally:
             self._end = problem
             self._feed()
 
     async def _wait_for_slowest(self) -> None:
-        """Wait until it has taken something, or cut it off when the others have waited for it long enough."""
+        """Wait until the slowest reader takes something; cut it off when the others have waited long enough."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         without = began - self._began - self._waited
         try:
-            async with asyncio.timeout(without + GRACE - self._waited):
+            async with asyncio.timeout(without + SLOW_READER_GRACE - self._waited):
                 await self._changed.wait()
         except TimeoutError:
             self.cut_slowest()
@@ -133,9 +130,9 @@ class Fanout:
             self._waited += loop.time() - began
 
     def cut_slowest(self) -> bool:
-        """Cut off the readers that are farthest behind; returns whether there were any behind others."""
+        """Cut off the readers that are farthest behind; returns whether any was behind others."""
         positions = {reader.position for reader in self._readers}
-        if len(positions) < 2:  # noqa: PLR2004  # of one position none is ahead
+        if len(positions) < 2:  # noqa: PLR2004  # at one position none is ahead
             return False
         last = min(positions)
         for reader in [reader for reader in self._readers if reader.position == last]:
@@ -145,23 +142,23 @@ class Fanout:
     def _keep(self, data: bytes) -> None:
         if self._readers:
             self._parts.append(_Part(data, len(self._readers)))
-            self._change(PART + len(data))
+            self._change(PART_OVERHEAD + len(data))
             self._feed()
-            self._kept.make_room()
+            self._budget.make_room()
 
     def _feed(self) -> None:
-        for reader in self._hungry:
-            reader.due.set()
-        self._hungry.clear()
+        for reader in self._waiting:
+            reader.more.set()
+        self._waiting.clear()
 
     def _change(self, by: int) -> None:
         self.size += by
-        self._kept.change(self, by)
+        self._budget.change(self, by)
 
     # What readers do
 
     def take(self, position: int) -> bytes | None:
-        """The part of that position, once for each reader; `b""` behind the last one, `None` while it is not there.
+        """The part at a position, once for each reader; `b""` after the last one, `None` while it has not arrived.
 
         Raises:
             Broken: the body ended early.
@@ -178,41 +175,41 @@ class Fanout:
             return b""
         raise self._end.with_traceback(None)
 
-    def want(self, reader: "Reader") -> None:
-        """A reader waits for more than there is."""
-        self._hungry.add(reader)
+    def want(self, reader: "FanoutReader") -> None:
+        """Note that a reader waits for more."""
+        self._waiting.add(reader)
         self._changed.set()
 
-    def leave(self, reader: "Reader") -> None:
-        """A reader wants nothing any more."""
+    def leave(self, reader: "FanoutReader") -> None:
+        """Remove a reader."""
         if reader not in self._readers:
             return
         self._readers.discard(reader)
-        self._hungry.discard(reader)
+        self._waiting.discard(reader)
         for part in islice(self._parts, reader.position - self._first, None):
             part.readers -= 1
         self._let_go()
         self._changed.set()
 
     def _let_go(self) -> None:
-        """Drop the parts that every reader has taken."""
+        """Drop the parts that all readers have taken."""
         while self._parts and not self._parts[0].readers:
-            self._change(-PART - len(self._parts.popleft().data))
+            self._change(-PART_OVERHEAD - len(self._parts.popleft().data))
             self._first += 1
             self._changed.set()
 
 
-class Reader:
-    """One reader's way through the body: an `AnswerBody` of its own."""
+class FanoutReader:
+    """The body as one reader reads it: see `core.http.AnswerBody`."""
 
-    __slots__ = ("_cut", "_is_cut", "_source", "due", "position")
+    __slots__ = ("_cut", "_is_cut", "_source", "more", "position")
 
     def __init__(self, source: Fanout, cut: Callable[[], None] | None) -> None:
         self._source = source
         self._cut = cut
         self._is_cut = False
         self.position = 0
-        self.due = asyncio.Event()
+        self.more = asyncio.Event()
 
     async def read(self) -> bytes:
         """See `AnswerBody`.
@@ -225,13 +222,13 @@ class Reader:
             if part is not None:
                 self.position += bool(part)
                 return part
-            self.due.clear()
+            self.more.clear()
             self._source.want(self)
-            await self.due.wait()
-        raise FellBehind("this reader was too slow for the others")
+            await self.more.wait()
+        raise FellBehind("too slow for the others that share this answer")
 
     def cut_off(self) -> None:
-        """Take it off the answer: its next `read` fails."""
+        """Remove the reader: its next `read` fails."""
         self._is_cut = True
         self._source.leave(self)
         if self._cut is not None:
@@ -242,5 +239,5 @@ class Reader:
         self.abort()
 
     def abort(self) -> None:
-        """Leave; the others read on."""
+        """Remove the reader; the others read on."""
         self._source.leave(self)

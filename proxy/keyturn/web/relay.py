@@ -15,7 +15,7 @@ from keyturn.core.errors import Broken
 from keyturn.core.events import RequestLog
 from keyturn.core.headers import ByName
 from keyturn.core.http import Answer, Fields, Whole
-from keyturn.core.translate import VIA, beforehand
+from keyturn.core.translate import VIA, interim_fields
 from keyturn.web.overload import IterationBudget
 
 _FRAMING = frozenset({
@@ -78,7 +78,7 @@ def pass_on(incoming: web.BaseRequest, status: int, fields: Fields) -> None:
     transport = incoming.transport
     if transport is None or transport.is_closing() or has_begun(incoming) or incoming.version != HttpVersion11:
         return
-    lines = [b": ".join(field) for field in beforehand(fields) if _role[field[0]] not in ("framing", "length")]
+    lines = [b": ".join(field) for field in interim_fields(fields) if _role[field[0]] not in ("framing", "length")]
     transport.write(b"\r\n".join([b"HTTP/1.1 %d" % status + b" ", *lines, b"Via: " + VIA, b"\r\n"]))
 
 

@@ -9,9 +9,9 @@ from keyturn.core.events import ConnectionEnded, Joined, RequestLog
 from keyturn.core.http import Answer, Fields, Request
 from keyturn.core.model import SECOND, Client, Micros
 from keyturn.core.policy import Rule
-from keyturn.joining import flights
-from keyturn.joining.fanout import BOUND, FellBehind
-from keyturn.joining.flights import Joining, likeness
+from keyturn.joining import shared_requests
+from keyturn.joining.fanout import ANSWER_BOUND, FellBehind
+from keyturn.joining.shared_requests import Joining, join_key
 
 from tests.joining.steps import counting
 from tests.rooms import Recorder
@@ -219,15 +219,15 @@ def alike(*, client: Client | None = None, target: bytes = b"/me", fields: Field
 )
 def test_only_what_is_alike_under_the_same_rules_is_joined(other: Request) -> None:
     """Pool, target, fields that can change the answer, allow list and pin are the same, or each has its own lease."""
-    assert likeness(ALIKE) == likeness(alike())
-    assert likeness(ALIKE) != likeness(other)
+    assert join_key(ALIKE) == join_key(alike())
+    assert join_key(ALIKE) != join_key(other)
 
 
 def test_fields_that_only_name_a_request_do_not_set_it_apart() -> None:
     """A client such as newman makes a `Postman-Token` each time, a tracer a `traceparent`; order is nothing either."""
     one = alike(fields=((b"Accept", b"*/*"), (b"Postman-Token", b"1"), (b"X-Request-Id", b"1")))
     two = alike(fields=((b"traceparent", b"00-1"), (b"accept", b"*/*"), (b"Postman-Token", b"2")))
-    assert likeness(one) == likeness(two)
+    assert join_key(one) == join_key(two)
 
 
 @virtual
@@ -376,7 +376,7 @@ async def refused(number: int) -> int:
     """The steps in which so many callers are refused, each at a deadline of its own."""
     async with scene() as it:
         callers = [await it.come(it.request(wait=SECOND + late)) for late in range(number)]
-        with counting(flights) as steps:
+        with counting(shared_requests) as steps:
             for turn in range(number):
                 it.gateway.turns[turn].turn.set_exception(TooMany("Too late.", reason="deadline", retry_after=9))
                 await asyncio.sleep(0.001)
@@ -403,7 +403,7 @@ async def test_what_is_too_large_to_keep_goes_to_one() -> None:
     async with scene() as it:
         first, second = await it.come(), await it.come()
         it.gateway.turns[0].send()
-        it.gateway.turns[0].answer(b"x", fields=((b"Content-Length", b"%d" % (BOUND + 1)),))
+        it.gateway.turns[0].answer(b"x", fields=((b"Content-Length", b"%d" % (ANSWER_BOUND + 1)),))
         assert (await first)[1] == b"x"
         it.gateway.turns[1].send()
         it.gateway.turns[1].answer(b"y")
