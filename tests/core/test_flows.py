@@ -307,11 +307,11 @@ def test_virtual_time_starts_over_when_nobody_waits() -> None:
 
 
 def test_the_first_flows_of_a_class() -> None:
-    """Flows are listed with start tag, cost, client and number of waiting requests."""
+    """Flows are listed with client, start tag, cost and the numbers of waiting requests and queues."""
     queue = FairQueue()
     queue.put("r", WIDE, "a", 1, 2)
     queue.put("s", WIDE, "a", 1, 2)
     queue.put("r", WIDE, "b", 2, 1)
     queue.serve(WIDE.name, "a")
-    assert sorted(queue.flows(WIDE.name, 9)) == [(0, UNIT // 2, "b", 1), (UNIT, UNIT, "a", 3)]
+    assert sorted(queue.flows(WIDE.name, 9)) == [("a", UNIT, UNIT, 3, 2), ("b", 0, UNIT // 2, 1, 1)]
     assert len(list(queue.flows(WIDE.name, 1))) == 1

@@ -131,7 +131,7 @@ def test_the_flows_that_wait() -> None:
     world.ask(2, flow("heavy", (0, 1), "k0"))
     assert world.snapshot().flows == (
         WaitingFlow("heavy", (0, 1), "k0", 0, UNIT // 4, 2),
-        WaitingFlow("a", (0,), None, UNIT, UNIT, 4),
+        WaitingFlow("a", (0,), None, UNIT, UNIT, 4, queues=2),
     )
     assert (world.snapshot().others, world.snapshot().others_weight) == (0, 0)
 

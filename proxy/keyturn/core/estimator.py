@@ -4,17 +4,20 @@ A request's rank under a limit is the number of requests that are served before 
 wait is the time at which that limit's token of this rank is expected, the latest over all its limits.
 
 1. Start tags are per client: a client's flows under one limit are one series of starts. They are taken to alternate.
-2. A replica knows how many requests of a flow wait in its own queue, and the snapshot how many wait in all queues of
-   the flow, which are served in rotation.
+2. A replica knows how many requests of a flow wait in its own queue, and the snapshot how many wait in how many queues
+   of the flow, which are served in rotation.
 3. A token that waits for nobody is used again and again, each time a service time and a window later.
 4. A flow pinned to a quota competes for that quota's tokens with the other flows pinned to it, and with an equal part
    of the flows that are not pinned.
+5. Flows that also fall under another limit take no more tokens than that limit gives them: where it holds them back,
+   others are served in their place.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from itertools import accumulate
+from typing import NamedTuple
 
 from keyturn.core.competition import Competition, Others
 from keyturn.core.exchange import DemandClass, EstimatedWaits, Flow
@@ -36,6 +39,9 @@ FAR = 4
 
 DETAILED = 1_500
 """Estimates made from one snapshot before further queues are sampled more coarsely."""
+
+ROUNDS = 6
+"""Steps in which it is found how many requests that another limit holds back are served first."""
 
 CLOSE: Micros = 50 * MILLISECOND
 """Samples no further apart need none between them."""
@@ -67,6 +73,7 @@ class _Calendar:
             self._stages.append((base, number, spans, counts))
             last = number
         self._bases = [stage[0] for stage in self._stages]
+        self._numbers = [stage[1] for stage in self._stages]
 
     def at(self, rank: int) -> Micros:
         """The delay until the token of that rank is expected; only where there are any."""
@@ -76,6 +83,20 @@ class _Calendar:
         late, early, tokens = spans[index]
         left = counts[index] - inside - 1
         return (number + periods) * self.period + late - (late - early) * left // tokens
+
+    def count(self, delay: Micros) -> int:
+        """How many tokens are expected until then; one that returns twice counts twice."""
+        number, inside = divmod(delay, self.period)
+        stage = bisect_right(self._numbers, number) - 1
+        if stage < 0:
+            return 0
+        base, first, spans, counts = self._stages[stage]
+        index = bisect_left(spans, (inside + 1,))
+        found = base + (number - first) * counts[-1] + (counts[index - 1] if index else 0)
+        if index < len(spans):
+            late, early, tokens = spans[index]
+            found += tokens * (inside - early) // (late - early) if early < inside else 0
+        return found
 
 
 def _spans(returns: LimitReturns, window: Micros) -> Iterator[tuple[Micros, Micros, int]]:
@@ -94,67 +115,136 @@ def _spans(returns: LimitReturns, window: Micros) -> Iterator[tuple[Micros, Micr
         yield window, window, returns.in_use
 
 
+class _Held(NamedTuple):
+    """Flows under a limit that other limits hold back, and the calendars of these."""
+
+    flows: Competition
+    calendars: list[_Calendar]
+
+    def count(self, delay: Micros) -> int:
+        """How many of their requests can be served until then at the most."""
+        return min([calendar.count(delay) for calendar in self.calendars])
+
+
+class _Group(NamedTuple):
+    """Limits for which the same flows compete.
+
+    `unpinned`: for a pinned flow, those that are not pinned; `rivals` are then those pinned alike. `free` and `held`:
+    the rivals without and with other limits, where there are any with.
+    """
+
+    calendars: list[_Calendar]
+    rivals: Competition
+    unpinned: Competition | None = None
+    free: Competition | None = None
+    held: tuple[_Held, ...] = ()
+
+
 class _Claim:
-    """A flow under limits for which the same flows compete: its positions ranked, and the ranks turned into delays."""
+    """A flow under the limits of a group: its positions ranked, and the ranks turned into delays."""
 
-    def __init__(
-        self, lane: Flow, rivals: Competition, unpinned: Competition | None, calendars: list[_Calendar]
-    ) -> None:
-        self.calendars = calendars
-        self._client = lane.client
-        self._rivals, self._unpinned = rivals, unpinned
-        flows = rivals.clients.get(lane.client, [])
-        self._known = sum([flow.waiting for flow in flows])
-        self._beside = [flow.waiting for flow in flows if (flow.limits, flow.pinned) != lane.demand_class]
+    def __init__(self, flow: WaitingFlow, group: _Group, others: Others, quotas: int) -> None:
+        self._flow, self._group, self._others, self._quotas = flow, group, others, quotas
+        own = group.rivals.clients.get(flow.client, [])
+        beside = [one for one in own if (one.limits, one.pinned) != (flow.limits, flow.pinned)]
+        self._known = sum([one.waiting for one in own])
+        held = [part.flows.clients.get(flow.client, []) for part in group.held]
+        self._held_known = [sum([one.waiting for one in part]) for part in held]
+        self._held_beside = [[one.waiting for one in part] for part in held]
+        self._beside = [one.waiting for one in beside if not any(one in part for part in held)]
+        self._floor: tuple[int, Micros] = (0, 0)
+        """A position, and the delay until it is served."""
 
-    def at(self, position: int, flow: WaitingFlow, others: Others, quotas: int) -> Micros:
+    def at(self, position: int) -> Micros:
         """The delay until a position of the flow is served."""
         place = position + sum([min(waiting, position) for waiting in self._beside])
-        start = flow.tag + place * flow.cost
-        rank = self._rivals.before(start, self._client) + max(0, place - self._known)
-        if self._unpinned is None:
-            rank += others.before(start)
+        if self._group.held:
+            return self._between(position, place)
+        return self._served(place, self._before(self._group.rivals, place) + max(0, place - self._known))
+
+    def _served(self, place: int, before: int) -> Micros:
+        """The delay until a place is served, before which come so many listed requests, its client's among them."""
+        start, unpinned = self._start(place), self._group.unpinned
+        if unpinned is None:
+            rank = before + self._others.before(start)
         else:
-            rank += (self._unpinned.before(start, self._client) + others.before(start)) // quotas
-        return max([calendar.at(rank) for calendar in self.calendars])
+            rank = before + (self._before(unpinned, place) + self._others.before(start)) // self._quotas
+        return max([calendar.at(rank) for calendar in self._group.calendars])
 
+    def _start(self, place: int) -> int:
+        return self._flow.tag + place * self._flow.cost
 
-_Group = tuple[Competition, Competition | None, list[_Calendar]]
-"""Limits for which the same flows compete; for a pinned flow those pinned alike and, apart, those not pinned."""
+    def _before(self, flows: Competition, place: int) -> int:
+        return flows.before(self._start(place), self._flow.client)
+
+    def _between(self, position: int, place: int) -> Micros:
+        """The same where others are held back: how many of them come first depends on how long it takes.
+
+        The later a position is served, the more of them are, too; so the delay grows step by step until it suffices.
+        """
+        known, delay = self._floor
+        delay = delay if known <= position else 0
+        counted: dict[int, tuple[int, int, list[int]]] = {}
+        for _ in range(ROUNDS):
+            served = [part.count(delay) for part in self._group.held]
+            beside = [
+                min(sum([min(waiting, position) for waiting in part]), most)
+                for part, most in zip(self._held_beside, served, strict=True)
+            ]
+            at = place + sum(beside)
+            if at not in counted:
+                counted[at] = self._apart(at)
+            everyone, free, held = counted[at]
+            rows = zip(held, served, beside, strict=True)
+            some = free + sum([min(number, max(0, most - own)) for number, most, own in rows])
+            later = self._served(at, at + min(everyone, some))
+            if later <= delay:
+                break
+            delay = later
+        self._floor = position, delay
+        return delay
+
+    def _apart(self, place: int) -> tuple[int, int, list[int]]:
+        """Requests of other clients before a place: all, those that nothing holds back, and the others by part."""
+        group = self._group
+        held = [
+            self._before(part.flows, place) - min(place, known)
+            for part, known in zip(group.held, self._held_known, strict=True)
+        ]
+        own = min(place, self._known - sum(self._held_known))
+        free = self._before(group.free, place) - own if group.free else 0
+        return self._before(group.rivals, place) - min(place, self._known), free, held
 
 
 class Estimator:
-    """Estimates for the queues of one replica, from one snapshot; what queues have in common is counted once.
+    """Estimates for the queues of one replica, from one snapshot; what queues have in common is counted once."""
 
-    `replicas`: how many share the pool, and so the most among which a flow's tokens go in rotation.
-    """
-
-    def __init__(self, snapshot: Snapshot, revision: Revision, replicas: int) -> None:
+    def __init__(self, snapshot: Snapshot, revision: Revision) -> None:
         self._snapshot, self._revision = snapshot, revision
-        self._replicas = max(1, replicas)
         self._flows: dict[Flow, WaitingFlow] = {}
         for flow in snapshot.flows:  # two revisions' flows may be the same to this one
-            lane = Flow(flow.client, DemandClass(flow.limits, flow.pinned))
-            same = self._flows.get(lane)
-            self._flows[lane] = flow._replace(waiting=flow.waiting + same.waiting) if same else flow
+            name = Flow(flow.client, DemandClass(flow.limits, flow.pinned))
+            same = self._flows.get(name)
+            both = same and flow._replace(waiting=flow.waiting + same.waiting, queues=flow.queues + same.queues)
+            self._flows[name] = both or flow
         self._clients = {flow.client: flow for flow in snapshot.flows}
         self._last = snapshot.flows[-1].tag if snapshot.flows else 0
         self._pinned = {(limit, quota): returns for limit, quota, returns in snapshot.pinned}
         self._calendars: dict[tuple[int, str | None], _Calendar] = {}
-        self._of_kind: dict[DemandClass, list[WaitingFlow]] = {}
-        for lane, flow in self._flows.items():
-            self._of_kind.setdefault(lane.demand_class, []).append(flow)
+        self._by_class: dict[DemandClass, list[WaitingFlow]] = {}
+        for name, flow in self._flows.items():
+            self._by_class.setdefault(name.demand_class, []).append(flow)
         self._groups: dict[DemandClass, list[_Group]] = {}
         self._competitions: dict[frozenset[DemandClass], Competition] = {}
         self._unlisted: dict[tuple[DemandClass, int, int], EstimatedWaits] = {}
         self._made = 0
 
-    def turns(self, lane: Flow, own: int, weight: int = 1) -> EstimatedWaits | None:
+    def estimate(self, flow: Flow, own: int, weight: int = 1) -> EstimatedWaits | None:
         """Estimate a queue in which `own` requests wait, and positions behind it; `None` when the snapshot cannot tell.
 
         `weight` is its client's, which counts only where the snapshot lists no flow of that client.
         """
-        limits, pinned = lane.demand_class
+        limits, pinned = flow.demand_class
         if not limits:
             return EstimatedWaits((0,))
         if not self._revision.quotas or (pinned is not None and pinned not in self._revision.quotas):
@@ -163,25 +253,26 @@ class Estimator:
             return None
         if not min([self._calendar(limit, pinned).tokens for limit in limits]):
             return EstimatedWaits()
-        if lane.client in self._clients:
-            return self._sample(lane, own, weight)
-        alike = lane.demand_class, own, weight
+        if flow.client in self._clients:
+            return self._sample(flow, own, weight)
+        alike = flow.demand_class, own, weight
         if alike not in self._unlisted:
-            self._unlisted[alike] = self._sample(lane, own, weight)
+            self._unlisted[alike] = self._sample(flow, own, weight)
         return self._unlisted[alike]
 
-    def _sample(self, lane: Flow, own: int, weight: int) -> EstimatedWaits:
-        flow = self._flows.get(lane) or self._assume(lane, own, weight)
+    def _sample(self, name: Flow, own: int, weight: int) -> EstimatedWaits:
+        flow = self._flows.get(name) or self._assume(name, own, weight)
         total = max(own, flow.waiting)
-        waiting = self._snapshot.others - (0 if lane in self._flows else own)
+        waiting = self._snapshot.others - (0 if name in self._flows else own)
         others = Others(waiting, self._snapshot.others_weight, self._last)
-        claims, quotas = [_Claim(lane, *group) for group in self._group(lane.demand_class)], len(self._revision.quotas)
-        calendars = [calendar for claim in claims for calendar in claim.calendars]
+        groups, quotas = self._group(name.demand_class), len(self._revision.quotas)
+        claims = [_Claim(flow, group, others, quotas) for group in groups]
+        calendars = [calendar for group in groups for calendar in group.calendars]
         tokens = max(calendars, key=lambda calendar: calendar.period / calendar.tokens).tokens  # of the slowest
 
         def at(position: int) -> Micros:
-            place = _place(position, own, total, self._replicas)
-            return max([claim.at(place, flow, others, quotas) for claim in claims])
+            place = _place(position, own, total, flow.queues)
+            return max([claim.at(place) for claim in claims])
 
         detail = SPARE + own if self._made < DETAILED else 1 + min(own, SPARE)
         soon = list(accumulate([at(position) for position in range(min(SOON, detail))], max))
@@ -195,11 +286,11 @@ class Estimator:
         waits = accumulate([later[position] if position in later else at(position) for position in positions], max)
         return EstimatedWaits(tuple(soon), tuple(zip(positions, waits, strict=True)))
 
-    def _assume(self, lane: Flow, own: int, weight: int) -> WaitingFlow:
-        known = self._clients.get(lane.client)
+    def _assume(self, name: Flow, own: int, weight: int) -> WaitingFlow:
+        known = self._clients.get(name.client)
         tag = self._last if self._snapshot.others else 0
         tag, cost = (known.tag, known.cost) if known else (tag, UNIT // weight)
-        return WaitingFlow(lane.client, *lane.demand_class, tag, cost, own)
+        return WaitingFlow(name.client, *name.demand_class, tag, cost, own, 1 if own else 0)
 
     def _calendar(self, limit: int, quota: str | None) -> _Calendar:
         if (limit, quota) not in self._calendars:
@@ -208,33 +299,48 @@ class Estimator:
             self._calendars[limit, quota] = _Calendar(returns, window, self._snapshot.service)
         return self._calendars[limit, quota]
 
-    def _group(self, kind: DemandClass) -> list[_Group]:
-        """The limits of a kind, together where the same flows compete: such as one per second and one per day."""
-        if kind not in self._groups:
-            alike: dict[tuple[frozenset[DemandClass], ...], list[_Calendar]] = {}
-            for limit in kind.limits:
-                under = [other for other in self._of_kind if limit in other.limits]
-                parts: tuple[frozenset[DemandClass], ...] = (frozenset(under),)
-                if kind.pinned is not None:
-                    parts = tuple([frozenset([one for one in under if one.pinned == to]) for to in (kind.pinned, None)])
-                alike.setdefault(parts, []).append(self._calendar(limit, kind.pinned))
-            self._groups[kind] = [
-                (self._compete(rivals), self._compete(unpinned[0]) if unpinned else None, calendars)
-                for (rivals, *unpinned), calendars in alike.items()
-            ]
-        return self._groups[kind]
+    def _group(self, demanded: DemandClass) -> list[_Group]:
+        """The limits of a class, together where the same flows compete: such as one per second and one per day."""
+        if demanded not in self._groups:
+            alike: dict[frozenset[DemandClass], list[_Calendar]] = {}
+            for limit in demanded.limits:
+                under = frozenset([other for other in self._by_class if limit in other.limits])
+                alike.setdefault(under, []).append(self._calendar(limit, demanded.pinned))
+            self._groups[demanded] = [self._rivals(demanded, under, calendars) for under, calendars in alike.items()]
+        return self._groups[demanded]
 
-    def _compete(self, kinds: frozenset[DemandClass]) -> Competition:
-        if kinds not in self._competitions:
-            self._competitions[kinds] = Competition([flow for kind in kinds for flow in self._of_kind[kind]])
-        return self._competitions[kinds]
+    def _rivals(self, own: DemandClass, under: frozenset[DemandClass], calendars: list[_Calendar]) -> _Group:
+        if own.pinned is not None:
+            pinned, rest = [frozenset([one for one in under if one.pinned == to]) for to in (own.pinned, None)]
+            return _Group(calendars, self._compete(pinned), self._compete(rest))
+        held: dict[frozenset[int], set[DemandClass]] = {}
+        for other in under:
+            limits = frozenset(other.limits) - frozenset(own.limits)
+            if limits and other.pinned is None:
+                held.setdefault(limits, set()).add(other)
+        if not held:
+            return _Group(calendars, self._compete(under))
+        parts = [
+            _Held(self._compete(frozenset(classes)), [self._calendar(limit, None) for limit in sorted(limits)])
+            for limits, classes in held.items()
+        ]
+        free = under.difference(*held.values())
+        return _Group(calendars, self._compete(under), None, self._compete(free), tuple(parts))
+
+    def _compete(self, classes: frozenset[DemandClass]) -> Competition:
+        if classes not in self._competitions:
+            self._competitions[classes] = Competition([flow for one in classes for flow in self._by_class[one]])
+        return self._competitions[classes]
 
 
-def _place(position: int, own: int, total: int, replicas: int) -> int:
-    """Where in its flow a position of a replica's queue stands; the replicas are served in rotation."""
-    if position < own:
-        return min(position * total // own, position * replicas)
-    return min((position + 1) * replicas - 1, total + position - own)
+def _place(position: int, own: int, total: int, queues: int) -> int:
+    """Where in its flow a position of a replica's queue stands; the queues are served in rotation, one request each.
+
+    `own` and `total`: the requests in this queue and in all; a new queue stands last in the rotation.
+    """
+    if own:
+        return position + min(position * (queues - 1), total - own)
+    return position + min((position + 1) * queues, total)
 
 
 def _refine(samples: dict[int, Micros], at: Callable[[int], Micros], budget: int) -> None:

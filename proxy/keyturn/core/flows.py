@@ -281,7 +281,8 @@ class FairQueue:
         """Whether requests wait in a replica."""
         return replica in self._flows_of
 
-    def flows(self, name: str, most: int) -> Iterator[tuple[int, int, str, int]]:
-        """The first flows of a class: start tag above virtual time, cost, client, and how many requests wait."""
+    def flows(self, name: str, most: int) -> Iterator[tuple[str, int, int, int, int]]:
+        """The first flows of a class: client, start tag above virtual time, cost, requests and queues that wait."""
         for _, (_, client) in zip(range(most), self.waiting[name], strict=False):
-            yield self._start(name, client) - self.virtual_time, self.cost(client), client, self.totals[name, client]
+            tag, queues = self._start(name, client) - self.virtual_time, len(self._queues[name, client])
+            yield client, tag, self.cost(client), self.totals[name, client], queues

@@ -139,7 +139,10 @@ class LimitReturns:
 
 
 class WaitingFlow(NamedTuple):
-    """A flow that waits, over all replicas: its start tag beyond the virtual time, a request's cost, how many wait."""
+    """A flow that waits, over all replicas: its start tag beyond the virtual time, a request's cost, how many wait.
+
+    `queues`: in how many replicas.
+    """
 
     client: str
     limits: tuple[int, ...]
@@ -147,6 +150,7 @@ class WaitingFlow(NamedTuple):
     tag: int
     cost: int
     waiting: int
+    queues: int = 1
 
 
 @value_object

@@ -120,9 +120,9 @@ def _waiting_flows(state: SharedState, view: RevisionView) -> Iterator[WaitingFl
             found.append((min(FLOWS, len(queue.waiting[name])), name, limits, demanded.pinned))
     left = FLOWS
     for place, (_, name, limits, pinned) in enumerate(sorted(found)):
-        for tag, cost, client, waiting in queue.flows(name, FLOWS if few else left // (len(found) - place)):
+        for client, *row in queue.flows(name, FLOWS if few else left // (len(found) - place)):
             left -= 1
-            yield WaitingFlow(client, limits, pinned, tag, cost, waiting)
+            yield WaitingFlow(client, limits, pinned, *row)
 
 
 def _sample(cooling: SortedSet[str, Micros], low: int, high: int, most: int) -> Iterator[tuple[int, Micros]]:

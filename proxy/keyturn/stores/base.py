@@ -153,10 +153,10 @@ class SessionStore:
                 chosen[flow] = None
         self._next = begin
         session.took(self._clock(), snapshot, [flow for flow in session.newcomers if flow not in chosen])
-        estimator = Estimator(snapshot, session.revision, session.replicas)
+        estimator = Estimator(snapshot, session.revision)
         told: dict[Flow, EstimatedWaits] = {}
         for demand in [waiting[flow] for flow in chosen]:
-            turns = estimator.turns(demand.flow, demand.waiting, demand.weight)
+            turns = estimator.estimate(demand.flow, demand.waiting, demand.weight)
             if turns is not None:
                 told[demand.flow] = turns
         return told

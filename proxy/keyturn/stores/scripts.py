@@ -190,8 +190,8 @@ def decode_snapshot(answer: Sequence[Any]) -> Snapshot | None:
 
 def _waiting(limits: Sequence[int], pinned: bytes, flows: Sequence[Any]) -> Iterator[WaitingFlow]:
     rows, indices, quota = iter(flows), tuple(limits), pinned.decode() or None
-    for client, tag, cost, waiting in zip(rows, rows, rows, rows, strict=True):
-        yield WaitingFlow(client.decode(), indices, quota, tag, cost, waiting)
+    for client, *row in zip(*[rows] * 5, strict=True):
+        yield WaitingFlow(client.decode(), indices, quota, *row)
 
 
 def _returns(available: int, cooling: int, in_use: int, soon: list[int], ranks: Sequence[int] = ()) -> LimitReturns:

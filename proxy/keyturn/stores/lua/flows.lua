@@ -7,7 +7,7 @@
 -- `wait:<class>`       sorted set: its clients, by their place in the fair order or less
 -- `ready`              sorted set: classes that wait and may be served, by the place of their first client or less
 -- `classes`            hash: a class's virtual time, and by how much it was moved on since it lagged too far
--- `totals`             hash: how many requests of a flow wait, how many of its client's were served at its last turn, and how much its
+-- `totals`             hash: how many requests of a flow wait, in how many queues, how many of its client's were served at its last turn, and how much its
 --                      class had been moved on when its client was served last
 -- `waiting:<replica>`  hash: how many requests of a flow wait in a replica
 -- `queues:<flow>`      sorted set: its replicas, the one served longest ago first
@@ -79,7 +79,7 @@ end
 
 local function join(replica, class, flow)
   local own = flow.own
-  state.sequence, flow.queue = state.sequence + 1, nil
+  state.sequence, flow.queue, flow.total.queues = state.sequence + 1, nil, (flow.total.queues or 0) + 1
   call('ZADD', key('queues', flow.name), state.sequence, replica)
   if own.flows == 0 then
     call('ZREM', IDLE, flow.client)
@@ -101,6 +101,7 @@ local function leave(replica, class, flow, left)
   write(counts(replica), flow.name, false)
   call('ZREM', key('queues', flow.name), replica)
   total.waiting, state.requests, flow.queue = total.waiting - left, state.requests - left, nil
+  total.queues = max(1, (total.queues or 0) - 1)
   write(totals, flow.name, total.waiting > 0 and total)
   if total.waiting > 0 then return end
   class.flows[client], class.head = nil, nil
@@ -125,7 +126,7 @@ function flows.put(replica, class, client, weight, waiting)
   local before = read(counts(replica), flow.name) or 0
   if waiting > 0 then
     flow.own = flow.own or { tag = 0, flows = 0, served = 0 }
-    flow.total = flow.total or { waiting = 0, turn = 0, base = 0 }
+    flow.total = flow.total or { waiting = 0, queues = 0, turn = 0, base = 0 }
   end
   if flow.own then
     flow.own.weight = weight

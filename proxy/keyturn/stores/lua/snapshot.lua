@@ -144,7 +144,7 @@ local function classes_in(view, clients)
   return found
 end
 
--- The classes {limits, pinned, flows} (client, tag, cost, waiting, one after the other), and what is not told: requests, flows.
+-- The classes {limits, pinned, flows} (client, tag, cost, waiting, queues, one after the other), and what is not told: requests, flows.
 local function waiting_flows(view)
   local number = call('HLEN', flows.totals.key)
   local found, clients, names, rows = classes_in(view, clients_by_class(number <= FLOWS)), {}, {}, {}
@@ -162,10 +162,10 @@ local function waiting_flows(view)
   for place, one in ipairs(found) do
     local listed = {}
     for index = 1, rows[place] do
-      local last = 4 * index
+      local last = 5 * index
       flow.own, flow.total = own[clients[first + index]], total[names[first + index]]
-      listed[last - 3], listed[last - 2] = clients[first + index], flows.start(one[1], flow) - state.virtual_time
-      listed[last - 1], listed[last] = flows.cost(flow.own), flow.total.waiting
+      listed[last - 4], listed[last - 3] = clients[first + index], flows.start(one[1], flow) - state.virtual_time
+      listed[last - 2], listed[last - 1], listed[last] = flows.cost(flow.own), flow.total.waiting, flow.total.queues or 1
       requests = requests - flow.total.waiting
     end
     told[place], first = { one[2], one[1].pinned or '', listed }, first + rows[place]
