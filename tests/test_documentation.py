@@ -1,6 +1,7 @@
 """The pages in Markdown: their links, the files that they name, and the laws that the code cites."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_every_law_that_is_cited_exists() -> None:
     }
     assert {number for _, number in cited} == LAW_NUMBERS, "cite each law somewhere"
     assert {(name, number) for name, number in cited if number not in LAW_NUMBERS} == set()
+
+
+def test_the_floors_are_those_of_the_import_contract() -> None:
+    """The table of floors in docs/architecture.md names the layers of pyproject.toml in their order."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*`) \|", text.partition("\n## The floors\n")[2].partition("\n## ")[0], re.MULTILINE)
+    named = [{name.strip("/") for name in re.findall(r"`([^`]+)`", row)} for row in rows]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    assert named == [set(layer.split(" | ")) for layer in layers if layer != "__main__"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
