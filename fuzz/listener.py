@@ -19,6 +19,7 @@ from keyturn.core.events import Event, RequestLog
 from keyturn.core.http import Answer, Fields, Request, Whole
 from keyturn.core.model import Client, Secret
 from keyturn.upstream.request_writer import HeadWriter
+from keyturn.web.connection import CallerConnection
 from keyturn.web.connections import Connections
 from keyturn.web.forward import Forward, ForwardSettings
 from keyturn.web.overload import Bounds
@@ -173,8 +174,8 @@ async def _play(pieces: list[bytes], bounds: Bounds) -> None:
         draining=lambda: False,
         leaving=lambda: False,
     )
-    connections = Connections(forward, bounds, None)
-    connection, transport = connections(), _Transport()
+    connections = Connections(bounds, None)
+    connection, transport = CallerConnection(connections, forward), _Transport()
     connection.connection_made(transport)
     for piece in pieces:
         if not transport.closed:
@@ -187,7 +188,7 @@ async def _play(pieces: list[bytes], bounds: Bounds) -> None:
     await _settle()
     assert len(connections) == 0
     assert not connections._peers  # noqa: SLF001  # nothing stays behind
-    assert not forward._loops._under_way  # noqa: SLF001  # as above
+    assert not forward._loops._in_flight  # noqa: SLF001  # as above
     await connections.cut()
     assert asyncio.all_tasks() == {asyncio.current_task()}
 

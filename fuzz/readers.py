@@ -3,8 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple, cast
 
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import strategies as st
 from keyturn.access.jwts import _read as read_jwt
@@ -27,6 +29,7 @@ from keyturn.core.signals import read
 from keyturn.telemetry.exposition import chosen
 from keyturn.telemetry.requests import shown_path
 from keyturn.telemetry.traces import Traces
+from keyturn.web.connection import CallerConnection, IncomingRequest
 from keyturn.web.error_responses import error_response
 from keyturn.web.incoming import check_framing, origin_form
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -66,9 +69,13 @@ class _Nowhere(asyncio.Transport):
     """A connection without any information."""
 
 
+_NOWHERE = SimpleNamespace(transport=None, scheme="http")
+
+
 def _target(text: bytes) -> None:
     given = text.decode("latin-1")
-    request = make_mocked_request("GET", given, {"Host": given}, transport=_Nowhere())
+    message = make_mocked_request("GET", given, {"Host": given})._message  # noqa: SLF001  # made as the server makes it
+    request = IncomingRequest(cast("CallerConnection", _NOWHERE), message, EMPTY_PAYLOAD)
     origin_form(request, frozenset({b"a"}))
     check_framing(request)
 

@@ -288,7 +288,7 @@ async def test_nothing_is_left_of_chaos(tmp_path: Path) -> None:
     assert [record.getMessage() for record in errors] == []
     assert crowd.answers[200] > CALLERS
     assert set(crowd.answers) <= {200, 429, 500, 502, 503, 504, 408}
-    assert not app._forward._loops._under_way
+    assert not app._forward._loops._in_flight
     assert sizes[1] - sizes[0] < 30 * MEGABYTE
     await until(lambda: asyncio.all_tasks() <= before, "no task is left")
     await until(lambda: files() <= open_before, "no file is left open")

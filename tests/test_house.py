@@ -150,7 +150,6 @@ MODULES_TWICE = words("""
     answers causes connections contents document errors looks model placements pools refusals server sources
 """)
 IN_CYCLES = words("""
-    keyturn.web.connections keyturn.web.preamble
 """)
 CONSTANTS_WITHOUT_SUBJECT = words("""
     AGAIN AHEAD ALONE APART AT_ONCE BESIDE BEYOND BOUND CLOSE COME_BACK EARLY ENOUGH EVERY FAR FEW FEWEST FIRST FLOOR

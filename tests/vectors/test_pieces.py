@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from keyturn.core.http import Answer, Request
+from keyturn.web.connection import CallerConnection
 from keyturn.web.connections import Connections
 from keyturn.web.overload import Bounds
 
@@ -90,7 +91,7 @@ async def outcome(world: World, pieces: list[bytes]) -> tuple[object, ...]:
 
     world.gateway.reply = reply
     wire = Wire()
-    connection = Connections(world.forward, Bounds(), world)()
+    connection = CallerConnection(Connections(Bounds(), world), world.forward)
     connection.connection_made(wire)
     for piece in pieces:
         if not wire.ended:

@@ -5,7 +5,9 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import cast
 
+from keyturn.access import Admission
 from keyturn.config.units import TcpListener, UnixListener
 from keyturn.core.errors import Unauthenticated
 from keyturn.core.events import ConnectionEnded, Event, RequestLog
@@ -13,7 +15,7 @@ from keyturn.core.forwarded import TrustedProxies
 from keyturn.core.http import Answer, Fields, Request
 from keyturn.core.model import MILLISECOND, SECOND, Client
 from keyturn.core.redaction import Redactor
-from keyturn.web.connection import BoundedReader
+from keyturn.web.connection import CallerConnection
 from keyturn.web.forward import Forward, ForwardSettings
 from keyturn.web.listener import Listener
 from keyturn.web.overload import Bounds, ByteBudget
@@ -45,16 +47,6 @@ class Parts:
     def abort(self) -> None:
         """Remember it."""
         self.aborted = True
-
-
-@dataclass(frozen=True)
-class Admission:
-    """A caller and its request without its credential."""
-
-    client: Client
-    fields: Fields
-    target: bytes
-    hidden: Redactor | None = None
 
 
 @dataclass
@@ -262,7 +254,7 @@ def split(answer: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes]:
     return status, [(name, value) for name, _, value in pairs], body
 
 
-def receive(protocol: BoundedReader, data: bytes) -> None:
+def receive(protocol: CallerConnection, data: bytes) -> None:
     """Hand over bytes as a transport does, as many at a time as are asked for."""
     while data:
         into = protocol.get_buffer(-1)
@@ -304,3 +296,9 @@ async def until_closed(world: World) -> None:
     async with asyncio.timeout(60):
         while world.listener.connections:
             await asyncio.sleep(MILLISECOND / 1_000_000)
+
+
+def open_connections(world: World) -> list[CallerConnection]:
+    """The open connections of a world's listener."""
+    assert world.listener._connections is not None
+    return [cast("CallerConnection", one) for one in world.listener._connections._open]

@@ -15,13 +15,13 @@ from typing import Any, cast
 import pytest
 import trustme
 import uvloop
-from aiohttp import web
 from keyturn.config.units import TcpListener
 from keyturn.core.errors import Unauthenticated
 from keyturn.core.events import ConnectionEnded
 from keyturn.core.forwarded import TrustedProxies
 from keyturn.web import acceptor
 from keyturn.web.acceptor import Acceptor
+from keyturn.web.connection import IncomingRequest
 from keyturn.web.connections import CONNECTIONS_MADE, Connections
 from keyturn.web.overload import Bounds
 
@@ -31,7 +31,7 @@ from tests.web.callers import Access, Gateway, World, ended, get, okay, read, sp
 LOOPS = pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 
 
-async def nothing(_: web.BaseRequest) -> web.StreamResponse:
+async def nothing(_: IncomingRequest) -> bool:
     """Nobody asks for anything here."""
     raise AssertionError
 
@@ -77,7 +77,7 @@ class Door:
                 door.made.append(transport)
                 door.in_turn[door.turn] += 1
 
-        taking = Acceptor(self.sock, Connections(nothing, Bounds(), None), Made, {})
+        taking = Acceptor(self.sock, Connections(Bounds(), None), Made, {})
         try:
             yield taking
         finally:
@@ -301,7 +301,7 @@ async def test_connections_without_a_whole_header_are_bounded_and_cut() -> None:
     async with behind_a_balancer(bounds=Bounds(connections=1)).running() as world:
         reader, writer = await world.connect()
         writer.write(b"PROXY TCP4 ")
-        await until(lambda: len(world.listener._protocols._expected) == 1, "it is waited for")  # type: ignore[union-attr]  # nothing else tells
+        await until(lambda: len(world.listener._connections._expected) == 1, "it is waited for")  # type: ignore[union-attr]  # nothing else tells
         second_reader, second = await world.connect()
         assert await read(second_reader) == b""
         assert ended(world) == ["too_many"]
@@ -402,8 +402,8 @@ async def test_a_handshake_that_fails_ends_the_connection(caplog: pytest.LogCapt
         writer.write(HEADER + b"\x16\x03")
         await writer.drain()
         writer.transport.abort()
-        assert world.listener._protocols is not None  # nothing else tells
-        await until(lambda: not world.listener._protocols._expected, "it is over")  # type: ignore[union-attr]
+        assert world.listener._connections is not None  # nothing else tells
+        await until(lambda: not world.listener._connections._expected, "it is over")  # type: ignore[union-attr]
         assert "a TLS handshake that failed (wrong version number) came from 192.0.2.7" in caplog.text
         assert [event for event in world.events if isinstance(event, ConnectionEnded)] == []
 

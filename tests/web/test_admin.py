@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import RawTestServer, TestClient
+from aiohttp import ClientSession
 from keyturn.core.events import Retried
 from keyturn.core.health import KeySnapshot
 from keyturn.core.levels import BucketLevel, KeyLevel, LaneLevel, Levels
@@ -14,6 +13,7 @@ from keyturn.core.model import Secret
 from keyturn.tasks import STEP
 from keyturn.telemetry import Metrics
 from keyturn.web.admin import Admin
+from keyturn.web.listener import Listener
 from keyturn.web.status import page
 from keyturn.web.status.document import document as document_of
 from keyturn.web.status.model import BucketStatus, KeyStatus, PoolStatus, QuotaStatus, Snapshot
@@ -87,12 +87,12 @@ class Served:
         self.token: Secret | None = Secret("right")
         self.standing = Standing()
         admin = Admin(self.metrics, lambda: self.reasons, self.standing, self.switches, lambda: self.token)
-        self.server = RawTestServer(admin)
-        self.http: TestClient[web.BaseRequest, None] = TestClient(self.server)
+        self.listener = Listener(admin, ["127.0.0.1:0"])
 
     async def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
         """Status, fields and body of an answer."""
-        async with self.http.request(method, path, headers=headers) as answer:
+        url = self.listener.addresses[0]
+        async with ClientSession(url) as http, http.request(method, path, headers=headers) as answer:
             return answer.status, dict(answer.headers), await answer.text()
 
 
@@ -100,8 +100,9 @@ class Served:
 async def served() -> AsyncIterator[Served]:
     """One for each test."""
     served = Served()
-    async with served.http:
-        yield served
+    await served.listener.start()
+    yield served
+    await served.listener.stop(0)
 
 
 async def test_healthz_says_that_the_process_lives(served: Served) -> None:

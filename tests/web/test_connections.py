@@ -6,13 +6,14 @@ import ssl
 from collections.abc import AsyncIterator
 
 import pytest
+from keyturn.access import Admission
 from keyturn.core.http import Fields
 from keyturn.core.model import Client
 from keyturn.web import connections
 from keyturn.web.connections import DisconnectWatcher
 from keyturn.web.overload import Bounds
 
-from tests.web.callers import Access, Admission, Gateway, World, ended, get, okay, read, split, until_closed
+from tests.web.callers import Access, Gateway, World, ended, get, okay, open_connections, read, split, until_closed
 
 SOON = 0.05
 """Seconds that run out."""
@@ -65,7 +66,7 @@ async def test_one_too_many_that_has_asked_already_is_told_so() -> None:
 
 async def test_a_crowd_that_is_turned_away_has_no_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many may linger."""
-    monkeypatch.setattr(connections, "_TURNED_AWAY", 1)
+    monkeypatch.setattr(connections, "_MAX_TURNED_AWAY", 1)
     async with World(bounds=Bounds(connections=1)).running() as world:
         _, writer = await world.connect()
         while not world.listener.connections:
@@ -125,16 +126,15 @@ async def test_a_handshake_that_does_not_come_is_given_up() -> None:
 
 async def test_a_crowd_that_is_refused_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many have what they still send thrown away; the others are answered, too, and closed."""
-    monkeypatch.setattr(connections, "_DRAINED", 1)
+    monkeypatch.setattr(connections, "_MAX_DRAINED", 1)
     access = Access(required=True)
     async with World(access=access).running() as world:
-        assert world.listener._protocols is not None
         crowd = [await world.connect() for _ in range(4)]
         for reader, writer in crowd:
             assert isinstance(writer.transport, asyncio.Transport)
             writer.write(get(b"/", b"Content-Length: 90000000", method=b"PUT", body=b"x" * 9_000_000))
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401 ")
-        read_on = [connection for connection in world.listener._protocols._open if not connection._stopped]
+        read_on = [connection for connection in open_connections(world) if not connection._stopped]
         assert len(read_on) == 1
         for _, writer in crowd:
             writer.transport.abort()

@@ -12,26 +12,25 @@ from typing import Any
 import pytest
 import trustme
 import uvloop
-from aiohttp import web
 from keyturn.core.errors import StartError
 from keyturn.core.forwarded import TrustedProxies
 from keyturn.core.http import Answer, Request
 from keyturn.tasks import spawn
 from keyturn.web import listener
-from keyturn.web.connection import _FIRST, admit
+from keyturn.web.connection import _FIRST_REQUEST, IncomingRequest
+from keyturn.web.error_responses import UnreadableBody
 from keyturn.web.listener import Listener, tcp_sockets, unix_socket, why
 from keyturn.web.overload import Bounds
-from keyturn.web.relay import KEPT, write
 
-from tests.web.callers import Gateway, Parts, World, an_answer, get
+from tests.web.callers import Gateway, Parts, World, an_answer, get, open_connections
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-async def answer(incoming: web.BaseRequest) -> web.StreamResponse:
+async def answer(incoming: IncomingRequest) -> bool:
     """Answer anything."""
-    write(incoming, ANSWER)
-    return KEPT
+    incoming.write(ANSWER)
+    return True
 
 
 async def ask_at(path: str) -> bytes:
@@ -201,7 +200,7 @@ async def test_a_new_connection_on_which_no_request_comes_does_not_hold_stopping
         old, old_writer = await world.connect()
         while not world.listener.connections:  # real sockets: a few turns of the loop
             await asyncio.sleep(0)
-        await asyncio.sleep(_FIRST)
+        await asyncio.sleep(_FIRST_REQUEST)
         new, new_writer = await world.connect()
         while world.listener.connections < 2:
             await asyncio.sleep(0)
@@ -275,11 +274,11 @@ async def test_a_body_that_is_no_http_leaves_no_traceback(caplog: pytest.LogCapt
     """What a caller gets wrong in a body is told to it by the handler, and is no error of this process."""
     begun = asyncio.Event()
 
-    async def reading(incoming: web.BaseRequest) -> web.StreamResponse:
-        admit(incoming)
+    async def reading(incoming: IncomingRequest) -> bool:
+        incoming.connection.admit()
         assert await incoming.content.readany() == b"abc"
         begun.set()
-        with pytest.raises(web.RequestPayloadError):
+        with pytest.raises(UnreadableBody):
             await incoming.content.readany()
         return await answer(incoming)
 
@@ -306,11 +305,11 @@ async def test_long_fields_are_read() -> None:
 async def test_a_handler_that_fails_is_answered_for(caplog: pytest.LogCaptureFixture) -> None:
     """An error that a handler lets out is logged once, and answered with 500 where nothing has been sent."""
 
-    async def failing(_: web.BaseRequest) -> web.StreamResponse:
+    async def failing(_: IncomingRequest) -> bool:
         raise ZeroDivisionError
 
-    async def failing_late(incoming: web.BaseRequest) -> web.StreamResponse:
-        write(incoming, ANSWER[:-1])
+    async def failing_late(incoming: IncomingRequest) -> bool:
+        incoming.write(ANSWER[:-1])
         raise ZeroDivisionError
 
     for handler, expected in ((failing, b"HTTP/1.1 500 "), (failing_late, ANSWER[:-1])):
@@ -418,8 +417,7 @@ async def test_the_system_keeps_little_of_an_answer_that_nobody_reads() -> None:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", world.port))
         await asyncio.get_running_loop().sock_sendall(sock, get())
-        assert world.listener._protocols is not None
-        while not any(one.writing_paused for one in world.listener._protocols.connections):  # a few turns of the loop
+        while not any(one.writing_paused for one in open_connections(world)):  # a few turns of the loop
             await asyncio.sleep(0)
         assert 2**24 - sum(len(part) for part in body.parts if isinstance(part, bytes)) < 2**20
         sock.close()
@@ -450,10 +448,10 @@ async def test_other_bounds_hold_for_who_comes() -> None:
     listener = Listener(answer, ["127.0.0.1:0"])
     listener.adopt(Bounds(keep_alive=1), TrustedProxies())
     await listener.start()
-    assert listener._protocols is not None
-    assert listener._protocols.bounds.keep_alive == 1
+    assert listener._connections is not None
+    assert listener._connections.bounds.keep_alive == 1
     listener.adopt(Bounds(keep_alive=2), TrustedProxies())
-    assert listener._protocols.bounds.keep_alive == 2
+    assert listener._connections.bounds.keep_alive == 2
     await listener.stop(0)
 
 

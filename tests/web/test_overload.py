@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from keyturn.web.overload import (
     Bounds,
     ByteBudget,
     ConnectionBytes,
+    HeadCounter,
     IterationBudget,
     WriteTimeout,
 )
@@ -58,8 +60,8 @@ def test_one_connection_may_hold_what_is_free() -> None:
     assert account.room() == LIMIT // 4
     account.hold(1000)
     assert account.room() == LIMIT // 4 - 2000
-    account.know(known=True)
-    assert (buffers.of_strangers, buffers.of_clients) == (0, 1000)
+    account.admit(admitted=True)
+    assert (buffers.unadmitted, buffers.admitted) == (0, 1000)
     assert account.room() == LIMIT - 2000
 
 
@@ -69,12 +71,12 @@ def test_who_holds_little_goes_on_while_others_hold_all_they_can() -> None:
     for known in (False, True):
         crowd = [Caller(buffers) for _ in range(2000)]
         for caller in crowd:
-            caller.account.know(known=known)
+            caller.account.admit(admitted=known)
             caller.take()
         assert buffers.held <= LIMIT + BYTES_FLOOR * len(crowd) + crowd[0].wants
         newcomer = ConnectionBytes(buffers, lambda: None)
         assert newcomer.room() >= BYTES_FLOOR
-        newcomer.know(known=True)
+        newcomer.admit(admitted=True)
         assert newcomer.room() >= BYTES_FLOOR
         for caller in crowd:
             caller.account.close()
@@ -88,7 +90,7 @@ def test_strangers_leave_the_rest_to_clients() -> None:
     for _ in range(50):
         Caller(buffers).take()
     client = ConnectionBytes(buffers, lambda: None)
-    client.know(known=True)
+    client.admit(admitted=True)
     assert client.room() >= LIMIT // 4 - 50 * BYTES_FLOOR - 60_000
 
 
@@ -123,7 +125,7 @@ def test_clients_that_hold_everything_are_told_so() -> None:
     """By heads of requests that wait, say, which nobody can refuse to read in time."""
     buffers = ByteBudget(LIMIT)
     account = ConnectionBytes(buffers, lambda: None)
-    account.know(known=True)
+    account.admit(admitted=True)
     account.hold(LIMIT)
     assert not account.crowded
     account.hold(LIMIT + 1)
@@ -137,8 +139,8 @@ def test_the_sums_are_those_of_the_connections(steps: list[tuple[int, int, bool]
     accounts = [ConnectionBytes(buffers, lambda: None) for _ in range(10)]
     for number, held, known in steps:
         accounts[number].hold(held)
-        accounts[number].know(known=known)
-    assert buffers.of_clients == sum(account.held for account in accounts if account.known)
+        accounts[number].admit(admitted=known)
+    assert buffers.admitted == sum(account.held for account in accounts if account.admitted)
     assert buffers.held == sum(account.held for account in accounts)
 
 
@@ -202,13 +204,13 @@ async def test_only_waiting_for_the_caller_counts() -> None:
     for _ in range(3):
         taker.pace.wait()
         await asyncio.sleep(PATIENCE * 0.3)
-        taker.pace.go_on()
+        taker.pace.resume()
         await asyncio.sleep(PATIENCE * 5)
     assert not taker.cut
     taker.pace.begin()
     taker.pace.wait()
     await asyncio.sleep(PATIENCE * 0.9)
-    taker.pace.go_on()
+    taker.pace.resume()
     taker.pace.wait()
     await asyncio.sleep(PATIENCE * 0.2)
     assert len(taker.cut) == 1
@@ -274,3 +276,41 @@ async def test_a_crowd_of_one_party_holds_up_itself() -> None:
     await asyncio.wait(tasks)
     assert seen[:2] == ["a0", "a1"], "there was room"
     assert seen[2:] == ["a2", "b0", "a3", "b1", "a4", "a5"]
+
+
+HEADS = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\n\r\n"
+
+
+def lengths(data: bytes, cuts: list[int]) -> list[int]:
+    """The lengths of the heads in data that comes in pieces."""
+    places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
+    count, found = HeadCounter(), []
+    for start, end in itertools.pairwise(places):
+        piece, at = data[start:end], 0
+        while at < len(piece):
+            length = count.length(piece, at)
+            count.add(piece[at : at + length])
+            at += length
+            if HEADS.startswith(b"\r\n\r\n", start + at - 4):
+                found.append(count.received)
+                count.begin()
+    return found
+
+
+@given(st.lists(st.integers(0, 100), max_size=8))
+def test_a_head_ends_behind_its_empty_line(cuts: list[int]) -> None:
+    """Wherever its bytes are cut; what stands behind belongs to the next."""
+    assert lengths(HEADS, cuts) == [27, 19]
+
+
+def test_text_beyond_ascii_costs_more() -> None:
+    """For the whole head, since one character widens the text that it stands in."""
+    count = HeadCounter()
+    count.add(b"x" * 1000)
+    assert count.cost == 2000
+    assert count.affordable(2000) == 1000
+    count.add("€".encode())
+    assert count.cost == 5 * 1003
+    assert count.affordable(2000) == 400
+    count.begin()
+    assert count.cost == 0

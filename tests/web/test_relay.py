@@ -7,7 +7,7 @@ from keyturn.core.errors import Broken
 from keyturn.core.http import Answer, Fields, Request
 from keyturn.web.overload import IterationBudget
 
-from tests.web.callers import Gateway, Parts, World, an_answer, get, split
+from tests.web.callers import Gateway, Parts, World, an_answer, get, open_connections, split
 
 
 def giving(answer: Answer) -> Gateway:
@@ -129,8 +129,7 @@ async def test_a_body_that_is_there_leaves_with_its_head() -> None:
     answer = an_answer(b"heyo")
 
     async def reply(_: Request) -> Answer:
-        assert world.listener._protocols is not None
-        for connection in world.listener._protocols._open:
+        for connection in open_connections(world):
             assert connection.transport is not None
             connection.transport = Watched(connection.transport, written)  # type: ignore[assignment]  # stands in for it
         return answer
@@ -295,8 +294,8 @@ async def test_an_answer_that_is_complete_waits_for_no_turn() -> None:
         return an_answer(b"ok")
 
     async with World(gateway=Gateway(reply)).running() as world:
-        assert world.listener._protocols is not None
-        world.listener._protocols.relaying = NoTurns(asyncio.get_running_loop(), 1)
+        assert world.listener._connections is not None
+        world.listener._connections.relaying = NoTurns(asyncio.get_running_loop(), 1)
         reader, writer = await world.connect()
         for _ in range(2):
             writer.write(get(close=False))

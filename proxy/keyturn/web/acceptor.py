@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from keyturn.access.rate_limits import address_of, network_of
 from keyturn.core.errors import BadRequest
@@ -20,10 +20,9 @@ from keyturn.core.events import WhyEnded
 from keyturn.core.forwarded import UNIX, parse_address
 from keyturn.core.proxy_protocol import SHORTEST_HEADER, InvalidProxyHeader, ProxyHeader, read
 from keyturn.tasks import spawn
+from keyturn.web.connection import CallerConnection, Handler
+from keyturn.web.connections import Connections, PendingConnection
 from keyturn.web.error_responses import plain_response
-
-if TYPE_CHECKING:
-    from keyturn.web.connections import Connections
 
 ACCEPT_BACKLOG = 1024
 """Connections that wait in the kernel."""
@@ -51,7 +50,7 @@ class Acceptor:
     def __init__(
         self,
         sock: socket.socket,
-        owner: "Connections",
+        owner: Connections,
         factory: Callable[[], asyncio.BaseProtocol],
         secured: dict[str, Any],
     ) -> None:
@@ -148,16 +147,17 @@ class Acceptor:
             await self._loop.connect_accepted_socket(self.factory, sock, **self.secured)
 
 
-class ProxyHeaderReader(asyncio.BufferedProtocol):
+class ProxyHeaderReader(PendingConnection, asyncio.BufferedProtocol):
     """Reads the header of one connection, and no byte more; the rest is the connection's, or its TLS handshake's.
 
     A connection of somebody who is not trusted, without a header, or with a malformed or late one is closed.
     """
 
-    __slots__ = ("_loop", "_owner", "_read", "_timer", "_tls", "_wanted", "_wire", "address")
+    __slots__ = ("_handler", "_loop", "_owner", "_read", "_timer", "_tls", "_wanted", "_wire")
 
-    def __init__(self, owner: "Connections", tls: ssl.SSLContext | None) -> None:
+    def __init__(self, owner: Connections, handler: Handler, tls: ssl.SSLContext | None) -> None:
         self._owner = owner
+        self._handler = handler
         self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._read = bytearray()
@@ -240,11 +240,11 @@ class ProxyHeaderReader(asyncio.BufferedProtocol):
 
     def _hand_over(self, wire: asyncio.Transport, early: bytes) -> None:
         self._done()
-        intake = self._owner.intake(self.address)
-        wire.set_protocol(intake)
-        intake.connection_made(wire)
+        connection = CallerConnection(self._owner, self._handler, self.address)
+        wire.set_protocol(connection)
+        connection.connection_made(wire)
         if early:
-            intake.take(early)
+            connection.receive(early)
 
     async def _secure(self, wire: asyncio.Transport, tls: ssl.SSLContext) -> None:
         """Shake hands, then hand over; what fails is told as it is for other connections."""

@@ -5,7 +5,6 @@ import re
 from http import HTTPStatus
 from uuid import uuid4
 
-from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import InvalidHeader, InvalidURLError, LineTooLong
@@ -86,8 +85,12 @@ _BEYOND_ASCII = re.compile(r"\\x[89a-f]")
 """A byte outside ASCII as the parser quotes it."""
 
 
-class Broken(web.RequestPayloadError):
-    """What a body's reader meets where the body stops being HTTP; `refusal` is the answer."""
+class UnreadableBody(Exception):
+    """What the reader of a body meets where the body cannot be parsed, or is not read any more."""
+
+
+class MalformedBody(UnreadableBody):
+    """The body stops being HTTP; `refusal` is the answer."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)

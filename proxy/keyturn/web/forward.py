@@ -1,4 +1,4 @@
-"""The way of a request through this proxy: read, judged, handed to the gateway, its answer relayed."""
+"""The data listener's handler: a request is read and checked, handed to the gateway, and its answer relayed."""
 
 import logging
 from asyncio import Transport
@@ -9,13 +9,14 @@ from functools import partial
 from random import getrandbits
 from typing import NamedTuple, Protocol
 
-from aiohttp import web
 from aiohttp.hdrs import TRANSFER_ENCODING, UPGRADE, USER_AGENT, VIA
 from multidict import istr
 
+from keyturn.access import Admission
 from keyturn.core.credentials import without
 from keyturn.core.errors import (
     Forbidden,
+    LoopDetected,
     MethodNotAllowed,
     Refusal,
     ShuttingDown,
@@ -29,73 +30,50 @@ from keyturn.core.http import Answer, Fields, Request
 from keyturn.core.model import SECOND, Client, Micros
 from keyturn.core.policy import normalise
 from keyturn.core.redaction import Redactor
-from keyturn.core.tracing import Arrived, NoTracer, Tracer
-from keyturn.web.connection import admit, begin, peer_of, why_cut
+from keyturn.core.tracing import UNTRACED, NoTracer, Trace, Tracer
+from keyturn.web.connection import IncomingRequest
 from keyturn.web.error_responses import error_response
-from keyturn.web.incoming import RequestBody, check_framing, origin_form, own_url, postman_hosts, raw_target
-from keyturn.web.loops import LoopDetector
-from keyturn.web.relay import CLOSED, KEPT, connection, has_begun, pass_on, relay, write
+from keyturn.web.incoming import RequestBody, check_framing, origin_form, own_url, postman_hosts
+from keyturn.web.relay import connection_fields, relay, write_interim
 
 _NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
 _PROXY = b"keyturn"
 _KEY, _PREFER, _PRIORITY, _REQUEST_ID = map(istr, ("Keyturn-Key", "Prefer", "Priority", "X-Request-Id"))
+MAX_PASSES = 4
+"""How often a request may pass a Keyturn at all, should its id be changed on the way round."""
 
 _log = logging.getLogger("keyturn")
 
 
-class Admission(Protocol):
-    """A caller known by its credential, and its request without that."""
-
-    @property
-    def client(self) -> Client:
-        """Who it is."""
-
-    @property
-    def fields(self) -> Fields:
-        """Its fields."""
-
-    @property
-    def target(self) -> bytes:
-        """Its path and query."""
-
-    @property
-    def hidden(self) -> Redactor | None:
-        """What no log may show of it, if that may stand in its path or its id."""
-
-
-class Access(Protocol):
-    """Who may come in."""
+class CallerAccess(Protocol):
+    """Authenticates callers; see `access.Access`."""
 
     def admit(self, fields: Fields, target: bytes, peer: Transport | None) -> Admission:
-        """Know the caller by its credential or by its connection, and take the credential off.
+        """Identify the caller, and take its credential off the request.
 
         Raises:
-            Unauthenticated: no credential, or an unknown one.
-            BadRequest: a credential stands in the path.
+            Unauthenticated, Forbidden, BadRequest: it is not admitted.
         """
 
     def hidden(self, fields: Fields, target: bytes) -> Redactor:
         """What neither a log nor an answer may show of a request that was not admitted."""
 
     async def refresh_keys(self, refusal: Unauthenticated) -> bool:
-        """Whether a refused request is worth a second look, once more is known of what it carries."""
+        """Whether a refused request is worth a second check, once its issuer's keys have been read again."""
 
     async def slow(self, refusal: Unauthenticated, caller: str) -> bool:
-        """Take note of a failed attempt of the caller at an address.
-
-        Returns when it may be answered, and whether its connection may go on.
-        """
+        """Count a failed attempt; returns when it may be answered, and whether its connection may go on."""
 
     async def accept(self, client: Client) -> None:
-        """Count a request of a client.
+        """Count a request against its client's rate.
 
         Raises:
-            TooMany: it is over its rate.
+            TooMany: the client is over it.
         """
 
 
-class Gateway(Protocol):
-    """Who gets an answer."""
+class RequestGateway(Protocol):
+    """Answers requests; see `gateway.Gateway`."""
 
     def handle(self, request: Request, log: RequestLog) -> AbstractAsyncContextManager[Answer]:
         """The answer, complete for the caller but for its framing; its body is read within the block."""
@@ -106,7 +84,7 @@ class Gateway(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ForwardSettings:
-    """What requests may be like: bytes of a body, times in microseconds, lower-case authorities in absolute targets."""
+    """Bounds of requests: bytes of a body, times in microseconds, lower-case authorities in absolute targets."""
 
     max_body: int
     max_wait: Micros
@@ -114,7 +92,7 @@ class ForwardSettings:
     body_timeout: Micros = 30 * SECOND
     hosts: frozenset[bytes] = postman_hosts()
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
-    """Those whose word on their callers counts."""
+    """The proxies that may tell their callers' addresses."""
     forwarded: bool = False
     """Whether the upstream learns the callers' addresses."""
 
@@ -129,12 +107,12 @@ class _Arrived(NamedTuple):
 
 
 class Forward:
-    """The handler of the data listener; `settings` and the `tracer` of traces may be exchanged at any time."""
+    """The handler of the data listener; `settings` and the `tracer` may be exchanged at any time."""
 
     def __init__(
         self,
-        access: Access,
-        gateway: Gateway,
+        access: CallerAccess,
+        gateway: RequestGateway,
         observer: Observer,
         settings: ForwardSettings,
         *,
@@ -152,13 +130,13 @@ class Forward:
         self.tracer: Tracer = NoTracer()
         self._loops = LoopDetector()
 
-    async def __call__(self, incoming: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; its request log is handed to the observer at its end, whatever that is."""
+    async def __call__(self, incoming: IncomingRequest) -> bool:
+        """Answer one request; its log is handed to the observer at its end, whatever that is."""
         began = self._clock()
-        trace = self.tracer.begin(self._arrived(incoming))
+        connection, proxies = incoming.connection, self.settings.proxies
+        caller = proxies.caller(connection.address, incoming.raw_headers) if proxies else connection.address
         agent = incoming.headers.get(USER_AGENT, "")
-        caller = self.settings.proxies.caller(peer_of(incoming), incoming.raw_headers)
-        log = RequestLog(method=incoming.method, address=caller, agent=agent, trace=trace)
+        log = RequestLog(method=incoming.method, address=caller, agent=agent, trace=self._trace(incoming))
         try:
             return await self._forward(incoming, log)
         except ConnectionError:
@@ -167,27 +145,36 @@ class Forward:
             return self._refuse(incoming, refusal, log)
         except Exception:  # noqa: BLE001  # a request's bug must not end the connection without an answer
             _log.exception("unexpected error in request %s", log.id)
-            return self._refuse(incoming, _unexpected(), log)
+            unexpected = Refusal(
+                "Something unexpected happened in this proxy; its log says what, under the request's id."
+            )
+            return self._refuse(incoming, unexpected, log)
         finally:
             log.total = self._clock() - began
             if log.outcome == "gone":
-                log.reason = why_cut(incoming) or log.reason
+                log.reason = connection.why_cut or log.reason
             self._observer.observe(log)
 
-    async def _forward(self, incoming: web.BaseRequest, log: RequestLog) -> web.StreamResponse:
+    async def _forward(self, incoming: IncomingRequest, log: RequestLog) -> bool:
+        connection = incoming.connection
+        beginning = connection.owner.beginning
+        refused = request = None
         try:
             request = self._read(incoming, log)
         except Refusal as refusal:
-            await begin(incoming, log.client)
-            if not isinstance(refusal, Unauthenticated):
-                raise
-            request = await self._look_again(incoming, log, refusal)
-        else:
-            await begin(incoming, log.client)
+            refused = refusal
+        if not beginning.try_take(1):
+            await beginning.take(1, log.client or connection.peer)
+        if request is None:
+            if not isinstance(refused, Unauthenticated):
+                assert refused is not None
+                raise refused
+            request = await self._check_again(incoming, log, refused)
         await self._access.accept(request.client)
-        admit(incoming)
-        if isinstance(request.body, RequestBody):
-            request.body.check()
+        connection.admit()
+        body = request.body
+        if isinstance(body, RequestBody):
+            body.check()
         mark = self._loops.enter(request, passed(request.fields, _PROXY) if VIA in incoming.headers else 0)
         try:
             async with self._gateway.handle(request, log) as answer:
@@ -199,36 +186,34 @@ class Forward:
                     log.streamed = self._clock() - began
         finally:
             self._loops.leave(mark)
-            if isinstance(request.body, RequestBody):
-                log.received = request.body.received
+            if isinstance(body, RequestBody):
+                log.received = body.received
 
-    def _arrived(self, incoming: web.BaseRequest) -> Arrived:
-        """The request as a tracer may see it: without fields that hold a credential."""
-        if isinstance(self.tracer, NoTracer):
-            return incoming
-        fields = incoming.raw_headers
-        shown = without(fields, b"", self._access.hidden(fields, b""))[0]
-        return _Arrived(incoming.method, shown, incoming.scheme, incoming.version)
+    def _trace(self, incoming: IncomingRequest) -> Trace:
+        """Begin the request's trace, which sees no field that holds a credential."""
+        if type(self.tracer) is NoTracer:
+            return UNTRACED
+        shown = without(incoming.raw_headers, b"", self._access.hidden(incoming.raw_headers, b""))[0]
+        return self.tracer.begin(_Arrived(incoming.method, shown, incoming.scheme, incoming.version))
 
-    def _read(self, incoming: web.BaseRequest, log: RequestLog) -> Request:
+    def _read(self, incoming: IncomingRequest, log: RequestLog) -> Request:
         """The request as it goes on.
 
         Raises:
-            Refusal: it does not go on; nothing of it or of the request log shows a credential.
+            Refusal: it does not go on; neither the refusal nor the request log shows a credential.
         """
         try:
             return self._admitted(incoming, log)
         except Exception as error:
             if not log.client:
-                hidden = self._access.hidden(incoming.raw_headers, raw_target(incoming))
+                hidden = self._access.hidden(incoming.raw_headers, incoming.target)
                 _hide(log, hidden)
                 if isinstance(error, Refusal):
                     error.message = hidden.mask(error.message.encode()).decode()
             raise
 
-    def _admitted(self, incoming: web.BaseRequest, log: RequestLog) -> Request:
-        fields = incoming.raw_headers
-        present = incoming.headers
+    def _admitted(self, incoming: IncomingRequest, log: RequestLog) -> Request:
+        fields, present = incoming.raw_headers, incoming.headers
         log.id = _request_id(fields) if _REQUEST_ID in present else _new_id()
         if self._draining():
             raise ShuttingDown
@@ -243,9 +228,10 @@ class Forward:
         log.client = client.name
         log.pool = client.pool
         path = normalise(admission.target)
-        _judge(client, incoming.method, path, pins=_KEY in present)
-        body = RequestBody.of(incoming, self.settings.max_body, self.settings.body_timeout / SECOND)
+        _authorise(client, incoming.method, path, pins=_KEY in present)
+        settings = self.settings
         urgency = priority_urgency(fields) if _PRIORITY in present else None
+        wait = prefer_wait(fields) if _PREFER in present else None
         return Request(
             id=log.id,
             client=client,
@@ -253,27 +239,26 @@ class Forward:
             target=admission.target,
             path=path,
             fields=self._told(incoming, admission.fields, log.address),
-            body=body,
+            body=RequestBody.of(incoming, settings.max_body, settings.body_timeout / SECOND),
             urgency=client.urgency if urgency is None else max(client.urgency, urgency),
-            wait=self._wait(prefer_wait(fields) if _PREFER in present else None),
+            wait=min(settings.max_wait if wait is None else wait * SECOND, settings.max_wait_ceiling),
             pinned=_pinned(fields) if _KEY in present else None,
-            interim=partial(pass_on, incoming),
+            interim=partial(write_interim, incoming),
         )
 
-    def _told(self, incoming: web.BaseRequest, fields: Fields, caller: str) -> Fields:
+    def _told(self, incoming: IncomingRequest, fields: Fields, caller: str) -> Fields:
         """The fields that go to the upstream."""
-        settings = self.settings
-        if not settings.forwarded:
+        if not self.settings.forwarded:
             return to_upstream(fields)
-        peer = peer_of(incoming)
-        told = telling(peer, caller, fields, incoming.scheme, trusted=peer in settings.proxies)
+        peer = incoming.connection.address
+        told = telling(peer, caller, fields, incoming.scheme, trusted=peer in self.settings.proxies)
         return (*to_upstream(fields), *told)
 
-    async def _look_again(self, incoming: web.BaseRequest, log: RequestLog, refusal: Unauthenticated) -> Request:
-        """The request of a caller that is known after all.
+    async def _check_again(self, incoming: IncomingRequest, log: RequestLog, refusal: Unauthenticated) -> Request:
+        """The request of a caller whose credential is known after all.
 
         Raises:
-            Unauthenticated: it is not; from where there are many of them that may take a while.
+            Unauthenticated: it is not; where many attempts fail this takes a while.
         """
         if await self._access.refresh_keys(refusal):
             try:
@@ -284,7 +269,7 @@ class Forward:
             refusal.close = True  # type: ignore[misc]  # one too many is still a 401
         raise refusal
 
-    def _target(self, incoming: web.BaseRequest) -> bytes:
+    def _target(self, incoming: IncomingRequest) -> bytes:
         if incoming.method == "CONNECT":
             instead = own_url(incoming) or "the URL of this proxy"
             raise MethodNotAllowed(
@@ -296,38 +281,34 @@ class Forward:
         check_framing(incoming)
         return origin_form(incoming, self.settings.hosts)
 
-    def _wait(self, asked: int | None) -> Micros:
-        wait = self.settings.max_wait if asked is None else asked * SECOND
-        return min(wait, self.settings.max_wait_ceiling)
-
-    def _must_close(self, incoming: web.BaseRequest) -> bool:
+    def _must_close(self, incoming: IncomingRequest) -> bool:
         """Whether the connection ends with this answer.
 
-        The rest of a body that nobody reads any more would stand before the next request; behind an `Upgrade` that was
-        not taken up the parser does not go on; and `Connection` says what stands behind chunks.
+        The rest of a body that nobody reads any more would stand before the next request, the parser does not go on
+        behind an `Upgrade` that was not taken up, and takes what stands behind chunks for a field of the next request.
         """
-        unread = not incoming.content.is_eof()
         present = incoming.headers
-        ends = UPGRADE in present or TRANSFER_ENCODING in present
-        return not incoming.keep_alive or unread or ends or self._leaving()
+        ends = not incoming.keep_alive or UPGRADE in present or TRANSFER_ENCODING in present
+        return ends or not incoming.content.is_eof() or self._leaving()
 
-    def _refuse(self, incoming: web.BaseRequest, refusal: Refusal, log: RequestLog) -> web.StreamResponse:
+    def _refuse(self, incoming: IncomingRequest, refusal: Refusal, log: RequestLog) -> bool:
         if isinstance(refusal, UpstreamError):
             log.outcome, log.problem = "failed", refusal.message
         else:
             log.outcome = "refused"
         log.reason = refusal.reason
-        if has_begun(incoming):
+        if incoming.begun:
             return _cut(incoming)
         log.code = refusal.status
         close = refusal.close or self._must_close(incoming)
-        left = self._gateway.rates(log.pool, log.client, log.method, _path(log)) if log.pool else ()
-        answer = error_response(refusal, log, incoming.raw_headers, connection(incoming, close=close), left)
+        path = normalise(log.path.encode("ascii", "replace"))
+        left = self._gateway.rates(log.pool, log.client, log.method, path) if log.pool else ()
+        fields = connection_fields(incoming, close=close)
         try:
-            write(incoming, answer)
+            incoming.write(error_response(refusal, log, incoming.raw_headers, fields, left))
         except ConnectionError:
             log.outcome = "gone"
-        return CLOSED if close else KEPT
+        return not close
 
 
 def _hide(log: RequestLog, hidden: Redactor) -> None:
@@ -339,11 +320,11 @@ def _hide(log: RequestLog, hidden: Redactor) -> None:
     log.agent = hidden.mask(agent).decode("utf-8", "surrogateescape")
 
 
-def _judge(client: Client, method: str, path: str | None, *, pins: bool) -> None:
-    """See that the client may do this.
+def _authorise(client: Client, method: str, path: str | None, *, pins: bool) -> None:
+    """Check a request against its client's rules.
 
     Raises:
-        Forbidden: its rules say otherwise.
+        Forbidden: they do not permit it.
     """
     if not client.may(method, path):
         raise Forbidden(
@@ -354,10 +335,6 @@ def _judge(client: Client, method: str, path: str | None, *, pins: bool) -> None
         raise Forbidden(
             f"Client {client.name} may not choose a key (`pin` is not set). Leave the field `Keyturn-Key` out."
         )
-
-
-def _path(log: RequestLog) -> str | None:
-    return normalise(log.path.encode("ascii", "replace"))
 
 
 def _request_id(fields: Fields) -> str:
@@ -373,12 +350,49 @@ def _pinned(fields: Fields) -> str:
     return values(fields, b"keyturn-key")[0].decode("utf-8", "replace")
 
 
-def _cut(incoming: web.BaseRequest) -> web.StreamResponse:
+def _cut(incoming: IncomingRequest) -> bool:
     """End the connection so that the caller sees that its answer is not whole."""
     if incoming.transport is not None:
         incoming.transport.abort()
-    return CLOSED
+    return False
 
 
-def _unexpected() -> Refusal:
-    return Refusal("Something unexpected happened in this proxy; its log says what, under the request's id.")
+Mark = tuple[str, str, bytes, int]
+"""Id, method and target of a request, and how many Keyturns it names in `Via` as it goes out."""
+
+
+class LoopDetector:
+    """Notices requests that come back to the process that sent them: `upstream.url` leads here (RFC 9110, 7.6.3).
+
+    `Via: 1.1 keyturn` alone is no sign of a loop: a sidecar in front of a gateway shows it as well. A request is back
+    when it names a Keyturn in its `Via`, and one with the same id, method and target is in flight here that went out
+    with no more of these names than it came in with. The same request of a client that reuses ids does not look like
+    that: it has come the same way as the first, so it has one name less than the first went out with.
+    """
+
+    def __init__(self) -> None:
+        self._in_flight: dict[Mark, int] = {}
+
+    def check(self, request_id: str, method: str, target: bytes, passed: int) -> None:
+        """Look at a request that has come through `passed` Keyturns.
+
+        Raises:
+            LoopDetected: it has been here before.
+        """
+        times = range(1, passed + 1)
+        if passed >= MAX_PASSES or any((request_id, method, target, time) in self._in_flight for time in times):
+            raise LoopDetected("This request has come back to this proxy: `upstream.url` leads here.")
+
+    def enter(self, request: Request, passed: int) -> Mark:
+        """Remember a request that goes on; `leave` forgets it."""
+        mark = (request.id, request.method, request.target, passed + 1)
+        self._in_flight[mark] = self._in_flight.get(mark, 0) + 1
+        return mark
+
+    def leave(self, mark: Mark) -> None:
+        """Forget a request that has ended."""
+        left = self._in_flight[mark] - 1
+        if left:
+            self._in_flight[mark] = left
+        else:
+            del self._in_flight[mark]

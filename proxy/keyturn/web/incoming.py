@@ -1,16 +1,16 @@
-"""A caller's request as it is read: what its framing and its target must be like, and its body as a stream."""
+"""A caller's request as it is read: its framing and its target are checked, its body is a stream."""
 
 import re
 from asyncio import get_running_loop, timeout_at
 from collections.abc import AsyncIterator, Collection
 
-from aiohttp import web
 from aiohttp.hdrs import CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from keyturn.core.errors import BadRequest, Misdirected, Refusal, TooLarge, TooSlow
-from keyturn.web.error_responses import Broken
+from keyturn.web.connection import IncomingRequest
+from keyturn.web.error_responses import MalformedBody, UnreadableBody
 
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*+)(.*)", re.IGNORECASE)
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.v]+\])(?::\d{0,5})?")
@@ -18,12 +18,12 @@ _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 _HOSTS = frozenset({b"api.getpostman.com", b"api.postman.com"})
 _EUROPEAN_HOSTS = frozenset({b"api.eu.postman.com"})
 _POSTMAN = _HOSTS | _EUROPEAN_HOSTS
-_SLOWEST = 1024
+_SLOWEST_BODY = 1024
 """Bytes of a body that buy one second more."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def check_framing(incoming: web.BaseRequest) -> None:
+def check_framing(incoming: IncomingRequest) -> None:
     """Refuse what the parser lets through and what others read in another way (RFC 9112, sections 2.3 and 6.1).
 
     The parser itself refuses a `Content-Length` beside a `Transfer-Encoding`, repeated or malformed ones, codings
@@ -43,7 +43,7 @@ def check_framing(incoming: web.BaseRequest) -> None:
     host = incoming.headers.get(HOST)
     if host and not _HOST.fullmatch(host):
         raise BadRequest("The field Host is no host and port.")
-    if "#" in incoming.raw_path:
+    if b"#" in incoming.target:
         raise BadRequest("A request target has no fragment: encode # as %23, or leave it out.")
 
 
@@ -55,12 +55,7 @@ def postman_hosts(upstream: str = "") -> frozenset[bytes]:
     return _EUROPEAN_HOSTS if upstream.lower().encode() in _EUROPEAN_HOSTS else _HOSTS
 
 
-def raw_target(incoming: web.BaseRequest) -> bytes:
-    """The request target as it came."""
-    return incoming.raw_path.encode("utf-8", "surrogateescape")
-
-
-def origin_form(incoming: web.BaseRequest, hosts: Collection[bytes]) -> bytes:
+def origin_form(incoming: IncomingRequest, hosts: Collection[bytes]) -> bytes:
     """Path and query, byte for byte (RFC 9112, section 3.2); `*` as it is.
 
     An absolute target must name one of `hosts` (lower-case authorities), or the address at which it arrived. A `Host`
@@ -69,7 +64,7 @@ def origin_form(incoming: web.BaseRequest, hosts: Collection[bytes]) -> bytes:
     Raises:
         Misdirected: it names another.
     """
-    target = raw_target(incoming)
+    target = incoming.target
     if target.startswith(b"/") or target == b"*":
         named = incoming.headers.get(HOST, "").partition(":")[0].lower().encode("utf-8", "replace")
         if named in _POSTMAN and named not in hosts:
@@ -93,15 +88,15 @@ def _other_api(host: bytes) -> Misdirected:
     )
 
 
-def own_url(incoming: web.BaseRequest) -> str:
+def own_url(incoming: IncomingRequest) -> str:
     """The URL of the listener that the request arrived at; empty where it has none, as at a Unix socket."""
-    scheme = "http" if incoming.get_extra_info("sslcontext") is None else "https"
-    return "".join(f"{scheme}://{name.decode('ascii')}" for name in _own(incoming)[:1])
+    return "".join(f"{incoming.scheme}://{name.decode('ascii')}" for name in _own(incoming)[:1])
 
 
-def _own(incoming: web.BaseRequest) -> tuple[bytes, ...]:
+def _own(incoming: IncomingRequest) -> tuple[bytes, ...]:
     """What the listener that the request arrived at is called."""
-    address = incoming.get_extra_info("sockname")
+    transport = incoming.transport
+    address = transport.get_extra_info("sockname") if transport is not None else None
     if not isinstance(address, tuple):
         return ()
     host, port = address[:2]
@@ -121,7 +116,7 @@ class RequestBody:
 
     __slots__ = ("_awaited", "_incoming", "_most", "_patience", "_waited", "length", "received")
 
-    def __init__(self, incoming: web.BaseRequest, length: int | None, most: int, patience: float) -> None:
+    def __init__(self, incoming: IncomingRequest, length: int | None, most: int, patience: float) -> None:
         self._incoming = incoming
         self._most = most
         self._patience = patience
@@ -132,7 +127,7 @@ class RequestBody:
         """Bytes read so far."""
 
     @classmethod
-    def of(cls, incoming: web.BaseRequest, most: int, patience: float) -> "RequestBody | None":
+    def of(cls, incoming: IncomingRequest, most: int, patience: float) -> "RequestBody | None":
         """The body, `None` when there is none.
 
         Raises:
@@ -172,10 +167,10 @@ class RequestBody:
         stream = self._incoming.content
         if self._awaited:
             self._awaited = False
-            self._go_on()
+            self._continue()
         try:
             data = stream.read_nowait() or await self._more()
-        except web.RequestPayloadError as error:
+        except UnreadableBody as error:
             raise _misframed(error) from error
         except RuntimeError as error:
             raise ConnectionResetError("the caller broke off") from error
@@ -191,15 +186,15 @@ class RequestBody:
         loop = get_running_loop()
         began = loop.time()
         try:
-            async with timeout_at(began + self._patience + self.received / _SLOWEST - self._waited):
+            async with timeout_at(began + self._patience + self.received / _SLOWEST_BODY - self._waited):
                 return await self._incoming.content.readany()
         except TimeoutError:
-            self._incoming.content.set_exception(web.RequestPayloadError())  # nobody waits for the rest any more
+            self._incoming.content.set_exception(UnreadableBody())  # nobody waits for the rest any more
             raise TooSlow("The body did not come in time. Send it faster, or in smaller parts.") from None
         finally:
             self._waited += loop.time() - began
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         transport = self._incoming.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the caller broke off")
@@ -209,7 +204,11 @@ class RequestBody:
 
 def _misframed(error: BaseException) -> Refusal:
     """The answer to a body that stopped being HTTP."""
-    return error.refusal if isinstance(error, Broken) else BadRequest("The body is not framed as its head announces.")
+    return (
+        error.refusal
+        if isinstance(error, MalformedBody)
+        else BadRequest("The body is not framed as its head announces.")
+    )
 
 
 def _too_large(most: int) -> TooLarge:

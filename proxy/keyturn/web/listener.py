@@ -18,7 +18,8 @@ from keyturn.core.events import Observer
 from keyturn.core.forwarded import TrustedProxies
 from keyturn.keepalive import keep_alive
 from keyturn.web.acceptor import Acceptor, ProxyHeaderReader, watch
-from keyturn.web.connections import Connections, Handler
+from keyturn.web.connection import CallerConnection, Handler
+from keyturn.web.connections import Connections
 from keyturn.web.overload import Bounds, ByteBudget
 
 _SOCKET_MODE = 0o660
@@ -58,7 +59,7 @@ class Listener:
         self._buffers = buffers or ByteBudget()
         self._observer = observer
         self._proxies = proxies or TrustedProxies()
-        self._protocols: Connections | None = None
+        self._connections: Connections | None = None
         self._acceptors: dict[Acceptor, TcpListener | UnixListener] = {}
         self._paths: list[Path] = []
         self.addresses: list[str] = []
@@ -70,7 +71,7 @@ class Listener:
         Raises:
             StartError: one of them cannot be listened at; then none is.
         """
-        self._protocols = Connections(self._handler, self._bounds, self._observer, self._buffers, self._proxies)
+        self._connections = Connections(self._bounds, self._observer, self._buffers, self._proxies)
         try:
             for address in self._bind:
                 await self._listen(address)
@@ -81,8 +82,8 @@ class Listener:
     def adopt(self, bounds: Bounds, proxies: TrustedProxies) -> None:
         """Bound and trust what comes from now on otherwise; connections that are open stay as they are."""
         self._bounds, self._proxies = bounds, proxies
-        if self._protocols is not None:
-            self._protocols.bounds, self._protocols.proxies = bounds, proxies
+        if self._connections is not None:
+            self._connections.bounds, self._connections.proxies = bounds, proxies
 
     def renew(self, tls: ssl.SSLContext) -> None:
         """Serve new connections with another certificate; open ones go on with theirs."""
@@ -118,8 +119,8 @@ class Listener:
         return socks
 
     def _accept_at(self, sock: socket.socket, address: TcpListener | UnixListener) -> None:
-        assert self._protocols is not None
-        acceptor = Acceptor(sock, self._protocols, *self._serving(address))
+        assert self._connections is not None
+        acceptor = Acceptor(sock, self._connections, *self._serving(address))
         self._acceptors[acceptor] = address
         self.addresses.append(str(address) if isinstance(address, UnixListener) else self._url(acceptor.name))
 
@@ -127,16 +128,17 @@ class Listener:
         self, address: TcpListener | UnixListener
     ) -> tuple[Callable[[], asyncio.BaseProtocol], dict[str, Any]]:
         """What makes a protocol for each connection there, and the arguments of TLS."""
-        assert self._protocols is not None
+        assert self._connections is not None
         tls = self._tls
         if tls is not None:
-            watch(tls, self._protocols.mention_handshake)
+            watch(tls, self._connections.mention_handshake)
         if address.proxy_protocol:
-            return partial(ProxyHeaderReader, self._protocols, tls), {}
+            return partial(ProxyHeaderReader, self._connections, self._handler, tls), {}
+        made = partial(CallerConnection, self._connections, self._handler)
         if tls is None:
-            return self._protocols, {}
+            return made, {}
         times = {"ssl_handshake_timeout": self._bounds.head_time, "ssl_shutdown_timeout": self._bounds.write_time}
-        return self._protocols, {"ssl": tls, **times}
+        return made, {"ssl": tls, **times}
 
     def _url(self, name: tuple[Any, ...]) -> str:
         return f"{'https' if self._tls else 'http'}://{TcpListener(name[0], name[1])}"
@@ -144,21 +146,21 @@ class Listener:
     @property
     def connections(self) -> int:
         """How many are open."""
-        return len(self._protocols) if self._protocols is not None else 0
+        return len(self._connections) if self._connections is not None else 0
 
     @property
     def unfinished(self) -> int:
         """How many have a request that is not answered, or an answer that is not taken."""
-        return self._protocols.unfinished if self._protocols is not None else 0
+        return self._connections.unfinished if self._connections is not None else 0
 
     def most(self) -> int:
         """How many were open at once since this was asked last."""
-        return self._protocols.most() if self._protocols is not None else 0
+        return self._connections.most() if self._connections is not None else 0
 
     def retire(self) -> None:
         """Close idle connections; requests under way are the last on theirs, and so is the first of who still comes."""
-        if self._protocols is not None:
-            self._protocols.retire()
+        if self._connections is not None:
+            self._connections.retire()
 
     async def stop_accepting(self) -> None:
         """Take who has connected, close the listening sockets, and retire."""
@@ -172,18 +174,18 @@ class Listener:
 
     async def quiet(self, patience: float) -> None:
         """Wait until no connection is open that was there when it retired, at the longest `patience` seconds."""
-        if self._protocols is None:
+        if self._connections is None:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                await self._protocols.quiet.wait()
+                await self._connections.quiet.wait()
 
     async def stop(self, grace: float) -> None:
         """Stop accepting, give requests under way `grace` seconds, then end what is left."""
         await self.stop_accepting()
         await self.quiet(grace)
-        if self._protocols is not None:
-            await self._protocols.cut()
+        if self._connections is not None:
+            await self._connections.cut()
 
 
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)

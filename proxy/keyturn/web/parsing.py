@@ -1,118 +1,76 @@
-"""Reading from a caller's connection: one head or one body at a time, within the byte budget of all connections."""
+"""Reading from a caller's connection: one head or one body at a time, within the byte budget of all connections.
+
+The parser is aiohttp's (llhttp, in C). Its server is not used: it parses ahead, and builds objects for each request
+that a proxy has no use for.
+"""
 
 import asyncio
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
 
-from aiohttp import web
 from aiohttp.hdrs import CONTENT_LENGTH
-from aiohttp.http import HttpProcessingError, HttpRequestParser
-from aiohttp.http_parser import RawRequestMessage
+from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import _ErrInfo
 
+from keyturn.aiohttp_internals import buffered
 from keyturn.core.errors import BadRequest, Refusal, TooManyConnections, TooSlow
-from keyturn.web.error_responses import Broken, foreign_protocol, head_too_large, refusal_of
-from keyturn.web.overload import Bounds, ConnectionBytes
+from keyturn.web.connections import Connections, OpenConnection
+from keyturn.web.error_responses import MalformedBody, UnreadableBody, foreign_protocol, head_too_large, refusal_of
+from keyturn.web.overload import ConnectionBytes, HeadCounter
 
 if TYPE_CHECKING:
-    from keyturn.web.connections import Connections
-
-_END = b"\r\n\r\n"
-_SEAM = len(_END) - 1
-_COST, _COST_BEYOND_ASCII = 2, 5
-"""Bytes of memory for each byte of a head: the parser keeps every field as bytes and as text, and text with one
-character outside ASCII may take four bytes for each."""
-
-
-class HeadCounter:
-    """Counts the bytes of one head after another, as they come in pieces."""
-
-    __slots__ = ("_cost", "_seam", "received")
-
-    def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        """Expect another head."""
-        self.received = 0
-        """Bytes of a head that has begun and is not complete."""
-        self._seam = b""
-        """The last few of them, where its end may have begun."""
-        self._cost = _COST
-
-    @property
-    def cost(self) -> int:
-        """Bytes of memory that what has been received takes."""
-        return self.received * self._cost
-
-    def affordable(self, room: int) -> int:
-        """How many bytes of a head fit into so much memory."""
-        return room // self._cost
-
-    def length(self, data: bytes, at: int) -> int:
-        """How many of the bytes from `at` on belong to this head."""
-        if self._seam:
-            across = (self._seam + data[at : at + _SEAM]).find(_END)
-            if across >= 0:
-                return across + len(_END) - len(self._seam)
-        end = data.find(_END, at)
-        return (len(data) if end < 0 else end + len(_END)) - at
-
-    def add(self, piece: bytes) -> None:
-        """Count a piece of it."""
-        self.received += len(piece)
-        self._seam = piece[-_SEAM:] if len(piece) >= _SEAM else (self._seam + piece)[-_SEAM:]
-        if not piece.isascii():
-            self._cost = _COST_BEYOND_ASCII
-
+    from aiohttp.base_protocol import BaseProtocol
 
 MAX_READ = 2**16
-"""Bytes that are read at once; of a request that has not been admitted yet a quarter of them."""
+"""Bytes that are read at once; a quarter of them before the request has been admitted."""
+_INTO = memoryview(bytearray(MAX_READ))
+"""Every read goes here, and is taken out of it before the event loop does anything else."""
 _BUFFER = 2**16
 """Bytes of a body that are read ahead once its request has been admitted; at most twice as many."""
-_WIDE = 2**20
-"""Bytes that the system keeps of a body over TLS, if it lets us."""
-_SMALL = 8192
+_WIDE_BUFFER = 2**20
+"""Bytes of a body over TLS that the system may keep."""
+_CLOSING = (RuntimeError, AttributeError)
+"""What transports that are being closed raise when reading is paused or resumed."""
+_SMALL_HEAD = 8192
 """Bytes of memory that a parser may keep: it holds the head of a message until the next one begins."""
-_CHUNK = 128
-"""Bytes of memory that a piece of a body takes beside its own."""
-_NO_LOG: Any = None
-"""In place of aiohttp's log of requests, which shows queries."""
 
 _log = logging.getLogger("keyturn")
 
+Message = RawRequestMessage | HttpProcessingError | Refusal
+"""What has come: a request, something that the parser refuses, or something that is refused without it."""
 
-class RequestReader(web.RequestHandler):
+
+class RequestReader(OpenConnection, asyncio.BufferedProtocol):
     """Reads requests, and has them parsed one at a time: the next head when the one before is answered.
 
-    A body is read when its request has been admitted. What has come before that is held as it is, and no more is read.
-    Held bytes are counted in `_account`. A head of which some is here is timed.
+    A body is read when its request has been admitted. Until then what has come is held as it is, and no more is read.
+    Held bytes are counted in `_account`. A head that has begun is timed.
+
+    A `BufferedProtocol` bounds each read. A plain one would be handed up to 256 KiB at once, which a thousand
+    connections would all hold before any of them could be paused.
     """
 
     __slots__ = (
         "_account", "_admitted", "_asked", "_at", "_bounds", "_busy", "_drains", "_head", "_head_timer", "_held",
-        "_length", "_narrow", "_owner", "_parsing", "_reading", "_stopped", "_watched", "_wire", "address", "deaf",
-        "known", "peer",
+        "_length", "_loop", "_message", "_narrow", "_parser", "_parsing", "_reading", "_reading_paused", "_stopped",
+        "_waiter", "_was_paused", "_watched", "_wire", "deaf", "known", "owner", "transport",
     )  # fmt: skip
 
-    def __init__(self, owner: "Connections", bounds: Bounds, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(
-            owner,
-            loop=loop,
-            access_log=_NO_LOG,
-            auto_decompress=False,
-            keepalive_timeout=bounds.keep_alive,
-            lingering_time=0,
-            read_bufsize=_BUFFER,
-            logger=_log,
-        )
-        self._owner = owner
-        self._bounds = bounds
-        self._parser = self._new_parser()
+    def __init__(self, owner: Connections, address: str) -> None:
+        self.owner = owner
+        self._bounds = owner.bounds
+        self._loop = owner.loop
+        self._parser: HttpRequestParser | None = self._new_parser()
+        self.transport: asyncio.Transport | None = None
+        """`None` once the connection is being closed."""
         self._wire: asyncio.Transport | None = None
-        """The transport until it is closed; `transport` is let go of when it begins to close."""
+        """The transport until it is closed."""
+        self._message: Message | None = None
+        """What has come and is not being answered yet."""
+        self._waiter: asyncio.Future[None] | None = None
+        """Set while the next message is awaited."""
         self.deaf = False
         """Whether what still comes is thrown away: the end of the message is not known, or too much was sent."""
         self._drains = True
@@ -120,7 +78,7 @@ class RequestReader(web.RequestHandler):
         self._head = HeadCounter()
         self._head_timer: asyncio.TimerHandle | None = None
         self._busy = False
-        """Whether a request, or what is none, has come and is not answered."""
+        """Whether a message has come and is not answered."""
         self._asked = 0
         """Bytes of memory that its head takes."""
         self._admitted = False
@@ -128,8 +86,10 @@ class RequestReader(web.RequestHandler):
         """Whether any of its requests has been admitted."""
         self._reading: StreamReader = EMPTY_PAYLOAD
         """Its body."""
+        self._reading_paused = self._was_paused = False
+        """Whether more of the body is here than is read ahead, and whether that has been so before."""
         self._length = 0
-        """The bytes of that, when its head says how many there are."""
+        """The bytes of the body, when its head says how many there are."""
         self._held = b""
         """What has come and may not be parsed yet, from `_at` on."""
         self._at = 0
@@ -138,52 +98,55 @@ class RequestReader(web.RequestHandler):
         """Whether the transport reads nothing."""
         self._account = ConnectionBytes(owner.buffers, self._balance)
         self._narrow = False
-        """Whether the system keeps few bytes of it, see `server`."""
+        """Whether the system keeps few bytes of it, see `listener`."""
         self._watched = -1
-        """The file descriptor under which its caller's leaving is watched for, while nothing is read."""
-        self.address: str = ""
-        """Where it comes from."""
-        self.peer: str = ""
-        """What all connections from there have in common, see `access.failures.origin_of`."""
+        """The file descriptor that is watched for the caller's disconnecting, while nothing is read."""
+        self.address, self.peer, self.late = address, "", False
 
     def _new_parser(self) -> HttpRequestParser:
         bounds = self._bounds
         return HttpRequestParser(
-            self,
+            cast("BaseProtocol", self),  # its streams call `connected`, `pause_reading` and `resume_reading`
             self._loop,
             _BUFFER,
             max_line_size=bounds.target,
             max_field_size=bounds.head,
             max_headers=bounds.fields,
-            payload_exception=web.RequestPayloadError,
+            payload_exception=UnreadableBody,
             auto_decompress=False,
-            max_msg_queue_size=1,
+            max_msg_queue_size=1,  # it stops behind each message
         )
 
-    def appetite(self) -> int:
-        """How many bytes may be read at once now; at least one."""
+    # What the transport calls
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # uvloop always says 64 KiB, asyncio nothing
+        """As much room as may be read at once now; at least one byte."""
         if self.deaf:
-            return MAX_READ
+            return _INTO
         room = self._account.room()
         if not self._busy:
             room = self._head.affordable(room)
-        return max(1, min(room, MAX_READ if self._admitted else MAX_READ // 4))
+        return _INTO[: max(1, min(room, MAX_READ if self._admitted else MAX_READ // 4))]
 
-    def data_received(self, data: bytes) -> None:
-        """Take what has come in; without bytes, go on with what the parser holds of a body."""
-        if self.deaf:
-            return
-        if data:
-            self._held = self._held[self._at :] + data if self._held else data
-            self._at = 0
-        elif not self._reading.is_eof() and not self._upgraded:
-            self._feed(data)
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes have been read."""
+        if not self.deaf:
+            self.receive(bytes(_INTO[:nbytes]))
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes that have come in."""
+        self._held = self._held[self._at :] + data if self._held else data
+        self._at = 0
         self._parse()
 
     def admit(self) -> None:
-        """Read the body of the request that is being answered."""
+        """Count the request that is being answered as admitted, and read its body.
+
+        Raises:
+            TooManyConnections: admitted requests hold as many bytes as they may.
+        """
         self._admitted = self.known = True
-        self._account.know(known=True)
+        self._account.admit(admitted=True)
         if self._account.crowded:
             raise TooManyConnections("Requests hold as many bytes as they may here. Try again.", retry_after=1)
         if not self._reading.is_eof():
@@ -191,22 +154,24 @@ class RequestReader(web.RequestHandler):
             self._parse()
 
     def _widen(self) -> None:
-        """Let the system keep as much of a connection over TLS as of others: now somebody reads it."""
+        """Let the system keep as much of a connection over TLS as of others: now it is read."""
         if self._narrow and self.transport is not None:
             self._narrow = False
             sock = self.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WIDE)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WIDE_BUFFER)
 
     def _answered(self) -> None:
         """Go on to the next request."""
         self._busy = self._admitted = False
-        if self._asked > _SMALL:
+        if self._asked > _SMALL_HEAD:
             self._parser = self._new_parser()
         self._reading, self._length, self._asked = EMPTY_PAYLOAD, 0, 0
         self._account.hold(0)
-        self._account.know(known=False)
+        self._account.admit(admitted=False)
         if self._held or self._stopped:
             self._parse()
+
+    # Parsing
 
     def _parse(self) -> None:
         """Parse what is here as far as that may be, up to the end of a head or of a body at a time.
@@ -251,46 +216,58 @@ class RequestReader(web.RequestHandler):
         if not self._reading.is_eof():
             self._feed(data)
             return
-        if not self._head.received and (refusal := foreign_protocol(data)) is not None:
+        head = self._head
+        if not head.received and (refusal := foreign_protocol(data)) is not None:
             self._refuse(self._malformed(refusal))
             return
-        if self._head.received + len(data) > self._bounds.head:
+        if head.received + len(data) > self._bounds.head:
             self._refuse(self._malformed(head_too_large(self._bounds.head)))
             return
-        self._head.add(data)
+        head.add(data)
         self._feed(data)
         if not self._busy and self._head_timer is None:
             self._head_timer = self._loop.call_later(self._bounds.head_time, self._head_is_late)
 
     def _feed(self, data: bytes) -> None:
-        """Let aiohttp parse it.
+        assert self._parser is not None
+        try:
+            messages, upgraded, tail = self._parser.feed_data(data)
+        except HttpProcessingError as error:
+            self._parser_refuses(error)
+            return
+        if messages:
+            message, self._reading = messages[0]
+            self._was_paused = False
+            self._arrived(message)
+            self._length = int(message.headers.get(CONTENT_LENGTH, 0))
+        if upgraded:  # no upgrade is taken up: what stands behind the request is the next one
+            self._parser.set_upgraded(False)
+            if tail:
+                self._held, self._at = tail + self._held[self._at :], 0
 
-        A body that stops being HTTP in its middle fails its reader: aiohttp would only note it for the next request.
-        """
-        before, body = self._request_count, self._reading
-        super().data_received(data)
-        if self._request_count != before:
-            self._head_has_come(body)
-
-    def _head_has_come(self, body: StreamReader) -> None:
-        """A request is there, or something that is none; `body` is that of the one before."""
-        self._busy, self._asked, self._length = True, self._head.cost, 0
+    def _arrived(self, message: Message) -> None:
+        """Hand on a message, for which no more of a head is awaited."""
+        self._busy, self._asked = True, self._head.cost
         self._head.begin()
         self._stop_head_timer()
-        message, self._reading = self._messages[-1]
-        if isinstance(message, RawRequestMessage):
-            self._length = int(message.headers.get(CONTENT_LENGTH, 0))
-            return
-        self.deaf = True
-        if not body.is_eof():
-            assert isinstance(message.exc, HttpProcessingError)
-            self._fail(body, Broken(refusal_of(message.exc, self._bounds)))
+        self._message = message
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    def _fail(self, body: StreamReader, error: Broken) -> None:
+    def _parser_refuses(self, error: HttpProcessingError) -> None:
+        """What has come is no HTTP: a body in whose middle that shows fails its reader."""
+        self.deaf = True
+        if self._reading.is_eof():
+            self._reading = EMPTY_PAYLOAD
+            self._arrived(error)
+        else:
+            self._fail(self._reading, MalformedBody(refusal_of(error, self._bounds)))
+
+    def _fail(self, body: StreamReader, error: MalformedBody) -> None:
         """Let a body's reader meet an error.
 
-        It is told once more in the next turn of the loop: a reader that the end of a chunk has just woken looks for
-        bytes only, finds none, and would wait for ever.
+        It is told once more in the next iteration of the loop: a reader that the end of a chunk has just woken looks
+        for bytes only, finds none, and would wait for ever.
         """
         body.set_exception(error)
         self._loop.call_soon(body.set_exception, error)
@@ -300,7 +277,7 @@ class RequestReader(web.RequestHandler):
         if self._account.paused:
             self._refuse(TooManyConnections("Requests hold as many bytes as they may here. Try again.", retry_after=1))
             return
-        self._owner.tell("head_timeout")
+        self.owner.tell("head_timeout")
         self._refuse(TooSlow(f"The head of a request did not come within {self._bounds.head_time:g} s."))
 
     def _stop_head_timer(self) -> None:
@@ -310,75 +287,88 @@ class RequestReader(web.RequestHandler):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer this in place of the next request, and read nothing more."""
-        self.deaf = self._busy = True
+        self.deaf = True
         self._held, self._at = b"", 0
-        self._stop_head_timer()
-        self._request_count += 1
-        self._messages.append((_ErrInfo(refusal.status, refusal, refusal.message), EMPTY_PAYLOAD))
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._arrived(refusal)
+
+    def _malformed(self, refusal: Refusal) -> Refusal:
+        """Take note of what is no request, or too large for one."""
+        self.owner.tell("malformed")
+        if isinstance(refusal, BadRequest) and refusal.foreign:
+            self.owner.mention(refusal.foreign, self.peer)
+        else:
+            _log.debug("malformed request: %s", refusal.message)
+        return refusal
+
+    # Flow control
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open."""
+        return self.transport is not None
+
+    def pause_reading(self) -> None:
+        """As much of the body is here as is read ahead."""
+        assert self._parser is not None
+        self._reading_paused = self._was_paused = True
+        self._parser.pause_reading()
+        self._balance()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Some of the body has been taken; aiohttp says so behind every piece, whether reading was paused or not.
+
+        Once paused, the parser may hold something back behind each piece, and has to be asked for it.
+        """
+        if self._was_paused:
+            self._reading_paused = False
+            if resume_parser and not self.deaf:
+                if not self._reading.is_eof():
+                    self._feed(b"")
+                self._parse()
+        self._balance()
 
     def _balance(self) -> None:
         """Count what is held, and read on or pause by that."""
         if self._parsing or self._wire is None:
             return
         held = len(self._held) - self._at
-        reading = self._reading
-        self._account.hold(
-            held + self._asked + self._head.cost + (_weight(reading) if reading is not EMPTY_PAYLOAD else 0)
-        )
-        self._account.go_on_anyway()
+        reading, account = self._reading, self._account
+        account.hold(held + self._asked + self._head.cost + (0 if reading is EMPTY_PAYLOAD else buffered(reading)))
+        account.unpause()
         if self.deaf:
             more = self._drains
         elif held or self._reading_paused or not (self._admitted or reading.is_eof()):
             more = False
         else:
-            more = self._account.room() > 0 or not self._account.pause()
+            more = account.room() > 0 or not account.pause()
         if more == self._stopped:
-            self._read_on() if more else self._pause()
+            self._read_on() if more else self._stop_reading()
 
     def _read_on(self) -> None:
         self._stopped = False
-        self._watch_no_more()
-        super()._resume_transport_reading()
+        self._unwatch()
+        if self.transport is not None:
+            with suppress(*_CLOSING):
+                self.transport.resume_reading()
 
-    def _pause(self) -> None:
-        """Read nothing for a while, and notice all the same when the caller leaves."""
+    def _stop_reading(self) -> None:
+        """Read nothing for a while, and notice all the same when the caller disconnects."""
         self._stopped = True
-        super()._pause_transport_reading()
-        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if self.transport is None:
+            return
+        with suppress(*_CLOSING):
+            self.transport.pause_reading()
+        sock = self.transport.get_extra_info("socket")
         if sock is not None and self._watched < 0:
             self._watched = sock.fileno()
-            self._owner.departures.watch(self._watched, self.cut)
+            self.owner.disconnects.watch(self._watched, self.cut)
 
-    def _pause_transport_reading(self) -> None:
-        """A buffer of aiohttp's is full: one reason more to pause."""
-        self._balance()
-
-    def _resume_transport_reading(self) -> None:
-        """It is not any more: one reason less."""
-        self._balance()
-
-    def _watch_no_more(self) -> None:
+    def _unwatch(self) -> None:
         if self._watched >= 0:
-            self._owner.departures.forget(self._watched)
+            self.owner.disconnects.forget(self._watched)
             self._watched = -1
-
-    def _malformed(self, refusal: Refusal) -> Refusal:
-        """Take note of what is no request, or too large for one."""
-        self._owner.tell("malformed")
-        if isinstance(refusal, BadRequest) and refusal.foreign:
-            self._owner.mention(refusal.foreign, self.peer)
-        else:
-            _log.debug("malformed request: %s", refusal.message)
-        return refusal
 
     def cut(self) -> None:
         """End the connection at once; its handler is cancelled."""
         if self._wire is not None:
             self._wire.abort()
-
-
-def _weight(body: StreamReader) -> int:
-    """Bytes of memory that what has been read of a body, and not been taken, keeps."""
-    return body._size + _CHUNK * len(body._buffer)  # noqa: SLF001  # nothing else tells
