@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keyturn
 import pytest
 from keyturn.access.jwts import subject_pattern
-from keyturn.config.document import _Loader
+from keyturn.config.yaml_document import _Loader
 from keyturn.core import headers
 from keyturn.core.credentials import parameter
 from keyturn.core.policy import Rule
@@ -40,7 +40,7 @@ MADE: dict[tuple[str, str], tuple[str, list["re.Pattern[Any]"]]] = {
         "fullmatch",
         [subject_pattern(text) for text in ("a:*", "a*b*c:*:*d*e", "*:*", "***")],
     ),
-    ("keyturn.config.document", ""): (
+    ("keyturn.config.yaml_document", ""): (
         "match",
         [pattern for resolvers in _Loader.yaml_implicit_resolvers.values() for _, pattern in resolvers],
     ),

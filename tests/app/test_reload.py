@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from keyturn.app import reload
 from keyturn.app.reload import RETRY_POLLS, Contents, FileWatch, Reloader
-from keyturn.config.contents import NOTHING, content_of, digest
+from keyturn.config.files import NOTHING, content_of, digest
 from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.events import Event, Reloaded
 from structlog.testing import capture_logs

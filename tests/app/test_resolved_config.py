@@ -13,7 +13,7 @@ from keyturn.app.resolved_config import (
     replica_name,
 )
 from keyturn.config import Config
-from keyturn.config.contents import content_of
+from keyturn.config.files import content_of
 from keyturn.core.errors import ConfigError
 
 from tests.authorities import Authority

@@ -28,7 +28,7 @@ from aiohttp import (
     TCPConnector,
 )
 
-from keyturn.config.issuers import discovery_url, fetchable
+from keyturn.config.urls import discovery_url, fetchable
 from keyturn.core.model import Issuer
 from keyturn.keepalive import tcp_socket
 from keyturn.oserrors import words

@@ -22,7 +22,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import structlog
 
-from keyturn.config.contents import NO_FILE, NOTHING, check_descriptors, content_of
+from keyturn.config.files import NO_FILE, NOTHING, check_descriptors, content_of
 from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.events import Observer, Reloaded
 

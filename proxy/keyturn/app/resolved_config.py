@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from keyturn.access.jwks_cache import parse_jwks
 from keyturn.bodies import BodySettings
 from keyturn.config import Config
-from keyturn.config.contents import content_of
+from keyturn.config.files import content_of
 from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.forwarded import TrustedProxies
 from keyturn.core.model import SECOND, Client, Pool

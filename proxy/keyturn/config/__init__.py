@@ -1,6 +1,6 @@
 """The typed configuration: `load` reads it, `Config` holds it, `schema`, `effective` and `warnings` speak about it."""
 
-from keyturn.config.loading import load
+from keyturn.config.loading import Config, load
 from keyturn.config.models import (
     AnonymousSettings,
     CertificateSettings,
@@ -18,9 +18,7 @@ from keyturn.config.models import (
     TlsSettings,
     UpstreamSettings,
 )
-from keyturn.config.report import effective, warnings
-from keyturn.config.resolved import Config
-from keyturn.config.schema import schema
+from keyturn.config.report import effective, schema, warnings
 from keyturn.config.units import Listener, TcpListener, UnixListener, format_duration, parse_duration, parse_listener
 from keyturn.config.urls import StoreUrl
 

@@ -33,9 +33,8 @@ from keyturn.config.fields import (
     is_proxy_own,
     written,
 )
-from keyturn.config.issuers import parse_keys_url
 from keyturn.config.units import format_duration
-from keyturn.config.urls import parse_collector_url
+from keyturn.config.urls import parse_collector_url, parse_keys_url
 from keyturn.core.model import SECOND, Micros
 
 

@@ -1,33 +1,96 @@
-"""What pydantic finds wrong, in this house's words: a path such as `clients[2].weight`, and what to write instead.
-
-No message shows a value, since any value may be a secret that stands in the wrong place.
-"""
+"""Problems of a document: where they are, and what to write instead. No message shows a value: it may be a secret."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from keyturn.config.units import Listener, parse_duration, parse_listener
 from keyturn.core.errors import Problem
+from keyturn.core.model import Micros
 
 Loc = tuple[str | int, ...]
-"""Where a value stands: keys of mappings and positions in lists, from the root."""
+"""The place of a value: keys of mappings and positions in lists, from the root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value of the raw document and its place. It never fails: a missing value is `None`."""
+
+    value: Any
+    loc: Loc = ()
+
+    def __getitem__(self, key: str) -> "Node":
+        return Node(self.value.get(key) if isinstance(self.value, dict) else None, (*self.loc, key))
+
+    def items(self) -> Iterator["Node"]:
+        """The entries of a list."""
+        for index, item in enumerate(self.value if isinstance(self.value, list) else ()):
+            yield Node(item, (*self.loc, index))
+
+    def entries(self) -> Iterator[tuple[str, "Node"]]:
+        """The entries of a mapping."""
+        for key in self.value if isinstance(self.value, dict) else ():
+            yield key, self[key]
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a value."""
+        return self.value is not None
+
+    @property
+    def text(self) -> str | None:
+        """The text; `None` when the value is missing or no text."""
+        return self.value.strip() or None if isinstance(self.value, str) else None
+
+    @property
+    def true(self) -> bool:
+        """Whether the value is `true`."""
+        return self.value is True or str(self.value).lower() in ("true", "yes", "on", "1")
+
+    def path(self, base: Path) -> Path | None:
+        """The file that it names, relative to a directory."""
+        return base / self.text if self.text and "\0" not in self.text else None
+
+    def duration(self, default: str) -> Micros | None:
+        """The duration in microseconds; `None` when the value is invalid."""
+        try:
+            return parse_duration(self.value if self.given else default)
+        except ValueError:
+            return None
+
+    def listeners(self, default: str) -> list[tuple["Node", Listener]]:
+        """The listeners of a setting that is one or a list, without invalid ones."""
+        found = []
+        for node in self.items() if isinstance(self.value, list) else [self]:
+            try:
+                found.append((node, parse_listener(node.value if node.given else default)))
+            except ValueError:
+                continue
+        return found
+
+    def problem(self, message: str) -> Problem:
+        """A problem at this place."""
+        return Problem(path_of(self.loc), message)
+
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SHORT_KEY = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
 MAX_PLACES = 4
-"""Of the places where a setting of some name stands, those that a hint names."""
+"""The most places of a setting that a hint names."""
 
-_MAPPING = "write a mapping: `name: value` lines, indented, a blank behind the colon"
+_MAPPING = "write a mapping: `name: value` lines, indented, a space after the colon"
 _LIST = "write a list: a line `- …` for each entry"
 _WHOLE = "write a whole number"
 _TEXT = "write text, in quotes if it looks like a number"
 _TOO_SHORT = "too_short"
-_FIXED: Mapping[str, str] = {
+_MESSAGES: Mapping[str, str] = {
     "bool_parsing": "write `true` or `false`",
     "bool_type": "write `true` or `false`",
     "dict_type": _MAPPING,
@@ -58,7 +121,7 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "inbound.max_pipelined": "requests of one connection are always read one at a time",
 }
 """Settings of earlier versions that have no successor, with the reason."""
-_MADE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+_MESSAGE_FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "greater_than": lambda of: f"write a number above {of['gt']}",
     "greater_than_equal": lambda of: f"write a number of at least {of['ge']}",
     "less_than": lambda of: f"write a number below {of['lt']}",
@@ -71,7 +134,7 @@ _MADE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def path_of(loc: Loc) -> str:
-    """Write a place as a path; a key with other characters stands in brackets, an overlong one is not shown."""
+    """Write a place as a path; a key with other characters is put in brackets, an overlong one is not shown."""
     path = ""
     for part in loc:
         if isinstance(part, int):
@@ -84,13 +147,13 @@ def path_of(loc: Loc) -> str:
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """A closing `; did you mean …?` when one of the words is close, else nothing."""
+    """Return `; did you mean …?` when one of the words is similar, else nothing."""
     close = get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], document: Any) -> list[Problem]:
-    """Translate what pydantic reports on a document."""
+    """Translate pydantic's errors into problems such as `clients[2].weight: …`."""
     details = error.errors(include_url=False, include_input=False)
     located = [(path_of(_located(detail["loc"], document)), detail) for detail in details]
     wrong = {place for place, detail in located if detail["type"] != _TOO_SHORT}
@@ -102,7 +165,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], document: Any) -
 
 
 def _located(loc: Loc, document: Any) -> Loc:
-    """Keep of pydantic's location what is in the document: no tags of unions, no index into a lone value."""
+    """Drop parts of pydantic's location that are not in the document: tags of unions, an index into a lone value."""
     place: list[str | int] = []
     for index, part in enumerate(loc):
         if isinstance(document, dict) and (part in document or (index == len(loc) - 1 and part != "[key]")):
@@ -121,9 +184,9 @@ def _message(detail: ErrorDetails, model: type[BaseModel], document: Any) -> str
         return _unknown_key(loc, model, document)
     if kind in ("model_type", "model_attributes_type") and (hint := _not_a_section(loc, model)):
         return hint
-    if kind in _MADE:
-        return _MADE[kind](detail.get("ctx", {}))
-    return _FIXED.get(kind, "this value cannot stand here")
+    if kind in _MESSAGE_FORMATS:
+        return _MESSAGE_FORMATS[kind](detail.get("ctx", {}))
+    return _MESSAGES.get(kind, "this value is not allowed here: see docs/configuration.md")
 
 
 def _unknown_key(loc: Loc, model: type[BaseModel], document: Any) -> str:
@@ -144,29 +207,31 @@ def _unknown_key(loc: Loc, model: type[BaseModel], document: Any) -> str:
 
 
 def _not_a_section(loc: Loc, model: type[BaseModel]) -> str:
-    """A hint if a value stands in the place of an entry of a mapping, such as a pool."""
+    """A hint if there is a value in place of an entry of a mapping, such as a pool."""
     if hint := _is_no_entry(loc, model):
         return hint
     places = list(_places(str(loc[-1]), model)) if _entry_at(loc, model) else []
-    return f"under `{loc[-2]}` stand names; there is `{places[0]}`: check the indentation" if places else ""
+    return f"`{loc[-2]}` holds entries by name, and there is `{places[0]}`: check the indentation" if places else ""
 
 
 def _is_no_entry(loc: Loc, model: type[BaseModel]) -> str:
-    """A hint if an entry of a mapping has the name of one of its settings: that stands one level too high."""
+    """A hint if an entry of a mapping has the name of a setting, which then is one level too high."""
     entry, name = _entry_at(loc, model), str(loc[-1]) if loc else ""
     if entry is None or name not in entry.model_fields:
         return ""
-    return f"under `{loc[-2]}` stand names: write one, such as `default:`, above `{name}`, and indent `{name}` below it"
+    return (
+        f"`{loc[-2]}` holds entries by name: write one, such as `default:`, above `{name}`, and indent `{name}` below"
+    )
 
 
 def _entry_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel] | None:
-    """What the entries of a mapping are, if the place is that of one."""
+    """The model of a mapping's entries, if the place is that of one."""
     field = _model_at(loc[:-2], model).model_fields.get(str(loc[-2])) if len(loc) > 1 else None
     return _model_in(field.annotation) if field is not None and _is_mapping(field.annotation) else None
 
 
 def _stray_entry(loc: Loc, model: type[BaseModel], document: Any) -> str:
-    """A hint if an unknown section looks like an entry of a mapping, such as a pool, that is not indented."""
+    """A hint if an unknown section looks like an entry of a mapping, such as a pool, that lacks indentation."""
     value: Any = document.get(loc[0]) if len(loc) == 1 and isinstance(document, dict) else None
     settings = list(value) if isinstance(value, dict) else []
     for name, field in model.model_fields.items():
@@ -177,7 +242,7 @@ def _stray_entry(loc: Loc, model: type[BaseModel], document: Any) -> str:
 
 
 def _places(name: str, model: type[BaseModel], above: str = "") -> Iterator[str]:
-    """Where a setting of this name stands: `upstream.url`, `clients[].weight`, `pools.NAME.keys`."""
+    """The places of settings of this name: `upstream.url`, `clients[].weight`, `pools.NAME.keys`."""
     for other, field in model.model_fields.items():
         place = f"{above}{other}"
         if other == name:

@@ -1,4 +1,4 @@
-"""What `keyturn check` shows: warnings about secrets within everybody's reach, and the effective configuration."""
+"""What the command line prints of a configuration: warnings, the effective configuration, and its JSON Schema."""
 
 import re
 import stat
@@ -6,31 +6,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from keyturn.config.files import PASSWORD_FILES
+from keyturn.config.loading import Config
+from keyturn.config.models import Document
 from keyturn.config.problems import path_of
-from keyturn.config.resolved import Config
-from keyturn.config.sources import PASSWORD_FILES
 from keyturn.core.errors import Problem
 
 _CLOSE = "`chmod 600` it (in Kubernetes: `defaultMode: 0400`)"
 
 _CREDENTIAL = re.compile(r"auth|cookie|credential|key|password|secret|token", re.IGNORECASE)
-"""What is in the name of a field that holds one."""
+"""Matches names of header fields that hold credentials."""
 
 
 def warnings(path: Path | None, config: Config) -> tuple[Problem, ...]:
-    """What works but should not stay so; none of it keeps a process from starting."""
+    """Report what works but should be changed; a warning does not keep a process from starting."""
     found = [*_plain_secrets(path, config), *_open_files(config)]
     if config.store.url.looks_literal:
         found.append(
             Problem(
                 "store.url",
-                "a user name or password in it is decoded (`%41` is `A`, `+` in the query a blank): if it is meant "
-                "literally, write it into `store.password`",
+                "its user name and password are percent-decoded (`%41` is `A`, `+` in the query a space): if they "
+                "are meant literally, write them into `store.username` and `store.password`",
             )
         )
     if config.authentication_required and not config.clients:
         found.append(
-            Problem("clients", "authentication is required and no client is given: every request will be answered 401")
+            Problem(
+                "clients", "authentication is required and there is no client, so every request gets 401: add a client"
+            )
         )
     return tuple(found)
 
@@ -41,7 +44,7 @@ def _plain_secrets(path: Path | None, config: Config) -> Iterator[Problem]:
     for place in config.files.plain:
         yield Problem(
             place,
-            f"a secret in plain text in a file that everybody can read: `chmod 600 {path}`, or write `${{NAME}}`"
+            f"a secret in plain text in a file that all users can read: `chmod 600 {path}`, or write `${{NAME}}`"
             + (f" or `{place.rpartition('.')[2]}_file`" if place.endswith(("secret", "password")) else ""),
         )
 
@@ -51,15 +54,15 @@ def _open_files(config: Config) -> Iterator[Problem]:
         for index, key in enumerate(pool.keys):
             if key.secret_file and _is_world_readable(key.secret_file):
                 place = path_of(("pools", name, "keys", index, "secret_file"))
-                yield Problem(place, f"everybody can read {key.secret_file}: {_CLOSE}")
+                yield Problem(place, f"all users can read {key.secret_file}: {_CLOSE}")
         for path in config.files.listed.get(pool.keys_dir, ()) if pool.keys_dir else ():
             if _is_world_readable(path):
-                yield Problem(path_of(("pools", name, "keys_dir")), f"everybody can read {path}: {_CLOSE}")
+                yield Problem(path_of(("pools", name, "keys_dir")), f"all users can read {path}: {_CLOSE}")
 
     for name in PASSWORD_FILES:
         password = getattr(config.store, name)
         if password and _is_world_readable(password):
-            yield Problem(f"store.{name}", f"everybody can read {password}: {_CLOSE}")
+            yield Problem(f"store.{name}", f"all users can read {password}: {_CLOSE}")
 
 
 def _is_world_readable(path: Path) -> bool:
@@ -70,9 +73,9 @@ def _is_world_readable(path: Path) -> bool:
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """The configuration with every default filled in, as config.yaml would write it; secrets stand as `…`.
+    """The configuration with all defaults, as config.yaml would write it; secrets are masked as `…`.
 
-    So does the value of a pool's field by whose name it may be one.
+    The same holds for values of a pool's header fields whose names look like credentials.
     """
     shown = config.model_dump(mode="json")
     shown["authentication"] = "required" if config.authentication_required else "off"
@@ -85,3 +88,43 @@ def effective(config: Config) -> dict[str, Any]:
         for name in filter(_CREDENTIAL.search, pool["headers"]):
             pool["headers"][name] = "…"
     return shown
+
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_REFERENCE = {"$ref": "#/$defs/FromEnvironment"}
+_FROM_ENVIRONMENT = {
+    "title": "From the environment",
+    "description": "A value that the environment gives: `${NAME}` or `${NAME:-default}`.",
+    "type": "string",
+    "pattern": r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}",
+}
+_ABOUT = ("title", "description", "default", "examples")
+
+
+def schema() -> dict[str, Any]:
+    """The schema of the document as written, before `${NAME}` is replaced."""
+    made = Document.model_json_schema()
+    definitions = {name: _section(body) for name, body in made.pop("$defs").items()}
+    body = _section(made) | {"title": "Keyturn configuration", "description": "The settings of config.yaml."}
+    return {"$schema": _DIALECT, **body, "$defs": {**definitions, "FromEnvironment": _FROM_ENVIRONMENT}}
+
+
+def _section(body: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: _setting(field) for name, field in body.get("properties", {}).items()}
+    return {**body, "title": body["title"].removesuffix("Settings"), "properties": fields}
+
+
+def _setting(field: dict[str, Any]) -> dict[str, Any]:
+    about = {key: field[key] for key in _ABOUT if key in field}
+    return about | _interpolated({key: value for key, value in field.items() if key not in _ABOUT})
+
+
+def _interpolated(body: dict[str, Any]) -> dict[str, Any]:
+    """Permit `${NAME}` wherever the schema asks for more than text."""
+    if "anyOf" in body:
+        return {"anyOf": [_interpolated(option) for option in body["anyOf"]]}
+    if isinstance(body.get("items"), dict):
+        return {**body, "items": _interpolated(body["items"])}
+    if body.get("type") in ("integer", "number", "boolean") or "enum" in body or "pattern" in body:
+        return {"anyOf": [body, _REFERENCE]}
+    return body

@@ -1,11 +1,14 @@
-"""The URLs of the configuration: the upstream's, and the store's, which may hold a password."""
+"""URLs of the configuration, and what they say about the issuers of JSON Web Tokens."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
+from keyturn.config.problems import Node
 from keyturn.config.units import TcpListener
+from keyturn.core.errors import Problem
 from keyturn.core.model import Secret
 
 STORE_SCHEMES = ("memory", "redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
@@ -80,7 +83,7 @@ def parse_collector_url(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StoreUrl:
-    """Where the buckets live; shown with its password masked, revealed only to the store's client."""
+    """The store's URL; shown with its password masked, revealed to the store's client only."""
 
     scheme: str
     shown: str
@@ -92,11 +95,11 @@ class StoreUrl:
 
     @property
     def has_password(self) -> bool:
-        """Whether anything in it had to be masked."""
+        """Whether it contains a password."""
         return "…" in self.shown
 
     def has_login(self, whose: str) -> bool:
-        """Whether it tells a user name or a password: the store's, or with `sentinel_` the sentinels'."""
+        """Whether it contains a user name or a password: the store's, or with `sentinel_` the sentinels'."""
         url = urlsplit(self.reveal())
         given = dict(parse_qsl(url.query))
         return (not whose and "@" in url.netloc) or not given.keys().isdisjoint(
@@ -105,7 +108,7 @@ class StoreUrl:
 
     @property
     def looks_literal(self) -> bool:
-        """Whether decoding changes a user name or a password in a way that nobody encodes on purpose.
+        """Whether percent-decoding changes a user name or a password in a way that is hardly intended.
 
         Letters and digits need no percent-encoding, and a blank in a query is `%20` to most encoders.
         """
@@ -226,3 +229,76 @@ def _masked(url: SplitResult) -> str:
     shown = f"{name}:…@" if colon else "…@" if at else ""
     query = _PASSWORD.sub(r"\1…", f"?{url.query}") if url.query else ""
     return f"{url.scheme}://{shown}{nodes}{url.path}{query}"
+
+
+ISSUER_SETTINGS = ("jwks_file", "jwks_url", "ca", "bearer_file", "algorithms", "leeway")
+"""Settings of the issuer. Written with one of its clients, they apply to all of them."""
+
+_KEYS_HINT = "write an https:// URL (http:// only to a loopback address, for tests)"
+
+
+def fetchable(text: str) -> bool:
+    """Whether keys may be fetched from a URL: by https, or from this machine."""
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError:
+        return False
+    if not url.hostname or "@" in url.netloc or url.fragment or not text.isprintable() or " " in text:
+        return False
+    return url.scheme == "https" or (url.scheme == "http" and TcpListener(url.hostname, 0).loopback)
+
+
+def parse_keys_url(value: str) -> str:
+    """Check the URL of a JWK set.
+
+    Raises:
+        ValueError: keys are not fetched from there.
+    """
+    if not fetchable(value):
+        raise ValueError(_KEYS_HINT)
+    return value
+
+
+def discovery_url(issuer: str) -> str:
+    """The URL of an issuer's discovery document (OpenID Connect Discovery 1.0, section 4)."""
+    return f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+
+
+def merge_issuer_settings(entries: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the issuer's settings of another client to those found so far."""
+    return {**(entries or {}), **{name: more[name] for name in ISSUER_SETTINGS if more.get(name) is not None}}
+
+
+def check_issuers(root: Node) -> Iterator[Problem]:
+    """Report problems of the issuers of a raw document's clients."""
+    said: dict[str, dict[str, tuple[Any, Node]]] = {}
+    nodes: dict[str, Node] = {}
+    for client in root["clients"].items():
+        jwt = client["jwt"]
+        name = jwt["issuer"].text
+        if name is None:
+            continue
+        nodes.setdefault(name, jwt["issuer"])
+        yield from _differences(jwt, said.setdefault(name, {}))
+    for name, node in nodes.items():
+        yield from _sources(name, node, said[name])
+
+
+def _differences(jwt: Node, said: dict[str, tuple[Any, Node]]) -> Iterator[Problem]:
+    for setting in ISSUER_SETTINGS:
+        if jwt[setting].given:
+            first, _ = said.setdefault(setting, (jwt[setting].value, jwt[setting]))
+            if first != jwt[setting].value:
+                yield jwt[setting].problem("another client has another value for this issuer: write it once")
+
+
+def _sources(name: str, node: Node, said: Mapping[str, tuple[Any, Node]]) -> Iterator[Problem]:
+    if "jwks_file" in said and "jwks_url" in said:
+        yield said["jwks_url"][1].problem("the keys are in `jwks_file` already: keep one of the two")
+    if "jwks_file" not in said and "jwks_url" not in said and not fetchable(name):
+        yield node.problem(f"no place to read the issuer's keys from: {_KEYS_HINT}, or add `jwks_url` or `jwks_file`")
+    if "jwks_file" in said:
+        for setting in ("ca", "bearer_file"):
+            if setting in said:
+                yield said[setting][1].problem("nothing is fetched, since the keys are in `jwks_file`: delete this")

@@ -6,7 +6,7 @@ import ssl
 
 import aiohttp
 
-from keyturn.config.contents import check_descriptors
+from keyturn.config.files import check_descriptors
 from keyturn.core.errors import LocalCause, StartError
 
 _ERRNOS: dict[int, LocalCause] = {

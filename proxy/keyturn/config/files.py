@@ -1,20 +1,112 @@
-"""The keys and passwords that stand beside the document: in the environment, in files, and in folders of files."""
+"""Keys and passwords beside the document (in the environment, in files, in directories), and digests of files."""
 
-from collections.abc import Callable, Mapping
+import codecs
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from keyturn.config.contents import UTF_16, decoded, digest, digest_of_names, is_utf_16, key_files
 from keyturn.config.fields import QUOTES, is_name, is_quoted, is_visible
-from keyturn.config.tree import Node
-from keyturn.core.errors import Problem
+from keyturn.config.problems import Node
+from keyturn.core.errors import Problem, StartError
 from keyturn.core.model import Secret
+
+UTF_16 = "UTF-16 text: save it as UTF-8 (Windows PowerShell: `Out-File -Encoding ascii`)"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_NULLS = b"\0\0"
+"""Every other byte of ASCII text in UTF-16, also without a byte order mark."""
+
+NOTHING = b""
+"""The digest of a file that is missing or cannot be read."""
+
+NO_FILE = b"no file"
+"""The digest of a pipe, a device and the like: reading one consumes data or blocks."""
+
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+_RAISE_LIMIT = "this machine has no file descriptor left: raise its limit of open files (`LimitNOFILE`, `ulimit -n`)"
+
+
+def digest(data: bytes) -> bytes:
+    """The digest of a file's content."""
+    return sha256(data).digest()
+
+
+def digest_of_names(names: Iterable[str]) -> bytes:
+    """The digest of a directory: of the names of its key files."""
+    return digest("/".join(sorted(names)).encode("utf-8", "surrogateescape"))
+
+
+def key_files(folder: Path) -> list[Path]:
+    """The key files of a directory, without hidden files and directories.
+
+    A mounted Kubernetes Secret has `..data` and the like beside links to its files.
+
+    Raises:
+        OSError: it is no directory, or cannot be read.
+    """
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+
+
+def is_utf_16(data: bytes) -> bool:
+    """Whether a text begins like UTF-16."""
+    return data.startswith(_UTF_16) or _NULLS in (data[:4:2], data[1:4:2])
+
+
+def decoded(data: bytes) -> str:
+    """Decode the text of a file in UTF-8, without a byte order mark.
+
+    Raises:
+        ValueError: it is in another encoding; the message continues "the file is".
+    """
+    if is_utf_16(data):
+        raise ValueError(UTF_16)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text: save it as UTF-8") from None
+
+
+def content_of(path: Path) -> bytes:
+    """The digest of what a path, with its links followed, holds now.
+
+    Raises:
+        StartError: this machine has no file descriptor left.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return digest_of_names(file.name for file in key_files(path))
+        if not stat.S_ISREG(mode):
+            return NO_FILE
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").digest()
+    except OSError as error:
+        if error.errno in _NO_DESCRIPTOR:
+            raise StartError(_RAISE_LIMIT) from error
+        return NOTHING
+
+
+def check_descriptors() -> None:
+    """Check that files can be opened at all.
+
+    Raises:
+        StartError: this machine has no file descriptor left.
+    """
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        if error.errno in _NO_DESCRIPTOR:
+            raise StartError(_RAISE_LIMIT) from error
+
 
 VARIABLE = "POSTMAN_API_KEYS"
 MAX_SECRET_BYTES = 64 << 10
 PASSWORD_FILES = ("password_file", "sentinel_password_file")
-"""Settings of `store`."""
+"""Settings of `store` that name password files."""
 
 
 def with_environment_keys(tree: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
@@ -34,7 +126,7 @@ def with_environment_keys(tree: dict[str, Any], environ: Mapping[str, str]) -> t
 
 
 def _listed(text: str) -> list[str]:
-    """Keys separated by commas, without the quotes around each of them or around all, and without a byte order mark.
+    """Split keys at commas, without quotes around each or all of them, and without a byte order mark.
 
     `docker --env-file` and the like keep the quotes of a value.
     """
@@ -50,7 +142,7 @@ def _is_quoted_whole(text: str) -> bool:
 
 
 def _name_of(secret: str) -> str:
-    """A name that stays the same wherever the key stands in the list: the start of its SHA-256."""
+    """A name that does not depend on the other keys: the start of the SHA-256."""
     return f"key-{Secret(secret).digest()[:8]}"
 
 
@@ -61,27 +153,29 @@ def _check(secrets: list[str]) -> list[Problem]:
         if first < number:
             problems.append(Problem(VARIABLE, f"keys {first} and {number} are the same: write each key once"))
         if not is_visible(secret):
-            problems.append(Problem(VARIABLE, f"key {number} is not one word of visible ASCII characters"))
+            problems.append(
+                Problem(VARIABLE, f"key {number} is not one word of visible ASCII characters: check it for spaces")
+            )
         elif is_quoted(secret):
-            problems.append(Problem(VARIABLE, f"key {number} has a quote at one end only: take it out"))
+            problems.append(Problem(VARIABLE, f"key {number} has a quote at one end only: delete it"))
     return problems
 
 
 @dataclass(slots=True)
 class KeyFiles:
-    """Reads the files of every pool's keys, and those of the store's passwords."""
+    """Read the key files of all pools and the password files of the store."""
 
     base: Path
     secrets: dict[Path, Secret] = field(default_factory=dict)
     listed: dict[Path, tuple[Path, ...]] = field(default_factory=dict)
     passwords: dict[Path, Secret] = field(default_factory=dict)
-    """Of the store."""
+    """Passwords of the store, by file."""
     contents: dict[Path, bytes] = field(default_factory=dict, repr=False)
-    """Digests of what was read."""
+    """Digests of the files that were read."""
     problems: list[Problem] = field(default_factory=list)
 
     def collect(self, root: Node) -> None:
-        """Read what the pools of a document name."""
+        """Read all files that a document names."""
         for _, pool in root["pools"].entries():
             for key in pool["keys"].items():
                 path = key["secret_file"].path(self.base)
@@ -107,7 +201,9 @@ class KeyFiles:
     def _is_key(self, path: Path, node: Node) -> bool:
         if not is_name(path.name):
             self.problems.append(
-                node.problem("a file's name is no name of a key: 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`")
+                node.problem(
+                    "the name of a file cannot name a key: rename it to 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`"
+                )
             )
             return False
         return self._read(path, node, self.secrets, secret_in)
@@ -132,10 +228,10 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def secret_in(data: bytes) -> Secret:
-    """The secret of a file that holds one and, at most, blanks and line ends around it, or a byte order mark.
+    """Read a secret from a file's content, without surrounding white space and byte order mark.
 
     Raises:
-        ValueError: it holds none; the message goes on from the file's name.
+        ValueError: it holds none; the message continues "the file".
     """
     text = _text_of(data).strip()
     if not text:
@@ -148,10 +244,10 @@ def secret_in(data: bytes) -> Secret:
 
 
 def password_in(data: bytes) -> Secret:
-    """The password of a file that holds one, taken literally but for line ends behind it.
+    """Read a password from a file's content, literally but for trailing line ends.
 
     Raises:
-        ValueError: it holds none; the message goes on from the file's name.
+        ValueError: it holds none; the message continues "the file".
     """
     text = _text_of(data).rstrip("\r\n")
     if not text:
@@ -169,13 +265,13 @@ def _text_of(data: bytes) -> str:
 
 
 def unreadable(node: Node, base: Path, reason: str | None) -> str:
-    """Say that a file cannot be read, without its name: a secret may stand in its place."""
+    """Explain that a file cannot be read, without its name: it may be a misplaced secret."""
     start = "" if (node.text or "").startswith("/") else f" (a relative path starts from {base.absolute()})"
     return f"the file cannot be read: {reason}{start}"
 
 
 def why_unreadable(path: Path) -> str | None:
-    """Why a file cannot be read, `None` when it can."""
+    """The reason why a file cannot be read; `None` when it can."""
     try:
         with path.open("rb") as file:
             return f"it is {UTF_16}" if is_utf_16(file.read(4)) else None

@@ -1,11 +1,175 @@
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.config.document import MAX_BYTES, parse
+from keyturn.config.yaml_document import MAX_BYTES, Interpolation, parse
 from keyturn.core.errors import ConfigError
+
+from tests.config.samples import problems
+
+ENVIRON = {"A": "apple", "EMPTY": "", "NESTED": "${A}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("${A}", "apple"),
+        ("x-${A}-${A}", "x-apple-apple"),
+        ("${A:-pear}", "apple"),
+        ("${NONE:-pear}", "pear"),
+        ("${NONE:-}", ""),
+        ("${EMPTY}", ""),
+        ("${EMPTY:-pear}", "pear"),
+        ("${NONE:-a:-b}", "a:-b"),
+        ("$${A}", "${A}"),
+        ("$$${A}", "$${A}"),
+        ("${NESTED}", "${A}"),
+        ("$A", "$A"),
+        ("100$", "100$"),
+    ],
+)
+def test_variables_are_replaced(text: str, value: str) -> None:
+    """As a shell does: a default stands in for a variable that is not set or empty."""
+    interpolation = Interpolation(ENVIRON)
+    assert interpolation.apply(text) == value
+    assert interpolation.problems == []
+
+
+@pytest.mark.parametrize("text", ["${}", "${A", "${1A}", "${A-x}", "${ A }", "${A:-${B}}", "${A?}"])
+def test_what_is_no_reference_is_a_problem(text: str) -> None:
+    """Nothing that looks like a reference passes as it stands."""
+    interpolation = Interpolation(ENVIRON)
+    interpolation.apply({"a": [text]})
+    assert [(problem.path, "`${NAME}`" in problem.message) for problem in interpolation.problems] == [("a[0]", True)]
+    assert interpolation.broken == {("a", 0)}
+
+
+def test_a_missing_variable_is_a_problem_with_its_path() -> None:
+    """The message names the variable and says what to do."""
+    interpolation = Interpolation(ENVIRON)
+    interpolation.apply({"clients": [{"token": "${CI_TOKEN}"}]})
+    (problem,) = interpolation.problems
+    assert problem.path == "clients[0].token"
+    assert "CI_TOKEN is not set" in problem.message
+    assert "${CI_TOKEN:-default}" in problem.message
+
+
+def test_only_values_are_replaced() -> None:
+    """Names of settings, numbers and booleans stay."""
+    tree = {"${A}": 1, "b": [True, None, 2.5, {"c": "${A}"}]}
+    assert Interpolation(ENVIRON).apply(tree) == {"${A}": 1, "b": [True, None, 2.5, {"c": "apple"}]}
+
+
+def test_it_is_known_what_the_environment_supplied() -> None:
+    """A default that is used stands in the file, and counts as such."""
+    interpolation = Interpolation(ENVIRON)
+    interpolation.apply({"a": "${A}", "b": "${B:-plain}", "c": "plain", "d": "$${A}"})
+    assert interpolation.supplied == {("a",)}
+
+
+def test_the_environment_is_not_shown() -> None:
+    """It holds secrets."""
+    assert "apple" not in repr(Interpolation(ENVIRON))
+
+
+@given(st.text())
+def test_text_without_references_stays(text: str) -> None:
+    """What holds no `${` is left alone; escaped, everything can be said."""
+    escaped = text.replace("${", "$${")
+    interpolation = Interpolation(ENVIRON)
+    value = interpolation.apply(escaped)
+    assert interpolation.problems == []
+    if "$${" not in text:
+        assert value == text
+
+
+def test_bytes_that_are_no_text_are_a_problem() -> None:
+    """They could be shown nowhere; the message shows them neither."""
+    interpolation = Interpolation({"BYTES": "/run/\udcff"})
+    interpolation.apply({"a": "${BYTES}"})
+    (problem,) = interpolation.problems
+    assert problem.message == "the environment variable BYTES holds bytes that are no UTF-8"
+
+
+JARGON = re.compile(r"<|token|scalar|block|flow|mapping|anchor\b.*scanning|while|expected|parser|0x|'\\")
+"""Words of the parser's, which nobody looks for in a configuration."""
+
+
+def told(text: str) -> str:
+    """The mistake found in a text."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode())
+    (problem,) = caught.value.problems
+    return problem.message
+
+
+MISTAKES = [
+    ("queue:\n\tmax_wait: 5s\n", 2, 1, "a tab"),
+    ("queue:\n  max_wait:\t5s\n", 2, 12, "a tab"),
+    ("queue:\n  max_wait: 5s\n\tmax_waiting: 5\n", 3, 1, "a tab"),
+    ("clients:\n  - name: a\n  \tweight: 2\n", 3, 3, "a tab"),
+    ("\tlisten: x\n", 1, 1, "a tab"),
+    ("listen: 'x\nadmin: y\n", 1, 9, "a quote that is not closed"),
+    ('a: 1\nlisten: "x\n', 2, 9, "a quote that is not closed"),
+    ("listen: [a, b\nadmin: c\n", 1, 9, "`[`"),
+    ("a: 1\nlog: {level: info\nadmin: c\n", 2, 6, "`{`"),
+    ("listen:127.0.0.1:8080\nadmin: x\n", 1, 8, "a space is missing after the colon"),
+    ("queue:\n  max_wait:5s\n  max_waiting: 5\n", 2, 12, "a space is missing after the colon"),
+    (
+        "pools:\n  default:\n    keys:\n      - name:a\n        secret: b\n",
+        4,
+        14,
+        "a space is missing after the colon",
+    ),
+    ("listen x\nadmin: y\n", 1, 1, "a line without a colon"),
+    ("admin: y\nlisten\nqueue: x\n", 2, 1, "a line without a colon"),
+    ("a: b: c\n", 1, 5, "a colon that is not allowed here"),
+    ("listen: x\n  admin: y\n", 2, 8, "a colon that is not allowed here"),
+    ("a: 1\n b: [2]\n", 2, 3, "a colon that is not allowed here"),
+    ("queue:\n    a: 1\n  b: 2\n", 3, 3, "does not continue the lines above"),
+    ('a: "b" c\n', 1, 8, "does not continue the lines above"),
+    ("a: - b\n", 1, 4, "a `- `"),
+    ("a: @b\n", 1, 4, "needs quotes"),
+    ("a: `b`\n", 1, 4, "needs quotes"),
+    ("a: %b\n", 1, 4, "needs quotes"),
+    ("a: *b\n", 1, 4, "`*`"),
+    ("a: * b\n", 1, 5, "needs quotes"),
+    ('a: "\\q"\n', 1, 6, "a backslash"),
+    ("a: 1\n---\nb: 2\n", 2, 1, "a second document"),
+    ("a: 1\nb: x\x00y\n", 2, 5, "a character that YAML does not allow"),
+    ("a: ]\n", 1, 4, "a value is missing"),
+    ("a: | text\n  b\n", 1, 6, "start it on the next line"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "column", "why"), MISTAKES)
+def test_mistakes_are_told_in_plain_words(text: str, line: int, column: int, why: str) -> None:
+    """With the place where it is to be corrected, and without the parser's words."""
+    message = told(text)
+    assert message.startswith(f"line {line}, column {column}: this is not YAML: ")
+    assert why in message
+    assert not JARGON.search(message)
+
+
+@given(st.text("ab:-#'\"[]{},&*!|>%@`\t\n \\", max_size=24))
+def test_no_mistake_is_told_in_the_parsers_words(text: str) -> None:
+    """Whatever stands there."""
+    try:
+        parse(text.encode())
+    except ConfigError as error:
+        (problem,) = error.problems
+        assert not JARGON.search(problem.message.partition("needs quotes")[0].replace("a mapping", ""))
+
+
+def test_the_file_is_named(tmp_path: Path) -> None:
+    """In place of a setting."""
+    ((path, message),) = problems(tmp_path, "queue:\n\tmax_wait: 5s\n").items()
+    assert path == str(tmp_path / "config.yaml")
+    assert "line 2" in message
 
 
 def tree(text: str) -> Any:
@@ -86,8 +250,8 @@ def test_a_name_that_stands_twice_is_a_problem() -> None:
     """Each is reported, with its path and both lines."""
     _, problems = parse(b"a: 1\nb:\n  - {c: 1,\n     c: 2}\na: 2\n")
     assert [str(problem) for problem in problems] == [
-        "b[0].c: stands twice, in lines 3 and 4: keep one",
-        "a: stands twice, in lines 1 and 5: keep one",
+        "b[0].c: occurs twice, in lines 3 and 4: keep one",
+        "a: occurs twice, in lines 1 and 5: keep one",
     ]
 
 
@@ -127,7 +291,7 @@ def test_a_bomb_of_merges_is_refused() -> None:
 @pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: *x}", "&x [*x]"])
 def test_an_alias_to_its_own_inside_is_refused(text: str) -> None:
     """It would never end."""
-    assert "part of" in refusal(text.encode())
+    assert "contains it" in refusal(text.encode())
 
 
 def test_a_file_has_a_bound() -> None:
