@@ -21,7 +21,7 @@ from keyturn.access.rate_limits import (
     network_of,
 )
 from keyturn.core.errors import TooMany
-from keyturn.core.events import AttemptFailed, Event
+from keyturn.core.events import CallerRejected, Event
 from keyturn.core.model import SECOND, Client, Micros
 
 from tests.virtual import VirtualLoop, run, task_of, virtual
@@ -121,7 +121,7 @@ async def test_only_so_many_wait() -> None:
     found = await door.delays(ATTEMPTS_AT_ONCE + MAX_WAITING + 7)
     assert found.count(0) == ATTEMPTS_AT_ONCE
     assert found.count(-1) == 7
-    assert [event.answered for event in door.events if isinstance(event, AttemptFailed)].count("late") == MAX_WAITING
+    assert [event.answered for event in door.events if isinstance(event, CallerRejected)].count("late") == MAX_WAITING
     assert await door.delay() >= 0
 
 
@@ -181,8 +181,8 @@ def test_what_failed_is_told_and_logged(caplog: pytest.LogCaptureFixture) -> Non
     async def fail() -> None:
         door = Door()
         await door.delays(ATTEMPTS_AT_ONCE + MAX_WAITING + 1)
-        assert door.events[0] == AttemptFailed("192.0.2.1", "token", "at_once")
-        assert door.events[-1] == AttemptFailed("192.0.2.1", "token", "cut")
+        assert door.events[0] == CallerRejected("192.0.2.1", "token", "at_once")
+        assert door.events[-1] == CallerRejected("192.0.2.1", "token", "cut")
 
     with caplog.at_level(logging.INFO):
         fail()

@@ -35,7 +35,7 @@ INTERFACE = {
     "UpstreamError": (502, "upstreamUnreachable"),
     "LoopDetected": (508, "loopDetected"),
     "Unreachable": (502, "upstreamUnreachable"),
-    "LocalTrouble": (503, "localTrouble"),
+    "LocalError": (503, "localTrouble"),
     "Broken": (502, "upstreamUnreachable"),
     "TimedOut": (504, "upstreamTimeout"),
 }

@@ -5,8 +5,8 @@ from contextlib import suppress
 import pytest
 from keyturn.core.breaker import STREAK_FAILURES, STREAK_FAILURES_TOLD, Scope
 from keyturn.core.complaints import BODY_LIMIT
-from keyturn.core.errors import Broken, LocalTrouble, Outage, TimedOut, TooMany, Unreachable
-from keyturn.core.events import BreakerMoved, Retried, ThrottledTogether, UpstreamThrottled
+from keyturn.core.errors import Broken, LocalError, Outage, TimedOut, TooMany, Unreachable
+from keyturn.core.events import BreakerChanged, PoolThrottled, Retried, UpstreamThrottled
 from keyturn.core.exchange import Spent, Throttled, Unsent
 from keyturn.core.http import Answer, Request
 from keyturn.core.model import SECOND
@@ -80,7 +80,7 @@ async def test_a_kept_connection_that_had_been_closed_costs_no_time() -> None:
             it.upstream.script = [Broken("stale", stale=True)]
             assert (await it.ask(it.request(wait=0))).status == 200
             assert (len(it.upstream.sent), it.upstream.fresh) == (2 * number + 2, number + 1)
-        assert not it.happened(BreakerMoved)
+        assert not it.happened(BreakerChanged)
 
 
 @virtual
@@ -241,7 +241,7 @@ def test_failures_in_a_row_open_the_breaker(how: Answer | Exception) -> None:
         async with setting(requests=100) as it:
             it.upstream.rule = lambda *_: how if isinstance(how, Exception) else answer(how.status)
             await fail(it, STREAK_FAILURES)
-            (opened,) = it.happened(BreakerMoved)
+            (opened,) = it.happened(BreakerChanged)
             assert opened.opened
             assert [snapshot.scope.kind for snapshot in it.gateway.outages("default")] == ["route"]
             for _ in range(5):
@@ -259,7 +259,7 @@ def test_failures_in_a_row_open_the_breaker(how: Answer | Exception) -> None:
             assert (await probe).status == 200
             assert (await it.ask(same(it))).status == 200
             assert it.gateway.outages("default") == []
-            assert [event.opened for event in it.happened(BreakerMoved)] == [True, False]
+            assert [event.opened for event in it.happened(BreakerChanged)] == [True, False]
 
     scenario()
 
@@ -351,9 +351,9 @@ async def test_one_request_that_the_api_cannot_cope_with_shuts_nobody_out() -> N
     async with setting(requests=200) as it:
         it.upstream.rule = lambda *_: answer(500)
         await fail(it, 5 * STREAK_FAILURES)
-        assert it.happened(BreakerMoved) == []
+        assert it.happened(BreakerChanged) == []
         await fail(it, STREAK_FAILURES - 1, path="/r{}")
-        assert [(event.scope, event.opened) for event in it.happened(BreakerMoved)] == [(Scope("a"), True)]
+        assert [(event.scope, event.opened) for event in it.happened(BreakerChanged)] == [(Scope("a"), True)]
 
 
 @virtual
@@ -394,7 +394,7 @@ async def test_an_upstream_that_is_down_is_tried_by_one_client_after_another() -
         for _ in range(STREAK_FAILURES // 2):
             await fail(it, 1, path="/x", client="a")
             await fail(it, 1, path="/y", client="b")
-        assert [event.scope for event in it.happened(BreakerMoved)] == [Scope()]
+        assert [event.scope for event in it.happened(BreakerChanged)] == [Scope()]
         for path, client in (("/x", "a"), ("/y", "b")):
             await asyncio.sleep(5)
             assert (await it.ask(it.request("POST", path=path, client=client))).status == 504
@@ -416,7 +416,7 @@ async def test_what_is_told_of_one_client_is_told_once() -> None:
             it.upstream.rule = lambda *_: None
             await asyncio.sleep(2)
             assert (await it.ask(same(it))).status == 200
-        moved = [(event.opened, event.is_new) for event in it.happened(BreakerMoved)]
+        moved = [(event.opened, event.is_new) for event in it.happened(BreakerChanged)]
         assert moved == [(True, True), (False, True), (True, False), (False, False), (True, False), (False, False)]
 
 
@@ -439,14 +439,14 @@ async def test_troubles_of_this_machine_never_open_the_breaker() -> None:
     async with setting(requests=1000, retries=RetryPolicy(attempts=1)) as it:
         for number in range(4 * STREAK_FAILURES):
             if number % 2:
-                it.upstream.connecting = [LocalTrouble("No descriptor.", cause="descriptors")]
+                it.upstream.connecting = [LocalError("No descriptor.", cause="descriptors")]
             else:
                 it.upstream.script = [Broken("No memory.", cause="memory")]
-            with pytest.raises((LocalTrouble, Broken)):
+            with pytest.raises((LocalError, Broken)):
                 await it.ask()
             await asyncio.sleep(1)
         assert (await it.ask()).status == 200
-        assert it.happened(BreakerMoved) == []
+        assert it.happened(BreakerChanged) == []
 
 
 @virtual
@@ -711,13 +711,13 @@ async def test_keys_that_are_refused_together_are_one_cause() -> None:
         crowd = len(it.upstream.arrived)
         await asyncio.sleep(60)
         assert len(it.upstream.arrived) - crowd <= 6
-        (together,) = it.happened(ThrottledTogether)
+        (together,) = it.happened(PoolThrottled)
         assert together.quotas >= 3
         (view,) = it.gateway.outages("default")
         assert "keys at once" in view.cause
         it.upstream.rule = lambda *_: None
         assert [got.status for got in await asyncio.gather(*asked)] == [200] * 30
-        assert [event.quotas > 0 for event in it.happened(ThrottledTogether)] == [True, False]
+        assert [event.quotas > 0 for event in it.happened(PoolThrottled)] == [True, False]
         assert it.gateway.outages("default") == []
 
 

@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from keyturn.core.events import ForeignSpent, LimitHigher, LimitLowered, MonthTold, SignalsIgnored
+from keyturn.core.events import ForeignSpent, LimitHigher, LimitLowered, MonthRemaining, SignalsIgnored
 from keyturn.core.exchange import ObservedLimit, Spent
 from keyturn.core.http import Answer, Request
 from keyturn.core.inferred_limits import HigherLimit
@@ -156,7 +156,7 @@ async def test_the_month_is_told_when_it_changes() -> None:
     async with setting(*left, quotas=1, requests=9) as it:
         for _ in left:
             await it.ask()
-        assert it.happened(MonthTold) == [MonthTold("default", "k0", 90), MonthTold("default", "k0", 89)]
+        assert it.happened(MonthRemaining) == [MonthRemaining("default", "k0", 90), MonthRemaining("default", "k0", 89)]
         assert it.looks()[0].month_left == 89
 
 

@@ -3,8 +3,8 @@ import itertools
 
 import pytest
 from keyturn.core.complaints import BODY_LIMIT
-from keyturn.core.errors import Broken, LocalTrouble, TooMany
-from keyturn.core.events import LocalTroubleMet, Retried, UpstreamAnswered
+from keyturn.core.errors import Broken, LocalError, TooMany
+from keyturn.core.events import LocalErrorMet, Retried, UpstreamAnswered
 from keyturn.core.exchange import Spent, Unsent
 from keyturn.core.http import Answer, Whole
 from keyturn.core.model import SECOND
@@ -93,10 +93,10 @@ async def test_a_free_connection_is_not_waited_for_beyond_the_deadline() -> None
 async def test_each_trouble_of_this_machine_is_counted_and_told_once() -> None:
     """By what it lacks."""
     async with setting(requests=100) as it:
-        it.upstream.connecting = [LocalTrouble("No port.", cause="ports") for _ in range(3)]
-        with pytest.raises(LocalTrouble):
+        it.upstream.connecting = [LocalError("No port.", cause="ports") for _ in range(3)]
+        with pytest.raises(LocalError):
             await it.ask()
-        met = it.happened(LocalTroubleMet)
+        met = it.happened(LocalErrorMet)
         assert [event.cause for event in met] == ["ports"] * 3
         assert [event.is_new for event in met] == [True, False, False]
 

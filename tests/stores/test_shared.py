@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from keyturn.core.errors import StoreLost
-from keyturn.core.events import EpochBegan, StoreChanged, StoreMute
+from keyturn.core.events import EpochBegan, StoreCannotWake, StoreChanged
 from keyturn.core.exchange import ExchangeResult, FlowDemand, LeaseGrant, Settlement, Spent
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import SECOND, Micros, Pool
@@ -436,7 +436,7 @@ async def test_a_store_that_cannot_call_is_told_of_once(server: Server) -> None:
     refused = StoreLost("Come back.", cause="its ACL does not allow SUBSCRIBE")
 
     def told() -> list[object]:
-        return [event for event in replica.told.events if isinstance(event, StoreMute)]
+        return [event for event in replica.told.events if isinstance(event, StoreCannotWake)]
 
     for _ in range(MUTE - 1):
         replica.direct.deaf(refused)
@@ -446,7 +446,7 @@ async def test_a_store_that_cannot_call_is_told_of_once(server: Server) -> None:
     assert told() == []
     for _ in range(MUTE):
         replica.direct.deaf(refused)
-    assert told() == [StoreMute("default", "its ACL does not allow SUBSCRIBE")]
+    assert told() == [StoreCannotWake("default", "its ACL does not allow SUBSCRIBE")]
     server.up = False
     replica.direct.wake(0)
     with pytest.raises(StoreLost):

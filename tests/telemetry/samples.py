@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from keyturn.core.events import (
-    AttemptFailed,
+    CallerRejected,
     ConnectionEnded,
     Event,
     Exchanged,
@@ -75,7 +75,7 @@ EVENTS: tuple[Event, ...] = (
     Exchanged("default", 0.002, 3),
     ForeignSpent("default", "k0", 2),
     SignalsIgnored("default", ("retry-after", "body")),
-    AttemptFailed("192.0.2.1", "token", "at_once"),
+    CallerRejected("192.0.2.1", "token", "at_once"),
     ConnectionEnded("head_timeout"),
 )
 

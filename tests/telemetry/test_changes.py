@@ -4,8 +4,8 @@ from typing import get_args
 import pytest
 from keyturn.core.breaker import Scope
 from keyturn.core.events import (
-    AttemptFailed,
-    BreakerMoved,
+    BreakerChanged,
+    CallerRejected,
     ConnectionEnded,
     EpochBegan,
     Event,
@@ -17,16 +17,16 @@ from keyturn.core.events import (
     KeySwitched,
     LimitHigher,
     LimitLowered,
-    LocalTroubleMet,
-    MonthTold,
+    LocalErrorMet,
+    MonthRemaining,
+    PoolThrottled,
     Reloaded,
     RequestLog,
     Retried,
     SignalsIgnored,
     SpoolFailed,
+    StoreCannotWake,
     StoreChanged,
-    StoreMute,
-    ThrottledTogether,
     UpstreamAnswered,
     UpstreamThrottled,
 )
@@ -43,7 +43,7 @@ CHANGES: list[tuple[Event, str, str]] = [
     (StoreChanged("p", up=False, cause="refused", on_loss="refuse"), "error", "503"),
     (StoreChanged("p", up=True, seconds=3.14159), "warning", "responds again"),
     (EpochBegan("p"), "warning", "each key is probed with one request"),
-    (StoreMute("p", "its ACL does not allow it"), "warning", "permit it to subscribe"),
+    (StoreCannotWake("p", "its ACL does not allow it"), "warning", "permit it to subscribe"),
     (KeyChanged("p", "k", "quarantined", "401"), "error", "replace its secret"),
     (KeyChanged("p", "k", "ready"), "warning", "accepted again"),
     (KeySwitched("p", "k", paused=True), "warning", "until it is resumed"),
@@ -54,19 +54,19 @@ CHANGES: list[tuple[Event, str, str]] = [
     (UpstreamThrottled("p", "k", "q", "window", SECOND, "60/60s"), "warning", "lower than configured"),
     (UpstreamThrottled("p", "k", "q", "endpoint", SECOND), "warning", "add it to `limits`"),
     (UpstreamThrottled("p", "k", "q", "plan", SECOND), "warning", "raise the plan"),
-    (ThrottledTogether("p", 3, SECOND), "error", "several keys at once"),
-    (ThrottledTogether("p", 0, 0), "warning", "no longer responds 429"),
+    (PoolThrottled("p", 3, SECOND), "error", "several keys at once"),
+    (PoolThrottled("p", 0, 0), "warning", "no longer responds 429"),
     (LimitLowered("p", "60/60s", 60, 50), "warning", "correct the setting"),
-    (LocalTroubleMet("ports", "This machine has no port left."), "error", "no failure of the upstream"),
+    (LocalErrorMet("ports", "This machine has no port left."), "error", "no failure of the upstream"),
     (LimitHigher("p", HigherLimit(0, "60/60s", 60, 300)), "warning", "higher than configured"),
-    (BreakerMoved("p", Scope(), opened=True, wait=SECOND, cause="503"), "error", "is failing"),
-    (BreakerMoved("p", Scope(), opened=False), "warning", "responds again"),
-    (BreakerMoved("p", Scope("c"), opened=True, wait=SECOND, cause="503"), "warning", "for one client"),
-    (BreakerMoved("p", Scope("c"), opened=False), "info", "responds to a client again"),
-    (BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND), "warning", "for one route of one client"),
-    (BreakerMoved("p", Scope("c", ROUTE), opened=False), "info", "responds on a route"),
+    (BreakerChanged("p", Scope(), opened=True, wait=SECOND, cause="503"), "error", "is failing"),
+    (BreakerChanged("p", Scope(), opened=False), "warning", "responds again"),
+    (BreakerChanged("p", Scope("c"), opened=True, wait=SECOND, cause="503"), "warning", "for one client"),
+    (BreakerChanged("p", Scope("c"), opened=False), "info", "responds to a client again"),
+    (BreakerChanged("p", Scope("c", ROUTE), opened=True, wait=SECOND), "warning", "for one route of one client"),
+    (BreakerChanged("p", Scope("c", ROUTE), opened=False), "info", "responds on a route"),
     (
-        BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND, is_new=False),
+        BreakerChanged("p", Scope("c", ROUTE), opened=True, wait=SECOND, is_new=False),
         "debug",
         "for one route of one client",
     ),
@@ -77,12 +77,12 @@ DETAILS: list[Event] = [Retried("p", "late"), ForeignSpent("p", "q", 2), Signals
 COUNTED: list[Event] = [
     RequestLog(),
     UpstreamAnswered("p", "k", 200),
-    LocalTroubleMet("ports", "This machine has no port left.", is_new=False),
+    LocalErrorMet("ports", "This machine has no port left.", is_new=False),
     UpstreamThrottled("p", "k", "q", "window", SECOND, is_new=False),
     Joined("p", "c"),
     Exchanged("p", 0.1, 1),
-    MonthTold("p", "k", 5),
-    AttemptFailed("192.0.2.1", "token", "late"),
+    MonthRemaining("p", "k", 5),
+    CallerRejected("192.0.2.1", "token", "late"),
     ConnectionEnded("malformed"),
     IssuerAsked("https://issuer.example", 2),
 ]
@@ -125,7 +125,7 @@ def test_values_are_what_a_program_can_read() -> None:
         "the upstream responded 429: another user has this key, or its limit is lower than configured",
         {"pool": "p", "key": "k", "quota": "q", "kind": "window", "limit": "60/60s", "wait_seconds": 1.5},
     )
-    moved = line_of(BreakerMoved("p", Scope("c", ROUTE), opened=True, wait=SECOND, cause="504"))
+    moved = line_of(BreakerChanged("p", Scope("c", ROUTE), opened=True, wait=SECOND, cause="504"))
     values = {"pool": "p", "client": "c", "route": "POST /collections/{}", "cause": "504", "next_probe_seconds": 1.0}
     assert moved is not None
     assert moved.values == values

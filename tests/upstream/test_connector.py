@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from keyturn.core.errors import Broken, LocalCause, LocalTrouble, StartError, TimedOut, Unreachable
+from keyturn.core.errors import Broken, LocalCause, LocalError, StartError, TimedOut, Unreachable
 from keyturn.core.model import MILLISECOND
 from keyturn.keepalive import OPTIONS
 from keyturn.tasks import finish, spawn
@@ -311,7 +311,7 @@ async def test_a_trouble_of_this_machine_is_named(
     async with origin(answering(OK)) as url, opened(url) as upstream:
         assert upstream._connector is not None
         monkeypatch.setattr(upstream._connector, "_socket_factory", fails)
-        with pytest.raises(LocalTrouble, match=r"^This machine .* 127\.0\.0\.1:\d+.*: .*\.$") as caught:
+        with pytest.raises(LocalError, match=r"^This machine .* 127\.0\.0\.1:\d+.*: .*\.$") as caught:
             await upstream.connect()
         assert (caught.value.cause, caught.value.local, caught.value.written) == (cause, True, False)
 
@@ -325,7 +325,7 @@ async def test_a_look_up_that_does_not_end_is_this_machines_trouble(monkeypatch:
     async with opened("http://somewhere.example", connect_timeout=50 * MILLISECOND) as upstream:
         assert upstream._connector is not None
         monkeypatch.setattr(upstream._connector._resolver, "resolve", hangs)
-        with pytest.raises(LocalTrouble, match=r"cannot look up the name of somewhere\.example") as caught:
+        with pytest.raises(LocalError, match=r"cannot look up the name of somewhere\.example") as caught:
             await upstream.connect()
         assert (caught.value.cause, caught.value.proxy_error) == ("resolver", "dns_timeout")
 

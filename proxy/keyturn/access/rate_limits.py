@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from aiolimiter import AsyncLimiter
 
 from keyturn.core.errors import TooMany
-from keyturn.core.events import AttemptFailed, Observer
+from keyturn.core.events import CallerRejected, Observer
 from keyturn.core.forwarded import UNIX, parse_address
 from keyturn.core.model import SECOND, Client, Limit, Micros
 
@@ -141,7 +141,7 @@ class FailedAttempts:
         level = logging.INFO if answered == "at_once" else logging.DEBUG
         _log.log(level, "failed attempt from %s: no entry for %s", name or "a closed connection", attempt.detail)
         if self._observer is not None:
-            self._observer.observe(AttemptFailed(name, attempt.why, answered))
+            self._observer.observe(CallerRejected(name, attempt.why, answered))
 
 
 def address_of(peer: Peer | None) -> str:

@@ -101,7 +101,7 @@ class ReplayBody:
     """A body that is read ahead, and sent from its beginning each time that its request is sent.
 
     `chunks` may be called again when the earlier iteration is over (at its end, cancelled, or just left), as long as
-    the body is `replayable`. `close` it when nobody reads it again.
+    the body is `replayable`. `close` it when it is not read again.
     """
 
     __slots__ = (

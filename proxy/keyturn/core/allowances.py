@@ -1,6 +1,6 @@
-"""What an answer's fields say of limits: how many requests, how many are left, until when.
+"""Limits as the fields of an answer describe them: how many requests, how many are left, until when.
 
-Read are `X-RateLimit-Limit`, `-Remaining`, `-Reset` and the same without `X-` (drafts 3 to 6 of
+The fields are `X-RateLimit-Limit`, `-Remaining`, `-Reset` and the same without `X-` (drafts 3 to 6 of
 draft-ietf-httpapi-ratelimit-headers, with the quota policies that draft 5 put behind the limit), `RateLimit: limit=300,
 remaining=12, reset=34` (draft 7) and `RateLimit: "name";r=50;t=30` (draft 8 and later), each with its
 `RateLimit-Policy`; a month's plan by `…-Limit-Month` and `…-Remaining-Month`. Structured fields (RFC 9651) are parsed
@@ -23,7 +23,7 @@ from keyturn.core.moments import wait
 from keyturn.core.values import value_object
 
 INSTRUCTIONS = (b"retry-after", b"retryafter", b"x-ratelimit-retryafter", b"x-ratelimit-retry-after")
-"""Fields that tell when to come again."""
+"""Fields that say when to retry."""
 
 _FAMILIES = tuple(
     (family + b"limit", family + b"remaining", family + b"reset") for family in (b"x-ratelimit-", b"ratelimit-")
@@ -32,10 +32,10 @@ _POLICY, _COMBINED = b"ratelimit-policy", b"ratelimit"
 _MONTH_LEFT = b"remaining-month"
 CACHE_STATUS = b"cache-status"
 CACHES = (b"age", CACHE_STATUS, b"x-cache", b"x-cache-status", b"x-proxy-cache", b"cf-cache-status")
-"""Fields by which caches on the way tell of themselves."""
+"""Fields that caches add."""
 
 BESIDE = frozenset((b"date", b"content-encoding", *CACHES))
-"""Fields that help to read the others, and say nothing about limits."""
+"""Fields that are needed to read the others, and say nothing about limits."""
 
 _READ = BESIDE.union(INSTRUCTIONS, (_POLICY, _COMBINED), *_FAMILIES)
 _ABSENT: tuple[bytes, ...] = ()
@@ -50,17 +50,17 @@ Said = dict[bytes, list[bytes]]
 
 @value_object
 class Allowance:
-    """One limit as an answer describes it; `None` for what it does not say. Durations in microseconds."""
+    """One limit as an answer describes it; `None` for what is not said. Durations in microseconds."""
 
     size: int | None = None
     left: int | None = None
     reset: Micros | None = None
-    """From the answer until its window is over; at most `moments.ROUNDING` too long."""
+    """Until its window is over, from the answer; at most `moments.ROUNDING` too long."""
     window: Micros | None = None
 
     @property
     def tells(self) -> bool:
-        """Whether it says anything about requests."""
+        """Whether anything is said about requests."""
         return self.left is not None or self.size is not None or self.reset is not None
 
 
@@ -75,7 +75,7 @@ _known = ByName(_role)
 
 
 def said(fields: Fields) -> Said:
-    """Those fields of an answer that are read here."""
+    """The fields of an answer that are read here."""
     found: Said = {}
     for name, value in fields:
         if role := _known[name]:
@@ -127,7 +127,7 @@ def _plain(size: bytes, left: bytes, end: bytes, now: Micros) -> Allowance | Non
 
 
 class AllowanceReader:
-    """Reads the fields of one answer, made at `now` (epoch); keeps the names of those that cannot be read."""
+    """Reads the fields of one answer, made at `now` (epoch); `ignored` names those that cannot be read."""
 
     def __init__(self, values: Said, now: Micros) -> None:
         self.ignored: list[str] = []
@@ -135,7 +135,7 @@ class AllowanceReader:
         self._now = now
 
     def instructions(self) -> list[Micros]:
-        """The waits that fields tell."""
+        """The waits in the fields."""
         values = self._said
         if values.keys().isdisjoint(INSTRUCTIONS):
             return []
@@ -143,7 +143,7 @@ class AllowanceReader:
         return [wait for wait in told if wait is not None]
 
     def month_left(self) -> int | None:
-        """The requests that the month's plan still holds: the fewest, if told more than once."""
+        """Requests left in the month's plan: the fewest, if several are told."""
         if _MONTH_LEFT not in self._said:
             return None
         counts = [self._count(_MONTH_LEFT, value) for value in self._said.get(_MONTH_LEFT, ())]
@@ -162,7 +162,7 @@ class AllowanceReader:
         return tuple([self._plausible(one) for one in found if one.tells])
 
     def _plausible(self, allowance: Allowance) -> Allowance:
-        """Without what cannot be: more requests left than there are, or a limit of none."""
+        """The allowance without impossible values: more requests left than there are, or a limit of 0."""
         size, left = allowance.size, allowance.left
         if size is None or (size and (left is None or left <= size)):
             return allowance
@@ -276,17 +276,17 @@ class AllowanceReader:
 
 @value_object
 class _Policy:
-    """A limit as a `RateLimit-Policy` tells of it."""
+    """A limit as a `RateLimit-Policy` describes it."""
 
     name: str
     size: int | None
     window: Micros | None
     other_unit: bool = False
-    """Whether it counts bytes or the like instead of requests."""
+    """Whether it counts another unit than requests."""
 
 
 _Windows = dict[int, set[Micros | None]]
-"""The windows of policies by their size: of several, two."""
+"""The windows of policies by size; at most two of each."""
 
 _Member = tuple[object, dict[str, object]]
 """A member of a structured list: its value and its parameters (RFC 9651, section 3.1)."""
@@ -320,7 +320,7 @@ def _numbers(members: Sequence[_Member]) -> Iterator[tuple[int, dict[str, object
 
 
 def _windows(policies: Iterable[_Policy]) -> _Windows:
-    """The windows of policies; looked up once for each limit, whatever the number of both."""
+    """The windows of policies by size, so that each limit needs one look-up."""
     found: _Windows = {}
     for policy in policies:
         if policy.size is not None:

@@ -1,7 +1,7 @@
-"""What the body of an error says, in either of the API's families, or as the page of a gateway in front of it.
+"""The bodies of errors, in either of the API's forms, or as the page of a gateway in front of it.
 
 `{"error": {"name": …, "message": …, "details": …}}`, a problem (RFC 9457: `title`, `detail`), or any other text, which
-is all message. Names and messages are the upstream's own; what they are taken for is written down here.
+is taken as the message. Names and messages are the upstream's own; their interpretation is here.
 """
 
 import json
@@ -15,10 +15,10 @@ from keyturn.core.model import SECOND, Micros
 from keyturn.core.values import value_object
 
 BODY_LIMIT = 64 * 1024
-"""Bytes of an error body that are read for what they say."""
+"""Bytes of an error's body that are read."""
 
 PLAN = "serviceLimitExhausted"
-"""The name of the error that no waiting within the month cures."""
+"""The name of the error that waiting does not cure within the month."""
 
 _AUTHENTICATION = "authenticationerror"
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
@@ -31,30 +31,30 @@ _ABOUT_THE_KEY = re.compile(
 _RETRY_AT = re.compile(r"retry at (\d{10,14})\b", re.IGNORECASE)
 _WITHIN = re.compile(r"within (?:the )?(?:next )?(\d{1,3}) (second|minute|hour)s?\b", re.IGNORECASE)
 _GZIP_OR_ZLIB, _BARE = 47, -15
-"""Windows of zlib's; the latter is what some servers take `deflate` for (RFC 9110, section 8.4.1.2)."""
+"""Window sizes of zlib; some servers send the latter as `deflate` (RFC 9110, section 8.4.1.2)."""
 _UNITS: dict[str, Micros] = {"second": SECOND, "minute": 60 * SECOND, "hour": 3600 * SECOND}
 
 
 @value_object
 class Complaint:
-    """An error: its name and message, and the moments at which it wants another try, as they were written."""
+    """An error: its name and message, and the instants of a retry that it names, as they were written."""
 
     name: str = ""
     message: str = ""
     moments: tuple[object, ...] = ()
     unreadable: bool = False
-    """Whether it is in a coding that is not known here (a caller may ask for any): it may say anything."""
+    """Whether it is in an unknown coding (a caller may ask for any): it may say anything."""
 
     @property
     def of_plan(self) -> bool:
-        """Whether a plan's quota is used up, which no waiting cures."""
+        """Whether a plan's quota is used up, which waiting does not cure."""
         return self.name == PLAN
 
     def about_key(self, status: int) -> bool:
-        """Whether it is the key that is not accepted, rather than what it asked for.
+        """Whether it is the key that is not accepted, rather than the request.
 
         Of the answers 403 only those named as errors of authentication are: most are about a plan, a role, a region.
-        What cannot be read may be: asking after the key tells.
+        What cannot be read may be: the health check of the key tells.
         """
         if self.unreadable:
             return status in (_UNAUTHORIZED, _FORBIDDEN)
@@ -67,7 +67,7 @@ class Complaint:
 
     @property
     def over_within(self) -> Micros | None:
-        """In what time an outage is usually over, by its own words ("within the next 5 minutes")."""
+        """The time within which an outage is usually over, by its message ("within the next 5 minutes")."""
         found = _WITHIN.search(self.message)
         return int(found[1]) * _UNITS[found[2].lower()] if found else None
 

@@ -1,4 +1,4 @@
-"""The one tree of errors; each carries what the edge answers with, so that the edge asks no error what it is.
+"""The tree of errors. Each carries the status and name to answer with, so that the edge needs no `isinstance`.
 
 KeyturnError
 ├── ConfigError              bad configuration: every problem with its path
@@ -12,17 +12,17 @@ KeyturnError
     ├── TooLarge             413 requestTooLarge
     ├── TargetTooLong        414 targetTooLong
     ├── Misdirected          421 misdirectedRequest
-    ├── TooMany              429 rateLimitError: the turn, the queue or the client's own rate
+    ├── TooMany              429 rateLimitError: the deadline, the queue or the client's own rate
     ├── HeadTooLarge         431 headTooLarge
     ├── TooManyConnections   503 tooManyConnections
-    ├── LoopDetected         508 loopDetected: the request has been here before
+    ├── LoopDetected         508 loopDetected: the request has passed here before
     ├── NoKey                503 noKeyAvailable
-    ├── Outage               503 upstreamUnavailable: it is out of order, and left alone for a while
+    ├── Outage               503 upstreamUnavailable: a breaker is open
     ├── StoreLost            503 storeUnavailable
     ├── ShuttingDown         503 shuttingDown
-    └── UpstreamError        the other side's fault
+    └── UpstreamError        the upstream failed
         ├── Unreachable      502 upstreamUnreachable: no connection, nothing was sent
-        │   └── LocalTrouble 503 localTrouble: this machine's fault, not the other side's
+        │   └── LocalError   503 localTrouble: an error of this machine
         ├── Broken           502 upstreamUnreachable: broke off after bytes may have gone out
         └── TimedOut         504 upstreamTimeout: written, and no head in time
 """
@@ -35,12 +35,12 @@ LocalCause = Literal["descriptors", "ports", "memory", "forbidden", "network", "
 
 
 class KeyturnError(Exception):
-    """The root: everything that Keyturn raises on purpose."""
+    """The root of the tree."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One thing wrong in the configuration: where (`clients[2].weight`) and what to write instead."""
+    """One problem of the configuration: its path (`clients[2].weight`) and what to write instead."""
 
     path: str
     message: str
@@ -50,7 +50,7 @@ class Problem:
 
 
 class ConfigError(KeyturnError):
-    """The configuration cannot be used; `problems` holds all that is wrong with it."""
+    """The configuration cannot be used; `problems` holds everything that is wrong with it."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -65,7 +65,7 @@ class Refusal(KeyturnError):
     """An answer that the proxy makes itself.
 
     `retry_after` is in whole seconds, `reason` a label of `refused_total`, `proxy_error` an error type that RFC 9209
-    (section 2.3) registers, `close` asks for the end of the connection after the answer.
+    (section 2.3) registers, `close` says that the connection ends with the answer.
     """
 
     status: ClassVar[int] = 500
@@ -83,7 +83,7 @@ class Refusal(KeyturnError):
 class BadRequest(Refusal):
     """The request is malformed; the connection ends, since its framing cannot be trusted.
 
-    `foreign` names the other protocol that came in its place, if it is known.
+    `foreign` names the protocol that was spoken in place of HTTP, if it is known.
     """
 
     status = 400
@@ -98,7 +98,7 @@ class BadRequest(Refusal):
 
 
 class Unauthenticated(Refusal):
-    """No credential, or one that nobody knows."""
+    """The credential is missing or unknown."""
 
     status = 401
     name = "AuthenticationError"
@@ -107,7 +107,7 @@ class Unauthenticated(Refusal):
 
 
 class Forbidden(Refusal):
-    """The client may not do this."""
+    """The client's rules do not permit the request."""
 
     status = 403
     name = "forbiddenError"
@@ -116,7 +116,7 @@ class Forbidden(Refusal):
 
 
 class MethodNotAllowed(Refusal):
-    """A method that is about the connection to this proxy (CONNECT, TRACE), not about a resource behind it."""
+    """The method (CONNECT, TRACE) is about the connection to this proxy, not about a resource behind it."""
 
     status = 405
     name = "methodNotAllowed"
@@ -126,7 +126,7 @@ class MethodNotAllowed(Refusal):
 
 
 class TooSlow(Refusal):
-    """A caller took too long to send the head or the body of its request."""
+    """The caller took too long to send the head or the body of its request."""
 
     status = 408
     name = "requestTimeout"
@@ -166,7 +166,7 @@ class HeadTooLarge(Refusal):
 
 
 class Misdirected(Refusal):
-    """The target names an authority that this proxy does not stand for (RFC 9110, section 15.5.20)."""
+    """The target names an authority that this proxy does not serve (RFC 9110, section 15.5.20)."""
 
     status = 421
     name = "misdirectedRequest"
@@ -175,7 +175,7 @@ class Misdirected(Refusal):
 
 
 class TooMany(Refusal):
-    """The turn cannot come before the deadline, a queue is full, or the client is over its own rate."""
+    """No lease can be granted before the deadline, a queue is full, or the client is over its own rate."""
 
     status = 429
     name = "rateLimitError"
@@ -187,7 +187,7 @@ class TooMany(Refusal):
 
 
 class LoopDetected(Refusal):
-    """The request comes round and round: `upstream.url` leads back to this proxy (RFC 9209, section 2.3.24)."""
+    """The request goes in a circle: `upstream.url` leads back to this proxy (RFC 9209, section 2.3.24)."""
 
     status = 508
     name = "loopDetected"
@@ -196,7 +196,7 @@ class LoopDetected(Refusal):
 
 
 class TooManyConnections(Refusal):
-    """As many connections are open as `inbound` permits, in all or from one address."""
+    """As many connections are open as `inbound` permits, in total or from one address."""
 
     status = 503
     name = "tooManyConnections"
@@ -215,7 +215,7 @@ class NoKey(Refusal):
 
 
 class Outage(Refusal):
-    """The upstream is out of order and nothing is sent to it, until a trial says otherwise."""
+    """A breaker is open: the upstream is failing, and nothing is sent to it but probes."""
 
     status = 503
     name = "upstreamUnavailable"
@@ -224,10 +224,10 @@ class Outage(Refusal):
 
 
 class StoreLost(Refusal):
-    """The store does not answer, and callers hear of it when `store.on_loss` is `refuse`.
+    """The store does not answer; callers are told if `store.on_loss` is `refuse`.
 
     `cause` is one line for the operator: what went wrong and what to do, without secrets. Callers never see it.
-    `broke`: the other side closed the connection, so a new one may do.
+    `broke`: the store closed the connection, so a new one may help.
     """
 
     status = 503
@@ -242,7 +242,7 @@ class StoreLost(Refusal):
 
 
 class ShuttingDown(Refusal):
-    """The process drains."""
+    """The process is draining."""
 
     status = 503
     name = "shuttingDown"
@@ -255,9 +255,9 @@ class ShuttingDown(Refusal):
 
 
 class UpstreamError(Refusal):
-    """The upstream did not do its part. `written` says whether bytes of the request may have reached it (law 10).
+    """The upstream failed. `written` says whether bytes of the request may have reached it (law 10).
 
-    `proxy_error` tells what failed, where that is known. `cause` names a trouble of this machine, if it is one.
+    `proxy_error` tells what failed, where that is known. `cause` names what this machine lacks, if that is the reason.
     """
 
     status = 502
@@ -273,12 +273,12 @@ class UpstreamError(Refusal):
 
     @property
     def local(self) -> bool:
-        """Whether the trouble is this machine's, and says nothing about the upstream."""
+        """Whether the error is this machine's, and says nothing about the upstream."""
         return self.cause is not None
 
 
 class Unreachable(UpstreamError):
-    """No connection, or a refused certificate: nothing was sent. `transient` says that a new try makes sense."""
+    """No connection, or a refused certificate: nothing was sent. `transient` says that a retry makes sense."""
 
     proxy_error = "destination_unavailable"
     written = False
@@ -290,8 +290,8 @@ class Unreachable(UpstreamError):
         self.transient = transient
 
 
-class LocalTrouble(Unreachable):
-    """This machine could not make a connection, whatever the upstream may be like."""
+class LocalError(Unreachable):
+    """This machine could not make a connection; the upstream may be well."""
 
     status = 503
     name = "localTrouble"
@@ -302,8 +302,8 @@ class LocalTrouble(Unreachable):
 class Broken(UpstreamError):
     """The connection broke after bytes may have gone out, or the answer was not HTTP.
 
-    `stale` says that it was a connection kept from an earlier request, and broke at once: most likely it had been
-    closed for being idle, while the request was on its way.
+    `stale` says that the connection was kept from an earlier request and broke at once: most likely the upstream had
+    closed it for being idle while the request was on its way.
     """
 
     proxy_error = "connection_terminated"
@@ -316,7 +316,7 @@ class Broken(UpstreamError):
 
 
 class TimedOut(UpstreamError):
-    """No head of an answer within `upstream.response_timeout`."""
+    """No head of an answer arrived within `upstream.response_timeout`."""
 
     status = 504
     name = "upstreamTimeout"

@@ -1,4 +1,4 @@
-"""What happened, as values: lower floors emit them, telemetry turns them into metrics, logs and traces."""
+"""Events as values: lower layers emit them, telemetry turns them into metrics, log lines and traces."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,7 +15,7 @@ Outcome = Literal["forwarded", "refused", "failed", "gone"]
 
 @dataclass(slots=True)
 class RequestLog:
-    """One request's story, filled in on its way and read once at its end. Durations in microseconds.
+    """What is written of one request: filled in on its way, read once at its end. Durations in microseconds.
 
     `outcome`: `forwarded` an upstream's answer reached the caller whole, `refused` the proxy answered itself,
     `failed` the upstream broke its answer off or never gave one, `gone` the caller left first.
@@ -26,7 +26,7 @@ class RequestLog:
     path: str = ""
     """Without its query."""
     address: str = ""
-    """Its caller's, as far as trusted proxies tell it, else where its connection comes from; `unix` for a socket."""
+    """The caller's, by trusted proxies if there are any, else the connection's; `unix` for a socket."""
     agent: str = ""
     """The `User-Agent` of its caller."""
     client: str = ""
@@ -35,28 +35,28 @@ class RequestLog:
     code: int = 0
     outcome: Outcome = "gone"
     reason: str = ""
-    """Why it was refused or failed: a label of `refused_total`."""
+    """The reason of a refusal or failure: a label of `refused_total`."""
     problem: str = ""
-    """What failed, in the words that its caller reads."""
+    """The failure in the words that its caller reads."""
     queued: Micros = 0
     """Spent waiting for leases."""
     upstream: Micros = 0
     """From the first byte sent to the head of the answer, over all tries."""
     reading: Micros = 0
-    """Spent reading the request's body before its turn; what streams later is not in it."""
+    """Spent reading the request's body before it waits; without what streams later."""
     streamed: Micros = 0
     """From the head of the answer to its end."""
     total: Micros = 0
     attempts: int = 0
-    """How often it was to be sent with a key, whether a connection was found or not."""
+    """Attempts to send it with a key, whether a connection was found or not."""
     tries: int = 0
-    """How often it was sent."""
+    """Times that it was sent."""
     received: int = 0
     """Bytes of the request's body."""
     sent: int = 0
     """Bytes of the answer's body."""
     retried: tuple[str, ...] = ()
-    """Why it went out once more, each time: labels of `retries_total`."""
+    """The reason of each retry: labels of `retries_total`."""
     trace: Trace = UNTRACED
 
     @property
@@ -67,7 +67,7 @@ class RequestLog:
 
 @value_object
 class UpstreamAnswered:
-    """An answer's head arrived (or a try failed: code 0)."""
+    """The head of an answer arrived; code 0: a try failed."""
 
     pool: str
     key: str
@@ -75,13 +75,13 @@ class UpstreamAnswered:
 
 
 @value_object
-class LocalTroubleMet:
-    """A try failed by a trouble of this machine, which is told in one sentence."""
+class LocalErrorMet:
+    """A try failed by an error of this machine; `message` is one sentence."""
 
     cause: LocalCause
     message: str
     is_new: bool = True
-    """Whether this cause has not been met of late; the others are counted only."""
+    """Whether this cause has not been met of late; other occurrences are only counted."""
 
 
 ThrottleKind = Literal["window", "endpoint", "plan"]
@@ -103,32 +103,32 @@ class UpstreamThrottled:
     limit: str = ""
     """The names of the limits that it closed, if any is known."""
     is_new: bool = True
-    """Whether this cause has not been met of late; the others are counted only."""
+    """Whether this cause has not been met of late; other occurrences are only counted."""
 
 
 @value_object
-class ThrottledTogether:
-    """So many quotas were refused at once: nothing is sent but trials (`wait`: until the next). 0: that is over."""
+class PoolThrottled:
+    """Several quotas were refused at once: only probes are sent, the next after `wait`. 0 quotas: that is over."""
 
     pool: str
     quotas: int
     wait: Micros
 
 
-WhyRetried = Literal["throttled", "unreachable", "broken", "timed_out", "outage", "dead_key", "late"]
+RetryReason = Literal["throttled", "unreachable", "broken", "timed_out", "outage", "dead_key", "late"]
 
 
 @value_object
 class Retried:
-    """A request goes out once more."""
+    """A request is retried."""
 
     pool: str
-    reason: WhyRetried
+    reason: RetryReason
 
 
 @value_object
 class Joined:
-    """A request got the answer of another one that was asked for the same, and cost no token."""
+    """A request got the answer of an identical one, and cost no token."""
 
     pool: str
     client: str
@@ -145,7 +145,7 @@ class Exchanged:
 
 @value_object
 class ForeignSpent:
-    """An answer told that somebody else spent tokens of a quota (law 9)."""
+    """An answer told that tokens of a quota were spent by others (law 9)."""
 
     pool: str
     quota: str
@@ -154,7 +154,7 @@ class ForeignSpent:
 
 @value_object
 class LimitLowered:
-    """The upstream's answers tell a limit to be lower than it is configured; it is taken so from now on (law 9)."""
+    """The upstream's answers tell a lower limit than configured; it is obeyed from now on (law 9)."""
 
     pool: str
     limit: str
@@ -164,15 +164,15 @@ class LimitLowered:
 
 @value_object
 class LimitHigher:
-    """The upstream's answers tell a limit to be higher than it is configured, which changes nothing (law 9)."""
+    """The upstream's answers tell a higher limit than configured; it is only reported (law 9)."""
 
     pool: str
     limit: HigherLimit
 
 
 @value_object
-class MonthTold:
-    """What the upstream last said that the month's plan of a key still holds."""
+class MonthRemaining:
+    """The requests left in the month's plan of a key, as the upstream told last."""
 
     pool: str
     key: str
@@ -181,7 +181,7 @@ class MonthTold:
 
 @value_object
 class SignalsIgnored:
-    """An answer's fields that were malformed or absurd, by their names."""
+    """The names of an answer's fields that were malformed or absurd."""
 
     pool: str
     fields: tuple[str, ...]
@@ -189,7 +189,7 @@ class SignalsIgnored:
 
 @value_object
 class KeyChanged:
-    """A key was found dead, or alive again."""
+    """A health check quarantined a key, or accepted it again."""
 
     pool: str
     key: str
@@ -207,8 +207,8 @@ class KeySwitched:
 
 
 @value_object
-class BreakerMoved:
-    """The upstream is left alone because of failures in a row (`wait`: until the next trial), or used again."""
+class BreakerChanged:
+    """A breaker opened after failures in a row (`wait`: until the next probe), or closed."""
 
     pool: str
     scope: Scope
@@ -216,7 +216,7 @@ class BreakerMoved:
     wait: Micros = 0
     cause: str = ""
     is_new: bool = True
-    """Whether the same has not happened of late; the others are counted only."""
+    """Whether the same has not happened of late; other occurrences are only counted."""
 
 
 @value_object
@@ -232,35 +232,35 @@ class StoreChanged:
 
 @value_object
 class EpochBegan:
-    """The store's state was new, restarted, failed over or behind: every quota is opened by a probe (law 8)."""
+    """The store's state was new, restarted, failed over or went back: a probe opens every quota (law 8)."""
 
     pool: str
 
 
-WhyFailed = Literal["missing", "token", "jwt", "certificate"]
-WhenAnswered = Literal["at_once", "late", "cut"]
+FailedCredential = Literal["missing", "token", "jwt", "certificate"]
+FailureResponse = Literal["at_once", "late", "cut"]
 
 
 @value_object
-class StoreMute:
-    """The store answers, but nobody can be woken by it (with the cause, one sentence): turns come late."""
+class StoreCannotWake:
+    """The store answers, but its messages do not arrive (`cause`: one sentence): grants come late."""
 
     pool: str
     cause: str
 
 
 @value_object
-class AttemptFailed:
-    """Somebody was not let in, and when that was answered: `cut` is at once, with the end of the connection."""
+class CallerRejected:
+    """A caller was not authenticated; `cut`: answered at once, with the end of the connection."""
 
     address: str
-    """Where it came from: an IPv4 address, an IPv6 network of 64 bits, `unix` for a socket, empty when it has gone."""
-    why: WhyFailed
-    """What was wrong: no credential at all, an unknown token, a JSON Web Token or a certificate that is nobody's."""
-    answered: WhenAnswered
+    """The caller's IPv4 address or IPv6 network of 64 bits, `unix` for a socket, empty when it has gone."""
+    why: FailedCredential
+    """No credential, an unknown token, or a JSON Web Token or certificate that belongs to no client."""
+    answered: FailureResponse
 
 
-WhyEnded = Literal[
+ConnectionEndReason = Literal[
     "too_many", "too_many_per_address", "head_timeout", "write_timeout", "slow_reader", "fell_behind", "malformed",
     "proxy_protocol",
 ]  # fmt: skip
@@ -270,7 +270,7 @@ WhyEnded = Literal[
 class ConnectionEnded:
     """A caller's connection was refused, or ended before its time."""
 
-    why: WhyEnded
+    why: ConnectionEndReason
     """Too many, in all or from one address; a head took too long; of an answer nothing was taken for too long, or too
     little, or so little that others that shared it had to wait; it was no HTTP; the PROXY protocol was expected and did
     not come, or not from a trusted proxy."""
@@ -307,24 +307,24 @@ class SpoolFailed:
 Event = (
     RequestLog
     | UpstreamAnswered
-    | LocalTroubleMet
+    | LocalErrorMet
     | UpstreamThrottled
-    | ThrottledTogether
+    | PoolThrottled
     | Retried
     | Joined
     | Exchanged
     | ForeignSpent
     | LimitLowered
     | LimitHigher
-    | MonthTold
+    | MonthRemaining
     | SignalsIgnored
     | KeyChanged
     | KeySwitched
-    | BreakerMoved
+    | BreakerChanged
     | StoreChanged
     | EpochBegan
-    | StoreMute
-    | AttemptFailed
+    | StoreCannotWake
+    | CallerRejected
     | ConnectionEnded
     | IssuerAsked
     | Reloaded
@@ -333,7 +333,7 @@ Event = (
 
 
 class Observer(Protocol):
-    """Whoever wants to know. Called synchronously on the way: it must be quick and must not raise."""
+    """Receives events. Called synchronously on a request's way: it must be quick and must not raise."""
 
     def observe(self, event: Event) -> None:
-        """Take note of an event."""
+        """Receive an event."""

@@ -1,4 +1,4 @@
-"""A request and an answer as this house passes them on: bytes kept as they came, bodies as streams."""
+"""Requests and answers on their way through the proxy: bytes as they came, bodies as streams."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
@@ -28,7 +28,7 @@ class Body(Protocol):
 
 @value_object
 class Request:
-    """A caller's request, its credential taken off and its hop-by-hop fields removed, ready to go out."""
+    """A caller's request, without its credential and its hop-by-hop fields, ready to be sent."""
 
     id: str
     client: Client
@@ -38,15 +38,15 @@ class Request:
     path: str | None
     """The normalised path, `None` when there is none (`core.policy.normalise`)."""
     fields: Fields
-    """What goes to the upstream, but the key and `Host`; `Content-Length` stays, `Transfer-Encoding` never."""
+    """The fields for the upstream, without key and `Host`; with `Content-Length`, never with `Transfer-Encoding`."""
     body: Body | None
     urgency: int
     wait: Micros
-    """How long it may wait for its turn."""
+    """How long it may wait for a lease."""
     pinned: str | None = None
-    """The key that it names, where its client may."""
+    """The key that it names, if its client may."""
     interim: Callable[[int, Fields], None] | None = None
-    """Takes the heads that come before the answer (RFC 9110, section 15.2), if anybody wants them."""
+    """Receives interim responses (RFC 9110, section 15.2)."""
 
 
 class AnswerBody(Protocol):
@@ -60,20 +60,20 @@ class AnswerBody(Protocol):
         """
 
     async def discard(self) -> None:
-        """Be done with it early: read a short rest, or close the connection."""
+        """Stop reading early: read a short rest, or close the connection."""
 
     def abort(self) -> None:
         """Close the connection at once."""
 
 
 class Whole:
-    """A body that is all here; no connection hangs on it."""
+    """A body that has arrived completely, and needs no connection."""
 
     __slots__ = ("data",)
 
     def __init__(self, data: bytes) -> None:
         self.data: bytes = data
-        """What has not been read."""
+        """The bytes that have not been read."""
 
     async def read(self) -> bytes:
         """All of it, then nothing."""
@@ -81,10 +81,10 @@ class Whole:
         return data
 
     async def discard(self) -> None:
-        """Nothing is left to be done."""
+        """Do nothing."""
 
     def abort(self) -> None:
-        """Nothing is left to be done."""
+        """Do nothing."""
 
 
 @value_object

@@ -1,4 +1,4 @@
-"""The words of the design as types: secrets, limits, quotas, keys, pools, clients.
+"""Secrets, limits, keys, pools, issuers and clients.
 
 Durations and instants are integers in microseconds throughout (`Micros`), so that Lua and Python agree to the digit.
 """
@@ -16,7 +16,7 @@ Micros = int
 SECOND: Micros = 1_000_000
 MILLISECOND: Micros = 1_000
 SHORTEST_SECRET = 8
-"""Characters: what is shorter guards nothing, and may well stand somewhere by chance."""
+"""Characters: a shorter text is no secret, and may stand somewhere by chance."""
 
 
 class Secret:
@@ -28,7 +28,7 @@ class Secret:
         self._value = value
         self._identity = ""
         self._forms: tuple[bytes, ...] = _forms(value)
-        """How it may stand in what others have written, the longest first."""
+        """The forms in which others may have written it, the longest first."""
 
     def reveal(self) -> str:
         """The text itself."""
@@ -46,7 +46,7 @@ class Secret:
         return self._identity
 
     def is_in(self, data: bytes) -> bool:
-        """Whether data shows it, as it is or percent-encoded."""
+        """Whether data contains it, plain or percent-encoded."""
         for form in self._forms:  # noqa: SIM110  # every answer is looked through, and `any` and `in` take twice as long
             if data.find(form) >= 0:
                 return True
@@ -74,7 +74,7 @@ class Secret:
 
 
 def _forms(value: str) -> tuple[bytes, ...]:
-    """How a secret may be written in a field, the longest form first; none for one that is too short to be sought."""
+    """The forms of a secret in a field, the longest first; none for one that is too short to be searched for."""
     if len(value) < SHORTEST_SECRET:
         return ()
     written = {value, quote(value, safe=""), quote_plus(value)}
@@ -92,7 +92,7 @@ class Limit:
     window: Micros
     match: tuple[Rule, ...] = ()
     name: str = ""
-    """A short public name, unique in its pool, for metrics and messages; `60/60s` and the like unless it is given."""
+    """A short public name, unique in its pool, for metrics and messages; by default in the form `60/60s`."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -119,18 +119,18 @@ class Key:
 
     @classmethod
     def alone(cls, name: str, secret: Secret) -> "Key":
-        """A key that is a quota of its own, whatever the key is called and in whichever pool it is."""
+        """A key that is a quota of its own, by its secret: under any name and in any pool."""
         return cls(name, secret, secret.identity, name)
 
     @property
     def identity(self) -> str:
-        """The same for the same secret, whatever the key is called."""
+        """The secret's identity, which does not depend on the key's name."""
         return self.secret.identity
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Quotas that can stand in for each other, and the limits that hold on each of them."""
+    """Interchangeable quotas, and the limits that hold on each of them."""
 
     name: str
     keys: tuple[Key, ...]
@@ -144,7 +144,7 @@ class Pool:
 
     @cached_property
     def fields(self) -> tuple[tuple[bytes, bytes], ...]:
-        """What is set on each request, as it goes on the wire."""
+        """The fields that are set on each request, as bytes."""
         return tuple((name.encode(), value.encode()) for name, value in self.headers)
 
     @cached_property
@@ -175,7 +175,7 @@ class Pool:
         return replace(self, limits=tuple(limits))
 
     def limits_on(self, method: str, path: str | None) -> tuple[int, ...]:
-        """Which limits a request falls under, as indices into `limits`.
+        """The limits that a request falls under, as indices into `limits`.
 
         A path that cannot be normalised (`None`) falls under every limit: the upstream may read it as any of them.
         """
@@ -193,12 +193,12 @@ class Pool:
 
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""The signatures that a JSON Web Token may have: by public keys only, so that nobody who can verify can sign."""
+"""Signatures of JSON Web Tokens: by public keys only, so that verifying does not enable signing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """Who signs JSON Web Tokens, and where its public keys (a JWKS, RFC 7517) are.
+    """A signer of JSON Web Tokens, and where its public keys (a JWKS, RFC 7517) are.
 
     They are in `jwks_file`, else at `jwks_url`, else where the issuer's discovery document says. `ca` is a PEM file of
     the authorities to trust in place of the system's, `bearer_file` holds a token to show when asking. With
@@ -214,7 +214,7 @@ class Issuer:
     strict_certificates: bool = False
     algorithms: tuple[str, ...] = ALGORITHMS
     leeway: Micros = 30 * SECOND
-    """By how much the issuer's clock and ours may differ."""
+    """The largest accepted difference between the issuer's clock and ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ class Client:
     urgency: int = 3
     max_waiting: int | None = None
     max_in_flight: int | None = None
-    """Its requests at the upstream at once; `None`: as many as there are connections."""
+    """Requests at the upstream at once; `None`: as many as there are connections."""
     rate: tuple[int, Micros] | None = None
     allow: tuple[Rule, ...] | None = None
     pin: bool = False
@@ -246,7 +246,7 @@ class Client:
     jwt: Jwt | None = None
 
     def may(self, method: str, path: str | None) -> bool:
-        """Whether its allow list lets this through; what cannot be normalised matches no list."""
+        """Whether its allow list permits this; a path that cannot be normalised matches no list."""
         if self.allow is None:
             return True
         return path is not None and any(rule.matches(method, path) for rule in self.allow)

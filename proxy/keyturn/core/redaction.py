@@ -1,4 +1,4 @@
-"""Redaction: find values that must neither be passed on nor shown, in every form in which a head may hold them.
+"""Redaction: find values that must neither be passed on nor shown, in every form that a head may contain.
 
 A value is found as it is, percent-encoded (in whole or in part, up to three times) and in Base64 (RFC 4648, sections 4
 and 5), alone or as a part of something longer, such as the `user:password` of Basic credentials (RFC 7617).
@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 from keyturn.core.model import SHORTEST_SECRET
 
 MAX_VALUES = 16
-"""Different values that are looked for. Each costs a pass over the text, and callers choose how many there are."""
+"""Distinct values that are searched for. Each costs a pass over the text, and callers choose their number."""
 
 _MASK = b"***"
 _DECODINGS = 3
@@ -19,10 +19,10 @@ _to_urlsafe = bytes.maketrans(b"+/", b"-_")
 
 
 class Redactor:
-    """Values to be found and masked; one with fewer than `SHORTEST_SECRET` bytes may stand somewhere by chance.
+    """Finds and masks values of at least `SHORTEST_SECRET` bytes; shorter ones may occur by chance.
 
-    With more than `MAX_VALUES` of them (`too_many`), every text is taken for one that holds a value. False when there
-    is nothing to look for. Its `repr` shows no value.
+    With more than `MAX_VALUES` of them (`too_many`), every text is assumed to contain one. False if there is nothing to
+    search for. Its `repr` shows no value.
     """
 
     __slots__ = ("_forms", "too_many")
@@ -39,7 +39,7 @@ class Redactor:
         return "Redactor(…)"
 
     def is_in(self, data: bytes) -> bool:
-        """Whether data holds one of the values in any form."""
+        """Whether data contains one of the values in any form."""
         if self.too_many:
             return True
         for form in self._forms:  # every request is looked through, and `any` and `in` take twice as long
@@ -48,7 +48,7 @@ class Redactor:
         return data.find(b"%") >= 0 and any(form in text for text in _decoded(data) for form in self._forms)
 
     def mask(self, data: bytes) -> bytes:
-        """Data with `***` in place of each value, in any letters; `***` alone where it is encoded."""
+        """Data with `***` in place of each value, in any case; `***` alone if one is encoded."""
         for form in self._forms if not self.too_many else ():
             data = _masked(data, form)
         return _MASK if self.is_in(data) else data
@@ -78,7 +78,7 @@ def _forms(value: bytes) -> list[bytes]:
 
 
 def _decoded(data: bytes) -> Iterator[bytes]:
-    """Data with its percent-encoding undone, again and again as long as that changes it."""
+    """Data with its percent-encoding removed, repeatedly as long as that changes it."""
     for _ in range(_DECODINGS):
         before, data = data, unquote_to_bytes(data)
         if data == before:

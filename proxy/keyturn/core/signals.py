@@ -1,6 +1,6 @@
-"""What an answer says about limits, keys and outages: pure functions from a head and a body to value objects.
+"""Signals: what an answer says about limits, keys and outages, read from its head and body.
 
-What counts when several things are said:
+If an answer says several things:
 
 1.  An instruction beats a description. `Retry-After`, `RetryAfter`, `X-RateLimit-RetryAfter` and the error's text and
     details tell when to come again; of several the latest counts. A reset only describes a window, in a rolling one
@@ -29,25 +29,25 @@ About = Literal["nothing", "limit", "plan", "key", "outage"]
 
 UNAUTHORIZED, FORBIDDEN, TOO_MANY = 401, 403, 429
 OUTAGES = frozenset((502, 503, 504))
-"""Statuses that tell of trouble on the way to the API or in it, whatever was asked."""
+"""Statuses of an API that is out of order, or of gateways before it."""
 
 SPEAKING = OUTAGES | {UNAUTHORIZED, FORBIDDEN, TOO_MANY}
-"""Statuses of answers whose bodies are read for what they say."""
+"""Statuses of answers whose bodies are read."""
 
 
 FAR: Micros = 3600 * SECOND
-"""A wait by so much longer than a limit's window is none of that limit's, whatever a penalty adds to it."""
+"""A wait longer than a limit's window by this much is another limit's, even if penalties add to it."""
 
 
 MAX_FIRST_SEGMENT = 64
-"""Characters of a path's first segment that tell routes apart: routes are remembered, and callers choose paths."""
+"""Characters of a path's first segment in a route: routes are remembered, and callers choose paths."""
 
 MAX_TEMPLATE = 8
-"""Segments of a route's path that are written out where it is named."""
+"""Segments of a path in a route's text."""
 
 
 class Route(NamedTuple):
-    """What requests have in common that an upstream would limit together: the method, and the path by its shape."""
+    """Requests that an upstream would limit together: their method, and the shape of their path."""
 
     method: str
     first: str
@@ -72,24 +72,24 @@ _RESOURCE = re.compile(r"[A-Za-z_-]{0,32}")
 
 @value_object
 class Signals:
-    """All that one answer says."""
+    """Everything that one answer says."""
 
     about: About = "nothing"
-    """What a refusal is about."""
+    """The subject of a refusal."""
     wait: Micros | None = None
     """From the answer until the upstream wants another try."""
     allowances: tuple[Allowance, ...] = ()
     over_within: Micros | None = None
-    """In what time an outage is usually over, by its own words."""
+    """The time within which an outage is usually over, in the upstream's words."""
     month_left: int | None = None
-    """The requests that the month's plan still holds."""
+    """Requests left in the month's plan."""
     own: bool = True
-    """Whether it speaks of this key's limits as they stand now, so that something may be learnt from it."""
+    """Whether it is about this key's limits now, so that something may be learnt from it."""
     ignored: tuple[str, ...] = ()
     """The fields whose values were malformed or absurd."""
 
     def throttle(self, limits: Sequence[int], of: Sequence[Limit]) -> "Throttle":
-        """What a 429 closes of a request's limits; `limits` are indices into `of`, the pool's."""
+        """What a 429 closes; `limits` are the request's, as indices into `of`, the pool's."""
         if self.about == "plan":
             return Throttle("plan", self.wait)
         used_up = [allowance for allowance in self.allowances if not allowance.left]
@@ -104,7 +104,7 @@ class Signals:
         return Throttle("window", self.wait, tuple(limits))
 
     def seen(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[ObservedLimit, ...]:
-        """What the answer tells of the limits of its request: how many requests remain, until when (law 9)."""
+        """The limits of the request that the answer describes: how many requests remain, until when (law 9)."""
         if not self.own:
             return ()
         found = []
@@ -118,7 +118,7 @@ class Signals:
         return tuple(found)
 
     def lower(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[int, int] | None:
-        """A limit that the answer tells to be lower than it is configured, and its size."""
+        """A limit that the answer tells to be lower than configured, and its size."""
         if not self.own:
             return None
         general = [index for index in limits if not of[index].match]
@@ -130,7 +130,7 @@ class Signals:
         return None
 
     def above(self, limits: Sequence[int], of: Sequence[Limit]) -> tuple[tuple[int | None, int], ...]:
-        """Sizes above those that are configured: each with the limit of whose window it is, `None` when of another."""
+        """Sizes above the configured ones, each with the limit that has its window, or `None`."""
         if not self.own:
             return ()
         most = max([of[index].requests for index in limits], default=0)
@@ -199,7 +199,7 @@ def sent_at(values: Said, wall: Micros) -> Micros:
 
 
 def _told(found: Complaint, now: Micros, ignored: list[str]) -> list[Micros]:
-    """Waits that an error's text and details tell."""
+    """The waits in an error's text and details."""
     waits = []
     for moment in found.moments:
         try:
@@ -226,7 +226,7 @@ _STORED = (b"hit", b"stale", b"updating", b"revalidated")
 
 
 def _cached(values: Said) -> bool:
-    """Whether a cache on the way gave the answer: RFC 9111 (section 5.1), RFC 9211 (section 2.1), or its own way."""
+    """Whether a cache gave the answer, by RFC 9111 (section 5.1), RFC 9211 (section 2.1), or a field of its own."""
     if any(value.strip().lstrip(b"0") for value in values.get(b"age", ())):
         return True
     if any(_HIT.search(value) for value in values.get(CACHE_STATUS, ())):

@@ -1,7 +1,7 @@
-"""What of a request's way is recorded for a trace, and what goes on of the trace that its caller is in.
+"""The hooks by which a request's way is traced, and the defaults that trace nothing.
 
-The way tells where it is; nobody on it knows what becomes of that. Where nothing is recorded, nothing is done, and a
-caller's own trace context (W3C, `traceparent` and `tracestate`) passes as it came.
+Each step on the way calls a hook; telemetry implements them. Without a trace, a caller's own trace context (W3C,
+`traceparent` and `tracestate`) passes as it came.
 """
 
 from typing import Protocol
@@ -10,7 +10,7 @@ from keyturn.core.http import Fields
 
 
 class Arrived(Protocol):
-    """A request as it has arrived."""
+    """An incoming request, as a tracer sees it."""
 
     @property
     def method(self) -> str:
@@ -30,66 +30,66 @@ class Arrived(Protocol):
 
 
 class Trace(Protocol):
-    """One request's trace; what begins ends before the next begins."""
+    """The trace of one request; each step ends before the next begins."""
 
     @property
     def trace_id(self) -> str:
-        """The trace's id in hexadecimal; empty when it is not recorded."""
+        """The trace's id in hexadecimal; empty if there is none."""
 
     def wait_began(self) -> None:
-        """It begins to wait for its turn."""
+        """It begins to wait for a lease."""
 
     def wait_ended(self) -> None:
-        """Its turn has come, or it will not come."""
+        """It has a lease, or will get none."""
 
     def try_began(self, key: str, path: str, fields: Fields) -> Fields:
-        """It is about to be sent with a key; returns the fields to send, the trace's context among them.
+        """It is about to be sent with a key; returns the fields to send, with the trace's context.
 
-        `path`: what is asked for, without its query.
+        `path` is without its query.
         """
 
     def try_ended(self, code: int) -> None:
-        """The head of an answer is there; 0: there is none."""
+        """The head of an answer has arrived; 0: there is none."""
 
     def end(self, story: object) -> None:
-        """It has come to its end, with this request log."""
+        """The request has ended, with this request log."""
 
 
 class Tracer(Protocol):
-    """Whoever records requests."""
+    """Begins traces."""
 
     def begin(self, arrived: Arrived) -> Trace:
-        """A request has arrived."""
+        """Begin the trace of a request."""
 
 
 class Untraced:
-    """A request that is not recorded."""
+    """A request without a trace."""
 
     trace_id = ""
 
     def wait_began(self) -> None:
-        """Nothing is done."""
+        """Do nothing."""
 
     def wait_ended(self) -> None:
-        """Nothing is done."""
+        """Do nothing."""
 
     def try_began(self, key: str, path: str, fields: Fields) -> Fields:  # noqa: ARG002  # see `Trace`
         """The fields as they came."""
         return fields
 
     def try_ended(self, code: int) -> None:
-        """Nothing is done."""
+        """Do nothing."""
 
     def end(self, story: object) -> None:
-        """Nothing is done."""
+        """Do nothing."""
 
 
 UNTRACED = Untraced()
 
 
 class NoTracer:
-    """Records nothing."""
+    """Traces nothing."""
 
     def begin(self, arrived: Arrived) -> Trace:  # noqa: ARG002  # see `Tracer`
-        """Not recorded."""
+        """No trace."""
         return UNTRACED

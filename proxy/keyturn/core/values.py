@@ -1,7 +1,7 @@
 """Value objects: frozen to the type checker, slotted, compared and hashed by their fields.
 
 Several are made for every request, and what `frozen=True` does at run time (as what `NamedTuple` does) triples the
-cost of making one. So mypy alone sees to it that nobody assigns to a field.
+cost of making one. So only mypy prevents assignments to fields.
 """
 
 from dataclasses import dataclass, field

@@ -7,7 +7,7 @@ from typing import Any
 
 from keyturn.bodies import Bodies, ReplayBody
 from keyturn.core.breaker import Breakers, Probe, Scope, Source
-from keyturn.core.events import Observer, RequestLog, WhyRetried
+from keyturn.core.events import Observer, RequestLog, RetryReason
 from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Answer, Body, Request
 from keyturn.core.inferred_limits import LimitInference, RouteLimits
@@ -84,7 +84,7 @@ class Respond:
 class Retry:
     """The request is sent once more, under another lease, after a pause."""
 
-    reason: WhyRetried
+    reason: RetryReason
     pause: Micros = 0
     held: Answer | None = None
     """What the caller gets if no lease is granted in time."""

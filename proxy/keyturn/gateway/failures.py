@@ -25,7 +25,7 @@ from dataclasses import replace
 
 from keyturn.core.breaker import Blocked, Failure, Scope
 from keyturn.core.errors import Broken, Outage, TimedOut, Unreachable, UpstreamError
-from keyturn.core.events import BreakerMoved, ThrottledTogether, UpstreamThrottled
+from keyturn.core.events import BreakerChanged, PoolThrottled, UpstreamThrottled
 from keyturn.core.inferred_limits import DEFAULT_WAIT, ROUTE_GUARD
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.core.recent import RecentCauses
@@ -98,7 +98,7 @@ class Throttling:
         if throttles.idle:
             return
         if throttles.answered(lease.quota, self._environment.clock()):
-            self._environment.observer.observe(ThrottledTogether(lease.pool.name, 0, 0))
+            self._environment.observer.observe(PoolThrottled(lease.pool.name, 0, 0))
             self._wake(context.state)
         self.leave(context)
 
@@ -168,7 +168,7 @@ class Throttling:
         quotas = len(state.scheduler.quotas)
         if state.throttles.refused(lease.quota, quotas, context.route, now, named=named, probe=context.reopens):
             wait = state.throttles.wait(now, context.route) or 0
-            self._environment.observer.observe(ThrottledTogether(state.name, state.throttles.together, wait))
+            self._environment.observer.observe(PoolThrottled(state.name, state.throttles.together, wait))
         self.leave(context)
 
     @staticmethod
@@ -256,12 +256,12 @@ class Outages:
         closed = state.breakers.succeeded(context.source, self._environment.clock())
         self._wake(context, closed)
         for scope in closed:
-            self._report(BreakerMoved(state.name, scope, opened=False))
+            self._report(BreakerChanged(state.name, scope, opened=False))
 
     def erred(self, context: RequestContext) -> None:
         """Note a 500 or the like: other routes that fail, too, tell an outage from one request that the API rejects.
 
-        Otherwise a client that repeats such a request would shut everybody out.
+        Otherwise a client that repeats such a request would shut out all others.
         """
         self._count(context, Failure("errors of the API", "request"))
 
@@ -317,7 +317,7 @@ class Outages:
         self._wake(context, [])
         for breaker in opened:
             wait = breaker.until - now
-            self._report(BreakerMoved(state.name, breaker.scope, opened=True, wait=wait, cause=breaker.cause))
+            self._report(BreakerChanged(state.name, breaker.scope, opened=True, wait=wait, cause=breaker.cause))
 
     @staticmethod
     def _wake(context: RequestContext, closed: list[Scope]) -> None:
@@ -328,7 +328,7 @@ class Outages:
             if outcome is not None:
                 outcome.set()
 
-    def _report(self, event: BreakerMoved) -> None:
+    def _report(self, event: BreakerChanged) -> None:
         """Report a breaker; a client's, which it may make open and close at will, once only."""
         if event.scope.client:
             what = (event.pool, event.scope, event.opened)

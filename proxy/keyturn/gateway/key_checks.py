@@ -116,7 +116,7 @@ class KeyChecks:
         try:
             if key is not None:
                 result, reason = await self._ask(state, key)
-        finally:  # whatever happened, nobody waits for ever for the result
+        finally:  # requests wait for a result, whatever happened
             self._settle(state, name, result, reason)
 
     def _settle(self, state: PoolState, name: str, result: CheckResult, reason: str) -> None:

@@ -7,7 +7,7 @@ configured. `RoutePolicy` leads requests around routes that showed a narrower li
 import asyncio
 from dataclasses import replace
 
-from keyturn.core.events import LimitHigher, LimitLowered, MonthTold, SignalsIgnored
+from keyturn.core.events import LimitHigher, LimitLowered, MonthRemaining, SignalsIgnored
 from keyturn.core.exchange import DemandClass, ObservedLimit
 from keyturn.core.messages import same_limits
 from keyturn.core.model import SECOND
@@ -65,12 +65,12 @@ class LimitPolicy:
             self._observer.observe(LimitLowered(state.name, limit.name, limit.requests, size))
 
     def _report(self, state: PoolState, lease: Lease, signals: Signals) -> None:
-        """Report what the answer tells of the month, and what in it could not be read."""
+        """Report what is left of the month's plan, and the fields that could not be read."""
         if signals.ignored:
             self._observer.observe(SignalsIgnored(state.name, signals.ignored))
         left = signals.month_left
         if left is not None and signals.own and state.scheduler.health.month(lease.key.name, left):
-            self._observer.observe(MonthTold(state.name, lease.key.name, left))
+            self._observer.observe(MonthRemaining(state.name, lease.key.name, left))
 
 
 class RoutePolicy:

@@ -3,7 +3,7 @@
 Now and then more leases are outstanding than connections are free (several pools, the proxy's own requests). Then a
 request waits for a connection while its lease is fresh, and goes back to its queue after that: waiting, not a failure.
 
-The body of a refusal is read before it is known who gets it. The head of a 429, and of an answer that tells of an
+The body of a refusal is read before it is passed on or dropped. The head of a 429, and of an answer that tells of an
 outage, says what is to be done: it counts though its body breaks off. Of a 401 or 403 the body alone tells whether it
 is about the key, so without one there was no answer.
 """
@@ -16,7 +16,7 @@ from typing import Protocol
 
 from keyturn.core.complaints import BODY_LIMIT
 from keyturn.core.errors import Broken, UpstreamError
-from keyturn.core.events import LocalTroubleMet, UpstreamAnswered
+from keyturn.core.events import LocalErrorMet, UpstreamAnswered
 from keyturn.core.http import Answer, AnswerBody, Body, Fields, Request, Whole
 from keyturn.core.model import SECOND, Secret
 from keyturn.core.recent import RecentCauses
@@ -80,7 +80,7 @@ class UpstreamResponse:
         return not isinstance(self.answer.body, TruncatedBody)
 
     def hold(self) -> Answer | None:
-        """The answer, to be passed on later; none whose body would keep a connection, or is not there."""
+        """The answer, to be passed on later; `None` if its body would occupy a connection, or is not there."""
         if isinstance(self.answer.body, Whole):
             return self.answer
         self.answer.body.abort()
@@ -169,7 +169,7 @@ class Sender:
         """Count a failure of this machine, and have each cause logged once."""
         if error.cause is not None:
             is_new = self._causes.is_new(("local", error.cause), self._environment.clock())
-            self._environment.observer.observe(LocalTroubleMet(error.cause, error.message, is_new))
+            self._environment.observer.observe(LocalErrorMet(error.cause, error.message, is_new))
 
 
 class PartlyReadBody:
@@ -196,7 +196,7 @@ class PartlyReadBody:
 
 
 class TruncatedBody:
-    """A body that ended early, or did not arrive in time: nobody gets anything of it."""
+    """A body that ended early, or did not arrive in time: no part of it is passed on."""
 
     __slots__ = ()
 

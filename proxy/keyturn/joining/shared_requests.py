@@ -1,4 +1,4 @@
-"""Identical GETs of one pool that wait for their turn share one lease and one answer (`queue.join`).
+"""Identical GETs of one pool that wait for a lease share one lease and one answer (`queue.join`).
 
 Laws of this module:
 

@@ -17,7 +17,7 @@ from random import uniform
 from typing import Any, Literal
 
 from keyturn.core.errors import StoreLost
-from keyturn.core.events import Observer, StoreChanged, StoreMute
+from keyturn.core.events import Observer, StoreCannotWake, StoreChanged
 from keyturn.core.exchange import HEARTBEAT, ExchangeResult, Flow, FlowDemand, Settlement, Unsent
 from keyturn.core.looks import BucketLook
 from keyturn.core.messages import Revision
@@ -85,7 +85,7 @@ class SharedStore:
     def _not_heard(self, lost: StoreLost) -> None:
         self._missed = self._missed + 1 if self.lost is None else 0
         if self._missed == MUTE:
-            self._observer.observe(StoreMute(self._store.pool, lost.cause))
+            self._observer.observe(StoreCannotWake(self._store.pool, lost.cause))
 
     async def close(self) -> None:
         """End the knocking."""

@@ -7,7 +7,7 @@ need action or reports that a condition is over, `info` and `debug` are for the 
 from typing import Any, Literal, NamedTuple
 
 from keyturn.core.events import (
-    BreakerMoved,
+    BreakerChanged,
     EpochBegan,
     Event,
     ForeignSpent,
@@ -15,14 +15,14 @@ from keyturn.core.events import (
     KeySwitched,
     LimitHigher,
     LimitLowered,
-    LocalTroubleMet,
+    LocalErrorMet,
+    PoolThrottled,
     Reloaded,
     Retried,
     SignalsIgnored,
     SpoolFailed,
+    StoreCannotWake,
     StoreChanged,
-    StoreMute,
-    ThrottledTogether,
     UpstreamThrottled,
 )
 from keyturn.core.model import SECOND
@@ -39,11 +39,11 @@ class LogLine(NamedTuple):
 def line_of(event: Event) -> LogLine | None:
     """The line of an event; `None` for events that are only counted."""
     match event:
-        case StoreChanged() | EpochBegan() | StoreMute():
+        case StoreChanged() | EpochBegan() | StoreCannotWake():
             return _store(event)
         case KeyChanged() | KeySwitched():
             return _key(event)
-        case SpoolFailed(is_new=True) | LocalTroubleMet(is_new=True):
+        case SpoolFailed(is_new=True) | LocalErrorMet(is_new=True):
             return _machine(event)
         case Reloaded(ok=True):
             return LogLine("info", "the configuration was reloaded", {})
@@ -54,7 +54,7 @@ def line_of(event: Event) -> LogLine | None:
             return _upstream(event)
 
 
-def _machine(event: SpoolFailed | LocalTroubleMet) -> LogLine:
+def _machine(event: SpoolFailed | LocalErrorMet) -> LogLine:
     """Conditions of this machine."""
     match event:
         case SpoolFailed(cause):
@@ -63,14 +63,14 @@ def _machine(event: SpoolFailed | LocalTroubleMet) -> LogLine:
                 "again: make room and write permission in TMPDIR, or set `inbound.spool_size` to 0"
             )
             return LogLine("warning", text, {"cause": cause})
-        case LocalTroubleMet(cause, message):
+        case LocalErrorMet(cause, message):
             text = "this machine could not open a connection, which is no failure of the upstream: see `problem`"
             return LogLine("error", text, {"cause": cause, "problem": message})
 
 
-def _store(event: StoreChanged | EpochBegan | StoreMute) -> LogLine:
+def _store(event: StoreChanged | EpochBegan | StoreCannotWake) -> LogLine:
     match event:
-        case StoreMute(pool, cause):
+        case StoreCannotWake(pool, cause):
             text = "the store cannot notify this replica, whose requests are served late: permit it to subscribe"
             return LogLine("warning", text, {"pool": pool, "cause": cause})
         case EpochBegan(pool):
@@ -108,12 +108,12 @@ def _upstream(event: Event) -> LogLine | None:
             return LogLine("warning", _THROTTLED[kind], {**values, "wait_seconds": wait / SECOND})
         case LimitLowered() | LimitHigher():
             return _limit(event)
-        case ThrottledTogether(pool, quotas=0):
+        case PoolThrottled(pool, quotas=0):
             return LogLine("warning", "the upstream no longer responds 429 to several keys at once", {"pool": pool})
-        case ThrottledTogether(pool, quotas, wait):
+        case PoolThrottled(pool, quotas, wait):
             text = "the upstream responds 429 to several keys at once: check for a limit of this address or account"
             return LogLine("error", text, {"pool": pool, "quotas": quotas, "next_probe_seconds": wait / SECOND})
-        case BreakerMoved():
+        case BreakerChanged():
             return _breaker(event)
         case _:
             return _detail(event)
@@ -133,7 +133,7 @@ def _limit(event: LimitLowered | LimitHigher) -> LogLine:
             return LogLine("warning", text, {**values, "configured": limit.configured, "reported": limit.told})
 
 
-def _breaker(event: BreakerMoved) -> LogLine:
+def _breaker(event: BreakerChanged) -> LogLine:
     values: dict[str, Any] = {"pool": event.pool}
     if event.scope.client:
         values["client"] = event.scope.client

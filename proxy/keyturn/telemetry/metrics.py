@@ -8,25 +8,25 @@ from typing import get_args
 from keyturn import __version__
 from keyturn.core.errors import LocalCause
 from keyturn.core.events import (
-    AttemptFailed,
+    CallerRejected,
     ConnectionEnded,
+    ConnectionEndReason,
     Event,
     Exchanged,
+    FailedCredential,
+    FailureResponse,
     ForeignSpent,
     Joined,
-    LocalTroubleMet,
+    LocalErrorMet,
     Reloaded,
     RequestLog,
     Retried,
+    RetryReason,
     SignalsIgnored,
     SpoolFailed,
     ThrottleKind,
     UpstreamAnswered,
     UpstreamThrottled,
-    WhenAnswered,
-    WhyEnded,
-    WhyFailed,
-    WhyRetried,
 )
 from keyturn.core.levels import Levels
 from keyturn.core.model import SECOND
@@ -63,9 +63,9 @@ class Metrics:
         self._about_the_upstream()
         self._about_the_store()
         self._about_the_process()
-        for why, answered in product(get_args(WhyFailed), get_args(WhenAnswered)):
+        for why, answered in product(get_args(FailedCredential), get_args(FailureResponse)):
             self.failed.expect((why, answered))
-        for why in get_args(WhyEnded):
+        for why in get_args(ConnectionEndReason):
             self.ended.expect((why,))
 
     def _about_requests(self) -> None:
@@ -222,14 +222,14 @@ class Metrics:
                 self.joined.add((pool, client))
             case Retried(pool, reason):
                 self.retries.add((pool, reason))
-            case LocalTroubleMet(cause):
+            case LocalErrorMet(cause):
                 self.local.add((cause,))
             case _:
                 self._door_or_process(event)
 
     def _door_or_process(self, event: Event) -> None:
         match event:
-            case AttemptFailed(_, why, answered):
+            case CallerRejected(_, why, answered):
                 self.failed.add((why, answered))
             case ConnectionEnded(why):
                 self.ended.add((why,))
@@ -275,7 +275,7 @@ class Metrics:
                 self.throttled.expect((key.pool, key.look.name, kind))
             yield
         for pool, _ in levels.in_flight:
-            for reason in get_args(WhyRetried):
+            for reason in get_args(RetryReason):
                 self.retries.expect((pool, reason))
             for field in IGNORED:
                 self.ignored.expect((pool, field))

@@ -23,7 +23,7 @@ from aiohttp.connector import Connection
 from aiohttp.http import HttpRequestParser, HttpResponseParser
 from yarl import URL
 
-from keyturn.core.errors import LocalTrouble, StartError, Unreachable
+from keyturn.core.errors import LocalError, StartError, Unreachable
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.references import OwnReferences
 from keyturn.keepalive import tcp_socket
@@ -197,7 +197,7 @@ class Upstream:
         `fresh`: a new one, since one that was kept turned out dead; the others that are idle are let go, too.
 
         Raises:
-            LocalTrouble: this machine cannot make one.
+            LocalError: this machine cannot make one.
             Unreachable: there is none; not `transient` when the upstream's certificate is refused.
         """
         assert self._connector is not None
@@ -222,7 +222,7 @@ class Upstream:
         if cause is not None:
             lookup = "dns_timeout" if late else "dns_error"
             kind = lookup if cause == "resolver" else ""
-            return LocalTrouble(f"This machine {WHAT[cause].format(name=name)}.", cause=cause, proxy_error=kind)
+            return LocalError(f"This machine {WHAT[cause].format(name=name)}.", cause=cause, proxy_error=kind)
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             reason = refusal(error.certificate_error, "check `upstream.url` and `upstream.ca`")
             return Unreachable(

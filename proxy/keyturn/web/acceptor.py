@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from keyturn.access.rate_limits import address_of, network_of
 from keyturn.core.errors import BadRequest
-from keyturn.core.events import WhyEnded
+from keyturn.core.events import ConnectionEndReason
 from keyturn.core.forwarded import UNIX, parse_address
 from keyturn.core.proxy_protocol import SHORTEST_HEADER, InvalidProxyHeader, ProxyHeader, read
 from keyturn.tasks import spawn
@@ -223,7 +223,7 @@ class ProxyHeaderReader(PendingConnection, asyncio.BufferedProtocol):
         self._timer = None
         self._end("head_timeout", "a connection whose header of the PROXY protocol is late")
 
-    def _end(self, why: WhyEnded, what: str) -> None:
+    def _end(self, why: ConnectionEndReason, what: str) -> None:
         self._owner.tell(why)
         self._owner.mention(what, self.address)
         self.cut()

@@ -11,7 +11,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from multidict import CIMultiDictProxy
 
 from keyturn.core.errors import Refusal
-from keyturn.core.events import WhyEnded
+from keyturn.core.events import ConnectionEndReason
 from keyturn.core.http import Fields
 from keyturn.tasks import spawn
 from keyturn.web.connections import Connections
@@ -126,7 +126,7 @@ class CallerConnection(RequestReader):
         """The fields that tell the caller for how long its connection may be idle."""
         if seconds := int(bounds.keep_alive):
             self.kept_fields += b"\r\nKeep-Alive: timeout=%d" % seconds
-        self.why_cut: WhyEnded | None = None
+        self.why_cut: ConnectionEndReason | None = None
         """Why it was ended before its time, if it was."""
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 from keyturn.access.rate_limits import address_of, network_of
 from keyturn.core.errors import TooManyConnections
-from keyturn.core.events import ConnectionEnded, Observer, WhyEnded
+from keyturn.core.events import ConnectionEnded, ConnectionEndReason, Observer
 from keyturn.core.forwarded import UNIX, TrustedProxies
 from keyturn.tasks import finish, spawn
 from keyturn.web.overload import Bounds, ByteBudget, IterationBudget
@@ -197,7 +197,7 @@ class Connections:
         self._crowded = False
         return None
 
-    def _too_many(self, reason: WhyEnded, message: str) -> TooManyConnections:
+    def _too_many(self, reason: ConnectionEndReason, message: str) -> TooManyConnections:
         if not self._crowded:
             self._crowded = True
             _log.warning(
@@ -207,7 +207,7 @@ class Connections:
         self.tell(reason)
         return TooManyConnections(message, retry_after=1)
 
-    def tell(self, why: WhyEnded) -> None:
+    def tell(self, why: ConnectionEndReason) -> None:
         """Report that a connection was ended, and why."""
         if self._observer is not None:
             self._observer.observe(ConnectionEnded(why))
