@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from keyturn import cli
+from keyturn import app, cli
 from keyturn.app import App, serve_until_told
 
 ROUND, PERIOD = 0.001, 0.25
@@ -51,7 +51,7 @@ def main() -> None:
         Watchdog(asyncio.get_running_loop(), file)
         return await serve_until_told(app, announce)
 
-    cli.serve_until_told = serve  # type: ignore[attr-defined]  # it is imported there, not exported
+    app.serve_until_told = serve
     with file:
         cli.main()
 

@@ -1,4 +1,4 @@
-"""The commands; the only place that prints and exits.
+"""The commands; the only place that prints and exits. Each imports what it alone needs: a server is light without.
 
 Exit codes: 0 after a clean end, 2 when the configuration or the command line is bad, 1 for anything else.
 """
@@ -9,27 +9,27 @@ import secrets
 import sys
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
-import structlog
 import typer
 import uvloop
 import yaml
-from rich.console import Console
 
-from keyturn import __version__, config, demo
-from keyturn.app import App, ResolvedConfig, link_to_store, serve_until_told, until_told
+from keyturn import __version__, config
 from keyturn.config import Config, LogSettings
 from keyturn.config.fields import is_name
 from keyturn.core.errors import ConfigError, KeyturnError
 from keyturn.core.model import Secret
-from keyturn.practice import PracticeApi, PracticeSettings, WindowKind
-from keyturn.status_view import output, show
+from keyturn.logger import structlog
 from keyturn.telemetry import LogWriter, set_up_logs, strays_logged
+
+if TYPE_CHECKING:
+    from keyturn.practice import PracticeApi
 
 CONFIG_FILE = Path("config.yaml")
 BAD_CONFIGURATION = 2
 NO_KEY = 3
+DATA_ADDRESS, ADMIN_ADDRESS = "127.0.0.1:8080", "127.0.0.1:9090"
 
 commands = typer.Typer(
     name="keyturn",
@@ -104,6 +104,8 @@ def _root(
 @commands.command()
 def serve(path: ConfigOption = None) -> int:
     """Run the proxy until SIGTERM or SIGINT; then requests that wait or are under way are still answered."""
+    from keyturn.app import App, serve_until_told
+
     chosen = _chosen(path)
     settings = config.load(chosen, os.environ)
     warnings = config.warnings(chosen, settings)
@@ -120,6 +122,8 @@ def check(
     """Validate the configuration and print what is in effect, secrets masked."""
     if any_key:
         return _check_any_key(path)
+    from keyturn.app import ResolvedConfig, link_to_store
+
     settings = _load(path)
     ResolvedConfig.of(settings)
     link_to_store(settings)
@@ -136,6 +140,8 @@ def schema() -> None:
 @commands.command()
 def token(name: Annotated[str, typer.Argument(metavar="NAME", help="The client's name.")]) -> None:
     """Make a client token: printed once, with the entry for `clients:` that holds only its SHA-256."""
+    from rich.console import Console
+
     if not is_name(name):
         message = "a name has 1 to 64 of the characters A-Z, a-z, 0-9, `.`, `_` and `-`"
         raise typer.BadParameter(message, param_hint="NAME")
@@ -155,7 +161,8 @@ def practice(
     limit: Annotated[int, typer.Option(help="Requests per window and key.", min=1)] = 60,
     window: Annotated[str, typer.Option(help="The window, such as 60s or 500ms.")] = "60s",
     kind: Annotated[
-        WindowKind, typer.Option(help="When windows begin: by the clock, at the first request, or rolling.")
+        Literal["fixed", "first", "rolling"],
+        typer.Option(help="When windows begin: by the clock, at the first request, or rolling."),
     ] = "first",
     tls: Annotated[bool, typer.Option("--tls", help="HTTPS, with a certificate made now.")] = False,
     ca: Annotated[
@@ -167,6 +174,8 @@ def practice(
     key: Annotated[list[str] | None, typer.Option(help="A key that it accepts (repeatable); without: any.")] = None,
 ) -> None:
     """Run a practice Postman API: real limits, real error bodies, for your own tests."""
+    from keyturn.practice import PracticeApi, PracticeSettings
+
     try:
         seconds = config.parse_duration(window) / 1_000_000
     except ValueError as error:
@@ -180,7 +189,9 @@ def practice(
     uvloop.run(_practice(PracticeApi(settings), ca))
 
 
-async def _practice(api: PracticeApi, ca: Path | None) -> None:
+async def _practice(api: "PracticeApi", ca: Path | None) -> None:
+    from keyturn.app import until_told
+
     async with api:
         if ca is not None:
             api.write_ca(ca)
@@ -193,13 +204,15 @@ async def _practice(api: PracticeApi, ca: Path | None) -> None:
 def status(
     url: Annotated[
         str, typer.Option(envvar="KEYTURN_ADMIN", help="The admin listener of a running proxy.")
-    ] = f"http://{demo.ADMIN}",
+    ] = f"http://{ADMIN_ADDRESS}",
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Draw it anew each second, until Ctrl-C.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="The document itself; with --watch one line each second.")
     ] = False,
 ) -> None:
     """Show a running proxy: its keys and their tokens, who waits for how long, its store."""
+    from keyturn.status_view import output, show
+
     try:
         uvloop.run(show(output(), url, watch=watch, as_json=as_json))
     except KeyboardInterrupt:
@@ -209,10 +222,12 @@ def status(
 
 @commands.command(name="demo")
 def run_demo(
-    listen: Annotated[str, typer.Option(help="Where to call the proxy; port 0 lets the system choose.")] = demo.LISTEN,
-    admin: Annotated[str, typer.Option(help="Where its health and metrics are.")] = demo.ADMIN,
+    listen: Annotated[str, typer.Option(help="Where to call the proxy; port 0 lets the system choose.")] = DATA_ADDRESS,
+    admin: Annotated[str, typer.Option(help="Where its health and metrics are.")] = ADMIN_ADDRESS,
 ) -> int:
     """See it work: a practice API over TLS, the proxy in front of it, and a trickle of three clients."""
+    from keyturn import demo
+
     return _serve(LogSettings(level="warning"), (), lambda log: demo.run(log, listen=listen, admin=admin))
 
 

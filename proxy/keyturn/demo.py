@@ -18,8 +18,6 @@ from keyturn.practice import PracticeApi, PracticeSettings
 from keyturn.tasks import finish, spawn
 from keyturn.telemetry import LogWriter
 
-LISTEN, ADMIN = "127.0.0.1:8080", "127.0.0.1:9090"
-
 KEYS = {"team-a": "practice-key-a", "team-b": "practice-key-b", "team-c": "practice-key-c"}
 LIMIT, WINDOW = 20, 20
 """Requests and seconds: short, so that there is something to see."""
@@ -47,7 +45,7 @@ ADMIN_TOKEN = "demo-admin"  # noqa: S105  # the whole demo stays on the loopback
 PATHS = ("/me", "/workspaces", "/collections", "/environments")
 
 
-async def run(log: LogWriter, *, listen: str = LISTEN, admin: str = ADMIN) -> int:
+async def run(log: LogWriter, *, listen: str, admin: str) -> int:
     """Run the demo until SIGTERM or SIGINT; returns the exit code."""
     keys = tuple(KEYS.values())
     settings = PracticeSettings(limit=LIMIT, window=float(WINDOW), tls=True, keys=keys, plan=PLAN)

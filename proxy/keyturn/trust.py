@@ -10,9 +10,10 @@ import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cryptography import x509
+if TYPE_CHECKING:
+    from cryptography import x509
 
 LOWEST_VERSION = ssl.TLSVersion.TLSv1_2
 
@@ -108,8 +109,10 @@ def _attach(error: ssl.SSLCertVerificationError, connection: Any) -> None:
         error.chain = tuple(_upwards(sent, known))  # type: ignore[attr-defined]
 
 
-def _upwards(sent: list[bytes], known: list[bytes]) -> Iterator[x509.Certificate]:
+def _upwards(sent: list[bytes], known: list[bytes]) -> "Iterator[x509.Certificate]":
     """The peer's certificate, which is the first, that of its issuer, and so on; only these are parsed."""
+    from cryptography import x509  # noqa: PLC0415  # only a certificate that is refused is parsed
+
     encoded = sent[0] if sent else None
     for _ in range(_MAX_CHAIN):
         if encoded is None:
@@ -123,8 +126,10 @@ def _upwards(sent: list[bytes], known: list[bytes]) -> Iterator[x509.Certificate
         encoded = next((one for one in fitting if x509.load_der_x509_certificate(one).subject == current.issuer), None)
 
 
-def _has_fault(certificate: x509.Certificate, code: int) -> bool:
+def _has_fault(certificate: "x509.Certificate", code: int) -> bool:
     """Whether OpenSSL refuses this certificate of a chain with that code."""
+    from cryptography import x509  # noqa: PLC0415  # as above
+
     with suppress(ValueError):
         extensions = {one.oid: one for one in certificate.extensions}
         constraints = extensions.get(x509.BasicConstraints.oid)
@@ -137,7 +142,7 @@ def _has_fault(certificate: x509.Certificate, code: int) -> bool:
     return False
 
 
-def _name(name: x509.Name) -> str:
+def _name(name: "x509.Name") -> str:
     """Show a distinguished name, which a stranger may have written, in a line."""
     text = "".join(letter if letter.isprintable() and letter != "`" else "?" for letter in name.rfc4514_string())
     return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}…"

@@ -14,7 +14,7 @@ from keyturn.core.exchange import DemandClass
 from keyturn.core.model import SECOND, Client, Key, Pool, Secret
 from keyturn.core.placements import STOP, Placement, Revision
 from keyturn.scheduler import Moved, Ticket
-from keyturn.stores.placements import LocalPlacements
+from keyturn.stores.memory import LocalPlacements
 from keyturn.tasks import finish, spawn
 from keyturn.telemetry import LogLevel
 

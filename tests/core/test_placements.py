@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keyturn.core.model import SECOND, Key, Micros, Pool, Secret
 from keyturn.core.placements import BEAT, SILENT, STOP, Placement, Rest, Revision, name_of, placement_of, rests
-from keyturn.stores.placements import LocalPlacements
+from keyturn.stores.memory import LocalPlacements
 
 from tests.virtual import run
 

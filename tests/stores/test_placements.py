@@ -6,7 +6,8 @@ from keyturn.core.errors import StoreLost
 from keyturn.core.model import SECOND
 from keyturn.core.placements import SILENT
 from keyturn.stores.links import Link
-from keyturn.stores.placements import LocalPlacements, Placements, SharedPlacements
+from keyturn.stores.memory import LocalPlacements
+from keyturn.stores.placements import Placements, SharedPlacements
 
 from tests.stores.servers import KINDS, Server, server
 

@@ -9,14 +9,15 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
-
-from jwt import PyJWK, PyJWTError
+from typing import TYPE_CHECKING, Any
 
 from keyturn.access.jwks_sources import FETCH_SECONDS, JwksSource, SourceError
 from keyturn.core.events import IssuerAsked, Observer
 from keyturn.core.model import SECOND, Issuer, Micros
 from keyturn.tasks import spawn
+
+if TYPE_CHECKING:
+    from jwt import PyJWK
 
 MAX_KEYS = 100
 _MAX_KEYS_TRIED = 4
@@ -34,7 +35,7 @@ _BY_CURVE = {
 class KeySet:
     """The keys of one issuer that may be used, as they were at one moment."""
 
-    def __init__(self, groups: Iterable[Sequence[tuple[str | None, PyJWK]]] = ()) -> None:
+    def __init__(self, groups: Iterable[Sequence[tuple[str | None, "PyJWK"]]] = ()) -> None:
         """From what each key may verify: its `kid`, and the key bound to the algorithm."""
         self._by_name: dict[tuple[str, str], list[PyJWK]] = {}
         self._by_algorithm: dict[str, list[PyJWK]] = {}
@@ -44,7 +45,7 @@ class KeySet:
             self._size += bool(group)
             self._add(group)
 
-    def _add(self, group: Sequence[tuple[str | None, PyJWK]]) -> None:
+    def _add(self, group: Sequence[tuple[str | None, "PyJWK"]]) -> None:
         for name, key in group:
             self._by_algorithm.setdefault(key.algorithm_name, []).append(key)
             if name is not None:
@@ -58,7 +59,7 @@ class KeySet:
         """Whether a key of that `kid` is there; for a token without one, whether any is."""
         return bool(self._by_algorithm) if name is None else name in self._names
 
-    def fitting(self, name: str | None, algorithm: str) -> list[PyJWK]:
+    def fitting(self, name: str | None, algorithm: str) -> list["PyJWK"]:
         """The keys that a token of that `kid` and `alg` may be signed with."""
         if name is not None:
             return self._by_name.get((name, algorithm), [])
@@ -85,7 +86,7 @@ def parse_jwks(data: bytes, algorithms: Iterable[str]) -> KeySet:
     return KeySet([list(_usable(jwk, permitted)) for jwk in listed if isinstance(jwk, dict)])
 
 
-def _usable(jwk: Mapping[str, Any], permitted: frozenset[str]) -> Iterator[tuple[str | None, PyJWK]]:
+def _usable(jwk: Mapping[str, Any], permitted: frozenset[str]) -> Iterator[tuple[str | None, "PyJWK"]]:
     name = jwk.get("kid")
     for algorithm in _algorithms(jwk):
         key = _public_key(jwk, algorithm) if algorithm in permitted else None
@@ -102,7 +103,9 @@ def _algorithms(jwk: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(algorithm for algorithm in able if jwk.get("alg", algorithm) == algorithm)
 
 
-def _public_key(jwk: Mapping[str, Any], algorithm: str) -> PyJWK | None:
+def _public_key(jwk: Mapping[str, Any], algorithm: str) -> "PyJWK | None":
+    from jwt import PyJWK, PyJWTError  # noqa: PLC0415  # PyJWT and its cryptography are not needed without an issuer
+
     with suppress(PyJWTError, ValueError, TypeError, KeyError):
         key = PyJWK(dict(jwk), algorithm)
         return None if key.Algorithm.check_key_length(key.key) else key

@@ -6,16 +6,16 @@ for as long as it is valid and its issuer's keys stay as they are.
 """
 
 import asyncio
+import functools
 import json
 import re
 from base64 import urlsafe_b64decode
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp import ClientSession
-from jwt import PyJWS, PyJWTError
 
 from keyturn.access.jwks_cache import JwksCache, KeySet
 from keyturn.access.jwks_sources import JwksSource, jwks_source, open_session
@@ -24,6 +24,9 @@ from keyturn.core.events import Observer
 from keyturn.core.model import ALGORITHMS, SECOND, Client, Issuer, Jwt, Micros
 from keyturn.core.values import value_object
 from keyturn.tasks import finish
+
+if TYPE_CHECKING:
+    from jwt import PyJWS
 
 _STARS = re.compile(r"\*+")
 _FARTHEST = 2**53
@@ -133,7 +136,12 @@ MAX_VERIFIED = 10_000
 _TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
 """Other types are tokens for another purpose (RFC 8725, section 3.11)."""
 
-_jws = PyJWS(algorithms=list(ALGORITHMS))
+
+@functools.cache
+def _verifier() -> "PyJWS":
+    from jwt import PyJWS  # noqa: PLC0415  # as in `jwks_cache`
+
+    return PyJWS(algorithms=list(ALGORITHMS))
 
 
 @value_object
@@ -297,9 +305,11 @@ def _unusual(header: Mapping[str, Any], issuer: Issuer) -> str:
 
 def _claims(token: bytes, keys: KeySet, name: str | None, algorithm: str) -> dict[str, Any] | None:
     """What the token says, when one of the keys has signed it."""
+    from jwt import PyJWTError  # noqa: PLC0415  # as in `jwks_cache`
+
     for key in keys.fitting(name, algorithm):
         try:
-            payload = _jws.decode_complete(token, key, algorithms=[algorithm])["payload"]
+            payload = _verifier().decode_complete(token, key, algorithms=[algorithm])["payload"]
         except (PyJWTError, ValueError):
             continue
         return _json_object(payload)

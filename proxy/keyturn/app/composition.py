@@ -9,9 +9,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from time import monotonic_ns, time_ns
-from typing import Any
-
-import structlog
+from typing import TYPE_CHECKING, Any
 
 from keyturn import __version__
 from keyturn.access import Access
@@ -34,9 +32,8 @@ from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.model import SECOND, Client, Micros
 from keyturn.gateway import Gateway, RetryPolicy
 from keyturn.joining import Joining
-from keyturn.stores.fitness import watch
-from keyturn.stores.links import Link
-from keyturn.stores.placements import placements_of
+from keyturn.logger import structlog
+from keyturn.stores.memory import LocalPlacements
 from keyturn.tasks import finish, spawn
 from keyturn.telemetry import AccessLog, LogLevel, LogWriter, Telemetry
 from keyturn.upstream import Upstream
@@ -47,6 +44,10 @@ from keyturn.web.listener import Listener
 from keyturn.web.overload import ByteBudget
 from keyturn.web.status.glance import Glance, Sources
 from keyturn.web.status.model import ProcessStatus
+
+if TYPE_CHECKING:
+    from keyturn.stores.links import Link
+    from keyturn.stores.placements import Placements
 
 FINAL_RESPONSES_TIMEOUT = 1.0
 """Seconds for the 503s to requests that still wait at the end of the drain."""
@@ -144,8 +145,14 @@ class App:
         )
 
     def _make_placement_sync(self, config: Config) -> PlacementSync:
-        placements = placements_of(self._link, config.store.prefix, monotonic)
-        return PlacementSync(placements, self.pools.schedulers, config.upstream.settle_bound, monotonic)
+        return PlacementSync(self._placements(config), self.pools.schedulers, config.upstream.settle_bound, monotonic)
+
+    def _placements(self, config: Config) -> "Placements":
+        if self._link is None:
+            return LocalPlacements(monotonic)
+        from keyturn.stores.placements import SharedPlacements  # noqa: PLC0415  # as for `link_to_store`
+
+        return SharedPlacements(self._link, config.store.prefix)
 
     def _admin_pages(self) -> Admin:
         return Admin(
@@ -220,7 +227,9 @@ class App:
         with_keys = len(self.pools.schedulers) > len(empty)
         return (*empty, "no key can serve: all are quarantined or paused") if with_keys else empty
 
-    async def _watch_store(self, link: Link) -> None:
+    async def _watch_store(self, link: "Link") -> None:
+        from keyturn.stores.fitness import watch  # noqa: PLC0415  # as for `link_to_store`
+
         def tell(problem: str) -> None:
             self._log.warning("the store is not set up as it should be", problem=problem)
 

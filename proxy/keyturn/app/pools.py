@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keyturn.config import Config
 from keyturn.core.errors import StoreLost
@@ -13,20 +13,21 @@ from keyturn.core.exchange import LEASE_LIFETIME
 from keyturn.core.model import SECOND, Client, Micros, Pool
 from keyturn.core.placements import BEAT, LONGEST, Placement, Rest, placement_of, rests
 from keyturn.scheduler import Capacity, Scheduler
-from keyturn.stores.links import Link
 from keyturn.stores.memory import Memory, MemoryStore
-from keyturn.stores.placements import Placements
-from keyturn.stores.redis import RedisStore
-from keyturn.stores.shared import SharedStore
 from keyturn.tasks import finish, spawn
 from keyturn.telemetry.logs import LogLevel
+
+if TYPE_CHECKING:
+    from keyturn.stores.links import Link
+    from keyturn.stores.placements import Placements
+    from keyturn.stores.shared import SharedStore
 
 
 @dataclass(frozen=True, slots=True)
 class ActivePool:
     """A pool in use: its store and its scheduler."""
 
-    store: MemoryStore | SharedStore
+    store: "MemoryStore | SharedStore"
     scheduler: Scheduler
 
     async def start(self) -> None:
@@ -38,7 +39,7 @@ class ActivePool:
     async def stop(self) -> None:
         """Reject waiting requests, report the last settlements, and stop."""
         await self.scheduler.stop()
-        if isinstance(self.store, SharedStore):
+        if not isinstance(self.store, MemoryStore):
             await self.store.close()
 
 
@@ -46,7 +47,7 @@ class PoolFactory:
     """Builds active pools from what they have in common."""
 
     def __init__(
-        self, config: Config, link: Link | None, replica: str, *, clock: Callable[[], Micros], observer: Observer
+        self, config: Config, link: "Link | None", replica: str, *, clock: Callable[[], Micros], observer: Observer
     ) -> None:
         self._config = config
         self._link = link
@@ -69,10 +70,13 @@ class PoolFactory:
         )
         return ActivePool(store, scheduler)
 
-    def _store(self, pool: Pool) -> MemoryStore | SharedStore:
+    def _store(self, pool: Pool) -> "MemoryStore | SharedStore":
         settle_bound = self._config.upstream.settle_bound
         if self._link is None:
             return MemoryStore(Memory(self._clock), pool, replica=self._replica, settle_bound=settle_bound)
+        from keyturn.stores.redis import RedisStore  # noqa: PLC0415  # as for `link_to_store`
+        from keyturn.stores.shared import SharedStore  # noqa: PLC0415
+
         store = RedisStore(
             self._link,
             pool,
@@ -191,9 +195,9 @@ class Pools:
         """Whether any pool has a key that is usable, or may turn out to be."""
         return any(scheduler.health.refusal(scheduler.clock()) is None for scheduler in self.schedulers.values())
 
-    def shared(self) -> list[SharedStore]:
+    def shared(self) -> "list[SharedStore]":
         """The stores that are shared with other replicas."""
-        return [active.store for active in self._active.values() if isinstance(active.store, SharedStore)]
+        return [active.store for active in self._active.values() if not isinstance(active.store, MemoryStore)]
 
     def active(self) -> list[ActivePool]:
         """The pools of the current configuration."""
@@ -208,7 +212,7 @@ class PlacementSync:
 
     def __init__(
         self,
-        placements: Placements,
+        placements: "Placements",
         schedulers: Mapping[str, Scheduler],
         settle_bound: Micros,
         clock: Callable[[], Micros],

@@ -20,11 +20,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-import structlog
-
 from keyturn.config.files import NO_FILE, NOTHING, check_descriptors, content_of
 from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.events import Observer, Reloaded
+from keyturn.logger import structlog
 
 POLL_INTERVAL = 1.0
 """Seconds between two polls."""

@@ -16,7 +16,6 @@ from keyturn.config.files import content_of
 from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.forwarded import TrustedProxies
 from keyturn.core.model import SECOND, Client, Pool
-from keyturn.stores.links import Link
 from keyturn.trust import apply_rules
 from keyturn.upstream import UpstreamSettings, trust_of
 from keyturn.web.overload import Bounds
@@ -103,6 +102,8 @@ def _tls_files(config: Config) -> list[Path]:
 
 
 def _bad_key_sets(config: Config) -> Iterator[Problem]:
+    if any(client.jwt for client in config.clients):
+        import jwt  # noqa: F401, PLC0415  # so that no request waits for it
     for index, client in enumerate(config.clients):
         if client.jwt is None or client.jwt.jwks_file is None:
             continue
@@ -153,6 +154,7 @@ def needs_a_restart(before: Config, after: Config) -> Iterator[Problem]:
 
 
 if TYPE_CHECKING:
+    from keyturn.stores.links import Link
     from keyturn.telemetry.traces import Traces
 
 ADMIN_BOUNDS = Bounds(connections=512, per_peer=512)
@@ -173,7 +175,7 @@ def upstream_settings(config: Config) -> UpstreamSettings:
     )
 
 
-def link_to_store(config: Config) -> Link | None:
+def link_to_store(config: Config) -> "Link | None":
     """Build the connection to the shared store; `None` with the memory store.
 
     Raises:
@@ -182,6 +184,8 @@ def link_to_store(config: Config) -> Link | None:
     url = config.store_url
     if url.scheme == "memory":
         return None
+    from keyturn.stores.links import Link  # noqa: PLC0415  # redis-py is not needed without a shared store
+
     try:
         strict = config.strict_certificates
         return Link(url.reveal(), shown=url.shown, timeout=config.store.timeout, strict_certificates=strict)

@@ -70,10 +70,10 @@ class Settings(BaseModel):
     """A section of config.yaml. A name without a value (all its lines commented out) counts as not given."""
 
     model_config = ConfigDict(
+        defer_build=True,  # only the whole document is validated, and no section by itself
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,
-        use_attribute_docstrings=True,
         validate_default=True,
         arbitrary_types_allowed=True,
     )

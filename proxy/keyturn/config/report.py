@@ -1,11 +1,14 @@
 """What the command line prints of a configuration: warnings, the effective configuration, and its JSON Schema."""
 
+import ast
+import inspect
 import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from keyturn.config.fields import Settings
 from keyturn.config.files import PASSWORD_FILES
 from keyturn.config.loading import Config
 from keyturn.config.models import Document
@@ -104,13 +107,39 @@ _ABOUT = ("title", "description", "default", "examples")
 def schema() -> dict[str, Any]:
     """The schema of the document as written, before `${NAME}` is replaced."""
     made = Document.model_json_schema()
-    definitions = {name: _section(body) for name, body in made.pop("$defs").items()}
-    body = _section(made) | {"title": "Keyturn configuration", "description": "The settings of config.yaml."}
+    sections = {section.__name__: section for section in _sections(Settings)}
+    definitions = {name: _section(body, sections[name]) for name, body in made.pop("$defs").items()}
+    body = _section(made, Document) | {"title": "Keyturn configuration", "description": "The settings of config.yaml."}
     return {"$schema": _DIALECT, **body, "$defs": {**definitions, "FromEnvironment": _FROM_ENVIRONMENT}}
 
 
-def _section(body: dict[str, Any]) -> dict[str, Any]:
-    fields = {name: _setting(field) for name, field in body.get("properties", {}).items()}
+def _sections(above: type[Settings]) -> Iterator[type[Settings]]:
+    for section in above.__subclasses__():
+        yield section
+        yield from _sections(section)
+
+
+def _descriptions(section: type[Settings]) -> dict[str, str]:
+    """The docstrings below a section's fields; pydantic would read them at each start of the proxy."""
+    found: dict[str, str] = {}
+    for part in reversed(section.__mro__):
+        if issubclass(part, Settings):
+            (tree,) = ast.parse(inspect.getsource(part)).body
+            assert isinstance(tree, ast.ClassDef)
+            for field, below in zip(tree.body, tree.body[1:], strict=False):
+                match field, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        found[name] = inspect.cleandoc(text)
+    return found
+
+
+def _section(body: dict[str, Any], section: type[Settings]) -> dict[str, Any]:
+    told = _descriptions(section)
+    properties = {
+        name: {"description": told[name], **field} if name in told else field
+        for name, field in body.get("properties", {}).items()
+    }
+    fields = {name: _setting(field) for name, field in properties.items()}
     return {**body, "title": body["title"].removesuffix("Settings"), "properties": fields}
 
 

@@ -25,6 +25,8 @@ BEAT: Micros = 2 * SECOND
 """How often a replica says by which revision it goes, and hears of others."""
 SILENT: Micros = 3 * BEAT
 """A revision that nobody has named for so long is used by nobody."""
+REVISION_LIFETIME: Micros = 3600 * SECOND
+"""How long a store keeps a revision that nobody names."""
 STOP: Micros = 2 * BEAT
 """How long after a later revision appeared replicas of earlier ones may still use keys that it has moved."""
 LONGEST: Micros = 600 * SECOND

@@ -4,12 +4,14 @@ It forgets everything when the process ends, so it is for one replica only. What
 does not know either: each bucket is opened by a probe (law 8).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 
 from keyturn.core.exchange import Flow, LeaseGrant
 from keyturn.core.looks import BucketLook, look
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import Micros, Pool
+from keyturn.core.placements import REVISION_LIFETIME, SILENT, Placement, Revision, name_of
 from keyturn.core.snapshots import snapshot
 from keyturn.core.state import SharedState
 from keyturn.stores.base import Pins, SessionStore
@@ -73,3 +75,22 @@ class MemoryStore(SessionStore):
         """See `SessionStore`."""
         state = self._memory.state
         return snapshot(state, self._memory.clock(), revision, pins) if revision in state.revisions.views else None
+
+
+class LocalPlacements:
+    """Those of one process, or in tests of several replicas: what the script does, in memory."""
+
+    def __init__(self, clock: Callable[[], Micros]) -> None:
+        self._clock = clock
+        self._known: dict[str, tuple[Placement, int, Micros, Micros]] = {}
+        """Each with its rank, when it appeared and when it was last named."""
+        self._ranks = count(1)
+
+    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
+        """See `stores.placements.Placements`."""
+        now, name = self._clock(), name_of(placement)
+        _, rank, since, heard = self._known.get(name) or (placement, next(self._ranks), now, now)
+        self._known[name] = (placement, rank, now if now - heard > SILENT else since, now)
+        self._known = {other: known for other, known in self._known.items() if now - known[3] <= REVISION_LIFETIME}
+        told = {other: Revision(what, rank, now - a, now - b) for other, (what, rank, a, b) in self._known.items()}
+        return told.pop(name), list(told.values())

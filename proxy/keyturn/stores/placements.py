@@ -4,16 +4,15 @@ In Redis: `prefix:{~placements}`, a hash with a field for each revision (its ran
 named), and beside it a hash for each with the pool of each key. Both go when nobody has named a revision for an hour.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, count
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from keyturn.core.errors import StoreLost
-from keyturn.core.model import SECOND, Micros
-from keyturn.core.placements import SILENT, Placement, Revision, name_of
+from keyturn.core.model import Micros
+from keyturn.core.placements import REVISION_LIFETIME, SILENT, Placement, Revision, name_of
 from keyturn.stores.links import Link, Script
 
-KEPT: Micros = 3600 * SECOND
 _BATCH = 1000
 """Keys that are told of in one call."""
 
@@ -58,25 +57,6 @@ class Placements(Protocol):
         """
 
 
-class LocalPlacements:
-    """Those of one process, or in tests of several replicas: what the script does, in memory."""
-
-    def __init__(self, clock: Callable[[], Micros]) -> None:
-        self._clock = clock
-        self._known: dict[str, tuple[Placement, int, Micros, Micros]] = {}
-        """Each with its rank, when it appeared and when it was last named."""
-        self._ranks = count(1)
-
-    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
-        """See `Placements`."""
-        now, name = self._clock(), name_of(placement)
-        _, rank, since, heard = self._known.get(name) or (placement, next(self._ranks), now, now)
-        self._known[name] = (placement, rank, now if now - heard > SILENT else since, now)
-        self._known = {other: known for other, known in self._known.items() if now - known[3] <= KEPT}
-        told = {other: Revision(what, rank, now - a, now - b) for other, (what, rank, a, b) in self._known.items()}
-        return told.pop(name), list(told.values())
-
-
 class SharedPlacements:
     """Those of all replicas that share a store under one prefix."""
 
@@ -104,7 +84,7 @@ class SharedPlacements:
     async def _named(self, placement: Placement) -> Mapping[str, tuple[int, Micros, Micros]]:
         name, keys = self._own[0], len(placement)
         found: Mapping[str, tuple[int, Micros, Micros]] = await self._link.run(
-            _NAMED, self._base, name, keys, SILENT, KEPT, read=_revisions
+            _NAMED, self._base, name, keys, SILENT, REVISION_LIFETIME, read=_revisions
         )
         return found
 
@@ -112,7 +92,7 @@ class SharedPlacements:
         pairs = list(placement.items())
         for begin in range(0, len(pairs), _BATCH):
             some = chain.from_iterable(pairs[begin : begin + _BATCH])
-            await self._link.run(_TOLD, self._base, name, KEPT // 1000, *some)
+            await self._link.run(_TOLD, self._base, name, REVISION_LIFETIME // 1000, *some)
 
     async def _placement(self, name: str) -> Placement:
         """Another revision's placement; empty while it is not there as a whole."""
@@ -120,11 +100,6 @@ class SharedPlacements:
             return self._read[name]
         found: Placement = await self._link.run(_READ, self._base, name, read=_placement)
         return found if name_of(found) == name else {}
-
-
-def placements_of(link: Link | None, prefix: str, clock: Callable[[], Micros]) -> Placements:
-    """The keeper of revisions: the shared store, or the memory of a process without one."""
-    return LocalPlacements(clock) if link is None else SharedPlacements(link, prefix)
 
 
 def _revisions(answer: Any) -> Mapping[str, tuple[int, Micros, Micros]]:

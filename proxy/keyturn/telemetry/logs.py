@@ -6,10 +6,9 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any, Literal, TextIO
 
-import structlog
 from aiohttp.http_exceptions import HttpProcessingError
-from structlog.typing import Processor
 
+from keyturn.logger import structlog
 from keyturn.telemetry.writer import LogWriter
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -21,7 +20,7 @@ def set_up_logs(level: str, form: Literal["text", "json"] | None, out: TextIO | 
     Tracebacks come without the values of local variables. Access logs of aiohttp stay off: they show queries.
     """
     stream = out or sys.stderr
-    shared: list[Processor] = [
+    shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -73,7 +72,7 @@ def is_text(form: Literal["text", "json"] | None, stream: TextIO | LogWriter) ->
     return stream.isatty() if form is None else form == "text"
 
 
-def console(stream: TextIO | LogWriter) -> Processor:
+def console(stream: TextIO | LogWriter) -> "structlog.typing.Processor":
     """Lines for people, in colours on a terminal.
 
     Its default shows local variables where rich is installed, and so whatever a request carried.

@@ -4,10 +4,9 @@ import logging
 import time
 from collections.abc import Callable
 
-import structlog
-
 from keyturn.core.events import Event, Exchanged, RequestLog, UpstreamAnswered
 from keyturn.core.model import Micros
+from keyturn.logger import structlog
 from keyturn.telemetry.changes import line_of
 from keyturn.telemetry.history import History
 from keyturn.telemetry.metrics import Metrics

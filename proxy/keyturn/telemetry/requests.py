@@ -15,11 +15,9 @@ from json.encoder import encode_basestring
 from random import random
 from typing import Any, Literal, TextIO, cast
 
-import structlog
-from structlog.typing import Processor
-
 from keyturn.core.events import RequestLog
 from keyturn.core.model import SECOND, Micros
+from keyturn.logger import structlog
 from keyturn.telemetry.logs import console, is_text, without_credentials
 from keyturn.telemetry.writer import LogWriter
 
@@ -73,7 +71,7 @@ class AccessLog:
 
 
 def _text_log(out: TextIO | LogWriter) -> Any:
-    processors: list[Processor] = [
+    processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         console(out),
