@@ -3,14 +3,14 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.allowances import Allowance, AllowanceReader, Said, plain, said, shape_of
+from keyturn.core.allowances import Allowance, AllowanceReader, layout_of, plain, said
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND
 
 
 def reader(fields: Iterable[tuple[bytes, bytes]]) -> AllowanceReader:
     """Return a reader of an answer made at the beginning of the epoch."""
-    return AllowanceReader(said(tuple(fields)), 0)
+    return AllowanceReader(said(tuple(fields), layout_of(tuple(fields))), 0)
 
 
 COUNTS = st.integers(1, 10_000)
@@ -94,7 +94,8 @@ def test_the_month_with_fewest_left_counts() -> None:
 
 def test_only_fields_that_speak_of_limits_are_looked_at() -> None:
     """Fields that are not about limits are not parsed."""
-    assert said(((b"ETag", b"x"), (b"X-RateLimited", b"1"), (b"Content-Length", b"5"))) == {}
+    fields = ((b"ETag", b"x"), (b"X-RateLimited", b"1"), (b"Content-Length", b"5"))
+    assert said(fields, layout_of(fields)) == {}
 
 
 NAMES = st.sampled_from([
@@ -124,12 +125,6 @@ NUMBERS = st.one_of(
 )
 
 
-def read_plain(values: Said, now: int) -> Allowance | None:
-    """What the fast path reads."""
-    family = shape_of(tuple(values)).family
-    return None if family is None else plain(values, family, now)
-
-
 @given(
     st.lists(
         st.tuples(
@@ -145,10 +140,12 @@ def read_plain(values: Said, now: int) -> Allowance | None:
 def test_what_is_plain_is_read_as_all_else(told: list[tuple[str, str]], now: int) -> None:
     """The fast path reads plain fields as the full parser does, and leaves all others to it."""
     plain_ones = [("X-RateLimit-Limit", "60"), ("X-RateLimit-Remaining", "59"), ("X-RateLimit-Reset", "30")]
-    for fields in (told, plain_ones, [*plain_ones[:2], *told], [*plain_ones, *told]):
-        values = said(tuple((name.encode(), value.encode()) for name, value in fields))
-        found, reader = read_plain(values, now), AllowanceReader(values, now)
+    for texts in (told, plain_ones, [*plain_ones[:2], *told], [*plain_ones, *told]):
+        fields = tuple((name.encode(), value.encode()) for name, value in texts)
+        layout = layout_of(fields)
+        found, reader = plain(fields, layout, now), AllowanceReader(said(fields, layout), now)
         if found is not None:
             assert reader.allowances() == (found,)
             assert (reader.instructions(), reader.month_left(), reader.ignored) == ([], None, [])
-    assert read_plain(said(tuple((name.encode(), value.encode()) for name, value in plain_ones)), now) is not None
+    only = tuple((name.encode(), value.encode()) for name, value in plain_ones)
+    assert plain(only, layout_of(only), now) is not None

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import http_sf
 from http_sf import StructuredFieldError
 
-from keyturn.core.headers import ByName
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.moments import wait
@@ -71,47 +70,54 @@ def _role(name: bytes) -> bytes:
     return plain if plain in _READ else b""
 
 
-_known = ByName(_role)
+class Layout(NamedTuple):
+    """Where the fields stand that are read here, among all fields of an answer."""
 
-
-def said(fields: Fields) -> Said:
-    """The fields of an answer that are read here."""
-    found: Said = {}
-    for name, value in fields:
-        if role := _known[name]:
-            found.setdefault(role, []).append(value)
-    return found
-
-
-class Shape(NamedTuple):
-    """What kinds of fields an answer has, of those that are read here."""
-
+    places: tuple[tuple[bytes, int], ...]
+    """The lower-case name and the index of each."""
+    date: int | None
+    """The index of the first `Date`."""
     describes: bool
     """Whether any says something about limits."""
     may_be_cached: bool
     """Whether any is a cache's."""
-    family: tuple[bytes, bytes, bytes] | None
-    """The limit, remaining and reset fields, if these three are all that describes limits."""
+    plain: tuple[int, int, int] | None
+    """The indices of limit, remaining and reset, if each stands there once and nothing else describes limits."""
 
 
-@lru_cache(maxsize=256)
-def shape_of(roles: tuple[bytes, ...]) -> Shape:
-    """The shape of an answer with these of the fields that are read here: nearly all answers have the same few."""
-    told = set(roles) - BESIDE
-    family = next((family for family in _FAMILIES if told == set(family)), None)
-    return Shape(bool(told), not set(CACHES).isdisjoint(roles), family)
+def layout_of(fields: Fields) -> Layout:
+    """The layout of an answer: that of nearly all answers is known, for they have the same names."""
+    return _layout(next(zip(*fields, strict=True), ()))
 
 
-def plain(values: Said, family: tuple[bytes, bytes, bytes], now: Micros) -> Allowance | None:
+@lru_cache(maxsize=64)
+def _layout(names: tuple[bytes, ...]) -> Layout:
+    places = tuple([(role, index) for index, name in enumerate(names) if (role := _role(name.lower()))])
+    roles = [role for role, _ in places]
+    told = sorted(role for role in roles if role not in BESIDE)
+    family = next((family for family in _FAMILIES if told == sorted(family)), None)
+    at = dict(reversed(places))  # of several the first
+    plain = None if family is None else (at[family[0]], at[family[1]], at[family[2]])
+    return Layout(places, at.get(b"date"), bool(told), not set(CACHES).isdisjoint(roles), plain)
+
+
+def said(fields: Fields, layout: Layout) -> Said:
+    """The values of the fields of an answer that are read here."""
+    found: Said = {}
+    for role, index in layout.places:
+        found.setdefault(role, []).append(fields[index][1])
+    return found
+
+
+def plain(fields: Fields, layout: Layout, now: Micros) -> Allowance | None:
     """The limit of an answer that tells each thing once and as a number; `None` where more is to be read.
 
-    Nearly every answer is like that. A `AllowanceReader` finds the same in it, in three times the time.
+    Nearly every answer is like that. An `AllowanceReader` finds the same in it, in three times the time.
     """
-    limit, remaining, reset = family
-    sizes, lefts, ends = values[limit], values[remaining], values[reset]
-    if len(sizes) == len(lefts) == len(ends) == 1:
-        return _plain(sizes[0], lefts[0], ends[0], now)
-    return None
+    if layout.plain is None:
+        return None
+    limit, remaining, reset = layout.plain
+    return _plain(fields[limit][1], fields[remaining][1], fields[reset][1], now)
 
 
 def _plain(size: bytes, left: bytes, end: bytes, now: Micros) -> Allowance | None:

@@ -17,7 +17,17 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from keyturn.core.allowances import CACHE_STATUS, CACHES, Allowance, AllowanceReader, Said, plain, said, shape_of
+from keyturn.core.allowances import (
+    CACHE_STATUS,
+    CACHES,
+    Allowance,
+    AllowanceReader,
+    Layout,
+    Said,
+    layout_of,
+    plain,
+    said,
+)
 from keyturn.core.complaints import Complaint, complaint
 from keyturn.core.exchange import ObservedLimit
 from keyturn.core.http import Fields
@@ -159,16 +169,16 @@ def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signal
 
     `body` is needed of the `SPEAKING` statuses only, as it came over the wire.
     """
-    values = said(fields)
-    describes, may_be_cached, family = shape_of(tuple(values))
-    if not body and not describes:
+    layout = layout_of(fields)
+    if not body and not layout.describes:
         return _REFUSED if status == TOO_MANY else _NOTHING
-    now = sent_at(values, wall)
-    own = status != UNAUTHORIZED and not (may_be_cached and _cached(values))
-    if family is not None and not body and status not in SPEAKING:
-        only = plain(values, family, now)
+    now = sent_at(fields, layout, wall)
+    if layout.plain is not None and not (body or layout.may_be_cached or status in SPEAKING):
+        only = plain(fields, layout, now)
         if only is not None:
-            return Signals("nothing", None, (only,), None, None, own)
+            return Signals("nothing", None, (only,))
+    values = said(fields, layout)
+    own = status != UNAUTHORIZED and not (layout.may_be_cached and _cached(values))
     reader = AllowanceReader(values, now)
     found = complaint(body, values.get(b"content-encoding", [b""])[0]) if body else _SILENCE
     waits = reader.instructions()
@@ -192,9 +202,9 @@ def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signal
 _NOTHING, _REFUSED, _SILENCE = Signals(), Signals("limit"), Complaint()
 
 
-def sent_at(values: Said, wall: Micros) -> Micros:
+def sent_at(fields: Fields, layout: Layout, wall: Micros) -> Micros:
     """The answer's own `Date`, in epoch microseconds."""
-    instant = date(values[b"date"][0]) if b"date" in values else None
+    instant = None if layout.date is None else date(fields[layout.date][1])
     return wall if instant is None else instant
 
 

@@ -8,10 +8,10 @@ Every answer passes here, so what depends on names and on the configuration only
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import compress
 
 from keyturn.core.events import RequestLog
 from keyturn.core.exchange import LimitTokens
-from keyturn.core.headers import ByName
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND, Limit, Micros
 
@@ -31,8 +31,7 @@ def to_caller(
     stays: it tells of a task, or of something that has moved. In a refusal (`refused`) it never stays: what could be
     read of it is in `retry_after`.
     """
-    stays = _stays_beside_a_wait if refused or retry_after is not None else _stays
-    kept = [field for field in fields if stays[field[0]]]
+    kept = list(compress(fields, _kept(_names_of(fields), beside_a_wait=refused or retry_after is not None)))
     kept += (
         (b"Via", VIA),
         (b"X-Request-Id", log.id.encode()),
@@ -47,7 +46,7 @@ def to_caller(
 
 def interim_fields(fields: Fields) -> Fields:
     """The fields of an interim answer for the caller: the upstream's in their order, without those that we set."""
-    return tuple([field for field in fields if _stays[field[0]]])
+    return tuple(compress(fields, _kept(_names_of(fields), beside_a_wait=False)))
 
 
 def _is_kept(name: bytes) -> bool:
@@ -55,8 +54,15 @@ def _is_kept(name: bytes) -> bool:
     return name not in _OURS and not name.endswith(_OF_ONE_PLAN) and not any(part in name for part in _OF_ONE_KEY)
 
 
-_stays = ByName(_is_kept)
-_stays_beside_a_wait = ByName(lambda name: _is_kept(name) and name != b"retry-after")
+def _names_of(fields: Fields) -> tuple[bytes, ...]:
+    return next(zip(*fields, strict=True), ())
+
+
+@lru_cache(maxsize=64)
+def _kept(names: tuple[bytes, ...], *, beside_a_wait: bool) -> tuple[bool, ...]:
+    """Which fields of these names go to the caller: nearly all answers have the same names."""
+    lower = [name.lower() for name in names]
+    return tuple([_is_kept(name) and not (beside_a_wait and name == b"retry-after") for name in lower])
 
 
 def fields_for_another(fields: Fields, log: RequestLog, rate_fields: Fields) -> Fields:
