@@ -69,29 +69,28 @@ async def opened(
 def in_use(upstream: Upstream) -> int:
     """How many connections are lent out."""
     assert upstream._connector is not None
-    return len(upstream._connector._acquired)
+    return upstream._connector.in_use
 
 
 def idle(upstream: Upstream) -> int:
     """How many connections are kept."""
     assert upstream._connector is not None
-    return sum(map(len, upstream._connector._conns.values()))
+    return len(upstream._connector.idle)
 
 
 def only_idle(upstream: Upstream) -> object:
     """The one connection that is kept."""
     assert upstream._connector is not None
-    ((protocol, _),) = [one for kept in upstream._connector._conns.values() for one in kept]
-    return protocol
+    ((connection, _),) = upstream._connector.idle
+    return connection.protocol
 
 
 async def closed_by_peer(upstream: Upstream) -> None:
     """Wait until the connections that are kept have been closed by the other side."""
     assert upstream._connector is not None
-    for kept in list(upstream._connector._conns.values()):
-        for protocol, _ in list(kept):
-            if protocol.closed is not None:
-                await protocol.closed
+    for connection, _ in list(upstream._connector.idle):
+        if connection.protocol is not None and connection.protocol.closed is not None:
+            await connection.protocol.closed
 
 
 def a_request(method: str = "GET", target: bytes = b"/me", fields: Fields = ()) -> Request:

@@ -5,33 +5,31 @@ this machine. A connection is not used any more when it is old, so that a name t
 """
 
 import asyncio
-import re
 import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from importlib import metadata
 from pathlib import Path
-from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
-from aiohttp.http import HttpRequestParser, HttpResponseParser
 from yarl import URL
 
+from keyturn.aiohttp_internals import (
+    RequestTemplate,
+    UpstreamConnector,
+    check_aiohttp,
+    check_private_names,
+    protocol_of,
+)
 from keyturn.core.errors import LocalError, StartError, Unreachable
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.references import OwnReferences
-from keyturn.keepalive import tcp_socket
 from keyturn.oserrors import words
 from keyturn.tasks import finish, spawn
 from keyturn.trust import client_context, refusal
 from keyturn.upstream.connect_errors import WHAT, local_cause
-from keyturn.upstream.protocol import KEPT_ALIVE, UpstreamProtocol
 from keyturn.upstream.request_writer import HeadWriter
 from keyturn.upstream.transmission import Transmission
 
@@ -80,10 +78,6 @@ class ConnectionSlots:
                 place.set_result(None)
 
 
-_AIOHTTP = ((3, 14, 5), (3, 15))
-"""The versions of aiohttp whose insides this room knows: from, and below."""
-
-
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
     """Where the upstream is and how long it may take; `ca` is a file of certificates trusted beside the system's."""
@@ -112,10 +106,10 @@ class Upstream:
         self._slots = ConnectionSlots(settings.max_connections, lambda: self.in_use)
         self._take_times(settings)
         self._uploads: set[asyncio.Task[Any]] = set()
-        self._connector: _Connector | None = None
-        self._retired: list[_Connector] = []
+        self._connector: UpstreamConnector | None = None
+        self._retired: list[UpstreamConnector] = []
         """Whose connections are still in use."""
-        self._template: ClientRequest
+        self._template: RequestTemplate
 
     def _take_times(self, settings: UpstreamSettings) -> None:
         self._timeout = aiohttp.ClientTimeout(
@@ -141,7 +135,7 @@ class Upstream:
         self._retired = [connector for connector in retired if connector.in_use]
         for connector in retired:
             if not connector.in_use:
-                spawn(_close(connector), name="close connections", owner=self._uploads)
+                spawn(connector.close_all(), name="close connections", owner=self._uploads)
 
     async def open(self) -> None:
         """Get ready to connect.
@@ -150,17 +144,18 @@ class Upstream:
             StartError: the certificates cannot be read, or aiohttp is not the one that this room was written for.
         """
         check_aiohttp()
+        await check_private_names()
         self._connector = self._made(self._trust or trust_of(self._settings.ca))
-        self._template = _Template("GET", self._origin, loop=asyncio.get_running_loop())
+        self._template = RequestTemplate("GET", self._origin, loop=asyncio.get_running_loop())
 
-    def _made(self, trust: ssl.SSLContext) -> "_Connector":
-        return _Connector(trust, self._max_age, self._slots.freed)
+    def _made(self, trust: ssl.SSLContext) -> UpstreamConnector:
+        return UpstreamConnector(trust, self._max_age, self._slots.freed)
 
     async def close(self) -> None:
         """Close every connection, also those in use, and wait until they are closed."""
         await finish(self._uploads)
         for connector in (*self._retired, *filter(None, [self._connector])):
-            await _close(connector)
+            await connector.close_all()
         self._slots.freed()
 
     @property
@@ -185,11 +180,13 @@ class Upstream:
     def idle_connection(self) -> Transmission | None:
         """A connection that was kept alive and is fit for a request, if there is one."""
         assert self._connector is not None
-        connection = self._connector.reuse(self._template.connection_key)
-        return None if connection is None else self._wire(connection, kept=True)
+        connection = self._connector.reuse()
+        return None if connection is None else self._transmission(self._connector, connection, kept=True)
 
-    def _wire(self, connection: Connection, *, kept: bool) -> Transmission:
-        return Transmission(connection, self._head, self._references, self._response_timeout, self._uploads, kept=kept)
+    def _transmission(self, connector: UpstreamConnector, connection: Connection, *, kept: bool) -> Transmission:
+        return Transmission(
+            connector, connection, self._head, self._references, self._response_timeout, self._uploads, kept=kept
+        )
 
     async def connect(self, *, fresh: bool = False) -> Transmission:
         """A kept-alive or a new connection, within `connect_timeout` for DNS, TCP and TLS; not while it is `full`.
@@ -202,14 +199,18 @@ class Upstream:
         """
         assert self._connector is not None
         if fresh:
-            self._connector.let_go()
-        connection = self._connector.reuse(self._template.connection_key)
+            self._connector.close_idle()
+        connection = self._connector.reuse()
         kept = connection is not None
+        connector = self._connector
         while connection is None:
-            connection = _fit(await self._connect(self._connector))
-        return self._wire(connection, kept=kept)
+            connection = await self._connect(connector)
+            if protocol_of(connection).should_close:  # it spoke unasked
+                connection.close()
+                connection = None
+        return self._transmission(connector, connection, kept=kept)
 
-    async def _connect(self, connector: "_Connector") -> Connection:
+    async def _connect(self, connector: UpstreamConnector) -> Connection:
         try:
             return await connector.connect(self._template, [], self._timeout)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
@@ -251,83 +252,6 @@ def _kind(error: Exception) -> str:
     return "connection_refused" if isinstance(cause, ConnectionRefusedError) else "destination_unavailable"
 
 
-class _Template(ClientRequest):
-    """What the connector is asked with: the upstream's origin, always the same."""
-
-    @cached_property
-    def connection_key(self) -> ConnectionKey:
-        """Under which the pool keeps its connections: always the same, so computed once."""
-        return super().connection_key
-
-
-class _Connector(aiohttp.TCPConnector):
-    """aiohttp's pool, with our protocol in it; `freed` is called when a connection is not in use any more."""
-
-    def __init__(self, context: ssl.SSLContext, max_age: float, freed: Callable[[], None]) -> None:
-        super().__init__(limit=0, ssl=context, keepalive_timeout=KEPT_ALIVE, socket_factory=tcp_socket)
-        self.max_age = max_age
-        self._freed = freed
-        self._factory = cast("partial[ResponseHandler]", partial(UpstreamProtocol, loop=self._loop))
-
-    def reuse(self, key: ConnectionKey) -> Connection | None:
-        """A kept-alive connection, if there is one: what `connect` begins with, without its coroutines."""
-        idle = self._conns.get(key)
-        now = monotonic()
-        connection = None
-        while idle and connection is None:
-            protocol, since = idle.popleft()
-            assert isinstance(protocol, UpstreamProtocol)
-            if protocol.is_connected() and protocol.lasts(now, since, self.max_age):
-                self._acquired.add(protocol)
-                connection = _fit(Connection(self, key, protocol, self._loop))
-            else:
-                protocol.close()
-        if idle is not None and not idle:
-            del self._conns[key]
-        return connection
-
-    @property
-    def in_use(self) -> int:
-        """Connections that are lent out, or being made."""
-        return len(self._acquired)
-
-    @property
-    def looking_up(self) -> bool:
-        """Whether a look-up of the upstream's name has begun and not ended."""
-        return bool(self._throttle_dns_futures)
-
-    def _release_acquired(self, key: ConnectionKey, proto: ResponseHandler) -> None:
-        super()._release_acquired(key, proto)
-        self._freed()
-
-    def retire(self) -> None:
-        """Close idle connections now, and the others when they are given back."""
-        self._force_close = True
-        self.let_go()
-
-    def let_go(self) -> None:
-        """Close idle connections."""
-        for idle in self._conns.values():
-            for protocol, _ in idle:
-                protocol.close()
-        self._conns.clear()
-
-
-def _fit(connection: Connection) -> Connection | None:
-    """A connection, closed when it is not fit for an answer.
-
-    What it said unasked while it was idle, whatever that was, must not be read as one.
-    """
-    if connection.protocol is None or connection.protocol.should_close:
-        connection.close()
-        return None
-    return connection
-
-
-async def _close(connector: _Connector) -> None:
-    await connector.close(abort_ssl=True)
-
-
 def trust_of(ca: Path | None, *, strict: bool = False) -> ssl.SSLContext:
     """The system's certificates and those of `ca`; host names are checked, `strict`: by all of RFC 5280.
 
@@ -340,19 +264,3 @@ def trust_of(ca: Path | None, *, strict: bool = False) -> ssl.SSLContext:
         raise StartError(f"cannot read certificates from upstream.ca {ca}: {error.strerror or error}") from error
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def check_aiohttp(
-    version: str | None = None, parsers: tuple[type, ...] = (HttpRequestParser, HttpResponseParser)
-) -> None:
-    """See that aiohttp is of the known version and parses in C.
-
-    Raises:
-        StartError: it is another, or it parses in Python: slower, and more lenient about what is HTTP.
-    """
-    version = version or metadata.version("aiohttp")
-    lowest, below = _AIOHTTP
-    if not lowest <= tuple(map(int, re.findall(r"\d+", version)[:3])) < below:
-        raise StartError(f"aiohttp {version} is installed; install aiohttp>=3.14.5,<3.15 (make run does)")
-    if any(parser.__module__ != "aiohttp._http_parser" for parser in parsers):
-        raise StartError("aiohttp runs without its C extensions; unset AIOHTTP_NO_EXTENSIONS, or install its wheel")

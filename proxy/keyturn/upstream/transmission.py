@@ -15,6 +15,7 @@ from aiohttp.hdrs import CONTENT_LENGTH, KEEP_ALIVE, TRANSFER_ENCODING
 from aiohttp.http import HttpProcessingError, HttpVersion10, HttpVersion11, RawResponseMessage
 from aiohttp.streams import EMPTY_PAYLOAD, EofStream, StreamReader
 
+from keyturn.aiohttp_internals import UpstreamConnector, protocol_of
 from keyturn.core.errors import Broken, TimedOut, Unreachable, UpstreamError
 from keyturn.core.headers import from_upstream, without
 from keyturn.core.http import Answer, AnswerBody, Body, Fields, Request, Whole
@@ -22,7 +23,6 @@ from keyturn.core.model import Secret
 from keyturn.core.references import OwnReferences
 from keyturn.tasks import spawn
 from keyturn.upstream.connect_errors import local_cause
-from keyturn.upstream.protocol import UpstreamProtocol
 from keyturn.upstream.request_writer import HeadWriter, Upload
 
 LOST = (aiohttp.ClientError, HttpProcessingError, EofStream, OSError)
@@ -49,6 +49,7 @@ class Transmission:
     __slots__ = (
         "_began",
         "_connection",
+        "_connector",
         "_head",
         "_kept",
         "_protocol",
@@ -62,6 +63,7 @@ class Transmission:
 
     def __init__(
         self,
+        connector: UpstreamConnector,
         connection: Connection,
         head: HeadWriter,
         references: OwnReferences,
@@ -71,12 +73,12 @@ class Transmission:
         kept: bool = False,
     ) -> None:
         """`kept`: the connection has carried another request before."""
-        protocol = connection.protocol
-        assert isinstance(protocol, UpstreamProtocol)
         self.started: bool = False
         """Whether any byte was written."""
-        self._connection = connection
-        self._protocol = protocol
+        self._connector = connector
+        self._connection: Connection | None = connection
+        """`None` once it has been given back or closed: it is another request's then."""
+        self._protocol = protocol_of(connection)
         self._head = head
         self._references = references
         self._kept = kept
@@ -86,9 +88,15 @@ class Transmission:
         self._upload: Upload | None = None
         self._task: asyncio.Task[None] | None = None
 
+    def __repr__(self) -> str:
+        state = "ended" if self._connection is None else "sent" if self.started else "unsent"
+        return f"<Transmission {state} on a {'kept' if self._kept else 'new'} connection>"
+
     def put_back(self) -> None:
         """Return the connection unused."""
-        self._connection.release()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._connector.give_back(connection)
 
     async def send(
         self, request: Request, key: Secret, extra: Fields, *, body: Body | None, on_written: Callable[[], None]
@@ -197,7 +205,7 @@ class Transmission:
         if self._upload is not None and not self._upload.written:
             return False
         self._protocol.rest()
-        self._connection.release()
+        self.put_back()
         return True
 
     def _translated(self, error: Exception) -> UpstreamError:
@@ -218,12 +226,13 @@ class Transmission:
 
     def abort(self) -> None:
         """Close the connection at once; without effect when it has gone back to its pool."""
-        if self._connection.protocol is None:
+        connection, self._connection = self._connection, None
+        if connection is None:
             return
         if self._task is not None:
             self._task.cancel()
         self._protocol.abort()
-        self._connection.close()
+        connection.close()
 
 
 class StreamedBody:
