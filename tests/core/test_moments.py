@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from keyturn.core.model import MILLISECOND, SECOND, Micros
-from keyturn.core.moments import LONGEST, ROUNDING, date, wait
+from keyturn.core.moments import MAX_DISTANCE, ROUNDING, date, wait
 
 NOW = 1_624_391_484
 """Epoch seconds of an answer's `Date`, which is rounded down."""
@@ -36,7 +36,7 @@ def test_epoch_milliseconds_are_read_to_within_the_date(now: Micros, span: Micro
     assert span <= found <= span + SECOND + MILLISECOND
 
 
-@given(st.integers(0, LONGEST // SECOND))
+@given(st.integers(0, MAX_DISTANCE // SECOND))
 def test_delays_are_taken_at_their_word(seconds: int) -> None:
     """A delay counts in seconds from the answer."""
     assert wait(b" %d " % seconds, NOW * SECOND) == wait(b"%d" % seconds, 0) == seconds * SECOND

@@ -11,7 +11,7 @@ from keyturn.core.allowances import Allowance
 from keyturn.core.exchange import ObservedLimit
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND, Limit, Micros
-from keyturn.core.moments import LONGEST
+from keyturn.core.moments import MAX_DISTANCE
 from keyturn.core.policy import Rule
 from keyturn.core.signals import Route, Signals, Throttle, read
 
@@ -132,7 +132,7 @@ def test_details_that_are_no_wait_are_told(value: object) -> None:
 def test_no_answer_raises(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
     """Any answer is read without failing, and its wait is in range or missing."""
     wait = read(status, tuple(fields), NOW * SECOND, body).wait
-    assert wait is None or 0 <= wait <= LONGEST
+    assert wait is None or 0 <= wait <= MAX_DISTANCE
 
 
 # Limits of a request

@@ -11,7 +11,7 @@ from keyturn.core.exchange import DemandClass, EstimatedWaits, ExchangeResult, F
 from keyturn.core.http import Answer, Request
 from keyturn.core.messages import RevisionClass
 from keyturn.core.model import MILLISECOND, SECOND, Client, Micros, Pool
-from keyturn.core.signals import TOO_MANY
+from keyturn.core.signals import TOO_MANY_REQUESTS
 from keyturn.gateway import Gateway, RetryPolicy
 from keyturn.scheduler import Lease, Scheduler, Ticket
 from keyturn.scheduler.lanes import Queue, Waiter
@@ -265,7 +265,7 @@ class Replica:
             outcome = "gone"
         except Refusal as refusal:
             outcome, retry_after = refusal.name, refusal.retry_after or 0
-            if refusal.status in (TOO_MANY, UNAVAILABLE) and not retry_after:
+            if refusal.status in (TOO_MANY_REQUESTS, UNAVAILABLE) and not retry_after:
                 self.findings.breaches.append(f"a refusal does not say when to come back: {refusal!r}")
         if told in self._callers:
             del self._callers[told]
@@ -273,7 +273,7 @@ class Replica:
 
     def _check_answer(self, answer: Answer) -> None:
         """Check that an upstream's 429 that is passed on says when to come back, and not too early."""
-        if answer.status != TOO_MANY:
+        if answer.status != TOO_MANY_REQUESTS:
             return
         wait = int(answer.header(b"retry-after") or 0) * SECOND
         if wait == 0:

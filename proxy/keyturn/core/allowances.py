@@ -33,15 +33,15 @@ CACHE_STATUS = b"cache-status"
 CACHES = (b"age", CACHE_STATUS, b"x-cache", b"x-cache-status", b"x-proxy-cache", b"cf-cache-status")
 """Fields that caches add."""
 
-BESIDE = frozenset((b"date", b"content-encoding", *CACHES))
+AUXILIARY_FIELDS = frozenset((b"date", b"content-encoding", *CACHES))
 """Fields that are needed to read the others, and say nothing about limits."""
 
-_READ = BESIDE.union(INSTRUCTIONS, (_POLICY, _COMBINED), *_FAMILIES)
+_READ = AUXILIARY_FIELDS.union(INSTRUCTIONS, (_POLICY, _COMBINED), *_FAMILIES)
 _ABSENT: tuple[bytes, ...] = ()
 _NO_LIMIT: tuple[None, tuple[()]] = None, ()
 _REQUESTS = "requests"
 _DIGITS = 9
-_MOST = 10**_DIGITS
+_MAX_NUMBER = 10**_DIGITS
 
 Said = dict[bytes, list[bytes]]
 """The values of the fields that are read here, by their lower-case names."""
@@ -94,7 +94,7 @@ def layout_of(fields: Fields) -> Layout:
 def _layout(names: tuple[bytes, ...]) -> Layout:
     places = tuple([(role, index) for index, name in enumerate(names) if (role := _role(name.lower()))])
     roles = [role for role, _ in places]
-    told = sorted(role for role in roles if role not in BESIDE)
+    told = sorted(role for role in roles if role not in AUXILIARY_FIELDS)
     family = next((family for family in _FAMILIES if told == sorted(family)), None)
     at = dict(reversed(places))  # of several the first
     plain = None if family is None else (at[family[0]], at[family[1]], at[family[2]])
@@ -213,7 +213,12 @@ class AllowanceReader:
             if value.isdigit():
                 return self._count(name, value), ()
             members = self._list(name, value)
-            if members and isinstance(size := members[0][0], int) and not isinstance(size, bool) and 0 <= size < _MOST:
+            if (
+                members
+                and isinstance(size := members[0][0], int)
+                and not isinstance(size, bool)
+                and 0 <= size < _MAX_NUMBER
+            ):
                 return size, [_Policy("", number, _seconds(told.get("w"))) for number, told in _numbers(members[1:])]
             self._ignore(name)
         return _NO_LIMIT
@@ -343,7 +348,7 @@ def _window(size: int | None, *told: _Windows) -> Micros | None:
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_NUMBER else None
 
 
 def _seconds(value: object) -> Micros | None:

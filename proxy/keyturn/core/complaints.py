@@ -29,7 +29,7 @@ _ABOUT_THE_KEY = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _RETRY_AT = re.compile(r"retry at (\d{10,14})\b", re.IGNORECASE)
-_WITHIN = re.compile(r"within (?:the )?(?:next )?(\d{1,3}) (second|minute|hour)s?\b", re.IGNORECASE)
+_OUTAGE_WITHIN = re.compile(r"within (?:the )?(?:next )?(\d{1,3}) (second|minute|hour)s?\b", re.IGNORECASE)
 _GZIP_OR_ZLIB, _BARE = 47, -15
 """Window sizes of zlib; some servers send the latter as `deflate` (RFC 9110, section 8.4.1.2)."""
 _UNITS: dict[str, Micros] = {"second": SECOND, "minute": 60 * SECOND, "hour": 3600 * SECOND}
@@ -68,7 +68,7 @@ class Complaint:
     @property
     def over_within(self) -> Micros | None:
         """The time within which an outage is usually over, by its message ("within the next 5 minutes")."""
-        found = _WITHIN.search(self.message)
+        found = _OUTAGE_WITHIN.search(self.message)
         return int(found[1]) * _UNITS[found[2].lower()] if found else None
 
 

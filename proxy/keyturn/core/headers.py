@@ -64,8 +64,8 @@ _ENTRY = re.compile(rb"(" + _KEY + rb")(?:=(" + _BARE + rb"|" + _INNER_LIST + rb
 _COMMA = re.compile(rb"[ \t]*,[ \t]*")
 
 Known = TypeVar("Known")
-_SPELLINGS, _LONGEST_KEPT = 1024, 64
-_LONG_WAIT = 999_999_999
+_MAX_SPELLINGS, _MAX_NAME_LENGTH = 1024, 64
+_MAX_PREFER_WAIT = 999_999_999
 _MOST_URGENT, _LEAST_URGENT = 0, 7
 
 
@@ -96,10 +96,10 @@ def from_upstream(fields: Fields) -> Fields:
 
 
 class ByName(dict[bytes, Known]):
-    """What depends on a field's name only, worked out once for each spelling; `of` gets the lower-case name.
+    """Values that depend on a field's name only, computed once for each spelling; `of` gets the lower-case name.
 
-    Every request and answer asks for all of its names. Callers choose them, so not more than `_SPELLINGS` are kept, and
-    none longer than `_LONGEST_KEPT`.
+    Every request and answer asks for all of its names. Callers choose them, so not more than `_MAX_SPELLINGS` are kept,
+    and none longer than `_MAX_NAME_LENGTH`.
     """
 
     def __init__(self, of: Callable[[bytes], Known]) -> None:
@@ -107,10 +107,10 @@ class ByName(dict[bytes, Known]):
         self._of = of
 
     def __missing__(self, name: bytes) -> Known:
-        if len(self) >= _SPELLINGS:
+        if len(self) >= _MAX_SPELLINGS:
             self.clear()
         known = self._of(name.lower())
-        if len(name) <= _LONGEST_KEPT:
+        if len(name) <= _MAX_NAME_LENGTH:
             self[name] = known
         return known
 
@@ -194,7 +194,7 @@ def prefer_wait(fields: Fields) -> int | None:
 def _seconds(digits: bytes) -> int | None:
     if not digits.isdigit():
         return None
-    return int(digits) if len(digits.lstrip(b"0")) < len(str(_LONG_WAIT)) else _LONG_WAIT
+    return int(digits) if len(digits.lstrip(b"0")) < len(str(_MAX_PREFER_WAIT)) else _MAX_PREFER_WAIT
 
 
 def priority_urgency(fields: Fields) -> int | None:

@@ -17,7 +17,7 @@ from math import ceil
 
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 
-LONGEST: Micros = 31 * 24 * 3600 * SECOND
+MAX_DISTANCE: Micros = 31 * 24 * 3600 * SECOND
 """What is said to be farther away than this, or longer ago, is not believed."""
 
 ROUNDING: Micros = 2 * SECOND
@@ -46,7 +46,7 @@ def wait(value: bytes, now: Micros) -> Micros | None:
         if instant is None:
             raise ValueError("no moment in any of the known forms")
         delay = instant - now
-    if abs(delay) > LONGEST:
+    if abs(delay) > MAX_DISTANCE:
         raise ValueError("farther away than anything that an API counts by")
     return delay if delay >= 0 else None
 

@@ -27,7 +27,7 @@ class Count:
     minute: int = 0
 
 
-NEVER = Count()
+ZERO_COUNT = Count()
 
 
 class RecentCounts:

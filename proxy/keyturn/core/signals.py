@@ -37,15 +37,15 @@ from keyturn.core.values import value_object
 
 About = Literal["nothing", "limit", "plan", "key", "outage"]
 
-UNAUTHORIZED, FORBIDDEN, TOO_MANY = 401, 403, 429
+UNAUTHORIZED, FORBIDDEN, TOO_MANY_REQUESTS = 401, 403, 429
 OUTAGES = frozenset((502, 503, 504))
 """Statuses of an API that is out of order, or of gateways before it."""
 
-SPEAKING = OUTAGES | {UNAUTHORIZED, FORBIDDEN, TOO_MANY}
+SPEAKING = OUTAGES | {UNAUTHORIZED, FORBIDDEN, TOO_MANY_REQUESTS}
 """Statuses of answers whose bodies are read."""
 
 
-FAR: Micros = 3600 * SECOND
+BEYOND_WINDOW_WAIT: Micros = 3600 * SECOND
 """A wait longer than a limit's window by this much is another limit's, even if penalties add to it."""
 
 
@@ -109,7 +109,7 @@ class Signals:
             return Throttle("window", self.wait, named)
         if (self.allowances and not used_up) or any(_is_less(size, limits, of) for size in sizes):
             return Throttle("endpoint", self.wait)
-        if self.wait is not None and self.wait > max(of[index].window for index in limits) + FAR:
+        if self.wait is not None and self.wait > max(of[index].window for index in limits) + BEYOND_WINDOW_WAIT:
             return Throttle("endpoint", self.wait)
         return Throttle("window", self.wait, tuple(limits))
 
@@ -171,7 +171,7 @@ def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signal
     """
     layout = layout_of(fields)
     if not body and not layout.describes:
-        return _REFUSED if status == TOO_MANY else _NOTHING
+        return _REFUSED if status == TOO_MANY_REQUESTS else _NO_SIGNALS
     now = sent_at(fields, layout, wall)
     if layout.plain is not None and not (body or layout.may_be_cached or status in SPEAKING):
         only = plain(fields, layout, now)
@@ -199,7 +199,7 @@ def read(status: int, fields: Fields, wall: Micros, body: bytes = b"") -> Signal
     )
 
 
-_NOTHING, _REFUSED, _SILENCE = Signals(), Signals("limit"), Complaint()
+_NO_SIGNALS, _REFUSED, _SILENCE = Signals(), Signals("limit"), Complaint()
 
 
 def sent_at(fields: Fields, layout: Layout, wall: Micros) -> Micros:
@@ -224,7 +224,7 @@ def _told(found: Complaint, now: Micros, ignored: list[str]) -> list[Micros]:
 
 
 def _about(status: int, found: Complaint) -> About:
-    if status == TOO_MANY:
+    if status == TOO_MANY_REQUESTS:
         return "plan" if found.of_plan else "limit"
     if status in OUTAGES:
         return "outage"

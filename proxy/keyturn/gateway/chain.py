@@ -27,7 +27,7 @@ from keyturn.core.http import Answer, Body, Fields, Request, Whole
 from keyturn.core.inferred_limits import HigherLimit, LimitInference
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.retries import RetryBudget
-from keyturn.core.signals import FORBIDDEN, OUTAGES, TOO_MANY, UNAUTHORIZED
+from keyturn.core.signals import FORBIDDEN, OUTAGES, TOO_MANY_REQUESTS, UNAUTHORIZED
 from keyturn.core.translate import rates, to_caller
 from keyturn.gateway.context import (
     Environment,
@@ -265,7 +265,7 @@ class Gateway:
             return Respond(response.answer)
         self._outages.answered(context)
         seen = self._limits.learn(context, lease, response.signals)
-        if status == TOO_MANY:
+        if status == TOO_MANY_REQUESTS:
             return self._throttling.refused(context, lease, response)
         self._throttling.answered(context, lease)
         lease.spent(seen)
@@ -308,7 +308,7 @@ class Gateway:
         if isinstance(answer.body, Whole):
             context.end_lease()  # nothing of it is at the upstream any more, however slowly its caller reads
         left = context.state.scheduler.standing(ticket.client.name, ticket.method, ticket.path)
-        refused = status == TOO_MANY or status in OUTAGES
+        refused = status == TOO_MANY_REQUESTS or status in OUTAGES
         fields = to_caller(
             answer.fields, context.log, rates(left, self._environment.wall()), verdict.retry_after, refused=refused
         )

@@ -13,7 +13,7 @@ from keyturn.core.events import KeyChanged, RequestLog
 from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Request
 from keyturn.core.model import SECOND, Key, Micros
-from keyturn.core.signals import FORBIDDEN, TOO_MANY, UNAUTHORIZED
+from keyturn.core.signals import FORBIDDEN, TOO_MANY_REQUESTS, UNAUTHORIZED
 from keyturn.gateway.context import Environment, PoolState, RequestContext, Respond, Retry, Verdict
 from keyturn.gateway.failures import Throttling
 from keyturn.gateway.sending import Sender, StaleLease, UpstreamResponse
@@ -153,7 +153,7 @@ class KeyChecks:
     def _judge(self, context: RequestContext, lease: Lease, response: UpstreamResponse) -> tuple[CheckResult, str]:
         status, signals = response.answer.status, response.signals
         response.answer.body.abort()
-        if status == TOO_MANY:  # by a key's own limit, so it is known
+        if status == TOO_MANY_REQUESTS:  # by a key's own limit, so it is known
             self._throttling.refused(context, lease, response)
             return "accepted", ""
         lease.spent(signals.seen(lease.limits, lease.pool.limits))

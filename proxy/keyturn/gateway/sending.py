@@ -20,7 +20,7 @@ from keyturn.core.events import LocalErrorMet, UpstreamAnswered
 from keyturn.core.http import Answer, AnswerBody, Body, Fields, Request, Whole
 from keyturn.core.model import SECOND, Secret
 from keyturn.core.recent import RecentCauses
-from keyturn.core.signals import OUTAGES, SPEAKING, TOO_MANY, Signals, read
+from keyturn.core.signals import OUTAGES, SPEAKING, TOO_MANY_REQUESTS, Signals, read
 from keyturn.core.values import value_object
 from keyturn.gateway.context import Environment, RequestContext
 from keyturn.scheduler import Lease
@@ -228,7 +228,7 @@ async def peek(answer: Answer) -> tuple[Answer, bytes]:
         return await _peek(answer)
     except Broken:
         answer.body.abort()
-        if answer.status != TOO_MANY and answer.status not in OUTAGES:
+        if answer.status != TOO_MANY_REQUESTS and answer.status not in OUTAGES:
             raise
         return Answer(answer.status, answer.reason, answer.fields, TruncatedBody()), b""
 

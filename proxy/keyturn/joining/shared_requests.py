@@ -73,7 +73,7 @@ class Fallback(Enum):
     """How a caller without an answer goes on: with those that are left, or by itself."""
 
     JOIN_AGAIN = "together"
-    ALONE = "alone"
+    SEND_ALONE = "alone"
 
 
 @dataclass(slots=True, eq=False)
@@ -242,7 +242,7 @@ class Joining:
         length = answer.header(b"content-length")
         if length is not None and length.isdigit() and int(length) > ANSWER_BOUND:
             for caller in shared.callers[1:]:
-                _resolve(caller, Fallback.ALONE)
+                _resolve(caller, Fallback.SEND_ALONE)
             del shared.callers[1:]
         fanout = Fanout(answer.body, self._budget)
         head = self.clock()
@@ -282,7 +282,7 @@ class Joining:
             if number and isinstance(problem, TooMany):
                 _resolve(caller, Fallback.JOIN_AGAIN)
             elif number and (isinstance(problem, UpstreamError) or not isinstance(problem, Refusal)):
-                _resolve(caller, Fallback.ALONE)
+                _resolve(caller, Fallback.SEND_ALONE)
             elif not caller.outcome.done():
                 caller.outcome.set_exception(problem)
 
@@ -293,7 +293,7 @@ class Joining:
             if not candidates:
                 del self._waiting[shared.join_key]
         for caller in shared.callers:  # those without an outcome: the exchange was ended from outside
-            _resolve(caller, Fallback.ALONE)
+            _resolve(caller, Fallback.SEND_ALONE)
 
 
 def _exchange_log(log: RequestLog) -> RequestLog:
@@ -338,7 +338,7 @@ class _JoinedRequest:
                 return outcome
             left = max(0, deadline - self._joining.clock())
             self._request = replace(self._request, wait=left)
-            if outcome is Fallback.ALONE:
+            if outcome is Fallback.SEND_ALONE:
                 self._alone = self._responder.handle(self._request, self._log)
                 return await self._alone.__aenter__()
 

@@ -16,7 +16,7 @@ from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.levels import BreakerLevel, KeyLevel, Levels
 from keyturn.core.looks import BucketLook
 from keyturn.core.model import SECOND, Client, Micros, Pool
-from keyturn.core.recent import NEVER
+from keyturn.core.recent import ZERO_COUNT
 from keyturn.scheduler import Scheduler
 from keyturn.tasks import in_steps
 from keyturn.telemetry.history import History
@@ -171,9 +171,9 @@ class Glance:
             await in_steps(quotas(pool, seen.get(pool.name, ()))),
             await in_steps(shown_clients),
             room.in_flight,
-            history.refused().get(pool.name, NEVER),
-            history.throttled().get(pool.name, NEVER),
-            history.failed().get(pool.name, NEVER),
+            history.refused().get(pool.name, ZERO_COUNT),
+            history.throttled().get(pool.name, ZERO_COUNT),
+            history.failed().get(pool.name, ZERO_COUNT),
             None if (last := history.failure(pool.name)) is None else FailureStatus(last.at, last.cause),
             *outages(self._sources.breakers(pool.name), now, epoch),
             self._sources.higher(pool.name),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from keyturn.core.health import State
 from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import Micros
-from keyturn.core.recent import NEVER, Count
+from keyturn.core.recent import ZERO_COUNT, Count
 
 SLICES = 12
 """Into how many parts of its window a limit's calendar of returns is counted together, however large the limit is."""
@@ -118,10 +118,10 @@ class PoolStatus:
     quotas: Sequence[QuotaStatus]
     clients: Sequence[ClientStatus]
     in_flight: int = 0
-    refused: Count = NEVER
-    throttled: Count = NEVER
+    refused: Count = ZERO_COUNT
+    throttled: Count = ZERO_COUNT
     """Answers 429 of the upstream."""
-    failed: Count = NEVER
+    failed: Count = ZERO_COUNT
     """Requests that failed at the upstream: no connection, no answer, or one that broke off."""
     failure: FailureStatus | None = None
     """The last of them."""

@@ -7,7 +7,7 @@ from keyturn.core.health import KeySnapshot
 from keyturn.core.levels import BucketLevel
 from keyturn.core.looks import BucketLook, LaneLook
 from keyturn.core.model import Client, Micros, Pool
-from keyturn.core.recent import NEVER, Count
+from keyturn.core.recent import ZERO_COUNT, Count
 from keyturn.web.status.model import (
     BucketStatus,
     ClientStatus,
@@ -77,7 +77,7 @@ def clients(
         by_client.setdefault(lane.client, []).append(lane)
     for client in known:
         own = [_lane(pool, lane) for lane in by_client.get(client.name, ())]
-        yield ClientStatus(client.name, client.weight, granted.get(client.name, NEVER).minute, own)
+        yield ClientStatus(client.name, client.weight, granted.get(client.name, ZERO_COUNT).minute, own)
 
 
 def _lane(pool: Pool, lane: LaneLook) -> QueueStatus:
