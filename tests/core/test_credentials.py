@@ -191,7 +191,7 @@ def test_a_token_of_ours_is_taken_off_in_every_scheme(name: bytes, value: bytes)
     ],
 )
 def test_another_authorization_belongs_to_the_upstream(value: bytes, held: tuple[bytes, ...]) -> None:
-    """It passes and is kept out of logs; `Proxy-Authorization` never passes."""
+    """A foreign `Authorization` passes and is kept out of logs; `Proxy-Authorization` never passes."""
     fields = ((b"Authorization", value),)
     request = found(b"/", *fields)
     assert (request.fields, request.others, request.proxied, request.ours) == (fields, held, (), ())

@@ -248,7 +248,7 @@ def test_of_several_limits_the_latest_counts() -> None:
 
 @dataclass
 class Waits:
-    """What waits of a client under some limits, in the fair queue that `served_when` plays."""
+    """The waiting requests of a client under some limits, in the fair queue that `served_when` plays."""
 
     client: str
     limits: tuple[int, ...]

@@ -74,7 +74,7 @@ def deviation(told: LimitReturns, expected: list[Micros]) -> Micros:
 
 @given(st.lists(st.integers(NEXT, 200), min_size=2, max_size=5))
 def test_samples_lie_where_bursts_end(bursts: list[int]) -> None:
-    """Of tokens that return together in bursts seconds apart, each is told by samples to the microsecond."""
+    """Samples tell bursts of tokens, seconds apart, to the microsecond."""
     world = World.of(pool(1, limit(sum(bursts))))
     expected = []
     grants = list(world.ask(1).grants)

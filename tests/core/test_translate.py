@@ -36,7 +36,7 @@ UPSTREAM: Fields = (
 
 
 def rates_now(*limits: tuple[Limit, LimitTokens]) -> Fields:
-    """What is left of those limits."""
+    """Return what is left of those limits."""
     return rates(limits, WALL)
 
 

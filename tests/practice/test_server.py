@@ -162,7 +162,7 @@ async def test_stop_waits_for_nobody() -> None:
 
 
 def test_on_uvloop() -> None:
-    """It runs on uvloop, faults included."""
+    """The practice API runs on uvloop, faults included."""
 
     async def scenario() -> list[int]:
         async with practising(tls=True) as (api, session):

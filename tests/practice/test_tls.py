@@ -37,7 +37,7 @@ def test_it_is_for_no_other_name() -> None:
 
 
 def test_each_has_its_own_authority() -> None:
-    """Who trusts one practice API does not trust another."""
+    """Each practice API has an authority of its own."""
     client = ssl.create_default_context(cadata=Certificates().ca_pem.decode())
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(Certificates().server_context(), client, "localhost")

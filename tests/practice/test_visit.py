@@ -57,6 +57,6 @@ async def test_a_large_collection() -> None:
 
 
 async def test_continue_is_sent() -> None:
-    """Who waits for 100 Continue is told to go on, and the body arrives."""
+    """A caller that waits for 100 Continue gets it, and its body arrives."""
     async with practising() as (_, session), session.post("/echo/x", data=b"abc", expect100=True) as response:
         assert (response.status, (await response.json())["length"]) == (200, 3)
