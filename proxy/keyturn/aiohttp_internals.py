@@ -247,36 +247,35 @@ class UpstreamConnector(aiohttp.TCPConnector):
     def __init__(self, context: ssl.SSLContext, max_age: float, freed: Callable[[], None]) -> None:
         super().__init__(limit=0, ssl=context, keepalive_timeout=KEPT_ALIVE, socket_factory=tcp_socket)
         self.max_age = max_age
-        self.idle: deque[tuple[Connection, float]] = deque()
+        self.idle: deque[tuple[Connection, UpstreamProtocol, float]] = deque()
         """With the instant since when each is idle, the longest first."""
         self._freed = freed
         self._retired = False
         self._sweeping: asyncio.TimerHandle | None = None
         self._factory = cast("partial[ResponseHandler]", partial(UpstreamProtocol, loop=self._loop))
 
-    def reuse(self) -> Connection | None:
+    def reuse(self) -> tuple[Connection, "UpstreamProtocol"] | None:
         """An idle connection that is fit for a request, if there is one."""
         idle = self.idle
         if not idle:
             return None
         now = monotonic()
         while idle:
-            connection, since = idle.popleft()
-            protocol = protocol_of(connection)
+            connection, protocol, since = idle.popleft()
             if protocol.is_connected() and protocol.lasts(now, since, self.max_age) and not protocol.should_close:
-                return connection
+                return connection, protocol
             connection.close()
         return None
 
-    def give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: Connection, protocol: "UpstreamProtocol") -> None:
         """Keep a connection for another request, unless it is not fit for one.
 
         What it says unasked while it is idle, whatever that is, must not be read as an answer: see `should_close`.
         """
-        if self._retired or connection.protocol is None or connection.protocol.should_close:
+        if self._retired or protocol.should_close:
             connection.close()
             return
-        self.idle.append((connection, monotonic()))
+        self.idle.append((connection, protocol, monotonic()))
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(KEPT_ALIVE, self._sweep)
         self._freed()
@@ -285,10 +284,10 @@ class UpstreamConnector(aiohttp.TCPConnector):
         """Close what has been idle for too long."""
         self._sweeping = None
         oldest = monotonic() - KEPT_ALIVE
-        while self.idle and self.idle[0][1] <= oldest:
+        while self.idle and self.idle[0][2] <= oldest:
             self.idle.popleft()[0].close()
         if self.idle:
-            left = self.idle[0][1] - oldest
+            left = self.idle[0][2] - oldest
             self._sweeping = self._loop.call_later(left, self._sweep)
 
     @property

@@ -61,7 +61,7 @@ async def opened(
         yield upstream
         await asyncio.sleep(0)
         assert in_use(upstream) == 0
-        assert not upstream._uploads
+        assert not upstream.uploads
     finally:
         await upstream.close()
 
@@ -81,14 +81,14 @@ def idle(upstream: Upstream) -> int:
 def only_idle(upstream: Upstream) -> object:
     """The one connection that is kept."""
     assert upstream._connector is not None
-    ((connection, _),) = upstream._connector.idle
+    ((connection, _, _),) = upstream._connector.idle
     return connection.protocol
 
 
 async def closed_by_peer(upstream: Upstream) -> None:
     """Wait until the connections that are kept have been closed by the other side."""
     assert upstream._connector is not None
-    for connection, _ in list(upstream._connector.idle):
+    for connection, _, _ in list(upstream._connector.idle):
         if connection.protocol is not None and connection.protocol.closed is not None:
             await connection.protocol.closed
 

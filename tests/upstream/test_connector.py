@@ -197,7 +197,7 @@ async def test_a_company_s_own_authority_is_accepted_unless_certificates_are_str
             assert not caught.value.transient
             assert FAULTS[sort] in str(caught.value)
             assert str(caught.value).endswith("or set `strict_certificates: false`.")
-        await asyncio.gather(*upstream._uploads)
+        await asyncio.gather(*upstream.uploads)
 
 
 async def test_nobody_listens() -> None:
@@ -459,7 +459,7 @@ async def test_other_certificates_are_trusted_from_the_next_connection_on(
         assert upstream._retired == [busy._connector]
         upstream.adopt(settings, trust_of(bundle))
         assert upstream._retired == []
-        await asyncio.gather(*upstream._uploads)
+        await asyncio.gather(*upstream.uploads)
 
 
 async def test_other_times_hold_from_the_next_request_on() -> None:

@@ -183,7 +183,7 @@ async def test_an_early_answer_is_passed_on_without_the_rest() -> None:
         wire = await upstream.connect()
         answer = await wire.send(POST, KEY, (), body=body, on_written=lambda: written.append(1))
         assert (answer.status, await whole(answer)) == (413, b"stop")
-        assert not upstream._uploads
+        assert not upstream.uploads
         assert not written
         assert (idle(upstream), in_use(upstream)) == (0, 0)
 
@@ -253,7 +253,7 @@ async def test_an_upstream_that_breaks_off_during_an_upload_is_broken() -> None:
         body = Chunks(*[bytes(2**16)] * 500, length=500 * 2**16)
         with pytest.raises(Broken):
             await sent(upstream, a_request("PUT"), body)
-        assert not upstream._uploads
+        assert not upstream.uploads
         assert (idle(upstream), in_use(upstream)) == (0, 0)
 
 
@@ -295,7 +295,7 @@ async def test_only_a_standstill_times_out_an_upload() -> None:
     async with origin(answering(b"")) as url, opened(url, response_timeout=MILLISECOND) as upstream:
         with pytest.raises(TimedOut):
             await sent(upstream, POST, stuck)
-        assert not upstream._uploads
+        assert not upstream.uploads
 
 
 async def test_a_large_body_goes_out_at_the_upstreams_pace() -> None:

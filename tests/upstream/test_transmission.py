@@ -453,11 +453,11 @@ async def test_a_caller_that_leaves_while_waiting_leaves_nothing(body: Chunks | 
     async with origin(answering(b"")) as url, opened(url) as upstream:
         tasks: set[asyncio.Task[object]] = set()
         sending = spawn(sent(upstream, a_request("POST"), body), name="sending", owner=tasks)
-        await until(lambda: in_use(upstream) == 1 and (body is None or bool(upstream._uploads)))
+        await until(lambda: in_use(upstream) == 1 and (body is None or bool(upstream.uploads)))
         await asyncio.sleep(0)
         await finish(tasks)
         assert sending.cancelled()
-        assert not upstream._uploads
+        assert not upstream.uploads
         assert (idle(upstream), in_use(upstream)) == (0, 0)
 
 
@@ -475,7 +475,7 @@ async def test_a_caller_that_leaves_while_writing_leaves_nothing() -> None:
         spawn(sent(upstream, a_request("PUT"), endless), name="sending", owner=tasks)
         await until(lambda: writing_paused(upstream))
         await finish(tasks)
-        assert not upstream._uploads
+        assert not upstream.uploads
         assert (idle(upstream), in_use(upstream)) == (0, 0)
     assert 0 < endless._position < 200
 

@@ -28,9 +28,11 @@ class Redactor:
     __slots__ = ("_forms", "too_many")
 
     def __init__(self, values: Iterable[bytes]) -> None:
-        sought = list(dict.fromkeys(value for value in values if len(value) >= SHORTEST_SECRET))
+        sought = list(dict.fromkeys([value for value in values if len(value) >= SHORTEST_SECRET]))
         self.too_many: bool = len(sought) > MAX_VALUES
-        self._forms: list[bytes] = [form for value in sought[:MAX_VALUES] for form in _forms(value)]
+        self._forms: list[bytes] = []
+        for value in sought[:MAX_VALUES]:
+            self._forms += _forms(value)
 
     def __bool__(self) -> bool:
         return bool(self._forms)
@@ -74,7 +76,8 @@ def _forms(value: bytes) -> list[bytes]:
         b2a_base64(b"\0" + value)[2 : (size + 8) // 6],
         b2a_base64(b"\0\0" + value)[3 : (size + 16) // 6],
     ]
-    return forms + [form.translate(_to_urlsafe) for form in forms[1:] if b"+" in form or b"/" in form]
+    forms += [form.translate(_to_urlsafe) for form in forms[1:] if b"+" in form or b"/" in form]
+    return forms
 
 
 def _decoded(data: bytes) -> Iterator[bytes]:

@@ -31,7 +31,7 @@ from keyturn.tasks import finish, spawn
 from keyturn.trust import client_context, refusal
 from keyturn.upstream.connect_errors import WHAT, local_cause
 from keyturn.upstream.request_writer import HeadWriter
-from keyturn.upstream.transmission import Transmission
+from keyturn.upstream.transmission import Sending, Transmission
 
 
 class ConnectionSlots:
@@ -91,7 +91,7 @@ class UpstreamSettings:
     key_header: str = "X-Api-Key"
 
 
-class Upstream:
+class Upstream(Sending):
     """The way to one upstream."""
 
     def __init__(self, settings: UpstreamSettings, trust: ssl.SSLContext | None = None) -> None:
@@ -101,11 +101,11 @@ class Upstream:
         self._settings = settings
         self._trust = trust
         self._origin = url.origin()
-        self._head = HeadWriter(self.authority, settings.key_header)
-        self._references = OwnReferences(settings.url)
+        self.head = HeadWriter(self.authority, settings.key_header)
+        self.references = OwnReferences(settings.url)
         self._slots = ConnectionSlots(settings.max_connections, lambda: self.in_use)
         self._take_times(settings)
-        self._uploads: set[asyncio.Task[Any]] = set()
+        self.uploads: set[asyncio.Task[Any]] = set()
         self._connector: UpstreamConnector | None = None
         self._retired: list[UpstreamConnector] = []
         """Whose connections are still in use."""
@@ -115,7 +115,7 @@ class Upstream:
         self._timeout = aiohttp.ClientTimeout(
             connect=settings.connect_timeout / SECOND, ceil_threshold=settings.connect_timeout / SECOND + 1
         )
-        self._response_timeout = settings.response_timeout / SECOND
+        self.response_timeout = settings.response_timeout / SECOND
         self._max_age = settings.max_connection_age / SECOND
 
     def adopt(self, settings: UpstreamSettings, trust: ssl.SSLContext | None) -> None:
@@ -135,7 +135,7 @@ class Upstream:
         self._retired = [connector for connector in retired if connector.in_use]
         for connector in retired:
             if not connector.in_use:
-                spawn(connector.close_all(), name="close connections", owner=self._uploads)
+                spawn(connector.close_all(), name="close connections", owner=self.uploads)
 
     async def open(self) -> None:
         """Get ready to connect.
@@ -153,7 +153,7 @@ class Upstream:
 
     async def close(self) -> None:
         """Close every connection, also those in use, and wait until they are closed."""
-        await finish(self._uploads)
+        await finish(self.uploads)
         for connector in (*self._retired, *filter(None, [self._connector])):
             await connector.close_all()
         self._slots.freed()
@@ -179,14 +179,10 @@ class Upstream:
 
     def idle_connection(self) -> Transmission | None:
         """A connection that was kept alive and is fit for a request, if there is one."""
-        assert self._connector is not None
-        connection = self._connector.reuse()
-        return None if connection is None else self._transmission(self._connector, connection, kept=True)
-
-    def _transmission(self, connector: UpstreamConnector, connection: Connection, *, kept: bool) -> Transmission:
-        return Transmission(
-            connector, connection, self._head, self._references, self._response_timeout, self._uploads, kept=kept
-        )
+        connector = self._connector
+        assert connector is not None
+        found = connector.reuse()
+        return None if found is None else Transmission(self, connector, *found, kept=True)
 
     async def connect(self, *, fresh: bool = False) -> Transmission:
         """A kept-alive or a new connection, within `connect_timeout` for DNS, TCP and TLS; not while it is `full`.
@@ -200,15 +196,15 @@ class Upstream:
         assert self._connector is not None
         if fresh:
             self._connector.close_idle()
-        connection = self._connector.reuse()
-        kept = connection is not None
         connector = self._connector
-        while connection is None:
+        if (found := connector.reuse()) is not None:
+            return Transmission(self, connector, *found, kept=True)
+        while True:
             connection = await self._connect(connector)
-            if protocol_of(connection).should_close:  # it spoke unasked
-                connection.close()
-                connection = None
-        return self._transmission(connector, connection, kept=kept)
+            protocol = protocol_of(connection)
+            if not protocol.should_close:
+                return Transmission(self, connector, connection, protocol, kept=False)
+            connection.close()  # it spoke unasked
 
     async def _connect(self, connector: UpstreamConnector) -> Connection:
         try:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 
+from keyturn.core.headers import ByName
 from keyturn.core.http import Body, Fields, Request
 from keyturn.core.model import Secret
 from keyturn.core.translate import VIA
@@ -20,12 +21,14 @@ _CONTENT_EXPECTED = frozenset({"PATCH", "POST", "PUT"})
 class HeadWriter:
     """Writes heads for one upstream: `authority` goes into `Host`, and the key into the field `key_header`."""
 
-    __slots__ = ("_begin", "_key", "_ours")
+    __slots__ = ("_begin", "_key", "_role")
 
     def __init__(self, authority: str, key_header: str) -> None:
         self._begin = b" HTTP/1.1\r\nHost: " + authority.encode("ascii")
         self._key = key_header.encode("ascii") + b": "
-        self._ours = _OURS | {key_header.lower().encode("ascii")}
+        dropped = _OURS | {key_header.lower().encode("ascii")}
+        self._role = ByName(lambda name: name if name in dropped else b"")
+        """The lower-case name of a field that is written anew; empty for most."""
 
     def write(self, request: Request, key: Secret, extra: Fields, body: Body | None) -> bytes:
         """The head of `request` with its empty line; `extra` replaces fields of the same name.
@@ -35,12 +38,16 @@ class HeadWriter:
         Raises:
             ValueError: the key cannot stand in a field.
         """
-        ours = self._ours | {name.lower() for name, _ in extra} if extra else self._ours
+        fields, role = request.fields, self._role
+        if extra:
+            replaced = {name.lower() for name, _ in extra}
+            fields = tuple([field for field in fields if field[0].lower() not in replaced])
         framing = _framing(request.method, body)
         via = []
         lines = [request.method.encode("ascii") + b" " + request.target + self._begin]
-        for field in request.fields:
-            if (name := field[0].lower()) not in ours:
+        for field in fields:
+            name = role[field[0]]
+            if not name:
                 lines.append(b": ".join(field))
             elif name == b"content-length":
                 framing = framing or _EMPTY

@@ -15,7 +15,7 @@ from aiohttp.hdrs import CONTENT_LENGTH, KEEP_ALIVE, TRANSFER_ENCODING
 from aiohttp.http import HttpProcessingError, HttpVersion10, HttpVersion11, RawResponseMessage
 from aiohttp.streams import EMPTY_PAYLOAD, EofStream, StreamReader
 
-from keyturn.aiohttp_internals import UpstreamConnector, protocol_of
+from keyturn.aiohttp_internals import UpstreamConnector, UpstreamProtocol
 from keyturn.core.errors import Broken, TimedOut, Unreachable, UpstreamError
 from keyturn.core.headers import from_upstream, without
 from keyturn.core.http import Answer, AnswerBody, Body, Fields, Request, Whole
@@ -43,48 +43,43 @@ _MOST_HEADS = 100
 """Heads that are read for one answer, the interim ones before it included."""
 
 
+class Sending:
+    """What all transmissions to one upstream have in common."""
+
+    head: HeadWriter
+    references: OwnReferences
+    response_timeout: float
+    """Seconds."""
+    uploads: set[asyncio.Task[Any]]
+    """The tasks that write bodies."""
+
+
 class Transmission:
     """A connection that carries one request, or none (`put_back`)."""
 
     __slots__ = (
-        "_began",
-        "_connection",
-        "_connector",
-        "_head",
-        "_kept",
-        "_protocol",
-        "_references",
-        "_task",
-        "_timeout",
-        "_upload",
-        "_uploads",
-        "started",
-    )
+        "_began", "_connection", "_connector", "_kept", "_protocol", "_task", "_upload", "_upstream", "started",
+    )  # fmt: skip
 
     def __init__(
         self,
+        upstream: Sending,
         connector: UpstreamConnector,
         connection: Connection,
-        head: HeadWriter,
-        references: OwnReferences,
-        timeout: float,
-        uploads: set[asyncio.Task[Any]],
+        protocol: UpstreamProtocol,
         *,
-        kept: bool = False,
+        kept: bool,
     ) -> None:
         """`kept`: the connection has carried another request before."""
         self.started: bool = False
         """Whether any byte was written."""
+        self._upstream = upstream
         self._connector = connector
         self._connection: Connection | None = connection
         """`None` once it has been given back or closed: it is another request's then."""
-        self._protocol = protocol_of(connection)
-        self._head = head
-        self._references = references
+        self._protocol = protocol
         self._kept = kept
         self._began = 0.0
-        self._timeout = timeout
-        self._uploads = uploads
         self._upload: Upload | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -96,7 +91,7 @@ class Transmission:
         """Return the connection unused."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._connector.give_back(connection)
+            self._connector.give_back(connection, self._protocol)
 
     async def send(
         self, request: Request, key: Secret, extra: Fields, *, body: Body | None, on_written: Callable[[], None]
@@ -120,7 +115,7 @@ class Transmission:
                 on_written()
             else:
                 self._upload = Upload(self._protocol, body, on_written)
-                self._task = spawn(self._upload.run(), name="upload", owner=self._uploads)
+                self._task = spawn(self._upload.run(), name="upload", owner=self._upstream.uploads)
             message, payload = await self._final_head(request, key)
             answer = self._answer(message, payload, key)
         except LOST as error:
@@ -140,8 +135,8 @@ class Transmission:
         transport = protocol.transport
         if transport is None or transport.is_closing():
             raise Unreachable("The connection to the upstream was closed before anything was sent. Try again.")
-        head = self._head.write(request, key, extra, body)
-        protocol.expect(without_body=request.method == "HEAD", timeout=self._timeout)
+        head = self._upstream.head.write(request, key, extra, body)
+        protocol.expect(without_body=request.method == "HEAD", timeout=self._upstream.response_timeout)
         self.started = True
         self._began = monotonic()
         transport.write(head)
@@ -181,7 +176,7 @@ class Transmission:
 
     def _fields(self, message: RawResponseMessage, key: Secret) -> Fields:
         """A head's fields as they go on: none that end here, none that shows the key or leads past this proxy."""
-        return self._references.relative(without(key, from_upstream(message.raw_headers)))
+        return self._upstream.references.relative(without(key, from_upstream(message.raw_headers)))
 
     def _body(self, message: RawResponseMessage, payload: StreamReader) -> AnswerBody:
         """The body; a `Whole` one, when all of it is here already, needs the connection no more."""

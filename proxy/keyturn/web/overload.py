@@ -96,6 +96,8 @@ class ByteBudget:
         """Resume some paused connections, the oldest first, after one has given bytes back."""
         if account is self._favoured:
             self._favoured = None
+        if not self._paused:
+            return
         for _ in range(min(_MAX_RESUMED, len(self._paused))):
             first = next(iter(self._paused))
             del self._paused[first]

@@ -23,6 +23,7 @@ from keyturn.web.overload import ConnectionBytes, HeadCounter
 if TYPE_CHECKING:
     from aiohttp.base_protocol import BaseProtocol
 
+_HEAD_END = b"\r\n\r\n"
 MAX_READ = 2**16
 """Bytes that are read at once; a quarter of them before the request has been admitted."""
 _INTO = memoryview(bytearray(MAX_READ))
@@ -135,9 +136,24 @@ class RequestReader(OpenConnection, asyncio.BufferedProtocol):
 
     def receive(self, data: bytes) -> None:
         """Take bytes that have come in."""
-        self._held = self._held[self._at :] + data if self._held else data
+        if self._held:
+            self._held = self._held[self._at :] + data
+        elif self._busy or self._head.received or not self._is_head(data):
+            self._held = data
+        else:  # one whole head, as usual
+            self._parsing = True
+            try:
+                self._take(data)
+            finally:
+                self._parsing = False
+            self._balance()
+            return
         self._at = 0
         self._parse()
+
+    def _is_head(self, data: bytes) -> bool:
+        """Whether these bytes are one whole head that is not too large."""
+        return data.find(_HEAD_END) == len(data) - len(_HEAD_END) and len(data) <= self._bounds.head
 
     def admit(self) -> None:
         """Count the request that is being answered as admitted, and read its body.
