@@ -1,5 +1,6 @@
 """The store on real servers of both kinds: the conformance suite, and what a network adds."""
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -129,7 +130,7 @@ class TestRedisStoreInACluster(StoreConformance):
     def _nodes(self, nodes: list[Server]) -> None:
         for node in nodes:
             node.ask("FLUSHALL")
-        slot = nodes[0].ask("CLUSTER", "KEYSLOT", "t:2:{default}")
+        slot = nodes[0].ask("CLUSTER", "KEYSLOT", "t:3:{default}")
         self._seed, self._server = nodes[-1], nodes[slot * len(nodes) // 16384]
 
     async def open(self, pool_: Pool) -> ClockedRedis:
@@ -146,10 +147,12 @@ async def opened(one: Server, pool_: Pool, url: str) -> ClockedRedis:
 
 
 KNOW = """
-local doubts = tonumber(redis.call('HGET', KEYS[1] .. ':state', 'doubts'))
-local bucket = cmsgpack.pack({ taken = 0, known = doubts, probing = false, probed = 0, closed = 0 })
-for _, name in ipairs(ARGV) do
-  redis.call('HSET', KEYS[1] .. ':buckets', name, bucket)
+local records = KEYS[1] .. ':records'
+local doubts = cmsgpack.unpack(redis.call('HGET', records, 'state')).doubts
+for _, name in ipairs(cjson.decode(ARGV[2])) do
+  local quota = { uses = 0, used = 0, buckets = {} }
+  for _, limit in ipairs(cjson.decode(ARGV[1])) do quota.buckets[limit] = { taken = 0, known = doubts } end
+  redis.call('HSET', records, 'quota ' .. name, cmsgpack.pack(quota))
 end
 """
 
@@ -157,8 +160,8 @@ end
 def know(one: Server, store: RedisStore) -> None:
     """Make every bucket of a replica's revision known."""
     revision = store.revision
-    names = [f"{limit_.id} {quota}" for limit_ in revision.limits for quota in revision.quotas]
-    one.ask("EVAL", KNOW, 1, store.key, *names)
+    limits = json.dumps([limit_.id for limit_ in revision.limits])
+    one.ask("EVAL", KNOW, 1, store.key, limits, json.dumps(revision.quotas))
 
 
 @asynccontextmanager
@@ -216,9 +219,28 @@ async def test_a_replica_with_leases_calls_more_often(one: Server) -> None:
         assert (await store.exchange((Unsent("nobody's"),), ())).again == HEARTBEAT
 
 
+ALTER = """
+local state = cmsgpack.unpack(redis.call('HGET', KEYS[1], 'state'))
+state[ARGV[1]] = cjson.decode(ARGV[2])
+redis.call('HSET', KEYS[1], 'state', cmsgpack.pack(state))
+"""
+
+
+TAKEN = """
+local limits = {}
+for limit in pairs(cmsgpack.unpack(redis.call('HGET', KEYS[1], 'state')).taken) do limits[#limits + 1] = limit end
+return limits
+"""
+
+
+def alter(one: Server, name: str, value: str) -> None:
+    """Write a value, given as JSON, into what the server holds of the pool's state."""
+    one.ask("EVAL", ALTER, 1, "t:3:{default}:records", name, value)
+
+
 def waited_out(one: Server) -> None:
     """Let the epoch have begun so long ago that the recovery grace is over."""
-    one.ask("HSET", "t:2:{default}:state", "grace", "0")
+    alter(one, "grace", "0")
 
 
 async def test_a_server_that_forgets_is_told_again(one: Server) -> None:
@@ -241,7 +263,7 @@ async def test_a_restarted_server_begins_an_epoch(one: Server) -> None:
     async with replicas(one, "r") as (store,):
         (probe,) = (await store.exchange((), (wants(1),))).grants
         await store.exchange((Spent(probe.lease, 0),), ())
-        one.ask("HSET", "t:2:{default}:state", "run", "b" * 40)
+        alter(one, "run", '"' + "b" * 40 + '"')
         assert not events(store)
         assert not (await store.exchange((), (wants(5),))).grants
         waited_out(one)
@@ -254,9 +276,8 @@ async def test_lost_writes_are_noticed(one: Server) -> None:
     """A server behind what a replica has seen begins an epoch (a failover)."""
     async with replicas(one, "r") as (store,):
         (probe,) = (await store.exchange((), (wants(1),))).grants
-        before = one.ask("HGET", "t:2:{default}:state", "version")
         await store.exchange((Spent(probe.lease, 0),), ())
-        one.ask("HSET", "t:2:{default}:state", "version", before)
+        alter(one, "version", "1")
         await store.exchange((), ())
         assert [type(event) for event in events(store)] == [EpochBegan]
 
@@ -311,7 +332,7 @@ async def test_a_message_that_is_no_number_wakes_at_once(one: Server) -> None:
         store.listen(woken.append)
         await until(lambda: woken, "it listens")
         for message in ("soon", "-5", "7"):
-            one.ask("PUBLISH", "t:2:{default}:wake:r", message)
+            one.ask("PUBLISH", "t:3:{default}:wake:r", message)
         await until(lambda: len(woken) == 4, "they come")
         assert woken == [0, 0, 0, 7]
 
@@ -384,7 +405,7 @@ async def test_pools_do_not_meet(one: Server) -> None:
         assert (await store.exchange((), (wants(1),))).grants
     await link.close()
     keys = one.ask("KEYS", "*")
-    assert {key.partition("}")[0] for key in keys} == {"one:2:{default", "other:2:{default"}
+    assert {key.partition("}")[0] for key in keys} == {"one:3:{default", "other:3:{default"}
 
 
 async def test_nothing_is_left_of_a_limit_that_is_gone(one: Server) -> None:
@@ -399,8 +420,9 @@ async def test_nothing_is_left_of_a_limit_that_is_gone(one: Server) -> None:
             store.pass_(before.bound + before.limits[0].window + 1)
         await store.exchange("r", (Unsent(grant.lease),), (wants(1),))
         after = store.store("r").revision
-        assert one.ask("HKEYS", "t:2:{default}:revisions") == [after.name]
-        assert one.ask("HKEYS", "t:2:{default}:taken") == [after.limits[0].id]
+        fields = one.ask("HKEYS", "t:3:{default}:records")
+        assert [field for field in fields if field.startswith("revision ")] == [f"revision {after.name}"]
+        assert one.ask("EVAL", TAKEN, 1, "t:3:{default}:records") == [after.limits[0].id]
         of_it = [key for key in one.ask("KEYS", "*") if before.name in key or before.limits[0].id in key]
         assert of_it == []
     finally:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,7 @@ CONSTANTS = {
     "IDLERS": flows.IDLERS,
     "LAG": flows.LAG,
     "LAPSED": state.LAPSED,
+    "MOVED": flows.MOVED,
     "MAX_RATE": state.MAX_RATE,
     "HEARTBEAT": HEARTBEAT,
     "RATE_MEMORY": state.RATE_MEMORY,
@@ -180,14 +181,8 @@ class OnServer:
         for key in self._client.scan_iter():
             name = key.decode().removeprefix(f"{KEY}:")
             match name.partition(":")[0]:
-                case "taken":
-                    found[name] = {limit: number for limit, number in self._hash(key) if number}
-                case "totals":
-                    found[name] = {flow: total["waiting"] for flow, total in self._hash(key)}
-                case "clients":
-                    found[name] = {client: (own["tag"], own["weight"]) for client, own in self._hash(key)}
-                case "buckets":
-                    self._buckets(found, key)
+                case "records":
+                    found |= _stored_records(dict(self._hash(key)))
                 case "returns" | "rank" | "resting" | "seen":
                     found[name] = dict(self._sorted(key))
                 case "closed":
@@ -207,13 +202,6 @@ class OnServer:
         entries = self._client.zrange(key, 0, -1, withscores=True)
         return [(member.decode(), int(score)) for member, score in entries]
 
-    def _buckets(self, found: Stored, key: bytes) -> None:
-        doubts = int(self._client.hget(f"{KEY}:state", "doubts"))
-        rows = [(_bucket(name), bucket) for name, bucket in self._hash(key)]
-        found["buckets"] = {name: bucket["taken"] for name, bucket in rows if bucket["taken"]}
-        found["known"] = {name for name, bucket in rows if bucket["known"] == doubts}
-        found["probing"] = {name: bucket["probing"] for name, bucket in rows if bucket["probing"]}
-
     def lasting(self) -> list[bytes]:
         """Return keys that never expire, or earlier than the longest window."""
         return [key for key in self._client.scan_iter() if self._client.ttl(key) < 80_000]
@@ -223,6 +211,31 @@ def _exact(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _exact(part) for name, part in value.items()}
     return int(value[1:]) if isinstance(value, str) and value.startswith("=") else value
+
+
+def _stored_records(records: dict[str, Any]) -> Stored:
+    """What the records hold, for comparison."""
+    state = records.pop("state")
+    kinds: dict[str, dict[str, Any]] = {"quota": {}, "client": {}, "flow": {}}
+    for field, record in records.items():
+        kind, _, name = field.partition(" ")
+        kinds.setdefault(kind, {})[name] = record
+    buckets = {
+        (limit, name): bucket for name, quota in kinds["quota"].items() for limit, bucket in _pairs(quota["buckets"])
+    }
+    return {
+        "taken": dict(_pairs(state["taken"])),
+        "clients": {client: (own["tag"], own["weight"]) for client, own in kinds["client"].items()},
+        "totals": {flow: total["waiting"] for flow, total in kinds["flow"].items()},
+        "buckets": {name: bucket["taken"] for name, bucket in buckets.items() if bucket["taken"]},
+        "known": {name for name, bucket in buckets.items() if bucket["known"] == state["doubts"]},
+        "probing": {name: bucket["probing"] for name, bucket in buckets.items() if "probing" in bucket},
+    }
+
+
+def _pairs(content: Any) -> Iterable[tuple[str, Any]]:
+    """The entries of a table: an empty one looks like a list."""
+    return content.items() if content else ()
 
 
 def _bucket(name: str) -> tuple[str, str]:

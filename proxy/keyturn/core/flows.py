@@ -34,6 +34,9 @@ ROLLOVER = 1 << 50
 LAG = 64
 """Requests that a client which could not be served may catch up on."""
 
+MOVED = 8
+"""The most flows of one client that a grant or a refund puts in order anew; the next one goes on with others."""
+
 IDLERS = 100
 """Idle clients that are forgotten in one exchange at the most."""
 
@@ -70,7 +73,8 @@ class FairQueue:
         """How much of that a client's start tag holds already."""
         self._times: dict[str, int] = {}
         """The virtual time of each class that waits: the latest start that was served of it."""
-        self._classes_of: dict[str, dict[str, None]] = {}
+        self._classes_of: dict[str, SortedSet[str, int]] = {}
+        """The classes in which each client waits, those put in order longest ago first."""
         self._idle: SortedSet[str, int] = SortedSet()
         """Clients that do not wait, by start tag: forgotten when the virtual time has passed it."""
         self._queues: dict[Flow, SortedSet[str, int]] = {}
@@ -105,13 +109,13 @@ class FairQueue:
         self._sequence += 1
         self._queues.setdefault((name, client), SortedSet()).put(replica, self._sequence)
         self._flows_of.setdefault(replica, {})[name, client] = None
-        own = self._classes_of.setdefault(client, {})
+        own = self._classes_of.setdefault(client, SortedSet())
         if not own:
             self._idle.remove(client)
             self._tags[client] = max(self.virtual_time, self._tags.get(client, 0))
         if name in own:
             return
-        own[name] = None
+        own.put(name, self._sequence)
         self._turns[name, client] = self._served.setdefault(client, 0)
         self._bases[name, client] = self._lifts.get(name, 0)
         if name not in self.classes:
@@ -130,6 +134,15 @@ class FairQueue:
         self.waiting[name].put(client, place)
         if name in self.ready:
             self.ready.put(name, min(self._moved(name, client, place), self.ready.scores[name]))
+
+    def _some(self, client: str) -> list[str]:
+        """Some of a client's classes, those put in order longest ago; all, if they are few."""
+        own = self._classes_of[client]
+        names = [name for _, (_, name) in zip(range(MOVED), own, strict=False)]
+        for name in names:
+            self._sequence += 1
+            own.put(name, self._sequence)
+        return names
 
     def _place(self, name: str, client: str) -> int:
         """A flow's place in its class: its client's start tag, less a little for what others of it had since."""
@@ -156,7 +169,7 @@ class FairQueue:
         if not waiting:
             self._end_class(name)
         own = self._classes_of[client]
-        del own[name]
+        own.remove(name)
         if not own:
             del self._classes_of[client], self._served[client]
             self._idle.put(client, self._tags[client])
@@ -227,19 +240,24 @@ class FairQueue:
         """One request of a flow gets a lease; returns the replica in which it waits."""
         cost = self.cost(client)
         lag = LAG * cost
-        if (behind := self.virtual_time - lag - self._times[name]) > 0:
+        behind = max(0, self.virtual_time - lag - self._times[name])
+        alone = len(self.waiting[name]) == 1
+        if behind and not alone:
             self._lifts[name] = self._lifts.get(name, 0) + behind
-            self._times[name] += behind
-        start = max(self._start(name, client), self._times[name] - lag)
+        start = self._start(name, client)
+        if alone:  # its own start tag holds by how much the class is moved on
+            start = min(start + behind, max(self._tags[client], self.virtual_time))
+        self._times[name] += behind
+        start = max(start, self._times[name] - lag)
         self._times[name] = max(self._times[name], start)
         self.virtual_time = max(self.virtual_time, start)
         self._tags[client] = start + cost
         self._served[client] += 1
         self._turns[name, client] = self._served[client]
-        for lifted in self._lifts.keys() & self._classes_of[client].keys():
-            if self._bases[lifted, client] != self._lifts[lifted]:
-                self._bases[lifted, client] = self._lifts[lifted]
-                self._put(lifted, client)
+        self._rebase(name, client)
+        if self._lifts and len(self._classes_of[client]) > 1:
+            for other in self._some(client):
+                self._rebase(other, client)
         replica = self.replica(name, client)
         left = self._counts[name, client, replica] - 1
         if left:
@@ -251,6 +269,12 @@ class FairQueue:
         else:
             self._leave(replica, name, client, 1)
         return replica
+
+    def _rebase(self, name: str, client: str) -> None:
+        """A client's start tag holds by how much a class was moved on, since it was served."""
+        if self._bases[name, client] != self._lifts.get(name, 0):
+            self._bases[name, client] = self._lifts[name]
+            self._put(name, client)
 
     def pass_by(self, client: str, weight: int) -> None:
         """One request gets its lease as it comes, while nobody waits: it costs its client as much as any other."""
@@ -264,11 +288,10 @@ class FairQueue:
         if client not in self._tags:
             return
         self._tags[client] -= self.cost(client)
-        own = self._classes_of.get(client)
-        if own is None:
+        if client not in self._classes_of:
             self._idle.put(client, self._tags[client])
             return
-        for name in own:
+        for name in self._some(client):
             self._put(name, client)
 
     # What there is to see

@@ -23,7 +23,7 @@ from keyturn.stores.scripts import (
     encode_snapshot,
 )
 
-LAYOUT = 2
+LAYOUT = 3
 """The layout of what is stored: another one has other names, so that replicas of another version read nothing of it."""
 
 Wake = Callable[[Micros], None]

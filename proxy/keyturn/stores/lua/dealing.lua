@@ -2,6 +2,7 @@
 local dealing = {}
 local STEPS = 2000
 local AHEAD = 64
+local MANY = 4 -- tokens for which those who wait are read together
 local READY = flows.READY
 
 -- Of each client's classes in which it waits alone, the one whose turn it is is ready, the others are not (`_ClientTurns`).
@@ -38,21 +39,20 @@ local function put_ready(class, first)
   call('ZADD', READY, place, class.name)
 end
 
--- Call `grant` with each request that is to be served (class, flow, quota), `most` at the most.
+-- Call `grant` with each request that is to be served (class, flow, quota), `most` at the most; says whether some is left.
 function dealing.deal(most, grant)
   local dealt, first = 0, nil
-  flows.left = true
-  for _ = 1, STEPS do
+  for _ = 1, state.left == 1 and STEPS or 0 do
     first = first or call('ZRANGE', READY, 0, 1, 'WITHSCORES')
     if dealt == most or not first[1] then break end
     local class, score, rows = flows.class(first[1]), tonumber(first[2]), nil
     local quota = tokens.best(class)
     if not quota then
-      rows, first = end_turn(class), nil
+      rows, first = end_turn(class), not first[3] and {} or nil
       call('ZREM', READY, class.name)
-      if rows and rows[1] then put_ready(rows[1].class) end
+      if rows and rows[1] then first = put_ready(rows[1].class) end
     else
-      local flow, place, alone = flows.head(class)
+      local flow, place = flows.head(class)
       if place == score then
         local classes = state.classes
         dealt = dealt + 1
@@ -60,7 +60,7 @@ function dealing.deal(most, grant)
         if state.classes ~= classes or state.lifted > 0 then first = nil end
         rows = end_turn(class)
         if rows and class.flows[flow.client] then begin_turn(class, flow) end
-      elseif alone then
+      elseif class.own.clients == 1 then
         rows = begin_turn(class, flow)
       else
         first = put_ready(class, first)
@@ -76,11 +76,14 @@ function dealing.deal(most, grant)
   for _, waiting in pairs(turns) do
     for index = 2, #waiting do put_ready(waiting[index].class) end
   end
+  if state.left == 1 then state.left = first and not first[1] and 0 or call('EXISTS', READY) end
+  return state.left == 1
 end
 
 -- The classes that wait and insist on no quota, or on one of those given.
 local function candidates(of_quotas)
-  local names = state.classes > state.pinned and call('SMEMBERS', flows.GENERAL) or {}
+  local names = {}
+  for name in pairs(state.general) do names[#names + 1] = name end
   for quota in pairs(state.pinned > 0 and of_quotas or {}) do
     for _, name in ipairs(call('SMEMBERS', key('pinned', quota))) do names[#names + 1] = name end
   end
@@ -89,11 +92,15 @@ end
 
 -- Look which classes can be served: those that insist on no quota, and on one of which something changed.
 function dealing.find_ready()
+  local number = 0
+  for _ in pairs(tokens.touched) do number = number + 1 end
   for _, name in ipairs(candidates(tokens.touched)) do
     local class = flows.class(name)
     if tokens.best(class) then
+      if number >= MANY and class.own.clients > 1 then flows.expect(class, number) end
       local _, place = flows.head(class)
       create('ZADD', READY, 'NX', place, name)
+      state.left = 1
     end
   end
 end
@@ -112,33 +119,34 @@ local function served_by(at, limit, quota, returned)
       end
     end
   end
-  return found and (flows.replica(found))
+  return found and flows.replica(found)
 end
 
--- What will be, in series of events in their order; each moves on to its next one by `step`.
+-- Move on in a series of events: members (`<lease>@<quota>`, `<limit> <quota>` or a quota) and instants in their order.
+local function step(series)
+  local last = series.last + 2
+  if series.returns and last > #series.entries then series.entries = tokens.upcoming(series.returns, AHEAD) end
+  local member, instant = series.entries[last - 1], tonumber(series.entries[last])
+  series.last, series.at = last, instant
+  if instant and series.returns then
+    series.limit, series.quota = series.returns, tokens.quota_in(member)
+  elseif instant then
+    series.limit, series.quota = match(member, '^(%S+) (.*)$')
+    series.limit, series.quota = series.limit or '', series.quota or member
+  end
+end
+
+-- What will be: of each limit the returns, then buckets and quotas that open.
 local function events()
-  local series = {}
-  local function add(opens, event)
-    local one = { opens = opens, place = 0 }
-    function one.step()
-      one.place = one.place + 1
-      one.at, one.limit, one.quota = event(one.place)
-    end
-    one.step()
-    series[#series + 1] = one
-  end
+  local all = {}
   for _, limit in ipairs(tokens.limits()) do
-    add(false, function(place)
-      local entries = tokens.upcoming(limit, place > 8 and AHEAD or nil)
-      return tonumber(entries[2 * place]), limit, entries[2 * place] and tokens.quota_in(entries[2 * place - 1])
-    end)
+    all[#all + 1] = { returns = limit, opens = false, last = 0, entries = tokens.upcoming(limit) }
   end
-  local closed, resting, probing = tokens.closed()
-  for _, entries in ipairs({ closed, probing }) do
-    add(true, function(place) return tonumber(entries[2 * place]), match(entries[2 * place - 1] or '', '^(%S+) (.*)$') end)
+  for _, entries in ipairs(state.opens < NEVER and { tokens.rare().list_shut() } or {}) do
+    all[#all + 1] = { opens = true, last = 0, entries = entries }
   end
-  add(true, function(place) return tonumber(resting[2 * place]), '', resting[2 * place - 1] end)
-  return series
+  for _, series in ipairs(all) do step(series) end
+  return all
 end
 
 local function earlier(one, other)
@@ -150,11 +158,11 @@ end
 
 -- When the next token comes that a waiting class may have, and the replica of which it will be; see core/dealing.py.
 function dealing.look_ahead(caller)
-  local series, returned, seen = events(), {}, {}
+  local all, returned, seen = events(), {}, {}
   while true do
     local first
-    for _, one in ipairs(series) do
-      if one.at and (not first or earlier(one, first)) then first = one end
+    for _, series in ipairs(all) do
+      if series.at and (not first or earlier(series, first)) then first = series end
     end
     if not first then return end
     local bucket, kind = first.limit .. ' ' .. first.quota, first.limit .. (first.opens and ' opens' or '')
@@ -166,7 +174,7 @@ function dealing.look_ahead(caller)
       if flows.waits(caller) then return first.at, caller end
       return
     end
-    first.step()
+    step(first)
   end
 end
 

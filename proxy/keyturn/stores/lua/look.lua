@@ -12,37 +12,35 @@ local quotas = { unpack(ARGV, number + 4) }
 
 local now
 do
-  local stored = redis.call('HMGET', base .. ':state', 'now', 'shift')
+  local stored = redis.call('HGET', base .. ':records', 'state')
+  local state = stored and cmsgpack.unpack(stored) or { now = 0, shift = 0 }
   local told = redis.call('TIME')
-  now = math.max(told[1] * 1000000 + told[2] + tonumber(stored[2] or 0), tonumber(stored[1] or 0))
+  now = math.max(told[1] * 1000000 + told[2] + state.shift, state.now)
 end
 
--- Read what is stored of these quotas, or of their buckets of a limit; `false` where there is nothing.
-local function records(of, prefix)
+local buckets = {} -- what is stored of each quota, `false` where there is nothing
+if #quotas > 0 then
   local names = {}
-  for place, quota in ipairs(quotas) do
-    names[place] = prefix .. quota
+  for place, quota in ipairs(quotas) do names[place] = 'quota ' .. quota end
+  for place, packed in ipairs(redis.call('HMGET', base .. ':records', unpack(names))) do
+    buckets[place] = packed and cmsgpack.unpack(packed)
   end
-  local stored = #names > 0 and redis.call('HMGET', base .. of, unpack(names)) or {}
-  for place, packed in ipairs(stored) do
-    stored[place] = packed and cmsgpack.unpack(packed)
-  end
-  return stored
 end
 
--- Add a delay and a quota, unless the instant is 0.
+-- Add a delay and a quota, if there is an instant.
 local function note(delays, instant, quota)
-  if tonumber(instant) ~= 0 then
+  if instant then
     delays[#delays + 1], delays[#delays + 2] = tonumber(instant) - now, quota
   end
 end
 
-local function buckets(limit, resting)
+local function taken_of(limit)
   local taken, closed = {}, {}
-  for place, bucket in ipairs(records(':buckets', limit .. ' ')) do
+  for place, quota in ipairs(buckets) do
+    local bucket = quota and quota.buckets[limit]
     taken[place] = bucket and bucket.taken or 0
-    note(closed, bucket and bucket.closed or 0, quotas[place])
-    note(closed, resting[place] and resting[place].resting or 0, quotas[place])
+    note(closed, bucket and bucket.closed, quotas[place])
+    note(closed, quota and quota.resting, quotas[place])
   end
   return taken, closed
 end
@@ -56,10 +54,10 @@ local function cooling(limit)
   return delays
 end
 
-local answer, resting = {}, records(':uses', '')
+local answer = {}
 for index = 1, number do
   local limit = ARGV[index + 3]
-  local taken, closed = buckets(limit, resting)
+  local taken, closed = taken_of(limit)
   answer[index] = { taken, cooling(limit), closed }
 end
 return answer

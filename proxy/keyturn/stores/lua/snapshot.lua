@@ -6,28 +6,6 @@ local SCANNED = 1000
 local SAMPLES = 64
 local CLOSE = 50 * MILLISECOND
 
-local SMALL = 512 -- hashes up to this size are lists on most servers, searched from the first field on
-
--- Read many fields of a hash.
-local function read_many(of, fields)
-  local size = #fields > 8 and call('HLEN', of.key) or 0
-  if size <= SMALL and size < 8 * #fields then
-    local stored, wanted = call('HGETALL', of.key), {}
-    for _, field in ipairs(fields) do wanted[field] = of.values[field] == nil end
-    for index = 1, #stored, 2 do
-      if wanted[stored[index]] then of.values[stored[index]] = cmsgpack.unpack(stored[index + 1]) end
-    end
-    return
-  end
-  for first = 1, #fields, CHUNK do
-    local last = min(first + CHUNK - 1, #fields)
-    for index, stored in ipairs(call('HMGET', of.key, unpack(fields, first, last))) do
-      local field = fields[first + index - 1]
-      if of.values[field] == nil then of.values[field] = cmsgpack.unpack(stored) end
-    end
-  end
-end
-
 -- Up to `most` samples of the ranks from `low` to `high`, each a rank and its instant: see `_sample` in core/snapshots.py.
 local function sample(of, low, early, high, most)
   local late = tonumber(call('ZRANGE', of, high, high, 'WITHSCORES')[2])
@@ -54,7 +32,7 @@ end
 local function limit_returns(view, limit, now)
   local most = floor(SAMPLES / min(4, #view.limits))
   local of, soon, ranks, shut, closed = key('returns', limit.id), {}, {}, 0, {}
-  local number, rows = call('ZCARD', of), tokens.shut_under(view, limit)
+  local number, rows = call('ZCARD', of), tokens.rare().shut_under(view, limit)
   local entries = call('ZRANGE', of, 0, NEXT - 1, 'WITHSCORES')
   for _, row in ipairs(rows) do
     closed[row[3]], shut = row[1], shut + row[2]
@@ -87,7 +65,7 @@ local function by_quota(view, index)
       found.returns[quota] = found.returns[quota] or {}
       table.insert(found.returns[quota], entries[place + 1])
     end
-    for _, row in ipairs(tokens.shut_under(view, limit)) do found.shut[row[3]] = row[1] end
+    for _, row in ipairs(tokens.rare().shut_under(view, limit)) do found.shut[row[3]] = row[1] end
   end
   return found
 end
@@ -116,15 +94,10 @@ end
 -- The clients of each class that waits, by name; where many flows wait of classes that insist on no quota, and the first only.
 local function clients_by_class(few)
   local found = {}
-  if few and state.pinned > 0 then
-    for _, flow in ipairs(call('HKEYS', flows.totals.key)) do
-      local name, client = match(flow, '^([^|]*|[^|]*|[^|]*)|(.*)$')
-      found[name] = found[name] or {}
-      table.insert(found[name], client)
-    end
-  else
-    for _, name in ipairs(call('SMEMBERS', flows.GENERAL)) do found[name] = call('ZRANGE', flows.class(name).key, 0, FLOWS - 1) end
+  for _, name in ipairs(few and state.pinned > 0 and call('SMEMBERS', flows.PINNED) or {}) do
+    found[name] = call('ZRANGE', flows.class(name).key, 0, FLOWS - 1)
   end
+  for name in pairs(state.general) do found[name] = call('ZRANGE', flows.class(name).key, 0, FLOWS - 1) end
   return found
 end
 
@@ -146,26 +119,26 @@ end
 
 -- The classes {limits, pinned, flows} (client, tag, cost, waiting, queues, one after the other), and what is not told: requests, flows.
 local function waiting_flows(view)
-  local number = call('HLEN', flows.totals.key)
+  local number = state.flows
   local found, clients, names, rows = classes_in(view, clients_by_class(number <= FLOWS)), {}, {}, {}
   local told, requests, left, flow = {}, state.requests, FLOWS, {}
   for place, one in ipairs(found) do
     local most = number <= FLOWS and FLOWS or floor(left / (#found - place + 1))
     rows[place], left = min(most, #one[3]), left - min(most, #one[3])
     for index = 1, rows[place] do
-      clients[#clients + 1], names[#names + 1] = one[3][index], one[1].name .. '|' .. one[3][index]
+      clients[#clients + 1], names[#names + 1] = 'client ' .. one[3][index], 'flow ' .. one[1].name .. '|' .. one[3][index]
     end
   end
-  read_many(flows.clients, clients)
-  read_many(flows.totals, names)
-  local own, total, first = flows.clients.values, flows.totals.values, 0
+  fetch(records, clients)
+  fetch(records, names)
+  local first = 0
   for place, one in ipairs(found) do
     local listed = {}
     for index = 1, rows[place] do
       local last = 5 * index
-      flow.own, flow.total = own[clients[first + index]], total[names[first + index]]
-      listed[last - 4], listed[last - 3] = clients[first + index], flows.start(one[1], flow) - state.virtual_time
-      listed[last - 2], listed[last - 1], listed[last] = flows.cost(flow.own), flow.total.waiting, flow.total.queues or 1
+      flow.own, flow.total = records.values[clients[first + index]], records.values[names[first + index]]
+      listed[last - 4], listed[last - 3] = one[3][index], flows.start(one[1], flow) - state.virtual_time
+      listed[last - 2], listed[last - 1], listed[last] = flows.cost(flow.own), flow.total.waiting, flow.total.queues
       requests = requests - flow.total.waiting
     end
     told[place], first = { one[2], one[1].pinned or '', listed }, first + rows[place]

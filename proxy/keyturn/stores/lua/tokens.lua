@@ -1,13 +1,13 @@
 -- The tokens of every limit on every quota of a pool.
 --
--- `buckets`            hash: by `<limit> <quota>` tokens taken, the doubt since which it is known, the lease that probes it and
---                      when that is over, until when it is closed
--- `uses`               hash: number and instant of a quota's last use, whether its last request had no answer, until when it rests
--- `taken`              hash: tokens taken by limit, over all quotas
--- `returns:<limit>`    sorted set: `<lease>@<quota>` by the instant of the token's return
--- `closed`, `probing`  sorted sets: buckets by the instant at which they open; `resting`: quotas
--- `leases:<replica>`   hash: its leases that are not settled
--- `rankings`           set: `<revision>|<limits>`; `rank:<ranking>`: the quotas that can serve these limits, best first
+-- `quota <quota>`     record: number and instant of its last use, whether its last request had no answer, until when it rests, and
+--                     its `buckets` by limit: tokens taken, the doubt since which it is known; where it is so, the lease that
+--                     probes it and when that is over, until when it is closed
+-- `returns:<limit>`   sorted set: `<lease>@<quota>` by the instant of the token's return
+-- `closed`, `probing` sorted sets: `<limit> <quota>` by the instant at which the bucket opens; `resting`: quotas. The state's
+--                     `opens` is no later than the first of all
+-- `leases:<replica>`  hash: its leases that are not settled; the replica's record has their number
+-- `rank:<ranking>`    sorted set: the quotas that can serve limits, best first; the state's `rankings` are `<revision>|<limits>`
 local tokens = { touched = {}, foreign = {} }
 local UNLIMITED = 1000000
 local USES = 2 ^ 32
@@ -15,35 +15,45 @@ local REPLENISHED = 1000
 local REOPENED = 100
 local STRANGER, UNANSWERED = '~', '!'
 local FEW = 8 -- returns that are read at first; more are rarely needed
-local CLOSED, RESTING, PROBING, RANKINGS = base .. ':closed', base .. ':resting', base .. ':probing', base .. ':rankings'
-local buckets, quotas, totals = records('buckets'), records('uses'), records('taken')
-local leases_of, rankings, upcoming, shut = {}, nil, {}, nil
+local CLOSED, RESTING, PROBING = base .. ':closed', base .. ':resting', base .. ':probing'
+local leases_of, cache, altered, rankings, cooled, upcoming, shut = {}, {}, {}, nil, {}, {}, nil
 
 function tokens.leases(replica)
-  leases_of[replica] = leases_of[replica] or records('leases:' .. replica)
+  leases_of[replica] = leases_of[replica] or hash('leases:' .. replica)
   return leases_of[replica]
 end
 
-local function bucket_of(limit, quota)
-  local name = limit .. ' ' .. quota
-  local bucket = read(buckets, name)
-  if not bucket then
-    bucket = { taken = 0, known = 0, probing = false, probed = 0, closed = 0 }
-    buckets.values[name] = bucket
+function tokens.quota(name)
+  local quota = cache[name]
+  if not quota then
+    quota = read(records, 'quota ' .. name) or { uses = 0, used = 0, buckets = {} }
+    cache[name] = quota
   end
-  return bucket, name
+  return quota
 end
 
-function tokens.quota(name)
-  quotas.values[name] = read(quotas, name) or { uses = 0, used = 0, unanswered = false, resting = 0 }
-  return quotas.values[name]
+local function bucket_of(limit, quota)
+  local buckets = tokens.quota(quota).buckets
+  local bucket = buckets[limit]
+  if not bucket then
+    bucket = { taken = 0, known = 0 }
+    buckets[limit] = bucket
+  end
+  return bucket
 end
 
 function tokens.taken(limit, quota) return bucket_of(limit, quota).taken end
 
-function tokens.total(limit) return read(totals, limit) or 0 end
+function tokens.total(limit) return state.taken[limit] or 0 end
 
 function tokens.quota_in(member) return match(member, '@(.*)$') end
+
+-- Read what is stored of quotas.
+local function fetch_quotas(names)
+  local fields = {}
+  for index, quota in ipairs(names) do fields[index] = 'quota ' .. quota end
+  fetch(records, fields)
+end
 
 -- Availability
 
@@ -51,12 +61,12 @@ function tokens.quota_in(member) return match(member, '@(.*)$') end
 function tokens.available(view, limits, quota, at, returned)
   local least = UNLIMITED
   at = at or 0
-  if tokens.quota(quota).resting > at then return 0 end
+  if (tokens.quota(quota).resting or 0) > at then return 0 end
   for _, index in ipairs(limits) do
     local limit = view.limits[index + 1]
-    local bucket, name = bucket_of(limit.id, quota)
-    if bucket.probed > at or bucket.closed > at then return 0 end
-    least = min(least, limit.requests - bucket.taken + (returned and returned[name] or 0))
+    local bucket = bucket_of(limit.id, quota)
+    if (bucket.probed or 0) > at or (bucket.closed or 0) > at then return 0 end
+    least = min(least, limit.requests - bucket.taken + (returned and returned[limit.id .. ' ' .. quota] or 0))
   end
   return max(0, least)
 end
@@ -72,7 +82,7 @@ end
 function tokens.rankings()
   if not rankings then
     rankings = {}
-    for _, name in ipairs(call('SMEMBERS', RANKINGS)) do add_ranking(name) end
+    for name in pairs(state.rankings) do add_ranking(name) end
   end
   return rankings
 end
@@ -95,11 +105,12 @@ end
 -- The quota to serve a demand class (flows.lua) from.
 function tokens.best(class)
   if class.pinned then return tokens.available(class.view, class.limits, class.pinned) > 0 and class.pinned or nil end
-  local ranking = class.ranking or tokens.rankings()[class.view.name .. '|' .. class.joined]
+  local name = class.view.name .. '|' .. class.joined
+  local ranking = class.ranking or tokens.rankings()[name]
   if not ranking then
     local names = {}
-    ranking = add_ranking(class.view.name .. '|' .. class.joined)
-    create('SADD', RANKINGS, class.view.name .. '|' .. class.joined)
+    ranking = add_ranking(name)
+    state.rankings[name] = 1
     for _, quota in ipairs(call('SMEMBERS', key('quotas', class.view.name))) do names[quota] = true end
     expiring[ranking.key] = true
     rank(ranking, names)
@@ -114,18 +125,8 @@ function tokens.best(class)
 end
 
 local function changed(quota)
-  tokens.touched[quota] = true
+  tokens.touched[quota], altered[quota] = true, true
   for _, ranking in pairs(tokens.rankings()) do ranking.changed[quota] = true end
-end
-
-function tokens.forget_revision(name)
-  for ranked, ranking in pairs(tokens.rankings()) do
-    if ranking.view.name == name then
-      call('DEL', ranking.key)
-      call('SREM', RANKINGS, ranked)
-      rankings[ranked] = nil
-    end
-  end
 end
 
 -- What returns, and what is closed
@@ -143,50 +144,28 @@ end
 -- The limits of which tokens are taken, in order.
 function tokens.limits()
   local limits = {}
-  for limit, taken in pairs(read_all(totals)) do
-    if taken and taken > 0 then limits[#limits + 1] = limit end
-  end
+  for limit in pairs(state.taken) do limits[#limits + 1] = limit end
   table.sort(limits)
   return limits
 end
 
--- The first buckets that are closed, quotas that rest, and buckets that are probed, each with the instant at which it opens.
-function tokens.closed()
-  if not shut then
-    shut = {}
-    for index, of in ipairs({ CLOSED, RESTING, PROBING }) do shut[index] = call('ZRANGE', of, 0, REOPENED - 1, 'WITHSCORES') end
-  end
-  return unpack(shut)
-end
-
--- Of quotas that are closed under a limit, or rest: {until, tokens that are not taken, quota}.
-function tokens.shut_under(view, limit)
-  local found, rows, closed, resting = {}, {}, tokens.closed()
-  local function note(quota, till)
-    if quota and revisions.contains(view, quota) then found[quota] = max(found[quota] or 0, tonumber(till)) end
-  end
-  for index = 1, #closed, 2 do
-    local id, quota = match(closed[index], '^(%S+) (.*)$')
-    note(id == limit.id and quota, closed[index + 1])
-  end
-  for index = 1, #resting, 2 do note(resting[index], resting[index + 1]) end
-  for quota, till in pairs(found) do
-    rows[#rows + 1] = { till, max(0, limit.requests - bucket_of(limit.id, quota).taken), quota }
-  end
-  return rows
-end
-
 -- {tokens in all, available, the delay until the next} of a limit
 function tokens.budget(view, limit, now)
-  local size, taken, first = limit.requests * view.size, tokens.total(limit.id), tokens.upcoming(limit.id)[2]
-  local hand, delay = max(0, size - taken), taken ~= 0 and limit.window + state.service or 0
-  if first then delay = max(0, first - now) end
-  local rows, opens, lost = tokens.shut_under(view, limit), math.huge, 0
-  for _, row in ipairs(rows) do opens, lost = min(opens, max(0, row[1] - now)), lost + row[2] end
-  if #rows >= view.size and #rows > 0 then
-    delay = hand > 0 and opens or max(delay, opens)
-  elseif hand > 0 and hand <= lost then
-    delay = taken ~= 0 and min(delay, opens) or opens
+  local size, taken = limit.requests * view.size, tokens.total(limit.id)
+  local hand, delay = max(0, size - taken), 0
+  if taken ~= 0 then
+    local first = tokens.upcoming(limit.id)[2]
+    delay = first and max(0, first - now) or limit.window + state.service
+  end
+  local lost = 0
+  if state.opens < NEVER then
+    local rows, opens = tokens.rare().shut_under(view, limit), math.huge
+    for _, row in ipairs(rows) do opens, lost = min(opens, max(0, row[1] - now)), lost + row[2] end
+    if #rows >= view.size and #rows > 0 then
+      delay = hand > 0 and opens or max(delay, opens)
+    elseif hand > 0 and hand <= lost then
+      delay = taken ~= 0 and min(delay, opens) or opens
+    end
   end
   return { size, max(0, hand - lost), delay }
 end
@@ -194,246 +173,326 @@ end
 -- Taking and settling
 
 local function count(limit, quota, number)
-  local bucket, name = bucket_of(limit, quota)
-  bucket.taken = bucket.taken + number
-  write(buckets, name, bucket)
-  local total = tokens.total(limit) + number
-  write(totals, limit, total ~= 0 and total)
+  local bucket, total = bucket_of(limit, quota), tokens.total(limit) + number
+  bucket.taken, state.taken[limit] = bucket.taken + number, total ~= 0 and total or nil
+end
+
+-- Count a replica's leases.
+local function hold(replica, number)
+  local member = read(records, 'replica ' .. replica)
+  member.leases = member.leases + number
+  write(records, 'replica ' .. replica, member)
 end
 
 local function open(replica, lease, record)
   write(tokens.leases(replica), lease, record)
+  hold(replica, 1)
   for limit in pairs(record.windows) do count(limit, record.quota, 1) end
   changed(record.quota)
-end
-
-function tokens.rest(name, till)
-  local quota = tokens.quota(name)
-  if till > quota.resting then
-    quota.resting, shut = till, nil
-    write(quotas, name, quota)
-    create('ZADD', RESTING, till, name)
-    changed(name)
-  end
-end
-
-function tokens.take(lease, class, quota, now, replica, client)
-  local probes, used = {}, tokens.quota(quota)
-  for limit in pairs(class.windows) do
-    local bucket = bucket_of(limit, quota)
-    if bucket.known ~= state.doubts then
-      probes[#probes + 1], shut = limit, nil
-      bucket.probing, bucket.probed = lease, now + class.view.bound -- written as it is counted
-      create('ZADD', PROBING, bucket.probed, limit .. ' ' .. quota)
-    end
-  end
-  state.uses = (state.uses + 1) % USES
-  used.uses, used.used = state.uses, now
-  write(quotas, quota, used)
-  open(replica, lease, { granted = now, quota = quota, probes = probes, windows = class.windows, client = client })
-  for other, rest in pairs(revisions.rivals(class.view, quota)) do tokens.rest(other, now + rest) end
-  return #probes > 0
 end
 
 local function close_lease(replica, lease)
   local record = read(tokens.leases(replica), lease)
   if record then
     write(tokens.leases(replica), lease, false)
+    hold(replica, -1)
     changed(record.quota)
   end
   return record
 end
 
 local function cool(lease, record, counted, answered)
-  local quota, member = tokens.quota(record.quota), (answered and '' or UNANSWERED) .. lease .. '@' .. record.quota
-  quota.unanswered = not answered
-  write(quotas, record.quota, quota)
-  for limit, window in pairs(record.windows) do create('ZADD', key('returns', limit), counted + window, member) end
-end
-
--- A bucket is probed no longer; says its quota.
-local function end_probing(name, known)
-  local bucket = read(buckets, name)
-  bucket.probing, bucket.probed, shut = false, 0, nil
-  bucket.known = known and state.doubts or bucket.known
-  write(buckets, name, bucket)
-  call('ZREM', PROBING, name)
-  return match(name, ' (.*)$')
-end
-
-local function end_probe(lease, record, known)
-  for _, limit in ipairs(record.probes) do
-    local bucket, name = bucket_of(limit, record.quota)
-    if bucket.probing == lease then end_probing(name, known) end
+  local member = (answered and '' or UNANSWERED) .. lease .. '@' .. record.quota
+  tokens.quota(record.quota).unanswered = not answered or nil
+  for limit, window in pairs(record.windows) do
+    local entries = cooled[limit] or {}
+    cooled[limit], entries[#entries + 1], entries[#entries + 2] = entries, counted + window, member
   end
+end
+
+local function save_cooled()
+  for limit, entries in pairs(cooled) do chunked('ZADD', key('returns', limit), entries) end
+  cooled = {}
 end
 
 -- End a lease of which nothing was sent; returns its record, or `false` when it was settled before.
 function tokens.give_back(replica, lease)
   local record = close_lease(replica, lease)
   if record then
-    end_probe(lease, record, false)
+    if #record.probes > 0 then tokens.rare().end_probe(lease, record, false) end
     for limit in pairs(record.windows) do count(limit, record.quota, -1) end
   end
   return record
 end
 
-local function learn(now, quota, limit, remaining, reset)
-  local more = limit.requests - remaining - bucket_of(limit.id, quota).taken
-  for _ = 1, more do
-    state.strangers = state.strangers + 1
-    create('ZADD', key('returns', limit.id), now + reset, STRANGER .. text(state.strangers) .. '@' .. quota)
+-- What few exchanges need: closed and probed buckets, what others spent, replicas that are back or gone.
+tokens.rare = lazily(function()
+  -- The first buckets that are closed, quotas that rest, and buckets that are probed, each with the instant at which it opens.
+  local function list_shut()
+    if not shut then
+      shut = { {}, {}, {} }
+      if state.opens < NEVER then
+        state.opens = NEVER
+        for index, of in ipairs({ CLOSED, RESTING, PROBING }) do
+          shut[index] = call('ZRANGE', of, 0, REOPENED - 1, 'WITHSCORES')
+          state.opens = min(state.opens, tonumber(shut[index][2]) or NEVER)
+        end
+      end
+    end
+    return unpack(shut)
   end
-  if more > 0 then
-    count(limit.id, quota, more)
-    tokens.foreign[quota] = (tokens.foreign[quota] or 0) + more
+
+  local function shut_until(of, instant, name)
+    create('ZADD', of, instant, name)
+    state.opens, shut = min(state.opens, instant), nil
   end
+
+  -- Of quotas that are closed under a limit, or rest: {until, tokens that are not taken, quota}.
+  local function shut_under(view, limit)
+    if state.opens == NEVER then return {} end
+    local found, rows, closed, resting = {}, {}, list_shut()
+    local function note(quota, till)
+      if quota and revisions.contains(view, quota) then found[quota] = max(found[quota] or 0, tonumber(till)) end
+    end
+    for index = 1, #closed, 2 do
+      local id, quota = match(closed[index], '^(%S+) (.*)$')
+      note(id == limit.id and quota, closed[index + 1])
+    end
+    for index = 1, #resting, 2 do note(resting[index], resting[index + 1]) end
+    for quota, till in pairs(found) do
+      rows[#rows + 1] = { till, max(0, limit.requests - bucket_of(limit.id, quota).taken), quota }
+    end
+    return rows
+  end
+
+  local function rest(name, till)
+    local quota = tokens.quota(name)
+    if till > (quota.resting or 0) then
+      quota.resting = till
+      shut_until(RESTING, till, name)
+      changed(name)
+    end
+  end
+
+  -- A bucket is probed no longer.
+  local function end_probing(limit, quota, known)
+    local bucket = bucket_of(limit, quota)
+    bucket.probing, bucket.probed, shut = nil, nil, nil
+    bucket.known = known and state.doubts or bucket.known
+    call('ZREM', PROBING, limit .. ' ' .. quota)
+  end
+
+  local function end_probe(lease, record, known)
+    for _, limit in ipairs(record.probes) do
+      if bucket_of(limit, record.quota).probing == lease then end_probing(limit, record.quota, known) end
+    end
+  end
+
+  local function learn(now, quota, limit, remaining, reset)
+    local more = limit.requests - remaining - bucket_of(limit.id, quota).taken
+    for _ = 1, more do
+      state.strangers = state.strangers + 1
+      create('ZADD', key('returns', limit.id), now + reset, STRANGER .. text(state.strangers) .. '@' .. quota)
+    end
+    if more > 0 then
+      count(limit.id, quota, more)
+      tokens.foreign[quota] = (tokens.foreign[quota] or 0) + more
+    end
+  end
+
+  local function close(limit, quota, till)
+    local bucket = bucket_of(limit, quota)
+    if bucket.probing then end_probing(limit, quota, false) end -- the refusal is newer than what its answer will say
+    bucket.known, bucket.closed = 0, max(till, bucket.closed or 0)
+    shut_until(CLOSED, bucket.closed, limit .. ' ' .. quota)
+  end
+
+  local function reopen(of, entries, now, open_one)
+    for index = 1, #entries, 2 do
+      if tonumber(entries[index + 1]) <= now then
+        local limit, quota = match(entries[index], '^(%S*) ?(.*)$')
+        call('ZREM', of, entries[index])
+        shut = nil
+        open_one(limit, quota)
+        changed(quota ~= '' and quota or limit)
+      end
+    end
+  end
+
+  local function reopen_all(now)
+    local closed, resting, probing = list_shut()
+    reopen(CLOSED, closed, now, function(limit, quota) bucket_of(limit, quota).closed = nil end)
+    reopen(RESTING, resting, now, function(name) tokens.quota(name).resting = nil end)
+    reopen(PROBING, probing, now, function(limit, quota) end_probing(limit, quota, true) end)
+  end
+
+  local function lapse(replica, counted)
+    for lease in pairs(read_all(tokens.leases(replica))) do
+      local record = close_lease(replica, lease)
+      if record then
+        cool(lease, record, counted, true)
+        end_probe(lease, record, true)
+      end
+    end
+  end
+
+  -- By limit and member, when tokens of these leases return: few commands, for a replica may report thousands.
+  local function instants_of(held)
+    local members, instants = {}, {}
+    for _, row in ipairs(held) do
+      for limit in pairs(row[4]) do
+        local of_limit, member = members[limit] or {}, row[1] .. '@' .. row[2]
+        members[limit], of_limit[#of_limit + 1], of_limit[#of_limit + 2] = of_limit, UNANSWERED .. member, member
+      end
+    end
+    for limit, of_limit in pairs(members) do
+      instants[limit] = {}
+      for first = 1, #of_limit, CHUNK do
+        local found = call('ZMSCORE', key('returns', limit), unpack(of_limit, first, min(first + CHUNK - 1, #of_limit)))
+        for place, instant in ipairs(found) do instants[limit][of_limit[first + place - 1]] = tonumber(instant or nil) end
+      end
+    end
+    return instants
+  end
+
+  -- `held`: rows of {lease, quota, client, windows, age of the grant, age of the counting or nothing}
+  local function restore(now, replica, held)
+    local leases, named, instants = read_all(tokens.leases(replica)), {}, instants_of(held)
+    for _, row in ipairs(held) do
+      local lease, quota, client, windows, granted, counted = unpack(row)
+      named[lease] = true
+      if counted and leases[lease] then tokens.give_back(replica, lease) end
+      for limit, window in pairs((counted or not leases[lease]) and windows or {}) do
+        local member = lease .. '@' .. quota
+        member = instants[limit][UNANSWERED .. member] and UNANSWERED .. member or member
+        local before = instants[limit][member]
+        if counted then
+          local entries = cooled[limit] or {}
+          cooled[limit], entries[#entries + 1], entries[#entries + 2] = entries, max(now - counted + window, before or 0), member
+          count(limit, quota, before and 0 or 1)
+        elseif before then
+          call('ZREM', key('returns', limit), member)
+          count(limit, quota, -1)
+        end
+      end
+      if not counted and not leases[lease] then
+        open(replica, lease, { granted = now - granted, quota = quota, probes = {}, windows = windows, client = client })
+      end
+      changed(quota)
+    end
+    for lease in pairs(leases) do
+      if not named[lease] then tokens.give_back(replica, lease) end
+    end
+  end
+
+  local function forget_revision(name)
+    for ranked, ranking in pairs(tokens.rankings()) do
+      if ranking.view.name == name then
+        call('DEL', ranking.key)
+        state.rankings[ranked], rankings[ranked] = nil, nil
+      end
+    end
+  end
+
+  return {
+    list_shut = list_shut, shut_under = shut_under, shut_until = shut_until, rest = rest, end_probe = end_probe, learn = learn,
+    close = close, reopen_all = reopen_all, lapse = lapse, restore = restore, forget_revision = forget_revision,
+  }
+end)
+
+function tokens.take(lease, class, quota, now, replica, client)
+  local probes, used = {}, tokens.quota(quota)
+  for limit in pairs(class.windows) do
+    local bucket = bucket_of(limit, quota)
+    if bucket.known ~= state.doubts then
+      probes[#probes + 1] = limit
+      bucket.probing, bucket.probed = lease, now + class.view.bound
+      tokens.rare().shut_until(PROBING, bucket.probed, limit .. ' ' .. quota)
+    end
+  end
+  state.uses = (state.uses + 1) % USES
+  used.uses, used.used = state.uses, now
+  open(replica, lease, { granted = now, quota = quota, probes = probes, windows = class.windows, client = client })
+  for other, rest in pairs(revisions.rivals(class.view, quota)) do tokens.rare().rest(other, now + rest) end
+  return #probes > 0
 end
 
 -- `settlement`: {'u'nsent, lease}, {'s'pent or 'n'ever answered, lease, age, {{limit, remaining, reset}, ...}} or
 -- {'t'hrottled, lease, age, how long, limits}; returns the lease's record, or `false` when it was settled before
-function tokens.settle(now, replica, settlement, view)
+local function settle(now, replica, settlement, view)
   local what, lease, age, more, limits = unpack(settlement)
   if what == 'u' then return tokens.give_back(replica, lease) end
   local record = close_lease(replica, lease)
   if not record then return record end
   cool(lease, record, now - age, what ~= 'n')
-  end_probe(lease, record, true)
+  if #record.probes > 0 then tokens.rare().end_probe(lease, record, true) end
   local service = max(0, min(now - age - record.granted, 60 * SECOND))
   state.service = state.service + floor((service - state.service) / 8)
-  for _, index in ipairs(what == 't' and limits or {}) do
-    local bucket, name = bucket_of(view.ids[index + 1], record.quota)
-    write(buckets, name, bucket)
-    if bucket.probing then end_probing(name, false) end -- the refusal is newer than what its answer will say
-    bucket.known, bucket.closed, shut = 0, max(now + more, bucket.closed), nil
-    create('ZADD', CLOSED, bucket.closed, name)
-  end
-  for _, seen in ipairs(what ~= 't' and more or {}) do
-    learn(now, record.quota, view.limits[seen[1] + 1], seen[2], seen[3])
+  if what == 't' then
+    for _, index in ipairs(limits) do tokens.rare().close(view.ids[index + 1], record.quota, now + more) end
+  else
+    for _, seen in ipairs(more or {}) do tokens.rare().learn(now, record.quota, view.limits[seen[1] + 1], seen[2], seen[3]) end
   end
   return record
 end
 
+-- End leases; returns the clients of those that were not used.
+function tokens.settle(now, replica, settlements, view)
+  local leases, names, quotas, unsent = tokens.leases(replica), {}, {}, {}
+  for index, settlement in ipairs(settlements) do names[index] = settlement[2] end
+  fetch(leases, names)
+  for _, lease in ipairs(names) do quotas[#quotas + 1] = leases.values[lease] and leases.values[lease].quota or nil end
+  fetch_quotas(quotas)
+  for _, settlement in ipairs(settlements) do
+    local record = settle(now, replica, settlement, view)
+    if record and settlement[1] == 'u' then unsent[#unsent + 1] = record.client end
+  end
+  return unsent
+end
+
 -- What happens without a settlement
 
-local function reopen(of, entries, now, open_one)
-  for index = 1, #entries, 2 do
-    if tonumber(entries[index + 1]) <= now then
-      call('ZREM', of, entries[index])
-      changed(open_one(entries[index]))
-      shut = nil
-    end
+-- The members of a limit's returns that are due, one more than return at once at the most.
+local function due_of(limit, now)
+  local entries, due = tokens.upcoming(limit), {}
+  if #entries == 2 * FEW and tonumber(entries[2 * FEW]) <= now then
+    upcoming[limit] = nil
+    return call('ZRANGEBYSCORE', key('returns', limit), '-inf', now, 'LIMIT', 0, REPLENISHED + 1)
   end
+  for index = 1, #entries, 2 do due[#due + 1] = tonumber(entries[index + 1]) <= now and entries[index] or nil end
+  if #due > 0 then
+    upcoming[limit] = { unpack(entries, 2 * #due + 1) }
+    upcoming[limit].most = entries.most - #due
+  end
+  return due
 end
 
 -- Bring back what has cooled, and open what is closed no longer; says whether some is left to bring back.
 function tokens.replenish(now)
   local left = false
+  save_cooled()
   for _, limit in ipairs(tokens.limits()) do
-    local due = call('ZRANGEBYSCORE', key('returns', limit), '-inf', now, 'LIMIT', 0, REPLENISHED + 1)
+    local due, quotas = due_of(limit, now), {}
     left, due[REPLENISHED + 1] = left or #due > REPLENISHED, nil
     if #due > 0 then call('ZREMRANGEBYRANK', key('returns', limit), 0, #due - 1) end
-    for _, member in ipairs(due) do
-      local quota = tokens.quota_in(member)
-      if sub(member, 1, 1) == UNANSWERED and tokens.quota(quota).unanswered then bucket_of(limit, quota).known = 0 end
+    for index, member in ipairs(due) do quotas[index] = tokens.quota_in(member) end
+    fetch_quotas(quotas)
+    for index, quota in ipairs(quotas) do
+      if sub(due[index], 1, 1) == UNANSWERED and tokens.quota(quota).unanswered then bucket_of(limit, quota).known = 0 end
       count(limit, quota, -1)
       changed(quota)
     end
   end
-  upcoming = {}
-  local closed, resting, probing = tokens.closed()
-  reopen(CLOSED, closed, now, function(name)
-    local bucket = read(buckets, name)
-    bucket.closed = 0
-    write(buckets, name, bucket)
-    return match(name, ' (.*)$')
-  end)
-  reopen(RESTING, resting, now, function(name)
-    local quota = tokens.quota(name)
-    quota.resting = 0
-    write(quotas, name, quota)
-    return name
-  end)
-  reopen(PROBING, probing, now, function(name) return end_probing(name, true) end)
+  if state.opens <= now then tokens.rare().reopen_all(now) end
   return left
 end
 
-function tokens.lapse(replica, counted)
-  for lease in pairs(read_all(tokens.leases(replica))) do
-    local record = close_lease(replica, lease)
-    if record then
-      cool(lease, record, counted, true)
-      end_probe(lease, record, true)
-    end
-  end
-end
-
--- By limit and member, when tokens of these leases return: few commands, for a replica may report thousands.
-local function instants_of(held)
-  local members, instants = {}, {}
-  for _, row in ipairs(held) do
-    for limit in pairs(row[4]) do
-      local of_limit, member = members[limit] or {}, row[1] .. '@' .. row[2]
-      members[limit] = of_limit
-      of_limit[#of_limit + 1], of_limit[#of_limit + 2] = UNANSWERED .. member, member
-    end
-  end
-  for limit, of_limit in pairs(members) do
-    instants[limit] = {}
-    for first = 1, #of_limit, CHUNK do
-      local found = call('ZMSCORE', key('returns', limit), unpack(of_limit, first, min(first + CHUNK - 1, #of_limit)))
-      for place, instant in ipairs(found) do instants[limit][of_limit[first + place - 1]] = tonumber(instant or nil) end
-    end
-  end
-  return instants
-end
-
--- `held`: rows of {lease, quota, client, windows, age of the grant, age of the counting or nothing}
-function tokens.restore(now, replica, held)
-  local leases, named, instants, cooled = read_all(tokens.leases(replica)), {}, instants_of(held), {}
-  for _, row in ipairs(held) do
-    local lease, quota, client, windows, granted, counted = unpack(row)
-    named[lease] = true
-    if counted and leases[lease] then tokens.give_back(replica, lease) end
-    for limit, window in pairs((counted or not leases[lease]) and windows or {}) do
-      local member = lease .. '@' .. quota
-      member = instants[limit][UNANSWERED .. member] and UNANSWERED .. member or member
-      local before = instants[limit][member]
-      if counted then
-        local entries = cooled[limit] or {}
-        cooled[limit] = entries
-        entries[#entries + 1], entries[#entries + 2] = max(now - counted + window, before or 0), member
-        count(limit, quota, before and 0 or 1)
-      elseif before then
-        call('ZREM', key('returns', limit), member)
-        count(limit, quota, -1)
-      end
-    end
-    if not counted and not leases[lease] then
-      open(replica, lease, { granted = now - granted, quota = quota, probes = {}, windows = windows, client = client })
-    end
-    changed(quota)
-  end
-  for limit, entries in pairs(cooled) do
-    expiring[key('returns', limit)] = true
-    chunked('ZADD', key('returns', limit), entries)
-  end
-  for lease in pairs(leases) do
-    if not named[lease] then tokens.give_back(replica, lease) end
-  end
-end
-
-function tokens.holds(replica)
-  flush(tokens.leases(replica))
-  return call('EXISTS', tokens.leases(replica).key) == 1
-end
-
 function tokens.save()
-  for _, ranking in pairs(rankings or {}) do rank(ranking, ranking.changed, 'XX') end
+  for _, ranking in pairs(rankings or {}) do
+    if next(ranking.changed) then rank(ranking, ranking.changed, 'XX') end
+  end
+  for name in pairs(altered) do write(records, 'quota ' .. name, tokens.quota(name)) end
   for _, leases in pairs(leases_of) do flush(leases) end
-  flush(buckets)
-  flush(quotas)
-  flush(totals)
 end
 
 return tokens

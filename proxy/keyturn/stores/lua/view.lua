@@ -3,6 +3,7 @@
 -- ARGV[1]  {revision, pins: {{limit, quota}, ...}}; only tests give it a `now`
 -- Returns  a Snapshot (core/messages.py) as nested arrays; nothing if the revision is not known
 
+load_state({ 'revision ' .. request.revision })
 local view = revisions.view(request.revision)
 if not view then
   return {}
