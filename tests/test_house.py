@@ -92,7 +92,7 @@ def imports(modules: Iterable[Path] = MODULES) -> set[str]:
 
 
 @pytest.mark.parametrize("module", [path for path in MODULES if path.name != "__init__.py"], ids=relative)
-def test_every_module_has_a_expected_tests_its_own(module: Path) -> None:
+def test_every_module_has_a_test_file_of_its_own(module: Path) -> None:
     """A module's tests stand where its name says, or the module is exempt for a written reason."""
     expected = expected_tests(module)
     assert expected.exists() != (relative(module) in UNTESTED), expected

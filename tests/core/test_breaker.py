@@ -116,13 +116,13 @@ def test_every_course_of_few_failures() -> None:
             assert not breaker.closed or not several or length > 2, course
 
 
-def test_no_trial_before_the_upstreams_time() -> None:
+def test_no_probe_before_the_upstreams_time() -> None:
     """No probe is sent before the upstream's `Retry-After`, unless that is absurdly long."""
     assert opened(told(wait=77 * SECOND)).wait(NOW) == 77 * SECOND
     assert opened(told(wait=86_400 * SECOND)).wait(NOW) == MAX_OPEN
 
 
-def test_one_trial_at_a_time() -> None:
+def test_one_probe_at_a_time() -> None:
     """One probe is in flight at a time: success closes, failure doubles the wait, silence lets another one go."""
     breaker = opened()
     assert breaker.wait(NOW) == FIRST_INTERVAL
@@ -141,7 +141,7 @@ def test_one_trial_at_a_time() -> None:
     assert not breaker.succeeded()
 
 
-def test_a_trial_whose_caller_left_tells_nothing() -> None:
+def test_a_probe_whose_caller_left_is_replaced() -> None:
     """When a probe's caller disconnects, the next request takes its place."""
     breaker = opened()
     first = probe(breaker, NOW + FIRST_INTERVAL)
@@ -157,7 +157,7 @@ def test_a_trial_whose_caller_left_tells_nothing() -> None:
     ("over_within", "first", "slowest"),
     [(None, FIRST_INTERVAL, MAX_INTERVAL), (300 * SECOND, 15 * SECOND, 60 * SECOND)],
 )
-def test_trials_are_spread(over_within: Micros | None, first: Micros, slowest: Micros) -> None:
+def test_probes_are_spread(over_within: Micros | None, first: Micros, slowest: Micros) -> None:
     """Probes are twice as far apart each time, or spread over the usual time of an outage that was announced."""
     failure = told(over_within=over_within)
     breaker, now, apart = opened(failure), NOW, []
@@ -184,7 +184,7 @@ def test_what_fails_late_changes_nothing() -> None:
 TWO = (("a", "x"), ("b", "y"))
 
 
-def test_one_that_has_not_failed_is_tried_at_once() -> None:
+def test_one_that_has_not_failed_is_probed_at_once() -> None:
     """A source that has not failed yet is probed at once, and its failure does not prolong the outage."""
     breaker = opened(whose=TWO)
     assert breaker.wait(NOW, "a") == FIRST_INTERVAL
@@ -200,7 +200,7 @@ def test_one_that_has_not_failed_is_tried_at_once() -> None:
     assert breaker.succeeded()
 
 
-def test_early_trials_are_few() -> None:
+def test_early_probes_are_few() -> None:
     """Early probes in one outage are bounded, however many clients come."""
     breaker = opened(whose=TWO)
     early = 0
@@ -211,7 +211,7 @@ def test_early_trials_are_few() -> None:
     assert early == MAX_EARLY_PROBES
 
 
-def test_no_early_trial_when_nothing_is_reached() -> None:
+def test_no_early_probe_when_nothing_is_reached() -> None:
     """While no connection can be made there are no early probes."""
     breaker = opened(Failure("refused", "connection"))
     assert breaker.wait(NOW, "c") == FIRST_INTERVAL
@@ -220,7 +220,7 @@ def test_no_early_trial_when_nothing_is_reached() -> None:
     assert breaker.wait(now, "c") is None
 
 
-def test_trials_take_turns() -> None:
+def test_clients_take_turns_in_probing() -> None:
     """After a failed probe its client waits longer than the others for the next one."""
     breaker, now = opened(whose=TWO), NOW
     turns: list[str] = []
@@ -463,7 +463,7 @@ def test_a_healthy_client_has_no_part_in_an_outage_of_others() -> None:
     assert breakers.blocked(Source("c", X), NOW) is None
 
 
-def test_what_an_outage_left_is_tried_at_once_when_it_is_over() -> None:
+def test_narrower_breakers_are_probed_when_a_wider_one_closes() -> None:
     """When a wider breaker closes, each route and client within it is probed at once."""
     breakers = Breakers()
     for number in range(10 * STREAK_FAILURES):
@@ -492,7 +492,7 @@ def test_a_success_of_one_route_leaves_another_alone() -> None:
     assert breakers.idle
 
 
-def test_a_trial_ends_for_all_breakers() -> None:
+def test_a_probe_ends_for_all_breakers() -> None:
     """A probe ends in all breakers, also if its failure counts in one of them only."""
     breakers = Breakers()
     fail_often(breakers, "a", X)

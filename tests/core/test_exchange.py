@@ -15,13 +15,13 @@ def test_positions_between_samples_are_interpolated() -> None:
     assert [turns.at(position) for position in (1, 3, 5, 7, 9)] == [20, 35, 50, 70, 90]
 
 
-def test_beyond_the_last_sample_the_last_turn_is_told() -> None:
+def test_beyond_the_last_sample_the_last_estimate_counts() -> None:
     """A position beyond the last sample gets the latest known estimate."""
     assert EstimatedWaits((10,), ((5, 50),)).at(500) == 50
     assert EstimatedWaits((10,)).at(3) == 10
 
 
-def test_without_any_token_no_turn_is_told() -> None:
+def test_without_any_token_there_is_no_estimate() -> None:
     """When no token is expected, the estimate is `None`."""
     assert EstimatedWaits().at(0) is None
 
@@ -30,7 +30,7 @@ def test_without_any_token_no_turn_is_told() -> None:
     st.lists(st.integers(0, 10**9), max_size=5).map(sorted),
     st.lists(st.tuples(st.integers(5, 500), st.integers(10**9, 10**10)), max_size=6, unique_by=lambda item: item[0]),
 )
-def test_turns_never_decrease_with_the_position(soon: list[int], later: list[tuple[int, int]]) -> None:
+def test_estimates_never_decrease_with_the_position(soon: list[int], later: list[tuple[int, int]]) -> None:
     """Estimates never decrease with the position."""
     positions, delays = [position for position, _ in sorted(later)], sorted(delay for _, delay in later)
     turns = EstimatedWaits(tuple(soon), tuple(zip(positions, delays, strict=True)))

@@ -29,7 +29,7 @@ def keys(*secrets: str) -> Pool:
     return Pool("default", tuple(Key(f"k{n}", Secret(text), f"k{n}") for n, text in enumerate(secrets)), (limit(60),))
 
 
-def test_a_suspected_key_is_not_used_until_it_was_asked_after() -> None:
+def test_a_suspected_key_is_not_used_until_it_was_checked() -> None:
     """A suspected key is not used until it was checked, and no request is refused meanwhile."""
     health = KeyHealth(pool(1), NOW)
     assert health.begin_check("k0", NOW)
@@ -48,7 +48,7 @@ def test_a_key_that_was_just_found_alive_is_trusted() -> None:
     assert health.begin_check("k0", NOW + CHECK_TRUST)
 
 
-def test_a_dead_key_is_asked_after_ever_less_often() -> None:
+def test_a_dead_key_is_checked_ever_less_often() -> None:
     """Checks of a dead key are twice as far apart each time, up to a bound, with jitter (rule 3)."""
     health = KeyHealth(pool(1), NOW)
     assert health.rejected("k0", NOW, "401", 0.0)
@@ -120,7 +120,7 @@ def test_a_paused_key_is_an_operators() -> None:
     assert not health.resume("k9", NOW)
 
 
-def test_a_dead_key_that_was_paused_is_asked_after_when_it_is_resumed() -> None:
+def test_a_dead_key_that_was_paused_is_checked_when_it_is_resumed() -> None:
     """A dead key that was paused is checked when it is resumed, before it is used."""
     health = KeyHealth(pool(1), NOW)
     due: list[str] = []
@@ -135,7 +135,7 @@ def test_a_dead_key_that_was_paused_is_asked_after_when_it_is_resumed() -> None:
     assert health.next_check("k0") == NOW + 1
 
 
-def test_a_changed_secret_is_asked_after_at_once() -> None:
+def test_a_changed_secret_is_checked_at_once() -> None:
     """A dead key is checked at once when its secret changes; a live one is used with the new secret (rule 3)."""
     health = KeyHealth(keys("a", "b", "c"), NOW)
     health.rejected("k0", NOW, "401", 0.0)

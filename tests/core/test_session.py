@@ -175,7 +175,7 @@ class Step:
 
 
 @dataclass
-class Room:
+class SimulatedReplica:
     """The truth of a replica, which the store is to believe: waiting requests and outstanding leases."""
 
     session: Session = field(default_factory=lambda: Session("r", REVISION))
@@ -328,342 +328,342 @@ def test_the_store_believes_what_is_true_whatever_is_lost(steps: list[Step], par
 
     It is acknowledged within a few requests once none is lost, with full demands or changes only.
     """
-    room = Room(partial=partial)
+    replica = SimulatedReplica(partial=partial)
     for step in steps:
-        room.play(step)
+        replica.play(step)
     for _ in range(5):
-        if room.exchange():
+        if replica.exchange():
             break
     else:
         raise AssertionError("not heard")
-    room.check()
+    replica.check()
 
 
-def heard(room: Room, deal: int = 0) -> ExchangeResponse:
+def heard(replica: SimulatedReplica, deal: int = 0) -> ExchangeResponse:
     """Make requests until one is answered."""
     for _ in range(5):
-        if response := room.exchange(deal):
+        if response := replica.exchange(deal):
             return response
     raise AssertionError("not heard")
 
 
-def opened(**waiting: int) -> Room:
-    """Return a room whose store knows all its demands."""
-    room = Room(waiting={Flow(client, DemandClass((0,))): number for client, number in waiting.items()})
-    room.weights |= dict.fromkeys(waiting, 1)
-    heard(room)
-    return room
+def opened(**waiting: int) -> SimulatedReplica:
+    """Return a replica whose store knows all its demands."""
+    replica = SimulatedReplica(waiting={Flow(client, DemandClass((0,))): number for client, number in waiting.items()})
+    replica.weights |= dict.fromkeys(waiting, 1)
+    heard(replica)
+    return replica
 
 
-def say(room: Room, *demands: FlowDemand) -> ExchangeRequest:
+def say(replica: SimulatedReplica, *demands: FlowDemand) -> ExchangeRequest:
     """Make the next request without an answer."""
-    room.session.tell(demands, partial=False)
-    return room.session.request(room.now, ())
+    replica.session.tell(demands, partial=False)
+    return replica.session.request(replica.now, ())
 
 
-def answer(room: Room, request: ExchangeRequest, **more: object) -> ExchangeResponse | None:
+def answer(replica: SimulatedReplica, request: ExchangeRequest, **more: object) -> ExchangeResponse | None:
     """Have a request answered at once, with these fields changed."""
-    response = room.store.exchange(room.now, request, 0)
-    return room.session.hear(room.now, room.now, request, replace(response, **more))  # type: ignore[arg-type]
+    response = replica.store.exchange(replica.now, request, 0)
+    return replica.session.hear(replica.now, replica.now, request, replace(response, **more))  # type: ignore[arg-type]
 
 
 def test_only_changes_are_sent() -> None:
     """Only changed counts and weights are sent, and 0 for a flow that is gone."""
-    room = opened(a=3, b=1)
+    replica = opened(a=3, b=1)
     b = Flow("b", DemandClass((0,)))
-    assert say(room, FlowDemand(A, 1, 3), FlowDemand(b, 1, 1)).demands == ()
-    room = opened(a=3, b=1)
-    request = say(room, FlowDemand(A, 1, 4))
+    assert say(replica, FlowDemand(A, 1, 3), FlowDemand(b, 1, 1)).demands == ()
+    replica = opened(a=3, b=1)
+    request = say(replica, FlowDemand(A, 1, 4))
     assert request.demands == (
         FlowDemand(Flow("a", DemandClass((0,))), 1, 4),
         FlowDemand(Flow("b", DemandClass((0,))), 1, 0),
     )
     assert not request.full
-    room = opened(a=3)
-    assert say(room, FlowDemand(A, 2, 3)).demands == (FlowDemand(Flow("a", DemandClass((0,))), 2, 3),)
+    replica = opened(a=3)
+    assert say(replica, FlowDemand(A, 2, 3)).demands == (FlowDemand(Flow("a", DemandClass((0,))), 2, 3),)
     assert say(opened(a=3), FlowDemand(A, 1, 0)).demands == (FlowDemand(Flow("a", DemandClass((0,))), 1, 0),)
-    assert say(Room(), FlowDemand(A, 1, 0)).demands == (), "a full request says what waits"
+    assert say(SimulatedReplica(), FlowDemand(A, 1, 0)).demands == (), "a full request says what waits"
 
 
 def test_what_was_granted_is_believed_to_wait_no_longer() -> None:
     """Granted requests wait no longer in the store's view, so newcomers beyond these are changes."""
-    room = opened(a=3)
-    heard(room, deal=2)
-    assert say(room, FlowDemand(A, 1, 1)).demands == ()
-    heard(room)
-    assert say(room, FlowDemand(A, 1, 2)).demands == (FlowDemand(Flow("a", DemandClass((0,))), 1, 2),)
+    replica = opened(a=3)
+    heard(replica, deal=2)
+    assert say(replica, FlowDemand(A, 1, 1)).demands == ()
+    heard(replica)
+    assert say(replica, FlowDemand(A, 1, 2)).demands == (FlowDemand(Flow("a", DemandClass((0,))), 1, 2),)
 
 
 @pytest.mark.parametrize("fate", ["request lost", "response lost"])
 def test_a_request_is_full_after_a_response_that_was_not_heard(fate: str) -> None:
     """After a lost response all demands are sent until one is acknowledged."""
-    room = opened(a=3)
-    room.exchange(1, fate)
-    room.store.revisions.clear()
-    assert room.exchange() is None
-    request = say(room, *room.demands())
+    replica = opened(a=3)
+    replica.exchange(1, fate)
+    replica.store.revisions.clear()
+    assert replica.exchange() is None
+    request = say(replica, *replica.demands())
     assert (request.full, request.spelled) == (True, REVISION)
     assert request.demands == (FlowDemand(Flow("a", DemandClass((0,))), 1, 3),)
-    assert answer(room, request)
-    assert not say(room, *room.demands()).full
+    assert answer(replica, request)
+    assert not say(replica, *replica.demands()).full
 
 
 def test_a_request_is_full_when_the_store_asks_for_demands() -> None:
     """All demands are sent when the store asks, since a reservation was not collected."""
-    room = opened(a=3)
-    room.store.lapse()
-    assert room.exchange() is None
-    assert say(room, *room.demands()).full
+    replica = opened(a=3)
+    replica.store.lapse()
+    assert replica.exchange() is None
+    assert say(replica, *replica.demands()).full
 
 
 def test_a_request_is_full_in_a_new_epoch() -> None:
     """All demands are sent in a new epoch, however the store announces it."""
-    room = opened(a=3)
-    request = say(room, *room.demands())
-    assert answer(room, request, asks=("held",), epoch="new") is None
-    assert say(room, *room.demands()).full
-    room = opened(a=3)
-    assert answer(room, say(room, *room.demands()), epoch="new")
-    assert say(room, *room.demands()).full
+    replica = opened(a=3)
+    request = say(replica, *replica.demands())
+    assert answer(replica, request, asks=("held",), epoch="new") is None
+    assert say(replica, *replica.demands()).full
+    replica = opened(a=3)
+    assert answer(replica, say(replica, *replica.demands()), epoch="new")
+    assert say(replica, *replica.demands()).full
 
 
 def test_an_ask_alone_makes_no_request_full() -> None:
     """An answer that only asks for something does not make the next request full."""
-    room = opened(a=3)
-    room.store.revisions.clear()
-    assert room.exchange() is None
-    request = say(room, *room.demands())
+    replica = opened(a=3)
+    replica.store.revisions.clear()
+    assert replica.exchange() is None
+    request = say(replica, *replica.demands())
     assert (request.full, request.demands, request.spelled) == (False, (), REVISION)
 
 
 def test_what_was_asked_for_is_sent_until_a_response_is_heard() -> None:
     """A requested report is sent until it is acknowledged, then no more."""
-    room = opened(a=1)
-    heard(room, deal=1)
-    room.store.begin()
-    assert room.exchange() is None
-    assert room.exchange(fate="request lost") is None
-    request = say(room)
+    replica = opened(a=1)
+    heard(replica, deal=1)
+    replica.store.begin()
+    assert replica.exchange() is None
+    assert replica.exchange(fate="request lost") is None
+    request = say(replica)
     assert request.spelled == REVISION
     assert [lease.lease for lease in request.held or ()] == ["lease-1"]
-    assert answer(room, request)
-    request = say(room)
+    assert answer(replica, request)
+    request = say(replica)
     assert (request.spelled, request.held) == (None, None)
 
 
 def test_a_suspected_store_is_told_all_that_is_held_and_waits() -> None:
     """A suspected store gets a report and all demands, also if suspicion arises during a request."""
-    room = opened(a=2)
-    heard(room, deal=1)
-    request = say(room, *room.demands())
-    room.session.forget()
-    assert answer(room, request)
-    request = say(room, *room.demands())
+    replica = opened(a=2)
+    heard(replica, deal=1)
+    request = say(replica, *replica.demands())
+    replica.session.forget()
+    assert answer(replica, request)
+    request = say(replica, *replica.demands())
     assert [lease.lease for lease in request.held or ()] == ["lease-1"]
     assert request.full
-    assert answer(room, request)
-    request = say(room, *room.demands())
+    assert answer(replica, request)
+    request = say(replica, *replica.demands())
     assert (request.held, request.full) == (None, False)
 
 
 def test_a_response_to_an_overtaken_request_is_not_believed() -> None:
     """A response to an overtaken request is ignored, since the store takes its grants back."""
-    room = opened(a=1)
-    first = say(room, *room.demands())
-    late = room.store.exchange(room.now, first, 1)
-    second = say(room, *room.demands())
+    replica = opened(a=1)
+    first = say(replica, *replica.demands())
+    late = replica.store.exchange(replica.now, first, 1)
+    second = say(replica, *replica.demands())
     assert late.grants
-    assert room.session.hear(room.now, room.now, first, late) is None
+    assert replica.session.hear(replica.now, replica.now, first, late) is None
     assert second.heard == first.heard
-    assert len(room.session.held) == 0
+    assert len(replica.session.held) == 0
 
 
 def test_a_response_by_a_clock_that_was_set_forward_is_not_believed() -> None:
     """After a step of the clock grants are ignored, and the store is told until a new epoch (law 8)."""
-    room = opened(a=1)
-    epoch = room.session.epoch
-    room.store.ahead += 30 * SECOND
-    assert room.exchange(deal=1) is None
-    assert len(room.session.held) == 0
-    request = say(room, *room.demands())
+    replica = opened(a=1)
+    epoch = replica.session.epoch
+    replica.store.ahead += 30 * SECOND
+    assert replica.exchange(deal=1) is None
+    assert len(replica.session.held) == 0
+    request = say(replica, *replica.demands())
     assert request.stepped == pytest.approx(30 * SECOND, abs=2 * TRIP)
     assert request.full
-    assert say(room).stepped == request.stepped, "nobody has heard of it yet"
-    assert heard(room).epoch != epoch
-    assert say(room).stepped == 0
+    assert say(replica).stepped == request.stepped, "nobody has heard of it yet"
+    assert heard(replica).epoch != epoch
+    assert say(replica).stepped == 0
 
 
 def test_a_slow_response_makes_the_next_one_no_step() -> None:
     """A slow response makes the next one no step: the store may have read its clock early."""
-    room = opened()
-    sent = room.now
-    request = say(room)
-    response = room.store.exchange(sent, request, 0)
-    assert room.session.hear(sent, sent + SECOND // 2, request, response)
-    room.now = sent + SECOND // 2
-    assert answer(room, say(room))
+    replica = opened()
+    sent = replica.now
+    request = say(replica)
+    response = replica.store.exchange(sent, request, 0)
+    assert replica.session.hear(sent, sent + SECOND // 2, request, response)
+    replica.now = sent + SECOND // 2
+    assert answer(replica, say(replica))
 
 
 def test_drift_is_measured_over_about_the_longest_window() -> None:
     """A drift of 1 % is measured over half a minute, of which 0.05 % is tolerated."""
-    room = opened()
+    replica = opened()
     for _ in range(12):
-        room.now += 5 * SECOND
-        room.store.ahead += 50 * MILLISECOND
-        heard(room)
-    assert say(room).ahead > 300 * MILLISECOND - 30 * SECOND // 2000 - 4 * TRIP
+        replica.now += 5 * SECOND
+        replica.store.ahead += 50 * MILLISECOND
+        heard(replica)
+    assert say(replica).ahead > 300 * MILLISECOND - 30 * SECOND // 2000 - 4 * TRIP
 
 
 def test_drift_is_said_once() -> None:
     """A correction whose response was lost is not made twice."""
-    room = opened()
-    room.now += 10 * SECOND
-    room.store.ahead += 50 * MILLISECOND
-    heard(room)
-    assert 30 * MILLISECOND < say(room).ahead <= 50 * MILLISECOND
-    assert say(room).ahead == 0
-    heard(room)
-    assert say(room).ahead > 30 * MILLISECOND, "it was not corrected"
+    replica = opened()
+    replica.now += 10 * SECOND
+    replica.store.ahead += 50 * MILLISECOND
+    heard(replica)
+    assert 30 * MILLISECOND < say(replica).ahead <= 50 * MILLISECOND
+    assert say(replica).ahead == 0
+    heard(replica)
+    assert say(replica).ahead > 30 * MILLISECOND, "it was not corrected"
 
 
 def test_a_new_epoch_is_another_clock() -> None:
     """Instants of different epochs are never compared."""
-    room = opened()
-    room.store.begin()
-    room.store.ahead += 3600 * SECOND
-    assert heard(room).epoch == "2"
-    assert say(room).ahead == 0
-    assert room.session.store_time(room.now) == pytest.approx(room.now + 3600 * SECOND, abs=2 * TRIP)
+    replica = opened()
+    replica.store.begin()
+    replica.store.ahead += 3600 * SECOND
+    assert heard(replica).epoch == "2"
+    assert say(replica).ahead == 0
+    assert replica.session.store_time(replica.now) == pytest.approx(replica.now + 3600 * SECOND, abs=2 * TRIP)
 
 
 def test_leases_count_under_the_limits_by_which_they_were_asked_for() -> None:
     """Grants keep their revision's limits when the configuration changes during the request."""
-    room = opened(a=1)
-    assert room.exchange(deal=1, adopt=True)
-    (lease,) = room.session.held.report(room.now)
+    replica = opened(a=1)
+    assert replica.exchange(deal=1, adopt=True)
+    (lease,) = replica.session.held.report(replica.now)
     assert lease.windows == (("minute", 60 * SECOND),)
     assert lease.granted == 2 * TRIP, "the store granted it after the request was sent"
-    request = say(room, *room.demands())
+    request = say(replica, *replica.demands())
     assert (request.full, request.revision) == (True, "two")
     assert [demand.flow.demand_class.limits for demand in request.demands] == [(1,)]
 
 
 def test_what_the_store_told() -> None:
     """Each request says which response the replica knows."""
-    room = opened()
-    assert answer(room, say(room), version=99, replicas=5, dealt=7)
-    request = say(room)
+    replica = opened()
+    assert answer(replica, say(replica), version=99, replicas=5, dealt=7)
+    request = say(replica)
     assert (request.version, request.replicas, request.heard) == (99, 5, request.serial - 1)
-    assert (room.session.replicas, room.session.seen.most, room.session.dealt) == (5, 5, 7)
+    assert (replica.session.replicas, replica.session.seen.most, replica.session.dealt) == (5, 5, 7)
 
 
 # Snapshots
 
 
-def told(room: Room, *available: int) -> None:
+def told(replica: SimulatedReplica, *available: int) -> None:
     """Return a response with so many available tokens."""
     tokens = tuple([LimitTokens(60, number, 0) for number in available])
-    assert answer(room, say(room, *room.demands()), available=tokens)
+    assert answer(replica, say(replica, *replica.demands()), available=tokens)
 
 
-def wants(room: Room, *demands: FlowDemand) -> bool:
+def wants(replica: SimulatedReplica, *demands: FlowDemand) -> bool:
     """Return whether a snapshot is fetched together with a request of these demands."""
-    say(room, *demands)
-    return room.session.wants_snapshot()
+    say(replica, *demands)
+    return replica.session.wants_snapshot()
 
 
 def test_a_snapshot_is_fetched_with_newcomers_who_probably_have_to_wait() -> None:
     """Newcomers beyond the available tokens of a limit fetch a snapshot; others do not."""
-    room = opened(a=3)
-    told(room, 5, 2)
-    assert not wants(room, FlowDemand(A, 1, 3))
-    assert not wants(room, FlowDemand(A, 1, 5))
-    assert wants(room, FlowDemand(A, 1, 6))
-    assert wants(room, FlowDemand(A, 1, 3), FlowDemand(B, 1, 3)), "those who wait count, too"
-    assert not wants(room, FlowDemand(A, 1, 3), FlowDemand(B, 1, 2))
-    assert wants(room, FlowDemand(PINNED, 1, 3))
-    assert not wants(room, FlowDemand(A, 9, 3)), "nobody has come"
-    assert not wants(room, FlowDemand(A, 1, 3), FlowDemand(Flow("b", DemandClass(())), 1, 9)), "under no limit"
-    assert not wants(room)
+    replica = opened(a=3)
+    told(replica, 5, 2)
+    assert not wants(replica, FlowDemand(A, 1, 3))
+    assert not wants(replica, FlowDemand(A, 1, 5))
+    assert wants(replica, FlowDemand(A, 1, 6))
+    assert wants(replica, FlowDemand(A, 1, 3), FlowDemand(B, 1, 3)), "those who wait count, too"
+    assert not wants(replica, FlowDemand(A, 1, 3), FlowDemand(B, 1, 2))
+    assert wants(replica, FlowDemand(PINNED, 1, 3))
+    assert not wants(replica, FlowDemand(A, 9, 3)), "nobody has come"
+    assert not wants(replica, FlowDemand(A, 1, 3), FlowDemand(Flow("b", DemandClass(())), 1, 9)), "under no limit"
+    assert not wants(replica)
 
 
 def test_newcomers_under_no_scarce_limit_want_no_snapshot() -> None:
     """Waiting requests under other limits are no reason for a snapshot."""
-    room = opened(a=3)
-    told(room, 0, 9)
-    assert not wants(room, FlowDemand(A, 1, 3), FlowDemand(PINNED, 1, 1))
+    replica = opened(a=3)
+    told(replica, 0, 9)
+    assert not wants(replica, FlowDemand(A, 1, 3), FlowDemand(PINNED, 1, 1))
 
 
 def test_newcomers_want_a_snapshot_when_nothing_is_known() -> None:
     """Newcomers fetch a snapshot before the first response, and under another revision."""
-    assert wants(Room(), FlowDemand(A, 1, 1))
-    room = opened()
-    told(room, 5, 5)
-    room.adopt()
-    assert wants(room, FlowDemand(A, 1, 1))
-    room = opened(a=1)
-    told(room, 5, 5)
-    room.adopt()
-    assert wants(room, FlowDemand(A, 1, 1)), "not the flow that had the same indices before"
+    assert wants(SimulatedReplica(), FlowDemand(A, 1, 1))
+    replica = opened()
+    told(replica, 5, 5)
+    replica.adopt()
+    assert wants(replica, FlowDemand(A, 1, 1))
+    replica = opened(a=1)
+    told(replica, 5, 5)
+    replica.adopt()
+    assert wants(replica, FlowDemand(A, 1, 1)), "not the flow that had the same indices before"
 
 
 def test_a_snapshot_is_due_by_what_was_dealt_since() -> None:
     """A snapshot is due after leases were dealt, within its interval, while something waits."""
-    room = opened(a=3)
-    assert room.session.snapshot_due(room.now), "there is none"
-    room.session.took(room.now, Snapshot(room.session.dealt, ()))
-    assert not room.session.snapshot_due(room.now + SNAPSHOT_LIFETIME - 1)
-    assert room.session.snapshot_due(room.now + SNAPSHOT_LIFETIME)
-    room.session.took(room.now, Snapshot(room.session.dealt - 1, ()))
-    assert not room.session.snapshot_due(room.now + SNAPSHOT_INTERVAL - 1)
-    assert room.session.snapshot_due(room.now + SNAPSHOT_INTERVAL)
-    assert room.session.snapshot_age(room.now + 7) == 7
-    heard(room, deal=3)
-    assert not room.session.snapshot_due(room.now + SNAPSHOT_LIFETIME)
+    replica = opened(a=3)
+    assert replica.session.snapshot_due(replica.now), "there is none"
+    replica.session.took(replica.now, Snapshot(replica.session.dealt, ()))
+    assert not replica.session.snapshot_due(replica.now + SNAPSHOT_LIFETIME - 1)
+    assert replica.session.snapshot_due(replica.now + SNAPSHOT_LIFETIME)
+    replica.session.took(replica.now, Snapshot(replica.session.dealt - 1, ()))
+    assert not replica.session.snapshot_due(replica.now + SNAPSHOT_INTERVAL - 1)
+    assert replica.session.snapshot_due(replica.now + SNAPSHOT_INTERVAL)
+    assert replica.session.snapshot_age(replica.now + 7) == 7
+    heard(replica, deal=3)
+    assert not replica.session.snapshot_due(replica.now + SNAPSHOT_LIFETIME)
 
 
 def test_a_snapshot_is_due_for_newcomers_whom_it_does_not_show() -> None:
     """A snapshot is due for newcomers that were expected to be served and were not."""
-    room = opened(a=3)
-    room.session.took(room.now, Snapshot(room.session.dealt, ()))
-    room.waiting[A] = 2
-    heard(room)
-    assert not room.session.snapshot_due(room.now)
-    room.waiting[A] = 3
-    heard(room)
-    assert room.session.snapshot_due(room.now)
-    heard(room)
-    assert room.session.snapshot_due(room.now), "there still is none"
-    room.session.took(room.now, Snapshot(room.session.dealt, ()))
-    assert not room.session.snapshot_due(room.now)
+    replica = opened(a=3)
+    replica.session.took(replica.now, Snapshot(replica.session.dealt, ()))
+    replica.waiting[A] = 2
+    heard(replica)
+    assert not replica.session.snapshot_due(replica.now)
+    replica.waiting[A] = 3
+    heard(replica)
+    assert replica.session.snapshot_due(replica.now)
+    heard(replica)
+    assert replica.session.snapshot_due(replica.now), "there still is none"
+    replica.session.took(replica.now, Snapshot(replica.session.dealt, ()))
+    assert not replica.session.snapshot_due(replica.now)
 
 
 def test_newcomers_who_were_served_make_no_snapshot_due() -> None:
     """Served newcomers make no snapshot due."""
-    room = opened(a=3)
-    room.session.took(room.now, Snapshot(0, ()))
-    request = say(room, FlowDemand(A, 1, 3), FlowDemand(B, 1, 1))
-    assert answer(room, request, grants=(LeaseGrant("l", Flow("b", DemandClass((0, 1))), "k0", probe=False),))
-    assert not room.session.snapshot_due(room.now)
+    replica = opened(a=3)
+    replica.session.took(replica.now, Snapshot(0, ()))
+    request = say(replica, FlowDemand(A, 1, 3), FlowDemand(B, 1, 1))
+    assert answer(replica, request, grants=(LeaseGrant("l", Flow("b", DemandClass((0, 1))), "k0", probe=False),))
+    assert not replica.session.snapshot_due(replica.now)
 
 
 @pytest.mark.parametrize("event", ["lost state", "adopted"])
 def test_a_snapshot_of_another_epoch_or_revision_is_dropped(event: str) -> None:
     """A snapshot of another epoch or revision is dropped."""
-    room = opened(a=3)
-    room.session.took(room.now, Snapshot(room.session.dealt, ()))
-    heard(room)
-    assert room.session.snapshot is not None
-    room.befall(event)
-    heard(room)
-    assert room.session.snapshot is None
+    replica = opened(a=3)
+    replica.session.took(replica.now, Snapshot(replica.session.dealt, ()))
+    heard(replica)
+    assert replica.session.snapshot is not None
+    replica.befall(event)
+    heard(replica)
+    assert replica.session.snapshot is None
 
 
 def test_quotas_that_flows_insist_on() -> None:
     """A snapshot asks for the returns of pinned quotas by limit."""
-    room = Room()
-    say(room, FlowDemand(PINNED, 1, 1), FlowDemand(A, 1, 1), FlowDemand(Flow("c", DemandClass((0, 1), "k0")), 1, 1))
-    assert sorted(room.session.pins()) == [(0, "k0"), (1, "k0")]
+    replica = SimulatedReplica()
+    say(replica, FlowDemand(PINNED, 1, 1), FlowDemand(A, 1, 1), FlowDemand(Flow("c", DemandClass((0, 1), "k0")), 1, 1))
+    assert sorted(replica.session.pins()) == [(0, "k0"), (1, "k0")]
 
 
 # Held leases, and the replicas that share the pool
@@ -695,14 +695,14 @@ def test_a_lease_is_settled_once() -> None:
 
 def test_what_has_returned_is_forgotten_with_each_response() -> None:
     """Returned leases are forgotten with each response."""
-    room = opened(a=1)
-    heard(room, deal=1)
-    room.use(1)
-    heard(room)
-    assert len(room.session.held) == 1
-    room.now += 60 * SECOND
-    heard(room)
-    assert len(room.session.held) == 0
+    replica = opened(a=1)
+    heard(replica, deal=1)
+    replica.use(1)
+    heard(replica)
+    assert len(replica.session.held) == 1
+    replica.now += 60 * SECOND
+    heard(replica)
+    assert len(replica.session.held) == 0
 
 
 def test_what_was_never_sent_or_counts_nowhere_is_not_held() -> None:

@@ -93,7 +93,7 @@ def test_a_replica_with_leases_keeps_its_heartbeat() -> None:
     assert World.of(pool()).ask(1).again == HEARTBEAT
 
 
-def test_a_replica_that_waits_calls_when_its_turn_comes() -> None:
+def test_a_waiting_replica_calls_when_its_token_returns() -> None:
     """A waiting replica is told to call when its token returns."""
     world = World.of(pool(1, limit(1, SECOND), guard=0))
     world.call("r", *world.spend(*world.ask(1).grants))
@@ -103,7 +103,7 @@ def test_a_replica_that_waits_calls_when_its_turn_comes() -> None:
     assert world.call().grants
 
 
-def test_another_replica_is_woken_when_its_turn_comes_earlier_than_it_was_told() -> None:
+def test_another_replica_is_woken_when_its_token_comes_early() -> None:
     """Another replica is woken once if its token returns earlier than it was told."""
     world = World.of(pool(1, limit(1, SECOND), guard=0))
     (grant,) = world.ask(1).grants
@@ -312,7 +312,7 @@ def test_a_state_that_is_new_to_all_deals_as_soon_as_its_probe_is_settled() -> N
     assert answer.wake == (("second", 0),)
 
 
-def test_a_probe_is_for_the_replica_whose_turn_it_is() -> None:
+def test_a_probe_is_for_the_replica_that_is_next() -> None:
     """A probe goes to the first request of the fair queue, wherever it waits (law 4)."""
     world = new_world()
     (probe,) = world.ask(1, flow("c"), "near").grants

@@ -69,7 +69,7 @@ def test_one_quota_alone_closes_nothing() -> None:
     assert throttles.snapshot() is None
 
 
-def test_one_trial_at_a_time_reopens_it() -> None:
+def test_one_probe_at_a_time_reopens_it() -> None:
     """Probes go one at a time, up to half a minute apart; an answer opens the pool."""
     throttles, now, apart = closed(), NOW, []
     for _ in range(7):
@@ -104,7 +104,7 @@ def test_a_relapse_goes_on_where_it_was() -> None:
         assert throttles.wait(now, X) == wait * SECOND
 
 
-def test_a_route_that_was_not_refused_is_tried_at_once() -> None:
+def test_a_route_that_was_not_refused_is_probed_at_once() -> None:
     """Routes that were not refused are probed at once, one at a time, in bounded number."""
     throttles = closed()
     for number in range(MAX_EARLY_PROBES):

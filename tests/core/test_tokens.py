@@ -188,7 +188,7 @@ def test_uses_start_over() -> None:
     assert USES * UNLIMITED < 1 << 53
 
 
-def test_a_flow_that_insists_on_a_quota_gets_no_other() -> None:
+def test_a_pinned_flow_gets_no_other_quota() -> None:
     """A pinned flow gets no other quota."""
     world = World.of(pool(3, limit(1)))
     assert [grant.quota for grant in world.ask(3, flow("a", (0,), "k1")).grants] == ["k1"]

@@ -18,7 +18,7 @@ def test_what_is_not_recorded_goes_on_as_it_came() -> None:
     assert trace.trace_id == ""
 
 
-def test_a_journal_belongs_to_no_trace_unless_it_is_said() -> None:
+def test_a_request_log_has_no_trace_by_default() -> None:
     """A request log has no trace by default."""
     assert RequestLog().trace is UNTRACED
     assert RequestLog().trace_id == ""

@@ -292,7 +292,7 @@ async def test_the_upstreams_own_words_open_it_sooner() -> None:
 
 
 @virtual
-async def test_no_trial_before_the_upstreams_time() -> None:
+async def test_no_probe_before_the_upstreams_time() -> None:
     """`Retry-After` of the failures is honoured."""
     async with setting(requests=100) as it:
         outage(it, answer(503, b"", (b"Retry-After", b"77")))

@@ -163,7 +163,7 @@ async def test_the_last_keys_death_is_told_and_is_no_hang() -> None:
 
 
 @virtual
-async def test_a_dead_key_is_asked_after_ever_less_often() -> None:
+async def test_a_dead_key_is_checked_ever_less_often() -> None:
     """And serves again when it lives."""
     async with setting(quotas=1, requests=100) as it:
         revoke(it, "s-k0")
@@ -179,7 +179,7 @@ async def test_a_dead_key_is_asked_after_ever_less_often() -> None:
 
 
 @virtual
-async def test_a_changed_secret_is_asked_after_at_once() -> None:
+async def test_a_changed_secret_is_checked_at_once() -> None:
     """Whoever gives a dead key a new secret does not wait for its turn."""
     async with setting(quotas=1, requests=10) as it:
         revoke(it, "s-k0")

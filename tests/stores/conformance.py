@@ -106,7 +106,7 @@ class StoreConformance:
 
         self.play(scenario, requests=1)
 
-    def test_throttled_quotas_are_parked(self) -> None:
+    def test_throttled_quotas_are_closed(self) -> None:
         """A throttled bucket is closed until the upstream's time."""
 
         async def scenario(store: Opened) -> None:
@@ -143,7 +143,7 @@ class StoreConformance:
 
         self.play(scenario, requests=6)
 
-    def test_ticks_grow(self) -> None:
+    def test_versions_grow(self) -> None:
         """Each exchange has a larger number than the one before."""
 
         async def scenario(store: Opened) -> None:
@@ -185,7 +185,7 @@ class StoreConformance:
 
         self.play(scenario, requests=6)
 
-    def test_a_token_is_reserved_for_the_replica_whose_turn_it_is(self) -> None:
+    def test_a_token_is_reserved_for_the_replica_that_is_next(self) -> None:
         """A token that one replica returns is reserved for the replica that is next (law 4)."""
 
         async def scenario(store: Opened) -> None:
@@ -273,7 +273,7 @@ class StoreConformance:
 
         self.play(scenario, requests=4)
 
-    def test_a_lane_may_insist_on_a_quota(self) -> None:
+    def test_a_flow_may_be_pinned_to_a_quota(self) -> None:
         """A pinned flow is served by its own quota only."""
 
         async def scenario(store: Opened) -> None:
@@ -282,7 +282,7 @@ class StoreConformance:
 
         self.play(scenario, keys=3)
 
-    def test_a_quota_out_of_use_is_asked_after_all_the_same(self) -> None:
+    def test_a_quota_outside_the_revision_serves_pinned_flows_only(self) -> None:
         """A quota outside a replica's revision serves only flows pinned to it (law 10)."""
 
         async def scenario(store: Opened) -> None:

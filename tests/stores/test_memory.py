@@ -45,7 +45,7 @@ class TestMemoryStore(StoreConformance):
         return ClockedMemory(pool_)
 
 
-def test_a_replica_is_woken_when_its_turn_comes_early() -> None:
+def test_a_replica_is_woken_when_its_token_comes_early() -> None:
     """Unsent tokens are reserved for the next flow, and its replica is woken at once."""
 
     async def scenario() -> None:
@@ -60,7 +60,7 @@ def test_a_replica_is_woken_when_its_turn_comes_early() -> None:
     asyncio.run(scenario())
 
 
-def test_a_replica_is_told_when_the_token_of_its_turn_returns() -> None:
+def test_a_replica_is_told_when_its_token_returns() -> None:
     """A replica is told once when its token returns earlier than it was told."""
 
     async def scenario() -> None:
@@ -96,7 +96,7 @@ def test_a_request_is_granted_without_an_exchange_while_nobody_waits() -> None:
     asyncio.run(scenario())
 
 
-def test_a_look_tells_what_has_returned_by_now() -> None:
+def test_a_view_includes_tokens_that_returned_by_now() -> None:
     """A view includes tokens that returned since the last exchange."""
 
     async def scenario() -> None:

@@ -297,7 +297,7 @@ async def test_a_clock_that_jumps_ahead_is_not_believed(one: Server) -> None:
         await store.close()
 
 
-async def test_a_turn_that_comes_early_wakes_its_replica(one: Server) -> None:
+async def test_a_token_that_comes_early_wakes_its_replica(one: Server) -> None:
     """Unsent tokens are reserved for the next flow, whose replica is woken over the server."""
     async with replicas(one, "near", "far", pool_=pool(1, limit(1, 10 * SECOND))) as (near, far):
         woken: list[Micros] = []
@@ -311,7 +311,7 @@ async def test_a_turn_that_comes_early_wakes_its_replica(one: Server) -> None:
         assert (await far.exchange((), (wants(1, "b"),))).grants
 
 
-async def test_a_replica_is_told_when_its_turn_will_come(one: Server) -> None:
+async def test_a_message_tells_when_the_token_returns(one: Server) -> None:
     """The message holds the delay until the token returns, in microseconds."""
     async with replicas(one, "near", "far", pool_=pool(1, limit(1, SECOND))) as (near, far):
         woken: list[Micros] = []

@@ -181,7 +181,7 @@ async def test_requests_go_out_evenly() -> None:
 
 
 @virtual
-async def test_turns_are_told() -> None:
+async def test_waiting_requests_have_estimates() -> None:
     """Waiting requests get estimates by pace and weight."""
     one = Alone("a", [], 2, revision_for(1), age=LONG_AGO)
     answer = await one.share.exchange((), (FlowDemand(flow("a"), 1, 4), FlowDemand(flow("b"), 3, 4)))
@@ -195,7 +195,7 @@ async def test_turns_are_told() -> None:
 
 
 @virtual
-async def test_its_next_request_is_foretold() -> None:
+async def test_a_request_is_served_at_its_estimate() -> None:
     """A waiting request is served at its estimate, not before."""
     one = Alone("a", [], 2, revision_for(1), age=LONG_AGO).share
     for _ in range(3):

@@ -458,7 +458,7 @@ async def test_a_store_that_cannot_call_is_told_of_once(server: Server) -> None:
 
 
 @play
-async def test_closing_ends_the_knocking(server: Server) -> None:
+async def test_closing_ends_reconnecting(server: Server) -> None:
     """Closing ends all attempts to reconnect."""
     (replica,) = await joined(server, "wait")
     server.up, server.silent = False, False
