@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from keyturn.practice import PracticeApi, PracticeSettings
-from keyturn.practice.arrivals import Arrival
+from keyturn.practice.gate import Arrival
 from keyturn.tasks import finish, spawn
 
 HERE = Path(__file__).parent

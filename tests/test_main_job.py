@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from keyturn.practice import FaultKind, PracticeSettings
-from keyturn.practice.probes import noise
+from keyturn.practice.endpoints import noise
 
 from tests.process import (
     INTRUDER,

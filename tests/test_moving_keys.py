@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keyturn.practice import PracticeApi, PracticeSettings
-from keyturn.practice.arrivals import most_within
+from keyturn.practice.gate import most_within
 
 from tests.process import KEYS, TOKENS, Keyturn, calling, client, document, limit, request, serving, until, write
 from tests.stores.servers import KINDS, server

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trustme
 from keyturn.practice import PracticeApi, PracticeSettings
-from keyturn.practice.arrivals import most_within
+from keyturn.practice.gate import most_within
 
 from tests.process import (
     KEYS,

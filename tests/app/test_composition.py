@@ -12,7 +12,7 @@ import trustme
 from keyturn import config
 from keyturn.app import App, ResolvedConfig
 from keyturn.practice import PracticeSettings, WindowKind
-from keyturn.practice.probes import noise
+from keyturn.practice.endpoints import noise
 
 from tests.process import (
     ADMIN_TOKEN,

@@ -4,6 +4,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
+from keyturn.practice.accounts import Verdict
 from keyturn.practice.answers import (
     ApiError,
     Page,
@@ -16,7 +17,6 @@ from keyturn.practice.answers import (
     unauthenticated,
 )
 from keyturn.practice.settings import HeaderStyle
-from keyturn.practice.windows import Verdict
 
 VERDICT = Verdict(allowed=False, limit=60, window=60.0, remaining=0, reset=142.3, retry=142.3)
 

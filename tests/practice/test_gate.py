@@ -1,11 +1,136 @@
+import json
 import re
 import time
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from keyturn.practice import WindowKind
+from keyturn.practice.gate import ArrivalLog, Record, most_within
 
 from tests.practice.client import KEY, OTHER, UNKNOWN, Clock, practising, session_of
+
+
+def record(at: float, key: str = "key-1", user: str = "ann", *, counted: bool = True, status: int = 200) -> Record:
+    """Return an arrival with only some fields set."""
+    return Record(at, key, user, "GET", "/me", counted, status)
+
+
+@given(st.lists(st.floats(0.0, 100.0), max_size=60), st.floats(0.1, 50.0))
+def test_most_within_is_the_most(instants: list[float], window: float) -> None:
+    """The most in any half-open interval equals the most in one that starts at an arrival."""
+    brute = max((sum(start <= at < start + window for at in instants) for start in instants), default=0)
+    assert most_within(sorted(instants), window) == brute
+
+
+def test_interval_is_half_open() -> None:
+    """Two requests exactly one window apart are not in one interval."""
+    assert most_within([1.0, 61.0], 60.0) == 1
+    assert most_within([1.0, 60.9], 60.0) == 2
+
+
+def test_worst_by_key_and_by_user() -> None:
+    """The worst interval is found by key or by user, with refused requests but without unknown callers."""
+    log = ArrivalLog()
+    for item in (
+        record(0.0),
+        record(1.0, "key-2"),
+        record(2.0, "key-2", counted=False, status=429),
+        record(3.0, "key-9", "", counted=False, status=401),
+    ):
+        log.add(item)
+    assert log.worst(60.0) == {"key-1": 1, "key-2": 2}
+    assert log.worst(60.0, per="user") == {"ann": 3}
+    assert log.worst(1.0, per="user") == {"ann": 1}
+
+
+def test_throttled_counts_the_limits_refusals() -> None:
+    """Only 429s of the limit count as throttled, not those of an endpoint."""
+    log = ArrivalLog()
+    answered = record(0.0, status=0)
+    log.add(answered)
+    answered.status = 429
+    log.add(record(1.0, counted=False, status=429))
+    assert log.throttled == 1
+    assert [arrival.throttled for arrival in log.arrivals] == [False, True]
+
+
+def test_the_log_is_bounded() -> None:
+    """The oldest arrivals go when the log is full; the number of refusals stays."""
+    log = ArrivalLog(capacity=2)
+    for at in (0.0, 1.0, 2.0):
+        log.add(record(at, counted=False, status=429))
+    assert [arrival.at for arrival in log.arrivals] == [1.0, 2.0]
+    assert log.throttled == 3
+
+
+def test_a_status_may_come_later() -> None:
+    """An arrival shows status 0 until it is answered."""
+    log = ArrivalLog()
+    item = record(0.0, status=0)
+    log.add(item)
+    assert log.arrivals[0].status == 0
+    item.status = 204
+    assert log.arrivals[0].status == 204
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/collections", b"{"),
+        ("POST", "/collections", b"[]"),
+        ("POST", "/collections", b"\xff"),
+        ("POST", "/collections", b"{}"),
+        ("POST", "/collections", b'{"collection":{"info":{"name":"x"}}}'),
+        ("POST", "/collections", b'{"collection":{"info":[],"item":[]}}'),
+        ("POST", "/collections", b'{"collection":{"info":{"name":1},"item":[]}}'),
+        ("POST", "/environments", b'{"environment":{"values":[]}}'),
+        ("POST", "/environments", b'{"environment":1}'),
+        ("PATCH", "/collections/{}", b'{"collection":{"info":null}}'),
+        ("PATCH", "/collections/{}", b'{"collection":{"info":{"name":null}}}'),
+        ("PATCH", "/collections/{}", b'{"collection":{"item":null}}'),
+        ("PATCH", "/collections/{}", b'{"collection":[]}'),
+        ("POST", "/collections", b"[" * 100_000),
+    ],
+)
+async def test_malformed_bodies(method: str, path: str, body: bytes) -> None:
+    """A body that is no JSON, or not what the endpoint is for, is refused with 400 in the API's shape."""
+    async with (
+        practising() as (api, session),
+        session.request(method, path.format(api.run_collection), data=body) as response,
+    ):
+        assert response.status == 400
+        assert (await response.json())["error"]["name"] == "malformedRequestError"
+
+
+async def test_too_large_by_its_length() -> None:
+    """A body that announces more than 100 MB is refused at once."""
+    async with practising() as (_, session):
+        headers = {"Content-Length": str(100 * 2**20 + 1), "Expect": "100-continue"}
+        async with session.post("/collections", headers=headers) as response:
+            assert response.status == 413
+            assert (await response.json())["error"]["name"] == "requestEntityTooLarge"
+
+
+async def test_a_large_collection() -> None:
+    """A collection of some megabytes is taken and comes back."""
+    items = [{"name": "x" * 1000} for _ in range(3000)]
+    body = json.dumps({"collection": {"info": {"name": "Large"}, "item": items}}).encode()
+    async with practising() as (_, session):
+        async with session.post("/collections", data=BytesIO(body)) as response:
+            uid = (await response.json())["collection"]["uid"]
+        async with session.get(f"/collections/{uid}") as response:
+            shown = (await response.json())["collection"]["item"]
+    assert [item["name"] for item in shown] == [item["name"] for item in items]
+
+
+async def test_continue_is_sent() -> None:
+    """A caller that waits for 100 Continue gets it, and its body arrives."""
+    async with practising() as (_, session), session.post("/echo/x", data=b"abc", expect100=True) as response:
+        assert (response.status, (await response.json())["length"]) == (200, 3)
+
 
 MISSING_BODY = (
     '{"error":{"name":"AuthenticationError",'

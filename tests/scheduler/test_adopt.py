@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from keyturn.core.errors import BadRequest, NoKey, Refusal, TooMany, Unauthenticated
 from keyturn.core.exchange import DemandClass, ObservedLimit, Throttled, Unsent
 from keyturn.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
-from keyturn.practice.arrivals import most_within
+from keyturn.practice.gate import most_within
 from keyturn.scheduler import Lease, Moved, Ticket
 
 from tests.core.worlds import BOUND, limit, pool

@@ -17,8 +17,8 @@ from typing import Literal, cast
 from keyturn.core.errors import Broken, Unreachable
 from keyturn.core.http import Answer, Body, Fields, Request, Whole
 from keyturn.core.model import MILLISECOND, SECOND, Limit, Micros, Secret
+from keyturn.practice.accounts import Verdict, Window, admit_all, window_of
 from keyturn.practice.settings import WindowKind
-from keyturn.practice.windows import Verdict, Window, admit_all, window_of
 from keyturn.scheduler import Lease
 
 from tests.core.worlds import BOUND

@@ -1,9 +1,9 @@
-"""A practice Postman API: a real server with the real API's limits, bodies and faults, for demos and anybody's tests.
+"""A practice Postman API: a real server with the real API's limits, bodies and faults, for demos and tests.
 
-It shares no limiter code with the proxy, so that the one can be judged by the other.
+It shares no limiter code with the proxy, so that it can check the proxy independently.
 """
 
-from keyturn.practice.arrivals import Arrival
+from keyturn.practice.gate import Arrival
 from keyturn.practice.server import PracticeApi
 from keyturn.practice.settings import FaultKind, HeaderStyle, PracticeSettings, WindowKind
 

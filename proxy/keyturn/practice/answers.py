@@ -1,4 +1,4 @@
-"""What the practice API answers with: pages, errors in the real API's shapes, the limit's headers."""
+"""Responses of the practice API: pages, errors in the real API's shapes, rate limit fields."""
 
 import gzip
 import json
@@ -12,8 +12,8 @@ from typing import Any
 
 from aiohttp import web
 
+from keyturn.practice.accounts import Verdict
 from keyturn.practice.settings import HeaderStyle
-from keyturn.practice.windows import Verdict
 
 _JSON = "application/json"  # has no charset (RFC 8259, section 11), and the official SDK knows no other form of it
 _PROBLEM = "application/problem+json"

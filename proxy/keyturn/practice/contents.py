@@ -1,10 +1,169 @@
-"""Contents of collections and environments: which are sound, and what the API adds to those that callers send."""
+"""Contents of collections and environments: generated ones (the same seed gives the same data), and checks."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
+from uuid import UUID
 
-from keyturn.practice.generate import made_uuid
+_SUBJECTS = (
+    "Billing",
+    "Orders",
+    "Customers",
+    "Inventory",
+    "Shipping",
+    "Search",
+    "Payments",
+    "Identity",
+    "Catalogue",
+    "Reports",
+)
+_NOUNS = ("API", "Service", "Gateway", "Webhooks", "Contract tests", "Smoke tests", "Admin", "Public reference")
+_STAGES = ("Production", "Staging", "Development", "Sandbox", "Local")
+_VERBS = (
+    ("GET", "List"),
+    ("GET", "Get"),
+    ("POST", "Create"),
+    ("PUT", "Replace"),
+    ("PATCH", "Update"),
+    ("DELETE", "Delete"),
+)
+_WORDS = (
+    "account",
+    "amount",
+    "batch",
+    "carrier",
+    "currency",
+    "delivery",
+    "discount",
+    "invoice",
+    "label",
+    "order",
+    "parcel",
+)
+_SCHEMA = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
+OWNER = 10000001
+"""The user that everything belongs to; some fields give the number, most its digits."""
+PRACTICE_RUN = "Practice run"
+RUN_PATH = ("echo", "practice")
+"""Where the requests of the practice run go, which need no key: they stand for those to a service under test."""
+
+
+def made_uuid(random: Random) -> str:
+    """A version 4 UUID from a generator."""
+    return str(UUID(int=random.getrandbits(128), version=4))
+
+
+def moment(random: Random) -> str:
+    """Some moment of 2025 in the API's notation."""
+    day, hour, minute, second = (
+        random.randint(1, 28),
+        random.randint(0, 23),
+        random.randint(0, 59),
+        random.randint(0, 59),
+    )
+    return f"2025-{random.randint(1, 12):02}-{day:02}T{hour:02}:{minute:02}:{second:02}.000Z"
+
+
+def now() -> str:
+    """The present moment in the API's notation."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}.000Z"
+
+
+def subject_name(random: Random) -> str:
+    """What a workspace or a collection may be called."""
+    return f"{random.choice(_SUBJECTS)} {random.choice(_NOUNS)}"
+
+
+def environment_name(random: Random) -> str:
+    """What an environment may be called."""
+    return f"{random.choice(_SUBJECTS)} {random.choice(_STAGES)}"
+
+
+def collection_of(random: Random, name: str) -> dict[str, Any]:
+    """A collection (format v2.1) of two to six folders of requests."""
+    folders = [
+        {
+            "name": f"{random.choice(_WORDS)}s".capitalize(),
+            "item": [_request_item(random) for _ in range(random.randint(3, 9))],
+        }
+        for _ in range(random.randint(2, 6))
+    ]
+    return {"info": _info(name, _sentence(random)), "item": folders, "auth": _auth()}
+
+
+def practice_run(base_url: str) -> dict[str, Any]:
+    """Three requests to `{{baseUrl}}` with `{{apiKey}}`, each of which tests its answer when newman runs it.
+
+    Both are variables of the collection, so that it runs as it stands; an environment may give others.
+    """
+    calls = (("GET", "Read something"), ("POST", "Send something"), ("DELETE", "Remove something"))
+    items = [_runnable(method, name, number) for number, (method, name) in enumerate(calls, start=1)]
+    variables = [{"key": "baseUrl", "value": base_url}, {"key": "apiKey", "value": ""}]
+    info = _info(PRACTICE_RUN, "Three requests to the practice API.")
+    return {"info": info, "item": items, "auth": _auth(), "variable": variables}
+
+
+def environment_of(random: Random, base_url: str) -> list[dict[str, Any]]:
+    """The values of an environment."""
+    values = {
+        "baseUrl": base_url,
+        "apiKey": "",
+        "region": random.choice(("eu", "us", "ap")),
+        "pageSize": str(random.randint(1, 10) * 10),
+    }
+    return [{"key": key, "value": value, "enabled": True, "type": "default"} for key, value in values.items()]
+
+
+def _info(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "description": description, "schema": _SCHEMA}
+
+
+def _auth() -> dict[str, Any]:
+    values = {"key": "X-Api-Key", "value": "{{apiKey}}", "in": "header"}
+    return {
+        "type": "apikey",
+        "apikey": [{"key": key, "value": value, "type": "string"} for key, value in values.items()],
+    }
+
+
+def _sentence(random: Random) -> str:
+    return f"{' '.join(random.choices(_WORDS, k=random.randint(8, 30)))}.".capitalize()
+
+
+def _url(*path: str) -> dict[str, Any]:
+    return {"raw": "/".join(("{{baseUrl}}", *path)), "host": ["{{baseUrl}}"], "path": list(path)}
+
+
+def _request_item(random: Random) -> dict[str, Any]:
+    method, verb = random.choice(_VERBS)
+    noun = random.choice(_WORDS)
+    request: dict[str, Any] = {
+        "method": method,
+        "header": [{"key": "Accept", "value": "application/json"}],
+        "url": _url("echo", f"{noun}s", str(random.randint(1, 9999))),
+        "description": _sentence(random),
+    }
+    if method in {"POST", "PUT", "PATCH"}:
+        fields = ", ".join(f'"{word}": {random.randint(1, 999)}' for word in random.sample(_WORDS, k=4))
+        request["body"] = _json_body(f"{{{fields}}}")
+    return {"name": f"{verb} {noun}", "request": request, "response": []}
+
+
+def _json_body(raw: str) -> dict[str, Any]:
+    return {"mode": "raw", "raw": raw, "options": {"raw": {"language": "json"}}}
+
+
+def _runnable(method: str, name: str, number: int) -> dict[str, Any]:
+    script = [
+        "pm.test('The status is 200', function () { pm.response.to.have.status(200); });",
+        f"pm.test('The method arrived', function () {{ pm.expect(pm.response.json().method).to.eql('{method}'); }});",
+    ]
+    request: dict[str, Any] = {"method": method, "header": [], "url": _url(*RUN_PATH, str(number))}
+    if method == "POST":
+        request["body"] = _json_body('{"number": 1}')
+    event = {"listen": "test", "script": {"type": "text/javascript", "exec": script}}
+    return {"name": name, "event": [event], "request": request, "response": []}
 
 
 def is_sound_collection(content: dict[str, Any]) -> bool:

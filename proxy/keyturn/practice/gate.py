@@ -1,11 +1,16 @@
-"""Where a request is authenticated, counted and logged, all in one moment."""
+"""Admission: a request is authenticated, counted and logged in one step, and its body is read."""
 
+import asyncio
+import json
 import time
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 
-from keyturn.practice.accounts import Account, Accounts, Bucket
+from keyturn.practice.accounts import Account, Accounts, Bucket, Endpoint, Target, Verdict, parse_target
 from keyturn.practice.answers import (
     ApiError,
     failure,
@@ -15,15 +20,175 @@ from keyturn.practice.answers import (
     refusal_of,
     unauthenticated,
 )
-from keyturn.practice.arrivals import ArrivalLog, Record
-from keyturn.practice.generate import RUN_PATH
+from keyturn.practice.catalogue import Kind
+from keyturn.practice.contents import RUN_PATH
 from keyturn.practice.settings import PracticeSettings
-from keyturn.practice.target import Endpoint, Target, parse_target
-from keyturn.practice.visit import Visit
-from keyturn.practice.windows import Verdict
+
+_CAPACITY = 200_000
+_THROTTLED = 429
+
+
+class Arrival(NamedTuple):
+    """One request that arrived.
+
+    Attributes:
+        at: When it was counted, in seconds of the API's clock.
+        key: The name of its key, never the secret; empty if it had none.
+        user: The name of the bucket that it counts against; empty if its key was not accepted.
+        method: Its method.
+        target: Its target as received, without the value of `apikey`.
+        counted: Whether it took a place of the limit.
+        status: What it was answered; 0 while it was not, and for good if its connection was cut.
+    """
+
+    at: float
+    key: str
+    user: str
+    method: str
+    target: str
+    counted: bool
+    status: int
+
+    @property
+    def throttled(self) -> bool:
+        """Whether the limit refused it."""
+        return self.status == _THROTTLED and not self.counted
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """An arrival in the making: its status comes later than it does."""
+
+    at: float
+    key: str
+    user: str
+    method: str
+    target: str
+    counted: bool
+    status: int = 0
+
+    def arrival(self) -> Arrival:
+        """It as it stands now."""
+        return Arrival(self.at, self.key, self.user, self.method, self.target, self.counted, self.status)
+
+
+class ArrivalLog:
+    """The last 200,000 arrivals, in the order in which they were counted."""
+
+    def __init__(self, capacity: int = _CAPACITY) -> None:
+        self._records: deque[Record] = deque(maxlen=capacity)
+        self.throttled = 0
+
+    def add(self, record: Record) -> None:
+        """Take in a new arrival; whoever answers it sets its status."""
+        self._records.append(record)
+        if record.status == _THROTTLED:
+            self.throttled += 1
+
+    @property
+    def arrivals(self) -> tuple[Arrival, ...]:
+        """All of them, oldest first."""
+        return tuple(record.arrival() for record in self._records)
+
+    def worst(self, window: float, per: Literal["key", "user"] = "key") -> dict[str, int]:
+        """For each key (or user) the most requests in any half-open interval of `window` seconds.
+
+        Refused ones are among them: whoever caused them sent too many. Those whose key was not accepted are not.
+        """
+        instants: defaultdict[str, list[float]] = defaultdict(list)
+        for record in self._records:
+            if record.user:
+                instants[record.key if per == "key" else record.user].append(record.at)
+        return {name: most_within(sorted(series), window) for name, series in instants.items()}
+
+
+def most_within(instants: Iterable[float], window: float) -> int:
+    """The most of these ascending instants in any half-open interval of `window` seconds."""
+    most = 0
+    inside: deque[float] = deque()
+    for instant in instants:
+        inside.append(instant)
+        while inside[0] + window <= instant:
+            inside.popleft()
+        most = max(most, len(inside))
+    return most
+
+
+_KINDS: dict[str, Kind] = {"collections": "collection", "environments": "environment"}
+_MAX_BODY: dict[Kind, int] = {"collection": 100 * 2**20, "environment": 30 * 2**20}
+_LARGE = 2**18  # bytes of JSON that are better read beside the event loop
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request that was let in: what it asks for, who asks, and by which key's secret and name."""
+
+    request: web.BaseRequest
+    target: Target
+    user: str
+    key: str
+    key_name: str
+
+    @property
+    def method(self) -> str:
+        """Its method; HEAD asks for what GET does (RFC 9110, section 9.3.2)."""
+        return "GET" if self.request.method == "HEAD" else self.request.method
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The decoded segments of its path."""
+        return self.target.segments
+
+    @property
+    def kind(self) -> Kind:
+        """Whether it is about collections or environments."""
+        return _KINDS[self.segments[0]]
+
+
+Handler = Callable[[Visit], Awaitable[web.StreamResponse]]
+
+
+async def body_of(request: web.BaseRequest) -> AsyncIterator[bytes]:
+    """The body piece by piece, asked for if the caller waits to be asked (RFC 9110, section 10.1.1)."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version > HttpVersion10:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    async for piece in request.content.iter_any():
+        yield piece
+
+
+async def read_content(visit: Visit) -> dict[str, Any]:
+    """What the body holds under the name of its kind, whatever type it was sent as.
+
+    Raises:
+        ApiError: It is too long, or it is no such JSON.
+    """
+    most = _MAX_BODY[visit.kind]
+    too_large = ApiError(413, "requestEntityTooLarge", f"The body is larger than {most} bytes.")
+    if (visit.request.content_length or 0) > most:
+        raise too_large
+    body = bytearray()
+    async for piece in body_of(visit.request):
+        body += piece
+        if len(body) > most:
+            raise too_large
+    try:
+        data = await asyncio.to_thread(json.loads, body) if len(body) > _LARGE else json.loads(body)
+    except (ValueError, RecursionError):
+        raise malformed(visit.kind) from None
+    content = data.get(visit.kind) if isinstance(data, dict) else None
+    if not isinstance(content, dict):
+        raise malformed(visit.kind)
+    return content
+
+
+def malformed(kind: Kind) -> ApiError:
+    """The refusal of a body that cannot be used."""
+    return ApiError(400, "malformedRequestError", f"The body must be a JSON object with a valid {kind}.")
+
 
 _NANOSECONDS = 1e9
-_THROTTLED = 429
+_STATUS_429 = 429
 _SERVER = {"Server": "nginx"}
 
 
@@ -71,7 +236,7 @@ class Gate:
             return key_disabled(), self._headers(self._accounts.strangers.admit(now), now)
         bucket = account.bucket
         if bucket.plan == 0:
-            return failure(_THROTTLED), {**self._headers(bucket.look(now), now), **self._month(bucket)}
+            return failure(_STATUS_429), {**self._headers(bucket.look(now), now), **self._month(bucket)}
         verdict = bucket.admit(endpoint, now)
         headers = {**self._headers(verdict, now), **self._month(bucket)}
         if verdict.allowed:

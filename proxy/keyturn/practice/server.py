@@ -1,8 +1,9 @@
-"""The practice API as a server: its life, and the way of a request through it."""
+"""The practice API as a server: its lifetime, its certificates, and a request's way through it."""
 
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import time
 from collections import deque
@@ -11,18 +12,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
+import trustme
 from aiohttp import web
 
 from keyturn.core.errors import StartError
 from keyturn.practice.accounts import Accounts
 from keyturn.practice.answers import error_answer, failure
-from keyturn.practice.arrivals import Arrival, ArrivalLog
 from keyturn.practice.catalogue import Catalogue
+from keyturn.practice.contents import PRACTICE_RUN
 from keyturn.practice.endpoints import Endpoints
-from keyturn.practice.gate import Case, Gate
-from keyturn.practice.generate import PRACTICE_RUN
+from keyturn.practice.gate import Arrival, ArrivalLog, Case, Gate
 from keyturn.practice.settings import FaultKind, PracticeSettings
-from keyturn.practice.tls import Certificates
+
+_NAMES = ("127.0.0.1", "localhost", "::1", "api.getpostman.com", "api.postman.com")
+
+
+class Certificates:
+    """An authority, and a certificate of its for this machine and for the real API's names."""
+
+    def __init__(self) -> None:
+        authority = trustme.CA()
+        self._leaf = authority.issue_cert(*_NAMES)
+        self.ca_pem: bytes = authority.cert_pem.bytes()
+
+    def server_context(self) -> ssl.SSLContext:
+        """What a server needs to speak HTTPS."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.set_alpn_protocols(["http/1.1"])
+        self._leaf.configure_cert(context)
+        return context
+
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 _SHUTDOWN = 0.2  # seconds for connections whose last request is being read to the end

@@ -1,4 +1,4 @@
-"""What can be set on the practice API, and which values make sense."""
+"""Settings of the practice API, and checks of their values."""
 
 import math
 from collections.abc import Mapping
