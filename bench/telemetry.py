@@ -18,7 +18,7 @@ from secrets import token_hex
 
 from keyturn.core.events import Event, Exchanged, RequestLog, UpstreamAnswered
 from keyturn.telemetry import AccessLog, Metrics
-from keyturn.telemetry.requests import NAME
+from keyturn.telemetry.access_log import REQUEST_LOGGER
 
 from bench.throughput import Proxy, address_of, load, running, write_certificates, write_config
 
@@ -65,7 +65,7 @@ def metrics_cost() -> float:
 
 def log_cost(folder: Path) -> float:
     """Return the cost of one line in JSON, written to a file."""
-    logging.getLogger(NAME).setLevel(logging.INFO)
+    logging.getLogger(REQUEST_LOGGER).setLevel(logging.INFO)
     stories = [log(client) for client in range(CLIENTS)]
     with (folder / "requests.log").open("w", encoding="utf-8") as stream:
         log = AccessLog("json", stream=stream)

@@ -26,8 +26,8 @@ from keyturn.core.headers import (
 from keyturn.core.policy import Rule, normalise
 from keyturn.core.references import OwnReferences
 from keyturn.core.signals import read
-from keyturn.telemetry.exposition import chosen
-from keyturn.telemetry.requests import shown_path
+from keyturn.telemetry.access_log import shown_path
+from keyturn.telemetry.exposition import choose_form
 from keyturn.telemetry.traces import Traces
 from keyturn.web.connection import CallerConnection, IncomingRequest
 from keyturn.web.error_responses import error_response
@@ -110,7 +110,7 @@ READERS: Mapping[str, Callable[[bytes], object]] = {
     "Priority": lambda text: priority_urgency(((b"Priority", text),)),
     "Via": lambda text: passed(((b"Via", text),), b"keyturn"),
     "X-Request-Id": sane_request_id,
-    "Accept of a scrape": lambda text: chosen(text.decode("latin-1")),
+    "Accept of a scrape": lambda text: choose_form(text.decode("latin-1")),
     "trace": _trace,
     "credentials": lambda text: remove_credentials(
         ((b"Authorization", b"Bearer " + text), (b"Authorization", text)), b"/?" + text, PLACES, lambda _: None

@@ -21,7 +21,7 @@ from keyturn.config.fields import is_name
 from keyturn.core.errors import ConfigError, KeyturnError
 from keyturn.core.model import Secret
 from keyturn.logger import structlog
-from keyturn.telemetry import LogWriter, set_up_logs, strays_logged
+from keyturn.telemetry import LogWriter, logging_stray_output, set_up_logs
 
 if TYPE_CHECKING:
     from keyturn.practice import PracticeApi
@@ -236,7 +236,7 @@ def _serve(
 ) -> int:
     """Run a server to its end and return its exit code; all that it has to say is written by a thread of its own."""
     _check_stderr()
-    with LogWriter(sys.stderr) as log, strays_logged():
+    with LogWriter(sys.stderr) as log, logging_stray_output():
         set_up_logs(settings.level, settings.format, log)
         for warning in warnings:
             structlog.get_logger("keyturn").warning(str(warning))

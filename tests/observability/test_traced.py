@@ -55,7 +55,7 @@ async def test_a_collector_that_is_away_holds_nothing_up(tmp_path: Path) -> None
         assert await home.keyturn.process.ended() == 0
         entries = [json.loads(line) for line in home.keyturn.process.lines if not line.startswith("ready ")]
     complaints = [entry["event"] for entry in entries if entry["level"] != "info"]
-    assert complaints == [f"traces are lost: the collector at {endpoint} does not take them: connection refused"]
+    assert complaints == [f"traces are lost: the collector at {endpoint} does not accept them: connection refused"]
 
 
 async def test_without_traces_the_caller_s_context_passes(tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
+import gc
+import json
 import logging
 import sys
+import threading
+import warnings
 
 import pytest
 import structlog
 from aiohttp.http_exceptions import BadHttpMessage
 from keyturn.core.events import UpstreamThrottled
 from keyturn.core.model import MILLISECOND, SECOND, Secret
-from keyturn.telemetry import LogLevel, Telemetry, set_up_logs
+from keyturn.telemetry import LogLevel, Telemetry, logging_stray_output, set_up_logs
+from keyturn.telemetry.logs import MAX_LINE
 
 from tests.telemetry.stderr import Stderr, entries
 
@@ -190,3 +195,78 @@ def test_a_signal_switches_between_two_levels(stderr: Stderr, configured: str, o
     for expected in (other, configured, other):
         level.toggle()
         assert level.current == expected
+
+
+def test_what_is_printed_becomes_lines_of_the_log(stderr: Stderr) -> None:
+    """Whole ones, of the form of all others; a line that does not end is cut."""
+    set_up_logs("info", "json")
+    with logging_stray_output():
+        sys.stderr.write("from a ")
+        sys.stderr.write("library\n\nand more\n")
+        sys.stderr.write("x" * (MAX_LINE + 1))
+        assert not sys.stderr.isatty()
+    first, second, cut = entries(stderr)
+    assert (first["event"], first["level"], first["logger"]) == ("from a library", "warning", "stderr")
+    assert (second["event"], len(cut["event"])) == ("and more", MAX_LINE + 1)
+
+
+@pytest.mark.filterwarnings("always")
+def test_warnings_of_python_become_lines_of_the_log(stderr: Stderr) -> None:
+    """One line each, in JSON."""
+    set_up_logs("info", "json")
+    with logging_stray_output():
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    (entry,) = entries(stderr)
+    assert (entry["logger"], "DeprecationWarning: old" in entry["event"]) == ("py.warnings", True)
+
+
+def fail_in_thread() -> None:
+    """Break in a thread."""
+    raise ValueError("broken in a thread")
+
+
+def test_exceptions_that_nobody_catches_become_lines_of_the_log(stderr: Stderr) -> None:
+    """Those of threads, and those of finalizers."""
+
+    class Last:
+        def __del__(self) -> None:
+            raise ValueError("broken at the end")
+
+    set_up_logs("info", "json")
+    with logging_stray_output():
+        thread = threading.Thread(target=fail_in_thread, name="a-thread")
+        thread.start()
+        thread.join()
+        Last()
+        gc.collect()
+        silent = threading.Thread(target=sys.exit)
+        silent.start()
+        silent.join()
+    first, second = entries(stderr)
+    assert (first["event"], first["level"]) == ("uncaught exception in the thread a-thread", "error")
+    assert "ValueError: broken in a thread" in first["exception"]
+    assert "ValueError: broken at the end" in second["exception"]
+
+
+def test_all_is_as_before_behind_it(stderr: Stderr) -> None:
+    """Of stderr and of the hooks."""
+    before = sys.stderr, threading.excepthook, sys.unraisablehook, warnings.showwarning
+    with logging_stray_output():
+        assert sys.stderr is not before[0]
+    assert (sys.stderr, threading.excepthook, sys.unraisablehook, warnings.showwarning) == before
+
+
+class Unspeakable:
+    """Cannot be shown."""
+
+    def __str__(self) -> str:
+        raise ValueError("cannot be shown")
+
+
+def test_a_line_that_cannot_be_formatted_is_told_of(stderr: Stderr) -> None:
+    """Without a traceback beside the log, and without telling of it for ever."""
+    set_up_logs("info", "json")
+    with logging_stray_output():
+        logging.getLogger("aiohttp.server").warning("%s", Unspeakable())
+    (line,) = stderr.getvalue().splitlines()
+    assert json.loads(line)["event"] == "a log line could not be formatted"

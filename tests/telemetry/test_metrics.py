@@ -8,12 +8,27 @@ from keyturn.core.events import RequestLog, UpstreamAnswered, UpstreamThrottled
 from keyturn.core.model import SECOND
 from keyturn.telemetry import Metrics
 from keyturn.telemetry.exposition import Form
-from keyturn.telemetry.labels import CODES, METHODS
+from keyturn.telemetry.metrics import CODES, METHODS, label_of_code, label_of_method
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.telemetry.samples import LEVELS, families, full, request_log, text, value
+
+
+@pytest.mark.parametrize(("given", "told"), [("GET", "GET"), ("DELETE", "DELETE"), ("BREW", "other"), ("get", "other")])
+def test_a_method_is_a_known_one_or_other(given: str, told: str) -> None:
+    """Methods are case-sensitive (RFC 9110, section 9.1)."""
+    assert label_of_method(given) == told
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(200, "200"), (404, "404"), (599, "5xx"), (450, "4xx"), (0, "0"), (-5, "0"), (600, "0")]
+)
+def test_a_code_is_a_known_one_its_class_or_none(given: int, told: str) -> None:
+    """So that a sum over a class still holds."""
+    assert label_of_code(given) == told
+
 
 INTERFACE = {
     "keyturn_requests": ("counter", {"pool", "client", "method", "code", "outcome"}),

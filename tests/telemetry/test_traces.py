@@ -15,7 +15,7 @@ from keyturn.core.tracing import UNTRACED
 from keyturn.keepalive import INTERVAL
 from keyturn.telemetry import Metrics
 from keyturn.telemetry.exposition import Form
-from keyturn.telemetry.traces import SELDOM, Exporter, RequestTrace, Traces, Trusting
+from keyturn.telemetry.traces import REPORT_INTERVAL, Exporter, RequestTrace, Traces, TrustAdapter
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -295,7 +295,7 @@ def test_what_is_lost_is_told_with_the_collector_and_the_cause(
     moments = [0.0]
     exporter = Exporter("http://user:secret@collector.example:4318/v1/traces", lambda: moments[0])
     exporter._client = Unreached(*remarks)  # type: ignore[assignment]
-    for moment in (0.0, 1.0, SELDOM, SELDOM + 1):
+    for moment in (0.0, 1.0, REPORT_INTERVAL, REPORT_INTERVAL + 1):
         moments[0] = moment
         exporter.export([])
     expected = (
@@ -303,7 +303,7 @@ def test_what_is_lost_is_told_with_the_collector_and_the_cause(
     )
     assert [message[: len(expected[0])] for message in caplog.messages] == expected
     assert all(cause and message.endswith(cause) for message in caplog.messages)
-    logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").removeFilter(exporter._remarks)
+    logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").removeFilter(exporter._log_filter)
 
 
 class Site(HTTPServer):
@@ -372,7 +372,7 @@ def exported(exporter: Exporter) -> SpanExportResult:
         return exporter.export([])
     finally:
         exporter._client.shutdown()
-        logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").removeFilter(exporter._remarks)
+        logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").removeFilter(exporter._log_filter)
 
 
 def test_the_last_spans_are_sent_at_the_end() -> None:
@@ -388,7 +388,7 @@ def test_connections_to_a_collector_are_kept_alive() -> None:
     """The other side is asked whether it is there before what lies between forgets the connection."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         request = Request("POST", f"http://127.0.0.1:{listening.getsockname()[1]}/v1/traces").prepare()
-        pool: Any = Trusting(strict=False).get_connection_with_tls_context(request, verify=True)
+        pool: Any = TrustAdapter(strict=False).get_connection_with_tls_context(request, verify=True)
         connection = pool._new_conn()
         connection.connect()
         try:

@@ -203,11 +203,11 @@ def traces(config: Config, replica: str) -> "Traces | None":
     if given.endpoint is None:
         return None
     try:
-        from keyturn.telemetry.traces import Exporting, Traces  # noqa: PLC0415  # not to be there while traces are off
+        from keyturn.telemetry.traces import SpanSender, Traces  # noqa: PLC0415  # not to be there while traces are off
     except ImportError:
         problem = "OpenTelemetry is not installed: run `pip install keyturn[otel]`, or delete this setting"
         raise ConfigError((Problem("traces.endpoint", problem),)) from None
-    exporting = Exporting(given.endpoint, strict_certificates=config.strict_certificates)
+    exporting = SpanSender(given.endpoint, strict_certificates=config.strict_certificates)
     return Traces(exporting, sample=given.sample, replica=replica, upstream=config.upstream.url)
 
 

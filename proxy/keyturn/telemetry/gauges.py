@@ -1,4 +1,4 @@
-"""Gauges: numbers that are not kept here but were read from where they are just before somebody asked."""
+"""Gauges: values that are collected from their sources for each scrape."""
 
 from collections.abc import Iterable, Iterator
 from typing import get_args
@@ -6,28 +6,28 @@ from typing import get_args
 from keyturn.core.health import State
 from keyturn.core.levels import Levels
 from keyturn.core.model import SECOND
-from keyturn.telemetry.series import Gauge, Labels
+from keyturn.telemetry.exposition import Gauge, Labels
 
 STATES = get_args(State)
 
 
 def gauges(levels: Levels) -> Iterator[Gauge]:
-    """The gauges of one moment; their samples are worked out while they are written."""
+    """The gauges of one moment; their samples are computed while they are written."""
     yield _gauge(
         "waiting",
-        "Requests that wait for their turn in this replica.",
+        "Requests that wait in this replica.",
         ("pool", "client"),
         (((lane.pool, lane.client), lane.waiting) for lane in levels.lanes),
     )
     yield _gauge(
         "estimated_wait_seconds",
-        "What a new request of this client would wait for its turn now.",
+        "Time that a new request of this client would wait now.",
         ("pool", "client"),
         (((lane.pool, lane.client), lane.turn / SECOND) for lane in levels.lanes if lane.turn is not None),
     )
     yield _gauge(
         "in_flight",
-        "Requests of this replica that hold a key: sent, or about to be.",
+        "Requests of this replica that hold a lease.",
         ("pool",),
         [((pool,), number) for pool, number in levels.in_flight],
     )
@@ -35,44 +35,47 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
     yield from _keys(levels)
     yield _gauge(
         "breakers_open",
-        "Breakers that are open because the upstream fails: of the whole pool, of clients, of routes of clients.",
+        "Open circuit breakers, by scope: of the pool, of clients, of routes of clients.",
         ("pool", "scope"),
         [((one.pool, one.scope), one.open) for one in levels.breakers],
     )
     yield from _connections(levels)
-    yield _gauge("buffered_bytes", "Memory that requests hold on their way in.", (), [((), levels.buffered)])
+    yield _gauge(
+        "buffered_bytes",
+        "Bytes of incoming requests in memory that were not passed on yet.",
+        (),
+        [((), levels.buffered)],
+    )
     yield _gauge(
         "body_bytes",
-        "Bytes that bodies of requests take until their requests end, in memory and in temporary files.",
+        "Bytes of request bodies that are kept until their requests end, in memory and in temporary files.",
         ("where",),
         [((where,), number) for where, number in levels.bodies],
     )
-    yield _gauge(
-        "store_up", "1 while the store of the shared limits answers, else 0.", (), [((), int(levels.store_up))]
-    )
+    yield _gauge("store_up", "1 while the store responds, else 0.", (), [((), int(levels.store_up))])
     yield _counter(
         "degraded_seconds",
-        "Seconds that this replica has spent without the store of the shared limits.",
+        "Seconds that this replica has been without its store.",
         levels.degraded,
     )
     yield _counter(
         "log_lines_dropped",
-        "Lines of the log that were dropped because nobody read them in time, or because they could not be written.",
+        "Log lines that were dropped because they were not read in time or could not be written.",
         levels.log_lines_dropped,
     )
 
 
 def _connections(levels: Levels) -> Iterator[Gauge]:
-    yield _gauge("connections", "Callers' connections that are open.", (), [((), levels.connections)])
+    yield _gauge("connections", "Open connections of callers.", (), [((), levels.connections)])
     yield _gauge(
         "upstream_connections",
-        "Connections to the upstream that are in use, or being made.",
+        "Connections to the upstream in use or being opened.",
         (),
         [((), levels.upstream_connections)],
     )
     yield _gauge(
         "upstream_connections_limit",
-        "Connections to the upstream that may be in use at once: then requests wait for one.",
+        "The most connections to the upstream at once; beyond it requests wait for one.",
         (),
         [((), levels.upstream_connections_limit)],
     )
@@ -82,19 +85,19 @@ def _limits(levels: Levels) -> Iterator[Gauge]:
     bucket = ("pool", "quota", "limit")
     yield _gauge(
         "tokens_available",
-        "Requests that may be sent now under a limit of a quota. Replicas that share a store tell the same number.",
+        "Available tokens of a limit of a quota. Replicas that share a store report the same number.",
         bucket,
         (((one.pool, one.quota, one.limit), one.at_hand) for one in levels.buckets),
     )
     yield _gauge(
         "tokens_limit",
-        "Requests that a limit permits in its window on each quota.",
+        "Requests that a limit permits in its window, for each quota.",
         bucket,
         (((one.pool, one.quota, one.limit), one.size) for one in levels.buckets),
     )
     yield _gauge(
         "upstream_limit",
-        "Requests that the upstream says a limit permits, of limits for which that is more than is configured.",
+        "Requests that a limit permits by the upstream's own report, where that is more than configured.",
         ("pool", "limit"),
         [((pool, one.limit), one.told) for pool, one in levels.higher],
     )
@@ -103,14 +106,14 @@ def _limits(levels: Levels) -> Iterator[Gauge]:
 def _keys(levels: Levels) -> Iterator[Gauge]:
     yield _gauge(
         "key_state",
-        "1 for the state that a key is in, 0 for the others: ready, parked until the upstream's own time, quarantined "
-        "because the upstream does not accept it, or paused by an operator.",
+        "1 for the state of a key, 0 for the others: ready, parked (closed until a time that the upstream named), "
+        "quarantined (not accepted by the upstream), paused (by an operator).",
         ("pool", "key", "state"),
         (((key.pool, key.look.name, state), int(key.look.state == state)) for key in levels.keys for state in STATES),
     )
     yield _gauge(
         "month_remaining",
-        "Requests that the month's plan behind a key still holds, by the upstream's last word.",
+        "Requests left of the month's plan of a key, as the upstream last reported.",
         ("pool", "key"),
         (((key.pool, key.look.name), key.look.month_left) for key in levels.keys if key.look.month_left is not None),
     )

@@ -1,15 +1,22 @@
-"""The form of log lines: structlog's own, and those that libraries log through `logging`."""
+"""The form of log lines: structlog's own, those that libraries log, and text that would bypass the log.
 
+Warnings, uncaught exceptions of threads and finalizers, and text that a library prints to stderr become lines of the
+log, so that they neither block nor break its form.
+"""
+
+import io
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+import threading
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
 from aiohttp.http_exceptions import HttpProcessingError
 
 from keyturn.logger import structlog
-from keyturn.telemetry.writer import LogWriter
+from keyturn.telemetry.log_writer import LogWriter
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -52,15 +59,15 @@ def set_up_logs(level: str, form: Literal["text", "json"] | None, out: TextIO | 
 
 
 class _Handler(logging.StreamHandler[TextIO | LogWriter]):
-    """Writes to a stream; a record that cannot be formatted is a line of its own, not a traceback beside the log."""
+    """Write to a stream; for a record that cannot be formatted, a line says so in place of a traceback."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the base class's name
         """See `logging.Handler`."""
-        self.stream.write(self._line(record.name, logging.ERROR, "a line of the log could not be formatted"))
+        self.stream.write(self._line(record.name, logging.ERROR, "a log line could not be formatted"))
 
     def gap(self, number: int) -> str:
-        """The line that stands where so many are missing."""
-        text = f"{number} lines of the log were dropped here: it was not read in time, or could not be written"
+        """The line in place of dropped ones."""
+        text = f"{number} log lines were dropped here: they were not read in time or could not be written"
         return self._line("keyturn", logging.WARNING, text)
 
     def _line(self, name: str, level: int, text: str) -> str:
@@ -68,14 +75,14 @@ class _Handler(logging.StreamHandler[TextIO | LogWriter]):
 
 
 def is_text(form: Literal["text", "json"] | None, stream: TextIO | LogWriter) -> bool:
-    """Whether lines are for people: by the configuration, else if somebody looks."""
+    """Whether lines are text: as configured, else on a terminal."""
     return stream.isatty() if form is None else form == "text"
 
 
 def console(stream: TextIO | LogWriter) -> "structlog.typing.Processor":
-    """Lines for people, in colours on a terminal.
+    """Render text lines, in colours on a terminal.
 
-    Its default shows local variables where rich is installed, and so whatever a request carried.
+    The default renderer shows local variables where rich is installed, and so the contents of requests.
     """
     return structlog.dev.ConsoleRenderer(
         colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback, sort_keys=False
@@ -83,7 +90,7 @@ def console(stream: TextIO | LogWriter) -> "structlog.typing.Processor":
 
 
 class LogLevel:
-    """The severity from which on is logged, by everybody; it may be changed while the process runs."""
+    """The log level of all loggers; it can be changed while the process runs."""
 
     def __init__(self, configured: str) -> None:
         self.configured = configured
@@ -94,7 +101,7 @@ class LogLevel:
         return logging.getLevelName(logging.getLogger().level).lower()
 
     def set(self, level: str) -> bool:
-        """Log from this one on; whether there is such a one. It is said while warnings are still, or already, seen."""
+        """Set the level and log that, while warnings are visible. Return whether the level exists."""
         if level not in LEVELS:
             return False
         root, log = logging.getLogger(), structlog.get_logger("keyturn")
@@ -107,7 +114,7 @@ class LogLevel:
         return True
 
     def toggle(self) -> None:
-        """Between everything and what is configured; between everything and `info` where that is the same."""
+        """Toggle between `debug` and the configured level, or `info` if that is `debug`."""
         usual = self.configured if self.configured != "debug" else "info"
         self.set("debug" if self.current != "debug" else usual)
 
@@ -120,7 +127,7 @@ _CREDENTIAL = re.compile(
 
 
 def _without_credentials(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Put `…` for what looks like a credential in any text of an entry."""
+    """Mask what looks like a credential in all texts of an entry."""
     for name, value in entry.items():
         if isinstance(value, str):
             entry[name] = without_credentials(value)
@@ -128,18 +135,74 @@ def _without_credentials(_: Any, __: str, entry: MutableMapping[str, Any]) -> Mu
 
 
 def without_credentials(text: str) -> str:
-    """The text with `…` for what looks like a credential."""
+    """Mask what looks like a credential as `…`."""
     small = text.lower()
     if not ("key" in small or "pmak" in small or "auth" in small or "bearer" in small):
-        return text  # so for nearly every text, in a tenth of the time
+        return text  # nearly every text, in a tenth of the time
     return _CREDENTIAL.sub(lambda found: f"{found[1] or ''}…", text)
 
 
 def _without_what_was_sent(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Of what aiohttp could not parse, only the kind of mistake: its message quotes the bytes."""
+    """Drop the message of aiohttp's parse errors, which quotes the bytes received."""
     exc_info = entry.get("exc_info")
     problem = exc_info[1] if isinstance(exc_info, tuple) else exc_info
     if isinstance(problem, HttpProcessingError):
         entry["exc_info"] = None
         entry["problem"] = type(problem).__name__
     return entry
+
+
+MAX_LINE = 8192
+"""Characters after which text without a line end is logged as a line."""
+
+_log = logging.getLogger("stderr")
+
+
+class StderrLog(io.TextIOBase):
+    """Replaces `sys.stderr`: each line that is printed to it is logged as a warning."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        """Log the complete lines."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        if len(self._rest) > MAX_LINE:
+            lines, self._rest = [*lines, self._rest], ""
+        for line in lines:
+            if line.strip():
+                _log.warning("%s", line)
+        return len(text)
+
+    def fileno(self) -> int:
+        """The descriptor of the stream that it replaces."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """Whether a person reads it."""
+        return self._stream.isatty()
+
+
+@contextmanager
+def logging_stray_output() -> Iterator[None]:
+    """Within this block, log what would bypass the log."""
+    before = sys.stderr, threading.excepthook, sys.unraisablehook
+    sys.stderr, threading.excepthook, sys.unraisablehook = StderrLog(sys.stderr), _in_thread, _unraisable
+    logging.captureWarnings(capture=True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        sys.stderr, threading.excepthook, sys.unraisablehook = before
+
+
+def _in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:
+        name = args.thread.name if args.thread else "that has gone"
+        _log.error("uncaught exception in the thread %s", name, exc_info=args.exc_value)
+
+
+def _unraisable(args: "sys.UnraisableHookArgs") -> None:
+    _log.error("%s", args.err_msg or "an exception was ignored", exc_info=args.exc_value)

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterator
+from http import HTTPStatus
 from itertools import product
 from typing import get_args
 
@@ -30,27 +31,43 @@ from keyturn.core.events import (
 )
 from keyturn.core.levels import Levels
 from keyturn.core.model import SECOND
-from keyturn.telemetry import labels
-from keyturn.telemetry.exposition import OPENMETRICS_END, Form
+from keyturn.telemetry.exposition import OPENMETRICS_END, Counter, Form, Gauge, Histogram, Labels, Metric
 from keyturn.telemetry.gauges import gauges
-from keyturn.telemetry.labels import NOBODY
-from keyturn.telemetry.series import Counter, Gauge, Histogram, Labels, Metric
 
-WAITS = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
-"""Seconds: a wait may last up to `queue.max_wait_ceiling`."""
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+CODES = {status.value: str(status.value) for status in HTTPStatus}
 
-WHOLE = (*WAITS, 600)
-"""A whole request: the longest wait, and the longest answer behind it."""
+OTHER = "other"
 
-TRIPS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 310)
-"""Up to `upstream.response_timeout`."""
+NOBODY = "none"
+"""The pool and client labels of requests of unknown callers."""
 
-OVERHEADS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2)
-ROUND_TRIPS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5)
-GRANTS = (0, 1, 2, 5, 10, 50, 200)
 
-IGNORED = ("limit", "remaining", "body")
-"""Fields of `upstream_fields_ignored_total` that are no header of their own."""
+def label_of_method(name: str) -> str:
+    """A known method, or `other`."""
+    return name if name in METHODS else OTHER
+
+
+def label_of_code(number: int) -> str:
+    """A known status code, the class of an unknown one (`4xx`), or `0` for none."""
+    return CODES.get(number) or (f"{number // 100}xx" if 100 <= number <= 599 else "0")  # noqa: PLR2004  # RFC 9110, 15
+
+
+WAIT_BOUNDS = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
+"""Bounds in seconds: a wait may last up to `queue.max_wait_ceiling`."""
+
+REQUEST_BOUNDS = (*WAIT_BOUNDS, 600)
+"""Of a whole request: the longest wait, and the longest response after it."""
+
+UPSTREAM_BOUNDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 310)
+"""Of the upstream's time: up to `upstream.response_timeout`."""
+
+OVERHEAD_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2)
+EXCHANGE_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5)
+GRANT_BOUNDS = (0, 1, 2, 5, 10, 50, 200)
+
+IGNORED_BODY_FIELDS = ("limit", "remaining", "body")
+"""Values of the `field` label of `upstream_fields_ignored_total` that are not header names."""
 
 
 class Metrics:
@@ -71,118 +88,124 @@ class Metrics:
     def _about_requests(self) -> None:
         self.requests = self._counter(
             "requests",
-            "Requests that ended. outcome: forwarded (an answer of the upstream reached the caller whole), refused "
-            "(the proxy answered itself), failed (the upstream was not reached or gave no whole answer), gone (the "
-            "caller left first).",
+            "Requests that ended. outcome: forwarded (the upstream's response reached the caller in full), refused "
+            "(the proxy responded itself), failed (the upstream was not reached or gave no complete response), gone "
+            "(the caller disconnected first).",
             ("pool", "client", "method", "code", "outcome"),
         )
         self.refused = self._counter(
             "refused",
-            "Requests that the proxy answered itself, and why: deadline (the turn would come too late), max_in_flight, "
-            "max_connections (no place in flight before the deadline), queue_full, client_rate, no_key, store_lost, "
+            "Requests that the proxy responded to itself, by reason: deadline (too late), max_in_flight, "
+            "max_connections (no free connection before the deadline), queue_full, client_rate, no_key, store_lost, "
             "draining, unauthenticated, forbidden and others.",
             ("pool", "client", "reason"),
         )
         self.retries = self._counter(
             "retries",
-            "Requests that were sent once more: throttled (after a 429), unreachable, broken, late and others.",
+            "Retries of requests, by reason: throttled (after a 429), unreachable, broken, late and others.",
             ("pool", "reason"),
         )
         self.joined = self._counter(
-            "joined", "Requests that got the answer of an identical one and cost no token.", ("pool", "client")
+            "joined", "Requests that shared the response of an identical one and took no token.", ("pool", "client")
         )
         self.failed = self._counter(
             "authentication_failures",
-            "Callers that were not let in: why, and whether that was answered at_once, late, or with the end of the "
-            "connection (cut).",
+            "Requests without a valid credential, by reason, and how they were answered: at_once, late (after many "
+            "failures), or by closing the connection (cut).",
             ("reason", "answered"),
         )
         self.ended = self._counter(
             "connections_ended",
-            "Callers' connections that were refused, or ended before their time: too_many, too_many_per_address, "
+            "Callers' connections that were refused or closed early: too_many, too_many_per_address, "
             "head_timeout, write_timeout, slow_reader, fell_behind, malformed, proxy_protocol.",
             ("reason",),
         )
         self.seconds = self._histogram(
-            "request_seconds", "From the head of a request to the end of its answer.", ("pool", "client"), WHOLE
+            "request_seconds",
+            "From the header of a request to the end of its response.",
+            ("pool", "client"),
+            REQUEST_BOUNDS,
         )
         self.waited = self._histogram(
-            "queue_wait_seconds", "What a request waited for its turn, all tries together.", ("pool", "client"), WAITS
+            "queue_wait_seconds",
+            "Time that a request waited in the queue, all attempts together.",
+            ("pool", "client"),
+            WAIT_BOUNDS,
         )
         self.overhead = self._histogram(
             "overhead_seconds",
-            "What the proxy itself costs: a request's time less its body's, its waiting and the upstream's.",
+            "The proxy's own time: that of a request less reading its body, waiting and the upstream's time.",
             ("pool",),
-            OVERHEADS,
+            OVERHEAD_BOUNDS,
         )
 
     def _about_the_upstream(self) -> None:
         self.upstream = self._histogram(
             "upstream_seconds",
-            "From the first byte sent to the head of the upstream's answer, all tries together.",
+            "From the first byte sent to the header of the upstream's response, all attempts together.",
             ("pool",),
-            TRIPS,
+            UPSTREAM_BOUNDS,
         )
         self.answers = self._counter(
-            "upstream_responses", "Answers of the upstream; code 0: a try brought none.", ("pool", "key", "code")
+            "upstream_responses",
+            "Responses of the upstream; code 0: an attempt without a response.",
+            ("pool", "key", "code"),
         )
         self.throttled = self._counter(
             "upstream_throttled",
-            "Answers 429 of the upstream, the number that should stay 0. kind: window (requests per time), endpoint (a "
-            "narrower limit that is not configured), plan (a limit that no waiting cures).",
+            "429s of the upstream; should stay 0. kind: window (requests per time), endpoint (a narrower limit that is "
+            "not configured), plan (a limit of the plan, against which waiting does not help).",
             ("pool", "key", "kind"),
         )
         self.foreign = self._counter(
             "foreign_tokens",
-            "Requests that somebody else sent on a quota, by the upstream's own count.",
+            "Requests of others on a quota, by the upstream's own count.",
             ("pool", "quota"),
         )
 
         self.local = self._counter(
             "local_errors",
-            "Tries that failed by a trouble of this machine, which says nothing about the upstream: no descriptors, "
-            "ports, memory or threads left, a connection that is forbidden, no network, a resolver that fails.",
+            "Attempts that failed because of this machine, not the upstream: no descriptors, ports, memory or threads "
+            "left, a connection that is not permitted, no network, a failing resolver.",
             ("cause",),
         )
         for cause in get_args(LocalCause):
             self.local.expect((cause,))
         self.ignored = self._counter(
             "upstream_fields_ignored",
-            "Values in the upstream's answers that say something about limits, malformed or absurd, by their header.",
+            "Malformed or out-of-range rate limit values in the upstream's responses, by header.",
             ("pool", "field"),
         )
 
     def _about_the_store(self) -> None:
-        self.exchanges = self._histogram(
-            "exchange_seconds", "A round trip to the store of the limits.", ("pool",), ROUND_TRIPS
-        )
+        self.exchanges = self._histogram("exchange_seconds", "Round trips to the store.", ("pool",), EXCHANGE_BOUNDS)
         self.grants = self._histogram(
             "exchange_grants",
-            "Requests that were permitted by one round trip to the store, and without one since the one before.",
+            "Leases granted in one exchange with the store, and without one since the exchange before.",
             ("pool",),
-            GRANTS,
+            GRANT_BOUNDS,
         )
 
     def _about_the_process(self) -> None:
         self.spool_failures = self._counter(
-            "spool_failures", "Bodies of requests that could not be written to a temporary file.", ()
+            "spool_failures", "Request bodies that could not be written to a temporary file.", ()
         )
         self.spool_failures.add((), 0)
         self.reloads_refused = self._counter(
-            "reload_refused", "Reloads that were refused because the new configuration has problems.", ()
+            "reload_refused", "Reloads that were rejected because the new configuration has problems.", ()
         )
         self.reloads_refused.add((), 0)
 
     def _gauges_of_the_process(self) -> Iterator[Gauge]:
         yield Gauge(
             "keyturn_reload_success",
-            "1 when the last reload of the configuration was taken or none has been tried, 0 when it was refused.",
+            "1 if the last reload of the configuration was applied or there was none, 0 if it was rejected.",
             (),
             [((), int(self._reload_succeeded))],
         )
         yield Gauge(
             "keyturn_build_info",
-            "Always 1: the version of Keyturn that runs, and Python's.",
+            "Always 1; the versions of Keyturn and Python are in the labels.",
             ("version", "python"),
             [((__version__, platform.python_version()), 1)],
         )
@@ -202,7 +225,7 @@ class Metrics:
         if isinstance(event, RequestLog):
             self._request(event)
         elif isinstance(event, UpstreamAnswered):
-            self.answers.add((event.pool, event.key, labels.code(event.code)))
+            self.answers.add((event.pool, event.key, label_of_code(event.code)))
         else:
             self._seldom(event)
 
@@ -241,7 +264,7 @@ class Metrics:
 
     def _request(self, log: RequestLog) -> None:
         pool, client, trace = log.pool or NOBODY, log.client or NOBODY, log.trace_id
-        self.requests.add((pool, client, labels.method(log.method), labels.code(log.code), log.outcome))
+        self.requests.add((pool, client, label_of_method(log.method), label_of_code(log.code), log.outcome))
         self.seconds.add((pool, client), log.total / SECOND, trace)
         if log.outcome == "refused":
             self.refused.add((pool, client, log.reason))
@@ -253,9 +276,9 @@ class Metrics:
             self.overhead.add((pool,), max(0, own) / SECOND, trace)
 
     def exposition(self, form: Form, levels: Levels | None = None) -> Iterator[str]:
-        """The metrics, piece by piece, each of at most some lines; `levels` are the gauges of now.
+        """Write the metrics in pieces of a few lines; `levels` are the current gauges.
 
-        With 2,000 keys there are some 30,000 lines: the event loop should turn while they are made (`tasks.in_steps`).
+        With 2,000 keys there are some 30,000 lines: run it in steps (`tasks.in_steps`) so that the event loop goes on.
         """
         if levels is not None:
             for _ in self._expect(levels):
@@ -268,7 +291,7 @@ class Metrics:
             yield OPENMETRICS_END
 
     def _expect(self, levels: Levels) -> Iterator[None]:
-        """Expose what should not happen from 0 on, for every key, pool and client that there is, one after another."""
+        """Expose counters of what should not happen from 0 on, for every key, pool and client."""
         for key in levels.keys:
             self.foreign.expect((key.pool, key.look.quota))
             for kind in get_args(ThrottleKind):
@@ -277,7 +300,7 @@ class Metrics:
         for pool, _ in levels.in_flight:
             for reason in get_args(RetryReason):
                 self.retries.expect((pool, reason))
-            for field in IGNORED:
+            for field in IGNORED_BODY_FIELDS:
                 self.ignored.expect((pool, field))
             yield
         for lane in levels.lanes:

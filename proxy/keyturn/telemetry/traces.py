@@ -1,10 +1,10 @@
-"""Traces by OpenTelemetry: a span for each request, for its waiting, and for each try.
+"""Traces by OpenTelemetry: a span for each request, for its waiting, and for each attempt.
 
-They are in the caller's trace if it has one. This module is imported when traces are configured only; what it needs
-comes with the extra `keyturn[otel]`.
+They belong to the caller's trace if it has one. This module is imported only when traces are configured; its
+dependencies come with the extra `keyturn[otel]`.
 
-Spans go in batches to a collector (OTLP over HTTP), from a thread of their own; what a collector does not take is lost
-and holds nothing up, and the log says so once a minute.
+Spans are sent in batches to a collector (OTLP over HTTP), from a separate thread. Spans that a collector does not
+accept are lost and delay nothing; the log reports that once a minute.
 
 Names, attributes and errors follow OpenTelemetry's stable semantic conventions for HTTP; queries, which may hold
 credentials, are left out of all of them.
@@ -38,10 +38,9 @@ from keyturn.core.headers import values
 from keyturn.core.http import Fields
 from keyturn.core.tracing import UNTRACED, Arrived, Trace
 from keyturn.keepalive import SOCKET_OPTIONS
-from keyturn.telemetry.labels import OTHER
-from keyturn.telemetry.labels import method as known_method
+from keyturn.telemetry.access_log import shown_agent, shown_path
 from keyturn.telemetry.logs import without_credentials
-from keyturn.telemetry.requests import shown_agent, shown_path
+from keyturn.telemetry.metrics import OTHER, label_of_method
 from keyturn.trust import client_context, refusal
 
 _ORIGINAL = "http.request.method_original"
@@ -50,15 +49,15 @@ _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}
 
 PARENT, STATE = b"traceparent", b"tracestate"
 SERVICE = "keyturn"
-FAILURES, ERRORS = 500, 400
-LAST_WORDS = 2.0
-"""Seconds in which a collector that is away may come back before the last spans are given up."""
+SERVER_ERRORS, CLIENT_ERRORS = 500, 400
+SHUTDOWN_TIMEOUT = 2.0
+"""Seconds at the end of the process after which spans that were not accepted are given up."""
 
-SELDOM = 60.0
-"""Seconds between two lines about a collector that takes nothing."""
+REPORT_INTERVAL = 60.0
+"""Seconds between two log lines about lost spans."""
 
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
-"""The logger that says of every batch, and of every try, that it was lost."""
+"""The exporter's logger, which reports every lost batch and every attempt."""
 _SYSTEM_SAYS = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
 _LONGEST_CAUSE = 200
 _AUTHORITIES = "name the authority that signed it in OTEL_EXPORTER_OTLP_CERTIFICATE"
@@ -68,10 +67,10 @@ _log = logging.getLogger("keyturn")
 _propagator = TraceContextTextMapPropagator()
 
 
-class Trusting(HTTPAdapter):
+class TrustAdapter(HTTPAdapter):
     """Verifies by the rules of `keyturn.trust` in place of the library's, and keeps connections alive.
 
-    Authorities are those of the system; those that OpenTelemetry's environment variables name stand in their place.
+    Authorities are those of the system, or those that OpenTelemetry's environment variables name.
     """
 
     def __init__(self, *, strict: bool) -> None:
@@ -94,13 +93,13 @@ class Trusting(HTTPAdapter):
 
 
 class Exporter(OTLPSpanExporter):
-    """Sends batches to a collector; those that it does not take are told of with its address and the cause."""
+    """Sends batches to a collector; logs lost ones with its address and the cause."""
 
     def __init__(
         self, endpoint: str, clock: Callable[[], float] = time.monotonic, *, strict_certificates: bool = False
     ) -> None:
         session = Session()
-        adapter = Trusting(strict=strict_certificates)
+        adapter = TrustAdapter(strict=strict_certificates)
         session.mount("https://", adapter)
         session.mount("http://", adapter)
         super().__init__(endpoint, session=session)
@@ -108,25 +107,25 @@ class Exporter(OTLPSpanExporter):
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._clock = clock
         self._told: float | None = None
-        self._remarks = Remarks()
+        self._log_filter = ExporterLogFilter()
         logger = logging.getLogger(_EXPORTER)
         logger.setLevel(logging.WARNING)
-        logger.addFilter(self._remarks)
+        logger.addFilter(self._log_filter)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See `SpanExporter`."""
-        self._remarks.cause = ""
+        self._log_filter.cause = ""
         result = super().export(spans)
         now = self._clock()
-        if result is not SpanExportResult.SUCCESS and (self._told is None or now - self._told >= SELDOM):
+        if result is not SpanExportResult.SUCCESS and (self._told is None or now - self._told >= REPORT_INTERVAL):
             self._told = now
-            cause = self._remarks.cause or "unknown"
-            _log.warning("traces are lost: the collector at %s does not take them: %s", self._shown, cause)
+            cause = self._log_filter.cause or "unknown"
+            _log.warning("traces are lost: the collector at %s does not accept them: %s", self._shown, cause)
         return result
 
 
-class Remarks(logging.Filter):
-    """Takes what the exporter logs off the log, and keeps the cause that it names."""
+class ExporterLogFilter(logging.Filter):
+    """Removes the exporter's lines from the log, and keeps the cause that they name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +146,7 @@ class Remarks(logging.Filter):
 
 
 def _refused_certificates(found: object) -> Iterator[ssl.SSLCertVerificationError]:
-    """Search what a line of the log was made of, and the errors inside of errors."""
+    """Search the arguments of a log line, and errors inside of errors."""
     if isinstance(found, ssl.SSLCertVerificationError):
         yield found
     elif isinstance(found, Exception):
@@ -157,8 +156,8 @@ def _refused_certificates(found: object) -> Iterator[ssl.SSLCertVerificationErro
             yield from _refused_certificates(one)
 
 
-class Exporting(BatchSpanProcessor):
-    """Sends spans to a collector's `/v1/traces`, from a thread; at the end for `LAST_WORDS` at the most."""
+class SpanSender(BatchSpanProcessor):
+    """Sends spans to a collector's `/v1/traces` from a thread; at the end for at most `SHUTDOWN_TIMEOUT`."""
 
     def __init__(self, endpoint: str, *, strict_certificates: bool = False) -> None:
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)
@@ -168,7 +167,7 @@ class Exporting(BatchSpanProcessor):
     def shutdown(self) -> None:
         """Send what is left."""
         give_up: Callable[[], None] = self._exporter.shutdown
-        patience = threading.Timer(LAST_WORDS, give_up)
+        patience = threading.Timer(SHUTDOWN_TIMEOUT, give_up)
         patience.start()
         super().shutdown()  # type: ignore[no-untyped-call]  # the library's
         patience.cancel()
@@ -263,7 +262,7 @@ class RequestTrace:
             return
         if code:
             self._step.set_attributes({"http.response.status_code": code, "network.protocol.version": "1.1"})
-        if not code or code >= ERRORS:
+        if not code or code >= CLIENT_ERRORS:
             self._step.set_status(Status(StatusCode.ERROR))
             self._step.set_attribute("error.type", str(code) if code else "no_answer")
         self._end_step()
@@ -275,7 +274,7 @@ class RequestTrace:
         for name, value in _attributes(story):
             if value not in ("", None):
                 self._span.set_attribute(name, value)
-        if story.outcome == "failed" or story.code >= FAILURES:
+        if story.outcome == "failed" or story.code >= SERVER_ERRORS:
             self._span.set_status(Status(StatusCode.ERROR, story.reason or None))
             self._span.set_attribute("error.type", story.reason or str(story.code))
         self._span.end()
@@ -296,7 +295,7 @@ class Server(NamedTuple):
 
 def _method(name: str) -> dict[str, str]:
     """A known method; the name of another stands beside."""
-    if known_method(name) != OTHER:
+    if label_of_method(name) != OTHER:
         return {"http.request.method": name}
     return {"http.request.method": "_OTHER", _ORIGINAL: shown_path(name[:_LONGEST_METHOD])}
 

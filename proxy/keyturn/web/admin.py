@@ -20,7 +20,7 @@ from keyturn.core.levels import Levels
 from keyturn.core.model import Secret
 from keyturn.tasks import encoded_in_steps
 from keyturn.telemetry import Metrics
-from keyturn.telemetry.exposition import ProcessMetrics, chosen
+from keyturn.telemetry.exposition import ProcessMetrics, choose_form
 from keyturn.web.connection import IncomingRequest
 from keyturn.web.error_responses import error_body
 from keyturn.web.relay import connection_fields
@@ -133,7 +133,7 @@ class Admin:
 
     async def _show_metrics(self, request: IncomingRequest) -> AdminResponse:
         # Several fields of one name are one list (RFC 9110, section 5.3).
-        form = chosen(",".join(request.headers.getall(ACCEPT, ())))
+        form = choose_form(",".join(request.headers.getall(ACCEPT, ())))
         process = await asyncio.to_thread(self._process.exposition, form)
         pieces = self._metrics.exposition(form, await self._glance.levels())
         body = await encoded_in_steps(chain([process], pieces))

@@ -13,7 +13,7 @@ from keyturn.core.model import SECOND, Client
 from keyturn.core.recent import Count
 from keyturn.core.signals import Route
 from keyturn.scheduler import Scheduler, Ticket
-from keyturn.telemetry.history import History
+from keyturn.telemetry.observer import History
 from keyturn.web.status.glance import Glance, Sources
 from keyturn.web.status.model import OutageStatus, ProcessStatus, ReloadStatus, StoreStatus
 

@@ -19,7 +19,7 @@ from keyturn.core.model import SECOND, Client, Micros, Pool
 from keyturn.core.recent import ZERO_COUNT
 from keyturn.scheduler import Scheduler
 from keyturn.tasks import in_steps
-from keyturn.telemetry.history import History
+from keyturn.telemetry.observer import History
 from keyturn.web.status.model import FailureStatus, PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
 from keyturn.web.status.pools import bucket_levels, clients, keys, outages, quotas
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
-from keyturn.telemetry import writer
-from keyturn.telemetry.writer import CAPACITY, LogWriter
+from keyturn.telemetry import log_writer
+from keyturn.telemetry.log_writer import QUEUE_BYTES, LogWriter
 
 LINE = "x" * 1023 + "\n"
 
@@ -68,13 +68,13 @@ def test_lines_arrive_in_order_and_whole(pipe: Pipe) -> None:
 
 def test_logging_never_waits_and_a_gap_is_reported(pipe: Pipe) -> None:
     """A line that finds the queue full is dropped and counted; no line is missing without a report."""
-    held, number = pipe.fill(), 3 * CAPACITY // len(LINE)
+    held, number = pipe.fill(), 3 * QUEUE_BYTES // len(LINE)
     with LogWriter(pipe.stream) as log:
         log.gap = "{} are missing\n".format
         for _ in range(number):
             log.write(LINE)
         dropped = log.dropped
-        assert dropped >= number - CAPACITY // len(LINE) - 1
+        assert dropped >= number - QUEUE_BYTES // len(LINE) - 1
         found = pipe.read(lambda found: found.endswith(b" are missing\n"))[held:].decode().splitlines()
         assert found[-1] == f"{dropped} are missing"
         assert found[:-1] == [LINE.strip()] * (number - dropped)
@@ -84,7 +84,7 @@ def test_logging_never_waits_and_a_gap_is_reported(pipe: Pipe) -> None:
 
 def test_the_end_does_not_wait_for_a_reader(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that stands in a write keeps no process alive."""
-    monkeypatch.setattr(writer, "LAST_WORDS", 0.0)
+    monkeypatch.setattr(log_writer, "CLOSE_TIMEOUT", 0.0)
     pipe.fill()
     with LogWriter(pipe.stream) as log:
         log.write("nobody reads this\n")

@@ -1,10 +1,10 @@
-"""The way of log lines to stderr: a bounded queue, and a thread that writes.
+"""Write log lines to stderr through a bounded queue and a thread.
 
 Laws of this module:
 
-- Logging never waits, neither for the reader of a pipe nor for a disk. A line that finds the queue full is dropped and
+- Logging never blocks, neither on the reader of a pipe nor on a disk. A line that finds the queue full is dropped and
   counted.
-- A gap is reported in its place, as soon as lines are taken again.
+- Dropped lines are reported in their place, as soon as lines are accepted again.
 - The process ends in bounded time, even while the thread is stuck in a write that never returns.
 """
 
@@ -17,27 +17,27 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self, TextIO
 
-CAPACITY = 2**20
-"""Bytes that wait to be written, at the most: two to three thousand lines of requests."""
+QUEUE_BYTES = 2**20
+"""The most bytes that wait to be written: two to three thousand lines of requests."""
 
-BATCH = 2**16
-"""Bytes that are written at once."""
+BATCH_BYTES = 2**16
+"""The most bytes that are written at once."""
 
-PAUSE = 0.01
-"""Seconds in which lines are gathered, so that the thread is not woken for each of them."""
+GATHER_SECONDS = 0.01
+"""Seconds in which lines are collected, so that the thread does not wake up for each of them."""
 
 _GAP = b""
-"""Stands in the queue where lines are missing."""
+"""Marks the place of dropped lines in the queue."""
 
-LAST_WORDS = 1.0
-"""Seconds for which the end of the process waits for lines that nobody takes."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds for which the process waits at its end for the last lines to be written."""
 
 
 class LogWriter:
-    """Writes lines to the file descriptor of a stream; looks like a text file to those who write to it.
+    """A text file that writes lines to the file descriptor of a stream, from a thread.
 
-    It bypasses the stream's own buffer, whose lock a thread that is stuck in a write would keep for ever. A stream
-    without a descriptor is written to as it is.
+    It bypasses the stream's own buffer, whose lock a thread that is stuck in a write would hold for ever. A stream
+    without a descriptor is used as it is.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -47,11 +47,11 @@ class LogWriter:
         except OSError:
             self._descriptor = None
         self.dropped = 0
-        """Lines that were not written, so far."""
+        """Lines dropped so far."""
         self.gap: Callable[[int], str] = "{} log lines were dropped\n".format
-        """The line that is written in place of so many dropped ones."""
+        """Formats the line in place of dropped ones."""
         self._missing = 0
-        """Dropped lines that no gap has told of."""
+        """Dropped lines that were not reported yet."""
         self._marked = False
         """Whether `_GAP` is queued."""
         self._held = 0
@@ -60,13 +60,13 @@ class LogWriter:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
 
-    # For those who log
+    # Called by loggers
 
     def write(self, text: str) -> None:
         """Queue one or more whole lines; never blocks."""
         data = text.encode("utf-8", "backslashreplace")
         with self._lock:
-            if self._held + len(data) > CAPACITY:
+            if self._held + len(data) > QUEUE_BYTES:
                 self._drop(data)
                 return
             if self._missing and not self._marked:
@@ -83,7 +83,7 @@ class LogWriter:
         return self._stream.isatty()
 
     def say(self, line: str) -> None:
-        """Write a line that its reader waits for: at once where that does not block, else queue it.
+        """Write a line that its reader waits for: at once if that does not block, else through the queue.
 
         Raises:
             OSError: it cannot be written.
@@ -93,7 +93,7 @@ class LogWriter:
         else:
             os.write(self._descriptor, f"{line}\n".encode())
 
-    # Its life
+    # Lifetime
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -105,12 +105,12 @@ class LogWriter:
         self.close()
 
     def close(self) -> None:
-        """Write what is queued, for `LAST_WORDS` at the most."""
+        """Write what is queued, for at most `CLOSE_TIMEOUT`."""
         self._closing.set()
         self._lines.put(None)
-        self._thread.join(LAST_WORDS)
+        self._thread.join(CLOSE_TIMEOUT)
 
-    # The thread
+    # In the thread
 
     def _run(self) -> None:
         ended = False
@@ -122,16 +122,16 @@ class LogWriter:
             if self._missing and (last is _GAP or self._lines.empty()):
                 self._tell_gap()
             if not ended:
-                self._closing.wait(PAUSE)
+                self._closing.wait(GATHER_SECONDS)
 
     def _next(self) -> tuple[list[bytes], bytes | None]:
-        """Take some of the queued lines, and tell the last entry that was taken: one of them, `_GAP`, or `None`."""
+        """Take some of the queued lines; return them and the last entry taken: a line, `_GAP` or `None`."""
         found: list[bytes] = []
         size = 0
         while (entry := self._lines.get()) is not None and entry is not _GAP:
             found.append(entry)
             size += len(entry)
-            if size >= BATCH or self._lines.empty():
+            if size >= BATCH_BYTES or self._lines.empty():
                 break
         return found, entry
 
@@ -169,7 +169,7 @@ class LogWriter:
 
 
 def _is_taken(descriptor: int, milliseconds: int | None) -> bool:
-    """Wait until a short line can be written without waiting, or fails at once; whether that is so."""
+    """Wait until a short line can be written without blocking, or fails at once. Return whether it can."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(milliseconds))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from keyturn.core.events import RequestLog
 from keyturn.core.model import MILLISECOND
 from keyturn.core.tracing import Untraced
-from keyturn.telemetry.requests import LONGEST_AGENT, LONGEST_PATH, NAME, AccessLog
+from keyturn.telemetry.access_log import MAX_PATH, MAX_USER_AGENT, REQUEST_LOGGER, AccessLog
 
 from tests.telemetry.samples import request_log
 
@@ -18,7 +18,7 @@ from tests.telemetry.samples import request_log
 @pytest.fixture(autouse=True)
 def informed() -> Iterator[None]:
     """The level `info`, as by default."""
-    logger = logging.getLogger(NAME)
+    logger = logging.getLogger(REQUEST_LOGGER)
     logger.setLevel(logging.INFO)
     yield
     logger.setLevel(logging.NOTSET)
@@ -157,10 +157,10 @@ def test_a_failure_is_graver_than_a_refusal(story: dict[str, object], level: str
 
 def test_levels_hold_for_requests_too() -> None:
     """From `warning` on only failures are told, from `error` on none."""
-    logging.getLogger(NAME).setLevel(logging.WARNING)
+    logging.getLogger(REQUEST_LOGGER).setLevel(logging.WARNING)
     failed = request_log(code=502, outcome="failed")
     assert [json.loads(line)["code"] for line in lines(request_log(), failed)] == [502]
-    logging.getLogger(NAME).setLevel(logging.ERROR)
+    logging.getLogger(REQUEST_LOGGER).setLevel(logging.ERROR)
     assert lines(request_log(), failed) == []
 
 
@@ -184,7 +184,7 @@ def test_whatever_went_wrong_is_told_always() -> None:
 def test_a_long_path_is_cut() -> None:
     """A line stays a line."""
     found = entry(request_log(path="/" + "x" * 5_000))
-    assert len(found["path"]) == LONGEST_PATH + 1
+    assert len(found["path"]) == MAX_PATH + 1
     assert found["path"].endswith("…")
 
 
@@ -198,7 +198,7 @@ def test_what_looks_like_a_credential_in_a_path_is_not_written() -> None:
 @given(st.text(max_size=40))
 def test_nothing_of_a_caller_forges_a_line(text: str) -> None:
     """Whatever is in it: no second line, no sequence that moves a terminal's cursor."""
-    logging.getLogger(NAME).setLevel(logging.INFO)
+    logging.getLogger(REQUEST_LOGGER).setLevel(logging.INFO)
     for form in ("json", "text"):
         for story in (request_log(path=text), request_log(agent=text)):
             written = lines(story, form=form)
@@ -208,6 +208,6 @@ def test_nothing_of_a_caller_forges_a_line(text: str) -> None:
 
 def test_what_a_caller_calls_itself_is_cut() -> None:
     """And holds no credential; bytes that are no text are shown as such."""
-    assert len(entry(request_log(agent="x" * 60_000))["user_agent"]) == LONGEST_AGENT + 1
+    assert len(entry(request_log(agent="x" * 60_000))["user_agent"]) == MAX_USER_AGENT + 1
     assert entry(request_log(agent="a PMAK-0123 b"))["user_agent"] == "a … b"
     assert entry(request_log(agent="\udcff"))["user_agent"] == "\\udcff"

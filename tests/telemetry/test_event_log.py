@@ -33,7 +33,7 @@ from keyturn.core.events import (
 from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import SECOND
 from keyturn.core.signals import Route
-from keyturn.telemetry.changes import LogLine, line_of
+from keyturn.telemetry.event_log import LogLine, line_of
 
 ROUTE = Route.of("POST", "/collections/1")
 

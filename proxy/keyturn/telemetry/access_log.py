@@ -1,8 +1,7 @@
-"""One line of the log for each request, at its end: who asked for what, how it ended, and where the time went.
+"""The access log: one line for each request at its end.
 
-It is written for every request, so it takes a shorter way than other lines: without `logging` but for the level, and
-for machines without structlog's chain, whose fields and whose order it has. The long and strange parts
-come from the caller, its path and its `User-Agent`: they are cut, and escaped where they cannot be printed.
+It bypasses `logging` (but for the level) and, in JSON, structlog's processors, since a line is written for every
+request; names and order of the fields are theirs. Long and hostile parts (path, `User-Agent`) are cut and escaped.
 """
 
 import json
@@ -18,24 +17,24 @@ from typing import Any, Literal, TextIO, cast
 from keyturn.core.events import RequestLog
 from keyturn.core.model import SECOND, Micros
 from keyturn.logger import structlog
+from keyturn.telemetry.log_writer import LogWriter
 from keyturn.telemetry.logs import console, is_text, without_credentials
-from keyturn.telemetry.writer import LogWriter
 
-NAME = "keyturn.requests"
+REQUEST_LOGGER = "keyturn.requests"
 
-LONGEST_PATH, LONGEST_AGENT = 512, 256
-"""Characters of a path, and of what a caller calls itself; what is longer ends in `…`."""
+MAX_PATH, MAX_USER_AGENT = 512, 256
+"""Characters of a path and a `User-Agent` that are logged; longer ones end in `…`."""
 
-UNITS = ("B", "kB", "MB", "GB")
+BYTE_UNITS = ("B", "kB", "MB", "GB")
 
-ERRORS = 400
-FAILURES = 500
+CLIENT_ERRORS = 400
+SERVER_ERRORS = 500
 
 
 class AccessLog:
     """Writes to stderr, or to `stream`; `sample` is the part of the successful requests that is written.
 
-    `chance`: a number from 0 up to 1, another each time.
+    `chance` returns random numbers from 0 up to 1.
     """
 
     def __init__(
@@ -48,13 +47,13 @@ class AccessLog:
     ) -> None:
         self.sample = sample
         self._chance = chance
-        self._level = logging.getLogger(NAME)
+        self._level = logging.getLogger(REQUEST_LOGGER)
         self._out = out = stream or sys.stderr
         self._text = _text_log(out) if is_text(form, out) else None
 
     def write(self, log: RequestLog) -> None:
         """The line of a request that has ended."""
-        failed = log.outcome == "failed" or log.code >= FAILURES
+        failed = log.outcome == "failed" or log.code >= SERVER_ERRORS
         level = logging.WARNING if failed else logging.INFO
         if self._level.isEnabledFor(level) and self._wanted(log):
             if self._text is not None:
@@ -65,7 +64,7 @@ class AccessLog:
                 self._out.flush()
 
     def _wanted(self, log: RequestLog) -> bool:
-        if self.sample >= 1 or log.outcome != "forwarded" or log.code >= ERRORS:
+        if self.sample >= 1 or log.outcome != "forwarded" or log.code >= CLIENT_ERRORS:
             return True
         return self._chance() < self.sample
 
@@ -83,15 +82,15 @@ def _text_log(out: TextIO | LogWriter) -> Any:
 
 
 def _json_line(log: RequestLog, level: str) -> str:
-    """The line for machines; texts that would be empty are left out.
+    """The JSON line, without empty texts.
 
-    Written out, since `json.dumps` takes as long as all the rest of a line.
+    It is formatted by hand, since `json.dumps` takes as long as all the rest.
     """
     said = (
         f"{_said('id', without_credentials(log.id))}"
         f"{_names(log.client, log.pool, log.key, log.method)}"
         f"{_said('path', shown_path(log.path))}"
-        f"{_caller(log.address, log.agent[: LONGEST_AGENT + 1])}"
+        f"{_caller(log.address, log.agent[: MAX_USER_AGENT + 1])}"
         f"{_end(log.outcome, log.reason)}"
     )
     if log.problem:
@@ -103,7 +102,7 @@ def _json_line(log: RequestLog, level: str) -> str:
     return (
         f'{{{said}"code": {log.code}, "received_bytes": {log.received}, "sent_bytes": {log.sent}, '
         f'{reading}"queue_seconds": {log.queued / SECOND}, "upstream_seconds": {log.upstream / SECOND}, '
-        f'"total_seconds": {log.total / SECOND}, "attempts": {log.attempts}{retried}, "logger": "{NAME}", '
+        f'"total_seconds": {log.total / SECOND}, "attempts": {log.attempts}{retried}, "logger": "{REQUEST_LOGGER}", '
         f'"event": "request", "level": "{level}", "timestamp": "{_timestamp(time.time_ns() // 1000)}"}}\n'
     )
 
@@ -114,7 +113,7 @@ def _said(name: str, text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _names(client: str, pool: str, key: str, method: str) -> str:
-    """What is the same in many lines."""
+    """The fields that are the same in many lines."""
     return _said("client", client) + _said("pool", pool) + _said("key", key) + _said("method", method)
 
 
@@ -140,7 +139,7 @@ def _second(epoch: int) -> str:
 
 
 def _words(log: RequestLog) -> tuple[str, dict[str, Any]]:
-    """The line for people: what they look for first comes first, and what is usual is not said."""
+    """The text line: the most important fields first, and without usual values."""
     values: dict[str, Any] = {
         "client": log.client or "unknown",
         "key": log.key,
@@ -163,13 +162,13 @@ def _words(log: RequestLog) -> tuple[str, dict[str, Any]]:
 
 
 def shown_path(path: str) -> str:
-    """A path as it is shown: cut, on one line, without what looks like a credential."""
-    return _shown(path, LONGEST_PATH)
+    """A path as logged: cut, on one line, with what looks like a credential masked."""
+    return _shown(path, MAX_PATH)
 
 
 def shown_agent(agent: str) -> str:
-    """A `User-Agent` as it is shown: in the same way."""
-    return _shown(agent, LONGEST_AGENT)
+    """A `User-Agent` as logged, treated like a path."""
+    return _shown(agent, MAX_USER_AGENT)
 
 
 def _shown(text: str, most: int) -> str:
@@ -182,5 +181,5 @@ def _span(duration: Micros) -> str:
 
 
 def _size(number: int) -> str:
-    power = min(len(UNITS) - 1, (len(str(number)) - 1) // 3)
-    return "" if not number else f"{number / 1000**power:.{1 if power else 0}f}{UNITS[power]}"
+    power = min(len(BYTE_UNITS) - 1, (len(str(number)) - 1) // 3)
+    return "" if not number else f"{number / 1000**power:.{1 if power else 0}f}{BYTE_UNITS[power]}"
