@@ -1,6 +1,6 @@
-"""How often waiting rooms call the server they share: per request, by how many come, and per token that returns.
+"""Measure how often schedulers call the server they share: per request, by load, and per returning token.
 
-The rooms are real, and so is the server; the upstream is a pause.
+Schedulers and server are real; the upstream is a pause.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ heartbeats a replica and second."""
 
 
 class Counting(SharedStore):
-    """The shared store, counting what each exchange was good for."""
+    """The shared store, which counts each exchange by use."""
 
     def __init__(self, store: RedisStore) -> None:
         super().__init__(store, on_loss="wait", clock=now, observer=Nobody())
@@ -54,7 +54,7 @@ class Counting(SharedStore):
 
 
 class Room:
-    """The waiting room of one replica; `made`: its exchanges by what they were good for."""
+    """The scheduler of one replica; `made` counts its exchanges by use."""
 
     def __init__(self, scheduler: Scheduler, made: Counter[str]) -> None:
         self.served = 0
@@ -62,7 +62,7 @@ class Room:
         self._scheduler = scheduler
 
     async def request(self, client: str) -> None:
-        """Wait for the turn, and use it."""
+        """Wait for a lease and use it."""
         ticket = Ticket(Client(client), DemandClass((0,)), now() + 600 * SECOND)
         with await self._scheduler.lease(ticket) as lease:
             self.served += 1
@@ -73,7 +73,7 @@ class Room:
 
 @asynccontextmanager
 async def room(url: str, pool: Pool, name: str) -> AsyncIterator[Room]:
-    """A replica's waiting room, open."""
+    """Run a replica's scheduler."""
     bound = 10 * SECOND
     async with AsyncExitStack() as stack:
         link = Link(url, shown=url, timeout=10 * SECOND)

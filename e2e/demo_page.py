@@ -78,8 +78,8 @@ class Story:
         return {
             "tokens are spent": falls(self.available),
             "tokens come back": rises(self.available),
-            "a lane grows": rises(self.waiting),
-            "a lane shrinks": falls(self.waiting),
+            "a queue grows": rises(self.waiting),
+            "a queue shrinks": falls(self.waiting),
             "a key is quarantined": "quarantined" in self.states,
         }
 

@@ -102,7 +102,7 @@ def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Pr
         yield Promise("each token is drawn", page.locator(".token[data-state]").count() > 0, "tokens")
         available = page.locator(".quota >> nth=0 >> .bucket-line strong >> nth=0").inner_text()
         replica.snapshots[:] = [busy(2)]
-        yield Promise("a lane grows", not (missed := shown(page, "154")), missed)
+        yield Promise("a queue grows", not (missed := shown(page, "154")), missed)
         now = page.locator(".quota >> nth=0 >> .bucket-line strong >> nth=0").inner_text()
         yield Promise("tokens come back", now != available, f"{available}, then {now}")
         yield Promise(

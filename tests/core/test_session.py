@@ -195,7 +195,7 @@ class SimulatedReplica:
         if not self.partial:
             self.session.tell(self.demands(), partial=False)
             return
-        told = [FlowDemand(lane, self.weights[lane.client], self.waiting.get(lane, 0)) for lane in self.changed]
+        told = [FlowDemand(flow, self.weights[flow.client], self.waiting.get(flow, 0)) for flow in self.changed]
         self.session.tell(told, partial=True)
         self.changed.clear()
 
@@ -209,7 +209,7 @@ class SimulatedReplica:
         self.changed |= dict.fromkeys((*before, *self.waiting))
 
     def exchange(self, deal: int = 0, fate: str = "heard", *, adopt: bool = False) -> ExchangeResponse | None:
-        """One request; `adopt`: the configuration changes while it is under way."""
+        """One request; `adopt`: the configuration changes while it is in flight."""
         sent, told, self.asked = self.now, tuple(self.untold), self.session.revision
         self.tell()
         request = self.session.request(sent, told)
