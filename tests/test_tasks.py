@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from keyturn.tasks import STEP, encoded_in_steps, finish, in_steps, spawn
+from keyturn.tasks import STEP_ENTRIES, encoded_in_steps, finish, in_steps, spawn
 
 Owner = set[asyncio.Task[Any]]
 
@@ -149,7 +149,7 @@ async def test_long_work_leaves_the_loop_its_turns() -> None:
 
     def entries() -> Iterator[str]:
         nonlocal worked, most
-        for number in range(10 * STEP + 1):
+        for number in range(10 * STEP_ENTRIES + 1):
             worked += 1
             most = max(most, worked)
             yield str(number)
@@ -163,8 +163,8 @@ async def test_long_work_leaves_the_loop_its_turns() -> None:
         handle = loop.call_soon(turn)
 
     turn()
-    expected = [str(number) for number in range(10 * STEP + 1)]
+    expected = [str(number) for number in range(10 * STEP_ENTRIES + 1)]
     assert await in_steps(entries()) == expected
     assert await encoded_in_steps(entries()) == "".join(expected).encode()
     handle.cancel()
-    assert most <= STEP
+    assert most <= STEP_ENTRIES

@@ -38,7 +38,7 @@ _PRIVATE_NAMES = {
     aiohttp.TCPConnector: (
         "_factory",  # its connections have the protocol below
         "_acquired", "_release_acquired",  # connections in use are counted, and those that wait are told
-        "_throttle_dns_futures",  # a look-up that does not end is this machine's trouble, not the upstream's
+        "_throttle_dns_futures",  # a look-up that does not end is an error of this machine, not of the upstream
     ),
 }  # fmt: skip
 _CHUNK_COST = 128
@@ -93,7 +93,7 @@ async def check_private_names(names: dict[type, tuple[str, ...]] = _PRIVATE_NAME
 KEPT_ALIVE = 15.0
 """Seconds for which an idle connection is kept: fewer than servers wait, which so seldom close it under a request."""
 _SPREAD = 0.2
-"""Which part of its age a connection may lack, by chance: those that were made together end at different times."""
+"""The part of its age that a connection loses at random, so that those made together end at different times."""
 _ON_ITS_WAY = 1.0
 """Seconds by which a connection is left alone before the upstream closes it."""
 _BUFFER = 2**16
@@ -161,19 +161,19 @@ class UpstreamProtocol(ResponseHandler):
     # When the connection fails
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
-        """The connection has failed: say so to whoever waits for a head, and to whoever reads a body."""
+        """Fail the waiter for a head, and the reader of a body."""
         payload = self._payload
         super().set_exception(exc, exc_cause)
         _fail(payload, exc)
 
     def abort(self) -> None:
-        """Close at once, and say so to whoever reads a body."""
+        """Close at once, and fail the reader of a body."""
         payload = self._payload
         super().abort()
         _fail(payload, aiohttp.ClientConnectionError("closed by us"))
 
     def close(self) -> None:
-        """Close, and say so to whoever reads a body."""
+        """Close, and fail the reader of a body."""
         payload = self._payload
         super().close()
         _fail(payload, aiohttp.ClientConnectionError("closed by us"))
@@ -220,8 +220,8 @@ class UpstreamProtocol(ResponseHandler):
 def _fail(payload: StreamReader | None, error: BaseException) -> None:
     """Let a body's reader meet an error.
 
-    It is told once more in the next turn of the loop: a reader that the end of a chunk has just woken looks for bytes
-    only, finds none, and would wait for ever.
+    It is set once more in the next iteration of the loop: a reader that the end of a chunk has just woken looks for
+    bytes only, finds none, and would wait for ever.
     """
     if payload is not None and not payload.is_eof() and payload.exception() is None:
         payload.set_exception(error)
@@ -229,11 +229,11 @@ def _fail(payload: StreamReader | None, error: BaseException) -> None:
 
 
 class RequestTemplate(ClientRequest):
-    """What a connector is asked with: the upstream's origin, always the same."""
+    """The request that a connector connects for: always the upstream's origin."""
 
     @cached_property
     def connection_key(self) -> ConnectionKey:
-        """What the connector tells origins apart by, worked out once."""
+        """The connector's key of the origin, computed once."""
         return super().connection_key
 
 
@@ -270,7 +270,7 @@ class UpstreamConnector(aiohttp.TCPConnector):
     def give_back(self, connection: Connection, protocol: "UpstreamProtocol") -> None:
         """Keep a connection for another request, unless it is not fit for one.
 
-        What it says unasked while it is idle, whatever that is, must not be read as an answer: see `should_close`.
+        Bytes that arrive unasked while it is idle must not be read as an answer: see `should_close`.
         """
         if self._retired or protocol.should_close:
             connection.close()

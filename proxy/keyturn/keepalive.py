@@ -8,14 +8,18 @@ import socket
 import sys
 from typing import Any
 
-IDLE = 45
+IDLE_SECONDS = 45
 """Seconds without a packet, then the other side is asked whether it is there."""
-INTERVAL = 15
-TIMES = 4
+PROBE_INTERVAL = 15
+MAX_PROBES = 4
 """Unanswered questions, then the connection is lost."""
 
 _IDLE_OPTION: int = getattr(socket, "TCP_KEEPALIVE" if sys.platform == "darwin" else "TCP_KEEPIDLE")
-OPTIONS: dict[int, int] = {_IDLE_OPTION: IDLE, socket.TCP_KEEPINTVL: INTERVAL, socket.TCP_KEEPCNT: TIMES}
+OPTIONS: dict[int, int] = {
+    _IDLE_OPTION: IDLE_SECONDS,
+    socket.TCP_KEEPINTVL: PROBE_INTERVAL,
+    socket.TCP_KEEPCNT: MAX_PROBES,
+}
 """Of the level `IPPROTO_TCP`."""
 
 

@@ -1,4 +1,4 @@
-"""Causes of system errors in words for people; the message of a library may be a piece of its source code."""
+"""Causes of system errors for people to read; a library's own message may be a piece of its source code."""
 
 import os
 import re

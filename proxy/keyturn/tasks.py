@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 Entry = TypeVar("Entry")
 
-STEP = 200
-"""Entries between two turns of the event loop."""
+STEP_ENTRIES = 200
+"""Entries that are worked out in one iteration of the event loop."""
 
 
 def spawn(work: Coroutine[Any, Any, Any], *, name: str, owner: set[asyncio.Task[Any]]) -> asyncio.Task[Any]:
@@ -22,7 +22,7 @@ def spawn(work: Coroutine[Any, Any, Any], *, name: str, owner: set[asyncio.Task[
 async def finish(owner: set[asyncio.Task[Any]]) -> None:
     """Cancel what an owner still runs, and wait until it has ended; what it raised is not raised again.
 
-    What a task spawns on its way out is ended too. A task may finish its own owner: it is spared.
+    Tasks that are spawned meanwhile are ended, too. The current task is spared.
     """
     while tasks := owner - {asyncio.current_task()}:
         for task in tasks:
@@ -32,9 +32,9 @@ async def finish(owner: set[asyncio.Task[Any]]) -> None:
 
 
 async def steps(entries: Iterable[Entry]) -> AsyncIterator[list[Entry]]:
-    """Have an iterator work out `STEP` entries at a time; the event loop turns after each of them."""
+    """Work out `STEP` entries of an iterator at a time, and let the event loop run between them."""
     rest = iter(entries)
-    while step := list(islice(rest, STEP)):
+    while step := list(islice(rest, STEP_ENTRIES)):
         yield step
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""Which certificates are accepted: one set of rules for all TLS, the same on every supported Python.
+"""The rules for accepting certificates: one set for all TLS, the same on every supported Python.
 
 Python 3.13's own contexts verify strictly (RFC 5280) and accept incomplete chains, earlier ones do neither.
 Certificates of Kubernetes' and of many companies' own authorities have no key identifiers, or basic constraints that

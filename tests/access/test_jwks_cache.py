@@ -266,5 +266,5 @@ async def test_the_log_says_what_is_wrong() -> None:
     finally:
         logger.removeHandler(handler)
     first, second = (record.getMessage() for record in records)
-    assert first == f"issuer {ISSUER} publishes no key that may be used: its tokens let nobody in"
+    assert first == f"issuer {ISSUER} publishes no key that may be used: its tokens are refused"
     assert second == f"the keys of issuer {ISSUER}: not reached; 0 known ones stay in use"

@@ -335,7 +335,7 @@ async def test_a_key_that_is_new_is_learned() -> None:
 async def test_without_keys_nobody_is_known() -> None:
     """Before the first answer of the issuer a token waits for it; one that never comes lets nobody in."""
     office = Office()
-    assert "not at hand" in office.why(token())
+    assert "not available" in office.why(token())
     office.publisher.open.clear()
     async with office.running():
         with pytest.raises(SigningKeyUnknown):
@@ -343,7 +343,7 @@ async def test_without_keys_nobody_is_known() -> None:
         office.publisher.fails = True
         office.publisher.open.set()
         await office.settle()
-        assert "not at hand" in office.why(token())
+        assert "not available" in office.why(token())
 
 
 async def test_clients_can_be_replaced() -> None:

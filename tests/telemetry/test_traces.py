@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from keyturn.core.http import Fields
 from keyturn.core.tracing import UNTRACED
-from keyturn.keepalive import INTERVAL
+from keyturn.keepalive import PROBE_INTERVAL
 from keyturn.telemetry import Metrics
 from keyturn.telemetry.exposition import Form
 from keyturn.telemetry.traces import REPORT_INTERVAL, Exporter, RequestTrace, Traces, TrustAdapter
@@ -393,6 +393,6 @@ def test_connections_to_a_collector_are_kept_alive() -> None:
         connection.connect()
         try:
             assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == INTERVAL
+            assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == PROBE_INTERVAL
         finally:
             connection.close()

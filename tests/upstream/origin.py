@@ -10,7 +10,7 @@ from pathlib import Path
 
 from keyturn.core.http import Answer, Body, Fields, Request
 from keyturn.core.model import SECOND, Client, Micros, Secret
-from keyturn.upstream import Upstream, UpstreamSettings
+from keyturn.upstream import Upstream, UpstreamOptions
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -55,7 +55,7 @@ async def opened(
     max_connections: int = 8,
 ) -> AsyncIterator[Upstream]:
     """An upstream that leaves no connection in use and no upload behind."""
-    upstream = Upstream(UpstreamSettings(url, ca, connect_timeout, response_timeout, max_connections))
+    upstream = Upstream(UpstreamOptions(url, ca, connect_timeout, response_timeout, max_connections))
     await upstream.open()
     try:
         yield upstream

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from keyturn.core.errors import LocalCause
-from keyturn.upstream.connect_errors import WHAT, local_cause
+from keyturn.upstream.connect_errors import CAUSE_MESSAGES, local_cause
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def no_descriptor_left() -> Iterator[None]:
 def test_the_machines_troubles_are_told_from_the_upstreams(error: Exception, cause: LocalCause | None) -> None:
     """By what the system says."""
     assert local_cause(error) == cause
-    assert cause is None or cause in WHAT
+    assert cause is None or cause in CAUSE_MESSAGES
 
 
 def test_without_descriptors_look_ups_fail_in_ways_of_their_own() -> None:

@@ -11,7 +11,7 @@ from keyturn.core.errors import Broken, LocalCause, LocalError, StartError, Time
 from keyturn.core.model import MILLISECOND
 from keyturn.keepalive import OPTIONS
 from keyturn.tasks import finish, spawn
-from keyturn.upstream import Upstream, UpstreamSettings, trust_of
+from keyturn.upstream import Upstream, UpstreamOptions, trust_of
 from keyturn.upstream.connector import ConnectionSlots
 
 from tests.authorities import FAULTS, LENIENT, Authority, Sort
@@ -146,7 +146,7 @@ async def test_the_authority_is_that_of_the_url() -> None:
         ("http://127.0.0.1:8081", "127.0.0.1:8081"),
         ("http://[::1]:8081", "[::1]:8081"),
     ]:
-        assert Upstream(UpstreamSettings(url)).authority == authority
+        assert Upstream(UpstreamOptions(url)).authority == authority
 
 
 async def test_an_unused_connection_goes_back() -> None:
@@ -188,7 +188,7 @@ async def test_a_company_s_own_authority_is_accepted_unless_certificates_are_str
     issued = Authority(tmp_path, sort)
     async with origin(answering(OK, OK), issued.server_context()) as url, opened(url, ca=issued.ca) as upstream:
         assert await whole(await sent(upstream)) == b"ok"
-        upstream.adopt(UpstreamSettings(""), trust_of(issued.ca, strict=True))
+        upstream.adopt(UpstreamOptions(""), trust_of(issued.ca, strict=True))
         if sort == "conforming":
             assert await whole(await sent(upstream)) == b"ok"
         else:
@@ -260,7 +260,7 @@ async def test_an_old_connection_is_not_used_again() -> None:
         for _ in range(2):
             assert await whole(await sent(upstream)) == b"ok"
         first = only_idle(upstream)
-        upstream.adopt(UpstreamSettings("", max_connection_age=0), None)
+        upstream.adopt(UpstreamOptions("", max_connection_age=0), None)
         assert await whole(await sent(upstream)) == b"ok"
         assert only_idle(upstream) is not first
 
@@ -349,6 +349,19 @@ async def test_a_caller_that_leaves_while_connecting_leaves_nothing() -> None:
         assert (idle(upstream), in_use(upstream)) == (0, 0)
 
 
+async def test_a_transmission_says_how_far_it_is() -> None:
+    """And whether its connection was kept alive, for people who debug."""
+    async with origin(answering(OK, OK)) as url, opened(url) as upstream:
+        wire = await upstream.connect()
+        assert repr(wire) == "<Transmission unsent on a new connection>"
+        await wire.send(a_request(), KEY, (), body=None, on_written=lambda: None)
+        assert repr(wire) == "<Transmission ended on a new connection>"
+        kept = upstream.idle_connection()
+        assert repr(kept) == "<Transmission unsent on a kept connection>"
+        assert kept is not None
+        kept.put_back()
+
+
 async def test_a_connection_that_is_idle_for_long_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the upstream closes it; one that was used meanwhile has its time anew."""
     monkeypatch.setattr(aiohttp_internals, "KEPT_ALIVE", 0.01)
@@ -412,7 +425,7 @@ async def test_a_connection_closed_under_a_lease_was_not_written_to() -> None:
 async def test_closing_ends_what_is_under_way() -> None:
     """Whoever waits for an answer, or reads one, learns that the upstream's connections are closed."""
     async with origin(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")) as url:
-        upstream = Upstream(UpstreamSettings(url))
+        upstream = Upstream(UpstreamOptions(url))
         await upstream.open()
         answer = await sent(upstream)
         assert await answer.body.read() == b"part"
@@ -423,7 +436,7 @@ async def test_closing_ends_what_is_under_way() -> None:
             await reading
         with pytest.raises(Unreachable):
             await upstream.connect()
-    await Upstream(UpstreamSettings(url)).close()
+    await Upstream(UpstreamOptions(url)).close()
 
 
 async def test_certificates_must_be_readable(tmp_path: Path) -> None:
@@ -431,7 +444,7 @@ async def test_certificates_must_be_readable(tmp_path: Path) -> None:
     (tmp_path / "none.pem").write_text("no certificate")
     for name in ("missing.pem", "none.pem"):
         with pytest.raises(StartError, match=name):
-            await Upstream(UpstreamSettings("https://localhost", tmp_path / name)).open()
+            await Upstream(UpstreamOptions("https://localhost", tmp_path / name)).open()
 
 
 async def test_other_certificates_are_trusted_from_the_next_connection_on(
@@ -440,7 +453,7 @@ async def test_other_certificates_are_trusted_from_the_next_connection_on(
     """What is under way goes on; no connection that was made by the old ones is used again."""
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(other)
-    settings = UpstreamSettings("")
+    settings = UpstreamOptions("")
     async with (
         origin(answering(OK, OK, OK), tls_of(authority, "localhost")) as url,
         opened(url, ca=bundle) as upstream,
@@ -469,6 +482,6 @@ async def test_other_times_hold_from_the_next_request_on() -> None:
         await reader.read()
 
     async with origin(silent) as url, opened(url) as upstream:
-        upstream.adopt(UpstreamSettings("", response_timeout=50 * MILLISECOND), None)
+        upstream.adopt(UpstreamOptions("", response_timeout=50 * MILLISECOND), None)
         with pytest.raises(TimedOut):
             await sent(upstream)

@@ -449,3 +449,24 @@ async def test_a_lost_connection_leaves_nothing_of_an_unread_body() -> None:
                     await asyncio.sleep(0)
         finally:
             gc.enable()
+
+
+async def test_a_connection_says_where_it_stands() -> None:
+    """Its caller's address, its state and how many requests it has carried, for people who debug."""
+    shown: list[str] = []
+
+    async def reply(_: Request) -> Answer:
+        shown.extend(map(repr, open_connections(world)))
+        shown.append(repr(world.listener._connections))
+        return an_answer(b"ok")
+
+    async with World(gateway=Gateway(reply)).running() as world:
+        reader, writer = await world.connect()
+        writer.write(get(close=False))
+        assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200 ")
+        assert shown == ["<CallerConnection 127.0.0.1, answering, 1 requests>", "<Connections 1 open, 1 unfinished>"]
+        (connection,) = open_connections(world)
+        assert repr(connection) == "<CallerConnection 127.0.0.1, idle, 1 requests>"
+        writer.close()
+        await until_closed(world)
+        assert repr(connection) == "<CallerConnection 127.0.0.1, closed, 1 requests>"

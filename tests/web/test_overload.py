@@ -111,6 +111,13 @@ def test_what_is_given_back_lets_others_go_on() -> None:
     assert buffers.held == 0
 
 
+def test_a_budget_shows_what_is_held() -> None:
+    """For people who debug."""
+    budget = ByteBudget(LIMIT)
+    ConnectionBytes(budget, lambda: None).hold(1000)
+    assert repr(budget) == "<ByteBudget 1000/1048576, 1000 unadmitted, 0 paused>"
+
+
 def test_another_limit_holds_at_once() -> None:
     """For those who want more; what is held stays."""
     buffers = ByteBudget(LIMIT)

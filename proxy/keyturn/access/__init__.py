@@ -1,7 +1,7 @@
-"""Who may come in: callers known by a token, a JSON Web Token or a certificate, and how often they may.
+"""Authentication of callers by a token, a JSON Web Token or a certificate, and their rates.
 
-The order in which a request is asked who sent it: what it carries (a bearer token before the key header before the
-query, and in each place a token before a JSON Web Token), then its connection's certificate, then nobody in particular.
+The first that is found decides: what the request carries (a bearer token before the key header before the query, and in
+each place a token before a JSON Web Token), then its connection's certificate, then the anonymous client.
 """
 
 from keyturn.access.authentication import Access, Admission

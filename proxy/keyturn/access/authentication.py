@@ -1,4 +1,4 @@
-"""Who is the caller: known by a token's SHA-256, a JSON Web Token, or its connection's certificate.
+"""Identifies callers by a token's SHA-256, a JSON Web Token, or their connection's certificate.
 
 Law 11: a credential is never kept, shown or compared as such; a request leaves here without any of its caller's.
 """
@@ -31,7 +31,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?!\d+\Z).")
 
 
 def san_kind(san: str) -> Name:
-    """What kind of name a configured one is: `spiffe://a/b` a URI, `10.0.0.1` an address, `a@b` an e-mail, else DNS.
+    """The kind of a configured name: `spiffe://a/b` is a URI, `10.0.0.1` an address, `a@b` an e-mail, others are DNS.
 
     A name of another kind that happens to read the same is another name.
     """
@@ -55,7 +55,7 @@ def clients_by_name(clients: Iterable[Client]) -> dict[Name, Client]:
 
 
 def certificate_holder(certificate: Mapping[str, Any], known: Mapping[Name, Client]) -> Client | None:
-    """Whose certificate it is, as `ssl` tells of one: the first of its names that is a client's decides."""
+    """The client of a certificate, as `ssl` describes it; the first of its names that is a client's decides."""
     names = (entry for entry in certificate.get("subjectAltName", ()) if _is_text(entry))
     return next((known[name] for name in map(_as_compared, names) if name in known), None)
 
@@ -91,7 +91,7 @@ class Admission:
     fields: Fields = field(repr=False)
     target: bytes = field(repr=False)
     hidden: Redactor | None = field(default=None, compare=False)
-    """What no log may show of this request; `None` when its path and its id cannot hold any of it."""
+    """The values that no log may show; `None` when the path and the id of the request cannot hold any of them."""
 
 
 def _monotonic() -> Micros:
@@ -154,8 +154,8 @@ class Access:
         """Say whose a request is, and take the caller's credential off it, wherever it is repeated.
 
         The first that is a client's decides: a token in `Authorization` or in `Proxy-Authorization`, the key header or,
-        when that is not there, the query, the certificate of the connection (`peer`). An `Authorization` that is
-        nobody's belongs to the upstream and passes, unless a known issuer has made it.
+        when that is not there, the query, the certificate of the connection (`peer`). An `Authorization` that is no
+        client's belongs to the upstream and passes, unless a known issuer has made it.
 
         A caller that is known by its place alone, or by Basic credentials, which browsers keep, is not the web page of
         another site that a browser in that place shows.
@@ -208,7 +208,7 @@ class Access:
         return Admission(client, fields, target)
 
     def hidden(self, fields: Fields, target: bytes) -> Redactor:
-        """What a log or an answer may not show of a request that was not admitted: all that looks like a credential."""
+        """The parts of a request that was not admitted which look like a credential, and may not be shown."""
         found: FoundCredentials[Client] = remove_credentials(fields, target, self._places, _nobody)
         return Redactor((*found.ours, *found.proxied, *found.others, *self._strays(fields, target)))
 
@@ -251,7 +251,7 @@ class Access:
     def _refusal(
         self, found: FoundCredentials[Client | RejectedJwt], given: Client | RejectedJwt | None, peer: Peer | None
     ) -> tuple[str, AuthenticationFailed]:
-        """What to answer, up to where a credential goes, and why."""
+        """The message of the refusal, up to the places of a credential, and its cause."""
         rejected = next((one for one in (given, found.authorized) if isinstance(one, RejectedJwt)), None)
         if rejected is not None:
             cause = AuthenticationFailed("jwt", f"a JSON Web Token that {rejected.why}")
@@ -265,7 +265,7 @@ class Access:
 
 
 def _place(found: FoundCredentials[Client | RejectedJwt]) -> str:
-    """Where a token stands that is not known, in words; empty when there is none."""
+    """The place of an unknown token, for a message; empty when there is none."""
     if found.header:
         return "the key header"
     if found.query:

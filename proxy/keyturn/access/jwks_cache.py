@@ -1,7 +1,7 @@
 """Keeps an issuer's public keys fresh: read again in the background, and when a token names a key that is not there.
 
-Keys that were read stay in use while their issuer cannot be reached, but not for ever: after `STALE` nobody can say any
-more that the issuer has not withdrawn them.
+Keys that were read stay in use while their issuer cannot be reached, but not for ever: after `MAX_JWKS_AGE` the
+issuer may have withdrawn them.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ def _usable(jwk: Mapping[str, Any], permitted: frozenset[str]) -> Iterator[tuple
 
 
 def _algorithms(jwk: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a key may verify: what its type can, of that only its `alg` if it has one; nothing if it has another use."""
+    """The algorithms that a key may verify: those of its type, or only its `alg`; none if it has another use."""
     operations = jwk.get("key_ops", ["verify"])
     if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations or "d" in jwk:
         return ()
@@ -117,7 +117,7 @@ REFRESH_SECONDS = 300.0
 RETRY_SECONDS = 30.0
 """Seconds after which an issuer that could not be reached is asked again."""
 MIN_INTERVAL: Micros = 10 * SECOND
-"""What lies at least between two askings, however many tokens name keys that are not there."""
+"""The least time between two reads, however many tokens name unknown keys."""
 MAX_JWKS_AGE: Micros = 24 * 3600 * SECOND
 
 _log = logging.getLogger("keyturn")
@@ -159,7 +159,7 @@ class JwksCache:
         self._wake.set()
 
     async def refresh(self) -> None:
-        """Wait for the issuer's answer: the one under way, or to one more question."""
+        """Wait for the issuer's answer to the read in progress, or to one more."""
         answered = self._answered
         if not self._asking:
             self._wake.set()
@@ -216,6 +216,6 @@ class JwksCache:
         if problem:
             _log.warning("the keys of issuer %s: %s; %d known ones stay in use", self.issuer.name, problem, count)
         elif not count:
-            _log.warning("issuer %s publishes no key that may be used: its tokens let nobody in", self.issuer.name)
+            _log.warning("issuer %s publishes no key that may be used: its tokens are refused", self.issuer.name)
         if self._observer is not None:
             self._observer.observe(IssuerAsked(self.issuer.name, count, problem))

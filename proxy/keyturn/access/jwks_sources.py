@@ -1,4 +1,4 @@
-"""Where an issuer's public keys are read: a file, a URL, or where its discovery document says.
+"""Reading an issuer's public keys from a file, a URL, or the URL in its discovery document.
 
 TLS is verified by the rules of `keyturn.trust`, redirects are not followed, and what comes is bounded in size and time.
 Files are read anew each time: the keys themselves, the authorities to trust and the token to show may be mounted and
@@ -45,9 +45,9 @@ _ADVICE = {
     403: "it wants a token that may read the keys: name one in `bearer_file`, or give its holder that right",
     404: "correct `jwks_url`, or the issuer's name",
 }
-"""What to do, by the status of an answer."""
+"""Advice by the status of an answer."""
 _REDIRECT = "redirects are not followed: name the URL that it leads to in `jwks_url`"
-_LATER = "see whether it serves its keys there"
+_OTHER_ADVICE = "see whether it serves its keys there"
 
 
 class SourceError(Exception):
@@ -113,7 +113,7 @@ class UrlSource:
         return trust, {"Authorization": f"Bearer {token}"}
 
     async def _discover(self, trust: ssl.SSLContext, fields: dict[str, str]) -> str:
-        """Where the keys are (OpenID Connect Discovery 1.0, sections 4 and 4.3)."""
+        """The URL of the keys (OpenID Connect Discovery 1.0, sections 4 and 4.3)."""
         document = _object(await self._get(discovery_url(self._issuer.name), trust, fields))
         if document.get("issuer") != self._issuer.name:
             raise SourceError("the discovery document is another issuer's: correct the issuer's name")
@@ -134,7 +134,7 @@ class UrlSource:
         async with self._session().get(url, ssl=trust, headers=shown, allow_redirects=False) as response:
             status = response.status
             if status != _OK:
-                advice = _REDIRECT if status // 100 == 3 else _ADVICE.get(status, _LATER)  # noqa: PLR2004
+                advice = _REDIRECT if status // 100 == 3 else _ADVICE.get(status, _OTHER_ADVICE)  # noqa: PLR2004
                 raise SourceError(f"{_shown(url)} answers {status}: {advice}")
             parts = bytearray()
             async for part in response.content.iter_chunked(MAX_JWKS_BYTES):

@@ -1,7 +1,7 @@
 """Callers known by a JSON Web Token: its signature verified by PyJWT, its claims judged by `claims`.
 
 Law 11 for such tokens: one of a known issuer is a credential of this proxy's and never goes on to the upstream, whether
-it lets its bearer in or not; one of any other issuer is none of ours. What is verified once is remembered by its digest
+it is accepted or not; one of any other issuer is none of ours. A verified token is remembered by its digest
 for as long as it is valid and its issuer's keys stay as they are.
 """
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from jwt import PyJWS
 
 _STARS = re.compile(r"\*+")
-_FARTHEST = 2**53
+_MAX_TIMESTAMP = 2**53
 """Seconds beyond which a number of JSON is no whole one any more."""
 
 
 @value_object
 class RejectedJwt:
-    """Why a JSON Web Token of a known issuer lets nobody in. It counts as nobody: it is false."""
+    """Why a JSON Web Token of a known issuer is refused. It is false."""
 
     why: str
     """Goes on from "The JSON Web Token"; shows nothing of the token."""
@@ -46,7 +46,7 @@ class RejectedJwt:
 
 @value_object
 class AcceptedJwt:
-    """Whose token it is, and until which wall time."""
+    """The client of a token, and the wall time until which it is valid."""
 
     client: Client
     until: Micros
@@ -67,7 +67,7 @@ class JwtHolder:
 
 
 def subject_pattern(text: str) -> re.Pattern[str]:
-    """What a configured subject matches: `*` stands for one or more characters, but no colon.
+    """The pattern of a configured subject: `*` stands for one or more characters, but no colon.
 
     Matching takes time linear in the subject for each star, whatever a caller sends: all stars but the last of a part
     take the least that they can and are never tried again (atomic groups), as in `core.policy`.
@@ -126,7 +126,7 @@ def _instant(value: object) -> Micros | None:
     """A `NumericDate` (RFC 7519, section 2) in microseconds, `None` when it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return round(value * SECOND) if abs(value) < _FARTHEST else None  # false for NaN and infinity too
+    return round(value * SECOND) if abs(value) < _MAX_TIMESTAMP else None  # false for NaN and infinity too
 
 
 MAX_JWT_BYTES = 8192
@@ -237,7 +237,7 @@ class Jwts:
     # Tokens
 
     def owner(self, token: bytes, digest: str) -> Client | RejectedJwt | None:
-        """Whose a token is; `None` when it is none of a known issuer's. `digest` is its SHA-256.
+        """The client of a token; `None` when it is none of a known issuer's. `digest` is its SHA-256.
 
         Raises:
             NotYetKnown: its issuer has to be asked for its keys first.
@@ -275,7 +275,7 @@ class Jwts:
             if cache.may_refresh:
                 raise SigningKeyUnknown(cache.refresh)
             return RejectedJwt(
-                "cannot be verified: the keys of its issuer are not at hand"
+                "cannot be verified: the keys of its issuer are not available"
                 if keys is None
                 else "is signed with a key that its issuer does not publish"
             )
@@ -292,10 +292,10 @@ class Jwts:
 
 
 def _unusual(header: Mapping[str, Any], issuer: Issuer) -> str:
-    """What keeps a token from being looked at further, empty when nothing does."""
+    """The reason to refuse a token by its header, empty when there is none."""
     kind = header.get("typ", "JWT")
     if not isinstance(kind, str) or kind.lower() not in _TYPES:
-        return "is of a type that lets nobody in (`typ`)"
+        return "is of a type that is not accepted (`typ`)"
     if header.get("alg") not in issuer.algorithms:
         return "is signed in a way that is not permitted (`alg`)"
     if "crit" in header or "b64" in header:
@@ -304,7 +304,7 @@ def _unusual(header: Mapping[str, Any], issuer: Issuer) -> str:
 
 
 def _claims(token: bytes, keys: KeySet, name: str | None, algorithm: str) -> dict[str, Any] | None:
-    """What the token says, when one of the keys has signed it."""
+    """The claims of a token that one of the keys has signed."""
     from jwt import PyJWTError  # noqa: PLC0415  # as in `jwks_cache`
 
     for key in keys.fitting(name, algorithm):

@@ -20,7 +20,7 @@ from keyturn.core.model import SECOND, Client, Limit, Micros
 Why = Literal["missing", "token", "jwt", "certificate"]
 
 _DETAILS: dict[Why, str] = {
-    "missing": "nobody: there is no credential",
+    "missing": "a request without a credential",
     "token": "a token that is not known",
     "jwt": "a JSON Web Token that is not accepted",
     "certificate": "a certificate in which no name is known",
@@ -28,7 +28,7 @@ _DETAILS: dict[Why, str] = {
 
 
 class AuthenticationFailed(Exception):
-    """No credential, or one that is nobody's; it shows no value.
+    """No credential, or an unknown one; shows no value.
 
     `detail` is for the log, and goes on from "no entry for".
     """
@@ -65,14 +65,14 @@ _log = logging.getLogger("keyturn")
 
 
 class Peer(Protocol):
-    """The other side of a connection, as an asyncio transport tells of it."""
+    """The other side of a connection, as an asyncio transport describes it."""
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """`peername`, `peercert` and the like."""
 
 
 class _Address:
-    """What is known of one address."""
+    """The failed attempts of one address."""
 
     __slots__ = ("bucket", "noisy", "waiting")
 
@@ -156,7 +156,7 @@ def address_of(peer: Peer | None) -> str:
 
 
 def network_of(address: str) -> str:
-    """What all callers of one origin have in common: an IPv4 address, an IPv6 network of 64 bits."""
+    """The network that an address is counted under: an IPv4 address, an IPv6 network of 64 bits."""
     if ":" not in address:
         return address
     network = int(IPv6Address(address)) >> (128 - _SUBNET) << (128 - _SUBNET)
@@ -164,7 +164,7 @@ def network_of(address: str) -> str:
 
 
 _ONE_REQUEST = 1 - 1e-6
-"""What a request takes of the bucket: a millionth less than one, so that a caller that comes back after exactly
+"""Taken of the bucket by a request: a millionth less than one, so that a caller that comes back after exactly
 `Retry-After` is not refused for a rounding error of the clock. It adds a tenth of a request to the largest rate."""
 
 

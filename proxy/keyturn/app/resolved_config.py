@@ -17,7 +17,7 @@ from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.forwarded import TrustedProxies
 from keyturn.core.model import SECOND, Client, Pool
 from keyturn.trust import apply_rules
-from keyturn.upstream import UpstreamSettings, trust_of
+from keyturn.upstream import UpstreamOptions, trust_of
 from keyturn.web.overload import Bounds
 
 
@@ -161,10 +161,10 @@ ADMIN_BOUNDS = Bounds(connections=512, per_peer=512)
 """Bounds of the admin listener, which serves probes, scrapers and operators."""
 
 
-def upstream_settings(config: Config) -> UpstreamSettings:
+def upstream_settings(config: Config) -> UpstreamOptions:
     """Settings of the upstream."""
     given = config.upstream
-    return UpstreamSettings(
+    return UpstreamOptions(
         url=given.url,
         ca=given.ca,
         connect_timeout=given.connect_timeout,

@@ -28,31 +28,31 @@ _CONNECTION, _COOKIE = b"connection", b"cookie"
 _KEY_HEADER = b"x-api-key"
 _BASIC = b"basic"
 _SCHEMES = frozenset({b"", b"bearer", _BASIC, b"token", b"apikey"})
-"""What holds no token when it stands alone."""
+"""Schemes that hold no token when they stand alone."""
 
 MAX_CANDIDATES = 16
-"""Words of one `Authorization` that are looked at: `Digest` and its like have about ten."""
+"""Words of one `Authorization` that are tried: `Digest` and its like have about ten."""
 MAX_STRAY_WORDS = 256
-"""Words of a head that are looked at where no place holds a token of ours, within its first `MAX_LOOKED_AT` bytes."""
+"""Words of a head that are tried where no place holds a token of ours, within its first `MAX_BYTES_SEARCHED` bytes."""
 MAX_BYTES_SEARCHED = 16_384
 
 _WORD = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
-"""What RFC 9110, section 11.2, calls `token68`."""
+"""`token68` of RFC 9110, section 11.2."""
 _STRAY_WORD = re.compile(rb"[A-Za-z0-9._~+-]+")
 """The same where a slash may stand between words."""
 _BEFORE_PARAMETER, _BEFORE_PAIR = re.compile(rb"(?=[&;])"), re.compile(rb"(?=;)")
-_BLANK, _OPEN, _CLOSE = rb"[ +\t\0]|%(?:20|09|00)", rb"\[|%5b", rb"\]|%5d"
+_BLANK, _BRACKET_OPEN, _BRACKET_CLOSE = rb"[ +\t\0]|%(?:20|09|00)", rb"\[|%5b", rb"\]|%5d"
 
 
 @dataclass(frozen=True, slots=True)
 class CredentialPlaces:
-    """Where a credential may stand: lower-case names of headers, and a parameter of the query."""
+    """The places of a credential: lower-case names of headers, and a parameter of the query."""
 
     headers: frozenset[bytes]
     query: re.Pattern[bytes]
     """The parameter; see `parameter`."""
     lengths: frozenset[int]
-    """Of the names of all headers that are looked at: most others are told apart by theirs alone."""
+    """Lengths of the names of these headers, by which most others are ruled out."""
 
     @classmethod
     def named(cls, key_header: str, key_query: str) -> "CredentialPlaces":
@@ -64,7 +64,7 @@ class CredentialPlaces:
 
 @value_object
 class FoundCredentials(Generic[Owner]):
-    """What a request held, and the request without it. Its `repr` shows none of it."""
+    """The credentials of a request, and the request without them. The `repr` shows none."""
 
     authorized: Owner | None
     """The owner of the first token in an `Authorization`, else of the first in a `Proxy-Authorization`."""
@@ -77,9 +77,9 @@ class FoundCredentials(Generic[Owner]):
     ours: tuple[bytes, ...] = field(repr=False)
     """All that stood in a place that is ours to read, known or not: it goes nowhere."""
     proxied: tuple[bytes, ...] = field(repr=False)
-    """What a `Proxy-Authorization` held that is nobody's: it goes nowhere either."""
+    """Unknown credentials of a `Proxy-Authorization`: they go nowhere either."""
     others: tuple[bytes, ...] = field(repr=False)
-    """What an `Authorization` held that is nobody's: it goes to the upstream, and stands in no log."""
+    """Unknown credentials of an `Authorization`: they go to the upstream, and stand in no log."""
     fields: Fields = field(repr=False)
     target: bytes = field(repr=False)
 
@@ -89,7 +89,7 @@ def remove_credentials(
 ) -> FoundCredentials[Owner]:
     """Find a request's credentials and take them off; `owner_of` says whose a token of an `Authorization` is.
 
-    An owner that is false stands for a token of ours that lets nobody in: it is taken off too, and the next counts.
+    A false owner stands for a token of ours that is refused: it is taken off, too, and the next one counts.
     """
     owners: dict[bytes, Owner | None] = {}
     header: bytes | None = None
@@ -145,8 +145,8 @@ def parameter(name: str) -> re.Pattern[bytes]:
         b"(?:%b|%%%02x|%%%02x)" % (re.escape(letter.encode()), ord(letter.lower()), ord(letter.upper()))
         for letter in name
     ]
-    before, behind = b"(?:%b|%b)*+" % (_BLANK, _OPEN), b"(?:%b|%b)*+" % (_BLANK, _CLOSE)
-    index = rb"(?:(?:%b)[^&;=]*+)?+" % _OPEN
+    before, behind = b"(?:%b|%b)*+" % (_BLANK, _BRACKET_OPEN), b"(?:%b|%b)*+" % (_BLANK, _BRACKET_CLOSE)
+    index = rb"(?:(?:%b)[^&;=]*+)?+" % _BRACKET_OPEN
     named = before + b"".join(letters) + behind + index
     return re.compile(rb"(?:\A|[&;])" + named + rb"(?:=([^&;]*+))?+(?=[&;]|\Z)", re.IGNORECASE)
 
@@ -207,7 +207,7 @@ def _kept(text: bytes, boundary: re.Pattern[bytes], hidden: Redactor) -> bytes:
 
 
 def _clean(parts: list[bytes], hidden: Redactor) -> list[bytes]:
-    """The parts that repeat no credential: halves are looked at as a whole first, since most repeat none."""
+    """The parts that repeat no credential: halves are searched as a whole first, since most repeat none."""
     if not hidden.is_in(b"".join(parts)):
         return parts
     if len(parts) == 1:
@@ -223,7 +223,7 @@ def stray_words(fields: Fields, target: bytes) -> Iterator[bytes]:
 
 
 def _owner(value: bytes, owner_of: Callable[[bytes], Owner | None], unknown: list[bytes]) -> tuple[bytes, Owner | None]:
-    """The token in the value of an `Authorization`, and its owner; a token that is nobody's joins `unknown`.
+    """The token in the value of an `Authorization`, and its owner; an unknown token is added to `unknown`.
 
     It is all behind the scheme, Basic's password or user, or any other word, in quotes for example.
     """

@@ -18,11 +18,16 @@ UNIX = "unix"
 TrustedAddress = IPv4Network | IPv6Network | str
 """The addresses of proxies whose word on their callers counts; of text there is only `UNIX`."""
 
-_FORWARDED, _FOR, _HOST, _PROTO = b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"
-_FIELDS = frozenset({_FORWARDED, _FOR})
+_FORWARDED, _FORWARDED_FOR, _FORWARDED_HOST, _FORWARDED_PROTO = (
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+)
+_FIELDS = frozenset({_FORWARDED, _FORWARDED_FOR})
 _REMEMBERED = 1024
 """Addresses of which it is remembered whether they are trusted."""
-_LONGEST = 64
+_LONGEST_NODE = 64
 """Bytes of an address with its port, brackets and quotes."""
 
 _MOST_READ = 4096
@@ -62,7 +67,7 @@ class TrustedProxies:
         """
         if peer not in self or not (names(fields) & _FIELDS):
             return peer
-        forwarded, listed = values(fields, _FORWARDED), values(fields, _FOR)
+        forwarded, listed = values(fields, _FORWARDED), values(fields, _FORWARDED_FOR)
         found = self._first_untrusted(_forwarded(forwarded) if forwarded else _forwarded_for(listed))
         if forwarded and listed and found != self._first_untrusted(_forwarded_for(listed)):
             return peer
@@ -146,7 +151,7 @@ def _for(element: bytes) -> bytes:
 
 def _address(node: bytes) -> str:
     """The address of a node (RFC 7239, section 6) without its port; empty for `unknown`, a name, and nonsense."""
-    if len(node) > _LONGEST or not node.isascii():
+    if len(node) > _LONGEST_NODE or not node.isascii():
         return ""
     text = node.decode("ascii")
     found = _NODE.fullmatch(text)
@@ -171,10 +176,10 @@ def telling(peer: str, caller: str, fields: Fields, scheme: str, *, trusted: boo
     hops, nodes = [], []
     if caller != peer:
         hops = values(fields, _FORWARDED) or [b"for=" + _quoted(caller)]
-        nodes = values(fields, _FOR) or [_shown(caller)]
+        nodes = values(fields, _FORWARDED_FOR) or [_shown(caller)]
     own = b"for=" + _quoted(peer) + b"".join(b';host="' + host + b'"' for host in asked if host)
-    hosts = (values(fields, _HOST)[-1:] if trusted else None) or asked
-    schemes = (values(fields, _PROTO)[-1:] if trusted else None) or [scheme.encode("ascii")]
+    hosts = (values(fields, _FORWARDED_HOST)[-1:] if trusted else None) or asked
+    schemes = (values(fields, _FORWARDED_PROTO)[-1:] if trusted else None) or [scheme.encode("ascii")]
     return (
         (b"Forwarded", b", ".join((*hops, own + b";proto=" + scheme.encode("ascii")))),
         (b"X-Forwarded-For", b", ".join((*nodes, _shown(peer)))),

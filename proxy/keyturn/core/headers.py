@@ -244,7 +244,7 @@ def _accepted(ranges: dict[bytes, bool], media_type: bytes) -> bool:
 
 
 def passed(fields: Fields, proxy: bytes) -> int:
-    """How often a message has come through a proxy of that (lower-case) name, as its `Via` tells (RFC 9110, 7.6.3)."""
+    """The number of times a message has passed a proxy of that (lower-case) name, by its `Via` (RFC 9110, 7.6.3)."""
     return sum(
         1
         for value in values(fields, b"via")

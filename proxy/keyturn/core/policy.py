@@ -5,7 +5,8 @@ also for none. A closing slash makes no difference. The method is a name or `*`;
 Letters of a path count in their case.
 
 Normalising follows RFC 3986, section 6.2.2, and collapses what servers collapse: `//`, `/./`, `/../`, percent-encoded
-unreserved characters; `;` parameters stay as they are. What servers resolve in different ways has no normal form.
+unreserved characters; `;` parameters stay as they are. A path that servers resolve in different ways has no normal
+form.
 
 Matching takes time linear in the path for each part of a pattern, whatever a caller sends: all wildcards but the last
 take the least that they can and are never tried again (atomic groups). For patterns of this kind that finds every
@@ -62,7 +63,7 @@ class Rule:
 
 def _compile(path: str) -> re.Pattern[str]:
     runs = [""]
-    """What stands between the `**`s."""
+    """The parts between the `**`s."""
     for segment in path.strip("/").split("/"):
         if segment == "**":
             runs.append("")

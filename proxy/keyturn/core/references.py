@@ -1,8 +1,8 @@
-"""References of an answer to the upstream's own authority: made relative, so that whoever follows them comes back here.
+"""References of an answer to the upstream's own authority: made relative, so that callers come back here.
 
 Otherwise the callers that follow redirects (`curl -L`, requests, fetch) would go past this proxy, and take their tokens
 for it to the upstream. A path alone is a reference in each of these fields (RFC 9110, sections 8.7 and 10.2.2; RFC
-8288; the HTML standard for `Refresh`). What leads to another authority stays as it is.
+8288; the HTML standard for `Refresh`). References to other authorities stay as they are.
 """
 
 import re
@@ -13,7 +13,7 @@ from keyturn.core.http import Fields
 
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
 
-_BEFORE = {
+_TEXT_BEFORE = {
     b"location": rb"\A\s*+",
     b"content-location": rb"\A\s*+",
     b"link": rb'(?:<|\banchor\s*+=\s*+")\s*+',
@@ -21,7 +21,7 @@ _BEFORE = {
 }
 """Patterns of the text before a reference, for each field that holds one."""
 
-_before = ByName(_BEFORE.get)
+_before = ByName(_TEXT_BEFORE.get)
 
 
 class OwnReferences:
@@ -40,7 +40,7 @@ class OwnReferences:
         )
         self._patterns = {
             name: re.compile(b"(?P<before>" + before + b")" + reference, re.IGNORECASE)
-            for name, before in _BEFORE.items()
+            for name, before in _TEXT_BEFORE.items()
         }
 
     def relative(self, fields: Fields) -> Fields:
@@ -55,7 +55,7 @@ class OwnReferences:
         return tuple(found)
 
     def _path(self, found: re.Match[bytes]) -> bytes:
-        """What takes the place of scheme and authority.
+        """The text in place of scheme and authority.
 
         More than one slash would begin another authority, so it stands behind `/.` (RFC 3986, section 4.2).
         """

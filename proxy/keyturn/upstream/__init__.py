@@ -5,7 +5,7 @@ URLs, and by itself sends a request a second time when a kept-alive connection t
 (law 10).
 """
 
-from keyturn.upstream.connector import Upstream, UpstreamSettings, trust_of
+from keyturn.upstream.connector import Upstream, UpstreamOptions, trust_of
 from keyturn.upstream.transmission import Transmission
 
-__all__ = ["Transmission", "Upstream", "UpstreamSettings", "trust_of"]
+__all__ = ["Transmission", "Upstream", "UpstreamOptions", "trust_of"]

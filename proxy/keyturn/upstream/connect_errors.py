@@ -1,4 +1,4 @@
-"""Troubles of this machine, told from those of the upstream: they say nothing about whether it is well."""
+"""Errors of this machine, told apart from those of the upstream, about which they say nothing."""
 
 import errno
 import socket
@@ -27,7 +27,7 @@ _LOOKUPS: dict[int, LocalCause] = {
     socket.EAI_MEMORY: "memory",
 }
 
-WHAT: dict[LocalCause, str] = {
+CAUSE_MESSAGES: dict[LocalCause, str] = {
     "descriptors": "has no file descriptor left for a connection to {name}: raise its limit of open files "
     "(`LimitNOFILE`, `ulimit -n`), or lower `inbound.max_connections`",
     "ports": "has no local address or port left for a connection to {name}: close other connections to it, or widen "
@@ -38,11 +38,11 @@ WHAT: dict[LocalCause, str] = {
     "resolver": "cannot look up the name of {name}: see its resolver (`/etc/resolv.conf`)",
     "threads": "can start no thread for looking up {name}: raise its limit of processes (`TasksMax`, `ulimit -u`)",
 }
-"""What this machine lacks, and what to do about it; `name` is the upstream's authority."""
+"""The message for each cause, with what to do; `name` is the upstream's authority."""
 
 
 def local_cause(error: BaseException) -> LocalCause | None:
-    """What this machine lacks that a connection failed by, if it is that; `None` when it is the other side's trouble.
+    """The cause on this machine for which a connection failed; `None` when the cause is elsewhere.
 
     Numbers of TLS errors and of look-ups mean other things than those of system calls.
     """

@@ -1,7 +1,7 @@
-"""Connections to the upstream, kept alive in a pool: who opens, lends out and closes them.
+"""Connections to the upstream: opened, kept alive for further requests, and closed.
 
-So many of them may be in use at once. Waiting for one is waiting, and no failure of the upstream's; nor is a trouble of
-this machine. A connection is not used any more when it is old, so that a name that leads elsewhere by now is followed.
+A bounded number may be in use at once. Waiting for one is no failure of the upstream's; nor is an error of this
+machine. An old connection is not used again, so that changes of the upstream's address take effect.
 """
 
 import asyncio
@@ -29,24 +29,24 @@ from keyturn.core.references import OwnReferences
 from keyturn.oserrors import words
 from keyturn.tasks import finish, spawn
 from keyturn.trust import client_context, refusal
-from keyturn.upstream.connect_errors import WHAT, local_cause
+from keyturn.upstream.connect_errors import CAUSE_MESSAGES, local_cause
 from keyturn.upstream.request_writer import HeadWriter
 from keyturn.upstream.transmission import Sending, Transmission
 
 
 class ConnectionSlots:
-    """The line for a free connection; `in_use` tells how many are taken."""
+    """The queue for a free connection; `in_use` tells how many are taken."""
 
     def __init__(self, most: int, in_use: Callable[[], int]) -> None:
         self.most = most
         self._in_use = in_use
         self._line: deque[asyncio.Future[None]] = deque()
         self._promised = 0
-        """Freed for somebody who has not taken it yet."""
+        """Freed for a waiter that has not taken it yet."""
 
     @property
     def full(self) -> bool:
-        """Whether nobody may take one who has not waited for it."""
+        """Whether a connection has to be waited for."""
         return bool(self._line) or self._none_left
 
     @property
@@ -61,7 +61,7 @@ class ConnectionSlots:
             self.freed()
             await place
         except BaseException:
-            if place.done() and not place.cancelled():  # told in the tick in which it left
+            if place.done() and not place.cancelled():  # woken in the iteration in which it was cancelled
                 self._promised -= 1
                 self.freed()
             elif place in self._line:
@@ -70,7 +70,7 @@ class ConnectionSlots:
         self._promised -= 1
 
     def freed(self) -> None:
-        """Tell those who are first that there is one for each."""
+        """Wake as many waiters as there are free connections, the first ones first."""
         while self._line and not self._none_left:
             place = self._line.popleft()
             if not place.done():
@@ -79,8 +79,8 @@ class ConnectionSlots:
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamSettings:
-    """Where the upstream is and how long it may take; `ca` is a file of certificates trusted beside the system's."""
+class UpstreamOptions:
+    """Address and timeouts of the upstream; `ca` is a file of certificates trusted beside the system's."""
 
     url: str
     ca: Path | None = None
@@ -92,9 +92,9 @@ class UpstreamSettings:
 
 
 class Upstream(Sending):
-    """The way to one upstream."""
+    """The connections to one upstream."""
 
-    def __init__(self, settings: UpstreamSettings, trust: ssl.SSLContext | None = None) -> None:
+    def __init__(self, settings: UpstreamOptions, trust: ssl.SSLContext | None = None) -> None:
         """`trust`: what `trust_of` has made of the settings, if it was asked already."""
         url = URL(settings.url)
         self.authority: str = url.host_port_subcomponent or ""
@@ -108,20 +108,20 @@ class Upstream(Sending):
         self.uploads: set[asyncio.Task[Any]] = set()
         self._connector: UpstreamConnector | None = None
         self._retired: list[UpstreamConnector] = []
-        """Whose connections are still in use."""
+        """Replaced connectors whose connections are still in use."""
         self._template: RequestTemplate
 
-    def _take_times(self, settings: UpstreamSettings) -> None:
+    def _take_times(self, settings: UpstreamOptions) -> None:
         self._timeout = aiohttp.ClientTimeout(
             connect=settings.connect_timeout / SECOND, ceil_threshold=settings.connect_timeout / SECOND + 1
         )
         self.response_timeout = settings.response_timeout / SECOND
         self._max_age = settings.max_connection_age / SECOND
 
-    def adopt(self, settings: UpstreamSettings, trust: ssl.SSLContext | None) -> None:
+    def adopt(self, settings: UpstreamOptions, trust: ssl.SSLContext | None) -> None:
         """Take other times from the next connection on, and other certificates if `trust` is given.
 
-        Then no connection that was made by the old ones is used for another request; what is under way on it goes on.
+        Connections that were made with the old ones are then not used for another request; requests in flight go on.
         """
         self._take_times(settings)
         if self._connector is None:
@@ -219,7 +219,7 @@ class Upstream(Sending):
         if cause is not None:
             lookup = "dns_timeout" if late else "dns_error"
             kind = lookup if cause == "resolver" else ""
-            return LocalError(f"This machine {WHAT[cause].format(name=name)}.", cause=cause, proxy_error=kind)
+            return LocalError(f"This machine {CAUSE_MESSAGES[cause].format(name=name)}.", cause=cause, proxy_error=kind)
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             reason = refusal(error.certificate_error, "check `upstream.url` and `upstream.ca`")
             return Unreachable(
@@ -239,7 +239,7 @@ def _reason(error: Exception) -> str:
 
 
 def _kind(error: Exception) -> str:
-    """What failed, as RFC 9209 (section 2.3) calls it."""
+    """The proxy error type (RFC 9209, section 2.3) of an error."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "dns_error"
     if isinstance(error, aiohttp.ClientConnectorSSLError):

@@ -66,7 +66,7 @@ class HeadWriter:
 
 
 def _framing(method: str, body: Body | None) -> bytes:
-    """How the body's end is known (RFC 9112, section 6).
+    """The field that frames the body (RFC 9112, section 6).
 
     A request without a body says so where its method makes servers expect one (RFC 9110, section 8.6): some answer 411.
     """

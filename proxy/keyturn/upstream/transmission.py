@@ -25,18 +25,18 @@ from keyturn.tasks import spawn
 from keyturn.upstream.connect_errors import local_cause
 from keyturn.upstream.request_writer import HeadWriter, Upload
 
-LOST = (aiohttp.ClientError, HttpProcessingError, EofStream, OSError)
-"""What a lost connection, or an answer that is not HTTP, looks like in aiohttp."""
-_PIECE = 2**16
+LOST_ERRORS = (aiohttp.ClientError, HttpProcessingError, EofStream, OSError)
+"""aiohttp's errors for a lost connection, or an answer that is not HTTP."""
+_BODY_PIECE = 2**16
 """Bytes that are handed on at once: more would wait for a slow caller in one lump."""
-_REST = 2**16
+_MAX_REST = 2**16
 """Bytes of an unwanted rest that are read to keep a connection; a longer one is not worth it."""
 _REST_SECONDS = 1.0
 
 
 _CONTINUE, _SWITCHING_PROTOCOLS, _FINAL = 100, 101, 200
 _VERSIONS = (HttpVersion11, HttpVersion10)
-_STALE = 1.0
+_STALE_CONNECTION_SECONDS = 1.0
 """Seconds in which it shows that a kept connection had been closed already: a round trip."""
 _NOT_HTTP = "The upstream's answer is not HTTP/1.1. Check `upstream.url`."
 _MOST_HEADS = 100
@@ -44,7 +44,7 @@ _MOST_HEADS = 100
 
 
 class Sending:
-    """What all transmissions to one upstream have in common."""
+    """State that all transmissions to one upstream share."""
 
     head: HeadWriter
     references: OwnReferences
@@ -118,7 +118,7 @@ class Transmission:
                 self._task = spawn(self._upload.run(), name="upload", owner=self._upstream.uploads)
             message, payload = await self._final_head(request, key)
             answer = self._answer(message, payload, key)
-        except LOST as error:
+        except LOST_ERRORS as error:
             await self.close()
             if self._upload is not None and error is self._upload.failure:
                 raise
@@ -204,17 +204,17 @@ class Transmission:
         return True
 
     def _translated(self, error: Exception) -> UpstreamError:
-        """Make an error of aiohttp's ours; its text may quote what was received, so it stays behind."""
+        """Translate an error of aiohttp's, without its text, which may quote what was received."""
         if isinstance(error, aiohttp.ServerTimeoutError):
             return TimedOut("The upstream did not answer in time. Whether it acted on the request is unknown.")
         if isinstance(error, HttpProcessingError):
             return Broken(_NOT_HTTP, proxy_error="http_protocol_error")
         broke = "The connection to the upstream broke before it answered. Whether it acted is unknown."
-        stale = self._kept and monotonic() - self._began < _STALE
+        stale = self._kept and monotonic() - self._began < _STALE_CONNECTION_SECONDS
         return Broken(broke, stale=stale, cause=local_cause(error))
 
     async def close(self) -> None:
-        """Close the connection, and see the upload to its end, so that its body may be read by somebody else."""
+        """Close the connection, and see the upload to its end, so that its body may be read again."""
         self.abort()
         if self._task is not None and not self._task.done():
             await asyncio.gather(self._task, return_exceptions=True)
@@ -250,10 +250,10 @@ class StreamedBody:
         if self._ended:
             return b""
         try:
-            data = await self._payload.read(_PIECE)
+            data = await self._payload.read(_BODY_PIECE)
             if not self._payload.at_eof():
                 return data
-        except (*LOST, RuntimeError) as error:
+        except (*LOST_ERRORS, RuntimeError) as error:
             await self._wire.close()
             raise Broken("The upstream broke its answer off.") from error
         except BaseException:
@@ -270,7 +270,7 @@ class StreamedBody:
 
     async def discard(self) -> None:
         """Read a short rest, or close the connection."""
-        left = _REST
+        left = _MAX_REST
         try:
             async with asyncio.timeout(_REST_SECONDS):
                 while left > 0 and (data := await self.read()):

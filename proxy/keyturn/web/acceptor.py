@@ -1,7 +1,8 @@
-"""TLS handshakes that fail: who tried, why it failed, and an answer for callers that speak plain HTTP.
+"""From a listening socket to a connection: accepting, the PROXY protocol's header, and TLS handshakes that fail.
 
-Event loops say nothing of a handshake that failed, for its error is an `OSError`. One that is none goes to the loop's
-exception handler, together with the transport, and so with the caller's address.
+uvloop's servers accept one connection in each iteration of the event loop, so a caller that connects behind a thousand
+others waits for a thousand iterations. asyncio's servers accept all in one iteration, which is then long itself. Here
+each iteration makes a bounded number of connections, one of each network address after another.
 """
 
 import asyncio
@@ -27,13 +28,13 @@ from keyturn.web.error_responses import plain_response
 ACCEPT_BACKLOG = 1024
 """Connections that wait in the kernel."""
 ACCEPTED_AT_ONCE = 128
-"""Connections that are accepted in one turn of the loop, to see where they come from."""
+"""Connections that are accepted in one iteration of the loop, to see where they come from."""
 MAX_ACCEPTED_WAITING = 512
-"""Accepted connections that wait for their turn; those behind them wait in the kernel."""
+"""Accepted connections that wait to be served; those behind them wait in the kernel."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""The system has no descriptor or memory for another connection."""
+"""The system has no descriptor or memory left for another connection."""
 _RETRY_SECONDS = 0.1
-"""Seconds until it is asked again."""
+"""Seconds until accepting is tried again then."""
 _WARN_EVERY = 60.0
 """Seconds."""
 
@@ -41,10 +42,10 @@ _log = logging.getLogger("keyturn")
 
 
 class Acceptor:
-    """Takes the connections at one listening socket, which it owns, until it is closed.
+    """Accepts the connections at one listening socket, which it owns, until it is closed.
 
-    `factory` makes a protocol for each of them, and `secured` are the arguments of TLS; both may be exchanged at any
-    time. It is made within the running loop.
+    `factory` makes a protocol for each of them, and `secured` holds the arguments of TLS; both may be exchanged at any
+    time. Must be created within the running loop.
     """
 
     def __init__(
@@ -60,12 +61,12 @@ class Acceptor:
         self._sock = sock
         self._owner = owner
         self._making: set[asyncio.Task[None]] = set()
-        """Those that wait for their turn, or are just being made."""
+        """The accepted connections that wait, or are being made."""
         self._reading = False
         self._later: asyncio.TimerHandle | None = None
-        """Until it asks again a system that had nothing left."""
+        """Runs while accepting is paused because the system had nothing left."""
         self._told = float("-inf")
-        """When the log told last that the system has nothing left."""
+        """When the log last said so."""
         sock.setblocking(False)
         sock.listen(ACCEPT_BACKLOG)
         self._go_on()
@@ -76,7 +77,7 @@ class Acceptor:
         return cast("tuple[Any, ...]", self._sock.getsockname())
 
     async def close(self) -> None:
-        """Take what has connected up to now, then listen no more; handshakes of TLS go on."""
+        """Accept what has connected up to now, then stop listening; TLS handshakes go on."""
         self._pause()
         for _ in range(ACCEPT_BACKLOG):
             if not self._accept():
@@ -114,7 +115,7 @@ class Acceptor:
             if error.errno in _EXHAUSTED:
                 self._ask_later(error)
                 return False
-            return True  # Linux tells here what went wrong on one connection; the next one may be well
+            return True  # Linux reports here what went wrong on one connection; the next one may be well
         sock.setblocking(False)
         peer = network_of(str(parse_address(name[0]))) if isinstance(name, tuple) else UNIX
         task = spawn(self._make(sock, peer), name="make a connection", owner=self._making)
@@ -128,14 +129,18 @@ class Acceptor:
             self._later = self._loop.call_later(_RETRY_SECONDS, self._ask_again)
         if self._loop.time() - self._told >= _WARN_EVERY:
             self._told = self._loop.time()
-            _log.warning("connections wait, since the system has nothing left for them: %s", error.strerror)
+            _log.warning(
+                "connections wait, since the system has nothing left for them (%s): "
+                "raise its limit of open files, or its memory",
+                error.strerror,
+            )
 
     def _ask_again(self) -> None:
         self._later = None
         self._go_on()
 
     async def _make(self, sock: socket.socket, peer: str) -> None:
-        """Make a protocol and its transport when it is this connection's turn."""
+        """Make a protocol and its transport, within the budget of the iteration."""
         await self._owner.making.take(1, peer)
         if self.secured:
             self._owner.secure(self._connect(sock))
@@ -143,14 +148,14 @@ class Acceptor:
             await self._connect(sock)
 
     async def _connect(self, sock: socket.socket) -> None:
-        with suppress(OSError, TlsHandshakeError):  # the loop's exception handler tells of handshakes that failed
+        with suppress(OSError, TlsHandshakeError):  # the loop's exception handler reports failed handshakes
             await self._loop.connect_accepted_socket(self.factory, sock, **self.secured)
 
 
 class ProxyHeaderReader(PendingConnection, asyncio.BufferedProtocol):
-    """Reads the header of one connection, and no byte more; the rest is the connection's, or its TLS handshake's.
+    """Reads the PROXY protocol's header of one connection, and no byte more; TLS and requests follow behind it.
 
-    A connection of somebody who is not trusted, without a header, or with a malformed or late one is closed.
+    A connection from an untrusted address, or without a header, or with a malformed or late one is closed.
     """
 
     __slots__ = ("_handler", "_loop", "_owner", "_read", "_timer", "_tls", "_wanted", "_wire")
@@ -233,7 +238,7 @@ class ProxyHeaderReader(PendingConnection, asyncio.BufferedProtocol):
         self._stop_timer()
         self.address = address
         if self._tls is not None:
-            self._wire.pause_reading()  # what comes now is for the handshake, which begins in the next turn of the loop
+            self._wire.pause_reading()  # what comes now is for the handshake, which begins in the next iteration
             self._owner.secure(self._secure(self._wire, self._tls))
         else:
             self._hand_over(self._wire, b"")
@@ -247,7 +252,7 @@ class ProxyHeaderReader(PendingConnection, asyncio.BufferedProtocol):
             connection.receive(early)
 
     async def _secure(self, wire: asyncio.Transport, tls: ssl.SSLContext) -> None:
-        """Shake hands, then hand over; what fails is told as it is for other connections."""
+        """Do the TLS handshake, then hand over; failures are reported as for other connections."""
         early = _Early()
         bounds = self._owner.bounds
         try:
@@ -269,7 +274,7 @@ class ProxyHeaderReader(PendingConnection, asyncio.BufferedProtocol):
 
 
 class _Early(asyncio.Protocol):
-    """Keeps what comes in the moment between the handshake and the connection: no more than one read."""
+    """Keeps what arrives between the handshake and the connection: no more than one read."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -280,15 +285,19 @@ class _Early(asyncio.Protocol):
 
 
 Mention = Callable[[str, asyncio.Transport | None], None]
-"""Takes what happened, and the connection on which it did."""
+"""Called with what happened, and the connection on which it did."""
 
 _PLAIN = {"HTTP_REQUEST", "HTTPS_PROXY_REQUEST"}
-"""What OpenSSL calls a handshake that is plain HTTP."""
+"""OpenSSL's reasons for a handshake that is plain HTTP."""
 _HANDSHAKE_GOES_ON = (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLSyscallError)
 
 
 class TlsHandshakeError(Exception):
-    """A handshake came to nothing; `why` is OpenSSL's word for it."""
+    """A handshake failed; `why` is OpenSSL's reason.
+
+    Event loops swallow the `OSError` of a failed handshake. An error that is none goes to the loop's exception handler,
+    together with the transport, and so with the caller's address.
+    """
 
     def __init__(self, why: str, mention: Mention) -> None:
         super().__init__(why)
@@ -297,7 +306,7 @@ class TlsHandshakeError(Exception):
 
 
 def watch(tls: ssl.SSLContext, mention: Mention) -> None:
-    """Mention the handshakes with this context that fail; it is called within the running loop."""
+    """Report the failed handshakes of this context; must be called within the running loop."""
 
     class Handshake(ssl.SSLObject):
         def do_handshake(self) -> None:

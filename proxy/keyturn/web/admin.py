@@ -1,7 +1,7 @@
 """The admin listener: whether the process lives and can serve, its metrics, its status, and a few things to do to it.
 
-Whoever reaches it may look; never is there a secret to see. Only the bearer of `admin_token` may change anything. Over
-the loopback browsers know it by no name that somebody may own, or the web pages of that name could look, too.
+Anybody who reaches it may read, and no page shows a secret. Only the bearer of `admin_token` may change anything. Over
+the loopback, browsers may not use a name that others can own, or web pages of that name could read, too.
 """
 
 import asyncio
@@ -42,8 +42,8 @@ class AdminResponse(NamedTuple):
 Page = Callable[[IncomingRequest], Awaitable[AdminResponse]]
 
 
-class Glance(Protocol):
-    """Who can tell how things stand."""
+class StatusSource(Protocol):
+    """Provides the gauges and the status."""
 
     async def levels(self) -> Levels:
         """The gauges of this moment."""
@@ -53,7 +53,7 @@ class Glance(Protocol):
 
 
 class Controls(Protocol):
-    """What the bearer of the token may do. Each returns whether there is what it was asked for."""
+    """The changes that the bearer of the token may make. Each returns whether its object exists."""
 
     def pause(self, pool: str, key: str) -> bool:
         """Use a key no more until it is resumed."""
@@ -76,7 +76,7 @@ class Admin:
         self,
         metrics: Metrics,
         unready: Callable[[], tuple[str, ...]],
-        glance: Glance,
+        glance: StatusSource,
         controls: Controls,
         token: Callable[[], Secret | None],
     ) -> None:
@@ -175,9 +175,9 @@ class Admin:
 
 
 def _is_misled(request: IncomingRequest) -> bool:
-    """Whether a browser came here, over the loopback, by a name that somebody made resolve to this machine.
+    """Whether a browser came here, over the loopback, by a domain name that was made to resolve to this machine.
 
-    Browsers send `Accept-Language` with everything, which a page may change but not leave out; who measures does not.
+    Browsers send `Accept-Language` with everything, which a page may change but not leave out; scrapers do not.
     """
     transport = request.transport
     address = transport.get_extra_info("sockname") if transport is not None else None

@@ -163,7 +163,7 @@ class CallerConnection(RequestReader):
     # From its beginning to its end
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve; one connection too many is told so, and closed."""
+        """Begin to serve; a connection beyond the bounds is refused and closed."""
         self._wire = self.transport = cast("asyncio.Transport", transport)
         if transport.get_extra_info("sslcontext") is not None:
             self.scheme = "https"
@@ -367,7 +367,7 @@ class CallerConnection(RequestReader):
         self.cut()
 
     async def _linger(self, *, unread: bool) -> None:
-        """Give the caller time to read its answer, before bytes of it that nobody reads break the connection.
+        """Give the caller time to read its answer, before unread bytes of its own break the connection.
 
         Closing with such bytes, or before they come, resets a connection, and what has been written is lost (RFC 9112,
         section 9.6). The end of the caller's side ends this too. Over TLS our side cannot end alone, and a caller that

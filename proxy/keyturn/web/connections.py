@@ -140,7 +140,7 @@ class Connections:
         return len(self._open)
 
     def most(self) -> int:
-        """How many were open at once since this was asked last."""
+        """The most that were open at once since the last call."""
         found, self._most = self._most, len(self._open)
         return found
 

@@ -19,17 +19,17 @@ from keyturn.web.overload import Bounds
 _UNAUTHENTICATED = 401
 _METHOD_NOT_ALLOWED = 405
 _FORWARDED = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-"""What `Allow` names: RFC 9110 (section 15.5.6) asks for it. Others are forwarded too, but need no telling."""
+"""The methods of `Allow` (RFC 9110, section 15.5.6). Others are forwarded, too."""
 _QUOTED = str.maketrans({"\\": "\\\\", '"': '\\"'})
 
 
 def error_response(
     refusal: Refusal, log: RequestLog, fields: Fields, connection: bytes = b"", rates: Fields = ()
 ) -> bytes:
-    """The whole answer: head and body, without the body to HEAD.
+    """A refusal as a whole response, without the body for HEAD.
 
-    `fields` are the caller's, asked what it accepts; `connection` are the fields about the connection, if any; `rates`
-    say what is left of the caller's limits, if it is known who it is.
+    `fields` are those of the request, read for what the caller accepts; `connection` are the fields about the
+    connection, if any; `rates` say what is left of the caller's limits, if the caller is known.
     """
     media_type = b"application/problem+json" if accepts_problem(fields) else b"application/json"
     body = error_body(refusal.status, refusal.name, refusal.message)
@@ -58,7 +58,7 @@ def error_response(
 
 
 def error_body(status: int, name: str, message: str) -> bytes:
-    """The body of an answer of our own: the upstream's shape and that of RFC 9457, whose members its SDK reads."""
+    """The body of an error response: the upstream's shape and that of RFC 9457, whose members its SDK reads."""
     document = {
         "error": {"name": name, "message": message},
         "type": "about:blank",
@@ -77,7 +77,7 @@ def _proxy_status(refusal: Refusal) -> bytes:
 
 
 _TOO_MANY_FIELDS = "Too many headers"
-"""How the parser begins to say so."""
+"""The beginning of the parser's message."""
 _HTTP_2 = "Pause on PRI/Upgrade"
 _HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446, section 5.1), which no method begins with."""
@@ -86,7 +86,7 @@ _BEYOND_ASCII = re.compile(r"\\x[89a-f]")
 
 
 class UnreadableBody(Exception):
-    """What the reader of a body meets where the body cannot be parsed, or is not read any more."""
+    """Raised to the reader of a body that cannot be parsed, or is not read any more."""
 
 
 class MalformedBody(UnreadableBody):
@@ -98,7 +98,7 @@ class MalformedBody(UnreadableBody):
 
 
 def foreign_protocol(data: bytes) -> BadRequest | None:
-    """The refusal of what begins like another protocol, `None` when it may be a request."""
+    """The refusal of bytes that begin like another protocol, `None` when they may be a request."""
     if data[0] != _HANDSHAKE:
         return None
     return BadRequest(
@@ -108,7 +108,7 @@ def foreign_protocol(data: bytes) -> BadRequest | None:
 
 
 def plain_response(refusal: Refusal, method: str = "") -> bytes:
-    """An answer to somebody of whom nothing is known."""
+    """The response to a caller of which nothing is known; it ends the connection."""
     return error_response(refusal, RequestLog(id=uuid4().hex, method=method), (), b"Connection: close")
 
 
@@ -118,7 +118,7 @@ def head_too_large(most: int) -> HeadTooLarge:
 
 
 def refusal_of(error: HttpProcessingError, bounds: Bounds) -> Refusal:
-    """The parser's complaint without the part of it that quotes the request."""
+    """The parser's error as a refusal, without the part of it that quotes the request."""
     match error:
         case LineTooLong() if error.args[1] == bounds.target:
             return TargetTooLong(f"The request target is too long. At most {bounds.target} bytes are read.")

@@ -40,7 +40,7 @@ _NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
 _PROXY = b"keyturn"
 _KEY, _PREFER, _PRIORITY, _REQUEST_ID = map(istr, ("Keyturn-Key", "Prefer", "Priority", "X-Request-Id"))
 MAX_PASSES = 4
-"""How often a request may pass a Keyturn at all, should its id be changed on the way round."""
+"""Keyturns that a request may pass at all, in case its id is changed on the way round."""
 
 _log = logging.getLogger("keyturn")
 
@@ -56,7 +56,7 @@ class CallerAccess(Protocol):
         """
 
     def hidden(self, fields: Fields, target: bytes) -> Redactor:
-        """What neither a log nor an answer may show of a request that was not admitted."""
+        """The parts of a request that was not admitted which neither a log nor an answer may show."""
 
     async def refresh_keys(self, refusal: Unauthenticated) -> bool:
         """Whether a refused request is worth a second check, once its issuer's keys have been read again."""
@@ -284,7 +284,7 @@ class Forward:
     def _must_close(self, incoming: IncomingRequest) -> bool:
         """Whether the connection ends with this answer.
 
-        The rest of a body that nobody reads any more would stand before the next request, the parser does not go on
+        The unread rest of a body would stand before the next request, the parser does not go on
         behind an `Upgrade` that was not taken up, and takes what stands behind chunks for a field of the next request.
         """
         present = incoming.headers
@@ -329,7 +329,7 @@ def _authorise(client: Client, method: str, path: str | None, *, pins: bool) -> 
     if not client.may(method, path):
         raise Forbidden(
             f"The rules of client {client.name} (`allow`) do not let it {method} {path or 'a path like this one'}. "
-            "Ask whoever runs this proxy for a rule that does."
+            "Ask the operator of this proxy for a rule that does."
         )
     if pins and not client.pin:
         raise Forbidden(

@@ -94,7 +94,7 @@ def own_url(incoming: IncomingRequest) -> str:
 
 
 def _own(incoming: IncomingRequest) -> tuple[bytes, ...]:
-    """What the listener that the request arrived at is called."""
+    """The names of the listener that the request arrived at."""
     transport = incoming.transport
     address = transport.get_extra_info("sockname") if transport is not None else None
     if not isinstance(address, tuple):
@@ -107,11 +107,11 @@ def _own(incoming: IncomingRequest) -> tuple[bytes, ...]:
 class RequestBody:
     """A request's body as it comes in: counted, and refused beyond `most` bytes.
 
-    All the waiting for its bytes may take `patience` seconds, and one more for each KiB: who sends a byte now and then
-    does not hold a lease for ever. What passes while nobody reads is not counted.
+    Waiting for its bytes may take `patience` seconds in all, and one more for each KiB, so that a slow caller does not
+    hold a lease for ever. Time in which the body is not being read does not count.
 
-    To a caller that waits for a sign before it sends (`Expect: 100-continue`, RFC 9110, section 10.1.1) the first
-    reading is that sign. Other expectations are ignored, which the RFC leaves to us.
+    The first read tells a caller that waits for it (`Expect: 100-continue`, RFC 9110, section 10.1.1) to go on. Other
+    expectations are ignored, as the RFC permits.
     """
 
     __slots__ = ("_awaited", "_incoming", "_most", "_patience", "_waited", "length", "received")
@@ -189,7 +189,7 @@ class RequestBody:
             async with timeout_at(began + self._patience + self.received / _SLOWEST_BODY - self._waited):
                 return await self._incoming.content.readany()
         except TimeoutError:
-            self._incoming.content.set_exception(UnreadableBody())  # nobody waits for the rest any more
+            self._incoming.content.set_exception(UnreadableBody())  # the rest is not awaited any more
             raise TooSlow("The body did not come in time. Send it faster, or in smaller parts.") from None
         finally:
             self._waited += loop.time() - began

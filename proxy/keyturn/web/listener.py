@@ -25,7 +25,7 @@ from keyturn.web.overload import Bounds, ByteBudget
 _SOCKET_MODE = 0o660
 _UNSENT = 2**17
 """Bytes of an answer that the system keeps of a connection before they are sent. It would keep megabytes of each answer
-that nobody reads, all of which have to be relayed first; those that are on their way are not counted."""
+that is not read, all of which have to be relayed first; bytes in flight are not counted."""
 _OF_TLS = 2**13
 """Bytes that the system keeps of a TLS connection until a request has been admitted on it. An event loop reads all that
 there is, up to 256 KiB, to decrypt it, and keeps it twice."""
@@ -35,8 +35,8 @@ class Listener:
     """Serves one handler at one or several addresses, `host:port` or `unix:/path`.
 
     From `start` to `stop`. A caller that goes away cancels its handler. `socket_mode` are the permissions of sockets in
-    the file system; `buffers` may be shared with other listeners; the observer is told of connections that are refused
-    or cut; `proxies` may tell others' addresses where an address is listened at with `proxy_protocol`.
+    the file system; `buffers` may be shared with other listeners; the observer learns of connections that are
+    refused or cut; `proxies` may tell their callers' addresses at listeners with `proxy_protocol`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Listener:
         self._acceptors: dict[Acceptor, TcpListener | UnixListener] = {}
         self._paths: list[Path] = []
         self.addresses: list[str] = []
-        """Where it listens, as URLs; the path of a socket as `unix:/path`."""
+        """The addresses that it listens at, as URLs; the path of a socket as `unix:/path`."""
 
     async def start(self) -> None:
         """Listen at every address.
@@ -127,7 +127,7 @@ class Listener:
     def _serving(
         self, address: TcpListener | UnixListener
     ) -> tuple[Callable[[], asyncio.BaseProtocol], dict[str, Any]]:
-        """What makes a protocol for each connection there, and the arguments of TLS."""
+        """The factory of protocols for connections at an address, and the arguments of TLS."""
         assert self._connections is not None
         tls = self._tls
         if tls is not None:
@@ -145,25 +145,25 @@ class Listener:
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """Open connections."""
         return len(self._connections) if self._connections is not None else 0
 
     @property
     def unfinished(self) -> int:
-        """How many have a request that is not answered, or an answer that is not taken."""
+        """Connections with an unanswered request, or an answer that is not taken."""
         return self._connections.unfinished if self._connections is not None else 0
 
     def most(self) -> int:
-        """How many were open at once since this was asked last."""
+        """The most that were open at once since the last call."""
         return self._connections.most() if self._connections is not None else 0
 
     def retire(self) -> None:
-        """Close idle connections; requests under way are the last on theirs, and so is the first of who still comes."""
+        """Close idle connections; requests in flight are the last on theirs, and so is the first on each new one."""
         if self._connections is not None:
             self._connections.retire()
 
     async def stop_accepting(self) -> None:
-        """Take who has connected, close the listening sockets, and retire."""
+        """Accept what has connected, close the listening sockets, and retire."""
         acceptors, self._acceptors = self._acceptors, {}
         for path in self._paths:
             path.unlink(missing_ok=True)
@@ -173,7 +173,7 @@ class Listener:
         self.retire()
 
     async def quiet(self, patience: float) -> None:
-        """Wait until no connection is open that was there when it retired, at the longest `patience` seconds."""
+        """Wait until the connections that were open when it retired are closed, for at most `patience` seconds."""
         if self._connections is None:
             return
         with suppress(TimeoutError):
@@ -181,7 +181,7 @@ class Listener:
                 await self._connections.quiet.wait()
 
     async def stop(self, grace: float) -> None:
-        """Stop accepting, give requests under way `grace` seconds, then end what is left."""
+        """Stop accepting, give requests in flight `grace` seconds, then end what is left."""
         await self.stop_accepting()
         await self.quiet(grace)
         if self._connections is not None:
@@ -197,7 +197,7 @@ _NOBODY = 0o177
 def unix_socket(path: Path, mode: int) -> socket.socket:
     """A socket bound to `path` with these permissions; at no moment it has wider ones.
 
-    A socket that nobody listens on any more makes room.
+    A stale socket, on which no process listens, is replaced.
 
     Raises:
         OSError: something else is there.

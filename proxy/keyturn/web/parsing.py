@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 _HEAD_END = b"\r\n\r\n"
 MAX_READ = 2**16
 """Bytes that are read at once; a quarter of them before the request has been admitted."""
-_INTO = memoryview(bytearray(MAX_READ))
+_READ_BUFFER = memoryview(bytearray(MAX_READ))
 """Every read goes here, and is taken out of it before the event loop does anything else."""
 _BUFFER = 2**16
 """Bytes of a body that are read ahead once its request has been admitted; at most twice as many."""
 _WIDE_BUFFER = 2**20
 """Bytes of a body over TLS that the system may keep."""
 _CLOSING = (RuntimeError, AttributeError)
-"""What transports that are being closed raise when reading is paused or resumed."""
+"""Raised by transports that are being closed when reading is paused or resumed."""
 _SMALL_HEAD = 8192
 """Bytes of memory that a parser may keep: it holds the head of a message until the next one begins."""
 
@@ -123,16 +123,16 @@ class RequestReader(OpenConnection, asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # uvloop always says 64 KiB, asyncio nothing
         """As much room as may be read at once now; at least one byte."""
         if self.deaf:
-            return _INTO
+            return _READ_BUFFER
         room = self._account.room()
         if not self._busy:
             room = self._head.affordable(room)
-        return _INTO[: max(1, min(room, MAX_READ if self._admitted else MAX_READ // 4))]
+        return _READ_BUFFER[: max(1, min(room, MAX_READ if self._admitted else MAX_READ // 4))]
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many bytes have been read."""
         if not self.deaf:
-            self.receive(bytes(_INTO[:nbytes]))
+            self.receive(bytes(_READ_BUFFER[:nbytes]))
 
     def receive(self, data: bytes) -> None:
         """Take bytes that have come in."""
@@ -211,7 +211,7 @@ class RequestReader(OpenConnection, asyncio.BufferedProtocol):
         self._balance()
 
     def _may_parse(self) -> bool:
-        """Whether what comes next may be parsed: a head when nobody waits for an answer, else what is of the body.
+        """Whether what comes next may be parsed: a head when no request is being answered, else a part of the body.
 
         The length of a body that has not been admitted is no reason to read on, but what is here of it may be kept as
         well as held.
@@ -271,7 +271,7 @@ class RequestReader(OpenConnection, asyncio.BufferedProtocol):
             self._waiter.set_result(None)
 
     def _parser_refuses(self, error: HttpProcessingError) -> None:
-        """What has come is no HTTP: a body in whose middle that shows fails its reader."""
+        """Take note that what has come is not HTTP; in the middle of a body, its reader fails."""
         self.deaf = True
         if self._reading.is_eof():
             self._reading = EMPTY_PAYLOAD
@@ -282,8 +282,8 @@ class RequestReader(OpenConnection, asyncio.BufferedProtocol):
     def _fail(self, body: StreamReader, error: MalformedBody) -> None:
         """Let a body's reader meet an error.
 
-        It is told once more in the next iteration of the loop: a reader that the end of a chunk has just woken looks
-        for bytes only, finds none, and would wait for ever.
+        It is set once more in the next iteration of the loop: a reader that the end of a chunk has just woken looks for
+        bytes only, finds none, and would wait for ever.
         """
         body.set_exception(error)
         self._loop.call_soon(body.set_exception, error)

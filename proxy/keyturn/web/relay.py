@@ -160,7 +160,7 @@ class _AnswerWriter:
         self._flush.cancel()
 
     async def drain(self, more: int) -> None:
-        """Wait while the caller's buffer is full; before `more` bytes, while answers of others have their turn."""
+        """Wait while the caller's buffer is full; before `more` bytes, while the iteration's budget is spent."""
         connection = self._incoming.connection
         if more and not connection.owner.relaying.try_take(more):
             await connection.owner.relaying.take(more, self._client)
