@@ -12,7 +12,7 @@ from typing import Any
 
 from keyturn.core.exchange import DemandClass, ExchangeResult, FlowDemand, Settlement
 from keyturn.core.model import SECOND, Client, Limit, Pool
-from keyturn.scheduler import Scheduler, Ticket
+from keyturn.scheduler import Scheduler, Waiter
 from keyturn.stores.links import Link
 from keyturn.stores.redis import RedisStore
 from keyturn.stores.shared import SharedStore
@@ -63,8 +63,8 @@ class Room:
 
     async def request(self, client: str) -> None:
         """Wait for a lease and use it."""
-        ticket = Ticket(Client(client), DemandClass((0,)), now() + 600 * SECOND)
-        with await self._scheduler.lease(ticket) as lease:
+        waiter = Waiter(Client(client), DemandClass((0,)), now() + 600 * SECOND)
+        with await self._scheduler.lease(waiter) as lease:
             self.served += 1
             lease.written()
             await asyncio.sleep(random.uniform(*TRIPS))

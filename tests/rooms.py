@@ -1,4 +1,4 @@
-"""A waiting room on virtual time over a real memory store, and recorders of what goes through it."""
+"""A scheduler on virtual time over a real memory store, and recorders of what goes through it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,8 +10,8 @@ from keyturn.core.events import Event
 from keyturn.core.exchange import DemandClass, ExchangeResult, Flow, FlowDemand, LeaseGrant, Settlement
 from keyturn.core.model import SECOND, Client, Micros, Pool
 from keyturn.core.state import SharedState
-from keyturn.scheduler import Capacity, Scheduler, Ticket
-from keyturn.scheduler.rides import RIDE
+from keyturn.scheduler import ConcurrencyLimit, Scheduler, Waiter
+from keyturn.scheduler.batching import MAX_SETTLEMENT_DELAY
 from keyturn.stores.memory import Memory, MemoryStore
 
 from tests.core.worlds import BOUND, check_conservation, known
@@ -49,8 +49,8 @@ class WatchedStore(MemoryStore):
         view = self.state.revisions.views[self.revision.name]
         return budget(self.state.tokens, view, 0, micros()).available
 
-    def try_grant(self, lane: Flow, weight: int) -> LeaseGrant | None:
-        grant = super().try_grant(lane, weight)
+    def try_grant(self, flow: Flow, weight: int) -> LeaseGrant | None:
+        grant = super().try_grant(flow, weight)
         self.granted += [grant.lease] if grant else []
         return grant
 
@@ -63,15 +63,23 @@ class WatchedStore(MemoryStore):
         return answer
 
 
+def waiting(client: Client, number: int, deadline: Micros = 0, urgency: int = 3, *, back: bool = False) -> Waiter:
+    """A request that came as the one of this number, outside of any queue; the loop runs."""
+    waiter = Waiter(client, DemandClass((0,)), deadline, urgency)
+    waiter.order, waiter.arrived, waiter.seen = (not back, urgency, number), micros(), False
+    waiter.future = asyncio.get_running_loop().create_future()
+    return waiter
+
+
 @dataclass
 class Room:
-    """One waiting room and its store."""
+    """One scheduler and its store."""
 
     scheduler: Scheduler
     store: WatchedStore
     recorder: Recorder
 
-    def ticket(
+    def request(
         self,
         client: str = "a",
         *,
@@ -79,13 +87,15 @@ class Room:
         urgency: int = 3,
         weight: int = 1,
         max_in_flight: int | None = None,
-    ) -> Ticket:
-        caller = Client(client, weight=weight, max_in_flight=max_in_flight)
-        return Ticket(caller, DemandClass((0,)), micros() + wait, urgency)
+        max_waiting: int | None = None,
+    ) -> Waiter:
+        """A request of a client under the first limit."""
+        caller = Client(client, weight=weight, max_in_flight=max_in_flight, max_waiting=max_waiting)
+        return Waiter(caller, DemandClass((0,)), micros() + wait, urgency)
 
     async def settled(self) -> None:
         """Let everything that is due now happen, settlements included."""
-        await asyncio.sleep(RIDE / SECOND + 0.05)
+        await asyncio.sleep(MAX_SETTLEMENT_DELAY / SECOND + 0.05)
 
     def check_empty(self) -> None:
         """Nobody waits, no lease is out, and every token is accounted for."""
@@ -103,9 +113,9 @@ async def room(
     max_waiting: int = 10_000,
     memory: Memory | None = None,
     replica: str = "r",
-    capacity: Capacity | None = None,
+    limit: ConcurrencyLimit | None = None,
 ) -> AsyncIterator[Room]:
-    """A waiting room that is started and stopped."""
+    """A scheduler that is started and stopped."""
     store, recorder = WatchedStore(pool, memory, replica), Recorder()
     scheduler = Scheduler(
         pool,
@@ -114,7 +124,7 @@ async def room(
         max_waiting=max_waiting,
         clock=micros,
         observer=recorder,
-        capacity=capacity,
+        limit=limit,
     )
     store.listen(scheduler.wake)
     await scheduler.start()

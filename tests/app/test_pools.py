@@ -13,7 +13,7 @@ from keyturn.core.events import KeySwitched, StoreChanged
 from keyturn.core.exchange import DemandClass
 from keyturn.core.model import SECOND, Client, Key, Pool, Secret
 from keyturn.core.placements import STOP, Placement, Revision
-from keyturn.scheduler import Moved, Ticket
+from keyturn.scheduler import Moved, Waiter
 from keyturn.stores.memory import LocalPlacements
 from keyturn.tasks import finish, spawn
 from keyturn.telemetry import LogLevel
@@ -38,9 +38,9 @@ def pools(folder: Path) -> Pools:
     return Pools(factory, settings.pools_of_model())
 
 
-def ticket() -> Ticket:
+def request(client: str = "a") -> Waiter:
     """Of somebody who has time."""
-    return Ticket(Client("a"), DemandClass((0,)), micros() + 300 * SECOND)
+    return Waiter(Client(client), DemandClass((0,)), micros() + 300 * SECOND)
 
 
 def test_each_pool_is_at_work(tmp_path: Path) -> None:
@@ -52,12 +52,12 @@ def test_each_pool_is_at_work(tmp_path: Path) -> None:
         await it.start()
         assert list(it.schedulers) == ["default", "other"]
         assert it.without_keys == ["other"]
-        with await it.schedulers["default"].lease(ticket()) as lease:
+        with await it.schedulers["default"].lease(request()) as lease:
             lease.spent()
             looks = [await active.store.look() for active in it.active()]
             assert [[look.at_hand for look in pool] for pool in looks] == [[0], []]
         with pytest.raises(TooMany):
-            await it.schedulers["default"].lease(Ticket(Client("a"), DemandClass((0,)), micros()))
+            await it.schedulers["default"].lease(Waiter(Client("a"), DemandClass((0,)), micros()))
         assert it.shared() == []
         serving = [it.can_serve]
         it.schedulers["default"].health.pause("a", micros())
@@ -75,8 +75,8 @@ def test_who_waits_is_refused_in_all_of_them(tmp_path: Path) -> None:
         it = pools(tmp_path)
         await it.start()
         scheduler = it.schedulers["default"]
-        (await scheduler.lease(ticket())).close()
-        waiting = task_of(scheduler.lease(ticket()))
+        (await scheduler.lease(request())).close()
+        waiting = task_of(scheduler.lease(request()))
         await asyncio.sleep(1)
         assert it.waiting == 1
         it.refuse_all()
@@ -95,13 +95,13 @@ def test_the_failure_of_one_is_a_failure(tmp_path: Path) -> None:
     async def scenario() -> None:
         it = pools(tmp_path)
 
-        async def broken(*_: object) -> None:
+        async def broken(*_: object, **__: object) -> None:
             raise ZeroDivisionError
 
         scheduler = it.schedulers["default"]
         scheduler._store.exchange = broken  # type: ignore[method-assign, assignment]  # a store with a bug
         await it.start()
-        waiting = task_of(scheduler.lease(ticket()))
+        waiting = task_of(scheduler.lease(request()))
         with pytest.raises(ZeroDivisionError):
             await it.failure()
         waiting.cancel()
@@ -119,9 +119,9 @@ def test_pools_come_and_go(tmp_path: Path) -> None:
         it = pools(tmp_path)
         await it.start()
         first = it.schedulers["default"].pool
-        (await it.schedulers["default"].lease(ticket())).close()
-        waiting, gone = task_of(it.schedulers["default"].lease(ticket())), ticket()
-        leaving = task_of(it.schedulers["default"].lease(replace(gone, client=Client("b"))))
+        (await it.schedulers["default"].lease(request())).close()
+        waiting = task_of(it.schedulers["default"].lease(request()))
+        leaving = task_of(it.schedulers["default"].lease(request("b")))
         await asyncio.sleep(1)
         spare = replace(first, name="spare")
         fresh = await it.prepare([spare])
@@ -137,8 +137,8 @@ def test_pools_come_and_go(tmp_path: Path) -> None:
         clients = {"a": Client("a"), "b": Client("b", pool="spare")}
         it.adopt([first, spare], clients, max_waiting=9, fresh={})
         with pytest.raises(TooMany):
-            await it.schedulers["default"].lease(Ticket(Client("a"), DemandClass((0,)), micros()))
-        (await it.schedulers["spare"].lease(Ticket(clients["b"], DemandClass((0,)), micros()))).close()
+            await it.schedulers["default"].lease(Waiter(Client("a"), DemandClass((0,)), micros()))
+        (await it.schedulers["spare"].lease(Waiter(clients["b"], DemandClass((0,)), micros()))).close()
         await it.stop()
 
     scenario()
@@ -152,15 +152,15 @@ def test_a_pool_that_is_away_says_nothing(tmp_path: Path) -> None:
         it = pools(tmp_path)
         await it.start()
         scheduler, spare = it.schedulers["default"], replace(it.schedulers["default"].pool, name="spare")
-        lease = await scheduler.lease(ticket())
+        lease = await scheduler.lease(request())
         exchanges: list[int] = []
         exchange = scheduler._store.exchange
 
-        async def counted(*args: Any) -> Any:
+        async def counted(*args: Any, **more: Any) -> Any:
             exchanges.append(micros())
-            return await exchange(*args)
+            return await exchange(*args, **more)
 
-        scheduler._store.exchange = counted  # type: ignore[method-assign, assignment]  # it counts
+        scheduler._store.exchange = counted  # type: ignore[method-assign]  # it counts
         it.adopt([spare], {}, max_waiting=9, fresh=await it.prepare([spare]))
         await asyncio.sleep(60)
         during = len(exchanges)
@@ -226,7 +226,7 @@ async def test_a_key_that_came_from_another_pool_rests_and_requests_wait() -> No
         moved = micros()
         process.apply(await process.prepare((HERE,)))
         spawn(process.run(), name="place keys", owner=tasks)
-        waiting = task_of(it.scheduler.lease(it.ticket(wait=200 * SECOND)))
+        waiting = task_of(it.scheduler.lease(it.request(wait=200 * SECOND)))
         await asyncio.sleep(1)
         (look,) = it.scheduler.health.snapshots(micros())
         assert (look.state, look.until) == ("parked", moved + SPAN + STOP)
@@ -251,7 +251,7 @@ async def test_without_the_store_no_key_rests() -> None:
         assert await process.prepare((HERE,)) == {}
         spawn(process.run(), name="place keys", owner=tasks)
         await asyncio.sleep(10)
-        with await it.scheduler.lease(it.ticket()) as lease:
+        with await it.scheduler.lease(it.request()) as lease:
             lease.spent()
         await finish(tasks)
 
@@ -292,10 +292,10 @@ async def test_a_paused_key_is_not_leased_until_it_is_resumed() -> None:
     async with room(pool(2, limit(1))) as it:
         controls = controls_of(it)
         assert controls.pause("default", "k0")
-        with await it.scheduler.lease(it.ticket()) as lease:
+        with await it.scheduler.lease(it.request()) as lease:
             lease.spent()
             assert lease.key.name == "k1"
-        waiting = task_of(it.scheduler.lease(it.ticket()))
+        waiting = task_of(it.scheduler.lease(it.request()))
         await asyncio.sleep(30)
         assert not waiting.done()
         resumed = micros()
@@ -311,11 +311,11 @@ async def test_a_paused_key_is_not_leased_until_it_is_resumed() -> None:
 async def test_with_all_keys_paused_nobody_is_kept_waiting() -> None:
     """Who waits is refused with 503 noKeyAvailable at once, as is whoever comes."""
     async with room(pool(1, limit(1))) as it:
-        with await it.scheduler.lease(it.ticket()) as lease:
+        with await it.scheduler.lease(it.request()) as lease:
             lease.spent()
-        waiting = task_of(it.scheduler.lease(it.ticket()))
+        waiting = task_of(it.scheduler.lease(it.request()))
         controls_of(it).pause("default", "k0")
-        for task in (waiting, it.scheduler.lease(it.ticket())):
+        for task in (waiting, it.scheduler.lease(it.request())):
             with pytest.raises(NoKey) as refused:
                 await task
             assert (refused.value.status, refused.value.name) == (503, "noKeyAvailable")

@@ -183,12 +183,12 @@ class Setting:
     def pause(self, key: str) -> None:
         """As an operator does."""
         assert self.room.scheduler.health.pause(key, micros())
-        self.room.scheduler.heed()
+        self.room.scheduler.apply_health()
 
     def resume(self, key: str) -> None:
         """As an operator does."""
         assert self.room.scheduler.health.resume(key, micros())
-        self.room.scheduler.heed()
+        self.room.scheduler.apply_health()
 
     def happened(self, kind: type[Happened]) -> list[Happened]:
         return [event for event in self.room.recorder.events if isinstance(event, kind)]

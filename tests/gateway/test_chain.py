@@ -141,7 +141,7 @@ async def test_a_body_is_not_read_for_a_request_that_would_be_refused() -> None:
             raise AssertionError("it is read")
 
     async with setting(answer(), quotas=1, requests=1) as it:
-        it.room.scheduler._max_waiting = 1
+        it.room.scheduler._bounds.max_waiting = 1
         await it.ask()
         waits = task_of(it.ask())
         await asyncio.sleep(1)

@@ -12,7 +12,7 @@ from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Request
 from keyturn.core.model import SECOND, Client
 from keyturn.core.signals import Route
-from keyturn.gateway.context import PoolState, RequestContext, ticket_of
+from keyturn.gateway.context import PoolState, RequestContext, waiter_of
 from keyturn.scheduler import Scheduler
 
 from tests.core.worlds import limit, pool
@@ -34,15 +34,15 @@ def context(
 ) -> RequestContext:
     """A request that came at 1 s and may wait for 5 s."""
     request = Request("id", Client("a"), method, b"/", path, (), None, 2, 5 * SECOND, pinned)
-    return RequestContext(PoolState(NOBODY), request, RequestLog(), ticket_of(request, POOL, SECOND))
+    return RequestContext(PoolState(NOBODY), request, RequestLog(), waiter_of(request, POOL, SECOND))
 
 
 def test_what_a_request_waits_with() -> None:
     """Its deadline, its urgency, the limits that it falls under, the quota of the key that it names."""
-    ticket = context().ticket
-    assert (ticket.deadline, ticket.urgency, ticket.demand_class) == (6 * SECOND, 2, DemandClass((0,)))
-    assert context(path="/collections").ticket.demand_class == DemandClass((0, 1))
-    assert context(pinned="k1").ticket.demand_class == DemandClass((0,), "k1")
+    waiter = context().waiter
+    assert (waiter.deadline, waiter.urgency, waiter.flow.demand_class) == (6 * SECOND, 2, DemandClass((0,)))
+    assert context(path="/collections").waiter.flow.demand_class == DemandClass((0, 1))
+    assert context(pinned="k1").waiter.flow.demand_class == DemandClass((0,), "k1")
     with pytest.raises(BadRequest):
         context(pinned="k9")
 
@@ -81,7 +81,7 @@ async def test_the_time_to_wait_begins_behind_the_body() -> None:
     await leaving
     assert micros() - began == 3 * SECOND
     assert (one.log.reading, one.log.queued) == (SECOND, 2 * SECOND)
-    assert one.ticket.deadline == micros() + (5 - 2) * SECOND
+    assert one.waiter.deadline == micros() + (5 - 2) * SECOND
     one.end()
     assert bodies.memory.used == 0
 
@@ -120,7 +120,7 @@ async def test_a_debugger_sees_how_a_pool_and_a_request_stand() -> None:
         assert "<Breaker pool: closed, streak 3/24>" in repr(state)
         one = context()
         assert repr(one) == "<RequestContext id GET /me of a: 0 tries, no lease>"
-        one.lease = it.scheduler.try_lease(it.ticket()) or await it.scheduler.lease(it.ticket())
+        one.lease = it.scheduler.try_lease(it.request()) or await it.scheduler.lease(it.request())
         assert repr(one).endswith(f"{one.lease!r}>")
         one.lease.unsent()
         one.end()

@@ -14,7 +14,7 @@ from keyturn.core.errors import BadRequest, NoKey, Refusal, TooMany, Unauthentic
 from keyturn.core.exchange import DemandClass, ObservedLimit, Throttled, Unsent
 from keyturn.core.model import MILLISECOND, SECOND, Client, Key, Limit, Micros, Pool, Secret
 from keyturn.practice.gate import most_within
-from keyturn.scheduler import Lease, Moved, Ticket
+from keyturn.scheduler import Lease, Moved, Waiter
 
 from tests.core.worlds import BOUND, limit, pool
 from tests.rooms import Room, room
@@ -28,15 +28,22 @@ def adopt(it: Room, pool_: Pool, clients: Mapping[str, Client] = CLIENTS, max_wa
     it.scheduler.adopt(pool_, clients, max_waiting=max_waiting)
 
 
-def ticket(client: str = "a", path: str = "/me", *, wait: Micros = 300 * SECOND, pinned: str | None = None) -> Ticket:
-    """Of a request that falls under the first limit, as yet."""
-    demand_class = DemandClass((0,), pinned)
-    return Ticket(CLIENTS[client], demand_class, micros() + wait, pinned=pinned, method="GET", path=path)
+def request(
+    client: str = "a",
+    path: str = "/me",
+    *,
+    wait: Micros = 300 * SECOND,
+    pinned: str | None = None,
+    limits: tuple[int, ...] = (0,),
+) -> Waiter:
+    """A request that falls under the first limit, or those given, as yet."""
+    demand_class = DemandClass(limits, pinned)
+    return Waiter(CLIENTS[client], demand_class, micros() + wait, pinned=pinned, method="GET", path=path)
 
 
 async def used_up(it: Room) -> None:
     """Spend the only token."""
-    with await it.scheduler.lease(ticket()) as lease:
+    with await it.scheduler.lease(request()) as lease:
         lease.spent()
 
 
@@ -48,12 +55,12 @@ async def test_who_waits_keeps_its_place() -> None:
         served: list[int] = []
 
         async def wait(number: int) -> None:
-            with await it.scheduler.lease(ticket()) as lease:
+            with await it.scheduler.lease(request()) as lease:
                 served.append(number)
                 lease.spent()
 
         waiting = [task_of(wait(number)) for number in range(3)]
-        late = task_of(it.scheduler.lease(ticket(wait=100 * MILLISECOND)))
+        late = task_of(it.scheduler.lease(request(wait=100 * MILLISECOND)))
         await asyncio.sleep(0.5)
         adopt(it, pool(1, limit(1, SECOND), guard=0))
         assert it.scheduler.waiting == 3
@@ -70,7 +77,7 @@ async def test_who_waits_falls_under_the_limits_that_hold_now() -> None:
     both = (limit(9, SECOND), limit(1, 60 * SECOND, "GET /narrow"))
     async with room(pool(1, limit(1))) as it:
         await used_up(it)
-        waiting = [task_of(it.scheduler.lease(ticket(path="/narrow"))) for _ in range(3)]
+        waiting = [task_of(it.scheduler.lease(request(path="/narrow"))) for _ in range(3)]
         await asyncio.sleep(1)
         adopt(it, pool(1, *both))
         await asyncio.sleep(1)
@@ -91,7 +98,7 @@ async def test_who_cannot_be_served_any_more_hears_why() -> None:
         for _ in range(2):
             await used_up(it)
         gone, elsewhere, pinned, plain = (
-            task_of(it.scheduler.lease(one)) for one in (ticket("b"), ticket("c"), ticket(pinned="k1"), ticket())
+            task_of(it.scheduler.lease(one)) for one in (request("b"), request("c"), request(pinned="k1"), request())
         )
         await asyncio.sleep(1)
         adopt(it, pool(1, limit(1)), {"a": CLIENTS["a"], "c": Client("c", pool="other")})
@@ -103,7 +110,7 @@ async def test_who_cannot_be_served_any_more_hears_why() -> None:
         with pytest.raises(NoKey):
             await plain
         assert it.scheduler.waiting == 0
-        assert {level.client for level in it.scheduler.levels()} == {"a"}
+        assert {level.client for level in it.scheduler.view.levels()} == {"a"}
 
 
 @virtual
@@ -112,7 +119,7 @@ async def test_who_leaves_in_the_same_tick_is_gone() -> None:
     for clients in (CLIENTS, {}):
         async with room(pool(1, limit(1))) as it:
             await used_up(it)
-            leaving = task_of(it.scheduler.lease(ticket()))
+            leaving = task_of(it.scheduler.lease(request()))
             await asyncio.sleep(1)
             leaving.cancel()
             adopt(it, pool(1, limit(1)), clients)
@@ -125,23 +132,23 @@ async def test_who_leaves_in_the_same_tick_is_gone() -> None:
 async def test_a_rotated_secret_is_used_from_the_next_lease_on() -> None:
     """What is out keeps the key that it has, and the quota what was spent."""
     async with room(pool(1, limit(2))) as it:
-        first = await it.scheduler.lease(ticket())
+        first = await it.scheduler.lease(request())
         rotated = replace(it.scheduler.pool, keys=(Key("k0", Secret("new"), "k0"),))
         adopt(it, rotated)
-        second = await it.scheduler.lease(ticket())
+        second = await it.scheduler.lease(request())
         assert [lease.key.secret.reveal() for lease in (first, second)] == ["s-k0", "new"]
         with first, second:
             first.spent()
             second.spent()
         with pytest.raises(TooMany):
-            await it.scheduler.lease(ticket(wait=30 * SECOND))
+            await it.scheduler.lease(request(wait=30 * SECOND))
 
 
 @virtual
 async def test_a_key_that_comes_back_finds_its_window_as_it_was() -> None:
     """What was spent under a name stays spent, and what is out may end meanwhile."""
     async with room(pool(2, limit(1))) as it:
-        leases = [await it.scheduler.lease(ticket()) for _ in range(2)]
+        leases = [await it.scheduler.lease(request()) for _ in range(2)]
         adopt(it, pool(0, limit(1)))
         for lease in leases:
             with lease:
@@ -149,7 +156,7 @@ async def test_a_key_that_comes_back_finds_its_window_as_it_was() -> None:
         await it.settled()
         adopt(it, pool(2, limit(1)))
         with pytest.raises(TooMany):
-            await it.scheduler.lease(ticket(wait=30 * SECOND))
+            await it.scheduler.lease(request(wait=30 * SECOND))
         it.check_empty()
 
 
@@ -162,12 +169,12 @@ async def test_a_limit_that_is_raised_or_lowered_counts_what_was_spent() -> None
         await it.settled()
         adopt(it, pool(1, limit(1)))
         with pytest.raises(TooMany):
-            await it.scheduler.lease(ticket(wait=30 * SECOND))
+            await it.scheduler.lease(request(wait=30 * SECOND))
         adopt(it, pool(1, limit(4)))
         for _ in range(2):
             await used_up(it)
         with pytest.raises(TooMany):
-            await it.scheduler.lease(ticket(wait=30 * SECOND))
+            await it.scheduler.lease(request(wait=30 * SECOND))
 
 
 @virtual
@@ -175,10 +182,7 @@ async def test_what_an_answer_says_of_a_limit_is_about_that_limit() -> None:
     """Wherever it stands by now; what is about a limit that is gone is nothing any more."""
     narrow, wide = limit(5, 10 * SECOND, "GET /narrow"), limit(9)
     async with room(pool(1, wide, narrow)) as it:
-        leases = [
-            await it.scheduler.lease(replace(ticket(path="/narrow"), demand_class=DemandClass((0, 1))))
-            for _ in range(3)
-        ]
+        leases = [await it.scheduler.lease(request(path="/narrow", limits=(0, 1))) for _ in range(3)]
         adopt(it, pool(1, limit(7, 2 * SECOND), narrow))
         closed, seen, gone = leases
         with closed, seen, gone:
@@ -202,13 +206,13 @@ async def test_what_was_asked_for_before_goes_back() -> None:
         gate = asyncio.Event()
         inner = it.store.exchange
 
-        async def slow(*args: Any) -> Any:
-            answer = await inner(*args)
+        async def slow(*args: Any, **more: Any) -> Any:
+            answer = await inner(*args, **more)
             await gate.wait()
             return answer
 
-        it.store.exchange = slow  # type: ignore[method-assign, assignment]  # a store that answers late
-        waiting = task_of(it.scheduler.lease(ticket()))
+        it.store.exchange = slow  # type: ignore[method-assign]  # a store that answers late
+        waiting = task_of(it.scheduler.lease(request()))
         while not it.store.granted:
             await asyncio.sleep(0)
         adopt(it, pool(1, limit(2, SECOND)))
@@ -230,7 +234,7 @@ async def test_bounds_and_weights_hold_from_now_on() -> None:
         served: list[str] = []
 
         async def wait(client: str) -> None:
-            with await it.scheduler.lease(ticket(client)) as lease:
+            with await it.scheduler.lease(request(client)) as lease:
                 served.append(client)
                 lease.spent()
 
@@ -238,7 +242,7 @@ async def test_bounds_and_weights_hold_from_now_on() -> None:
         await asyncio.sleep(0.5)
         adopt(it, it.scheduler.pool, {**CLIENTS, "a": Client("a", weight=2)}, max_waiting=2)
         with pytest.raises(TooMany, match="wait already"):
-            await it.scheduler.lease(ticket("c"))
+            await it.scheduler.lease(request("c"))
         await asyncio.gather(*waiting)
         assert served[:12].count("a") >= 7, "twice as many, within one"
 
@@ -247,12 +251,12 @@ async def test_bounds_and_weights_hold_from_now_on() -> None:
 async def test_what_comes_back_comes_back_to_what_is_now() -> None:
     """A request that was under way and has to wait again is judged anew."""
     async with room(pool(1, limit(2))) as it:
-        with await it.scheduler.lease(ticket("b")) as lease:
+        with await it.scheduler.lease(request("b")) as lease:
             adopt(it, pool(1, limit(2), limit(5, SECOND)), {"a": CLIENTS["a"]})
             lease.unsent()
         with pytest.raises(Unauthenticated):
-            await it.scheduler.lease(ticket("b"), front=True)
-        with await it.scheduler.lease(ticket("a"), front=True) as lease:
+            await it.scheduler.lease(request("b"), front=True)
+        with await it.scheduler.lease(request("a"), front=True) as lease:
             assert lease.limits == (0, 1)
             lease.unsent()
 
@@ -340,8 +344,8 @@ class Probe:
         await asyncio.sleep(begins)
         try:
             async with asyncio.timeout(patience + 0.1) as waiting:
-                demand_class = DemandClass(self.it.scheduler.pool.limits_on("GET", path))
-                asked = replace(ticket(client, path, wait=int(patience * SECOND)), demand_class=demand_class)
+                limits = self.it.scheduler.pool.limits_on("GET", path)
+                asked = request(client, path, wait=int(patience * SECOND), limits=limits)
                 lease = await self.it.scheduler.lease(asked)
                 waiting.reschedule(None)
             await self._use(lease, outcome, trip, when)

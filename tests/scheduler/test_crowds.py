@@ -14,7 +14,7 @@ from tests.virtual import micros, task_of, virtual
 async def ask(it: Room, client: str = "crowd", wait: int = 0) -> int | None:
     """A request that may wait so long; after how long it is to come back, if it was not served."""
     try:
-        lease = await it.scheduler.lease(it.ticket(client, wait=wait))
+        lease = await it.scheduler.lease(it.request(client, wait=wait))
     except TooMany as refusal:
         return refusal.retry_after
     with lease:

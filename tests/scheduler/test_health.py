@@ -6,22 +6,21 @@ import pytest
 from keyturn.core.errors import NoKey, TooMany
 from keyturn.core.exchange import DemandClass, Unsent
 from keyturn.core.model import SECOND, Client
-from keyturn.scheduler import Displaced, Ticket
-from keyturn.scheduler.scheduler import OWN
+from keyturn.scheduler import INTERNAL, Displaced, Waiter
 
 from tests.core.worlds import limit, pool
 from tests.rooms import Room, room
 from tests.virtual import micros, task_of, virtual
 
 
-def pinned(quota: str, key: str | None = None, *, own: bool = False) -> Ticket:
+def pinned(quota: str, key: str | None = None, *, own: bool = False) -> Waiter:
     """A request that insists on a quota."""
-    return Ticket(OWN if own else Client("a"), DemandClass((0,), quota), micros() + 120 * SECOND, 3, key, own)
+    return Waiter(INTERNAL if own else Client("a"), DemandClass((0,), quota), micros() + 120 * SECOND, 3, key)
 
 
 async def quotas(it: Room, number: int) -> list[str]:
     """The quotas of the next leases, which come back unsent."""
-    leases = [await it.scheduler.lease(it.ticket()) for _ in range(number)]
+    leases = [await it.scheduler.lease(it.request()) for _ in range(number)]
     for lease in leases:
         lease.unsent()
         lease.close()
@@ -34,10 +33,10 @@ async def test_nothing_is_granted_on_a_dead_quota() -> None:
     async with room(pool(2, limit(5))) as it:
         assert await quotas(it, 4) == ["k0", "k1"]
         it.scheduler.health.rejected("k0", micros(), "401", 0.0)
-        it.scheduler.heed()
+        it.scheduler.apply_health()
         assert await quotas(it, 5) == ["k1"]
         it.scheduler.health.accepted("k0", micros())
-        it.scheduler.heed()
+        it.scheduler.apply_health()
         assert await quotas(it, 4) == ["k0", "k1"]
         await it.settled()
         it.check_empty()
@@ -47,13 +46,13 @@ async def test_nothing_is_granted_on_a_dead_quota() -> None:
 async def test_the_last_keys_death_is_told_at_once() -> None:
     """To those who wait and to those who come: no hang (503)."""
     async with room(pool(1, limit(1))) as it:
-        lease = await it.scheduler.lease(it.ticket())
-        waiting = task_of(it.scheduler.lease(it.ticket()))
+        lease = await it.scheduler.lease(it.request())
+        waiting = task_of(it.scheduler.lease(it.request()))
         await asyncio.sleep(0.1)
         it.scheduler.health.rejected("k0", micros(), "401", 0.0)
-        it.scheduler.heed()
+        it.scheduler.apply_health()
         began = micros()
-        for request in (waiting, it.scheduler.lease(it.ticket())):
+        for request in (waiting, it.scheduler.lease(it.request())):
             with pytest.raises(NoKey) as told:
                 await request
             assert told.value.retry_after == 16
@@ -69,12 +68,12 @@ async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
     """Found alive it serves them; if that takes too long, they are refused at their deadline (law 6)."""
     async with room(pool(1, limit(5))) as it:
         it.scheduler.health.begin_check("k0", micros())
-        it.scheduler.heed()
-        waiting = task_of(it.scheduler.lease(it.ticket()))
-        hasty = task_of(it.scheduler.lease(it.ticket(wait=SECOND)))
+        it.scheduler.apply_health()
+        waiting = task_of(it.scheduler.lease(it.request()))
+        hasty = task_of(it.scheduler.lease(it.request(wait=SECOND)))
         insisting = task_of(it.scheduler.lease(pinned("k0", "k0")))
         hasty_too = task_of(
-            it.scheduler.lease(Ticket(Client("b"), DemandClass((0,), "k0"), micros() + SECOND, 3, "k0"))
+            it.scheduler.lease(Waiter(Client("b"), DemandClass((0,), "k0"), micros() + SECOND, 3, "k0"))
         )
         await asyncio.sleep(5)
         assert it.scheduler.waiting == 2
@@ -82,7 +81,7 @@ async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
             with pytest.raises(TooMany):
                 await request
         it.scheduler.health.accepted("k0", micros())
-        it.scheduler.heed()
+        it.scheduler.apply_health()
         for lease in (await waiting, await insisting):
             lease.unsent()
             lease.close()
@@ -95,12 +94,12 @@ async def test_the_proxy_asks_after_a_dead_key_under_its_own_lease() -> None:
     """Nobody else gets it, and its flow is none of the callers'."""
     async with room(pool(1, limit(5))) as it:
         it.scheduler.health.rejected("k0", micros(), "401", 0.0)
-        it.scheduler.heed()
+        it.scheduler.apply_health()
         lease = await it.scheduler.lease(pinned("k0", "k0", own=True), front=True)
         assert lease.key.name == "k0"
         with lease:
             lease.spent()
-        assert it.scheduler.levels() == []
+        assert it.scheduler.view.levels() == []
         await it.settled()
         it.check_empty()
 
@@ -110,8 +109,8 @@ async def test_a_grant_that_comes_too_late_for_its_key_goes_back() -> None:
     """What the store dealt before it heard of the death returns unsent, and its request waits on."""
     async with room(pool(2, limit(1))) as it:
         it.scheduler.health.rejected("k0", micros(), "401", 0.0)
-        it.scheduler._keys.sort()  # the store does not know yet
-        lease = await it.scheduler.lease(it.ticket())
+        it.scheduler._keys.refresh()  # the store does not know yet
+        lease = await it.scheduler.lease(it.request())
         assert lease.quota == "k1"
         assert len(it.store.granted) == 2
         assert it.store.settled == [Unsent(it.store.granted[0])]
@@ -129,7 +128,7 @@ async def test_who_was_sent_to_a_quota_that_died_may_go_elsewhere() -> None:
         waiting = task_of(it.scheduler.lease(pinned("k0")))
         await asyncio.sleep(0.1)
         it.scheduler.health.rejected("k0", micros(), "401", 0.0)
-        it.scheduler.heed()
+        it.scheduler.apply_health()
         with pytest.raises(Displaced):
             await waiting
         first.unsent()
@@ -142,14 +141,14 @@ async def test_who_was_sent_to_a_quota_that_died_may_go_elsewhere() -> None:
 async def test_a_lowered_limit_holds_from_the_next_exchange_on() -> None:
     """Only downwards (law 9): what is out counts, and a larger number changes nothing."""
     async with room(pool(1, limit(5))) as it:
-        leases = [await it.scheduler.lease(it.ticket())]
-        it.scheduler.lower(0, 3)
-        it.scheduler.lower(0, 4)
+        leases = [await it.scheduler.lease(it.request())]
+        it.scheduler.lower_limit(0, 3)
+        it.scheduler.lower_limit(0, 4)
         assert it.scheduler.pool.limits[0].requests == 3
         assert it.scheduler.pool.limits[0].name == "5/60s"
-        leases += [await it.scheduler.lease(it.ticket()) for _ in range(2)]
+        leases += [await it.scheduler.lease(it.request()) for _ in range(2)]
         with pytest.raises(TooMany):
-            await it.scheduler.lease(it.ticket(wait=SECOND))
+            await it.scheduler.lease(it.request(wait=SECOND))
         for lease in leases:
             with lease:
                 lease.spent()

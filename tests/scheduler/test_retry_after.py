@@ -61,7 +61,7 @@ async def use(lease: Lease) -> None:
 
 async def serve(it: Room, client: str, weight: int) -> None:
     """A request that waits its turn, and is sent."""
-    await use(await it.scheduler.lease(it.ticket(client, weight=weight, wait=10_000 * SECOND)))
+    await use(await it.scheduler.lease(it.request(client, weight=weight, wait=10_000 * SECOND)))
 
 
 async def play(it: Room, history: History) -> None:
@@ -91,7 +91,7 @@ async def served(history: History) -> float:
     async with room(pool(history.quotas, limit(history.size, history.window * SECOND))) as it:
         await play(it, history)
         came = micros()
-        lease = await it.scheduler.lease(it.ticket("caller", weight=history.weight, wait=10_000 * SECOND))
+        lease = await it.scheduler.lease(it.request("caller", weight=history.weight, wait=10_000 * SECOND))
         waited = (micros() - came) / SECOND
         lease.unsent()
         lease.close()
@@ -104,7 +104,7 @@ async def told(history: History) -> tuple[int, bool]:
     async with room(pool(history.quotas, limit(history.size, history.window * SECOND))) as it:
         await play(it, history)
         try:
-            lease = await it.scheduler.lease(it.ticket("caller", weight=history.weight, wait=0))
+            lease = await it.scheduler.lease(it.request("caller", weight=history.weight, wait=0))
         except TooMany as refusal:
             seconds = refusal.retry_after
             assert seconds is not None
@@ -115,7 +115,7 @@ async def told(history: History) -> tuple[int, bool]:
             return 0, True
         await asyncio.sleep(seconds)
         try:
-            lease = await it.scheduler.lease(it.ticket("caller", weight=history.weight, wait=0))
+            lease = await it.scheduler.lease(it.request("caller", weight=history.weight, wait=0))
         except TooMany:
             return seconds, False
         else:

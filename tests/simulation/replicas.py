@@ -13,9 +13,8 @@ from keyturn.core.messages import RevisionClass
 from keyturn.core.model import MILLISECOND, SECOND, Client, Micros, Pool
 from keyturn.core.signals import TOO_MANY_REQUESTS
 from keyturn.gateway import Gateway, RetryPolicy
-from keyturn.scheduler import Lease, Scheduler, Ticket
-from keyturn.scheduler.lanes import Queue, Waiter
-from keyturn.scheduler.lease import Ending
+from keyturn.scheduler import Lease, Scheduler, Waiter
+from keyturn.scheduler.waiter import Queue
 from keyturn.stores.memory import MemoryStore
 
 from tests.core.worlds import BOUND
@@ -49,7 +48,7 @@ class Waiting:
     order: tuple[bool, int, int]
     since: Micros
     """True time."""
-    waiter: Waiter | None = None
+    waiter: Waiter
     estimate: Estimate | None = None
     """Estimated instant of service, by its first estimate, or by a later one that is checked."""
 
@@ -90,98 +89,98 @@ class Room(Scheduler):
         self._numbers = 0
         self._new: dict[Waiting, None] = {}
         """Requests without an estimate yet."""
-        self._entering: Waiting | None = None
+        receive, settled = self._loop._receive, self._loop.leases.settled
 
-    async def lease(self, ticket: Ticket, *, front: bool = False) -> Lease:
+        def watch_estimates(result: ExchangeResult, asked: Micros) -> None:
+            receive(result, asked)
+            self._note_estimates(result)
+
+        def watch_settlement(lease: Lease) -> None:
+            self.handed[lease.id] += 1
+            settled(lease)
+
+        self._loop._receive = watch_estimates  # type: ignore[method-assign]
+        self._loop.leases.settled = watch_settlement  # type: ignore[method-assign]
+
+    async def lease(self, waiter: Waiter, *, front: bool = False) -> Lease:
         self._numbers += 1
-        flow = Flow(ticket.client.name, ticket.demand_class)
+        flow = waiter.flow
         row = self.rows.setdefault(flow, {})
-        own = Waiting((not front, ticket.urgency, self._numbers), self._process.universe.now)
-        hopeless = self._is_hopeless(ticket, ahead=sum(1 for other in row if other.order < own.order))
+        own = Waiting((not front, waiter.urgency, self._numbers), self._process.universe.now, waiter)
+        hopeless = self._is_hopeless(waiter, ahead=sum(1 for other in row if other.order < own.order))
         row[own] = None
-        alike = self.kinds.setdefault(ticket.demand_class, {})
+        alike = self.kinds.setdefault(flow.demand_class, {})
         alike[own] = None
-        self._entering = own
+        self._new[own] = None
         try:
-            lease = await super().lease(ticket, front=front)
+            lease = await super().lease(waiter, front=front)
         except TooMany as refusal:
             if refusal.reason == "deadline":
-                self._findings.refused.append(self._turn(ticket, own))
+                self._findings.refused.append(self._turn(waiter, own))
             waited = self._process.universe.now - own.since
             if hopeless and self._process.thawed <= own.since:
                 self._findings.longest_hopeless = max(self._findings.longest_hopeless, waited)
             raise
         finally:
+            self._new.pop(own, None)
             del row[own]
             del alike[own]
             if not row:
                 del self.rows[flow]
             if not alike:
-                del self.kinds[ticket.demand_class]
-            self._check_deadline(ticket, own)
+                del self.kinds[flow.demand_class]
+            self._check_deadline(waiter, own)
         self.handed.setdefault(lease.id, 0)
         now = self._process.universe.now
         if any(other.order < own.order and other.since < now for other in row):
             self._findings.breaches.append(f"law 5: in {flow} a request was served before its turn")
         if not front:
-            self._findings.served.append(self._turn(ticket, own))
+            self._findings.served.append(self._turn(waiter, own))
         if own.estimate:
             self._findings.estimates.append(own.estimate._replace(served=now))
         return lease
 
-    def _enter(self, ticket: Ticket, now: Micros, *, front: bool) -> Waiter:
-        waiter = super()._enter(ticket, now, front=front)
-        if self._entering:
-            self._entering.waiter = waiter
-            self._new[self._entering] = None
-        return waiter
-
-    def _apply(self, answer: ExchangeResult, asked: Micros) -> None:
-        super()._apply(answer, asked)
+    def _note_estimates(self, result: ExchangeResult) -> None:
         for own in list(self._new):
-            waiter = own.waiter
-            if waiter is None or waiter.queue is None:
+            queue = own.waiter.queue
+            if queue is None:
                 del self._new[own]
-            elif waiter.asked and waiter.queue.flow in answer.estimates:
+            elif own.waiter.announced and queue.flow in result.estimates:
                 del self._new[own]
-                self._estimate(own, waiter.queue, judged=False)
+                self._estimate(own, queue, judged=False)
 
     def estimate_all(self) -> None:
         """Record estimates of all waiting requests, to be checked: no unforeseeable event follows."""
         for row in self.rows.values():
             for own in row:
-                if own.waiter and own.waiter.queue and own.waiter.queue.turns != EstimatedWaits():
+                if own.waiter.queue and own.waiter.queue.estimates != EstimatedWaits():
                     self._estimate(own, own.waiter.queue, judged=True)
 
     def _estimate(self, own: Waiting, queue: Queue, *, judged: bool) -> None:
-        if own.waiter and (wait := queue.estimate(queue.position(own.waiter), self.clock())) is not None:
-            client, now = own.waiter.ticket.client, self._process.universe.now
+        if (wait := queue.estimate(queue.position(own.waiter), self.clock())) is not None:
+            client, now = own.waiter.client, self._process.universe.now
             own.estimate = Estimate(queue.flow.demand_class, client.name, client.weight, now, wait, 0, judged)
 
-    def _turn(self, ticket: Ticket, own: Waiting) -> Turn:
+    def _turn(self, waiter: Waiter, own: Waiting) -> Turn:
         now = self._process.universe.now
-        left = ticket.deadline - self._process.micros()
-        limits = tuple(self.pool.limits[index] for index in ticket.demand_class.limits)
-        who = (self._process.name, ticket.client.name, ticket.urgency, ticket.demand_class.pinned, limits)
+        left = waiter.deadline - self._process.micros()
+        limits = tuple(self.pool.limits[index] for index in waiter.flow.demand_class.limits)
+        who = (self._process.name, waiter.client.name, waiter.urgency, waiter.flow.demand_class.pinned, limits)
         return Turn(who, own.since, now, now + left)
 
-    def _is_hopeless(self, ticket: Ticket, ahead: int) -> bool:
+    def _is_hopeless(self, waiter: Waiter, ahead: int) -> bool:
         """Return whether earlier requests of its queue need all tokens until its deadline."""
-        wait = ticket.deadline - self._process.micros()
-        limits = [self.pool.limits[index] for index in ticket.demand_class.limits]
+        wait = waiter.deadline - self._process.micros()
+        limits = [self.pool.limits[index] for index in waiter.flow.demand_class.limits]
         most = [limit.requests * len(self.pool.quotas) * (wait // limit.window + 1) for limit in limits]
         return ahead >= min(most, default=ahead + 1)
 
-    def _check_deadline(self, ticket: Ticket, own: Waiting) -> None:
+    def _check_deadline(self, waiter: Waiter, own: Waiting) -> None:
         waited = self._process.universe.now - own.since
-        late = self._process.micros() - ticket.deadline
+        late = self._process.micros() - waiter.deadline
         bears = AT_ONCE if late >= waited else 0  # it came back with no time left, after a try that took so long
         if late > TOLERANCE and waited > bears and self._process.thawed <= own.since and not self._process.dead:
             self._findings.breaches.append(f"law 6: waited until {late / SECOND:.3f} s after its deadline")
-
-    def settle(self, ending: Ending) -> None:
-        self.handed[ending.lease.id] += 1
-        super().settle(ending)
 
 
 class Replica:
@@ -290,7 +289,7 @@ class Replica:
     async def retire(self) -> None:
         """Drain, as on SIGTERM: refuse waiting requests, finish those in flight, report."""
         self.retiring = True
-        self.room.refuse_all()
+        self.room.close()
         while self.room.in_flight:
             await asyncio.sleep(0.1)
         await self.gateway.stop()

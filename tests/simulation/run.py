@@ -300,7 +300,7 @@ class Run:
     def _close(self) -> None:
         """Refuse waiting requests, finish those in flight, and let every token return."""
         for replica in self.replicas:
-            replica.process.call_soon(replica.room.refuse_all)
+            replica.process.call_soon(replica.room.close)
         longest = max(one.window for one in self.pool.limits)
         self.universe.run(self.universe.now + LONGEST + BOUND + 2 * longest + 20 * SECOND)
 

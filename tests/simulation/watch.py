@@ -18,7 +18,7 @@ from keyturn.core.revisions import RevisionView
 from keyturn.core.snapshots import snapshot
 from keyturn.core.sortedset import SortedSet
 from keyturn.core.state import DEALT, Member, SharedState
-from keyturn.scheduler.scheduler import OWN
+from keyturn.scheduler import INTERNAL
 
 from tests.simulation.processes import Universe
 
@@ -157,7 +157,7 @@ class Watch:
     def heard(self, request: ExchangeRequest, response: ExchangeResponse) -> None:
         """Note changed estimates of requests that were granted."""
         refused = any(isinstance(one, Throttled) for one in request.settlements)
-        odd = any(grant.flow.client == OWN.name or grant.probe for grant in response.grants)
+        odd = any(grant.flow.client == INTERNAL.name or grant.probe for grant in response.grants)
         if refused or response.foreign or odd:
             self.disturbed = self.universe.now
         self.exchanges += 1

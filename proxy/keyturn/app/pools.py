@@ -12,7 +12,7 @@ from keyturn.core.events import KeySwitched, Observer
 from keyturn.core.exchange import LEASE_LIFETIME
 from keyturn.core.model import SECOND, Client, Micros, Pool
 from keyturn.core.placements import BEAT, LONGEST, Placement, Rest, placement_of, rests
-from keyturn.scheduler import Capacity, Scheduler
+from keyturn.scheduler import ConcurrencyLimit, Scheduler
 from keyturn.stores.memory import Memory, MemoryStore
 from keyturn.tasks import finish, spawn
 from keyturn.telemetry.logs import LogLevel
@@ -54,7 +54,7 @@ class PoolFactory:
         self._replica = replica
         self._clock = clock
         self._observer = observer
-        self._capacity = Capacity(config.upstream.max_connections)
+        self._limit = ConcurrencyLimit(config.upstream.max_connections)
 
     def make(self, pool: Pool) -> ActivePool:
         """Build one, not started yet."""
@@ -66,7 +66,7 @@ class PoolFactory:
             max_waiting=self._config.queue.max_waiting,
             clock=self._clock,
             observer=self._observer,
-            capacity=self._capacity,
+            limit=self._limit,
         )
         return ActivePool(store, scheduler)
 
@@ -170,7 +170,7 @@ class Pools:
     def refuse_all(self) -> None:
         """Reject waiting and new requests."""
         for active in (*self._active.values(), *self._removed.values()):
-            active.scheduler.refuse_all()
+            active.scheduler.close()
 
     async def stop(self) -> None:
         """Reject waiting requests, report the last settlements, and stop."""
@@ -244,7 +244,7 @@ class PlacementSync:
         now = self._clock()
         for scheduler in self._schedulers.values():
             if scheduler.health.rest(found, now):
-                scheduler.heed()
+                scheduler.apply_health()
 
     async def run(self) -> None:
         """Keep the resting keys up to date until cancelled."""
@@ -285,7 +285,7 @@ class OperatorControls:
         room = self._schedulers.get(pool)
         if room is None or not room.health.pause(key, self._clock()):
             return False
-        room.heed()
+        room.apply_health()
         self._observer.observe(KeySwitched(pool, key, paused=True))
         return True
 
@@ -294,7 +294,7 @@ class OperatorControls:
         room = self._schedulers.get(pool)
         if room is None or not room.health.resume(key, self._clock()):
             return False
-        room.heed()
+        room.apply_health()
         self._observer.observe(KeySwitched(pool, key, paused=False))
         return True
 

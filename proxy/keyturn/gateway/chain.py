@@ -37,7 +37,7 @@ from keyturn.gateway.context import (
     Retry,
     RetryPolicy,
     Verdict,
-    ticket_of,
+    waiter_of,
 )
 from keyturn.gateway.failures import Outages, ProbeInFlight, Throttling
 from keyturn.gateway.key_checks import KeyChecks
@@ -113,7 +113,7 @@ class Gateway:
     def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
         """What is left of a request's limits, as fields for an answer that is not the upstream's."""
         scheduler = self._schedulers.get(pool)
-        return rates(scheduler.standing(client, method, path), self._environment.wall()) if scheduler else ()
+        return rates(scheduler.view.limits_left(client, method, path), self._environment.wall()) if scheduler else ()
 
     # A request's way
 
@@ -130,8 +130,8 @@ class Gateway:
             raise NoKey("The pool of this request was taken out just now. Send it again.", retry_after=1)
         state, now = self._state(scheduler), self._environment.clock()
         self._environment.budget.request(request.client.name, now)
-        ticket = ticket_of(request, scheduler.pool, now)
-        return RequestContext(state, request, log, ticket, respond=self._respond, sending=sending)
+        waiter = waiter_of(request, scheduler.pool, now)
+        return RequestContext(state, request, log, waiter, respond=self._respond, sending=sending)
 
     async def _respond(self, context: RequestContext) -> Answer:
         try:
@@ -153,7 +153,7 @@ class Gateway:
         """
         await self._outages.check(context)
         with suppress(Displaced, Moved):
-            context.state.scheduler.admit(context.ticket)
+            context.state.scheduler.admit(context.waiter)
         await context.read_ahead(body, self._bodies)
 
     async def _exchange(self, context: RequestContext) -> Respond:
@@ -202,7 +202,7 @@ class Gateway:
         """The lease of a request that need not wait."""
         if context.requeued or context.state.route_limits:
             return None
-        lease = context.state.scheduler.try_lease(context.ticket)
+        lease = context.state.scheduler.try_lease(context.waiter)
         if lease is not None:
             log = context.log
             log.key = lease.key.name
@@ -220,8 +220,8 @@ class Gateway:
         began = clock()
         log.trace.wait_began()
         try:
-            ticket = await self._routes.choose(context) if state.route_limits else context.ticket
-            lease = await state.scheduler.lease(ticket, front=context.requeued)
+            waiter = await self._routes.choose(context) if state.route_limits else context.waiter
+            lease = await state.scheduler.lease(waiter, front=context.requeued)
         finally:
             log.queued += clock() - began
             log.trace.wait_ended()
@@ -289,10 +289,10 @@ class Gateway:
         """
         context.end_lease()
         state = context.state
-        context.ticket = replace(context.ticket, deadline=self._environment.clock())
+        context.waiter.deadline = self._environment.clock()
         try:
-            ticket = await self._routes.choose(context) if state.route_limits else context.ticket
-            context.lease = await state.scheduler.lease(ticket)
+            waiter = await self._routes.choose(context) if state.route_limits else context.waiter
+            context.lease = await state.scheduler.lease(waiter)
             context.lease.unsent()
         except TooMany as refusal:
             return replace(verdict, retry_after=refusal.retry_after)
@@ -304,10 +304,10 @@ class Gateway:
 
     def _dress(self, context: RequestContext, verdict: Respond) -> Answer:
         """The answer with the fields that its caller gets."""
-        answer, status, ticket = verdict.answer, verdict.answer.status, context.ticket
+        answer, status, waiter = verdict.answer, verdict.answer.status, context.waiter
         if isinstance(answer.body, Whole):
             context.end_lease()  # nothing of it is at the upstream any more, however slowly its caller reads
-        left = context.state.scheduler.standing(ticket.client.name, ticket.method, ticket.path)
+        left = context.state.scheduler.view.limits_left(waiter.client.name, waiter.method, waiter.path)
         refused = status == TOO_MANY_REQUESTS or status in OUTAGES
         fields = to_caller(
             answer.fields, context.log, rates(left, self._environment.wall()), verdict.retry_after, refused=refused

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from keyturn.bodies import Bodies, ReplayBody
@@ -16,7 +16,7 @@ from keyturn.core.retries import IDEMPOTENT, RetryBudget
 from keyturn.core.signals import Route
 from keyturn.core.throttles import Throttles
 from keyturn.core.values import value_object
-from keyturn.scheduler import Lease, Scheduler, Ticket, quota_of
+from keyturn.scheduler import Lease, Scheduler, Waiter, quota_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class RequestContext:
         state: PoolState,
         request: Request,
         log: RequestLog,
-        ticket: Ticket,
+        waiter: Waiter,
         *,
         respond: Callable[["RequestContext"], Coroutine[Any, Any, Answer]] | None = None,
         sending: Callable[[], None] | None = None,
@@ -137,7 +137,7 @@ class RequestContext:
         self.state = state
         self.request = request
         self.log = log
-        self.ticket = ticket
+        self.waiter = waiter
         self.sending = sending
         self._respond = respond
 
@@ -151,7 +151,7 @@ class RequestContext:
         self.end()
 
     def __repr__(self) -> str:
-        request = f"{self.request.id} {self.request.method} {self.request.path} of {self.ticket.client.name}"
+        request = f"{self.request.id} {self.request.method} {self.request.path} of {self.waiter.client.name}"
         return f"<RequestContext {request}: {self.log.tries} tries, {self.lease or 'no lease'}>"
 
     async def read_ahead(self, body: Body, bodies: Bodies) -> None:
@@ -169,11 +169,11 @@ class RequestContext:
             now = bodies.clock()
             self.log.queued += kept.waited
             self.log.reading += now - began - kept.waited
-        self.ticket = replace(self.ticket, deadline=now + self.request.wait - kept.waited)
+        self.waiter.deadline = now + self.request.wait - kept.waited
 
     def move(self, client: Client, state: PoolState) -> None:
         """Go on in another pool, with the deadline that it has: its client uses that one now."""
-        self.ticket = replace(self.ticket, client=client)
+        self.waiter.client = client
         self.state = state
         self.requeued = True
         self.log.pool = client.pool
@@ -198,7 +198,7 @@ class RequestContext:
     @property
     def source(self) -> Source:
         """What its failures are counted by."""
-        return Source(self.ticket.client.name, self.route)
+        return Source(self.waiter.client.name, self.route)
 
     @property
     def replayable(self) -> bool:
@@ -211,20 +211,19 @@ class RequestContext:
         return self.request.method in IDEMPOTENT and self.replayable
 
 
-def ticket_of(request: Request, pool: Pool, now: Micros) -> Ticket:
+def waiter_of(request: Request, pool: Pool, now: Micros) -> Waiter:
     """What the scheduler queues a request by.
 
     Raises:
         BadRequest: it names a key that the pool does not have.
     """
     pinned = None if request.pinned is None else quota_of(request.pinned, pool)
-    return Ticket(
+    return Waiter(
         request.client,
         DemandClass(pool.limits_on(request.method, request.path), pinned),
         now + request.wait,
         request.urgency,
         request.pinned,
-        False,  # by position: one is made for every request
         request.method,
         request.path,
     )

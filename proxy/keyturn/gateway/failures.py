@@ -36,7 +36,7 @@ from keyturn.core.translate import whole_seconds
 from keyturn.gateway.context import Environment, PoolState, RequestContext, Respond, Retry, Verdict
 from keyturn.gateway.sending import UpstreamResponse
 from keyturn.scheduler import Lease
-from keyturn.scheduler.refusals import too_late
+from keyturn.scheduler.admission import too_late
 
 PROBE_WAIT: Micros = 2 * SECOND
 """How long a request waits for the outcome of a probe: an upstream that is well has answered by then."""
@@ -59,7 +59,7 @@ class Throttling:
         Raises:
             TooMany: not before the deadline.
         """
-        state, deadline = context.state, context.ticket.deadline
+        state, deadline = context.state, context.waiter.deadline
         began = now = self._environment.clock()
         try:
             while (wait := state.throttles.wait(now, context.route)) is not None:
@@ -158,7 +158,7 @@ class Throttling:
         state, now = context.state, self._environment.clock()
         state.route_limits.used_up(context.route, lease.quota, now, told.wait)
         context.used_up_plans += 1
-        if context.ticket.pinned is not None or context.used_up_plans >= self._environment.retries.attempts:
+        if context.waiter.pinned is not None or context.used_up_plans >= self._environment.retries.attempts:
             return False
         return state.route_limits.choose(context.route, state.scheduler.quotas, now).quota is not None
 
@@ -211,7 +211,7 @@ class Outages:
         if context.state.breakers.idle:
             return
         state, source, began = context.state, context.source, self._environment.clock()
-        now, last = began, min(context.ticket.deadline, began + PROBE_WAIT)
+        now, last = began, min(context.waiter.deadline, began + PROBE_WAIT)
         try:
             while (blocked := state.breakers.blocked(source, now)) is not None:
                 outcome = state.probe_outcomes.get(blocked.scope)
@@ -344,7 +344,7 @@ class Outages:
         stale, attempts = context.needs_new_connection, environment.retries.attempts
         if stale or not context.repeatable or context.failures + 1 >= attempts:
             return False
-        permitted = environment.budget.retry(context.ticket.client.name, environment.clock())
+        permitted = environment.budget.retry(context.waiter.client.name, environment.clock())
         context.needs_new_connection = permitted
         context.failures += permitted
         return permitted
@@ -355,8 +355,8 @@ class Outages:
         context.failures += 1
         now = environment.clock()
         rest = least + pause(context.failures, environment.chance())
-        in_time = now + rest < context.ticket.deadline and context.failures < environment.retries.attempts
-        return rest if in_time and environment.budget.retry(context.ticket.client.name, now) else None
+        in_time = now + rest < context.waiter.deadline and context.failures < environment.retries.attempts
+        return rest if in_time and environment.budget.retry(context.waiter.client.name, now) else None
 
 
 def _may_be_sent_again(context: RequestContext, error: UpstreamError) -> bool:

@@ -17,8 +17,7 @@ from keyturn.core.signals import FORBIDDEN, TOO_MANY_REQUESTS, UNAUTHORIZED
 from keyturn.gateway.context import Environment, PoolState, RequestContext, Respond, Retry, Verdict
 from keyturn.gateway.failures import Throttling
 from keyturn.gateway.sending import Sender, StaleLease, UpstreamResponse
-from keyturn.scheduler import Lease, Ticket
-from keyturn.scheduler.scheduler import OWN
+from keyturn.scheduler import INTERNAL, Lease, Waiter
 from keyturn.tasks import finish, spawn
 
 CHECK_WAIT: Micros = 90 * SECOND
@@ -70,11 +69,11 @@ class KeyChecks:
         if response.signals.about != "key" and context.request.method != "HEAD":
             return Respond(response.answer)
         if health.begin_check(name, now):
-            state.scheduler.heed()
+            state.scheduler.apply_health()
             self._check(state, name)
         context.end_lease()
         elsewhere = self._may_go_elsewhere(context)
-        deadline = context.ticket.deadline
+        deadline = context.waiter.deadline
         await self._wait(state, name, min(deadline, self._environment.clock() + RESULT_WAIT) if elsewhere else deadline)
         if health.usable(name) or (health.checking(name) and not elsewhere):
             return Respond(response.answer)
@@ -89,7 +88,7 @@ class KeyChecks:
         The check may have to wait long for a token of that key. But what all keys are refused is about the request: so
         it tries a few of them only.
         """
-        others = context.ticket.pinned is None and bool(context.state.scheduler.quotas)
+        others = context.waiter.pinned is None and bool(context.state.scheduler.quotas)
         return others and context.replayable and context.unverified_keys + 1 < self._environment.retries.attempts
 
     async def _wait(self, state: PoolState, name: str, deadline: Micros) -> None:
@@ -132,7 +131,7 @@ class KeyChecks:
                 environment.observer.observe(KeyChanged(state.name, name, "ready"))
         else:
             health.inconclusive(name, now, chance)
-        state.scheduler.heed()
+        state.scheduler.apply_health()
 
     async def _ask(self, state: PoolState, key: Key) -> tuple[CheckResult, str]:
         """Ask the upstream; the reason why a key is rejected holds nothing but a status and a path."""
@@ -140,10 +139,10 @@ class KeyChecks:
             return "inconclusive", ""
         demand_class = DemandClass(state.scheduler.pool.limits_on("GET", _CHECK_PATH), key.quota)
         deadline = self._environment.clock() + CHECK_WAIT
-        ticket = Ticket(OWN, demand_class, deadline, 0, key.name, own=True, method="GET", path=_CHECK_PATH)
-        context = RequestContext(state, _request(ticket), RequestLog(), ticket)
+        waiter = Waiter(INTERNAL, demand_class, deadline, 0, key.name, "GET", _CHECK_PATH)
+        context = RequestContext(state, _request(waiter), RequestLog(), waiter)
         try:
-            with await state.scheduler.lease(ticket, front=True) as lease:
+            with await state.scheduler.lease(waiter, front=True) as lease:
                 async with asyncio.timeout(CHECK_TIMEOUT):
                     response = await self._sender.send(context, lease)
                 return self._judge(context, lease, response)
@@ -190,16 +189,16 @@ class KeyChecks:
                 del self._watches[state.name, name]
 
 
-def _request(ticket: Ticket) -> Request:
+def _request(waiter: Waiter) -> Request:
     return Request(
-        id=f"check-{ticket.pinned}",
-        client=ticket.client,
+        id=f"check-{waiter.pinned}",
+        client=waiter.client,
         method="GET",
         target=_CHECK_TARGET,
         path=_CHECK_PATH,
         fields=((b"Accept", b"application/json"), (b"User-Agent", b"keyturn")),
         body=None,
-        urgency=ticket.urgency,
+        urgency=waiter.urgency,
         wait=CHECK_WAIT,
-        pinned=ticket.pinned,
+        pinned=waiter.pinned,
     )

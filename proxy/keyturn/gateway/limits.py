@@ -5,16 +5,15 @@ configured. `RoutePolicy` leads requests around routes that showed a narrower li
 """
 
 import asyncio
-from dataclasses import replace
 
 from keyturn.core.events import LimitHigher, LimitLowered, MonthRemaining, SignalsIgnored
-from keyturn.core.exchange import DemandClass, ObservedLimit
+from keyturn.core.exchange import ObservedLimit
 from keyturn.core.messages import same_limits
 from keyturn.core.model import SECOND
 from keyturn.core.signals import Signals
 from keyturn.gateway.context import Environment, PoolState, RequestContext
-from keyturn.scheduler import Lease, Ticket
-from keyturn.scheduler.refusals import too_late
+from keyturn.scheduler import Lease, Waiter
+from keyturn.scheduler.admission import too_late
 
 
 class LimitPolicy:
@@ -61,7 +60,7 @@ class LimitPolicy:
         scheduler, limit = state.scheduler, lease.pool.limits[index]
         now = same_limits(lease.pool, scheduler.pool).get(index)
         if now is not None and size < scheduler.pool.limits[now].requests:
-            scheduler.lower(now, size)
+            scheduler.lower_limit(now, size)
             self._observer.observe(LimitLowered(state.name, limit.name, limit.requests, size))
 
     def _report(self, state: PoolState, lease: Lease, signals: Signals) -> None:
@@ -79,19 +78,19 @@ class RoutePolicy:
     def __init__(self, environment: Environment) -> None:
         self._clock = environment.clock
 
-    async def choose(self, context: RequestContext) -> Ticket:
-        """The ticket to wait with, for a quota whose route limit the request counts against until `leave`.
+    async def choose(self, context: RequestContext) -> Waiter:
+        """The waiter to queue, for a quota whose route limit the request counts against until `leave`.
 
         Raises:
             TooMany: the route limits let no request through before the deadline.
         """
-        ticket, limits = context.ticket, context.state.route_limits
+        waiter, limits = context.waiter, context.state.route_limits
         while limits:
-            now, pinned = self._clock(), ticket.demand_class.pinned
+            now, pinned = self._clock(), waiter.flow.demand_class.pinned
             quotas = context.state.scheduler.quotas if pinned is None else (pinned,)
             choice = limits.choose(context.route, quotas, now)
             if choice.later is not None:
-                if choice.later >= ticket.deadline:
+                if choice.later >= waiter.deadline:
                     raise too_late(choice.later - now)
                 await asyncio.sleep((choice.later - now) / SECOND)
                 continue
@@ -99,8 +98,8 @@ class RoutePolicy:
                 break
             if limits.took(context.route, choice.quota):
                 context.route_limit = (limits, choice.quota)
-            return replace(ticket, demand_class=DemandClass(ticket.demand_class.limits, choice.quota))
-        return ticket
+            return waiter.on_quota(choice.quota)
+        return waiter
 
     def leave(self, context: RequestContext, *, counted: bool) -> None:
         """End the try, or give up waiting; `counted`: whether the upstream may have counted it."""

@@ -24,7 +24,7 @@ from keyturn.core.signals import OUTAGES, SPEAKING, TOO_MANY_REQUESTS, Signals, 
 from keyturn.core.values import value_object
 from keyturn.gateway.context import Environment, RequestContext
 from keyturn.scheduler import Lease
-from keyturn.scheduler.refusals import no_connection
+from keyturn.scheduler.admission import all_connections_in_use
 
 REFUSAL_PATIENCE = 5.0
 """Seconds that a refusal's body may take to arrive."""
@@ -150,7 +150,7 @@ class Sender:
             StaleLease: none was free while the lease was fresh.
             TooMany: nor before the deadline.
         """
-        clock, deadline = self._environment.clock, context.ticket.deadline
+        clock, deadline = self._environment.clock, context.waiter.deadline
         began = clock()
         try:
             async with asyncio.timeout(max(0, min(lease.use_by, deadline) - began) / SECOND):
@@ -160,7 +160,7 @@ class Sender:
             if not isinstance(error, TimeoutError):
                 raise
             if clock() >= deadline:
-                raise no_connection(self._upstream.limit, SECOND) from None
+                raise all_connections_in_use(self._upstream.limit, SECOND) from None
             raise StaleLease from None
         finally:
             context.log.queued += clock() - began

@@ -1,8 +1,8 @@
-"""The waiting room of each pool."""
+"""Requests wait here for a lease: the scheduler of each pool in this replica."""
 
-from keyturn.scheduler.capacity import Capacity
+from keyturn.scheduler.concurrency import ConcurrencyLimit
 from keyturn.scheduler.lease import Lease
 from keyturn.scheduler.scheduler import Scheduler
-from keyturn.scheduler.tickets import Displaced, Moved, Ticket, quota_of
+from keyturn.scheduler.waiter import INTERNAL, Displaced, Moved, Waiter, quota_of
 
-__all__ = ["Capacity", "Displaced", "Lease", "Moved", "Scheduler", "Ticket", "quota_of"]
+__all__ = ["INTERNAL", "ConcurrencyLimit", "Displaced", "Lease", "Moved", "Scheduler", "Waiter", "quota_of"]

@@ -1,142 +1,83 @@
-"""Leases as the gateway holds them: the right to send one request, settled exactly once (laws 2 and 10)."""
+"""Leases: the right to send one request, settled exactly once (laws 2 and 10)."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from collections.abc import Callable, Iterable
+from typing import Self
 
-from keyturn.core.exchange import LeaseGrant, LimitTokens, ObservedLimit, Settlement, Spent, Throttled, Unsent
+from keyturn.core.exchange import LeaseGrant, ObservedLimit, Settlement, Spent, Throttled, Unsent
 from keyturn.core.messages import same_limits
 from keyturn.core.model import MILLISECOND, Key, Micros, Pool
 from keyturn.core.moments import ROUNDING
-from keyturn.core.values import value_object
+from keyturn.core.recent import RecentCounts
 
 PROMPT: Micros = 100 * MILLISECOND
-"""What is told within this time has hardly been overtaken."""
-
-SURPRISE = 20
-"""Which part of a limit an answer may differ from what is known, before the store is told at once."""
-
-
-@value_object
-class Counted:
-    """When a request was surely counted by the upstream, and what its answer told.
-
-    Of a 429 what it closed, and for how long from then; of others how much of which limit was left, until when.
-    """
-
-    instant: Micros
-    park: Micros = 0
-    limits: tuple[int, ...] = ()
-    seen: tuple[ObservedLimit, ...] = ()
-    answered: bool = True
-
-
-@value_object
-class Ending:
-    """How a lease ended; `counted` is `None` when nothing was sent."""
-
-    lease: "Lease"
-    counted: Counted | None
-
-    def settlement(self, now: Micros, pool: Pool) -> Settlement:
-        """What the store is told, as durations from `now`, in terms of the pool's limits as they are now."""
-        counted = self.counted
-        if counted is None:
-            return Unsent(self.lease.id)
-        age = now - counted.instant
-        if not counted.limits and not counted.seen:
-            return Spent(self.lease.id, age, answered=counted.answered)
-        before = self.lease.pool
-        if before is pool and not counted.limits:
-            return Spent(self.lease.id, age, tuple([_aged(one, age) for one in counted.seen if _stands(one, age)]))
-        same = same_limits(before, pool)
-        if closed := tuple([same[limit] for limit in counted.limits if limit in same]):
-            return Throttled(self.lease.id, age, counted.park - age, closed)
-        seen = [
-            ObservedLimit(same[one.limit], one.remaining, one.reset - age)
-            for one in counted.seen
-            if one.limit in same and _size(before, one.limit) == _size(pool, same[one.limit]) and _stands(one, age)
-        ]
-        return Spent(self.lease.id, age, tuple(seen))
-
-
-def _aged(seen: ObservedLimit, age: Micros) -> ObservedLimit:
-    return ObservedLimit(seen.limit, seen.remaining, seen.reset - age)
-
-
-def _size(pool: Pool, limit: int) -> int:
-    return pool.limits[limit].requests
-
-
-def _stands(seen: ObservedLimit, age: Micros) -> bool:
-    """Whether what was seen is worth telling: once its window may be over, tokens counted by then have returned."""
-    return seen.reset - (ROUNDING if age > PROMPT else 0) > age
-
-
-def surprising(counted: Counted, budgets: Sequence[LimitTokens], quotas: int) -> bool:
-    """Whether a bucket holds clearly less than its pool's buckets do on average: somebody else spends (law 9)."""
-    for one in counted.seen:
-        if one.limit < len(budgets):
-            budget = budgets[one.limit]
-            if (one.remaining + 1) * quotas + budget.size // SURPRISE < budget.available:
-                return True
-    return False
-
-
-class Office(Protocol):
-    """Where leases are settled."""
-
-    @property
-    def clock(self) -> Callable[[], Micros]:
-        """The store's or the process's monotonic clock, in microseconds."""
-
-    @property
-    def settle_bound(self) -> Micros:
-        """How long after it was written a request may be counted whose connection has ended without an answer."""
-
-    def settle(self, ending: "Ending") -> None:
-        """Take note of how a lease ended."""
-
-    def ended(self, lease: "Lease") -> None:
-        """The exchange that a lease was for is over."""
+"""What is reported within this time has hardly been overtaken by other answers."""
 
 
 class Lease:
-    """The right to send one request now; it is settled exactly once, at the latest at the end of its `with` block."""
+    """The right to send one request now; settled exactly once, at the latest at the end of its `with` block."""
 
-    __slots__ = ("_office", "_settled", "_written", "id", "key", "limits", "pool", "probe", "quota", "use_by")
+    __slots__ = (
+        "_answered",
+        "_leases",
+        "_written",
+        "client",
+        "closed",
+        "closed_for",
+        "counted",
+        "granted",
+        "id",
+        "key",
+        "limits",
+        "observed",
+        "pool",
+        "probe",
+        "quota",
+        "settled",
+        "use_by",
+    )
 
-    def __init__(self, office: Office, pool: Pool, grant: LeaseGrant, key: Key, use_by: Micros) -> None:
-        """`pool` is as it was when the lease was asked for: the limits are its."""
-        self._office = office
-        self._settled = False
+    counted: Micros | None
+    """Once it is settled: the instant at which the upstream had certainly counted the request; `None`: never sent."""
+    observed: tuple[ObservedLimit, ...]
+    """Once it is settled: what the answer said about limits, as of `counted`."""
+    closed: tuple[int, ...]
+    """Once it is settled: the limits whose buckets a 429 closed, for `closed_for` from `counted`."""
+    closed_for: Micros
+
+    def __init__(
+        self, leases: "OutstandingLeases", pool: Pool, grant: LeaseGrant, key: Key, granted: Micros, use_by: Micros
+    ) -> None:
+        """Make one of a grant; `pool` is as it was when the lease was asked for, and its limits are the lease's."""
+        self._leases = leases
         self._written: Micros | None = None
-        self.id = grant.lease
-        self.quota = grant.quota
-        self.probe = grant.probe
+        self.id, flow, self.quota, self.probe = grant
+        self.client = flow.client
+        self.limits = flow.demand_class.limits
         self.pool = pool
-        self.limits = grant.flow.demand_class.limits
         self.key = key
+        self.granted = granted
         self.use_by = use_by
+        self.settled = False
 
     def fresh(self) -> bool:
         """Whether it may still be used: a process that was paused does not send on an old lease (law 10)."""
-        return self._office.clock() < self.use_by
+        return self._leases.clock() < self.use_by
 
     def written(self) -> None:
-        """The last byte of the request is out: should no answer come, it counts from `settle_bound` after this."""
-        self._written = self._office.clock()
+        """Note that the request is written: if no answer comes, it counts from `settle_bound` after this."""
+        self._written = self._leases.clock()
 
-    def spent(self, seen: tuple[ObservedLimit, ...] = ()) -> None:
-        """The head of the answer is here: the request was counted before now. `seen` is what it told, from now."""
-        self._settle(Counted(self._office.clock(), seen=seen))
+    def spent(self, observed: tuple[ObservedLimit, ...] = ()) -> None:
+        """Settle a request whose answer has begun: it was counted before now. `observed` counts from now."""
+        self._settle(self._leases.clock(), observed)
 
     def unsent(self) -> None:
-        """No byte of the request has left: the tokens return now."""
+        """Settle a request of which no byte has left: the tokens return now."""
         self._settle(None)
 
-    def throttled(self, park: Micros, limits: tuple[int, ...]) -> None:
-        """The upstream answered 429: close these limits' buckets for `park`."""
-        self._settle(Counted(self._office.clock(), park, limits))
+    def throttled(self, closed_for: Micros, limits: tuple[int, ...]) -> None:
+        """Settle a request that was answered 429: these limits' buckets are closed for `closed_for`."""
+        self._settle(self._leases.clock(), closed=limits, closed_for=closed_for)
 
     def lost(self) -> None:
         """Settle a request that ended without an answer.
@@ -144,26 +85,124 @@ class Lease:
         It counts from now, or from `settle_bound` after it was written, whichever is later: an upstream that stands
         still may take it in until its connection ends.
         """
-        now = self._office.clock()
+        now = self._leases.clock()
         written = self._written if self._written is not None else now
-        self._settle(Counted(max(now, written + self._office.settle_bound), answered=False))
+        self._settle(max(now, written + self._leases.settle_bound), answered=False)
 
-    def _settle(self, counted: Counted | None) -> None:
-        if not self._settled:
-            self._settled = True
-            self._office.settle(Ending(self, counted))
+    def _settle(
+        self,
+        counted: Micros | None,
+        observed: tuple[ObservedLimit, ...] = (),
+        *,
+        closed: tuple[int, ...] = (),
+        closed_for: Micros = 0,
+        answered: bool = True,
+    ) -> None:
+        if self.settled:
+            return
+        self.settled = True
+        self.counted, self.observed, self._answered = counted, observed, answered
+        self.closed, self.closed_for = closed, closed_for
+        self._leases.settled(self)
+
+    def settlement(self, now: Micros, pool: Pool) -> Settlement:
+        """What to report of a settled lease, as durations from `now`, by the limits that the pool has now."""
+        if self.counted is None:
+            return Unsent(self.id)
+        age = now - self.counted
+        if not self.closed and not self.observed:
+            return Spent(self.id, age, answered=self._answered)
+        same = same_limits(self.pool, pool)
+        if closed := tuple([same[limit] for limit in self.closed if limit in same]):
+            return Throttled(self.id, age, self.closed_for - age, closed)
+        before, after = self.pool.limits, pool.limits
+        observed = [
+            ObservedLimit(same[limit], remaining, reset - age)
+            for limit, remaining, reset in self.observed
+            if limit in same and before[limit].requests == after[same[limit]].requests and _holds(reset, age)
+        ]
+        return Spent(self.id, age, tuple(observed))
 
     def __enter__(self) -> Self:
         return self
 
     def close(self) -> None:
-        """The exchange that it was for is over; what is not settled is settled as lost."""
-        if not self._settled:
+        """End the exchange with the upstream; a lease that is not settled yet is settled as lost."""
+        if not self.settled:
             self.lost()
-        self._office.ended(self)
+        self._leases.ended(self)
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Lease {self.id} on {self.key.name}{' settled' if self._settled else ''}>"
+        return f"<Lease {self.id} on {self.key.name} for {self.client}{' settled' if self.settled else ''}>"
+
+
+def _holds(reset: Micros, age: Micros) -> bool:
+    """Whether an observation is worth reporting: once its window may be over, tokens counted by then have returned."""
+    return reset - (ROUNDING if age > PROMPT else 0) > age
+
+
+class OutstandingLeases:
+    """The leases of one scheduler: in use, not settled yet, and settled but not reported to the store yet.
+
+    `on_settled` is called when it is known how a lease ended, and `on_ended` when its exchange with the upstream is
+    over.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], Micros],
+        settle_bound: Micros,
+        on_settled: Callable[[Lease], None],
+        on_ended: Callable[[Lease], None],
+    ) -> None:
+        self.clock = clock
+        self.settle_bound = settle_bound
+        """How long after it was written a request may be counted whose connection ended without an answer."""
+        self.in_use: set[Lease] = set()
+        self.unsettled: set[Lease] = set()
+        self.granted = RecentCounts()
+        """Leases by client."""
+        self._on_settled = on_settled
+        self._on_ended = on_ended
+        self._unreported: list[Lease] = []
+
+    def add(self, lease: Lease) -> None:
+        """A caller has got a lease."""
+        self.in_use.add(lease)
+        self.unsettled.add(lease)
+        self.granted.add(lease.client, lease.granted)
+
+    def settled(self, lease: Lease) -> None:
+        """It is known how a lease ended."""
+        self.unsettled.discard(lease)
+        self._unreported.append(lease)
+        self._on_settled(lease)
+
+    def ended(self, lease: Lease) -> None:
+        """The exchange with the upstream that a lease was for is over."""
+        if lease in self.in_use:
+            self.in_use.remove(lease)
+            self._on_ended(lease)
+
+    def take_settled(self) -> list[Lease]:
+        """The settled leases to report, in order; they count as reported unless `not_reported` says otherwise."""
+        taken, self._unreported = self._unreported, []
+        return taken
+
+    def not_reported(self, leases: Iterable[Lease]) -> None:
+        """The store did not hear of these: report them again, before those settled since."""
+        self._unreported[:0] = leases
+
+    @property
+    def unreported(self) -> bool:
+        """Whether the store is to be told anything."""
+        return bool(self._unreported)
+
+    def __repr__(self) -> str:
+        return (
+            f"<OutstandingLeases {len(self.in_use)} in use, {len(self.unsettled)} unsettled, "
+            f"{len(self._unreported)} to report>"
+        )

@@ -12,7 +12,7 @@ from keyturn.core.looks import BucketLook
 from keyturn.core.model import SECOND, Client
 from keyturn.core.recent import Count
 from keyturn.core.signals import Route
-from keyturn.scheduler import Scheduler, Ticket
+from keyturn.scheduler import Scheduler, Waiter
 from keyturn.telemetry.observer import History
 from keyturn.web.status.glance import Glance, Sources
 from keyturn.web.status.model import OutageStatus, ProcessStatus, ReloadStatus, StoreStatus
@@ -88,9 +88,9 @@ async def test_everything_is_seen_at_once() -> None:
     """Keys, tokens, clients and queues, the process and its store, of one moment."""
     async with place() as it:
         for _ in range(2):
-            with await it.scheduler.lease(ticket()) as lease:
+            with await it.scheduler.lease(request()) as lease:
                 lease.spent()
-        waiting = task_of(it.scheduler.lease(ticket()))
+        waiting = task_of(it.scheduler.lease(request()))
         await asyncio.sleep(5)
         seen = await it.glance.snapshot()
         assert seen.at == wall()
@@ -166,7 +166,7 @@ async def test_a_paused_key_is_shown_with_its_moment() -> None:
     async with place() as it:
         await asyncio.sleep(7)
         it.scheduler.health.pause("k1", micros())
-        it.scheduler.heed()
+        it.scheduler.apply_health()
         await asyncio.sleep(7)
         seen = await it.glance.snapshot()
         assert [(key.state, key.since) for key in seen.pools[0].keys][1] == ("paused", wall() - 7 * SECOND)
@@ -186,9 +186,9 @@ async def test_many_who_watch_cost_one_look() -> None:
         assert it.store.looks == 2
 
 
-def ticket() -> Ticket:
+def request() -> Waiter:
     """Of client a, with time."""
-    return Ticket(Client("a", weight=2), DemandClass((0,)), micros() + 300 * SECOND)
+    return Waiter(Client("a", weight=2), DemandClass((0,)), micros() + 300 * SECOND)
 
 
 @virtual

@@ -106,7 +106,7 @@ class Glance:
         buckets = [bucket_levels(room.pool, seen.get(room.pool.name, ())) for room in rooms]
         keys = [(room.pool.name, room.health.snapshots(now)) for room in rooms]
         return Levels(
-            lanes=[level for room in rooms for level in room.levels()],
+            lanes=[level for room in rooms for level in room.view.levels()],
             in_flight=[(room.pool.name, room.in_flight) for room in rooms],
             connections=self._sources.connections(),
             buffered=self._sources.buffered(),
@@ -164,7 +164,7 @@ class Glance:
     async def _pool(self, room: Scheduler, seen: Looks, now: Micros, epoch: Micros) -> PoolStatus:
         pool, history = room.pool, self._sources.history
         known = [client for client in self._sources.clients() if client.pool == pool.name]
-        shown_clients = clients(pool, known, room.lanes(), room.granted.counts(now))
+        shown_clients = clients(pool, known, room.view.queues(), room.view.granted.counts(now))
         return PoolStatus(
             pool.name,
             await in_steps(keys(room.health.snapshots(now), epoch)),
