@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from keyturn.core.exchange import Flow, FlowDemand
-from keyturn.core.flows import IDLERS, LAG, ROLLOVER, UNIT, FairQueue
+from keyturn.core.flows import IDLERS, LAG, MOVED, ROLLOVER, UNIT, FairQueue
 from keyturn.core.messages import RevisionClass
 from keyturn.core.model import MILLISECOND, SECOND
 
@@ -217,6 +217,41 @@ def test_an_unsent_lease_is_not_charged() -> None:
                 world.call("r", *world.spend(grant))
     assert cancelled > 9
     assert abs(used["a"] - used["b"]) <= 2
+
+
+@pytest.mark.parametrize("refunded", [False, True], ids=["grant", "refund"])
+def test_a_client_in_many_classes_is_put_in_order_a_few_at_a_time(
+    refunded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grant or a refund puts at most `MOVED` flows of its client in order, and the next one goes on with others."""
+    queue = FairQueue()
+    classes = [RevisionClass("r", (0,), f"k{number}") for number in range(3 * MOVED)]
+    for demanded in classes:
+        for client in "ab":
+            queue.put("r", demanded, client, 1, 10)
+    queue.virtual_time = 10 * LAG * UNIT
+    queue.serve(classes[0].name, "b")  # that class lagged, and is moved on
+    moved: list[str] = []
+    monkeypatch.setattr(queue, "_rebase" if not refunded else "_put", lambda *flow: moved.append(flow[0]))
+    for _ in range(3):
+        before = len(moved)
+        if refunded:
+            queue.refund("a")
+        else:
+            queue.serve(classes[1].name, "a")
+        assert len(moved) - before <= MOVED + 1
+    assert {demanded.name for demanded in classes} <= set(moved)
+
+
+def test_a_client_that_waits_alone_in_a_class_is_moved_on_itself() -> None:
+    """A class of one client that lagged is not moved on as a whole: the client's start tag holds it."""
+    queue = FairQueue()
+    alone = RevisionClass("r", (0,), "k0")
+    queue.put("r", alone, "a", 1, 10)
+    queue.virtual_time = 10 * LAG * UNIT
+    queue.serve(alone.name, "a")
+    assert not queue._lifts
+    assert queue.head(alone.name)[0] == (9 * LAG + 1) * UNIT
 
 
 def test_a_client_that_did_not_have_to_wait_has_been_served() -> None:
