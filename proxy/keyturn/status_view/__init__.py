@@ -1,5 +1,5 @@
-"""What `keyturn status` shows: the status document of a running proxy, in a terminal."""
+"""`keyturn status`: the status document of a running proxy in a terminal."""
 
-from keyturn.status_view.showing import output, show
+from keyturn.status_view.status_command import output, show
 
 __all__ = ["output", "show"]

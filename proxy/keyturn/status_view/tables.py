@@ -1,35 +1,73 @@
-"""The status document (`docs/status.md`) as tables for a terminal: what `keyturn status` prints."""
+"""The status document (`docs/status.md`) as tables and bars for a terminal: the output of `keyturn status`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from keyturn.core.errors import KeyturnError
-from keyturn.status_view.bars import Bar
+
+MAX_BAR_WIDTH = 30
+"""Characters of a bar if there is room."""
+
+MIN_BAR_WIDTH = 8
+"""Characters of a bar if there is not."""
+
+
+class Bar:
+    """A limit's tokens as a bar for rich: `#` available, `*` in use, `.` cooling down; readable without colours."""
+
+    def __init__(self, limit: Mapping[str, Any]) -> None:
+        self._limit = limit
+
+    def drawn(self, room: int) -> Text:
+        """Draw the bar in at most so many characters."""
+        size = self._limit["size"]
+        width = min(MAX_BAR_WIDTH, size, room)
+        available = _cells(self._limit["available"], size, width)
+        use = min(width - available, _cells(self._limit["in_use"], size, width))
+        return Text.assemble(
+            ("#" * available, "green"), ("*" * use, "yellow"), ("." * (width - available - use), "dim")
+        )
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Text]:
+        yield self.drawn(options.max_width)
+
+    def __rich_measure__(self, _: Console, options: ConsoleOptions) -> Measurement:
+        most = min(MAX_BAR_WIDTH, self._limit["size"])
+        return Measurement(min(MIN_BAR_WIDTH, most), most).with_maximum(options.max_width)
+
+
+def _cells(tokens: int, size: int, width: int) -> int:
+    """At least one character for any token, and the whole width only for all of them."""
+    if not tokens or not size:
+        return 0
+    return width if tokens >= size else min(max(1, tokens * width // size), max(1, width - 1))
+
 
 VERSION = 2
 """The version of the document that this command reads."""
 
-NEXT = {"quarantined": "checked ", "parked": "opens "}
+KEY_TRANSITIONS = {"quarantined": "checked ", "parked": "opens "}
 """What happens to a key at its `until`."""
 
-STEADY = {"next": 8, "last": 7, "longest": 7, "estimated": 9}
+MIN_COLUMN_WIDTHS = {"next": 8, "last": 7, "longest": 7, "estimated": 9}
 """Minimum widths of columns, so that they do not move while their times change."""
 
-STYLES = {"ready": "green", "parked": "yellow", "quarantined": "bold red", "paused": "blue"}
+KEY_STYLES = {"ready": "green", "parked": "yellow", "quarantined": "bold red", "paused": "blue"}
 
-COUNTS = (
+POOL_COUNTS = (
     ("throttled", "upstream 429s", "bold red"),
     ("refused", "refused", "yellow"),
     ("failed", "failed", "bold red"),
 )
 """Counts of a pool: the field, its caption, and its style when it is not 0."""
 
-NOW = 0.05
+SHOWN_AS_NOW = 0.05
 """Waits below this many seconds are shown as `now`."""
 
 Document = Mapping[str, Any]
@@ -114,7 +152,7 @@ def _pool(pool: Document, at: str) -> Text:
     text = Text(f"Pool {pool['name']}", "bold")
     text.append(f"  {_available(pool['quotas'])}, {pool['in_flight']:,} in flight\n", "not bold")
     text.append("  last minute:", "not bold dim")
-    for name, words, style in COUNTS:
+    for name, words, style in POOL_COUNTS:
         count = pool.get(name) or {"minute": 0, "total": 0}
         text.append(f" {words} ", "not bold")
         text.append(f"{count['minute']:,}", style if count["minute"] else "not bold")
@@ -151,7 +189,7 @@ def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in numbers else "left"
-        table.add_column(column, justify=justify, overflow="fold", min_width=STEADY.get(column))
+        table.add_column(column, justify=justify, overflow="fold", min_width=MIN_COLUMN_WIDTHS.get(column))
     return table
 
 
@@ -192,10 +230,10 @@ def _keys(pool: Document, at: str, rows: int | None) -> Iterator[RenderableType]
         left = key["month_remaining"]
         table.add_row(
             Text(key["name"], "bold"),
-            Text(key["state"], STYLES.get(key["state"], "")),
+            Text(key["state"], KEY_STYLES.get(key["state"], "")),
             _age(key["since"], at),
             Text(key["reason"]),
-            f"{NEXT.get(key['state'], '')}{_again(at, key['until'])}" if key["until"] else "",
+            f"{KEY_TRANSITIONS.get(key['state'], '')}{_again(at, key['until'])}" if key["until"] else "",
             "" if left is None else f"{left:,}" if left else Text("used up", "bold red"),
         )
     yield from _shown(table, len(pool["keys"]) - table.row_count, "key")
@@ -232,7 +270,7 @@ def _waits(waiting: Document) -> tuple[str, str, str]:
     if not waiting["waiting"]:
         return "0", "", ""
     wait = waiting["estimated_wait"]
-    estimated = "unknown" if wait is None else "now" if wait < NOW else f"in {_span(wait)}"
+    estimated = "unknown" if wait is None else "now" if wait < SHOWN_AS_NOW else f"in {_span(wait)}"
     return f"{waiting['waiting']:,}", _span(waiting["longest_wait"]), estimated
 
 
