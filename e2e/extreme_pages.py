@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from keyturn.web.status.model import BucketStatus, QuotaStatus, Snapshot
+from keyturn.web.status.replica_status import BucketStatus, QuotaStatus, ReplicaStatus
 from playwright.sync_api import Browser, Page
 
 from e2e.browsing import Promise, Watch, opened, promise
@@ -47,7 +47,7 @@ def held_back(browser: Browser) -> Iterator[Promise]:
 
 
 def at_each_width(
-    browser: Browser, name: str, snapshot: Snapshot, widths: Sequence[int], folder: Path | None
+    browser: Browser, name: str, snapshot: ReplicaStatus, widths: Sequence[int], folder: Path | None
 ) -> Iterator[Promise]:
     """Check that no line is wider than the screen, and the console is empty."""
     overflowing = []

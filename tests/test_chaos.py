@@ -252,7 +252,7 @@ async def settled(app: App) -> None:
     await until(lambda: all(scheduler.in_flight == 0 for scheduler in app.pools.schedulers.values()), "no lease is out")
 
     async def all_at_hand() -> bool:
-        levels = await app.glance.levels()
+        levels = await app.status.levels()
         return all(bucket.at_hand == bucket.size for bucket in levels.buckets)
 
     await until(all_at_hand, "every token is at hand")

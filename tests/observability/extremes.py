@@ -4,7 +4,14 @@ from dataclasses import replace
 
 from keyturn.core.model import SECOND
 from keyturn.core.recent import Count
-from keyturn.web.status.model import ClientStatus, KeyStatus, PoolStatus, QueueStatus, QuotaStatus, Snapshot
+from keyturn.web.status.replica_status import (
+    ClientStatus,
+    KeyStatus,
+    PoolStatus,
+    QueueStatus,
+    QuotaStatus,
+    ReplicaStatus,
+)
 
 from tests.observability.samples import AT, MINUTE, bucket, quiet
 
@@ -15,14 +22,14 @@ KEYS, CLIENTS, WAITING = 200, 500, 450
 """How many there are, and of how many clients somebody waits."""
 
 
-def empty() -> Snapshot:
+def empty() -> ReplicaStatus:
     """A pool to which nobody has given a key, and that nobody has called."""
     snapshot = quiet()
     process = replace(snapshot.process, unready=("the pool default has no key",))
     return replace(snapshot, process=process, pools=(PoolStatus("default", (), (), ()),))
 
 
-def crowd() -> Snapshot:
+def crowd() -> ReplicaStatus:
     """Two hundred keys, four of them quarantined, and five hundred clients, of which most wait."""
     keys = [_key(index) for index in range(KEYS)]
     quotas = [
@@ -48,7 +55,7 @@ def _queues(index: int) -> tuple[QueueStatus, ...]:
     return (QueueStatus(("60/60s",), 1 + index % 9, index % 40 * SECOND, index % 20 * SECOND),)
 
 
-def long_names() -> Snapshot:
+def long_names() -> ReplicaStatus:
     """Everything that has a name has the longest one; and the month of a key is used up."""
     keys = (
         KeyStatus(LONG, LONG, "ready", AT - MINUTE, month_remaining=1_234_567_890),

@@ -11,8 +11,9 @@ from typing import Any
 from keyturn.core.health import State
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.recent import Count
-from keyturn.web.status import document as documents
-from keyturn.web.status.model import (
+from keyturn.web.status import page as documents
+from keyturn.web.status.page import Asset, asset, status_json
+from keyturn.web.status.replica_status import (
     BucketStatus,
     ClientStatus,
     KeyStatus,
@@ -22,19 +23,18 @@ from keyturn.web.status.model import (
     QueueStatus,
     QuotaStatus,
     ReloadStatus,
+    ReplicaStatus,
     Returning,
-    Snapshot,
     StoreStatus,
     calendar,
 )
-from keyturn.web.status.page import Asset, asset, status_json
 
 MINUTE: Micros = 60 * SECOND
 AT: Micros = 1_790_000_000 * SECOND
 """2026-09-21T14:13:20Z."""
 
 
-def document(snapshot: Snapshot) -> dict[str, Any]:
+def document(snapshot: ReplicaStatus) -> dict[str, Any]:
     """The document of a snapshot, as its reader has it."""
     read: dict[str, Any] = json.loads("".join(documents.document(snapshot)))
     return read
@@ -49,7 +49,7 @@ def bucket(
     return BucketStatus(limit, size, window, available, in_use, calendar(delays, window))
 
 
-def quiet(at: Micros = AT) -> Snapshot:
+def quiet(at: Micros = AT) -> ReplicaStatus:
     """Nothing has happened yet: one key, the memory store, no caller."""
     pool = PoolStatus(
         "default",
@@ -57,7 +57,7 @@ def quiet(at: Micros = AT) -> Snapshot:
         quotas=(QuotaStatus("key-1", (bucket("60/60s", 60, 60, 0),)),),
         clients=(),
     )
-    return Snapshot(
+    return ReplicaStatus(
         at,
         ProcessStatus("host-1", "0.1.0", "3.11.9", at - SECOND),
         StoreStatus("memory", up=True, since=at - SECOND),
@@ -65,7 +65,7 @@ def quiet(at: Micros = AT) -> Snapshot:
     )
 
 
-def busy(step: int = 0, *, lost: bool = False, quarantined: bool = True, out: bool = False) -> Snapshot:
+def busy(step: int = 0, *, lost: bool = False, quarantined: bool = True, out: bool = False) -> ReplicaStatus:
     """A pool of four keys under load, `step` seconds later, and one with a large limit that idles."""
     at = AT + step * SECOND
     state: State = "quarantined" if quarantined else "ready"
@@ -97,7 +97,7 @@ def busy(step: int = 0, *, lost: bool = False, quarantined: bool = True, out: bo
         if out
         else (),
     )
-    return Snapshot(
+    return ReplicaStatus(
         at,
         ProcessStatus("keyturn-7d9f8b6c5-x2lqp", "0.2.0", "3.13.1", AT - 400 * MINUTE),
         StoreStatus("redis", not lost, at - 20 * SECOND, 3, "no answer within 500 ms" if lost else "", "share"),
@@ -151,7 +151,7 @@ def _large() -> PoolStatus:
 class Replica:
     """What the small server answers with; a test changes it."""
 
-    def __init__(self, *snapshots: Snapshot) -> None:
+    def __init__(self, *snapshots: ReplicaStatus) -> None:
         self.snapshots = list(snapshots)
         """The next at each question; the last one stays."""
         self.failing = False

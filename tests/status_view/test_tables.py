@@ -7,7 +7,7 @@ from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.model import SECOND
 from keyturn.core.recent import Count
 from keyturn.status_view.tables import Bar, UnknownVersion, render
-from keyturn.web.status.model import FailureStatus, OutageStatus
+from keyturn.web.status.replica_status import FailureStatus, OutageStatus
 from rich.console import Console
 from rich.table import Table
 

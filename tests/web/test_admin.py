@@ -15,9 +15,9 @@ from keyturn.telemetry import Metrics
 from keyturn.web.admin import Admin
 from keyturn.web.listener import Listener
 from keyturn.web.status import page
-from keyturn.web.status.document import document as document_of
-from keyturn.web.status.model import BucketStatus, KeyStatus, PoolStatus, QuotaStatus, Snapshot
 from keyturn.web.status.page import GUARD, PAGE_PATHS
+from keyturn.web.status.page import document as document_of
+from keyturn.web.status.replica_status import BucketStatus, KeyStatus, PoolStatus, QuotaStatus, ReplicaStatus
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -48,7 +48,7 @@ class Standing:
             keys=[KeyLevel("default", key) for key in self._keys],
         )
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> ReplicaStatus:
         if not self._keys:
             return busy()
         shown = [KeyStatus(key.name, key.quota, key.state, 0) for key in self._keys]

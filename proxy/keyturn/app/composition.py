@@ -42,8 +42,8 @@ from keyturn.web.forward import Forward, ForwardSettings
 from keyturn.web.incoming import postman_hosts
 from keyturn.web.listener import Listener
 from keyturn.web.overload import ByteBudget
-from keyturn.web.status.glance import Glance, Sources
-from keyturn.web.status.model import ProcessStatus
+from keyturn.web.status.collector import StatusCollector, StatusSources
+from keyturn.web.status.replica_status import ProcessStatus
 
 if TYPE_CHECKING:
     from keyturn.stores.links import Link
@@ -116,7 +116,7 @@ class App:
             self._forward.tracer = self._traces
         self._buffers = ByteBudget(config.inbound.max_buffered)
         self._data = self._data_listener(resolved)
-        self.glance = Glance(self._sources(replica, log), clock=monotonic, wall=wall)
+        self.status = StatusCollector(self._status_sources(replica, log), clock=monotonic, wall=wall)
         self._admin = Listener(self._admin_pages(), [config.admin], bounds=ADMIN_BOUNDS, buffers=self._buffers)
         self._reloader = Reloader(resolved, self._read_again, self.adopt, self.telemetry)
 
@@ -158,7 +158,7 @@ class App:
         return Admin(
             self.telemetry.metrics,
             self.unready,
-            self.glance,
+            self.status,
             OperatorControls(self.pools.schedulers, self.log_level, self.telemetry, monotonic),
             lambda: self._config.admin_token,
         )
@@ -167,9 +167,9 @@ class App:
     def _config(self) -> Config:
         return self._resolved.config
 
-    def _sources(self, replica: str, log: LogWriter | None) -> Sources:
+    def _status_sources(self, replica: str, log: LogWriter | None) -> StatusSources:
         process = ProcessStatus(replica, __version__, platform.python_version(), wall())
-        return Sources(
+        return StatusSources(
             self.pools.active,
             self._clients,
             lambda: replace(process, draining=self._leaving, unready=self.unready()),

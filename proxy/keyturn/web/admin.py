@@ -24,8 +24,8 @@ from keyturn.telemetry.exposition import ProcessMetrics, choose_form
 from keyturn.web.connection import IncomingRequest
 from keyturn.web.error_responses import error_body
 from keyturn.web.relay import connection_fields
-from keyturn.web.status.model import Snapshot
 from keyturn.web.status.page import PAGE_PATHS, Asset, asset, status_json
+from keyturn.web.status.replica_status import ReplicaStatus
 
 _OURS = re.compile(r"(?:[\w-]*|(?:[\w-]+\.)*localhost|[\d.]+|\[[\da-f:.]+\])(?::\d*)?", re.ASCII | re.IGNORECASE)
 """Addresses, and names that are no domain's."""
@@ -48,7 +48,7 @@ class StatusSource(Protocol):
     async def levels(self) -> Levels:
         """The gauges of this moment."""
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> ReplicaStatus:
         """Everything that the status shows."""
 
 
@@ -76,14 +76,14 @@ class Admin:
         self,
         metrics: Metrics,
         unready: Callable[[], tuple[str, ...]],
-        glance: StatusSource,
+        status: StatusSource,
         controls: Controls,
         token: Callable[[], Secret | None],
     ) -> None:
         self._metrics = metrics
         self._process = ProcessMetrics()
         self._unready = unready
-        self._glance = glance
+        self._status_source = status
         self._controls = controls
         self._token = token
         self._pages: dict[str, Page] = {
@@ -135,12 +135,12 @@ class Admin:
         # Several fields of one name are one list (RFC 9110, section 5.3).
         form = choose_form(",".join(request.headers.getall(ACCEPT, ())))
         process = await asyncio.to_thread(self._process.exposition, form)
-        pieces = self._metrics.exposition(form, await self._glance.levels())
+        pieces = self._metrics.exposition(form, await self._status_source.levels())
         body = await encoded_in_steps(chain([process], pieces))
         return AdminResponse(200, body, {"Content-Type": form.value, "Cache-Control": "no-store"})
 
     async def _status(self, _: IncomingRequest) -> AdminResponse:
-        return _file(await status_json(await self._glance.snapshot()))
+        return _file(await status_json(await self._status_source.snapshot()))
 
     async def _file(self, request: IncomingRequest) -> AdminResponse:
         found = asset(request.path)

@@ -1,7 +1,6 @@
-"""All that the status page shows, as values of one moment.
+"""The status of a replica at one moment. Instants (epoch) and durations are in microseconds.
 
-Instants (epoch) and durations are microseconds. There is no field for a secret: names, states, counts and times only
-(law 11).
+There is no field for a secret: names, states, counts and times only (law 11).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from keyturn.core.model import Micros
 from keyturn.core.recent import ZERO_COUNT, Count
 
 SLICES = 12
-"""Into how many parts of its window a limit's calendar of returns is counted together, however large the limit is."""
+"""Parts of the window by which returning tokens are grouped, whatever the size of the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,7 @@ class ProcessStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class ReplicaStatus:
     """All that the page shows, of one moment (`at`, epoch)."""
 
     at: Micros

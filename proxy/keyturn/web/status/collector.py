@@ -1,32 +1,109 @@
-"""The one look at everything that is at work here: for the gauges of a scrape, and for whoever watches the status.
-
-It remembers next to nothing: what there is to see is told by the waiting rooms, their stores, and what the telemetry
-has heard. A store is asked at most twice a second, however many watch.
-"""
+"""Collect the state of the replica: the gauges of a scrape, and the status that the page shows."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, get_args
 
 from keyturn.core.breaker import BreakerSnapshot, ScopeKind
+from keyturn.core.health import KeySnapshot
 from keyturn.core.inferred_limits import HigherLimit
-from keyturn.core.levels import BreakerLevel, KeyLevel, Levels
-from keyturn.core.looks import BucketLook
+from keyturn.core.levels import BreakerLevel, BucketLevel, KeyLevel, Levels
+from keyturn.core.looks import BucketLook, LaneLook
 from keyturn.core.model import SECOND, Client, Micros, Pool
-from keyturn.core.recent import ZERO_COUNT
+from keyturn.core.recent import ZERO_COUNT, Count
 from keyturn.scheduler import Scheduler
 from keyturn.tasks import in_steps
 from keyturn.telemetry.observer import History
-from keyturn.web.status.model import FailureStatus, PoolStatus, ProcessStatus, ReloadStatus, Snapshot, StoreStatus
-from keyturn.web.status.pools import bucket_levels, clients, keys, outages, quotas
+from keyturn.web.status.replica_status import (
+    BucketStatus,
+    ClientStatus,
+    FailureStatus,
+    KeyStatus,
+    OutageStatus,
+    PoolStatus,
+    ProcessStatus,
+    QueueStatus,
+    QuotaStatus,
+    ReloadStatus,
+    ReplicaStatus,
+    StoreStatus,
+    calendar,
+)
 
-FRESH: Micros = SECOND // 2
-"""What was seen of the stores is told again within this time."""
+MAX_FAILING = 20
+"""Clients and routes that are shown as failing; the metric has their number."""
 
-Looks = Mapping[str, Sequence[BucketLook]]
+
+def bucket_levels(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[BucketLevel]:
+    """The gauges of a pool's buckets."""
+    for bucket in buckets:
+        limit = pool.limits[bucket.limit]
+        yield BucketLevel(pool.name, pool.label(bucket.quota), limit.name, bucket.at_hand, limit.requests)
+
+
+def quotas(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[QuotaStatus]:
+    """The quotas in the order of the configuration; those that no key in use counts against have no tokens to show."""
+    found: dict[str, list[BucketLook]] = {}
+    for bucket in buckets:
+        found.setdefault(bucket.quota, []).append(bucket)
+    for quota in pool.quotas:
+        yield QuotaStatus(pool.label(quota), [_bucket(pool, bucket) for bucket in found.get(quota, ())])
+
+
+def _bucket(pool: Pool, bucket: BucketLook) -> BucketStatus:
+    limit = pool.limits[bucket.limit]
+    window = pool.stretched(limit)
+    cooling = calendar(bucket.cooling, window)
+    return BucketStatus(limit.name, limit.requests, window, bucket.at_hand, bucket.in_use, cooling)
+
+
+def keys(looks: Iterable[KeySnapshot], epoch: Micros) -> Iterator[KeyStatus]:
+    """The keys; `epoch` is when their clock was 0."""
+    for key in looks:
+        until = None if key.until is None else epoch + key.until
+        yield KeyStatus(key.name, key.quota, key.state, epoch + key.since, key.reason, until, key.month_left)
+
+
+def outages(
+    views: Iterable[BreakerSnapshot], now: Micros, epoch: Micros
+) -> tuple[OutageStatus | None, list[OutageStatus]]:
+    """The pool's own outage, and those of clients and their routes; a time that has passed is now."""
+    pool: OutageStatus | None = None
+    failing = []
+    for scope, since, cause, until in views:
+        route = "" if scope.route is None else str(scope.route)
+        status = OutageStatus(epoch + since, cause, epoch + max(now, until), scope.client, route)
+        if scope.client:
+            failing.append(status)
+        else:
+            pool = status
+    return pool, failing[-MAX_FAILING:]
+
+
+def clients(
+    pool: Pool, known: Iterable[Client], lanes: Sequence[LaneLook], granted: Mapping[str, Count]
+) -> Iterator[ClientStatus]:
+    """The clients of the configuration, each with what it got and its lanes."""
+    by_client: dict[str, list[LaneLook]] = {}
+    for lane in lanes:
+        by_client.setdefault(lane.client, []).append(lane)
+    for client in known:
+        own = [_lane(pool, lane) for lane in by_client.get(client.name, ())]
+        yield ClientStatus(client.name, client.weight, granted.get(client.name, ZERO_COUNT).minute, own)
+
+
+def _lane(pool: Pool, lane: LaneLook) -> QueueStatus:
+    names = [pool.limits[index].name for index in lane.limits]
+    return QueueStatus(names, lane.waiting, lane.oldest, lane.turn, lane.pinned)
+
+
+MAX_AGE: Micros = SECOND // 2
+"""Buckets are read from the stores again after this time, however many clients watch."""
+
+BucketLooks = Mapping[str, Sequence[BucketLook]]
 
 
 class BucketSource(Protocol):
@@ -45,11 +122,11 @@ class BucketSource(Protocol):
 
 
 class ObservedPool(Protocol):
-    """A pool at work."""
+    """A pool in use."""
 
     @property
     def scheduler(self) -> Scheduler:
-        """Its waiting room."""
+        """Its scheduler."""
 
     @property
     def store(self) -> BucketSource:
@@ -57,7 +134,7 @@ class ObservedPool(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class StatusSources:
     """Whom to ask: the pools at work, the callers of the configuration, the process, what the telemetry has heard.
 
     `kind` is that of the store, and `on_loss` what happens while it is lost; empty when it cannot be.
@@ -84,21 +161,21 @@ class Sources:
     on_loss: str
 
 
-class Glance:
-    """Looks when it is asked. `clock` is monotonic, `wall` epoch, both in microseconds."""
+class StatusCollector:
+    """BucketLooks when it is asked. `clock` is monotonic, `wall` epoch, both in microseconds."""
 
-    def __init__(self, sources: Sources, *, clock: Callable[[], Micros], wall: Callable[[], Micros]) -> None:
+    def __init__(self, sources: StatusSources, *, clock: Callable[[], Micros], wall: Callable[[], Micros]) -> None:
         self._sources = sources
         self._clock = clock
         self._wall = wall
-        self._seen: Looks = {}
+        self._seen: BucketLooks = {}
         self._seen_at: Micros = 0
         self._seen_of: list[Pool] | None = None
         """The pools as they were then: looks tell of limits by their place."""
         self._looking = asyncio.Lock()
 
     async def levels(self) -> Levels:
-        """The gauges of this moment."""
+        """Collect the gauges."""
         active, seen = await self._look()
         now = self._clock()
         rooms = [one.scheduler for one in active]
@@ -126,12 +203,12 @@ class Glance:
         number = Counter(view.scope.kind for view in self._sources.breakers(pool))
         return [BreakerLevel(pool, kind, number[kind]) for kind in get_args(ScopeKind)]
 
-    async def snapshot(self) -> Snapshot:
-        """Everything that the status shows; of a few milliseconds where there are thousands of keys."""
+    async def snapshot(self) -> ReplicaStatus:
+        """Collect the status; with thousands of keys its parts are some milliseconds apart."""
         active, seen = await self._look()
         now, wall = self._clock(), self._wall()
         history = self._sources.history
-        return Snapshot(
+        return ReplicaStatus(
             wall,
             self._sources.process(),
             self._store(active),
@@ -140,12 +217,12 @@ class Glance:
             history.reasons(),
         )
 
-    async def _look(self) -> tuple[list[ObservedPool], Looks]:
+    async def _look(self) -> tuple[list[ObservedPool], BucketLooks]:
         async with self._looking:
             while True:
                 active = list(self._sources.active())
                 pools = [one.scheduler.pool for one in active]
-                if self._seen_of == pools and self._clock() - self._seen_at < FRESH:
+                if self._seen_of == pools and self._clock() - self._seen_at < MAX_AGE:
                     return active, self._seen
                 self._seen = {one.scheduler.pool.name: await one.store.look() for one in active}
                 self._seen_at, self._seen_of = self._clock(), pools
@@ -161,7 +238,7 @@ class Glance:
             on_loss=self._sources.on_loss,
         )
 
-    async def _pool(self, room: Scheduler, seen: Looks, now: Micros, epoch: Micros) -> PoolStatus:
+    async def _pool(self, room: Scheduler, seen: BucketLooks, now: Micros, epoch: Micros) -> PoolStatus:
         pool, history = room.pool, self._sources.history
         known = [client for client in self._sources.clients() if client.pool == pool.name]
         shown_clients = clients(pool, known, room.view.queues(), room.view.granted.counts(now))

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 from keyturn.core.model import SECOND
-from keyturn.web.status.model import SLICES, Returning, calendar
+from keyturn.web.status.replica_status import SLICES, Returning, calendar
 
 durations = st.integers(-10, 100 * SECOND)
 
