@@ -28,7 +28,7 @@ COMPILE := .venv-lock/bin/uv --no-config pip compile --quiet --universal --pytho
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check simulate fuzz chart image bench page screenshots dashboards e2e sbom audit lock clean
+.PHONY: help run test check simulate fuzz fleet chart image bench page screenshots dashboards e2e sbom audit lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ check: $(VENV)/.dev ## lint (Python and Lua), formatting, types, layers, commit 
 
 simulate: $(VENV)/.dev ## fleets on virtual time, every law judged: SEEDS=1000 runs in all, ROWS=crashes,flush, RUN=crashes/17
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds "$(SEEDS)" --only "$(ROWS)" --run "$(RUN)" $(ARGS)
+
+fleet: $(VENV)/.dev ## real replicas on real stores that fail over, forget and die; waits more than it computes
+	$(BIN)/python -m pytest -n auto tests/fleet $(ARGS)
 
 chart: $(VENV)/.chart ## lint, render and validate the Helm chart for every Kubernetes that it is for, and the Dockerfile
 	$(BIN)/python -m pytest -n auto -o python_files='test_*.py matrix.py' tests/helm $(ARGS)
