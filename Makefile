@@ -21,14 +21,14 @@ BUILDER ?= docker podman buildah
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11)
-SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.15 python3.14 python3.13 python3.12 python3.11)
+SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 COMPILE := .venv-lock/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check simulate fuzz fleet chart image bench page screenshots dashboards e2e sbom audit lock clean
+.PHONY: help run test check simulate fuzz fleet chart image bench page screenshots dashboards e2e sbom audit wheels lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -99,6 +99,17 @@ sbom: .venv-audit/.installed ## the software bill of materials of what is shippe
 audit: .venv-audit/.installed ## known vulnerabilities of what is pinned; asks the package index, and says so when it cannot
 	@.venv-audit/bin/python requirements/audit.py
 
+wheels: ## see that what is pinned for run time has wheels for every Python from 3.11 on; import them where it is here
+	@$(MAKE) VENV=.venv-lock .venv-lock/bin/python
+	@for version in 3.11 3.12 3.13 3.14 3.15; do \
+	  .venv-lock/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --no-deps --only-binary :all: \
+	    --python-version $$version --upgrade --target build/wheels/$$version -r requirements/runtime.txt || exit 1; \
+	  if command -v python$$version >/dev/null && python$$version --version >/dev/null 2>&1; then \
+	    PYTHONPATH=build/wheels/$$version:proxy python$$version -m keyturn --version || exit 1; \
+	  fi; \
+	  echo "Python $$version: every wheel is there"; \
+	done
+
 lock: ## resolve the dependencies of pyproject.toml into requirements/ (ARGS=--upgrade: to the newest)
 	@$(MAKE) VENV=.venv-lock .venv-lock/bin/python
 	@.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/lock.txt
@@ -124,7 +135,7 @@ $(BIN)/python:
 	    rm -rf $(VENV); exit 1; \
 	  fi; \
 	done; \
-	echo "Keyturn needs Python 3.11, 3.12 or 3.13, and none of these is one: $(strip $(CANDIDATES))." >&2; \
+	echo "Keyturn needs Python 3.11 or later, and none of these is one: $(strip $(CANDIDATES))." >&2; \
 	echo "Install one, or name it: make PYTHON=/path/to/python3.13" >&2; exit 1
 
 $(VENV)/.runtime: requirements/runtime.txt requirements/build.txt pyproject.toml | $(BIN)/python
