@@ -197,3 +197,45 @@ async def test_what_an_answer_has_told_counts_for_who_comes_next() -> None:
                     lease.throttled(30 * SECOND, (0,))
             with pytest.raises(TooMany):
                 await it.scheduler.lease(it.request(wait=0))
+
+
+@virtual
+async def test_hopeless_newcomers_are_refused_without_an_exchange() -> None:
+    """A recent snapshot tells that they cannot be served in time, whether others of their flow wait or not."""
+    async with room(pool(1, limit(1))) as it:
+        await use(it, await it.scheduler.lease(it.request()))
+        waiting = task_of(it.scheduler.lease(it.request()))
+        await asyncio.sleep(0.1)
+        exchanges, told = len(it.recorder.events), []
+        for client in ("a", "b", "c"):
+            with pytest.raises(TooMany) as refusal:
+                await it.scheduler.lease(it.request(client, wait=SECOND))
+            told.append((refusal.value.reason, refusal.value.retry_after))
+            with pytest.raises(TooMany):
+                it.scheduler.admit(it.request(client, wait=0))
+        assert [reason for reason, _ in told] == ["deadline"] * 3
+        assert [seconds for _, seconds in told] == [121, 61, 61]
+        assert len(it.recorder.events) == exchanges
+        waiting.cancel()
+
+
+@virtual
+async def test_newcomers_with_a_chance_are_not_refused_by_estimates() -> None:
+    """Nor those that wait for a slot, nor while something is known that the store does not know yet."""
+    async with room(pool(1, limit(1, 2 * SECOND))) as it:
+        await use(it, await it.scheduler.lease(it.request()))
+        waiting = task_of(it.scheduler.lease(it.request(max_in_flight=1)))
+        await asyncio.sleep(0.1)
+        loop, now = it.scheduler._loop, micros()
+        for request, refused in (
+            (it.request("b", wait=0), True),
+            (it.request("b", wait=3 * SECOND), False),
+            (it.request(wait=0, max_in_flight=1), False),
+        ):
+            request.order = (True, 3, 99)
+            assert (loop.foresee(request, now) is not None) == refused
+        it.scheduler._availability.doubted = True
+        hopeless = it.request("b", wait=0)
+        hopeless.order = (True, 3, 99)
+        assert loop.foresee(hopeless, now) is None
+        waiting.cancel()

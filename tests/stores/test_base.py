@@ -11,7 +11,7 @@ from keyturn.core.model import MILLISECOND, SECOND, Micros, Pool
 from keyturn.core.session import SNAPSHOT_INTERVAL, SNAPSHOT_LIFETIME
 from keyturn.core.snapshots import snapshot
 from keyturn.core.state import RECOVERY_GRACE, SharedState
-from keyturn.stores.base import IDLE, ROUNDS, Pins, SessionStore
+from keyturn.stores.base import ESTIMATES_RECENT, IDLE, REVIEWED, ROUNDS, Pins, SessionStore
 
 from tests.core.worlds import BOUND, flow, know, limit, pool
 
@@ -340,6 +340,33 @@ async def test_a_snapshot_is_renewed_when_it_is_old(network: Network) -> None:
 
 
 @play
+async def test_requests_that_come_are_estimated_without_a_message(network: Network) -> None:
+    """A recent snapshot is enough, also for a flow that does not wait; its age is told."""
+    carrier = await joined(network)
+    assert carrier.estimate(flow(), 1, 1) is None
+    answer = await carrier.ask(4)
+    carrier.said.clear()
+    for one, waiting in ((flow(), 3), (flow("b"), 1)):
+        found = carrier.estimate(one, waiting, 1)
+        assert found is not None
+        assert found[1] == network.now - answer_time(carrier)
+    known = carrier.estimate(flow(), 2, 1)
+    assert known is not None
+    assert known[0].at(1) == answer.estimates[flow()].at(1)
+    assert carrier.said == []
+    carrier.adopt(pool(1, limit(9, WINDOW)))
+    assert carrier.estimate(flow(), 3, 1) is None
+    carrier.adopt(pool(1, limit(2, WINDOW)))
+    network.now += ESTIMATES_RECENT
+    assert carrier.estimate(flow(), 3, 1) is None
+
+
+def answer_time(carrier: Carrier) -> Micros:
+    """Return when the newest snapshot was taken."""
+    return carrier.network.now - carrier.session.snapshot_age(carrier.network.now)
+
+
+@play
 async def test_grants_are_never_lost_when_a_snapshot_cannot_be_had(network: Network) -> None:
     """Grants are kept when fetching the snapshot fails, and the next exchange fetches it again."""
     carrier = await joined(network)
@@ -425,6 +452,6 @@ async def test_estimates_of_many_flows_are_made_in_parts(network: Network) -> No
     carrier = Carrier(network, pool(1, limit(1)))
     demands = tuple(FlowDemand(flow(f"c{number}"), 1, 1) for number in range(250))
     told = [await carrier.exchange((), demands) for _ in range(3)]
-    assert [len(answer.estimates) for answer in told] == [100, 100, 100]
+    assert [len(answer.estimates) for answer in told] == [100, 100, 50 + REVIEWED]
     assert len({flow for answer in told for flow in answer.estimates}) == 250
     assert [answer.again == MILLISECOND for answer in told] == [True, True, False]

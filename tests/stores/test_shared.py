@@ -141,6 +141,7 @@ async def test_a_store_that_answers_is_asked(server: Server) -> None:
     assert len(replica.sent) == 20
     assert answer.estimates
     assert (replica.lost, replica.degraded, replica.changes()) == (None, 0, [])
+    assert replica.estimate(flow(), 1, 1)
 
 
 @play

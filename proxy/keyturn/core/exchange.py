@@ -174,6 +174,12 @@ class PoolStore(Protocol):
         Only for a request that comes while nothing waits in this replica and tokens are plentiful.
         """
 
+    def estimate(self, flow: Flow, waiting: int, weight: int) -> tuple[EstimatedWaits, Micros] | None:
+        """Estimate a queue of so many requests by the newest snapshot, whose age is returned; `None`: none is recent.
+
+        `weight` is that of the flow's client. There is no round trip.
+        """
+
     async def exchange(
         self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...], *, partial: bool = False
     ) -> ExchangeResult:

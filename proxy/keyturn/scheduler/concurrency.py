@@ -160,6 +160,11 @@ class SlotShares:
         limit = self._limit
         return limit.free > 0 and (client.max_in_flight is None or limit.left(client) > 0)
 
+    def suffice(self, queue: Queue, client: Client) -> bool:
+        """Whether one more request of a queue could be demanded for, so that it waits for a token only."""
+        waiting = len(queue.waiters)
+        return not self._scarce and self._limit.free > waiting and self._limit.left(client) > waiting
+
     # Demanding tokens
 
     def demand_all(self) -> None:

@@ -6,11 +6,11 @@ module's state nothing is awaited.
 
 from collections.abc import Callable, Iterable
 
-from keyturn.core.errors import StoreLost
+from keyturn.core.errors import StoreLost, TooMany
 from keyturn.core.events import Exchanged, ForeignSpent, Observer
 from keyturn.core.exchange import HEARTBEAT, LEASE_LIFETIME, ExchangeResult, LeaseGrant, PoolStore
 from keyturn.core.model import SECOND, Micros, Pool
-from keyturn.scheduler.admission import Deadlines, QueueBounds
+from keyturn.scheduler.admission import Deadlines, QueueBounds, too_late
 from keyturn.scheduler.availability import AvailabilityCache
 from keyturn.scheduler.batching import FEW_IN_FLIGHT, FLUSH, SettlementBatching, WakeUpTimer
 from keyturn.scheduler.concurrency import ConcurrencyLimit, SlotShares
@@ -18,6 +18,9 @@ from keyturn.scheduler.key_rotation import NO_KEY, KeyRotation
 from keyturn.scheduler.lease import Lease, OutstandingLeases
 from keyturn.scheduler.queues import Queues
 from keyturn.scheduler.waiter import Waiter
+
+FORESIGHT_MARGIN: Micros = SECOND
+"""By how much an estimate has to lie beyond the deadline of a newcomer to refuse it without an exchange."""
 
 RETRY_LOST: Micros = SECOND // 2
 """How long after a lost exchange the next is tried."""
@@ -74,6 +77,23 @@ class ExchangeLoop:
         self._batching.arrived(waiter.arrived)
         left = self._availability.is_left(waiter.flow.demand_class.limits)
         self.timer.fire(len(self.leases.in_use) if left else FEW_IN_FLIGHT)
+
+    def foresee(self, waiter: Waiter, now: Micros) -> TooMany | None:
+        """Refuse a newcomer without an exchange, if a recent snapshot tells that it cannot be served in time."""
+        queue, client = self._queues.get(waiter.flow), waiter.client
+        if self._availability.doubted or not self.slots.suffice(queue, client):
+            return None
+        found = self._store.estimate(waiter.flow, len(queue.waiters) + 1, client.weight)
+        if found is None:
+            return None
+        estimates, age = found
+        if queue.estimated < now - age:
+            queue.take_estimates(estimates, now - age)
+        position = queue.position(waiter)
+        wait = queue.estimate(position, now)
+        if wait is None or now + wait <= waiter.deadline + FORESIGHT_MARGIN:
+            return None
+        return too_late(self._bounds.told(queue, position, now))
 
     def flush(self) -> None:
         """Exchange soon, since something changed that hands nothing to anybody."""

@@ -182,9 +182,9 @@ class Scheduler:
         """
         now = self.clock()
         self._check(waiter, now, renew=front)
-        if not front:
-            self._bounds.check(waiter, now)
         waiter.order = (not front, waiter.urgency, next(self._arrivals))
+        if not front:
+            self._check_wait(waiter, now)
         waiter.arrived, waiter.seen = now, False
         waiter.future = asyncio.get_running_loop().create_future()
         self._loop.enqueue(waiter)
@@ -212,7 +212,8 @@ class Scheduler:
         """See that a request may wait, before its body is read; raises what `lease` would raise at once."""
         now = self.clock()
         self._check(waiter, now)
-        self._bounds.check(waiter, now)
+        waiter.order = (True, waiter.urgency, next(self._arrivals))
+        self._check_wait(waiter, now)
 
     def _check(self, waiter: Waiter, now: Micros, *, renew: bool = False) -> None:
         """Bring a request up to the configuration of now, and see that a key may serve it."""
@@ -222,6 +223,12 @@ class Scheduler:
         if clients is not None and (renew or clients.get(waiter.client.name) is not waiter.client):
             waiter.update(self.pool, clients)
         if refusal := self._keys.refusal(waiter, now):
+            raise refusal
+
+    def _check_wait(self, waiter: Waiter, now: Micros) -> None:
+        """See that a request may wait, as far as that is known without an exchange."""
+        self._bounds.check(waiter, now)
+        if refusal := self._loop.foresee(waiter, now):
             raise refusal
 
     def _cancelled(self, waiter: Waiter) -> None:

@@ -27,6 +27,12 @@ broke, with one to spare."""
 ESTIMATED = 100
 """Flows that are estimated in one exchange at the most; an event loop does nothing else meanwhile."""
 
+REVIEWED = 25
+"""Flows without newcomers that are estimated in one exchange at the most."""
+
+ESTIMATES_RECENT: Micros = SECOND // 2
+"""An older snapshot says nothing about requests that come now."""
+
 IDLE: Micros = 5 * SECOND
 """A replica that has nothing out says this often that it is there, so that others know how many share the pool.
 
@@ -51,6 +57,8 @@ class SessionStore:
         self.session = Session(replica, self.revision)
         self._settle_bound = settle_bound
         self._clock = clock
+        self._estimator: Estimator | None = None
+        """That of the session's newest snapshot."""
         self._next = 0
         """Where the rotation of the flows that are estimated goes on."""
 
@@ -133,6 +141,17 @@ class SessionStore:
             again = min(again, DRIFT_PULSE)
         return ExchangeResult(heard.version, grants, estimates, heard.available, again, heard.replicas, heard.foreign)
 
+    def estimate(self, flow: Flow, waiting: int, weight: int) -> tuple[EstimatedWaits, Micros] | None:
+        """See `core.exchange.PoolStore`."""
+        session = self.session
+        if self._estimator is None or session.snapshot is None or session.revision is not self.revision:
+            return None
+        age = session.snapshot_age(self._clock())
+        if age > ESTIMATES_RECENT:
+            return None
+        estimates = self._estimator.estimate(flow, waiting, weight)
+        return None if estimates is None else (estimates, age)
+
     def _estimates(self, snapshot: Snapshot) -> Mapping[Flow, EstimatedWaits]:
         """The estimates of flows of which requests still wait: of newcomers first, then of the others in rotation."""
         session = self.session
@@ -146,14 +165,14 @@ class SessionStore:
         begin = self._next % len(waiting) if waiting else 0
         chosen = dict.fromkeys(newcomers)
         for flow in chain(islice(waiting, begin, None), islice(waiting, begin)):
-            if len(chosen) >= ESTIMATED:
+            if len(chosen) >= min(ESTIMATED, len(newcomers) + REVIEWED):
                 break
             begin += 1
             if shown(flow):
                 chosen[flow] = None
         self._next = begin
         session.took(self._clock(), snapshot, [flow for flow in session.newcomers if flow not in chosen])
-        estimator = Estimator(snapshot, session.revision)
+        self._estimator = estimator = Estimator(snapshot, session.revision)
         told: dict[Flow, EstimatedWaits] = {}
         for demand in [waiting[flow] for flow in chosen]:
             turns = estimator.estimate(demand.flow, demand.waiting, demand.weight)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from keyturn.core.errors import StoreLost
 from keyturn.core.events import Observer, StoreCannotWake, StoreChanged
-from keyturn.core.exchange import HEARTBEAT, ExchangeResult, Flow, FlowDemand, Settlement, Unsent
+from keyturn.core.exchange import HEARTBEAT, EstimatedWaits, ExchangeResult, Flow, FlowDemand, Settlement, Unsent
 from keyturn.core.looks import BucketLook
 from keyturn.core.messages import Revision
 from keyturn.core.model import SECOND, Micros, Pool
@@ -117,6 +117,10 @@ class SharedStore:
 
     def try_grant(self, flow: Flow, weight: int) -> None:
         """See `core.exchange.PoolStore`: never."""
+
+    def estimate(self, flow: Flow, waiting: int, weight: int) -> tuple[EstimatedWaits, Micros] | None:
+        """See `core.exchange.PoolStore`: nothing is known while the store is lost."""
+        return self._store.estimate(flow, waiting, weight) if self.lost is None else None
 
     async def exchange(
         self, settlements: tuple[Settlement, ...], demands: tuple[FlowDemand, ...], *, partial: bool = False
