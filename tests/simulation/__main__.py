@@ -8,6 +8,7 @@ A run is named by its row and its seed, `rolling-jittered/17`, and is the same w
 """
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -102,6 +103,7 @@ def runs(seeds: int, only: Iterable[str]) -> Iterator[tuple[str, int]]:
 def play(run: tuple[str, int]) -> Result:
     """Play one run."""
     name, seed = run
+    gc.set_threshold(100_000, 20, 20)  # runs make few cycles and many objects
     return Run(BY_NAME[name], seed).play()
 
 

@@ -1,6 +1,7 @@
 """A replica of the simulation: the real gateway, scheduler and shared store in a process of its own."""
 
 import asyncio
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -79,7 +80,8 @@ class Room(Scheduler):
         self, process: Process, findings: Findings, pool: Pool, store: MemoryStore | Account, observer: Observer
     ) -> None:
         super().__init__(pool, store, settle_bound=BOUND, max_waiting=MANY, clock=process.micros, observer=observer)
-        self.rows: dict[Flow, dict[Waiting, None]] = {}
+        self.rows: dict[Flow, list[Waiting]] = {}
+        """Waiting requests by flow, in the order in which they are to be served."""
         self.kinds: dict[DemandClass, dict[Waiting, None]] = {}
         """Waiting requests by demand class, the oldest first."""
         self.handed: Counter[str] = Counter()
@@ -105,10 +107,10 @@ class Room(Scheduler):
     async def lease(self, waiter: Waiter, *, front: bool = False) -> Lease:
         self._numbers += 1
         flow = waiter.flow
-        row = self.rows.setdefault(flow, {})
+        row = self.rows.setdefault(flow, [])
         own = Waiting((not front, waiter.urgency, self._numbers), self._process.universe.now, waiter)
-        hopeless = self._is_hopeless(waiter, ahead=sum(1 for other in row if other.order < own.order))
-        row[own] = None
+        hopeless = self._is_hopeless(waiter, ahead=bisect_left(row, own.order, key=_order))
+        insort(row, own, key=_order)
         alike = self.kinds.setdefault(flow.demand_class, {})
         alike[own] = None
         self._new[own] = None
@@ -123,7 +125,8 @@ class Room(Scheduler):
             raise
         finally:
             self._new.pop(own, None)
-            del row[own]
+            ahead = row[: bisect_left(row, own.order, key=_order)]
+            del row[len(ahead)]
             del alike[own]
             if not row:
                 del self.rows[flow]
@@ -132,7 +135,7 @@ class Room(Scheduler):
             self._check_deadline(waiter, own)
         self.handed.setdefault(lease.id, 0)
         now = self._process.universe.now
-        if any(other.order < own.order and other.since < now for other in row):
+        if any(other.since < now for other in ahead):
             self._findings.breaches.append(f"law 5: in {flow} a request was served before its turn")
         if not front:
             self._findings.served.append(self._turn(waiter, own))
@@ -301,3 +304,7 @@ class Replica:
 def hash_of(name: str) -> int:
     """Return a number from a name, the same in every run."""
     return sum(ord(letter) * 31**place for place, letter in enumerate(name[:8]))
+
+
+def _order(one: Waiting) -> tuple[bool, int, int]:
+    return one.order

@@ -60,6 +60,7 @@ class Competition:
         for flow in flows:
             self.clients.setdefault(flow.client, []).append(flow)
         self._names = sorted(self.clients)
+        self._places = {name: place for place, name in enumerate(self._names)}
         self._scale = len(self._names) + 1
         costs: dict[int, list[tuple[int, int]]] = {}
         for name, (head, *rest) in self.clients.items():
@@ -73,7 +74,8 @@ class Competition:
         self._ended = [sum(end) for end in self._ends]
 
     def _moment(self, start: int, client: str) -> int:
-        return start * self._scale + bisect_left(self._names, client)
+        place = self._places.get(client)
+        return start * self._scale + (bisect_left(self._names, client) if place is None else place)
 
     def before(self, start: int, client: str) -> int:
         """How many requests are served before one of a client that starts then."""
@@ -82,7 +84,9 @@ class Competition:
         ended = self._ends[: bisect_right(self._ended, moment)]
         total = sum([(moment - begin) // cost for begin, cost in begun])
         total -= sum([(moment - end) // cost for end, cost in ended])
-        return total + sum([series.before(moment) for series in self._series])
+        for series in self._series:
+            total += series.before(moment)
+        return total
 
 
 class Others(NamedTuple):

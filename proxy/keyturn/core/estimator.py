@@ -144,7 +144,8 @@ class _Claim:
     """A flow under the limits of a group: its positions ranked, and the ranks turned into delays."""
 
     def __init__(self, flow: WaitingFlow, group: _Group, others: Others, quotas: int) -> None:
-        self._flow, self._group, self._others, self._quotas = flow, group, others, quotas
+        self._client, self._tag, self._cost = flow.client, flow.tag, flow.cost
+        self._group, self._others, self._quotas = group, others, quotas
         own = group.rivals.clients.get(flow.client, [])
         beside = [one for one in own if (one.limits, one.pinned) != (flow.limits, flow.pinned)]
         self._known = sum([one.waiting for one in own])
@@ -157,25 +158,26 @@ class _Claim:
 
     def at(self, position: int) -> Micros:
         """The delay until a position of the flow is served."""
-        place = position + sum([min(waiting, position) for waiting in self._beside])
-        if self._group.held:
+        place, group = position, self._group
+        if self._beside:
+            place += sum([min(waiting, position) for waiting in self._beside])
+        if group.held:
             return self._between(position, place)
-        return self._served(place, self._before(self._group.rivals, place) + max(0, place - self._known))
+        before = self._before(group.rivals, place)
+        return self._served(place, before + place - self._known if place > self._known else before)
 
-    def _served(self, place: int, before: int) -> Micros:
-        """The delay until a place is served, before which come so many listed requests, its client's among them."""
-        start, unpinned = self._start(place), self._group.unpinned
-        if unpinned is None:
-            rank = before + self._others.before(start)
-        else:
-            rank = before + (self._before(unpinned, place) + self._others.before(start)) // self._quotas
-        return max([calendar.at(rank) for calendar in self._group.calendars])
-
-    def _start(self, place: int) -> int:
-        return self._flow.tag + place * self._flow.cost
+    def _served(self, place: int, rank: int) -> Micros:
+        """The delay until a place is served that has this rank among the flows that are listed."""
+        group = self._group
+        others = self._others.before(self._tag + place * self._cost) if self._others.waiting else 0
+        if group.unpinned is not None:
+            others = (self._before(group.unpinned, place) + others) // self._quotas
+        if len(group.calendars) == 1:
+            return group.calendars[0].at(rank + others)
+        return max([calendar.at(rank + others) for calendar in group.calendars])
 
     def _before(self, flows: Competition, place: int) -> int:
-        return flows.before(self._start(place), self._flow.client)
+        return flows.before(self._tag + place * self._cost, self._client)
 
     def _between(self, position: int, place: int) -> Micros:
         """The same where others are held back: how many of them come first depends on how long it takes.
@@ -262,7 +264,7 @@ class Estimator:
 
     def _sample(self, name: Flow, own: int, weight: int) -> EstimatedWaits:
         flow = self._flows.get(name) or self._assume(name, own, weight)
-        total = max(own, flow.waiting)
+        total, queues = max(own, flow.waiting), flow.queues
         waiting = self._snapshot.others - (0 if name in self._flows else own)
         others = Others(waiting, self._snapshot.others_weight, self._last)
         groups, quotas = self._group(name.demand_class), len(self._revision.quotas)
@@ -271,8 +273,8 @@ class Estimator:
         tokens = max(calendars, key=lambda calendar: calendar.period / calendar.tokens).tokens  # of the slowest
 
         def at(position: int) -> Micros:
-            place = _place(position, own, total, flow.queues)
-            return max([claim.at(place) for claim in claims])
+            place = _place(position, own, total, queues)
+            return claims[0].at(place) if len(claims) == 1 else max([claim.at(place) for claim in claims])
 
         detail = SPARE + own if self._made < DETAILED else 1 + min(own, SPARE)
         soon = list(accumulate([at(position) for position in range(min(SOON, detail))], max))
@@ -336,11 +338,12 @@ class Estimator:
 def _place(position: int, own: int, total: int, queues: int) -> int:
     """Where in its flow a position of a replica's queue stands; the queues are served in rotation, one request each.
 
-    `own` and `total`: the requests in this queue and in all; a new queue stands last in the rotation.
+    `own` and `total`: the requests in this queue and in all; a new queue stands last in the rotation. Others may be
+    shorter than this one, and how unequal they are is not known: they are taken to be used up no earlier than it is.
     """
-    if own:
-        return position + min(position * (queues - 1), total - own)
-    return position + min((position + 1) * queues, total)
+    if position < own:
+        return position + min(position * (queues - 1), position * (total - own) // own)
+    return position + min(position * (queues - 1) if own else (position + 1) * queues, total - own)
 
 
 def _refine(samples: dict[int, Micros], at: Callable[[int], Micros], budget: int) -> None:

@@ -319,7 +319,7 @@ class TokenBuckets:
 
     def _reopened(self, now: Micros) -> Iterator[str]:
         """The quotas of buckets that are closed no longer, or whose probes take too long, and those that rested."""
-        for _ in range(REOPENED):
+        for _ in range(min(REOPENED, len(self.closed) + len(self.resting) + len(self.probing))):
             if (closed := self.closed.first()) and closed[0] <= now:
                 yield self.closed.pop_first()[1][1]
             if (resting := self.resting.first()) and resting[0] <= now:
