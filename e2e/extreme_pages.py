@@ -26,7 +26,7 @@ def extreme_promises(browser: Browser, widths: Sequence[int], folder: Path | Non
         )
         yield Promise("no table without rows is shown", bare == 0, f"{bare} are")
         texts = page.locator("main").inner_text()
-        missed = [text for text in ("This pool has no key.", "No client has called") if text not in texts]
+        missed = [text for text in ("This pool has no key.", "No client was active") if text not in texts]
         yield promise("it says what there is not", missed)
     with serving(Replica(crowd())) as url, opened(browser, url, Watch.over(url)) as page:
         yield from crowd_promises(page)

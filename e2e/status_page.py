@@ -109,10 +109,10 @@ def made_up_replica(browser: Browser, url: str, replica: Replica) -> Iterator[Pr
             "a key that is quarantined is said", not (missed := announced(page, "Key team-d is quarantined")), missed
         )
         replica.snapshots[:] = [busy(3, lost=True)]
-        yield Promise("a lost store is shown", not (missed := shown(page, "Ready, without its store")), missed)
+        yield Promise("a lost store is shown", not (missed := shown(page, "Ready, store lost")), missed)
         for text in (
             "The store does not respond: no answer within 500 ms",
-            "refused, and the one before goes on: clients",
+            "rejected; the previous one stays in effect: clients",
         ):
             yield Promise(f"in words, {text[:9]}…", not (missed := appears(page, "#notices", text)), missed)
         yield Promise("and said", not (missed := announced(page, "The store is lost")), missed)
@@ -127,7 +127,7 @@ def staleness(browser: Browser, url: str, replica: Replica) -> Iterator[Promise]
     watch = Watch.over(url)
     with opened(browser, url, watch) as page:
         replica.failing = True
-        yield Promise("old data are called old", not (missed := shown(page, "What is shown is")), missed)
+        yield Promise("old data are called old", not (missed := shown(page, "The data shown is")), missed)
         yield promise("and can be read", faint_texts(page, "old"))
         replica.failing = False
         yield Promise("the end of that is said", not (missed := announced(page, "up to date again")), missed)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from keyturn.app import reload
 from keyturn.app.reload import RETRY_POLLS, Contents, FileWatch, Reloader
-from keyturn.config.files import NOTHING, content_of, digest
+from keyturn.config.files import MISSING_FILE, content_of, digest
 from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.events import Event, Reloaded
 from structlog.testing import capture_logs
@@ -327,7 +327,7 @@ def test_a_file_that_goes_and_comes(tmp_path: Path) -> None:
         if text:
             file.write_text(text)
         seen.append(it.poll([file])[file])
-    assert seen == [NOTHING, digest(b"one"), NOTHING, digest(b"one")]
+    assert seen == [MISSING_FILE, digest(b"one"), MISSING_FILE, digest(b"one")]
 
 
 def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

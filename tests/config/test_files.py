@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from keyturn import config
 from keyturn.config.files import (
+    IRREGULAR_FILE,
     MAX_SECRET_BYTES,
-    NO_FILE,
-    NOTHING,
+    MISSING_FILE,
     KeyFiles,
     check_descriptors,
     content_of,
@@ -41,8 +41,8 @@ def test_what_cannot_be_read_is_told_apart(tmp_path: Path) -> None:
     """Nothing there, a link that leads nowhere, and what must not be opened, for that would wait."""
     (tmp_path / "dangling").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")
-    assert content_of(tmp_path / "none") == content_of(tmp_path / "dangling") == NOTHING
-    assert content_of(tmp_path / "pipe") == content_of(Path("/dev/null")) == NO_FILE
+    assert content_of(tmp_path / "none") == content_of(tmp_path / "dangling") == MISSING_FILE
+    assert content_of(tmp_path / "pipe") == content_of(Path("/dev/null")) == IRREGULAR_FILE
 
 
 def test_a_folder_is_known_by_the_names_of_its_key_files(tmp_path: Path) -> None:

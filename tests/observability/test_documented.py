@@ -49,10 +49,10 @@ def test_every_span_and_attribute_is_documented() -> None:
     trace = odd.traces.begin(Arrived("BREW", ((b"Host", b"proxy.example"),)))
     trace.try_began("k0", "/me", ())
     trace.end(request_log())
-    told = {span: attributes(spans[span]) | attributes(odd.spans[span]) for span in ("request", "try")}
+    told = {span: attributes(spans[span]) | attributes(odd.spans[span]) for span in ("request", "attempt")}
     kinds = {kind: names(name) for name, kind, _ in (row for row in rows("Traces") if row[1] in SPAN_KINDS)}
     assert kinds == {"server": {"GET"}, "internal": {"wait"}, "client": {"GET"}}
-    documented: dict[str, set[str]] = {"request": set(), "try": set()}
+    documented: dict[str, set[str]] = {"request": set(), "attempt": set()}
     for cells in rows("Traces"):
         if cells[1] not in SPAN_KINDS:
             for span in cells[1].split(", "):

@@ -41,7 +41,7 @@ class Collector:
     @property
     def spans(self) -> Mapping[str, ReadableSpan]:
         """Those that have ended, by what they are of; of several tries the last."""
-        kinds = {SpanKind.SERVER: "request", SpanKind.CLIENT: "try", SpanKind.INTERNAL: "wait"}
+        kinds = {SpanKind.SERVER: "request", SpanKind.CLIENT: "attempt", SpanKind.INTERNAL: "wait"}
         return {kinds[span.kind]: span for span in self._spans.get_finished_spans()}
 
     def go(self, *codes: int, fields: Fields = (), **story: object) -> Fields:
@@ -68,18 +68,18 @@ def test_a_request_its_wait_and_its_try_are_spans() -> None:
     collector.go(200)
     spans = collector.spans
     whole = spans["request"]
-    assert set(spans) == {"request", "wait", "try"}
-    for part in (spans["wait"], spans["try"]):
+    assert set(spans) == {"request", "wait", "attempt"}
+    for part in (spans["wait"], spans["attempt"]):
         assert part.parent is not None
         assert part.parent.span_id == whole.context.span_id
-    assert (whole.name, spans["wait"].name, spans["try"].name) == ("GET", "wait", "GET")
+    assert (whole.name, spans["wait"].name, spans["attempt"].name) == ("GET", "wait", "GET")
     told = attributes(whole)
     assert told["http.request.method"] == "GET"
     assert told["http.response.status_code"] == 200
     assert told["url.path"] == "/collections"
     assert (told["keyturn.client"], told["keyturn.pool"], told["keyturn.key"]) == ("ci", "default", "k0")
     assert (told["keyturn.outcome"], told["keyturn.attempts"], told["keyturn.request_id"]) == ("forwarded", 1, "r-1")
-    told = attributes(spans["try"])
+    told = attributes(spans["attempt"])
     assert (told["server.address"], told["server.port"]) == ("api.example", 8443)
     assert (told["keyturn.key"], told["http.response.status_code"]) == ("k0", 200)
     resource = whole.resource.attributes
@@ -95,7 +95,7 @@ def test_the_caller_s_trace_goes_on_through_the_proxy() -> None:
     parent = spans["request"].parent
     assert parent is not None
     assert f"{parent.trace_id:032x}-{parent.span_id:016x}" == f"{TRACE}-{PARENT}"
-    assert sent[b"traceparent"].decode() == f"00-{TRACE}-{spans['try'].context.span_id:016x}-01"
+    assert sent[b"traceparent"].decode() == f"00-{TRACE}-{spans['attempt'].context.span_id:016x}-01"
     assert sent[b"tracestate"] == b"a=1,b=2"
     assert sent[b"X"] == b"y"
     assert b"Traceparent" not in sent
@@ -220,7 +220,7 @@ def test_spans_have_what_the_conventions_ask_for() -> None:
     trace.try_ended(200)
     trace.end(request_log())
     assert SERVER.items() <= attributes(collector.spans["request"]).items()
-    assert CLIENT.items() <= attributes(collector.spans["try"]).items()
+    assert CLIENT.items() <= attributes(collector.spans["attempt"]).items()
     for span in collector.spans.values():
         assert "error.type" not in attributes(span)
         assert "url.query" not in attributes(span)
@@ -255,7 +255,7 @@ def test_an_odd_method_stands_beside_the_folded_one() -> None:
     trace = collector.traces.begin(Arrived("BREW" * 100))
     trace.try_began("k0", "/", ())
     trace.end(request_log())
-    for name in ("request", "try"):
+    for name in ("request", "attempt"):
         told = attributes(collector.spans[name])
         assert (told["http.request.method"], told["http.request.method_original"]) == ("_OTHER", "BREW" * 8)
 

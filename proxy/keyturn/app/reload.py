@@ -20,7 +20,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from keyturn.config.files import NO_FILE, NOTHING, check_descriptors, content_of
+from keyturn.config.files import IRREGULAR_FILE, MISSING_FILE, check_descriptors, content_of
 from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.events import Observer, Reloaded
 from keyturn.logger import structlog
@@ -80,7 +80,7 @@ class FileWatch:
         now = self._clock()
         stamp = _stamp(path)
         if stamp is None:
-            return _Seen(None, NOTHING, now, now)
+            return _Seen(None, MISSING_FILE, now, now)
         before = self._seen.get(path)
         if before is None or before.stamp != stamp:
             return _Seen(stamp, content_of(path), now, now)
@@ -179,7 +179,7 @@ class Reloader(Generic[LoadedT]):
         self._unreadable, self._overdue = True, requested
 
     def _is_due(self, polled: Contents) -> bool:
-        seen = {path: self._judged[path] if content == NO_FILE else content for path, content in polled.items()}
+        seen = {path: self._judged[path] if content == IRREGULAR_FILE else content for path, content in polled.items()}
         if seen != self._judged:
             stable, self._changing = seen == self._changing, seen
             return stable
@@ -229,5 +229,5 @@ class Reloader(Generic[LoadedT]):
 
 def _irregular(seen: Contents) -> Iterable[Problem]:
     for path, content in seen.items():
-        if content == NO_FILE:
+        if content == IRREGULAR_FILE:
             yield Problem("", f"{path} is a pipe or a device, which cannot be read again: use a regular file")

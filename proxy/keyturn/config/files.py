@@ -20,10 +20,10 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NULLS = b"\0\0"
 """Every other byte of ASCII text in UTF-16, also without a byte order mark."""
 
-NOTHING = b""
+MISSING_FILE = b""
 """The digest of a file that is missing or cannot be read."""
 
-NO_FILE = b"no file"
+IRREGULAR_FILE = b"no file"
 """The digest of a pipe, a device and the like: reading one consumes data or blocks."""
 
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
@@ -81,13 +81,13 @@ def content_of(path: Path) -> bytes:
         if stat.S_ISDIR(mode):
             return digest_of_names(file.name for file in key_files(path))
         if not stat.S_ISREG(mode):
-            return NO_FILE
+            return IRREGULAR_FILE
         with path.open("rb") as file:
             return file_digest(file, "sha256").digest()
     except OSError as error:
         if error.errno in _NO_DESCRIPTOR:
             raise StartError(_RAISE_LIMIT) from error
-        return NOTHING
+        return MISSING_FILE
 
 
 def check_descriptors() -> None:

@@ -87,9 +87,9 @@ MAX_PLACES = 4
 
 _MAPPING = "write a mapping: `name: value` lines, indented, a space after the colon"
 _LIST = "write a list: a line `- …` for each entry"
-_WHOLE = "write a whole number"
+_WHOLE_NUMBER_HINT = "write a whole number"
 _TEXT = "write text, in quotes if it looks like a number"
-_TOO_SHORT = "too_short"
+_EMPTY_LIST_ERROR = "too_short"
 _MESSAGES: Mapping[str, str] = {
     "bool_parsing": "write `true` or `false`",
     "bool_type": "write `true` or `false`",
@@ -98,10 +98,10 @@ _MESSAGES: Mapping[str, str] = {
     "float_parsing": "write a number",
     "float_type": "write a number",
     "frozen_set_type": _LIST,
-    "int_from_float": _WHOLE,
-    "int_parsing": _WHOLE,
-    "int_parsing_size": _WHOLE,
-    "int_type": _WHOLE,
+    "int_from_float": _WHOLE_NUMBER_HINT,
+    "int_parsing": _WHOLE_NUMBER_HINT,
+    "int_parsing_size": _WHOLE_NUMBER_HINT,
+    "int_type": _WHOLE_NUMBER_HINT,
     "list_type": _LIST,
     "mapping_type": _MAPPING,
     "missing": "is missing: write it",
@@ -109,7 +109,7 @@ _MESSAGES: Mapping[str, str] = {
     "model_type": _MAPPING,
     "path_type": "write the path of a file",
     "string_type": _TEXT,
-    _TOO_SHORT: "write at least one entry",
+    _EMPTY_LIST_ERROR: "write at least one entry",
     "tuple_type": _LIST,
 }
 RENAMED_SETTINGS: Mapping[str, str] = {
@@ -156,11 +156,11 @@ def problems_of(error: ValidationError, model: type[BaseModel], document: Any) -
     """Translate pydantic's errors into problems such as `clients[2].weight: …`."""
     details = error.errors(include_url=False, include_input=False)
     located = [(path_of(_located(detail["loc"], document)), detail) for detail in details]
-    wrong = {place for place, detail in located if detail["type"] != _TOO_SHORT}
+    wrong = {place for place, detail in located if detail["type"] != _EMPTY_LIST_ERROR}
     return [
         Problem(place, _message(detail, model, document))
         for place, detail in located
-        if detail["type"] != _TOO_SHORT or place not in wrong  # a list of one wrong entry is not empty
+        if detail["type"] != _EMPTY_LIST_ERROR or place not in wrong  # a list of one wrong entry is not empty
     ]
 
 

@@ -101,7 +101,7 @@ _FROM_ENVIRONMENT = {
     "type": "string",
     "pattern": r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}",
 }
-_ABOUT = ("title", "description", "default", "examples")
+_DESCRIPTION_KEYS = ("title", "description", "default", "examples")
 
 
 def schema() -> dict[str, Any]:
@@ -144,8 +144,8 @@ def _section(body: dict[str, Any], section: type[Settings]) -> dict[str, Any]:
 
 
 def _setting(field: dict[str, Any]) -> dict[str, Any]:
-    about = {key: field[key] for key in _ABOUT if key in field}
-    return about | _interpolated({key: value for key, value in field.items() if key not in _ABOUT})
+    about = {key: field[key] for key in _DESCRIPTION_KEYS if key in field}
+    return about | _interpolated({key: value for key, value in field.items() if key not in _DESCRIPTION_KEYS})
 
 
 def _interpolated(body: dict[str, Any]) -> dict[str, Any]:

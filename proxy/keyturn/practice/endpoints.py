@@ -33,7 +33,7 @@ from keyturn.practice.contents import (
 from keyturn.practice.gate import Handler, Visit, body_of, malformed, read_content
 from keyturn.practice.settings import PracticeSettings
 
-_PIECE = 2**16
+_PIECE_BYTES = 2**16
 _NOISE = 2**18
 _MAX_DIGITS = 12
 _NO_BODY = frozenset({204, 205, 304})
@@ -131,7 +131,7 @@ def _pieces(source: memoryview, length: int) -> Iterator[memoryview]:
     sent = 0
     while sent < length:
         start = sent % len(source)
-        piece = source[start : min(start + _PIECE, start + length - sent)]
+        piece = source[start : min(start + _PIECE_BYTES, start + length - sent)]
         sent += len(piece)
         yield piece
 

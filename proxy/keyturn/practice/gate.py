@@ -116,7 +116,7 @@ def most_within(instants: Iterable[float], window: float) -> int:
 
 _KINDS: dict[str, Kind] = {"collections": "collection", "environments": "environment"}
 _MAX_BODY: dict[Kind, int] = {"collection": 100 * 2**20, "environment": 30 * 2**20}
-_LARGE = 2**18  # bytes of JSON that are better read beside the event loop
+_LARGE_BODY = 2**18  # bytes of JSON that are better read beside the event loop
 
 
 @dataclass(slots=True)
@@ -173,7 +173,7 @@ async def read_content(visit: Visit) -> dict[str, Any]:
         if len(body) > most:
             raise too_large
     try:
-        data = await asyncio.to_thread(json.loads, body) if len(body) > _LARGE else json.loads(body)
+        data = await asyncio.to_thread(json.loads, body) if len(body) > _LARGE_BODY else json.loads(body)
     except (ValueError, RecursionError):
         raise malformed(visit.kind) from None
     content = data.get(visit.kind) if isinstance(data, dict) else None

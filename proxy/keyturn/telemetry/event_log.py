@@ -81,7 +81,7 @@ def _store(event: StoreChanged | EpochBegan | StoreCannotWake) -> LogLine:
         case StoreChanged(pool, up=True, seconds=seconds):
             return LogLine("warning", "the store responds again", {"pool": pool, "lost_seconds": round(seconds, 1)})
         case StoreChanged(pool, cause=cause, on_loss=on_loss):
-            return LogLine("error", _LOST[on_loss], {"pool": pool, "cause": cause})
+            return LogLine("error", _STORE_LOST[on_loss], {"pool": pool, "cause": cause})
 
 
 def _key(event: KeyChanged | KeySwitched) -> LogLine:
@@ -164,7 +164,7 @@ def _detail(event: Event) -> LogLine | None:
             return None
 
 
-_LOST = {
+_STORE_LOST = {
     "share": "the store does not respond: restore it. Until then, this replica uses its share of the limits",
     "wait": "the store does not respond: restore it. Until then, requests wait",
     "refuse": "the store does not respond: restore it. Until then, requests are rejected with 503",
