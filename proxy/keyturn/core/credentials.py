@@ -17,6 +17,7 @@ from itertools import chain, islice
 from typing import Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
+from keyturn.core.headers import ByNames, names_of
 from keyturn.core.http import Fields
 from keyturn.core.redaction import Redactor
 from keyturn.core.values import value_object
@@ -51,15 +52,20 @@ class CredentialPlaces:
     headers: frozenset[bytes]
     query: re.Pattern[bytes]
     """The parameter; see `parameter`."""
-    lengths: frozenset[int]
-    """Lengths of the names of these headers, by which most others are ruled out."""
+    among: ByNames[tuple[int, ...]] = field(repr=False, compare=False)
+    """The indices of a head's fields that may hold one."""
 
     @classmethod
     def named(cls, key_header: str, key_query: str) -> "CredentialPlaces":
         """The places for a configured key header, beside `X-Api-Key`, and a query parameter."""
         headers = frozenset({_KEY_HEADER, key_header.lower().encode("ascii")})
-        others = (_AUTHORIZATION, _PROXY_AUTHORIZATION, _REFERER)
-        return cls(headers, parameter(key_query), frozenset(map(len, (*headers, *others))))
+        sought = headers | {_AUTHORIZATION, _PROXY_AUTHORIZATION, _REFERER}
+
+        def among(names: tuple[bytes, ...]) -> tuple[int, ...]:
+            lower = [name.lower() for name in names]
+            return tuple([i for i, name in enumerate(lower) if name in sought or name.replace(b"_", b"-") in headers])
+
+        return cls(headers, parameter(key_query), ByNames(among))
 
 
 @value_object
@@ -97,10 +103,9 @@ def remove_credentials(
     taken: dict[int, bytes | None] = {}
     ours: list[bytes] = []
     unknown: dict[bytes, list[bytes]] = {_AUTHORIZATION: [], _PROXY_AUTHORIZATION: []}
-    headers, lengths = places.headers, places.lengths
-    for index, (name, value) in enumerate(fields):
-        if len(name) not in lengths:
-            continue
+    headers = places.headers
+    for index in places.among[names_of(fields)]:
+        name, value = fields[index]
         lower = name.lower()
         if lower in headers:
             taken[index] = None

@@ -6,7 +6,7 @@ that a peer cannot have our own fields taken off by naming them in its `Connecti
 
 import re
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, compress
 from typing import TypeVar
 
 from keyturn.core.errors import Broken
@@ -65,6 +65,7 @@ _COMMA = re.compile(rb"[ \t]*,[ \t]*")
 
 Known = TypeVar("Known")
 _MAX_SPELLINGS, _MAX_NAME_LENGTH = 1024, 64
+_MAX_HEADS, _MAX_NAMES, _MAX_NAMES_LENGTH = 512, 64, 1024
 _MAX_PREFER_WAIT = 999_999_999
 _MOST_URGENT, _LEAST_URGENT = 0, 7
 
@@ -76,7 +77,8 @@ def to_upstream(fields: Fields) -> Fields:
     intermediaries tell of the caller (`X-Forwarded-*`, `Forwarded`, `X-Real-IP` and the like); also what servers that
     make no difference between `_` and `-` would take for one of these or for `Content-Length`.
     """
-    return _without_listed([field for field in fields if not _ends_before_upstream[field[0]]], fields)
+    kept, has_connection = _way_to_upstream[names_of(fields)]
+    return _without_listed([*compress(fields, kept)], fields) if has_connection else tuple(compress(fields, kept))
 
 
 def from_upstream(fields: Fields) -> Fields:
@@ -87,12 +89,21 @@ def from_upstream(fields: Fields) -> Fields:
     Raises:
         Broken: a field's name is none, which the caller might read in another way (RFC 9112, section 5.1).
     """
-    kept = [field for field in fields if not _ends_before_caller[field[0]]]
-    if len(kept) == len(fields):
+    kept = _way_to_caller[names_of(fields)]
+    if kept is None:
         return fields
+    return _without_hop_by_hop([*compress(fields, kept)], fields)
+
+
+def _without_hop_by_hop(kept: list[tuple[bytes, bytes]], fields: Fields) -> Fields:
     if any(name.lower() == b"transfer-encoding" for name, _ in fields):
         kept = [field for field in kept if field[0].lower() != b"content-length"]
     return _without_listed(kept, fields)
+
+
+def names_of(fields: Fields) -> tuple[bytes, ...]:
+    """The names of fields, in order."""
+    return next(zip(*fields, strict=True), ())
 
 
 class ByName(dict[bytes, Known]):
@@ -115,6 +126,25 @@ class ByName(dict[bytes, Known]):
         return known
 
 
+class ByNames(dict[tuple[bytes, ...], Known]):
+    """Values that depend on the names of a whole head only: most heads have the same names in the same order.
+
+    It is bounded like `ByName`.
+    """
+
+    def __init__(self, of: Callable[[tuple[bytes, ...]], Known]) -> None:
+        super().__init__()
+        self._of = of
+
+    def __missing__(self, names: tuple[bytes, ...]) -> Known:
+        if len(self) >= _MAX_HEADS:
+            self.clear()
+        known = self._of(names)
+        if len(names) <= _MAX_NAMES and sum(map(len, names)) <= _MAX_NAMES_LENGTH:
+            self[names] = known
+        return known
+
+
 def _ends_with_us(name: bytes) -> bool:
     read = name.replace(b"_", b"-")
     if read in _NOT_TO_UPSTREAM or read in _OF_INTERMEDIARIES or read.startswith(_OF_INTERMEDIARIES_PREFIXES):
@@ -132,6 +162,21 @@ def _ends_on_its_way_back(name: bytes) -> bool:
 _ends_before_upstream = ByName(_ends_with_us)
 _ends_before_caller = ByName(_ends_on_its_way_back)
 _is_connection = ByName(lambda name: name == b"connection")
+
+
+def _plan_to_upstream(names: tuple[bytes, ...]) -> tuple[tuple[bool, ...], bool]:
+    """Which fields go on, and whether a `Connection` among them may name others that do not."""
+    return tuple([not _ends_before_upstream[name] for name in names]), any(_is_connection[name] for name in names)
+
+
+def _plan_to_caller(names: tuple[bytes, ...]) -> tuple[bool, ...] | None:
+    """Which fields go on; `None`: all."""
+    kept = tuple([not _ends_before_caller[name] for name in names])
+    return None if all(kept) else kept
+
+
+_way_to_upstream = ByNames(_plan_to_upstream)
+_way_to_caller = ByNames(_plan_to_caller)
 
 
 def _without_listed(kept: list[tuple[bytes, bytes]], fields: Fields) -> Fields:

@@ -8,7 +8,7 @@ for it to the upstream. A path alone is a reference in each of these fields (RFC
 import re
 from urllib.parse import urlsplit
 
-from keyturn.core.headers import ByName
+from keyturn.core.headers import ByName, ByNames, names_of
 from keyturn.core.http import Fields
 
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
@@ -22,6 +22,8 @@ _TEXT_BEFORE = {
 """Patterns of the text before a reference, for each field that holds one."""
 
 _before = ByName(_TEXT_BEFORE.get)
+_places = ByNames(lambda names: tuple([index for index, name in enumerate(names) if _before[name] is not None]))
+"""The fields that may hold a reference."""
 
 
 class OwnReferences:
@@ -45,7 +47,7 @@ class OwnReferences:
 
     def relative(self, fields: Fields) -> Fields:
         """The fields with paths in place of the URLs of this authority."""
-        places = [index for index, field in enumerate(fields) if _before[field[0]] is not None]
+        places = _places[names_of(fields)]
         if not places:
             return fields
         found = list(fields)

@@ -12,6 +12,7 @@ from itertools import compress
 
 from keyturn.core.events import RequestLog
 from keyturn.core.exchange import LimitTokens
+from keyturn.core.headers import ByNames, names_of
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND, Limit, Micros
 
@@ -31,22 +32,21 @@ def to_caller(
     stays: it tells of a task, or of something that has moved. In a refusal (`refused`) it never stays: what could be
     read of it is in `retry_after`.
     """
-    kept = list(compress(fields, _kept(_names_of(fields), beside_a_wait=refused or retry_after is not None)))
-    kept += (
+    beside_a_wait = refused or retry_after is not None
+    return (
+        *compress(fields, (_kept_beside_a_wait if beside_a_wait else _kept)[names_of(fields)]),
         (b"Via", VIA),
         (b"X-Request-Id", log.id.encode()),
         (b"Keyturn-Key", log.key.encode()),
         (b"Server-Timing", server_timing(log.queued, log.upstream)),
+        *(() if retry_after is None else ((b"Retry-After", b"%d" % retry_after),)),
+        *rate_fields,
     )
-    if retry_after is not None:
-        kept.append((b"Retry-After", b"%d" % retry_after))
-    kept += rate_fields
-    return tuple(kept)
 
 
 def interim_fields(fields: Fields) -> Fields:
     """The fields of an interim answer for the caller: the upstream's in their order, without those that we set."""
-    return tuple(compress(fields, _kept(_names_of(fields), beside_a_wait=False)))
+    return tuple(compress(fields, _kept[names_of(fields)]))
 
 
 def _is_kept(name: bytes) -> bool:
@@ -54,15 +54,12 @@ def _is_kept(name: bytes) -> bool:
     return name not in _OURS and not name.endswith(_OF_ONE_PLAN) and not any(part in name for part in _OF_ONE_KEY)
 
 
-def _names_of(fields: Fields) -> tuple[bytes, ...]:
-    return next(zip(*fields, strict=True), ())
-
-
-@lru_cache(maxsize=64)
-def _kept(names: tuple[bytes, ...], *, beside_a_wait: bool) -> tuple[bool, ...]:
-    """Which fields of these names go to the caller: nearly all answers have the same names."""
-    lower = [name.lower() for name in names]
-    return tuple([_is_kept(name) and not (beside_a_wait and name == b"retry-after") for name in lower])
+_kept = ByNames(lambda names: tuple([_is_kept(name.lower()) for name in names]))
+"""Which fields of these names go to the caller."""
+_kept_beside_a_wait = ByNames(
+    lambda names: tuple([_is_kept(name) and name != b"retry-after" for name in map(bytes.lower, names)])
+)
+"""The same of an answer that gets a `Retry-After` of ours, or none."""
 
 
 def fields_for_another(fields: Fields, log: RequestLog, rate_fields: Fields) -> Fields:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 
-from keyturn.core.headers import ByName
+from keyturn.core.headers import ByName, ByNames, names_of
 from keyturn.core.http import Body, Fields, Request
 from keyturn.core.model import Secret
 from keyturn.core.translate import VIA
@@ -21,7 +21,7 @@ _CONTENT_EXPECTED = frozenset({"PATCH", "POST", "PUT"})
 class HeadWriter:
     """Writes heads for one upstream: `authority` goes into `Host`, and the key into the field `key_header`."""
 
-    __slots__ = ("_begin", "_key", "_role")
+    __slots__ = ("_begin", "_key", "_plain", "_role")
 
     def __init__(self, authority: str, key_header: str) -> None:
         self._begin = b" HTTP/1.1\r\nHost: " + authority.encode("ascii")
@@ -29,6 +29,8 @@ class HeadWriter:
         dropped = _OURS | {key_header.lower().encode("ascii")}
         self._role = ByName(lambda name: name if name in dropped else b"")
         """The lower-case name of a field that is written anew; empty for most."""
+        self._plain = ByNames(lambda names: not any(map(self._role.__getitem__, names)))
+        """Whether no field of a head is written anew."""
 
     def write(self, request: Request, key: Secret, extra: Fields, body: Body | None) -> bytes:
         """The head of `request` with its empty line; `extra` replaces fields of the same name.
@@ -45,17 +47,21 @@ class HeadWriter:
         framing = _framing(request.method, body)
         via = []
         lines = [request.method.encode("ascii") + b" " + request.target + self._begin]
-        for field in fields:
-            name = role[field[0]]
-            if not name:
-                lines.append(b": ".join(field))
-            elif name == b"content-length":
-                framing = framing or _EMPTY
-            elif name == b"via":
-                via.append(field[1])
+        if self._plain[names_of(fields)]:
+            lines += map(b": ".join, fields)
+        else:
+            for field in fields:
+                name = role[field[0]]
+                if not name:
+                    lines.append(b": ".join(field))
+                elif name == b"content-length":
+                    framing = framing or _EMPTY
+                elif name == b"via":
+                    via.append(field[1])
         if framing:
             lines.append(framing)
-        lines.extend(map(b": ".join, extra))
+        if extra:
+            lines.extend(map(b": ".join, extra))
         lines += (
             self._key + _bytes(key),
             b"Via: " + b", ".join((*via, VIA)) if via else _VIA,

@@ -2,13 +2,14 @@
 
 import asyncio
 from functools import lru_cache
+from itertools import compress
 
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion11
 
 from keyturn.core.errors import Broken
 from keyturn.core.events import RequestLog
-from keyturn.core.headers import ByName
+from keyturn.core.headers import ByName, ByNames, names_of
 from keyturn.core.http import Answer, Fields, Whole
 from keyturn.core.translate import VIA, interim_fields
 from keyturn.web.connection import IncomingRequest
@@ -102,16 +103,13 @@ def _head(
 
     Returns the head, the announced length, whether the body goes out in chunks, and whether the connection ends.
     """
-    lines, length, dated = [_status_line(answer.status, answer.reason)], None, False
-    for field in answer.fields:
-        if role := _role[field[0]]:
-            if role == "framing":
-                continue
-            if role == "length":
-                length = int(field[1])
-            else:
-                dated = True
-        lines.append(b": ".join(field))
+    fields = answer.fields
+    kept, place, dated = _shape[names_of(fields)]
+    length = None if place is None else int(fields[place][1])
+    lines = [
+        _status_line(answer.status, answer.reason),
+        *map(b": ".join, fields if kept is None else compress(fields, kept)),
+    ]
     if not dated:
         lines.append(b"Date: " + rfc822_formatted_time().encode("ascii"))
     chunked = False
@@ -128,6 +126,17 @@ def _head(
 _ROLES = {b"content-length": "length", b"date": "date"} | dict.fromkeys(_FRAMING, "framing")
 _role = ByName(lambda name: _ROLES.get(name, ""))
 """What a field of that name says about the message itself; empty for most."""
+
+
+def _shape_of(names: tuple[bytes, ...]) -> tuple[tuple[bool, ...] | None, int | None, bool]:
+    """Which fields are written (`None`: all), the place of the length, and whether there is a date."""
+    roles = [_role[name] for name in names]
+    kept = tuple([role != "framing" for role in roles])
+    lengths = [place for place, role in enumerate(roles) if role == "length"]
+    return None if all(kept) else kept, lengths[-1] if lengths else None, "date" in roles
+
+
+_shape = ByNames(_shape_of)
 
 
 class _AnswerWriter:
