@@ -20,7 +20,7 @@ from keyturn.telemetry import LogLevel
 
 from tests.core.worlds import limit, pool
 from tests.process import KEYS, until, write
-from tests.rooms import Recorder, Room, room
+from tests.schedulers import Recorder, RunningScheduler, running_scheduler
 from tests.stores.servers import free_port
 from tests.virtual import micros, task_of, virtual
 
@@ -205,7 +205,7 @@ BOUND = 10 * SECOND
 SPAN = HERE.stretched(HERE.limits[0]) + SECOND + BOUND
 
 
-def placing(it: Room, placements: Any) -> PlacementSync:
+def placing(it: RunningScheduler, placements: Any) -> PlacementSync:
     """The placing of a process with one pool."""
     return PlacementSync(placements, {"default": it.scheduler}, BOUND, micros)
 
@@ -220,7 +220,7 @@ class _Lost:
 @virtual
 async def test_a_key_that_came_from_another_pool_rests_and_requests_wait() -> None:
     """Until what was sent with it there counts no longer; the status says why."""
-    async with room(HERE) as it:
+    async with running_scheduler(HERE) as it:
         process, tasks = placing(it, LocalPlacements(micros)), set[asyncio.Task[Any]]()
         await process.prepare((replace_pool("default"), ELSEWHERE))
         moved = micros()
@@ -246,7 +246,7 @@ def replace_pool(name: str) -> Pool:
 @virtual
 async def test_without_the_store_no_key_rests() -> None:
     """A start does not wait for it, and what was known stays."""
-    async with room(HERE) as it:
+    async with running_scheduler(HERE) as it:
         process, tasks = placing(it, _Lost()), set[asyncio.Task[Any]]()
         assert await process.prepare((HERE,)) == {}
         spawn(process.run(), name="place keys", owner=tasks)
@@ -259,7 +259,7 @@ async def test_without_the_store_no_key_rests() -> None:
 @virtual
 async def test_what_was_heard_of_an_earlier_configuration_is_dropped() -> None:
     """It says nothing about the pools that were prepared meanwhile."""
-    async with room(HERE) as it:
+    async with running_scheduler(HERE) as it:
         registry = LocalPlacements(micros)
         process = placing(it, _Slow(registry))
         late = task_of(process.prepare((ELSEWHERE,)))
@@ -281,7 +281,7 @@ class _Slow:
         return told
 
 
-def controls_of(it: Room) -> OperatorControls:
+def controls_of(it: RunningScheduler) -> OperatorControls:
     """Of a process with one pool."""
     return OperatorControls({"default": it.scheduler}, LogLevel("info"), it.recorder, micros)
 
@@ -289,7 +289,7 @@ def controls_of(it: Room) -> OperatorControls:
 @virtual
 async def test_a_paused_key_is_not_leased_until_it_is_resumed() -> None:
     """Requests go out with the others, and wait for them; with the first word of the resumption they go on."""
-    async with room(pool(2, limit(1))) as it:
+    async with running_scheduler(pool(2, limit(1))) as it:
         controls = controls_of(it)
         assert controls.pause("default", "k0")
         with await it.scheduler.lease(it.request()) as lease:
@@ -310,7 +310,7 @@ async def test_a_paused_key_is_not_leased_until_it_is_resumed() -> None:
 @virtual
 async def test_with_all_keys_paused_nobody_is_kept_waiting() -> None:
     """Who waits is refused with 503 noKeyAvailable at once, as is whoever comes."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         with await it.scheduler.lease(it.request()) as lease:
             lease.spent()
         waiting = task_of(it.scheduler.lease(it.request()))
@@ -325,7 +325,7 @@ async def test_with_all_keys_paused_nobody_is_kept_waiting() -> None:
 @virtual
 async def test_what_is_not_there_is_not_switched() -> None:
     """Neither another pool nor another key."""
-    async with room(pool(1)) as it:
+    async with running_scheduler(pool(1)) as it:
         controls = controls_of(it)
         for switch in (controls.pause, controls.resume):
             assert not switch("default", "k9")

@@ -13,7 +13,7 @@ from keyturn.core.errors import ConfigError, Problem, StartError
 from keyturn.core.events import Event, Reloaded
 from structlog.testing import capture_logs
 
-from tests.rooms import Recorder
+from tests.schedulers import Recorder
 
 
 @dataclass(frozen=True)

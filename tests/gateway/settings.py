@@ -16,7 +16,7 @@ from keyturn.gateway import Gateway, RetryPolicy
 from keyturn.gateway.sending import REFUSAL_PATIENCE
 
 from tests.core.worlds import limit, pool
-from tests.rooms import Room, room
+from tests.schedulers import RunningScheduler, running_scheduler
 from tests.virtual import micros
 
 PLAIN_429 = b'{"error":{"name":"rateLimitError","message":"Rate Limit exceeded."}}'
@@ -150,7 +150,7 @@ class Bytes:
 class Setting:
     """A gateway over a fake upstream."""
 
-    room: Room
+    room: RunningScheduler
     upstream: FakeUpstream
     gateway: Gateway
     log: RequestLog = field(default_factory=lambda: RequestLog(id="id-1"))
@@ -203,7 +203,7 @@ async def setting(
     retries: RetryPolicy | None = None,
 ) -> AsyncIterator[Setting]:
     """A gateway over a room and an upstream that plays the script; in the end everything is accounted for."""
-    async with room(pool(quotas, *(limits or (limit(requests),)))) as it:
+    async with running_scheduler(pool(quotas, *(limits or (limit(requests),)))) as it:
         upstream = FakeUpstream(list(script))
         gateway = Gateway(
             {"default": it.scheduler},

@@ -17,7 +17,7 @@ from keyturn.scheduler import Scheduler
 
 from tests.core.worlds import limit, pool
 from tests.gateway.settings import Bytes
-from tests.rooms import Recorder, room
+from tests.schedulers import Recorder, running_scheduler
 from tests.virtual import micros, task_of, virtual
 
 NOBODY = cast("Scheduler", None)
@@ -111,7 +111,7 @@ def test_its_route() -> None:
 @virtual
 async def test_a_debugger_sees_how_a_pool_and_a_request_stand() -> None:
     """What holds requests back, and what one of them holds."""
-    async with room(POOL) as it:
+    async with running_scheduler(POOL) as it:
         state = PoolState(it.scheduler)
         assert (
             repr(state) == "<PoolState default: breakers idle, <Throttles: open, 0 quotas refused>, 0 limited routes>"

@@ -14,7 +14,7 @@ from keyturn.joining.fanout import ANSWER_BOUND, FellBehind
 from keyturn.joining.shared_requests import Joining, join_key
 
 from tests.joining.steps import counting
-from tests.rooms import Recorder
+from tests.schedulers import Recorder
 from tests.virtual import micros, task_of, virtual
 
 

@@ -22,16 +22,16 @@ from keyturn.scheduler.queues import Queues
 from keyturn.scheduler.waiter import Queue, Waiter
 
 from tests.core.worlds import flow, limit, pool
-from tests.rooms import Room, room, waiting
+from tests.schedulers import RunningScheduler, running_scheduler, waiting
 from tests.virtual import micros, task_of, virtual
 
 
-def ticket(it: Room, most: int | None, *, wait: int = 1_000_000 * SECOND, name: str = "small") -> Waiter:
+def ticket(it: RunningScheduler, most: int | None, *, wait: int = 1_000_000 * SECOND, name: str = "small") -> Waiter:
     """Of a client of which so many may wait."""
     return it.request(name, wait=wait, max_waiting=most)
 
 
-async def come(it: Room, number: int, most: int | None) -> list["asyncio.Task[Lease]"]:
+async def come(it: RunningScheduler, number: int, most: int | None) -> list["asyncio.Task[Lease]"]:
     """So many come at once."""
     tasks = [task_of(it.scheduler.lease(ticket(it, most))) for _ in range(number)]
     await asyncio.sleep(0.1)
@@ -64,7 +64,7 @@ def test_what_a_token_is_at_hand_for_does_not_wait(most: int | None, served: int
 
     @virtual
     async def scenario() -> None:
-        async with room(pool(1, limit(6))) as it:
+        async with running_scheduler(pool(1, limit(6))) as it:
             tasks = await come(it, 10, most)
             assert refused(tasks) == [False] * (served + stay) + [True] * (10 - served - stay)
             assert sum(task.done() and not task.exception() for task in tasks) == served
@@ -78,7 +78,7 @@ def test_what_a_token_is_at_hand_for_does_not_wait(most: int | None, served: int
 @virtual
 async def test_who_comes_behind_others_that_wait_is_refused_at_once() -> None:
     """Without an exchange; those that wait in another flow are no reason to refuse what could be served."""
-    async with room(pool(1, limit(1), limit(1, 60 * SECOND, "GET /narrow"))) as it:
+    async with running_scheduler(pool(1, limit(1), limit(1, 60 * SECOND, "GET /narrow"))) as it:
         tasks = await come(it, 3, 2)
         with pytest.raises(TooMany) as refusal:
             await it.scheduler.lease(ticket(it, 2))
@@ -89,11 +89,11 @@ async def test_who_comes_behind_others_that_wait_is_refused_at_once() -> None:
 @virtual
 async def test_all_together_are_bounded() -> None:
     """Whosever they are; and so are newcomers, of whom it is not known yet whether they have to wait."""
-    async with room(pool(1, limit(1)), max_waiting=3) as it:
+    async with running_scheduler(pool(1, limit(1)), max_waiting=3) as it:
         tasks = await come(it, 8, None)
         assert refused(tasks) == [False] * 4 + [True] * 4
         end(tasks)
-    async with room(pool(1, limit(1)), max_waiting=3) as it:
+    async with running_scheduler(pool(1, limit(1)), max_waiting=3) as it:
         tasks = [task_of(it.scheduler.lease(ticket(it, None))) for _ in range(MAX_NEWCOMERS + 10)]
         for _ in range(3):
             await asyncio.sleep(0)
@@ -103,7 +103,7 @@ async def test_all_together_are_bounded() -> None:
         end(tasks)
 
 
-async def come_back(it: Room, most: int, after: float) -> int:
+async def come_back(it: RunningScheduler, most: int, after: float) -> int:
     """One of a crowd of which so many may wait; how often it is refused, and comes back as it was told."""
     await asyncio.sleep(after)
     refusals = 0
@@ -125,7 +125,7 @@ async def come_back(it: Room, most: int, after: float) -> int:
 @virtual
 async def test_a_crowd_that_may_not_wait_comes_back_to_be_served(most: int, over: int) -> None:
     """Who is refused because too many wait is told when a token is for it, as one that may not wait so long."""
-    async with room(pool(1, limit(10, 3 * SECOND))) as it:
+    async with running_scheduler(pool(1, limit(10, 3 * SECOND))) as it:
         began = micros()
         refusals = await asyncio.gather(*(task_of(come_back(it, most, over * one / 200)) for one in range(200)))
         assert max(refusals) <= 1
@@ -135,7 +135,7 @@ async def test_a_crowd_that_may_not_wait_comes_back_to_be_served(most: int, over
 @virtual
 async def test_a_full_queue_is_noticed_before_a_body_is_read() -> None:
     """As `lease` would, and without a trace of a request that may come."""
-    async with room(pool(1, limit(1), limit(1, 60 * SECOND, "GET /narrow"))) as it:
+    async with running_scheduler(pool(1, limit(1), limit(1, 60 * SECOND, "GET /narrow"))) as it:
         it.scheduler.admit(ticket(it, 0))
         tasks = await come(it, 2, 2)
         it.scheduler.admit(ticket(it, 2))

@@ -17,13 +17,15 @@ from keyturn.practice.gate import most_within
 from keyturn.scheduler import Lease, Moved, Waiter
 
 from tests.core.worlds import BOUND, limit, pool
-from tests.rooms import Room, room
+from tests.schedulers import RunningScheduler, running_scheduler
 from tests.virtual import micros, run, task_of, virtual
 
 CLIENTS = {name: Client(name) for name in "abc"}
 
 
-def adopt(it: Room, pool_: Pool, clients: Mapping[str, Client] = CLIENTS, max_waiting: int = 10_000) -> None:
+def adopt(
+    it: RunningScheduler, pool_: Pool, clients: Mapping[str, Client] = CLIENTS, max_waiting: int = 10_000
+) -> None:
     """Another configuration."""
     it.scheduler.adopt(pool_, clients, max_waiting=max_waiting)
 
@@ -41,7 +43,7 @@ def request(
     return Waiter(CLIENTS[client], demand_class, micros() + wait, pinned=pinned, method="GET", path=path)
 
 
-async def used_up(it: Room) -> None:
+async def used_up(it: RunningScheduler) -> None:
     """Spend the only token."""
     with await it.scheduler.lease(request()) as lease:
         lease.spent()
@@ -50,7 +52,7 @@ async def used_up(it: Room) -> None:
 @virtual
 async def test_who_waits_keeps_its_place() -> None:
     """In the same order, and with the same deadline."""
-    async with room(pool(1, limit(1, SECOND))) as it:
+    async with running_scheduler(pool(1, limit(1, SECOND))) as it:
         await used_up(it)
         served: list[int] = []
 
@@ -75,7 +77,7 @@ async def test_who_waits_keeps_its_place() -> None:
 async def test_who_waits_falls_under_the_limits_that_hold_now() -> None:
     """A limit that is new counts what waits already; one that is gone holds nobody up."""
     both = (limit(9, SECOND), limit(1, 60 * SECOND, "GET /narrow"))
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         await used_up(it)
         waiting = [task_of(it.scheduler.lease(request(path="/narrow"))) for _ in range(3)]
         await asyncio.sleep(1)
@@ -94,7 +96,7 @@ async def test_who_waits_falls_under_the_limits_that_hold_now() -> None:
 @virtual
 async def test_who_cannot_be_served_any_more_hears_why() -> None:
     """Its client is gone or uses another pool, its key is gone, or the pool has none left."""
-    async with room(pool(2, limit(1))) as it:
+    async with running_scheduler(pool(2, limit(1))) as it:
         for _ in range(2):
             await used_up(it)
         gone, elsewhere, pinned, plain = (
@@ -117,7 +119,7 @@ async def test_who_cannot_be_served_any_more_hears_why() -> None:
 async def test_who_leaves_in_the_same_tick_is_gone() -> None:
     """However its request would have been judged."""
     for clients in (CLIENTS, {}):
-        async with room(pool(1, limit(1))) as it:
+        async with running_scheduler(pool(1, limit(1))) as it:
             await used_up(it)
             leaving = task_of(it.scheduler.lease(request()))
             await asyncio.sleep(1)
@@ -131,7 +133,7 @@ async def test_who_leaves_in_the_same_tick_is_gone() -> None:
 @virtual
 async def test_a_rotated_secret_is_used_from_the_next_lease_on() -> None:
     """What is out keeps the key that it has, and the quota what was spent."""
-    async with room(pool(1, limit(2))) as it:
+    async with running_scheduler(pool(1, limit(2))) as it:
         first = await it.scheduler.lease(request())
         rotated = replace(it.scheduler.pool, keys=(Key("k0", Secret("new"), "k0"),))
         adopt(it, rotated)
@@ -147,7 +149,7 @@ async def test_a_rotated_secret_is_used_from_the_next_lease_on() -> None:
 @virtual
 async def test_a_key_that_comes_back_finds_its_window_as_it_was() -> None:
     """What was spent under a name stays spent, and what is out may end meanwhile."""
-    async with room(pool(2, limit(1))) as it:
+    async with running_scheduler(pool(2, limit(1))) as it:
         leases = [await it.scheduler.lease(request()) for _ in range(2)]
         adopt(it, pool(0, limit(1)))
         for lease in leases:
@@ -163,7 +165,7 @@ async def test_a_key_that_comes_back_finds_its_window_as_it_was() -> None:
 @virtual
 async def test_a_limit_that_is_raised_or_lowered_counts_what_was_spent() -> None:
     """Two of three are spent: of one, none is left; of four, two."""
-    async with room(pool(1, limit(3))) as it:
+    async with running_scheduler(pool(1, limit(3))) as it:
         for _ in range(2):
             await used_up(it)
         await it.settled()
@@ -181,7 +183,7 @@ async def test_a_limit_that_is_raised_or_lowered_counts_what_was_spent() -> None
 async def test_what_an_answer_says_of_a_limit_is_about_that_limit() -> None:
     """Wherever it stands by now; what is about a limit that is gone is nothing any more."""
     narrow, wide = limit(5, 10 * SECOND, "GET /narrow"), limit(9)
-    async with room(pool(1, wide, narrow)) as it:
+    async with running_scheduler(pool(1, wide, narrow)) as it:
         leases = [await it.scheduler.lease(request(path="/narrow", limits=(0, 1))) for _ in range(3)]
         adopt(it, pool(1, limit(7, 2 * SECOND), narrow))
         closed, seen, gone = leases
@@ -202,7 +204,7 @@ async def test_what_an_answer_says_of_a_limit_is_about_that_limit() -> None:
 @virtual
 async def test_what_was_asked_for_before_goes_back() -> None:
     """Grants of an exchange under way are of the limits as they were: nobody gets them."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         gate = asyncio.Event()
         inner = it.store.exchange
 
@@ -229,7 +231,7 @@ async def test_what_was_asked_for_before_goes_back() -> None:
 @virtual
 async def test_bounds_and_weights_hold_from_now_on() -> None:
     """For who comes; who waits keeps its place however many may wait."""
-    async with room(pool(1, limit(1, SECOND))) as it:
+    async with running_scheduler(pool(1, limit(1, SECOND))) as it:
         await used_up(it)
         served: list[str] = []
 
@@ -250,7 +252,7 @@ async def test_bounds_and_weights_hold_from_now_on() -> None:
 @virtual
 async def test_what_comes_back_comes_back_to_what_is_now() -> None:
     """A request that was under way and has to wait again is judged anew."""
-    async with room(pool(1, limit(2))) as it:
+    async with running_scheduler(pool(1, limit(2))) as it:
         with await it.scheduler.lease(request("b")) as lease:
             adopt(it, pool(1, limit(2), limit(5, SECOND)), {"a": CLIENTS["a"]})
             lease.unsent()
@@ -325,7 +327,7 @@ def crowd(random: Random) -> list[Caller]:
 class Probe:
     """Callers, one configuration after the other, and an upstream that keeps its own books."""
 
-    def __init__(self, it: Room, sequence: Sequence[Edition]) -> None:
+    def __init__(self, it: RunningScheduler, sequence: Sequence[Edition]) -> None:
         self.it = it
         self.sequence = sequence
         self.counted: dict[str, list[float]] = defaultdict(list)
@@ -372,7 +374,7 @@ def test_law_1_holds_and_nobody_is_lost_whatever_the_configurations(sequence: li
     coming = crowd(Random(seed))
 
     async def scenario() -> None:
-        async with room(sequence[0].pool()) as it:
+        async with running_scheduler(sequence[0].pool()) as it:
             trial = Probe(it, sequence)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(trial.reload())

@@ -4,11 +4,18 @@ from keyturn.core.exchange import DemandClass, EstimatedWaits, LimitTokens, Obse
 from keyturn.core.model import SECOND, Client
 from keyturn.core.recent import Count
 from keyturn.scheduler import Waiter
-from keyturn.scheduler.availability import FRESH, PLENTIFUL, AvailabilityCache, general_limits, next_token, share_of
+from keyturn.scheduler.availability import (
+    MAX_AVAILABILITY_AGE,
+    PLENTIFUL,
+    AvailabilityCache,
+    general_limits,
+    next_token,
+    share_of,
+)
 from keyturn.scheduler.waiter import Queue
 
 from tests.core.worlds import flow, limit, pool
-from tests.rooms import room
+from tests.schedulers import running_scheduler
 from tests.virtual import micros, task_of, virtual
 
 
@@ -17,8 +24,8 @@ def test_there_is_plenty_while_what_was_told_is_fresh() -> None:
     cache = AvailabilityCache()
     assert not cache.is_plentiful((), SECOND)
     cache.update((LimitTokens(100, PLENTIFUL, 0), LimitTokens(100, PLENTIFUL - 1, 0)), SECOND)
-    assert cache.is_plentiful((0,), SECOND + FRESH)
-    assert not cache.is_plentiful((0,), SECOND + FRESH + 1)
+    assert cache.is_plentiful((0,), SECOND + MAX_AVAILABILITY_AGE)
+    assert not cache.is_plentiful((0,), SECOND + MAX_AVAILABILITY_AGE + 1)
     assert not cache.is_plentiful((0, 1), SECOND)
     cache.forget()
     assert not cache.is_plentiful((0,), SECOND)
@@ -57,7 +64,7 @@ def test_tokens_that_were_left() -> None:
 @virtual
 async def test_a_lane_is_seen_with_its_length_its_oldest_and_its_next_turn() -> None:
     """The turn is what the store foretold, less what has passed since."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         with await it.scheduler.lease(it.request("b")) as lease:
             lease.spent()
         assert it.scheduler.view.queues() == []
@@ -75,7 +82,7 @@ async def test_a_lane_is_seen_with_its_length_its_oldest_and_its_next_turn() -> 
 @virtual
 async def test_a_new_request_would_wait_behind_those_of_its_client() -> None:
     """Without any, for the next token; nothing while one is at hand."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         for client in ("a", "b"):
             with await it.scheduler.lease(it.request(client)) as lease:
                 lease.spent()
@@ -96,7 +103,7 @@ async def test_a_new_request_would_wait_behind_those_of_its_client() -> None:
 @virtual
 async def test_leases_are_counted_by_client() -> None:
     """For the shares of the last minute."""
-    async with room(pool(1, limit(5))) as it:
+    async with running_scheduler(pool(1, limit(5))) as it:
         for client in ("a", "b", "a"):
             with await it.scheduler.lease(it.request(client)) as lease:
                 lease.spent()
@@ -108,7 +115,7 @@ async def test_leases_are_counted_by_client() -> None:
 @virtual
 async def test_a_pinned_lane_is_one_of_its_own() -> None:
     """It names the quota that it insists on."""
-    async with room(pool(2, limit(1))) as it:
+    async with running_scheduler(pool(2, limit(1))) as it:
         ticket = Waiter(Client("a"), DemandClass((0,), "k1"), micros() + 300 * SECOND, pinned="k1")
         with await it.scheduler.lease(ticket) as lease:
             lease.spent()
@@ -168,7 +175,7 @@ def test_a_debugger_shows_what_is_left() -> None:
 @virtual
 async def test_a_share_is_by_the_weights_of_who_waits() -> None:
     """A client's own requests are not others, and who has left or was served counts no more."""
-    async with room(pool(1, limit(6))) as it:
+    async with running_scheduler(pool(1, limit(6))) as it:
 
         def size(client: str) -> int:
             ((_, budget),) = it.scheduler.view.limits_left(client, "GET", "/")

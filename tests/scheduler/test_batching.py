@@ -14,7 +14,7 @@ from keyturn.scheduler.batching import (
 )
 
 from tests.core.worlds import limit, pool
-from tests.rooms import Room, room
+from tests.schedulers import RunningScheduler, running_scheduler
 from tests.virtual import micros, task_of, virtual
 
 
@@ -188,7 +188,7 @@ def test_a_turn_is_waited_for_as_long_as_a_request() -> None:
     assert batching.delay(now + 60 * SECOND, waiting=True) == SECOND // 4
 
 
-async def request(it: Room, trip: float) -> None:
+async def request(it: RunningScheduler, trip: float) -> None:
     """One request whose answer begins after so many seconds."""
     with await it.scheduler.lease(it.request()) as lease:
         await asyncio.sleep(trip)
@@ -198,7 +198,7 @@ async def request(it: Room, trip: float) -> None:
 class Counted:
     """A store in front of a room's own, at the end of a network, that notes when it is called and with what."""
 
-    def __init__(self, it: Room) -> None:
+    def __init__(self, it: RunningScheduler) -> None:
         self.calls: list[tuple[Micros, tuple[Settlement, ...]]] = []
         self._exchange = it.store.exchange
         it.store.exchange = self.exchange  # type: ignore[method-assign]
@@ -218,7 +218,7 @@ def test_a_request_costs_one_round_trip_and_many_less(rate: int, most: float) ->
 
     @virtual
     async def scenario() -> None:
-        async with room(pool(1, limit(100_000))) as it:
+        async with running_scheduler(pool(1, limit(100_000))) as it:
             counted = Counted(it)
             for number in (50, 10 * min(rate, 50)):
                 counted.calls.clear()
@@ -236,7 +236,7 @@ def test_a_request_costs_one_round_trip_and_many_less(rate: int, most: float) ->
 @virtual
 async def test_a_token_that_returns_costs_one_round_trip() -> None:
     """While requests wait and none come, what was spent is told by the call at the next turn."""
-    async with room(pool(1, limit(20, 10 * SECOND))) as it:
+    async with running_scheduler(pool(1, limit(20, 10 * SECOND))) as it:
         tasks = []
         for number in range(80):
             tasks.append(task_of(request(it, 0.05 + number * 7 % 20 / 100)))
@@ -251,7 +251,7 @@ async def test_a_token_that_returns_costs_one_round_trip() -> None:
 @virtual
 async def test_an_idle_proxy_tells_at_once() -> None:
     """A request now and then is settled within 20 ms of its answer."""
-    async with room(USUAL) as it:
+    async with running_scheduler(USUAL) as it:
         counted = Counted(it)
         for _ in range(3):
             await request(it, 0.2)

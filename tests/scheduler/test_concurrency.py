@@ -11,33 +11,33 @@ from keyturn.core.model import MILLISECOND, SECOND
 from keyturn.scheduler import ConcurrencyLimit, Lease, Waiter
 
 from tests.core.worlds import limit, pool
-from tests.rooms import Room, room
+from tests.schedulers import RunningScheduler, running_scheduler
 from tests.virtual import micros, run, task_of, virtual
 
 PLENTIFUL = limit(10_000)
 
 
-async def use(room_: Room, lease: Lease, trip: float = 0.1) -> None:
+async def use(it: RunningScheduler, lease: Lease, trip: float = 0.1) -> None:
     """Send a request under the lease, and read its answer."""
     with lease:
         await asyncio.sleep(trip)
         lease.spent()
 
 
-async def ask(room_: Room, ticket: Waiter, trip: float = 0.1) -> None:
+async def ask(it: RunningScheduler, ticket: Waiter, trip: float = 0.1) -> None:
     """A request as the gateway sends it."""
-    await use(room_, room_.scheduler.try_lease(ticket) or await room_.scheduler.lease(ticket), trip)
+    await use(it, it.scheduler.try_lease(ticket) or await it.scheduler.lease(ticket), trip)
 
 
-def returned(room_: Room) -> list[Unsent]:
+def returned(it: RunningScheduler) -> list[Unsent]:
     """Leases that were given back unused."""
-    return [one for one in room_.store.settled if isinstance(one, Unsent)]
+    return [one for one in it.store.settled if isinstance(one, Unsent)]
 
 
 @virtual
 async def test_a_client_at_its_cap_waits_without_a_token() -> None:
     """The next request gets one at the moment at which another ends."""
-    async with room(pool(1, limit(9))) as it:
+    async with running_scheduler(pool(1, limit(9))) as it:
         first = await it.scheduler.lease(it.request(max_in_flight=1))
         waiting = task_of(it.scheduler.lease(it.request(max_in_flight=1)))
         await asyncio.sleep(5)
@@ -57,7 +57,7 @@ async def test_a_client_at_its_cap_waits_without_a_token() -> None:
 @virtual
 async def test_a_caller_that_leaves_gives_back_its_place() -> None:
     """Whether it waits for one, or has just got one."""
-    async with room(pool(1, PLENTIFUL), limit=ConcurrencyLimit(1)) as it:
+    async with running_scheduler(pool(1, PLENTIFUL), limit=ConcurrencyLimit(1)) as it:
         first = await it.scheduler.lease(it.request())
         leaving, staying = (task_of(it.scheduler.lease(it.request())) for _ in range(2))
         await asyncio.sleep(1)
@@ -81,7 +81,7 @@ async def test_a_caller_that_leaves_gives_back_its_place() -> None:
 @virtual
 async def test_places_that_are_scarce_are_shared_by_weight() -> None:
     """Though there is a token for everybody, and however many of a client wait; and no lease goes back unused."""
-    async with room(pool(1, PLENTIFUL), limit=ConcurrencyLimit(2)) as it:
+    async with running_scheduler(pool(1, PLENTIFUL), limit=ConcurrencyLimit(2)) as it:
         served: Counter[str] = Counter()
 
         async def one(client: str, weight: int) -> None:
@@ -102,7 +102,7 @@ async def test_places_that_are_scarce_are_shared_by_weight() -> None:
 @virtual
 async def test_who_waits_for_a_token_keeps_no_place_from_others() -> None:
     """The one place goes to a flow that has tokens, though the other asked first (law 3)."""
-    async with room(pool(2, limit(2)), limit=ConcurrencyLimit(1)) as it:
+    async with running_scheduler(pool(2, limit(2)), limit=ConcurrencyLimit(1)) as it:
         pinned = it.request("a").on_quota("k0")
         for _ in range(2):
             await ask(it, pinned)
@@ -120,7 +120,9 @@ async def test_rooms_take_turns_in_the_places_that_they_share() -> None:
     """However many wait in one of them."""
     capacity = ConcurrencyLimit(1)
     async with AsyncExitStack() as stack:
-        rooms = [await stack.enter_async_context(room(pool(1, PLENTIFUL), limit=capacity)) for _ in range(2)]
+        rooms = [
+            await stack.enter_async_context(running_scheduler(pool(1, PLENTIFUL), limit=capacity)) for _ in range(2)
+        ]
         order: list[int] = []
 
         async def one(number: int) -> None:
@@ -140,7 +142,7 @@ async def test_rooms_take_turns_in_the_places_that_they_share() -> None:
 async def test_at_its_deadline_a_request_is_told_what_it_waited_for() -> None:
     """Its own client's cap, or the connections of all; and when one is expected to be free."""
     capacity = ConcurrencyLimit(2)
-    async with room(pool(1, PLENTIFUL), limit=capacity) as it:
+    async with running_scheduler(pool(1, PLENTIFUL), limit=capacity) as it:
         leases = [await it.scheduler.lease(it.request(max_in_flight=1))]
         await asyncio.sleep(20)
         with pytest.raises(TooMany, match=r"1 requests of a are in flight.*`max_in_flight`") as caught:
@@ -161,7 +163,7 @@ async def test_at_its_deadline_a_request_is_told_what_it_waited_for() -> None:
 @virtual
 async def test_nobody_is_refused_at_once_for_want_of_a_place() -> None:
     """One may end at any time: the token's turn alone decides early, for as many as asked for one."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         await ask(it, it.request())
         holding = task_of(it.scheduler.lease(it.request("b", max_in_flight=1)))
         await asyncio.sleep(1)
@@ -213,7 +215,7 @@ def test_places_are_never_more_than_there_are_and_none_idles(
                     await asyncio.sleep(0.05)
                     assert not idles() or sum(in_flight.values()) == 0
 
-        async with room(pool(1, PLENTIFUL), limit=ConcurrencyLimit(most)) as it:
+        async with running_scheduler(pool(1, PLENTIFUL), limit=ConcurrencyLimit(most)) as it:
             watching = task_of(watch())
             await asyncio.gather(*[one(*arrival) for arrival in arrivals])
             watching.cancel()

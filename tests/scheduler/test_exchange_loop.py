@@ -12,11 +12,11 @@ from keyturn.scheduler.availability import PLENTIFUL
 from keyturn.scheduler.batching import BATCHING
 
 from tests.core.worlds import limit, pool
-from tests.rooms import Room, room
+from tests.schedulers import RunningScheduler, running_scheduler
 from tests.virtual import micros, task_of, virtual
 
 
-async def use(room_: Room, lease: Lease, trip: float = 0.1) -> None:
+async def use(it: RunningScheduler, lease: Lease, trip: float = 0.1) -> None:
     """Send a request under the lease; its answer begins after the trip."""
     with lease:
         await asyncio.sleep(trip)
@@ -26,7 +26,7 @@ async def use(room_: Room, lease: Lease, trip: float = 0.1) -> None:
 @virtual
 async def test_tokens_that_come_back_unused_are_not_batched() -> None:
     """During an outage requests give their leases back one after another; each would hold up those behind it."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
 
         async def give_back() -> None:
             with await it.scheduler.lease(it.request(wait=10_000 * SECOND)) as lease:
@@ -40,7 +40,7 @@ async def test_tokens_that_come_back_unused_are_not_batched() -> None:
 @virtual
 async def test_deadlines_hold_while_the_store_is_silent() -> None:
     """Law 6 needs no answer of the store: neither from one that hangs, nor from one that is lost."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         answering = it.store.exchange
 
@@ -76,7 +76,7 @@ async def test_deadlines_hold_while_the_store_is_silent() -> None:
 @virtual
 async def test_a_broken_exchange_is_not_kept_quiet() -> None:
     """A bug in the exchange ends in `failure`, so that the process ends and is started anew."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
 
         async def broken(*_: Any, **__: Any) -> Any:
             raise ZeroDivisionError
@@ -93,7 +93,7 @@ async def test_a_broken_exchange_is_not_kept_quiet() -> None:
 @virtual
 async def test_a_grant_for_a_lane_that_emptied_meanwhile_goes_back() -> None:
     """The store's answer may come after the waiter left: the lease is given back."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         gate = asyncio.Event()
         inner = it.store.exchange
 
@@ -117,7 +117,7 @@ async def test_a_grant_for_a_lane_that_emptied_meanwhile_goes_back() -> None:
 @virtual
 async def test_a_lease_that_nobody_settled_counts_as_lost() -> None:
     """Leaving the block without a settlement is the worst case: counted `settle_bound` from now (law 2)."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         with await it.scheduler.lease(it.request()):
             pass
         await it.settled()
@@ -130,7 +130,7 @@ async def test_a_lease_that_nobody_settled_counts_as_lost() -> None:
 @virtual
 async def test_who_comes_when_there_is_plenty_is_served_without_an_exchange() -> None:
     """It is counted, told and settled as everybody is."""
-    async with room(pool(2, limit(100))) as it:
+    async with running_scheduler(pool(2, limit(100))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         await it.settled()
         exchanges = len(it.recorder.events)
@@ -150,10 +150,10 @@ async def test_who_comes_when_there_is_plenty_is_served_without_an_exchange() ->
 @virtual
 async def test_nobody_is_served_by_what_was_told_long_ago() -> None:
     """Who comes after a while has to ask, and so has who comes when little is left, or others wait."""
-    async with room(pool(2, limit(PLENTIFUL // 2))) as it:
+    async with running_scheduler(pool(2, limit(PLENTIFUL // 2))) as it:
         await use(it, await it.scheduler.lease(it.request()), 0)
         assert it.scheduler.try_lease(it.request()) is None
-    async with room(pool(2, limit(100))) as it:
+    async with running_scheduler(pool(2, limit(100))) as it:
         await use(it, await it.scheduler.lease(it.request()), 0)
         await it.settled()
         await asyncio.sleep(1)
@@ -168,7 +168,7 @@ async def test_nobody_is_served_by_what_was_told_long_ago() -> None:
 @virtual
 async def test_who_is_served_at_once_is_spoken_of_until_it_is_settled() -> None:
     """A replica that holds a lease gives a sign of life (law 2), however it has got it."""
-    async with room(pool(2, limit(100))) as it:
+    async with running_scheduler(pool(2, limit(100))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         await it.settled()
         await use(it, await it.scheduler.lease(it.request()), 0)
@@ -186,7 +186,7 @@ async def test_who_is_served_at_once_is_spoken_of_until_it_is_settled() -> None:
 async def test_what_an_answer_has_told_counts_for_who_comes_next() -> None:
     """Plenty is at hand as far as the store knows; but others spend (law 9), or a 429 closed the key."""
     for told in ("foreign", "refused"):
-        async with room(pool(1, limit(100))) as it:
+        async with running_scheduler(pool(1, limit(100))) as it:
             await use(it, await it.scheduler.lease(it.request()))
             await it.settled()
             await use(it, await it.scheduler.lease(it.request()), 0)
@@ -202,7 +202,7 @@ async def test_what_an_answer_has_told_counts_for_who_comes_next() -> None:
 @virtual
 async def test_hopeless_newcomers_are_refused_without_an_exchange() -> None:
     """A recent snapshot tells that they cannot be served in time, whether others of their flow wait or not."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         waiting = task_of(it.scheduler.lease(it.request()))
         await asyncio.sleep(0.1)
@@ -222,7 +222,7 @@ async def test_hopeless_newcomers_are_refused_without_an_exchange() -> None:
 @virtual
 async def test_newcomers_with_a_chance_are_not_refused_by_estimates() -> None:
     """Nor those that wait for a slot, nor while something is known that the store does not know yet."""
-    async with room(pool(1, limit(1, 2 * SECOND))) as it:
+    async with running_scheduler(pool(1, limit(1, 2 * SECOND))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         waiting = task_of(it.scheduler.lease(it.request(max_in_flight=1)))
         await asyncio.sleep(0.1)

@@ -9,7 +9,7 @@ from keyturn.core.model import SECOND, Client
 from keyturn.scheduler import INTERNAL, Displaced, Waiter
 
 from tests.core.worlds import limit, pool
-from tests.rooms import Room, room
+from tests.schedulers import RunningScheduler, running_scheduler
 from tests.virtual import micros, task_of, virtual
 
 
@@ -18,7 +18,7 @@ def pinned(quota: str, key: str | None = None, *, own: bool = False) -> Waiter:
     return Waiter(INTERNAL if own else Client("a"), DemandClass((0,), quota), micros() + 120 * SECOND, 3, key)
 
 
-async def quotas(it: Room, number: int) -> list[str]:
+async def quotas(it: RunningScheduler, number: int) -> list[str]:
     """The quotas of the next leases, which come back unsent."""
     leases = [await it.scheduler.lease(it.request()) for _ in range(number)]
     for lease in leases:
@@ -30,7 +30,7 @@ async def quotas(it: Room, number: int) -> list[str]:
 @virtual
 async def test_nothing_is_granted_on_a_dead_quota() -> None:
     """Others serve, and when it is alive again it serves with them."""
-    async with room(pool(2, limit(5))) as it:
+    async with running_scheduler(pool(2, limit(5))) as it:
         assert await quotas(it, 4) == ["k0", "k1"]
         it.scheduler.health.rejected("k0", micros(), "401", 0.0)
         it.scheduler.apply_health()
@@ -45,7 +45,7 @@ async def test_nothing_is_granted_on_a_dead_quota() -> None:
 @virtual
 async def test_the_last_keys_death_is_told_at_once() -> None:
     """To those who wait and to those who come: no hang (503)."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         lease = await it.scheduler.lease(it.request())
         waiting = task_of(it.scheduler.lease(it.request()))
         await asyncio.sleep(0.1)
@@ -66,7 +66,7 @@ async def test_the_last_keys_death_is_told_at_once() -> None:
 @virtual
 async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
     """Found alive it serves them; if that takes too long, they are refused at their deadline (law 6)."""
-    async with room(pool(1, limit(5))) as it:
+    async with running_scheduler(pool(1, limit(5))) as it:
         it.scheduler.health.begin_check("k0", micros())
         it.scheduler.apply_health()
         waiting = task_of(it.scheduler.lease(it.request()))
@@ -92,7 +92,7 @@ async def test_while_the_only_key_is_asked_after_requests_wait() -> None:
 @virtual
 async def test_the_proxy_asks_after_a_dead_key_under_its_own_lease() -> None:
     """Nobody else gets it, and its flow is none of the callers'."""
-    async with room(pool(1, limit(5))) as it:
+    async with running_scheduler(pool(1, limit(5))) as it:
         it.scheduler.health.rejected("k0", micros(), "401", 0.0)
         it.scheduler.apply_health()
         lease = await it.scheduler.lease(pinned("k0", "k0", own=True), front=True)
@@ -107,7 +107,7 @@ async def test_the_proxy_asks_after_a_dead_key_under_its_own_lease() -> None:
 @virtual
 async def test_a_grant_that_comes_too_late_for_its_key_goes_back() -> None:
     """What the store dealt before it heard of the death returns unsent, and its request waits on."""
-    async with room(pool(2, limit(1))) as it:
+    async with running_scheduler(pool(2, limit(1))) as it:
         it.scheduler.health.rejected("k0", micros(), "401", 0.0)
         it.scheduler._keys.refresh()  # the store does not know yet
         lease = await it.scheduler.lease(it.request())
@@ -123,7 +123,7 @@ async def test_a_grant_that_comes_too_late_for_its_key_goes_back() -> None:
 @virtual
 async def test_who_was_sent_to_a_quota_that_died_may_go_elsewhere() -> None:
     """A request that insists on no key but was put into a quota's flow is told so."""
-    async with room(pool(2, limit(1))) as it:
+    async with running_scheduler(pool(2, limit(1))) as it:
         first = await it.scheduler.lease(pinned("k0"))
         waiting = task_of(it.scheduler.lease(pinned("k0")))
         await asyncio.sleep(0.1)
@@ -140,7 +140,7 @@ async def test_who_was_sent_to_a_quota_that_died_may_go_elsewhere() -> None:
 @virtual
 async def test_a_lowered_limit_holds_from_the_next_exchange_on() -> None:
     """Only downwards (law 9): what is out counts, and a larger number changes nothing."""
-    async with room(pool(1, limit(5))) as it:
+    async with running_scheduler(pool(1, limit(5))) as it:
         leases = [await it.scheduler.lease(it.request())]
         it.scheduler.lower_limit(0, 3)
         it.scheduler.lower_limit(0, 4)

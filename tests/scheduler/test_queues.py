@@ -6,7 +6,7 @@ from keyturn.scheduler.queues import Queues
 from keyturn.scheduler.waiter import Queue, Waiter
 
 from tests.core.worlds import flow
-from tests.rooms import waiting
+from tests.schedulers import waiting
 from tests.virtual import run
 
 

@@ -19,7 +19,7 @@ from keyturn.core.tokens import SERVICE_START
 from keyturn.scheduler import Lease
 
 from tests.core.worlds import limit, pool
-from tests.rooms import Room, room
+from tests.schedulers import RunningScheduler, running_scheduler
 from tests.virtual import micros, run, task_of
 
 TRIP = SERVICE_START / SECOND
@@ -59,12 +59,12 @@ async def use(lease: Lease) -> None:
         lease.spent()
 
 
-async def serve(it: Room, client: str, weight: int) -> None:
+async def serve(it: RunningScheduler, client: str, weight: int) -> None:
     """A request that waits its turn, and is sent."""
     await use(await it.scheduler.lease(it.request(client, weight=weight, wait=10_000 * SECOND)))
 
 
-async def play(it: Room, history: History) -> None:
+async def play(it: RunningScheduler, history: History) -> None:
     """Bring the waiting room to where the request comes: others wait, and nothing is at hand."""
     for _ in range(history.quotas * history.size):
         task_of(serve(it, "caller", 1))
@@ -88,7 +88,7 @@ async def end() -> None:
 
 async def served(history: History) -> float:
     """Seconds until a patient request is served."""
-    async with room(pool(history.quotas, limit(history.size, history.window * SECOND))) as it:
+    async with running_scheduler(pool(history.quotas, limit(history.size, history.window * SECOND))) as it:
         await play(it, history)
         came = micros()
         lease = await it.scheduler.lease(it.request("caller", weight=history.weight, wait=10_000 * SECOND))
@@ -101,7 +101,7 @@ async def served(history: History) -> float:
 
 async def told(history: History) -> tuple[int, bool]:
     """What an impatient request is told, and whether coming back then succeeds."""
-    async with room(pool(history.quotas, limit(history.size, history.window * SECOND))) as it:
+    async with running_scheduler(pool(history.quotas, limit(history.size, history.window * SECOND))) as it:
         await play(it, history)
         try:
             lease = await it.scheduler.lease(it.request("caller", weight=history.weight, wait=0))

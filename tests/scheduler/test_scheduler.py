@@ -9,14 +9,14 @@ from keyturn.core.model import MILLISECOND, SECOND, Pool
 from keyturn.scheduler import Lease
 
 from tests.core.worlds import limit, pool
-from tests.rooms import Room, room
+from tests.schedulers import RunningScheduler, running_scheduler
 from tests.virtual import micros, run, task_of, virtual
 
 W = 60.13
 """The stretched window of 60 s, in seconds."""
 
 
-async def use(room_: Room, lease: Lease, trip: float = 0.1) -> None:
+async def use(it: RunningScheduler, lease: Lease, trip: float = 0.1) -> None:
     """Send a request under the lease; its answer begins after the trip."""
     with lease:
         await asyncio.sleep(trip)
@@ -26,7 +26,7 @@ async def use(room_: Room, lease: Lease, trip: float = 0.1) -> None:
 @virtual
 async def test_a_token_at_hand_is_handed_over_at_once() -> None:
     """Nobody waits for what is at hand (law 3)."""
-    async with room(pool(1, limit(2))) as it:
+    async with running_scheduler(pool(1, limit(2))) as it:
         began = micros()
         lease = await it.scheduler.lease(it.request())
         assert micros() == began
@@ -39,7 +39,7 @@ async def test_a_token_at_hand_is_handed_over_at_once() -> None:
 @virtual
 async def test_who_waits_is_served_within_50_ms_of_its_tokens_return() -> None:
     """A returning token is granted when it returns (law 3)."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         counted = micros()
         await use(it, await it.scheduler.lease(it.request()))
@@ -49,7 +49,7 @@ async def test_who_waits_is_served_within_50_ms_of_its_tokens_return() -> None:
 @virtual
 async def test_a_cancelled_lease_frees_its_token_for_who_waits() -> None:
     """Unsent tokens go to the next within 50 ms (law 3)."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         lease = await it.scheduler.lease(it.request())
         waiting = task_of(it.scheduler.lease(it.request()))
         await asyncio.sleep(5)
@@ -64,7 +64,7 @@ async def test_a_cancelled_lease_frees_its_token_for_who_waits() -> None:
 @virtual
 async def test_urgency_then_arrival_orders_a_lane() -> None:
     """Within a flow the lower urgency number goes first, equals by arrival (law 5)."""
-    async with room(pool(1, limit(1, SECOND))) as it:
+    async with running_scheduler(pool(1, limit(1, SECOND))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         order: list[str] = []
 
@@ -84,7 +84,7 @@ async def test_urgency_then_arrival_orders_a_lane() -> None:
 @virtual
 async def test_what_comes_back_goes_to_the_head_of_its_lane() -> None:
     """A request that the upstream refused overtakes even more urgent ones of its client."""
-    async with room(pool(1, limit(1, SECOND))) as it:
+    async with running_scheduler(pool(1, limit(1, SECOND))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         order: list[str] = []
 
@@ -102,7 +102,7 @@ async def test_what_comes_back_goes_to_the_head_of_its_lane() -> None:
 @virtual
 async def test_urgency_takes_nothing_from_another_client() -> None:
     """Two clients share evenly however urgent one's requests are (laws 4 and 5)."""
-    async with room(pool(1, limit(1, SECOND))) as it:
+    async with running_scheduler(pool(1, limit(1, SECOND))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         served: list[str] = []
 
@@ -121,7 +121,7 @@ async def test_urgency_takes_nothing_from_another_client() -> None:
 @virtual
 async def test_a_turn_beyond_the_deadline_is_refused_at_once_with_its_time() -> None:
     """Law 6: refused in the same moment, `Retry-After` is when it could have come."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         began = micros()
         with pytest.raises(TooMany) as refusal:
@@ -135,7 +135,7 @@ async def test_a_turn_beyond_the_deadline_is_refused_at_once_with_its_time() -> 
 @virtual
 async def test_who_honours_retry_after_is_served() -> None:
     """A refused caller that comes back after `Retry-After` gets its lease at once."""
-    async with room(pool(1, limit(2))) as it:
+    async with running_scheduler(pool(1, limit(2))) as it:
         for _ in range(2):
             await use(it, await it.scheduler.lease(it.request()), 0.3)
         with pytest.raises(TooMany) as refusal:
@@ -153,7 +153,7 @@ async def test_a_crowd_is_told_when_each_of_them_can_come() -> None:
 
     A token that idles until its caller is back at 61 s returns a window after that, not after the estimate.
     """
-    async with room(pool(1, limit(2))) as it:
+    async with running_scheduler(pool(1, limit(2))) as it:
         for _ in range(2):
             await use(it, await it.scheduler.lease(it.request()))
 
@@ -171,7 +171,7 @@ async def test_a_crowd_is_told_when_each_of_them_can_come() -> None:
 @virtual
 async def test_nobody_waits_beyond_its_deadline() -> None:
     """A turn that gets later than was foretold ends at the deadline (law 6)."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         slow = await it.scheduler.lease(it.request())
         began = micros()
         with pytest.raises(TooMany):
@@ -184,7 +184,7 @@ async def test_nobody_waits_beyond_its_deadline() -> None:
 @virtual
 async def test_who_is_pushed_behind_its_deadline_is_told_before_it() -> None:
     """An admitted request whose turn others push too far is refused when that is known (law 6)."""
-    async with room(pool(1, limit(1, 10 * SECOND))) as it:
+    async with running_scheduler(pool(1, limit(1, 10 * SECOND))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         began = micros()
 
@@ -203,7 +203,7 @@ async def test_who_is_pushed_behind_its_deadline_is_told_before_it() -> None:
 @virtual
 async def test_a_full_queue_refuses_at_once() -> None:
     """Every queue has a bound, of the room and of each client."""
-    async with room(pool(1, limit(1)), max_waiting=3) as it:
+    async with running_scheduler(pool(1, limit(1)), max_waiting=3) as it:
         await use(it, await it.scheduler.lease(it.request()))
         waiting = [task_of(it.scheduler.lease(it.request())) for _ in range(3)]
         await asyncio.sleep(0.1)
@@ -221,7 +221,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
 @virtual
 async def test_a_clients_own_bound_is_kept() -> None:
     """`max_waiting` of a client holds for it alone."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         with pytest.raises(TooMany) as refusal:
             await it.scheduler.lease(it.request("small", max_waiting=0))
@@ -231,7 +231,7 @@ async def test_a_clients_own_bound_is_kept() -> None:
 @virtual
 async def test_a_pool_without_keys_says_so() -> None:
     """No key: 503 at once, not a hang."""
-    async with room(Pool("default", (), (limit(1),))) as it:
+    async with running_scheduler(Pool("default", (), (limit(1),))) as it:
         with pytest.raises(NoKey):
             await it.scheduler.lease(it.request())
 
@@ -239,7 +239,7 @@ async def test_a_pool_without_keys_says_so() -> None:
 @virtual
 async def test_a_drained_room_refuses_who_waits_and_who_comes() -> None:
     """After `refuse_all` everybody gets 503."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         waiting = task_of(it.scheduler.lease(it.request()))
         await asyncio.sleep(0.1)
@@ -253,7 +253,7 @@ async def test_a_drained_room_refuses_who_waits_and_who_comes() -> None:
 @virtual
 async def test_leaving_the_queue_frees_the_place_at_once() -> None:
     """A cancelled request is out of the flow in the same tick, and costs no token."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         await use(it, await it.scheduler.lease(it.request()))
         waiting = task_of(it.scheduler.lease(it.request()))
         await asyncio.sleep(1)
@@ -269,7 +269,7 @@ async def test_leaving_the_queue_frees_the_place_at_once() -> None:
 @virtual
 async def test_a_waiter_that_dies_in_the_tick_of_its_grant_gives_the_lease_back() -> None:
     """Cancelled after the hand-over and before it ran: the token returns unsent."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         waiting = task_of(it.scheduler.lease(it.request()))
         while not it.store.granted:
             await asyncio.sleep(0)
@@ -285,7 +285,7 @@ async def test_a_waiter_that_dies_in_the_tick_of_its_grant_gives_the_lease_back(
 @virtual
 async def test_a_lease_is_stale_after_use_by() -> None:
     """A paused process does not send on an old lease (law 10)."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         with await it.scheduler.lease(it.request()) as lease:
             assert lease.fresh()
             await asyncio.sleep(1)
@@ -296,7 +296,7 @@ async def test_a_lease_is_stale_after_use_by() -> None:
 @virtual
 async def test_a_request_in_flight_keeps_its_token_until_its_answer() -> None:
     """An upstream that stands still never has more than the limit unanswered, however long that lasts (law 1)."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         waiting = []
         with await it.scheduler.lease(it.request()) as lease:
             lease.written()
@@ -315,7 +315,7 @@ async def test_a_request_in_flight_keeps_its_token_until_its_answer() -> None:
 @virtual
 async def test_a_request_that_ends_without_an_answer_counts_from_its_end() -> None:
     """The upstream may have taken it in until then, `settle_bound` after it was written or not."""
-    async with room(pool(1, limit(1))) as it:
+    async with running_scheduler(pool(1, limit(1))) as it:
         with await it.scheduler.lease(it.request()) as lease:
             lease.written()
             await asyncio.sleep(200)
@@ -332,7 +332,7 @@ def test_any_pattern_of_cancellations_leaves_nothing_behind(callers: list[tuple[
     """Whenever callers leave, in the end nobody waits and every token is accounted for (law 2)."""
 
     async def scenario() -> None:
-        async with room(pool(2, limit(2, 3 * SECOND))) as it:
+        async with running_scheduler(pool(2, limit(2, 3 * SECOND))) as it:
 
             async def call(client: int, patience: float, sends: bool) -> None:
                 try:

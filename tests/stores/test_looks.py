@@ -11,7 +11,7 @@ from keyturn.stores.links import Link
 from keyturn.stores.redis import RedisStore
 
 from tests.core.worlds import BOUND, limit, pool
-from tests.rooms import Recorder
+from tests.schedulers import Recorder
 from tests.stores.servers import KINDS, Server, server
 from tests.virtual import micros
 

@@ -18,7 +18,7 @@ from keyturn.stores.redis import RedisStore
 
 from tests.core.worlds import BOUND, flow, limit, pool
 from tests.process import ROOT, until
-from tests.rooms import Recorder
+from tests.schedulers import Recorder
 from tests.stores.conformance import wants
 from tests.stores.fleets import FleetHistory
 from tests.stores.servers import KINDS, Certificates, Server, cluster, sentinel_of, server

@@ -25,7 +25,7 @@ from keyturn.stores.scripts import (
 
 from tests.core.worlds import BOUND, limit, pool
 from tests.process import until
-from tests.rooms import Recorder
+from tests.schedulers import Recorder
 from tests.stores.conformance import StoreConformance, wants
 from tests.stores.servers import KINDS, Server, cluster, server
 from tests.virtual import micros

@@ -19,7 +19,7 @@ from keyturn.stores.redis import RedisStore, Wake
 from keyturn.stores.shared import COME_BACK, KNOCK, MUTE, PATIENCE, OnLoss, SharedStore
 
 from tests.core.worlds import BOUND, flow, know, limit, pool
-from tests.rooms import Recorder
+from tests.schedulers import Recorder
 from tests.virtual import micros, run
 
 POOL = pool(2, limit(10, 60 * SECOND))

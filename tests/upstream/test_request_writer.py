@@ -7,7 +7,7 @@ from keyturn.core.errors import Broken, TimedOut, TooLarge
 from keyturn.core.model import MILLISECOND, Secret
 from keyturn.upstream.request_writer import HeadWriter
 
-from tests.rooms import Recorder
+from tests.schedulers import Recorder
 from tests.upstream.origin import (
     KEY,
     OK,

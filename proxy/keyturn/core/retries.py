@@ -1,32 +1,32 @@
-"""Which requests may be sent once more, how many, and after what pause: so that retries never become a storm."""
+"""The retry budget: which requests may be sent once more, how many, and after what pause."""
 
 from collections import deque
 
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 
-WINDOW: Micros = 10 * SECOND
-FLOOR = 3
-"""Retries that are allowed in a window however few requests there were, unless the ratio is 0."""
+BUDGET_WINDOW: Micros = 10 * SECOND
+MIN_RETRIES = 3
+"""Retries permitted in a window however few requests came, unless the ratio is 0."""
 
-IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 """RFC 9110, section 9.2.2; without TRACE, which is not forwarded."""
 
-PAUSE: tuple[Micros, Micros] = (50 * MILLISECOND, 200 * MILLISECOND)
-"""Between the first try and the second: drawn between, so that a crowd does not return as one."""
+RETRY_PAUSE: tuple[Micros, Micros] = (50 * MILLISECOND, 200 * MILLISECOND)
+"""Range of the pause before the first retry; it is drawn at random, so that many clients do not retry at once."""
 
-LONGEST_PAUSE: Micros = 2 * SECOND
+MAX_RETRY_PAUSE: Micros = 2 * SECOND
 
 _ROUNDING = 1e-9
 
 
-def pause(tries: int, chance: float) -> Micros:
-    """Before the next of several tries: twice as long after each. `chance`: from 0 to 1."""
-    least, most = PAUSE
-    return min(LONGEST_PAUSE, (least + int((most - least) * chance)) << min(tries - 1, 20))
+def retry_pause(tries: int, chance: float) -> Micros:
+    """Return the pause before the next try: twice as long after each. `chance`, from 0 to 1, draws from the range."""
+    least, most = RETRY_PAUSE
+    return min(MAX_RETRY_PAUSE, (least + int((most - least) * chance)) << min(tries - 1, 20))
 
 
 class RetryBudget:
-    """At most `ratio` retries per request of a client over the last ten seconds, and at least `FLOOR`; with 0, none.
+    """At most `ratio` retries per request of a client over ten seconds, and at least `MIN_RETRIES`; with 0, none.
 
     Each client has its own, so that one whose requests fail takes no retry from another. Counted in ten slots of a
     second; the cost of a call depends neither on the traffic nor on the number of clients. Instants are in microseconds
@@ -35,17 +35,17 @@ class RetryBudget:
 
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
-        self._clients: dict[str, _Recent] = {}
+        self._clients: dict[str, _ClientCounts] = {}
         """By the second of their last requests, the oldest first."""
 
     def request(self, client: str, now: Micros) -> None:
-        """A request came."""
+        """Count a request."""
         recent = self._clients.get(client)
         if recent is not None and recent.slots and recent.slots[-1][0] == now // SECOND:  # it has its place already
             recent.slots[-1][1] += 1
             recent.requests += 1
             return
-        recent = self._clients.pop(client, None) or _Recent()
+        recent = self._clients.pop(client, None) or _ClientCounts()
         self._clients[client] = recent
         recent.slot(now)[1] += 1
         recent.requests += 1
@@ -54,8 +54,8 @@ class RetryBudget:
             del self._clients[oldest]
 
     def retry(self, client: str, now: Micros) -> bool:
-        """Whether one more try may be made now; if so it is counted."""
-        recent = self._clients.setdefault(client, _Recent())
+        """Return whether one more try may be made now; if so it is counted."""
+        recent = self._clients.setdefault(client, _ClientCounts())
         slot = recent.slot(now)
         if recent.retries >= self._allowed(recent.requests):
             return False
@@ -64,11 +64,11 @@ class RetryBudget:
         return True
 
     def _allowed(self, requests: int) -> int:
-        """Whole retries in the window, by the requests that came in it."""
-        return max(FLOOR, int(self.ratio * requests + _ROUNDING)) if self.ratio else 0
+        """Retries permitted in the window, by the requests that came in it."""
+        return max(MIN_RETRIES, int(self.ratio * requests + _ROUNDING)) if self.ratio else 0
 
 
-class _Recent:
+class _ClientCounts:
     """The requests and retries of one client in the last ten seconds."""
 
     __slots__ = ("requests", "retries", "slots")
@@ -79,15 +79,15 @@ class _Recent:
         self.retries = 0
 
     def over(self, now: Micros) -> bool:
-        """Whether nothing of it is in the window any more."""
-        return not self.slots or self.slots[-1][0] <= now // SECOND - WINDOW // SECOND
+        """Whether all counts have left the window."""
+        return not self.slots or self.slots[-1][0] <= now // SECOND - BUDGET_WINDOW // SECOND
 
     def slot(self, now: Micros) -> list[int]:
-        """The counts of this second: its number, requests, retries. What has left the window is taken off the sums."""
+        """Return the counts of this second (its number, requests, retries); those that left the window are removed."""
         second = now // SECOND
         if self.slots and self.slots[-1][0] == second:
             return self.slots[-1]
-        while self.slots and self.slots[0][0] <= second - WINDOW // SECOND:
+        while self.slots and self.slots[0][0] <= second - BUDGET_WINDOW // SECOND:
             _, requests, retries = self.slots.popleft()
             self.requests -= requests
             self.retries -= retries

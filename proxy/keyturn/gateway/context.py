@@ -12,7 +12,7 @@ from keyturn.core.exchange import DemandClass
 from keyturn.core.http import Answer, Body, Request
 from keyturn.core.inferred_limits import LimitInference, RouteLimits
 from keyturn.core.model import Client, Micros, Pool
-from keyturn.core.retries import IDEMPOTENT, RetryBudget
+from keyturn.core.retries import IDEMPOTENT_METHODS, RetryBudget
 from keyturn.core.signals import Route
 from keyturn.core.throttles import Throttles
 from keyturn.core.values import value_object
@@ -208,7 +208,7 @@ class RequestContext:
     @property
     def repeatable(self) -> bool:
         """Whether it may be sent once more although it may have been processed."""
-        return self.request.method in IDEMPOTENT and self.replayable
+        return self.request.method in IDEMPOTENT_METHODS and self.replayable
 
 
 def waiter_of(request: Request, pool: Pool, now: Micros) -> Waiter:

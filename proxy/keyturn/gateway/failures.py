@@ -29,7 +29,7 @@ from keyturn.core.events import BreakerChanged, PoolThrottled, UpstreamThrottled
 from keyturn.core.inferred_limits import DEFAULT_WAIT, ROUTE_GUARD
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.core.recent import RecentCauses
-from keyturn.core.retries import pause
+from keyturn.core.retries import retry_pause
 from keyturn.core.signals import Throttle
 from keyturn.core.throttles import PROBE_PATIENCE
 from keyturn.core.translate import whole_seconds
@@ -354,7 +354,7 @@ class Outages:
         environment = self._environment
         context.failures += 1
         now = environment.clock()
-        rest = least + pause(context.failures, environment.chance())
+        rest = least + retry_pause(context.failures, environment.chance())
         in_time = now + rest < context.waiter.deadline and context.failures < environment.retries.attempts
         return rest if in_time and environment.budget.retry(context.waiter.client.name, now) else None
 

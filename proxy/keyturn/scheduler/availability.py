@@ -14,10 +14,10 @@ from keyturn.scheduler.waiter import INTERNAL, Queue
 PLENTIFUL = 64
 """With so many tokens available it makes no difference in which order requests of the same moment are served."""
 
-FRESH: Micros = 50 * MILLISECOND
+MAX_AVAILABILITY_AGE: Micros = 50 * MILLISECOND
 """For so long the last exchange is good enough to grant a lease by it."""
 
-SURPRISE = 20
+CONTRADICTION = 20
 """Which part of a limit an answer may differ from what is known before the store is told at once."""
 
 
@@ -46,7 +46,7 @@ class AvailabilityCache:
 
     def is_plentiful(self, limits: Iterable[int], now: Micros) -> bool:
         """Whether so many tokens of these limits are available that a request can be served, in whatever order."""
-        if self.doubted or now - self._at > FRESH or not self._told:
+        if self.doubted or now - self._at > MAX_AVAILABILITY_AGE or not self._told:
             return False
         for index in limits:  # noqa: SIM110  # a fast path: `all` with a generator takes twice as long
             if self._told[index].available - self._taken[index] < PLENTIFUL:
@@ -68,7 +68,7 @@ class AvailabilityCache:
         for limit, remaining, _ in observed:
             if limit < len(self._told):
                 size, available, _ = self._told[limit]
-                if (remaining + 1) * quotas + size // SURPRISE < available - self._taken[limit]:
+                if (remaining + 1) * quotas + size // CONTRADICTION < available - self._taken[limit]:
                     return True
         return False
 

@@ -30,7 +30,7 @@ from keyturn.web.status.replica_status import (
 )
 
 from tests.core.worlds import limit, pool
-from tests.rooms import WatchedStore, room
+from tests.schedulers import WatchedStore, running_scheduler
 from tests.virtual import micros, task_of, virtual
 
 POOL = pool(2, limit(60), limit(10, 10 * SECOND, "GET /collections"))
@@ -152,7 +152,7 @@ class Place:
 @asynccontextmanager
 async def place() -> AsyncIterator[Place]:
     """A pool of two keys with one token each."""
-    async with room(pool(2, limit(1))) as it:
+    async with running_scheduler(pool(2, limit(1))) as it:
         yield Place(it.scheduler, Watched(it.store))
 
 

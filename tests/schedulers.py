@@ -72,7 +72,7 @@ def waiting(client: Client, number: int, deadline: Micros = 0, urgency: int = 3,
 
 
 @dataclass
-class Room:
+class RunningScheduler:
     """One scheduler and its store."""
 
     scheduler: Scheduler
@@ -107,14 +107,14 @@ class Room:
 
 
 @asynccontextmanager
-async def room(
+async def running_scheduler(
     pool: Pool,
     *,
     max_waiting: int = 10_000,
     memory: Memory | None = None,
     replica: str = "r",
     limit: ConcurrencyLimit | None = None,
-) -> AsyncIterator[Room]:
+) -> AsyncIterator[RunningScheduler]:
     """A scheduler that is started and stopped."""
     store, recorder = WatchedStore(pool, memory, replica), Recorder()
     scheduler = Scheduler(
@@ -129,6 +129,6 @@ async def room(
     store.listen(scheduler.wake)
     await scheduler.start()
     try:
-        yield Room(scheduler, store, recorder)
+        yield RunningScheduler(scheduler, store, recorder)
     finally:
         await scheduler.stop()
