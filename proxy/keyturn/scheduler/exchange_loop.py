@@ -19,6 +19,9 @@ from keyturn.scheduler.lease import Lease, OutstandingLeases
 from keyturn.scheduler.queues import Queues
 from keyturn.scheduler.waiter import Waiter
 
+FORESIGHT_WAITING = 100
+"""With fewer requests waiting every newcomer takes part in an exchange, which is quick then and estimates exactly."""
+
 FORESIGHT_MARGIN: Micros = SECOND
 """By how much an estimate has to lie beyond the deadline of a newcomer to refuse it without an exchange."""
 
@@ -79,11 +82,13 @@ class ExchangeLoop:
         self.timer.fire(len(self.leases.in_use) if left else FEW_IN_FLIGHT)
 
     def foresee(self, waiter: Waiter, now: Micros) -> TooMany | None:
-        """Refuse a newcomer without an exchange, if a recent snapshot tells that it cannot be served in time."""
+        """Refuse a newcomer of a crowd without an exchange, if a recent snapshot tells that it comes in vain."""
+        if self._queues.total < FORESIGHT_WAITING:
+            return None
         queue, client = self._queues.get(waiter.flow), waiter.client
         if self._availability.doubted or not self.slots.suffice(queue, client):
             return None
-        found = self._store.estimate(waiter.flow, len(queue.waiters) + 1, client.weight)
+        found = self._store.estimate(waiter.flow, len(queue.waiters) + 1 + queue.backoff.places(now), client.weight)
         if found is None:
             return None
         estimates, age = found
