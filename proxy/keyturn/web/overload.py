@@ -54,7 +54,8 @@ class ByteBudget:
         """Bytes held by requests that have been admitted."""
         self.unadmitted = 0
         self._paused: dict[ConnectionBytes, None] = {}
-        self._favoured: ConnectionBytes | None = None
+        self.favoured: ConnectionBytes | None = None
+        """The connection that goes on whatever is free; none while no connection lacks room."""
 
     def __repr__(self) -> str:
         return f"<ByteBudget {self.held}/{self.limit}, {self.unadmitted} unadmitted, {self.paused} paused>"
@@ -69,19 +70,10 @@ class ByteBudget:
         """Connections that are not read because too little is free."""
         return len(self._paused)
 
-    def free(self, *, admitted: bool) -> int:
-        """Bytes that a request, admitted or not, may still take."""
-        left = self.limit - self.admitted - self.unadmitted
-        return left if admitted else min(left, self.limit // 4 - self.unadmitted)
-
-    def favours(self, account: "ConnectionBytes") -> bool:
-        """Whether a connection goes on whatever is free."""
-        return account is self._favoured
-
     def pause(self, account: "ConnectionBytes") -> bool:
         """Pause a connection until it has room; false when it becomes the favoured one instead."""
-        if self._favoured is None:
-            self._favoured = account
+        if self.favoured is None:
+            self.favoured = account
             return False
         self._paused[account] = None
         account.paused = True
@@ -94,15 +86,15 @@ class ByteBudget:
 
     def release(self, account: "ConnectionBytes") -> None:
         """Resume some paused connections, the oldest first, after one has given bytes back."""
-        if account is self._favoured:
-            self._favoured = None
+        if account is self.favoured:
+            self.favoured = None
         if not self._paused:
             return
         for _ in range(min(_MAX_RESUMED, len(self._paused))):
             first = next(iter(self._paused))
             del self._paused[first]
-            if self._favoured is None:
-                self._favoured = first
+            if self.favoured is None:
+                self.favoured = first
             if first.room() >= _WORTH_RESUMING:
                 first.paused = False
                 first.resume()
@@ -126,32 +118,41 @@ class ConnectionBytes:
     def room(self) -> int:
         """How many bytes more it may hold."""
         budget = self._budget
-        if budget.favours(self):
+        if budget.favoured is self:
             return _UNLIMITED
-        return max(BYTES_FLOOR, budget.free(admitted=self.admitted)) - self.held
+        free = budget.limit - budget.admitted - budget.unadmitted
+        if not self.admitted:
+            free = min(free, budget.limit // 4 - budget.unadmitted)
+        return max(BYTES_FLOOR, free) - self.held
 
     def hold(self, held: int) -> None:
         """Hold so many bytes from now on."""
         more = held - self.held
         if not more:
             return
-        self.held = held
+        self.held, budget = held, self._budget
         if self.admitted:
-            self._budget.admitted += more
+            budget.admitted += more
         else:
-            self._budget.unadmitted += more
-        if more < 0:
-            self._budget.release(self)
+            budget.unadmitted += more
+        if more < 0 and budget.favoured is not None:
+            budget.release(self)
 
     def admit(self, *, admitted: bool) -> None:
         """Count its bytes as those of an admitted request, or of one that is not."""
         if admitted == self.admitted:
             return
-        self.admitted = admitted
+        self.admitted, budget = admitted, self._budget
         if moved := self.held if admitted else -self.held:
-            self._budget.admitted += moved
-            self._budget.unadmitted -= moved
-            self._budget.release(self)
+            budget.admitted += moved
+            budget.unadmitted -= moved
+            if budget.favoured is not None:
+                budget.release(self)
+
+    def end(self) -> None:
+        """Hold nothing, for a request that has been answered; the next one is not admitted yet."""
+        self.hold(0)
+        self.admitted = False
 
     @property
     def crowded(self) -> bool:

@@ -182,8 +182,7 @@ class RequestReader(OpenConnection, asyncio.BufferedProtocol):
         if self._asked > _SMALL_HEAD:
             self._parser = self._new_parser()
         self._reading, self._length, self._asked = EMPTY_PAYLOAD, 0, 0
-        self._account.hold(0)
-        self._account.admit(admitted=False)
+        self._account.end()
         if self._held or self._stopped:
             self._parse()
 
@@ -350,7 +349,8 @@ class RequestReader(OpenConnection, asyncio.BufferedProtocol):
         held = len(self._held) - self._at
         reading, account = self._reading, self._account
         account.hold(held + self._asked + self._head.cost + (0 if reading is EMPTY_PAYLOAD else buffered(reading)))
-        account.unpause()
+        if account.paused:
+            account.unpause()
         if self.deaf:
             more = self._drains
         elif held or self._reading_paused or not (self._admitted or reading.is_eof()):
