@@ -49,22 +49,24 @@ class AccessLog:
         self._chance = chance
         self._level = logging.getLogger(REQUEST_LOGGER)
         self._out = out = stream or sys.stderr
+        self._flushes = not isinstance(out, LogWriter)
         self._text = _text_log(out) if is_text(form, out) else None
 
     def write(self, log: RequestLog) -> None:
         """The line of a request that has ended."""
         failed = log.outcome == "failed" or log.code >= SERVER_ERRORS
         level = logging.WARNING if failed else logging.INFO
-        if self._level.isEnabledFor(level) and self._wanted(log):
+        if self._level.isEnabledFor(level) and (self.sample >= 1 or self._wanted(log)):
             if self._text is not None:
                 text, values = _words(log)
                 self._text.log(level, text, **values)
             else:
                 self._out.write(_json_line(log, "warning" if failed else "info"))
-                self._out.flush()
+                if self._flushes:
+                    self._out.flush()
 
     def _wanted(self, log: RequestLog) -> bool:
-        if self.sample >= 1 or log.outcome != "forwarded" or log.code >= CLIENT_ERRORS:
+        if log.outcome != "forwarded" or log.code >= CLIENT_ERRORS:
             return True
         return self._chance() < self.sample
 

@@ -31,6 +31,7 @@ from keyturn.core.events import (
 )
 from keyturn.core.levels import Levels
 from keyturn.core.model import SECOND
+from keyturn.core.tracing import UNTRACED
 from keyturn.telemetry.exposition import OPENMETRICS_END, Counter, Form, Gauge, Histogram, Labels, Metric
 from keyturn.telemetry.gauges import gauges
 
@@ -76,6 +77,8 @@ class Metrics:
     def __init__(self) -> None:
         self._metrics: list[Metric] = []
         self._reload_succeeded = True
+        self._rows: dict[tuple[str, str], tuple[list[float], ...]] = {}
+        """By pool and client, where the times of forwarded requests are counted."""
         self._about_requests()
         self._about_the_upstream()
         self._about_the_store()
@@ -263,8 +266,13 @@ class Metrics:
                 self.reloads_refused.add((), int(not ok))
 
     def _request(self, log: RequestLog) -> None:
-        pool, client, trace = log.pool or NOBODY, log.client or NOBODY, log.trace_id
-        self.requests.add((pool, client, label_of_method(log.method), label_of_code(log.code), log.outcome))
+        pool, client = log.pool or NOBODY, log.client or NOBODY
+        method = log.method if log.method in METHODS else OTHER
+        self.requests.add((pool, client, method, CODES.get(log.code) or label_of_code(log.code), log.outcome))
+        if log.tries and log.outcome == "forwarded" and log.trace is UNTRACED:
+            self._forwarded(log, pool, client)
+            return
+        trace = log.trace_id
         self.seconds.add((pool, client), log.total / SECOND, trace)
         if log.outcome == "refused":
             self.refused.add((pool, client, log.reason))
@@ -274,6 +282,23 @@ class Metrics:
             own = log.total - log.reading - log.queued - log.upstream - log.streamed
             self.upstream.add((pool,), log.upstream / SECOND, trace)
             self.overhead.add((pool,), max(0, own) / SECOND, trace)
+
+    def _forwarded(self, log: RequestLog, pool: str, client: str) -> None:
+        """Observe the times of a request that is in no trace, the usual one."""
+        rows = self._rows.get((pool, client))
+        if rows is None:
+            rows = self._rows[pool, client] = (
+                self.seconds.row((pool, client)),
+                self.waited.row((pool, client)),
+                self.upstream.row((pool,)),
+                self.overhead.row((pool,)),
+            )
+        total, queued, upstream = log.total, log.queued, log.upstream
+        own = total - log.reading - queued - upstream - log.streamed
+        self.seconds.add_to(rows[0], total / SECOND)
+        self.waited.add_to(rows[1], queued / SECOND)
+        self.upstream.add_to(rows[2], upstream / SECOND)
+        self.overhead.add_to(rows[3], max(0, own) / SECOND)
 
     def exposition(self, form: Form, levels: Levels | None = None) -> Iterator[str]:
         """Write the metrics in pieces of a few lines; `levels` are the current gauges.

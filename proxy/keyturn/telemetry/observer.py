@@ -151,10 +151,13 @@ class Telemetry:
         self.metrics.observe(event)
         if isinstance(event, _COUNTED_ONLY):
             return
-        self.history.observe(event)
         if isinstance(event, RequestLog):
+            if event.outcome != "forwarded":
+                self.history.observe(event)
             self._requests.write(event)
             event.trace.end(event)
-        elif line := line_of(event):
+            return
+        self.history.observe(event)
+        if line := line_of(event):
             values = {name: value for name, value in line.values.items() if value not in ("", None)}
             self._log.log(getattr(logging, line.level.upper()), line.text, **values)
