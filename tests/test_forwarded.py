@@ -94,7 +94,13 @@ async def test_failed_attempts_of_one_caller_do_not_slow_others(tmp_path: Path) 
         for _ in range(61):
             assert (await home.ask(request("/me", "X-Forwarded-For: 192.0.2.7", token=None))).status == 401
         assert (await home.ask(request("/me", "X-Forwarded-For: 192.0.2.8", token=None))).status == 401
-        lines = [line for line in home.keyturn.process.lines if "many failed attempts" in line]
+        lines: list[str] = []
+
+        def slowed() -> bool:
+            lines[:] = [line for line in home.keyturn.process.lines if "many failed attempts" in line]
+            return bool(lines)
+
+        await until(slowed, "the line about failed attempts is written")
         assert ["192.0.2.7" in line for line in lines] == [True]
 
 
@@ -113,7 +119,8 @@ async def test_listeners_expect_the_proxy_protocol(tmp_path: Path) -> None:
         home.keyturn.data = plain
         assert await logged(home, 3) == ["127.0.0.1", "192.0.2.7", "192.0.2.7"]
         assert await home.keyturn.metric("keyturn_connections_ended_total", reason="proxy_protocol") == 1
-        assert [line for line in home.keyturn.process.lines if "without a header of the PROXY protocol" in line]
+        text = "without a header of the PROXY protocol"
+        await until(lambda: any(text in line for line in home.keyturn.process.lines), f"a line {text}")
 
 
 async def test_tls_behind_the_proxy_protocol(tmp_path: Path) -> None:

@@ -31,6 +31,6 @@ def promtool(
         input=given,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,  # on a loaded machine; below the time-out of a test
         check=False,
     )

@@ -166,7 +166,11 @@ async def test_vector(street: Street, case: Case, vector: Vector) -> None:
 
 
 async def check_no_answer_is_left_over(street: Street) -> None:
-    """The next request over the upstream's connections gets its own answer."""
+    """The next request over the upstream's connections gets its own answer.
+
+    Its success also ends the streak of failures that vectors with a failing upstream leave in the breakers of the
+    pool and the client: the vectors pass in any order.
+    """
     async with calling(street) as other:
         await other.goes_on()
 
