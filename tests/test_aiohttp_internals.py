@@ -6,8 +6,9 @@ import pytest
 from aiohttp import SocketTimeoutError
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError
 from aiohttp.streams import StreamReader
-from keyturn.aiohttp_internals import UpstreamProtocol, buffered, check_aiohttp, check_private_names
+from keyturn.aiohttp_internals import ArrivedBody, UpstreamProtocol, buffered, check_aiohttp, check_private_names
 from keyturn.core.errors import StartError
 
 from tests.virtual import virtual
@@ -22,6 +23,9 @@ class Transport(asyncio.Transport):
         return False
 
     def abort(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
         """Nothing to do."""
 
     def pause_reading(self) -> None:
@@ -57,6 +61,65 @@ async def test_a_connection_carries_answers_one_after_another() -> None:
     assert await exchange(protocol, head, without_body=True) == b""
     assert await exchange(protocol) == b"ok"
     assert not protocol.should_close
+
+
+@pytest.mark.parametrize(
+    ("answer", "at_once"),
+    [
+        (ANSWER, True),
+        (b"HTTP/1.1 404 No\r\nserver: x\r\ncontent-length: 2\r\n\r\nok", True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length:  2\r\n\r\nok", False),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", False),
+        (b"HTTP/1.1 103 Hint\r\n\r\n" + ANSWER, False),
+        (b"HTTP/1.1 103 Hint\r\nContent-Length: 40\r\n\r\n" + ANSWER, False),
+    ],
+)
+async def test_an_answer_that_comes_at_once_needs_no_stream(answer: bytes, at_once: bool) -> None:
+    """Only one that is a head with a plain length, and so many bytes; anything else is parsed as it comes."""
+    protocol = connected()
+    for _ in range(3):
+        protocol.expect(without_body=False, timeout=60)
+        protocol.data_received(answer)
+        message, payload = await protocol.read()
+        if message.code == 103:
+            message, payload = await protocol.read()
+        assert isinstance(payload, ArrivedBody) == at_once
+        assert (payload.is_eof(), payload.read_nowait()) == (True, b"ok")
+        protocol.rest()
+        assert not protocol.should_close
+
+
+@pytest.mark.parametrize("behind", [b"H", ANSWER])
+async def test_bytes_behind_an_answer_that_came_at_once_end_its_connection(behind: bytes) -> None:
+    """They are no answer to the next request."""
+    protocol = connected()
+    protocol.expect(without_body=False, timeout=60)
+    protocol.data_received(ANSWER)
+    protocol.data_received(behind)
+    await protocol.read()
+    protocol.rest()
+    assert protocol.should_close
+
+
+async def test_an_answer_that_comes_at_once_may_close_its_connection() -> None:
+    """It says so in its head."""
+    protocol = connected()
+    await exchange(protocol, b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+    assert protocol.should_close
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 2\r\nContent-Length: 2\r\n",
+        b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+        b"A b: c\r\nContent-Length: 2\r\n",
+    ],
+)
+async def test_an_answer_that_comes_at_once_is_parsed_as_strictly(head: bytes) -> None:
+    """Two lengths, or two framings, are an error."""
+    with pytest.raises(HttpProcessingError):
+        await exchange(connected(), b"HTTP/1.1 200 OK\r\n" + head + b"\r\nok")
 
 
 async def test_a_paused_answer_is_read_to_its_end_and_so_is_the_next() -> None:

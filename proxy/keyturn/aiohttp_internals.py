@@ -9,6 +9,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from functools import cached_property, partial
+from http import HTTPStatus
 from importlib import metadata
 from random import random
 from time import monotonic
@@ -18,7 +19,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
-from aiohttp.helpers import _EXC_SENTINEL
+from aiohttp.helpers import _EXC_SENTINEL, EMPTY_BODY_STATUS_CODES
 from aiohttp.http import HttpRequestParser, HttpResponseParser
 from aiohttp.streams import StreamReader
 
@@ -30,6 +31,7 @@ _AIOHTTP = ((3, 14, 5), (3, 15))
 _PRIVATE_NAMES = {
     StreamReader: ("_size", "_buffer"),  # what a body keeps in memory: nothing public tells
     ResponseHandler: (
+        "_should_close",  # an answer that comes as a whole says that the connection ends
         "_parser", "_skip_payload",  # a parser is kept for the next answer, and put aside while none is awaited
         "_payload",  # the reader of a body learns of everything that goes wrong in its middle
         "_read_timeout", "_read_timeout_handle", "_reschedule_timeout", "_drop_timeout",
@@ -109,6 +111,10 @@ class UpstreamProtocol(ResponseHandler):
         super().__init__(loop)
         self._spare_parser: Any = None
         """The parser of the last answer that had a body, ready for the next."""
+        self._head_parser: Any = None
+        """A parser of heads only, kept for further answers."""
+        self._awaits_head = False
+        """Whether nothing of an answer that may have a body has come."""
         self._was_paused = False
         """Whether reading this answer was paused: then its parser may hold something back, and go on doing so."""
         self._deadline: float | None = None
@@ -136,6 +142,7 @@ class UpstreamProtocol(ResponseHandler):
     def expect(self, *, without_body: bool, timeout: float) -> None:
         """Get ready for one answer; `timeout` seconds may pass without a sign of it once `start_timeout` is called."""
         self._was_paused = self.chunked = False
+        self._awaits_head = not without_body
         if without_body or self._spare_parser is None:
             self.set_response_params(
                 skip_payload=without_body,
@@ -154,7 +161,7 @@ class UpstreamProtocol(ResponseHandler):
 
     def rest(self) -> None:
         """The answer has been read in full: whatever comes before the next `expect` makes the connection unfit."""
-        if not (self._skip_payload or self._was_paused or self.chunked):
+        if self._parser is not None and not (self._skip_payload or self._was_paused or self.chunked):
             self._spare_parser = self._parser
         self._parser = None
 
@@ -181,12 +188,57 @@ class UpstreamProtocol(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone, and its timer with it."""
         super().connection_lost(exc)
-        self._spare_parser = None
+        self._spare_parser = self._head_parser = None
         if self._read_timeout_handle is not None:
             self._read_timeout_handle.cancel()
             self._read_timeout_handle = None
 
     # Reading
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of an answer, as a whole if they are one."""
+        if self._awaits_head and data:
+            self._awaits_head = False
+            if self._parser is not None and self._is_whole(data):
+                return
+        super().data_received(data)
+
+    def _is_whole(self, data: bytes) -> bool:
+        """Deliver an answer that has come at once, head and counted body: the body needs no parser, and no stream.
+
+        Everything else is left as it is, to be parsed from its beginning.
+        """
+        end = data.find(b"\r\n\r\n") + 4
+        length = b"%d" % (len(data) - end)
+        if end < 4 or b"\r\ncontent-length: " + length + b"\r\n" not in data[:end].lower():  # noqa: PLR2004
+            return False
+        parser, self._head_parser = self._head_parser or self._new_parser(), None
+        try:
+            messages, upgraded, _ = parser.feed_data(data[:end])
+        except aiohttp.http.HttpProcessingError:
+            return False
+        message = messages[0][0] if len(messages) == 1 and not upgraded else None
+        if message is None or message.code < HTTPStatus.OK or message.code in EMPTY_BODY_STATUS_CODES:
+            return False
+        self._head_parser = parser
+        if message.should_close:
+            self._should_close = True
+        self._payload, self._deadline = None, None
+        self._spare_parser, self._parser = self._parser, None  # what comes unasked is not parsed
+        self.feed_data((message, cast("StreamReader", ArrivedBody(data[end:]))))
+        return True
+
+    def _new_parser(self) -> HttpResponseParser:
+        return HttpResponseParser(
+            self,
+            self._loop,
+            _BUFFER,
+            response_with_body=False,
+            auto_decompress=False,
+            max_line_size=_LONGEST_LINE,
+            max_field_size=_LONGEST_LINE,
+            max_headers=_MOST_FIELDS,
+        )
 
     def pause_reading(self) -> None:
         """Read nothing for a while."""
@@ -215,6 +267,24 @@ class UpstreamProtocol(ResponseHandler):
             self._read_timeout_handle = self._loop.call_at(self._deadline, self._on_read_timeout)
         else:
             super()._on_read_timeout()
+
+
+class ArrivedBody:
+    """The body of an answer that has come as a whole."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def is_eof(self) -> bool:
+        """Whether all of it is here."""
+        return True
+
+    def read_nowait(self) -> bytes:
+        """All of it, then nothing."""
+        data, self.data = self.data, b""
+        return data
 
 
 def _fail(payload: StreamReader | None, error: BaseException) -> None:

@@ -15,7 +15,7 @@ from aiohttp.hdrs import CONTENT_LENGTH, KEEP_ALIVE, TRANSFER_ENCODING
 from aiohttp.http import HttpProcessingError, HttpVersion10, HttpVersion11, RawResponseMessage
 from aiohttp.streams import EMPTY_PAYLOAD, EofStream, StreamReader
 
-from keyturn.aiohttp_internals import UpstreamConnector, UpstreamProtocol
+from keyturn.aiohttp_internals import ArrivedBody, UpstreamConnector, UpstreamProtocol
 from keyturn.core.errors import Broken, TimedOut, Unreachable, UpstreamError
 from keyturn.core.headers import from_upstream, without
 from keyturn.core.http import Answer, AnswerBody, Body, Fields, Request, Whole
@@ -141,7 +141,7 @@ class Transmission:
         self._began = monotonic()
         transport.write(head)
 
-    async def _final_head(self, request: Request, key: Secret) -> tuple[RawResponseMessage, StreamReader]:
+    async def _final_head(self, request: Request, key: Secret) -> tuple[RawResponseMessage, StreamReader | ArrivedBody]:
         """The first head that is no interim one (RFC 9110, section 15.2); those before it go on, but for 100."""
         protocol = self._protocol
         for _ in range(_MOST_HEADS):
@@ -159,7 +159,7 @@ class Transmission:
                 protocol.start_timeout()
         raise Broken("The upstream gave interim answers only.", proxy_error="http_protocol_error")
 
-    def _answer(self, message: RawResponseMessage, payload: StreamReader, key: Secret) -> Answer:
+    def _answer(self, message: RawResponseMessage, payload: StreamReader | ArrivedBody, key: Secret) -> Answer:
         if self._upload is not None:
             self._upload.answered = True
         headers = message.headers
@@ -178,8 +178,10 @@ class Transmission:
         """A head's fields as they go on: none that end here, none that shows the key or leads past this proxy."""
         return self._upstream.references.relative(without(key, from_upstream(message.raw_headers)))
 
-    def _body(self, message: RawResponseMessage, payload: StreamReader) -> AnswerBody:
+    def _body(self, message: RawResponseMessage, payload: StreamReader | ArrivedBody) -> AnswerBody:
         """The body; a `Whole` one, when all of it is here already, needs the connection no more."""
+        if isinstance(payload, ArrivedBody):
+            return Whole(payload.data)
         until_close = payload is not EMPTY_PAYLOAD and not message.chunked and CONTENT_LENGTH not in message.headers
         if not payload.is_eof() or (until_close and self.reset):
             return StreamedBody(self, payload, until_close=until_close)
