@@ -23,8 +23,8 @@ QUEUE_BYTES = 2**20
 BATCH_BYTES = 2**16
 """The most bytes that are written at once."""
 
-GATHER_SECONDS = 0.01
-"""Seconds in which lines are collected, so that the thread does not wake up for each of them."""
+GATHER_SECONDS = 0.05
+"""Seconds in which lines are collected: each time the thread wakes up, it takes the interpreter from the event loop."""
 
 _GAP = b""
 """Marks the place of dropped lines in the queue."""
