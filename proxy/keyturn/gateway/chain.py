@@ -28,6 +28,7 @@ from keyturn.core.inferred_limits import HigherLimit, LimitInference
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.retries import RetryBudget
 from keyturn.core.signals import FORBIDDEN, OUTAGES, TOO_MANY_REQUESTS, UNAUTHORIZED
+from keyturn.core.tracing import UNTRACED
 from keyturn.core.translate import rates, to_caller
 from keyturn.gateway.context import (
     Environment,
@@ -180,14 +181,12 @@ class Gateway:
                     raise
                 verdict = Respond(context.held, refusal.retry_after)
             finally:
-                self._leave(context, counted=context.log.tries > tries)
-            if isinstance(verdict, Retry):
-                context.end_lease()
-                await self._retry(context, verdict)
-            elif verdict.estimate:
-                return await self._estimate(context, verdict)
-            else:
-                return verdict
+                if context.probes or context.reopens or context.route_limit is not None:
+                    self._leave(context, counted=context.log.tries > tries)
+            if isinstance(verdict, Respond):
+                return await self._estimate(context, verdict) if verdict.estimate else verdict
+            context.end_lease()
+            await self._retry(context, verdict)
 
     def _leave(self, context: RequestContext, *, counted: bool) -> None:
         """End a try for the policies that held it back or wait for its outcome."""
@@ -206,8 +205,9 @@ class Gateway:
         if lease is not None:
             log = context.log
             log.key = lease.key.name
-            log.trace.wait_began()
-            log.trace.wait_ended()
+            if log.trace is not UNTRACED:
+                log.trace.wait_began()
+                log.trace.wait_ended()
         return lease
 
     async def _lease(self, context: RequestContext) -> Lease:
@@ -237,8 +237,9 @@ class Gateway:
             NoKey: its key is dead, and the request cannot be sent once more.
         """
         try:
-            self._throttling.enter(context)
-            self._outages.enter(context)
+            if not context.state.open:
+                self._throttling.enter(context)
+                self._outages.enter(context)
             response = await self._sender.send(context, lease)
         except (Outage, ProbeInFlight):
             lease.unsent()

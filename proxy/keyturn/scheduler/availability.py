@@ -124,8 +124,11 @@ class SchedulerView:
         pool, tokens = self._keys.pool, self._availability.tokens(self._clock())
         if not tokens:
             return []
+        found = [(pool.limits[index], tokens[index]) for index in pool.limits_on(method, path)]
+        if not self._queues.total:
+            return found
         part = self._queues.weights.share(client)
-        return [(pool.limits[index], share_of(tokens[index], part)) for index in pool.limits_on(method, path)]
+        return [(limit, share_of(left, part)) for limit, left in found]
 
 
 def _look(queue: Queue, now: Micros) -> LaneLook:

@@ -91,7 +91,8 @@ class ConcurrencyLimit:
         """Release the slot of a request that got its lease then."""
         self._all.leave(since, now)
         self._of[client].leave(since, now)
-        self.pass_on()
+        if self._wanted:
+            self.pass_on()
 
     def claim(self, number: int) -> None:
         """Claim slots for which tokens are being demanded; a negative number gives them back."""

@@ -59,11 +59,11 @@ class MemoryStore(SessionStore):
 
     def try_grant(self, flow: Flow, weight: int) -> LeaseGrant | None:
         """See `core.exchange.PoolStore`."""
-        memory = self._memory
-        grant = memory.state.try_grant(memory.clock(), self.session.replica, self.revision.name, flow, weight)
-        if grant is None:
-            return None
-        self.session.held.granted(memory.clock(), grant, self.revision)
+        memory, revision = self._memory, self.revision
+        now = memory.clock()
+        grant = memory.state.try_grant(now, self.session.replica, revision.name, flow, weight)
+        if grant is not None:
+            self.session.held.granted(now, grant, revision)
         return grant
 
     async def send(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:

@@ -43,6 +43,10 @@ _MOST_HEADS = 100
 """Heads that are read for one answer, the interim ones before it included."""
 
 
+_Head = tuple[RawResponseMessage, StreamReader | ArrivedBody]
+"""The head of an answer, and its body."""
+
+
 class Sending:
     """State that all transmissions to one upstream share."""
 
@@ -116,8 +120,10 @@ class Transmission:
             else:
                 self._upload = Upload(self._protocol, body, on_written)
                 self._task = spawn(self._upload.run(), name="upload", owner=self._upstream.uploads)
-            message, payload = await self._final_head(request, key)
-            answer = self._answer(message, payload, key)
+            head: _Head = await self._protocol.read()
+            if head[0].code < _FINAL or head[0].version not in _VERSIONS:
+                head = await self._final_head(request, key, head)
+            answer = self._answer(*head, key)
         except LOST_ERRORS as error:
             await self.close()
             if self._upload is not None and error is self._upload.failure:
@@ -141,15 +147,15 @@ class Transmission:
         self._began = monotonic()
         transport.write(head)
 
-    async def _final_head(self, request: Request, key: Secret) -> tuple[RawResponseMessage, StreamReader | ArrivedBody]:
+    async def _final_head(self, request: Request, key: Secret, head: "_Head") -> "_Head":
         """The first head that is no interim one (RFC 9110, section 15.2); those before it go on, but for 100."""
         protocol = self._protocol
         for _ in range(_MOST_HEADS):
-            message, payload = await protocol.read()
+            message = head[0]
             if message.version not in _VERSIONS:
                 raise Broken(_NOT_HTTP, proxy_error="http_protocol_error")
             if message.code >= _FINAL:
-                return message, payload
+                return head
             if message.code == _SWITCHING_PROTOCOLS or message.code < _CONTINUE:
                 unasked = f"The upstream answered with status {message.code}, which nobody asked for."
                 raise Broken(unasked, proxy_error="http_protocol_error")
@@ -157,6 +163,7 @@ class Transmission:
                 request.interim(message.code, self._fields(message, key))
             if not len(protocol):
                 protocol.start_timeout()
+            head = await protocol.read()
         raise Broken("The upstream gave interim answers only.", proxy_error="http_protocol_error")
 
     def _answer(self, message: RawResponseMessage, payload: StreamReader | ArrivedBody, key: Secret) -> Answer:

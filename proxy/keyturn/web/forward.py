@@ -136,7 +136,8 @@ class Forward:
         connection, proxies = incoming.connection, self.settings.proxies
         caller = proxies.caller(connection.address, incoming.raw_headers) if proxies else connection.address
         agent = incoming.headers.get(USER_AGENT, "")
-        log = RequestLog(method=incoming.method, address=caller, agent=agent, trace=self._trace(incoming))
+        trace = UNTRACED if type(self.tracer) is NoTracer else self._trace(incoming)
+        log = RequestLog(method=incoming.method, address=caller, agent=agent, trace=trace)
         try:
             return await self._forward(incoming, log)
         except ConnectionError:
@@ -191,8 +192,6 @@ class Forward:
 
     def _trace(self, incoming: IncomingRequest) -> Trace:
         """Begin the request's trace, which sees no field that holds a credential."""
-        if type(self.tracer) is NoTracer:
-            return UNTRACED
         shown = without(incoming.raw_headers, b"", self._access.hidden(incoming.raw_headers, b""))[0]
         return self.tracer.begin(_Arrived(incoming.method, shown, incoming.scheme, incoming.version))
 
@@ -232,24 +231,23 @@ class Forward:
         settings = self.settings
         urgency = priority_urgency(fields) if _PRIORITY in present else None
         wait = prefer_wait(fields) if _PREFER in present else None
+        told = admission.fields
         return Request(
-            id=log.id,
-            client=client,
-            method=incoming.method,
-            target=admission.target,
-            path=path,
-            fields=self._told(incoming, admission.fields, log.address),
-            body=RequestBody.of(incoming, settings.max_body, settings.body_timeout / SECOND),
-            urgency=client.urgency if urgency is None else max(client.urgency, urgency),
-            wait=min(settings.max_wait if wait is None else wait * SECOND, settings.max_wait_ceiling),
-            pinned=_pinned(fields) if _KEY in present else None,
-            interim=partial(write_interim, incoming),
+            log.id,
+            client,
+            incoming.method,
+            admission.target,
+            path,
+            self._told(incoming, told, log.address) if settings.forwarded else to_upstream(told),
+            RequestBody.of(incoming, settings.max_body, settings.body_timeout / SECOND),
+            client.urgency if urgency is None else max(client.urgency, urgency),
+            min(settings.max_wait if wait is None else wait * SECOND, settings.max_wait_ceiling),
+            _pinned(fields) if _KEY in present else None,
+            partial(write_interim, incoming),
         )
 
     def _told(self, incoming: IncomingRequest, fields: Fields, caller: str) -> Fields:
-        """The fields that go to the upstream."""
-        if not self.settings.forwarded:
-            return to_upstream(fields)
+        """The fields that go to the upstream, with the caller's address."""
         peer = incoming.connection.address
         told = telling(peer, caller, fields, incoming.scheme, trusted=peer in self.settings.proxies)
         return (*to_upstream(fields), *told)
