@@ -258,7 +258,7 @@ def test_a_state_that_lost_writes_begins_an_epoch_and_asks_for_what_is_held() ->
         version, heard = 10**18 * (lost == "version"), 99 if lost == "heard" else None
         assert world.send("r", epoch=epoch, version=version, heard=heard).asks == ("held",)
         assert world.state.epoch != epoch
-        assert not world.state.tokens.known
+        assert not world.state.tokens.shut.known
         assert not world.send("r", epoch=epoch, held=()).asks
 
 

@@ -49,7 +49,7 @@ def known(state: SharedState, revision: Revision) -> None:
 def know(state: SharedState) -> None:
     """Make every bucket of every revision known."""
     for view in state.revisions.views.values():
-        state.tokens.known.update((limit.id, quota) for limit in view.limits for quota in view.quotas)
+        state.tokens.shut.known.update((limit.id, quota) for limit in view.limits for quota in view.quotas)
 
 
 @dataclass
@@ -163,7 +163,7 @@ def check_conservation(state: SharedState) -> None:
         for _, member in cooling:
             taken[limit_, quota_of(member)] += 1
     assert tokens.taken == taken
-    assert tokens._probes.keys() == tokens.probing.scores.keys()
+    assert tokens.shut.probes.keys() == tokens.shut.probing.scores.keys()
     total: dict[str, int] = defaultdict(int)
     for (limit_, _), number in taken.items():
         total[limit_] += number

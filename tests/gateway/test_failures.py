@@ -462,7 +462,7 @@ async def test_a_429_is_absorbed_by_another_key() -> None:
         assert it.happened(Retried) == [Retried("default", "throttled")]
         await it.room.settled()
         assert isinstance(it.room.store.settled[0], Throttled)
-        assert [quota for _, (_, quota) in it.room.store.state.tokens.closed] == ["k0"]
+        assert [quota for _, (_, quota) in it.room.store.state.tokens.shut.closed] == ["k0"]
 
 
 @virtual
@@ -653,7 +653,7 @@ async def test_a_plan_that_is_used_up_is_left_for_another_one() -> None:
         assert it.keys[2:] == ["s-k1", "s-k1"]
         assert [event.kind for event in it.happened(UpstreamThrottled)] == ["plan"]
         await it.room.settled()
-        assert not it.room.store.state.tokens.closed
+        assert not it.room.store.state.tokens.shut.closed
 
 
 @virtual

@@ -212,8 +212,8 @@ def _available(state: SharedState, demanded: RevisionClass) -> int:
 
 
 def _next_return(state: SharedState) -> Micros | None:
-    tokens = state.tokens
-    sets: list[SortedSet[Any, Micros]] = [*tokens.returns.values(), tokens.closed, tokens.probing, tokens.resting]
+    own = state.tokens
+    sets: list[SortedSet[Any, Micros]] = [*own.returns.values(), own.shut.closed, own.shut.probing, own.shut.resting]
     return min([first[0] for one in sets if (first := one.first())], default=None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import redis
-from keyturn.core import dealing, flows, revisions, snapshots, state, tokens
+from keyturn.core import closed_buckets, dealing, flows, revisions, snapshots, state, tokens
 from keyturn.core.exchange import HEARTBEAT, DemandClass, Flow, FlowDemand, Spent, Throttled, Unsent
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Revision, RevisionLimit, Snapshot
 from keyturn.core.model import SECOND, Micros
@@ -49,7 +49,7 @@ CONSTANTS = {
     "HEARTBEAT": HEARTBEAT,
     "RATE_MEMORY": state.RATE_MEMORY,
     "RECOVERY_GRACE": state.RECOVERY_GRACE,
-    "REOPENED": tokens.REOPENED,
+    "REOPENED": closed_buckets.REOPENED,
     "REPLENISHED": tokens.REPLENISHED,
     "REVISIONS": revisions.REVISIONS,
     "ROLLOVER": flows.ROLLOVER,
@@ -121,10 +121,10 @@ class InMemory:
             "totals": {f"{name}|{client}": number for (name, client), number in queue.totals.items()},
             "ready": {name for _, name in queue.ready},
             "buckets": {bucket: number for bucket, number in own.taken.items() if number},
-            "known": set(own.known),
-            "probing": dict(own._probes),
-            "closed": {bucket: until for until, bucket in own.closed},
-            "resting": {quota: until for until, quota in own.resting},
+            "known": set(own.shut.known),
+            "probing": dict(own.shut.probes),
+            "closed": {bucket: until for until, bucket in own.shut.closed},
+            "resting": {quota: until for until, quota in own.shut.resting},
             "seen": {replica: instant for instant, replica in self.state._seen},
         }
         for limit, cooling in own.returns.items():
@@ -138,7 +138,7 @@ class InMemory:
     def check(self) -> None:
         """Check that taken tokens are in use or cooling, and that classes that can be served are ready."""
         own = self.state.tokens
-        taken: Counter[tokens.Bucket] = Counter()
+        taken: Counter[closed_buckets.Bucket] = Counter()
         for record in own.leases.values():
             taken.update((limit, record.quota) for limit, _ in record.windows)
         for limit, cooling in own.returns.items():

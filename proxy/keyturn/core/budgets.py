@@ -7,7 +7,7 @@ from keyturn.core.exchange import LimitTokens
 from keyturn.core.model import Micros
 from keyturn.core.revisions import RevisionView
 from keyturn.core.sortedset import SortedSet
-from keyturn.core.tokens import REOPENED, TokenBuckets
+from keyturn.core.tokens import TokenBuckets
 
 
 def budgets(tokens: TokenBuckets, view: RevisionView, now: Micros) -> tuple[LimitTokens, ...]:
@@ -23,7 +23,7 @@ def budget(tokens: TokenBuckets, view: RevisionView, index: int, now: Micros) ->
     hand = max(0, size - taken)
     first = (tokens.returns.get(limit.id) or SortedSet[str, Micros]()).first()
     delay = max(0, first[0] - now) if first else (limit.window + tokens.service if taken else 0)
-    if closed := closed_quotas(tokens, view, limit.id):
+    if closed := tokens.shut.quotas_under(view, limit.id):
         opens = max(0, min(closed.values()) - now)
         lost = sum([max(0, limit.requests - tokens.taken.get((limit.id, quota), 0)) for quota in closed])
         if len(closed) >= len(view.quotas):
@@ -32,16 +32,3 @@ def budget(tokens: TokenBuckets, view: RevisionView, index: int, now: Micros) ->
             delay = min(delay, opens) if taken else opens
         hand = max(0, hand - lost)
     return LimitTokens(size, hand, delay)
-
-
-def closed_quotas(tokens: TokenBuckets, view: RevisionView, limit: str) -> dict[str, Micros]:
-    """Until when quotas of a revision are closed under a limit, or rest; of the first `REOPENED` that are."""
-    buckets = [
-        (quota, until) for _, (until, (of, quota)) in zip(range(REOPENED), tokens.closed, strict=False) if of == limit
-    ]
-    resting = [(quota, until) for _, (until, quota) in zip(range(REOPENED), tokens.resting, strict=False)]
-    found: dict[str, Micros] = {}
-    for quota, until in (*buckets, *resting):
-        if quota in view.quotas:
-            found[quota] = max(until, found.get(quota, 0))
-    return found

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import merge
 
+from keyturn.core.closed_buckets import Bucket
 from keyturn.core.flows import FairQueue
 from keyturn.core.messages import RevisionClass
 from keyturn.core.model import Micros
 from keyturn.core.revisions import Revisions, RevisionView
-from keyturn.core.tokens import Bucket, TokenBuckets, quota_of
+from keyturn.core.tokens import TokenBuckets, quota_of
 
 STEPS = 2_000
 """Candidates looked at in one exchange at the most."""
@@ -94,9 +95,9 @@ class Dealer:
         """
         for limit, cooling in sorted(self._tokens.returns.items()):
             yield _returns(limit, cooling)
-        yield ((instant, limit, quota, True) for instant, (limit, quota) in self._tokens.closed)
-        yield ((instant, limit, quota, True) for instant, (limit, quota) in self._tokens.probing)
-        yield ((instant, "", quota, True) for instant, quota in self._tokens.resting)
+        yield ((instant, limit, quota, True) for instant, (limit, quota) in self._tokens.shut.closed)
+        yield ((instant, limit, quota, True) for instant, (limit, quota) in self._tokens.shut.probing)
+        yield ((instant, "", quota, True) for instant, quota in self._tokens.shut.resting)
 
     def _served_by(self, at: Micros, limit: str, quota: str, returned: Mapping[Bucket, int]) -> str | None:
         """The replica that a token of this limit on this quota would be for then; `None` if nobody could use it."""

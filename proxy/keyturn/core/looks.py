@@ -62,8 +62,8 @@ def _taken(state: SharedState, limit: RevisionLimit, quotas: Iterable[str], now:
         tuple([(quota, tokens.taken.get((limit.id, quota), 0)) for quota in quotas]),
         tuple([(instant - now, quota_of(member)) for instant, member in cooling]),
         (
-            *[(until - now, quota) for until, (closed, quota) in tokens.closed if closed == limit.id],
-            *[(until - now, quota) for until, quota in tokens.resting],
+            *[(until - now, quota) for until, (closed, quota) in tokens.shut.closed if closed == limit.id],
+            *[(until - now, quota) for until, quota in tokens.shut.resting],
         ),
     )
 

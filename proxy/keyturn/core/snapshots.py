@@ -6,7 +6,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
-from keyturn.core.budgets import budget, closed_quotas
+from keyturn.core.budgets import budget
 from keyturn.core.messages import LimitReturns, Snapshot, WaitingFlow
 from keyturn.core.model import MILLISECOND, Micros
 from keyturn.core.revisions import RevisionView
@@ -63,7 +63,7 @@ def _limit_returns(state: SharedState, view: RevisionView, index: int, now: Micr
     cooling = state.tokens.returns.get(limit.id) or SortedSet[str, Micros]()
     number = len(cooling)
     in_use = max(0, state.tokens.total.get(limit.id, 0) - number)
-    closed = closed_quotas(state.tokens, view, limit.id)
+    closed = state.tokens.shut.quotas_under(view, limit.id)
     free = [
         (until, max(0, limit.requests - state.tokens.taken.get((limit.id, quota), 0)))
         for quota, until in closed.items()
@@ -99,7 +99,7 @@ def _quota_returns(
     soon = [max(0, instant - now) for instant in upcoming.get(quota, ())]
     taken = state.tokens.taken.get((limit.id, quota), 0)
     in_use, free = max(0, taken - len(soon)), max(0, limit.requests - taken)
-    if (until := closed_quotas(state.tokens, view, limit.id).get(quota)) is not None:
+    if (until := state.tokens.shut.quotas_under(view, limit.id).get(quota)) is not None:
         soon = [max(delay, until - now) for delay in [0] * free + soon]
         free = 0
     return LimitReturns(free, len(soon), in_use, tuple(soon[:NEXT]))

@@ -13,6 +13,8 @@ Laws kept here (numbers of the design):
     since.
 9.  Headers only take tokens away: `close` shuts buckets, `_learn` takes what others spent; nothing opens them early.
 
+`core.closed_buckets` keeps which buckets are closed.
+
 A bucket is (limit, quota). Taken tokens are counted; the available ones follow from the revision of whoever
 asks. Keys may come and go and limits change, and nothing that was spent is forgotten. Every step is O(log n) in the
 number of quotas and tokens, times the limits of a pool. Instants are microseconds of the store's one clock (law 7).
@@ -20,10 +22,11 @@ number of quotas and tokens, times the limits of a pool. Instants are microsecon
 `stores/lua/tokens.lua` says the same in Lua: members of sorted sets are therefore strings, and scores one number.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from keyturn.core.closed_buckets import Bucket, ClosedBuckets
 from keyturn.core.exchange import ObservedLimit, Settlement, Spent, Throttled, Unsent
 from keyturn.core.messages import HeldLease
 from keyturn.core.model import SECOND, Micros
@@ -42,16 +45,10 @@ SERVICE_START: Micros = SECOND // 4
 REPLENISHED = 1_000
 """Tokens of one limit that return in one exchange at the most; what is left returns with the next."""
 
-REOPENED = 100
-"""Buckets and quotas that open in one exchange at the most."""
-
 STRANGER, UNANSWERED = "~", "!"
 """Begin the names of tokens that somebody else has spent, and of those whose requests were never answered."""
 
 Key = TypeVar("Key")
-
-Bucket = tuple[str, str]
-"""A limit's id and a quota."""
 
 
 @dataclass(slots=True)
@@ -77,15 +74,8 @@ class TokenBuckets:
         """The same over all quotas, by limit."""
         self.returns: dict[str, SortedSet[str, Micros]] = {}
         """`lease@quota` by the instant at which its token returns, by limit: what cools."""
-        self.known: set[Bucket] = set()
-        self.probing: SortedSet[Bucket, Micros] = SortedSet()
-        """Buckets that a probe is out for, and so closed, by the instant at which they open whatever becomes of it."""
-        self._probes: dict[Bucket, str] = {}
-        """The lease that probes a bucket."""
-        self.closed: SortedSet[Bucket, Micros] = SortedSet()
-        """Buckets that the upstream closed, by the instant at which they open."""
-        self.resting: SortedSet[str, Micros] = SortedSet()
-        """Quotas of which a key was used under another quota, by the instant at which they open."""
+        self.shut = ClosedBuckets()
+        """Which buckets are closed, whatever is available."""
         self.leases: dict[str, OpenLease] = {}
         self.rankings: dict[tuple[str, tuple[int, ...]], tuple[RevisionView, SortedSet[str, int]]] = {}
         """The quotas of a revision that can serve each set of limits, best first."""
@@ -125,13 +115,13 @@ class TokenBuckets:
             at: an instant to come, at which some of what is closed now will be open.
             returned: the tokens of each bucket that will have returned by then.
         """
-        if (self.resting.score(quota) or 0) > at:
+        if self.shut.rests(quota, at):
             return 0
         least = UNLIMITED
         for index in limits:
             limit = view.limits[index]
             bucket = (limit.id, quota)
-            if max(self.probing.score(bucket) or 0, self.closed.score(bucket) or 0) > at:
+            if self.shut.is_closed(bucket, at):
                 return 0
             least = min(least, limit.requests - self.taken.get(bucket, 0) + (returned or {}).get(bucket, 0))
         return max(0, least)
@@ -181,10 +171,9 @@ class TokenBuckets:
     ) -> bool:
         """Put one token of each limit in use under a lease; says whether it probes buckets that are not known."""
         windows = tuple([(view.limits[index].id, view.limits[index].window) for index in limits])
-        probes = tuple([limit for limit, _ in windows if (limit, quota) not in self.known])
+        probes = tuple([limit for limit, _ in windows if (limit, quota) not in self.shut.known])
         for limit in probes:
-            self.probing.put((limit, quota), now + view.revision.bound)
-            self._probes[limit, quota] = lease
+            self.shut.probe((limit, quota), lease, now + view.revision.bound)
         self._uses = (self._uses + 1) % USES
         self.used[quota] = (self._uses, now)
         self._open(lease, OpenLease(quota, windows, now, replica, client, probes))
@@ -215,7 +204,7 @@ class TokenBuckets:
             return None
         answered = not isinstance(settlement, Spent) or settlement.answered
         self._cool(settlement.lease, record, now - settlement.age, answered=answered)
-        self._end_probe(settlement.lease, record, known=True)
+        self._end_probes(settlement.lease, record, known=True)
         self._measure(now - settlement.age - record.granted)
         if isinstance(settlement, Throttled):
             for index in settlement.limits:
@@ -250,14 +239,8 @@ class TokenBuckets:
             found = self.returns[limit] = SortedSet()
         return found
 
-    def _end_probe(self, lease: str, record: OpenLease, *, known: bool) -> None:
-        for limit in record.probes:
-            bucket = (limit, record.quota)
-            if self._probes.get(bucket) == lease:
-                del self._probes[bucket]
-                self.probing.remove(bucket)
-                if known:
-                    self.known.add(bucket)
+    def _end_probes(self, lease: str, record: OpenLease, *, known: bool) -> None:
+        self.shut.end_probes(lease, [(limit, record.quota) for limit in record.probes], known=known)
 
     def _measure(self, service: Micros) -> None:
         self.service += (max(0, min(service, 60 * SECOND)) - self.service) // 8
@@ -274,20 +257,14 @@ class TokenBuckets:
             self.foreign[quota] = self.foreign.get(quota, 0) + more
 
     def close(self, bucket: Bucket, until: Micros) -> None:
-        """Close a bucket until the upstream's own time, or a later one that stands already; then it is not known.
-
-        The answer to a probe that is out says nothing any more: the refusal is newer.
-        """
-        self.known.discard(bucket)
-        if self.probing.remove(bucket):
-            del self._probes[bucket]
-        self.closed.put(bucket, max(until, self.closed.score(bucket) or 0))
+        """Close a bucket, see `ClosedBuckets.close`."""
+        self.shut.close(bucket, until)
         self._changed(bucket[1])
 
     def rest(self, quota: str, until: Micros) -> None:
         """Close a whole quota, since one of its keys was used under another."""
-        if until > (self.resting.score(quota) or 0):
-            self.resting.put(quota, until)
+        if not self.shut.rests(quota, until - 1):
+            self.shut.resting.put(quota, until)
             self._changed(quota)
 
     # What happens without a settlement
@@ -308,27 +285,14 @@ class TokenBuckets:
                 quota = quota_of(member)
                 self._count(limit, quota, -1)
                 if member.startswith(UNANSWERED) and quota in self._unanswered:
-                    self.known.discard((limit, quota))
+                    self.shut.known.discard((limit, quota))
                 changed[quota] = None
             if not cooling:
                 del self.returns[limit]
-        changed |= dict.fromkeys(self._reopened(now))
+        changed |= dict.fromkeys(self.shut.reopened(now))
         for quota in changed:
             self._changed(quota)
         return left
-
-    def _reopened(self, now: Micros) -> Iterator[str]:
-        """The quotas of buckets that are closed no longer, or whose probes take too long, and those that rested."""
-        for _ in range(min(REOPENED, len(self.closed) + len(self.resting) + len(self.probing))):
-            if (closed := self.closed.first()) and closed[0] <= now:
-                yield self.closed.pop_first()[1][1]
-            if (resting := self.resting.first()) and resting[0] <= now:
-                yield self.resting.pop_first()[1]
-            if (probing := self.probing.first()) and probing[0] <= now:
-                bucket = self.probing.pop_first()[1]
-                del self._probes[bucket]
-                self.known.add(bucket)
-                yield bucket[1]
 
     def lapse(self, replica: str, counted: Micros) -> None:
         """End the leases of a replica that is gone: spent, and counted at the latest that they can have been."""
@@ -336,7 +300,7 @@ class TokenBuckets:
             record = self._close(lease)
             if record is not None:
                 self._cool(lease, record, counted, answered=True)
-                self._end_probe(lease, record, known=True)
+                self._end_probes(lease, record, known=True)
                 self._changed(record.quota)
 
     def restore(self, now: Micros, replica: str, held: Iterable[HeldLease]) -> None:
@@ -372,7 +336,7 @@ class TokenBuckets:
         """End a lease of which nothing was sent; returns its record, or `None` when it was settled before."""
         record = self._close(lease)
         if record is not None:
-            self._end_probe(lease, record, known=False)
+            self._end_probes(lease, record, known=False)
             for limit, _ in record.windows:
                 self._count(limit, record.quota, -1)
             self._changed(record.quota)
@@ -380,7 +344,7 @@ class TokenBuckets:
 
     def doubt(self) -> None:
         """Nothing is known for sure any more: every bucket opens by a probe (law 8)."""
-        self.known.clear()
+        self.shut.known.clear()
 
     def holds(self, replica: str) -> bool:
         """Whether a replica has leases that are not settled."""

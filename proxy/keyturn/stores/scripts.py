@@ -38,25 +38,28 @@ Pins = Iterable[tuple[int, str]]
 """The limits and quotas that a snapshot is asked for besides."""
 
 
-def text_of(*sections: str, main: str) -> str:
-    """The text of a script: what is stored how, sections that each return what others may use, and what it does.
+def text_of(*sections: str, rare: Sequence[str], main: str) -> str:
+    """The text of a script: what is stored how, sections that fill what others use, and what it does.
 
-    A section is a function of its own, so that its names are its own and cost little where it is entered; that of the
-    snapshot is entered when one is asked for.
+    A section is a function of its own, so that its names are its own and cost little where it is entered: it fills the
+    table that others know by its name. The `rare` ones return theirs when first asked for.
     """
-    parts = [f"local {name} = (function()\n{_read(name)}end)()\n" for name in sections]
-    last = f"local function snapshot()\n{_read('snapshot')}end\nreturn (function()\n{_read(main)}end)()\n"
-    return "\n".join([_read("storage"), *parts, last])
+    names = "".join([f"local {name} = {{}}\n" for name in sections])
+    lazy = [f"local {name} = lazily(function()\n{_read(name)}end)\n" for name in rare]
+    parts = [f";(function()\n{_read(name)}end)()\n" for name in sections]
+    return "\n".join([_read("storage"), names, *lazy, *parts, f"return (function()\n{_read(main)}end)()\n"])
 
 
 def _read(name: str) -> str:
     return files("keyturn.stores").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
 
 
-EXCHANGE = Script.of(text_of("revisions", "tokens", "flows", "dealing", main="exchange"))
+EXCHANGE = Script.of(
+    text_of("revisions", "tokens", "flows", "dealing", rare=("closed_buckets", "recovery", "snapshot"), main="exchange")
+)
 """The exchange, a snapshot after it included."""
 
-SNAPSHOT = Script.of(text_of("revisions", "tokens", "flows", main="view"))
+SNAPSHOT = Script.of(text_of("revisions", "tokens", "flows", rare=("closed_buckets", "snapshot"), main="view"))
 """The snapshot alone, which changes nothing."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode

@@ -61,7 +61,7 @@ class Share:
         others = _of_others(self._revision, held, age) if replicas > 1 else ()
         self._say(clock(), (), (), 0, (*held, *others))
         for limit in limits if heard else ():  # every other token of the share is there
-            self._state.tokens.known.update((limit.id, quota) for quota in self._revision.quotas)
+            self._state.tokens.shut.known.update((limit.id, quota) for quota in self._revision.quotas)
 
     def _say(
         self,

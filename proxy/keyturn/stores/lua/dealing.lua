@@ -1,9 +1,22 @@
 -- Which request gets the next token, and which replica the one after: the fair queue over the buckets.
-local dealing = {}
 local STEPS = 2000
 local AHEAD = 64
 local MANY = 4 -- tokens for which those who wait are read together
 local READY = flows.READY
+
+local first -- the first two entries of the ready set, where they are known: a class, its place, another, its place
+
+-- A class is ready at its present place.
+local function put_ready(class)
+  local _, place = flows.head(class)
+  local other = first and tonumber(first[4])
+  if first and first[1] == class.name and (not other or place < other) then
+    first[2] = place -- in the set it may be too low
+  else
+    call('ZADD', READY, place, class.name)
+    first = nil
+  end
+end
 
 -- Of each client's classes in which it waits alone, the one whose turn it is is ready, the others are not (`_ClientTurns`).
 local turns, clients = {}, {}
@@ -21,61 +34,66 @@ local function begin_turn(class, flow)
   return rows
 end
 
+-- A class was served, or cannot be any more; returns the turns of its client, if it had its turn.
 local function end_turn(class)
   local rows = turns[clients[class]]
   clients[class] = nil
-  if rows then table.remove(rows, 1) end
+  if rows then table.remove(rows, 1) end -- the only one that was ready
   return rows
 end
 
--- A class has another place; returns which classes are first where that is known still.
-local function put_ready(class, first)
-  local _, place = flows.head(class)
-  local other = first and tonumber(first[4])
-  if first and first[1] == class.name and (not other or place < other) then
-    first[2] = place -- in the set it may be too low
-    return first
+-- Of these turns the first is ready, after a class took or lost its place among them.
+local function show_turn(rows, class)
+  local one, other = rows[1], rows[2]
+  if one and (other or one.class ~= class) then
+    call('ZREM', READY, class.name, other and other.class.name or class.name)
+    first = nil
   end
-  call('ZADD', READY, place, class.name)
+  if one then put_ready(one.class) end
+end
+
+local function end_turns()
+  for _, waiting in pairs(turns) do
+    for index = 2, #waiting do put_ready(waiting[index].class) end
+  end
+end
+
+-- The first class that is ready has a token of this quota, or none: grant it, or put the class right; returns what was granted.
+local function serve_first(class, quota, grant)
+  if not quota then
+    call('ZREM', READY, class.name)
+    first = not first[3] and {} or nil
+    local rows = end_turn(class)
+    if rows then show_turn(rows, class) end
+    return 0
+  end
+  local flow, place = flows.head(class)
+  if place == tonumber(first[2]) then
+    local number = state.classes
+    grant(class, flow, quota)
+    if state.classes ~= number or state.lifted > 0 then first = nil end
+    local rows = end_turn(class)
+    if rows and class.flows[flow.client] then rows = begin_turn(class, flow) end
+    if rows then show_turn(rows, class) end
+    return 1
+  elseif class.own.clients == 1 then
+    show_turn(begin_turn(class, flow), class)
+  else
+    put_ready(class)
+  end
+  return 0
 end
 
 -- Call `grant` with each request that is to be served (class, flow, quota), `most` at the most; says whether some is left.
 function dealing.deal(most, grant)
-  local dealt, first = 0, nil
+  local dealt = 0
   for _ = 1, state.left == 1 and STEPS or 0 do
     first = first or call('ZRANGE', READY, 0, 1, 'WITHSCORES')
     if dealt == most or not first[1] then break end
-    local class, score, rows = flows.class(first[1]), tonumber(first[2]), nil
-    local quota = tokens.best(class)
-    if not quota then
-      rows, first = end_turn(class), not first[3] and {} or nil
-      call('ZREM', READY, class.name)
-      if rows and rows[1] then first = put_ready(rows[1].class) end
-    else
-      local flow, place = flows.head(class)
-      if place == score then
-        local classes = state.classes
-        dealt = dealt + 1
-        grant(class, flow, quota)
-        if state.classes ~= classes or state.lifted > 0 then first = nil end
-        rows = end_turn(class)
-        if rows and class.flows[flow.client] then begin_turn(class, flow) end
-      elseif class.own.clients == 1 then
-        rows = begin_turn(class, flow)
-      else
-        first = put_ready(class, first)
-      end
-      if rows and rows[1] and rows[1].class == class and not rows[2] then
-        first = put_ready(class, first)
-      elseif rows and rows[1] then
-        call('ZREM', READY, class.name, rows[2] and rows[2].class.name or class.name)
-        first = put_ready(rows[1].class)
-      end
-    end
+    local class = flows.class(first[1])
+    dealt = dealt + serve_first(class, tokens.best(class), grant)
   end
-  for _, waiting in pairs(turns) do
-    for index = 2, #waiting do put_ready(waiting[index].class) end
-  end
+  end_turns()
   if state.left == 1 then state.left = first and not first[1] and 0 or call('EXISTS', READY) end
   return state.left == 1
 end
@@ -142,7 +160,7 @@ local function events()
   for _, limit in ipairs(tokens.limits()) do
     all[#all + 1] = { returns = limit, opens = false, last = 0, entries = tokens.upcoming(limit) }
   end
-  for _, entries in ipairs(state.opens < NEVER and { tokens.rare().list_shut() } or {}) do
+  for _, entries in ipairs(state.opens < NEVER and { closed_buckets().list() } or {}) do
     all[#all + 1] = { opens = true, last = 0, entries = entries }
   end
   for _, series in ipairs(all) do step(series) end
@@ -160,22 +178,20 @@ end
 function dealing.look_ahead(caller)
   local all, returned, seen = events(), {}, {}
   while true do
-    local first
+    local soonest
     for _, series in ipairs(all) do
-      if series.at and (not first or earlier(series, first)) then first = series end
+      if series.at and (not soonest or earlier(series, soonest)) then soonest = series end
     end
-    if not first then return end
-    local bucket, kind = first.limit .. ' ' .. first.quota, first.limit .. (first.opens and ' opens' or '')
-    if not first.opens then returned[bucket] = (returned[bucket] or 0) + 1 end
-    local replica = served_by(first.at, first.limit, first.quota, returned)
-    if replica then return first.at, replica end
+    if not soonest then return end
+    local bucket, kind = soonest.limit .. ' ' .. soonest.quota, soonest.limit .. (soonest.opens and ' opens' or '')
+    if not soonest.opens then returned[bucket] = (returned[bucket] or 0) + 1 end
+    local replica = served_by(soonest.at, soonest.limit, soonest.quota, returned)
+    if replica then return soonest.at, replica end
     seen[kind] = (seen[kind] or 0) + 1
     if seen[kind] == AHEAD then
-      if flows.waits(caller) then return first.at, caller end
+      if flows.waits(caller) then return soonest.at, caller end
       return
     end
-    step(first)
+    step(soonest)
   end
 end
-
-return dealing

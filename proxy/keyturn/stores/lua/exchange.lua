@@ -77,7 +77,7 @@ local rare = lazily(function()
     for _, view in ipairs(used > 0 and revisions.rare().all() or {}) do
       longest = max(longest, revisions.contains(view, rival) and view.longest or 0)
     end
-    if used + longest > now then tokens.rare().rest(quota, used + longest) end
+    if used + longest > now then closed_buckets().rest(quota, used + longest) end
   end
 
   local function learn(now)
@@ -183,7 +183,7 @@ local function use(now)
       local member = member_of(replica)
       if member.revision == name then forget_demands(replica, member) end
     end
-    tokens.rare().forget_revision(name)
+    tokens.forget_revision(name)
   end
   return view
 end
@@ -195,7 +195,7 @@ local function hear(now, member)
     forget_demands(caller, member)
   end
   member.serial, member.revision = request.serial, request.revision
-  if request.held then tokens.rare().restore(now, caller, request.held) end
+  if request.held then recovery().restore(now, caller, request.held) end
 end
 
 local function expire(now)
@@ -205,7 +205,7 @@ local function expire(now)
     if state.lapses > now then break end
     call('ZREM', SEEN, gone)
     forget_demands(gone, member_of(gone))
-    tokens.rare().lapse(gone, seen + state.bound)
+    recovery().lapse(gone, seen + state.bound)
     call('ZREM', CLOCKS, gone)
     state.replicas = state.replicas - 1
     save_member(gone, false)

@@ -14,7 +14,7 @@
 --                      there if the state says `left`
 -- `waiting:<replica>`  hash: how many requests of a flow wait in a replica; the replica's record has the number of flows
 -- `queues:<flow>`      sorted set: its replicas, the one served longest ago first
-local flows = { READY = base .. ':ready', PINNED = base .. ':pinned' }
+flows.READY, flows.PINNED = base .. ':ready', base .. ':pinned'
 local UNIT = 1000000
 local ROLLOVER = 2 ^ 50
 local LAG = 64
@@ -335,5 +335,3 @@ end
 function flows.save()
   for _, waiting in pairs(counts_of) do flush(waiting) end
 end
-
-return flows

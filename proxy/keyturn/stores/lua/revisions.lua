@@ -4,7 +4,6 @@
 -- `quotas:<name>`   set: the quotas of a revision
 -- `owners:<name>`   hash: the quotas of keys that are not simply a quota of their own
 -- `rivals:<name>`   hash: by quota, for how long quotas of other revisions rest that share a key with it
-local revisions = {}
 local REVISIONS = 16
 local views = {}
 
@@ -111,5 +110,3 @@ function revisions.use(name, now)
   state.used[name] = now
   return next(state.used, next(state.used)) and revisions.rare().forget(now) or {}
 end
-
-return revisions

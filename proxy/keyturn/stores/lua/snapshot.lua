@@ -32,7 +32,7 @@ end
 local function limit_returns(view, limit, now)
   local most = floor(SAMPLES / min(4, #view.limits))
   local of, soon, ranks, shut, closed = key('returns', limit.id), {}, {}, 0, {}
-  local number, rows = call('ZCARD', of), tokens.rare().shut_under(view, limit)
+  local number, rows = call('ZCARD', of), closed_buckets().under(view, limit)
   local entries = call('ZRANGE', of, 0, NEXT - 1, 'WITHSCORES')
   for _, row in ipairs(rows) do
     closed[row[3]], shut = row[1], shut + row[2]
@@ -65,7 +65,7 @@ local function by_quota(view, index)
       found.returns[quota] = found.returns[quota] or {}
       table.insert(found.returns[quota], entries[place + 1])
     end
-    for _, row in ipairs(tokens.rare().shut_under(view, limit)) do found.shut[row[3]] = row[1] end
+    for _, row in ipairs(closed_buckets().under(view, limit)) do found.shut[row[3]] = row[1] end
   end
   return found
 end

@@ -4,19 +4,15 @@
 --                     its `buckets` by limit: tokens taken, the doubt since which it is known; where it is so, the lease that
 --                     probes it and when that is over, until when it is closed
 -- `returns:<limit>`   sorted set: `<lease>@<quota>` by the instant of the token's return
--- `closed`, `probing` sorted sets: `<limit> <quota>` by the instant at which the bucket opens; `resting`: quotas. The state's
---                     `opens` is no later than the first of all
 -- `leases:<replica>`  hash: its leases that are not settled; the replica's record has their number
 -- `rank:<ranking>`    sorted set: the quotas that can serve limits, best first; the state's `rankings` are `<revision>|<limits>`
-local tokens = { touched = {}, foreign = {} }
+tokens.touched, tokens.foreign = {}, {}
 local UNLIMITED = 1000000
 local USES = 2 ^ 32
 local REPLENISHED = 1000
-local REOPENED = 100
 local STRANGER, UNANSWERED = '~', '!'
 local FEW = 8 -- returns that are read at first; more are rarely needed
-local CLOSED, RESTING, PROBING = base .. ':closed', base .. ':resting', base .. ':probing'
-local leases_of, cache, altered, rankings, cooled, upcoming, shut = {}, {}, {}, nil, {}, {}, nil
+local leases_of, cache, altered, rankings, cooled, upcoming = {}, {}, {}, nil, {}, {}
 
 function tokens.leases(replica)
   leases_of[replica] = leases_of[replica] or hash('leases:' .. replica)
@@ -32,7 +28,7 @@ function tokens.quota(name)
   return quota
 end
 
-local function bucket_of(limit, quota)
+function tokens.bucket(limit, quota)
   local buckets = tokens.quota(quota).buckets
   local bucket = buckets[limit]
   if not bucket then
@@ -42,7 +38,7 @@ local function bucket_of(limit, quota)
   return bucket
 end
 
-function tokens.taken(limit, quota) return bucket_of(limit, quota).taken end
+function tokens.taken(limit, quota) return tokens.bucket(limit, quota).taken end
 
 function tokens.total(limit) return state.taken[limit] or 0 end
 
@@ -64,7 +60,7 @@ function tokens.available(view, limits, quota, at, returned)
   if (tokens.quota(quota).resting or 0) > at then return 0 end
   for _, index in ipairs(limits) do
     local limit = view.limits[index + 1]
-    local bucket = bucket_of(limit.id, quota)
+    local bucket = tokens.bucket(limit.id, quota)
     if (bucket.probed or 0) > at or (bucket.closed or 0) > at then return 0 end
     least = min(least, limit.requests - bucket.taken + (returned and returned[limit.id .. ' ' .. quota] or 0))
   end
@@ -124,7 +120,7 @@ function tokens.best(class)
   return ranking.first or nil
 end
 
-local function changed(quota)
+function tokens.changed(quota)
   tokens.touched[quota], altered[quota] = true, true
   for _, ranking in pairs(tokens.rankings()) do ranking.changed[quota] = true end
 end
@@ -159,7 +155,7 @@ function tokens.budget(view, limit, now)
   end
   local lost = 0
   if state.opens < NEVER then
-    local rows, opens = tokens.rare().shut_under(view, limit), math.huge
+    local rows, opens = closed_buckets().under(view, limit), math.huge
     for _, row in ipairs(rows) do opens, lost = min(opens, max(0, row[1] - now)), lost + row[2] end
     if #rows >= view.size and #rows > 0 then
       delay = hand > 0 and opens or max(delay, opens)
@@ -172,8 +168,8 @@ end
 
 -- Taking and settling
 
-local function count(limit, quota, number)
-  local bucket, total = bucket_of(limit, quota), tokens.total(limit) + number
+function tokens.count(limit, quota, number)
+  local bucket, total = tokens.bucket(limit, quota), tokens.total(limit) + number
   bucket.taken, state.taken[limit] = bucket.taken + number, total ~= 0 and total or nil
 end
 
@@ -184,29 +180,34 @@ local function hold(replica, number)
   write(records, 'replica ' .. replica, member)
 end
 
-local function open(replica, lease, record)
+function tokens.open(replica, lease, record)
   write(tokens.leases(replica), lease, record)
   hold(replica, 1)
-  for limit in pairs(record.windows) do count(limit, record.quota, 1) end
-  changed(record.quota)
+  for limit in pairs(record.windows) do tokens.count(limit, record.quota, 1) end
+  tokens.changed(record.quota)
 end
 
-local function close_lease(replica, lease)
+function tokens.close(replica, lease)
   local record = read(tokens.leases(replica), lease)
   if record then
     write(tokens.leases(replica), lease, false)
     hold(replica, -1)
-    changed(record.quota)
+    tokens.changed(record.quota)
   end
   return record
 end
 
-local function cool(lease, record, counted, answered)
+-- A token of a limit returns at an instant.
+function tokens.add_return(limit, instant, member)
+  local entries = cooled[limit] or {}
+  cooled[limit], entries[#entries + 1], entries[#entries + 2] = entries, instant, member
+end
+
+function tokens.cool(lease, record, counted, answered)
   local member = (answered and '' or UNANSWERED) .. lease .. '@' .. record.quota
   tokens.quota(record.quota).unanswered = not answered or nil
   for limit, window in pairs(record.windows) do
-    local entries = cooled[limit] or {}
-    cooled[limit], entries[#entries + 1], entries[#entries + 2] = entries, counted + window, member
+    tokens.add_return(limit, counted + window, member)
   end
 end
 
@@ -217,204 +218,41 @@ end
 
 -- End a lease of which nothing was sent; returns its record, or `false` when it was settled before.
 function tokens.give_back(replica, lease)
-  local record = close_lease(replica, lease)
+  local record = tokens.close(replica, lease)
   if record then
-    if #record.probes > 0 then tokens.rare().end_probe(lease, record, false) end
-    for limit in pairs(record.windows) do count(limit, record.quota, -1) end
+    if #record.probes > 0 then closed_buckets().end_probe(lease, record, false) end
+    for limit in pairs(record.windows) do tokens.count(limit, record.quota, -1) end
   end
   return record
 end
 
--- What few exchanges need: closed and probed buckets, what others spent, replicas that are back or gone.
-tokens.rare = lazily(function()
-  -- The first buckets that are closed, quotas that rest, and buckets that are probed, each with the instant at which it opens.
-  local function list_shut()
-    if not shut then
-      shut = { {}, {}, {} }
-      if state.opens < NEVER then
-        state.opens = NEVER
-        for index, of in ipairs({ CLOSED, RESTING, PROBING }) do
-          shut[index] = call('ZRANGE', of, 0, REOPENED - 1, 'WITHSCORES')
-          state.opens = min(state.opens, tonumber(shut[index][2]) or NEVER)
-        end
-      end
-    end
-    return unpack(shut)
-  end
-
-  local function shut_until(of, instant, name)
-    create('ZADD', of, instant, name)
-    state.opens, shut = min(state.opens, instant), nil
-  end
-
-  -- Of quotas that are closed under a limit, or rest: {until, tokens that are not taken, quota}.
-  local function shut_under(view, limit)
-    if state.opens == NEVER then return {} end
-    local found, rows, closed, resting = {}, {}, list_shut()
-    local function note(quota, till)
-      if quota and revisions.contains(view, quota) then found[quota] = max(found[quota] or 0, tonumber(till)) end
-    end
-    for index = 1, #closed, 2 do
-      local id, quota = match(closed[index], '^(%S+) (.*)$')
-      note(id == limit.id and quota, closed[index + 1])
-    end
-    for index = 1, #resting, 2 do note(resting[index], resting[index + 1]) end
-    for quota, till in pairs(found) do
-      rows[#rows + 1] = { till, max(0, limit.requests - bucket_of(limit.id, quota).taken), quota }
-    end
-    return rows
-  end
-
-  local function rest(name, till)
-    local quota = tokens.quota(name)
-    if till > (quota.resting or 0) then
-      quota.resting = till
-      shut_until(RESTING, till, name)
-      changed(name)
-    end
-  end
-
-  -- A bucket is probed no longer.
-  local function end_probing(limit, quota, known)
-    local bucket = bucket_of(limit, quota)
-    bucket.probing, bucket.probed, shut = nil, nil, nil
-    bucket.known = known and state.doubts or bucket.known
-    call('ZREM', PROBING, limit .. ' ' .. quota)
-  end
-
-  local function end_probe(lease, record, known)
-    for _, limit in ipairs(record.probes) do
-      if bucket_of(limit, record.quota).probing == lease then end_probing(limit, record.quota, known) end
-    end
-  end
-
-  local function learn(now, quota, limit, remaining, reset)
-    local more = limit.requests - remaining - bucket_of(limit.id, quota).taken
-    for _ = 1, more do
-      state.strangers = state.strangers + 1
-      create('ZADD', key('returns', limit.id), now + reset, STRANGER .. text(state.strangers) .. '@' .. quota)
-    end
-    if more > 0 then
-      count(limit.id, quota, more)
-      tokens.foreign[quota] = (tokens.foreign[quota] or 0) + more
-    end
-  end
-
-  local function close(limit, quota, till)
-    local bucket = bucket_of(limit, quota)
-    if bucket.probing then end_probing(limit, quota, false) end -- the refusal is newer than what its answer will say
-    bucket.known, bucket.closed = 0, max(till, bucket.closed or 0)
-    shut_until(CLOSED, bucket.closed, limit .. ' ' .. quota)
-  end
-
-  local function reopen(of, entries, now, open_one)
-    for index = 1, #entries, 2 do
-      if tonumber(entries[index + 1]) <= now then
-        local limit, quota = match(entries[index], '^(%S*) ?(.*)$')
-        call('ZREM', of, entries[index])
-        shut = nil
-        open_one(limit, quota)
-        changed(quota ~= '' and quota or limit)
-      end
-    end
-  end
-
-  local function reopen_all(now)
-    local closed, resting, probing = list_shut()
-    reopen(CLOSED, closed, now, function(limit, quota) bucket_of(limit, quota).closed = nil end)
-    reopen(RESTING, resting, now, function(name) tokens.quota(name).resting = nil end)
-    reopen(PROBING, probing, now, function(limit, quota) end_probing(limit, quota, true) end)
-  end
-
-  local function lapse(replica, counted)
-    for lease in pairs(read_all(tokens.leases(replica))) do
-      local record = close_lease(replica, lease)
-      if record then
-        cool(lease, record, counted, true)
-        end_probe(lease, record, true)
-      end
-    end
-  end
-
-  -- By limit and member, when tokens of these leases return: few commands, for a replica may report thousands.
-  local function instants_of(held)
-    local members, instants = {}, {}
-    for _, row in ipairs(held) do
-      for limit in pairs(row[4]) do
-        local of_limit, member = members[limit] or {}, row[1] .. '@' .. row[2]
-        members[limit], of_limit[#of_limit + 1], of_limit[#of_limit + 2] = of_limit, UNANSWERED .. member, member
-      end
-    end
-    for limit, of_limit in pairs(members) do
-      instants[limit] = {}
-      for first = 1, #of_limit, CHUNK do
-        local found = call('ZMSCORE', key('returns', limit), unpack(of_limit, first, min(first + CHUNK - 1, #of_limit)))
-        for place, instant in ipairs(found) do instants[limit][of_limit[first + place - 1]] = tonumber(instant or nil) end
-      end
-    end
-    return instants
-  end
-
-  -- `held`: rows of {lease, quota, client, windows, age of the grant, age of the counting or nothing}
-  local function restore(now, replica, held)
-    local leases, named, instants = read_all(tokens.leases(replica)), {}, instants_of(held)
-    for _, row in ipairs(held) do
-      local lease, quota, client, windows, granted, counted = unpack(row)
-      named[lease] = true
-      if counted and leases[lease] then tokens.give_back(replica, lease) end
-      for limit, window in pairs((counted or not leases[lease]) and windows or {}) do
-        local member = lease .. '@' .. quota
-        member = instants[limit][UNANSWERED .. member] and UNANSWERED .. member or member
-        local before = instants[limit][member]
-        if counted then
-          local entries = cooled[limit] or {}
-          cooled[limit], entries[#entries + 1], entries[#entries + 2] = entries, max(now - counted + window, before or 0), member
-          count(limit, quota, before and 0 or 1)
-        elseif before then
-          call('ZREM', key('returns', limit), member)
-          count(limit, quota, -1)
-        end
-      end
-      if not counted and not leases[lease] then
-        open(replica, lease, { granted = now - granted, quota = quota, probes = {}, windows = windows, client = client })
-      end
-      changed(quota)
-    end
-    for lease in pairs(leases) do
-      if not named[lease] then tokens.give_back(replica, lease) end
-    end
-  end
-
-  local function forget_revision(name)
-    for ranked, ranking in pairs(tokens.rankings()) do
-      if ranking.view.name == name then
-        call('DEL', ranking.key)
-        state.rankings[ranked], rankings[ranked] = nil, nil
-      end
-    end
-  end
-
-  return {
-    list_shut = list_shut, shut_under = shut_under, shut_until = shut_until, rest = rest, end_probe = end_probe, learn = learn,
-    close = close, reopen_all = reopen_all, lapse = lapse, restore = restore, forget_revision = forget_revision,
-  }
-end)
-
 function tokens.take(lease, class, quota, now, replica, client)
   local probes, used = {}, tokens.quota(quota)
   for limit in pairs(class.windows) do
-    local bucket = bucket_of(limit, quota)
+    local bucket = tokens.bucket(limit, quota)
     if bucket.known ~= state.doubts then
       probes[#probes + 1] = limit
-      bucket.probing, bucket.probed = lease, now + class.view.bound
-      tokens.rare().shut_until(PROBING, bucket.probed, limit .. ' ' .. quota)
+      closed_buckets().probe(limit, quota, lease, now + class.view.bound)
     end
   end
   state.uses = (state.uses + 1) % USES
   used.uses, used.used = state.uses, now
-  open(replica, lease, { granted = now, quota = quota, probes = probes, windows = class.windows, client = client })
-  for other, rest in pairs(revisions.rivals(class.view, quota)) do tokens.rare().rest(other, now + rest) end
+  tokens.open(replica, lease, { granted = now, quota = quota, probes = probes, windows = class.windows, client = client })
+  for other, rest in pairs(revisions.rivals(class.view, quota)) do closed_buckets().rest(other, now + rest) end
   return #probes > 0
+end
+
+-- Take out what an answer showed to be spent beyond what is known to be taken.
+local function learn(now, quota, limit, remaining, reset)
+  local more = limit.requests - remaining - tokens.bucket(limit.id, quota).taken
+  for _ = 1, more do
+    state.strangers = state.strangers + 1
+    create('ZADD', key('returns', limit.id), now + reset, STRANGER .. text(state.strangers) .. '@' .. quota)
+  end
+  if more > 0 then
+    tokens.count(limit.id, quota, more)
+    tokens.foreign[quota] = (tokens.foreign[quota] or 0) + more
+  end
 end
 
 -- `settlement`: {'u'nsent, lease}, {'s'pent or 'n'ever answered, lease, age, {{limit, remaining, reset}, ...}} or
@@ -422,16 +260,16 @@ end
 local function settle(now, replica, settlement, view)
   local what, lease, age, more, limits = unpack(settlement)
   if what == 'u' then return tokens.give_back(replica, lease) end
-  local record = close_lease(replica, lease)
+  local record = tokens.close(replica, lease)
   if not record then return record end
-  cool(lease, record, now - age, what ~= 'n')
-  if #record.probes > 0 then tokens.rare().end_probe(lease, record, true) end
+  tokens.cool(lease, record, now - age, what ~= 'n')
+  if #record.probes > 0 then closed_buckets().end_probe(lease, record, true) end
   local service = max(0, min(now - age - record.granted, 60 * SECOND))
   state.service = state.service + floor((service - state.service) / 8)
   if what == 't' then
-    for _, index in ipairs(limits) do tokens.rare().close(view.ids[index + 1], record.quota, now + more) end
+    for _, index in ipairs(limits) do closed_buckets().close(view.ids[index + 1], record.quota, now + more) end
   else
-    for _, seen in ipairs(more or {}) do tokens.rare().learn(now, record.quota, view.limits[seen[1] + 1], seen[2], seen[3]) end
+    for _, seen in ipairs(more or {}) do learn(now, record.quota, view.limits[seen[1] + 1], seen[2], seen[3]) end
   end
   return record
 end
@@ -478,13 +316,22 @@ function tokens.replenish(now)
     for index, member in ipairs(due) do quotas[index] = tokens.quota_in(member) end
     fetch_quotas(quotas)
     for index, quota in ipairs(quotas) do
-      if sub(due[index], 1, 1) == UNANSWERED and tokens.quota(quota).unanswered then bucket_of(limit, quota).known = 0 end
-      count(limit, quota, -1)
-      changed(quota)
+      if sub(due[index], 1, 1) == UNANSWERED and tokens.quota(quota).unanswered then tokens.bucket(limit, quota).known = 0 end
+      tokens.count(limit, quota, -1)
+      tokens.changed(quota)
     end
   end
-  if state.opens <= now then tokens.rare().reopen_all(now) end
+  if state.opens <= now then closed_buckets().reopen(now) end
   return left
+end
+
+function tokens.forget_revision(name)
+  for ranked, ranking in pairs(tokens.rankings()) do
+    if ranking.view.name == name then
+      call('DEL', ranking.key)
+      state.rankings[ranked], rankings[ranked] = nil, nil
+    end
+  end
 end
 
 function tokens.save()
@@ -494,5 +341,3 @@ function tokens.save()
   for name in pairs(altered) do write(records, 'quota ' .. name, tokens.quota(name)) end
   for _, leases in pairs(leases_of) do flush(leases) end
 end
-
-return tokens
