@@ -4,7 +4,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.clocks import BASELINE, STEP, StoreClock
+from keyturn.core.clocks import BASELINE, MIN_CLOCK_STEP, StoreClock
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 
 WINDOW = 60 * SECOND
@@ -154,7 +154,7 @@ def test_a_clock_that_was_set_forward(between: Micros) -> None:
     clock, sent = StoreClock(), 7 * SECOND
     clock.believe(sent, sent + MILLISECOND, 100 * SECOND)
     now = sent + between
-    most = STEP + between // 10
+    most = MIN_CLOCK_STEP + between // 10
     assert clock.stepped(now, 100 * SECOND + between + most) == 0
     assert clock.stepped(now, 100 * SECOND + between + most + 1) == most + 1
 

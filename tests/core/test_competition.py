@@ -1,6 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from keyturn.core.competition import FEW, Competition, Others
+from keyturn.core.competition import MIN_SERIES_CLIENTS, Competition, Others
 from keyturn.core.flows import UNIT
 from keyturn.core.messages import WaitingFlow
 
@@ -29,10 +29,12 @@ def test_as_many_come_before_as_start_earlier_or_have_the_lower_name(
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), min_size=FEW, max_size=2 * FEW),
+    st.lists(
+        st.tuples(st.integers(0, 60), st.integers(0, 9)), min_size=MIN_SERIES_CLIENTS, max_size=2 * MIN_SERIES_CLIENTS
+    ),
     costs,
     st.integers(0, 150),
-    st.integers(0, 2 * FEW),
+    st.integers(0, 2 * MIN_SERIES_CLIENTS),
 )
 def test_many_clients_of_one_cost_are_counted_as_exactly(
     runs: list[tuple[int, int]], cost: int, start: int, asker: int

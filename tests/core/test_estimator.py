@@ -5,7 +5,14 @@ from itertools import islice, pairwise
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from keyturn.core.estimator import BEYOND, DETAILED, FAR, LATER, SOON, Estimator
+from keyturn.core.estimator import (
+    DETAILED,
+    FAR_SAMPLES,
+    MAX_EXACT_ESTIMATES,
+    MAX_SAMPLED_ESTIMATES,
+    NEWCOMER_POSITIONS,
+    Estimator,
+)
 from keyturn.core.exchange import DemandClass, EstimatedWaits, Flow
 from keyturn.core.flows import UNIT
 from keyturn.core.messages import LimitReturns, Revision, RevisionLimit, Snapshot, WaitingFlow
@@ -110,9 +117,9 @@ def test_estimates_are_what_dealing_token_by_token_comes_to(
     )
     tokens = [0] * available + cooling + [WINDOW] * in_use
     own = flows[client][2]
-    served = list(islice(dealt(tokens, flows, client), own + BEYOND + 1))
+    served = list(islice(dealt(tokens, flows, client), own + NEWCOMER_POSITIONS + 1))
     found = [(position, wait) for position, wait in samples(told(view, client, own)) if position < len(served)]
-    assert len(found) > min(own, SOON)
+    assert len(found) > min(own, MAX_EXACT_ESTIMATES)
     assert found == [(position, served[position]) for position, _ in found]
 
 
@@ -151,8 +158,8 @@ def test_a_long_queue_is_sampled_where_its_tokens_return_together() -> None:
     """A few samples of a thousand positions show the steps between bursts of 60 exactly."""
     view = snapshot(flow("a", 200), limits=(LimitReturns(0, 60, 0, tuple([SECOND] * 60)),))
     turns = told(view, "a", 200)
-    assert len(turns.soon) <= SOON
-    assert len(turns.later) <= LATER
+    assert len(turns.soon) <= MAX_EXACT_ESTIMATES
+    assert len(turns.later) <= MAX_SAMPLED_ESTIMATES
     assert [turns.at(position) for position in (59, 60, 119, 120, 179, 180)] == [
         SECOND + number * PERIOD for number in (0, 1, 1, 2, 2, 3)
     ]
@@ -161,7 +168,7 @@ def test_a_long_queue_is_sampled_where_its_tokens_return_together() -> None:
 def test_where_time_hardly_passes_there_are_few_samples() -> None:
     """Positions that are all served at once take only the first and the last sample."""
     turns = told(snapshot(flow("a", 200), limits=(LimitReturns(300, 0, 0),)), "a", 200)
-    assert len(turns.later) == 1 + FAR
+    assert len(turns.later) == 1 + FAR_SAMPLES
 
 
 def test_many_long_queues_are_sampled_coarsely() -> None:

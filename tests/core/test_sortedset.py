@@ -59,11 +59,11 @@ class WithMany(AgainstAPlainList):
 
     def __init__(self) -> None:
         super().__init__()
-        self.few, sortedset.FEW = sortedset.FEW, 3
+        self.few, sortedset.MAX_LIST_SIZE = sortedset.MAX_LIST_SIZE, 3
 
     def teardown(self) -> None:
         """Restore the bound of few members."""
-        sortedset.FEW = self.few
+        sortedset.MAX_LIST_SIZE = self.few
 
 
 TestAgainstAPlainList = AgainstAPlainList.TestCase

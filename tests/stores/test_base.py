@@ -11,7 +11,7 @@ from keyturn.core.model import MILLISECOND, SECOND, Micros, Pool
 from keyturn.core.session import SNAPSHOT_INTERVAL, SNAPSHOT_LIFETIME
 from keyturn.core.snapshots import snapshot
 from keyturn.core.state import RECOVERY_GRACE, SharedState
-from keyturn.stores.base import ESTIMATES_RECENT, IDLE, REVIEWED, ROUNDS, Pins, SessionStore
+from keyturn.stores.base import ESTIMATES_RECENT, IDLE, MAX_ROUND_TRIPS, REVIEWED, Pins, SessionStore
 
 from tests.core.worlds import BOUND, flow, know, limit, pool
 
@@ -225,7 +225,7 @@ async def test_a_store_that_never_comes_to_terms_is_lost(network: Network) -> No
     carrier.send = insist  # type: ignore[method-assign, assignment]
     with pytest.raises(StoreLost) as caught:
         await carrier.ask(1)
-    assert len(carrier.asked) == ROUNDS
+    assert len(carrier.asked) == MAX_ROUND_TRIPS
     assert "two servers behind one name" in caught.value.cause
 
 
@@ -239,7 +239,7 @@ async def test_all_that_may_go_wrong_at_once_takes_no_more_rounds_than_there_are
     carrier.lost = [broke()]
     carrier.adopt(pool(1, limit(3, WINDOW)))
     await carrier.ask(1, *spent(answer))
-    assert len(carrier.asked) <= ROUNDS
+    assert len(carrier.asked) <= MAX_ROUND_TRIPS
 
 
 # Connections

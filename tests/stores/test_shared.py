@@ -16,7 +16,7 @@ from keyturn.core.state import SharedState
 from keyturn.stores.base import Pins
 from keyturn.stores.links import Link
 from keyturn.stores.redis import RedisStore, Wake
-from keyturn.stores.shared import COME_BACK, KNOCK, MUTE, PATIENCE, OnLoss, SharedStore
+from keyturn.stores.shared import LOSS_RETRY_AFTER, LOSS_TOLERANCE, MUTE, RECONNECT_DELAY, OnLoss, SharedStore
 
 from tests.core.worlds import BOUND, flow, know, limit, pool
 from tests.schedulers import Recorder
@@ -183,9 +183,9 @@ async def test_under_refuse_callers_are_told_when_to_come_back(server: Server) -
     server.up = False
     with pytest.raises(StoreLost) as caught:
         await replica.exchange((), ())
-    assert caught.value.retry_after == COME_BACK
+    assert caught.value.retry_after == LOSS_RETRY_AFTER
     server.up = True
-    await asyncio.sleep(COME_BACK)
+    await asyncio.sleep(LOSS_RETRY_AFTER)
     assert replica.lost is None
     assert (await replica.exchange((), (FlowDemand(flow(), 1, 1),))).grants
 
@@ -212,7 +212,7 @@ async def test_what_was_spent_meanwhile_is_reported_first(server: Server) -> Non
     await replica.send_for(20)
     heard = len(server.heard)
     server.up = True
-    await asyncio.sleep(KNOCK[1] + TIMEOUT)
+    await asyncio.sleep(RECONNECT_DELAY[1] + TIMEOUT)
     _, first = server.heard[heard]
     assert not first.demands
     assert first.held is not None
@@ -220,7 +220,7 @@ async def test_what_was_spent_meanwhile_is_reported_first(server: Server) -> Non
     _, second = server.heard[heard + 1]
     assert second.held is not None, "what went out while the request was on its way is told with the next"
     assert not second.demands
-    await replica.send_for(KNOCK[1] + 2)
+    await replica.send_for(RECONNECT_DELAY[1] + 2)
     assert any(request.demands for _, request in server.heard[heard + 2 :])
 
 
@@ -295,7 +295,7 @@ async def test_the_return_is_reported_once_and_wakes_waiters(server: Server) -> 
     await asyncio.sleep(10)
     assert not woken
     server.up = True
-    await asyncio.sleep(KNOCK[1])
+    await asyncio.sleep(RECONNECT_DELAY[1])
     assert woken == [0]
     lost, back = replica.changes()
     assert (lost.up, back.up) == (False, True)
@@ -322,14 +322,14 @@ async def test_replicas_do_not_return_all_at_once(server: Server) -> None:
     first = sorted(server.tried[: len(replicas)])
     slices = [(instant - first[0]) // (50_000) for instant in first]
     assert max(slices.count(one) for one in set(slices)) < len(replicas) / 2
-    assert first[-1] - first[0] > KNOCK[1] * SECOND / 2
+    assert first[-1] - first[0] > RECONNECT_DELAY[1] * SECOND / 2
 
 
 @play
 async def test_a_loss_of_a_moment_is_waited_out(server: Server) -> None:
     """A short loss is waited out, since others may not notice it (law 1)."""
     (replica,) = await joined(server, "share")
-    for moment in (0.2, PATIENCE / SECOND - 0.1):
+    for moment in (0.2, LOSS_TOLERANCE / SECOND - 0.1):
         before = len(replica.sent)
         server.up, server.silent = False, False
         await replica.send_for(moment)
@@ -421,7 +421,7 @@ async def test_a_look_at_a_lost_store_shows_its_part_or_nothing(server: Server) 
     for replica in (sharing, waiting):
         with pytest.raises(StoreLost):
             await replica.exchange((), ())
-    await asyncio.sleep(PATIENCE / SECOND)
+    await asyncio.sleep(LOSS_TOLERANCE / SECOND)
     await sharing.exchange((), ())
     assert len(await sharing.look()) == len(POOL.quotas)
     assert await waiting.look() == ()

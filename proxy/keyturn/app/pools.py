@@ -11,7 +11,7 @@ from keyturn.core.errors import StoreLost
 from keyturn.core.events import KeySwitched, Observer
 from keyturn.core.exchange import LEASE_LIFETIME
 from keyturn.core.model import SECOND, Client, Micros, Pool
-from keyturn.core.placements import BEAT, LONGEST, Placement, Rest, placement_of, rests
+from keyturn.core.placements import BEAT, MAX_WINDOW_REST, Placement, Rest, placement_of, rests
 from keyturn.scheduler import ConcurrencyLimit, Scheduler
 from keyturn.stores.memory import Memory, MemoryStore
 from keyturn.tasks import finish, spawn
@@ -265,7 +265,7 @@ class PlacementSync:
 
     def _span(self, pool: Pool) -> Micros:
         """The time after its sending for which a request may count in this pool."""
-        windows = [min(LONGEST, pool.stretched(limit)) for limit in pool.limits]
+        windows = [min(MAX_WINDOW_REST, pool.stretched(limit)) for limit in pool.limits]
         return max(windows, default=0) + LEASE_LIFETIME + self._settle_bound
 
 

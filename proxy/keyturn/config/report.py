@@ -15,7 +15,7 @@ from keyturn.config.models import Document
 from keyturn.config.problems import path_of
 from keyturn.core.errors import Problem
 
-_CLOSE = "`chmod 600` it (in Kubernetes: `defaultMode: 0400`)"
+_CHMOD_ADVICE = "`chmod 600` it (in Kubernetes: `defaultMode: 0400`)"
 
 _CREDENTIAL = re.compile(r"auth|cookie|credential|key|password|secret|token", re.IGNORECASE)
 """Matches names of header fields that hold credentials."""
@@ -57,15 +57,15 @@ def _open_files(config: Config) -> Iterator[Problem]:
         for index, key in enumerate(pool.keys):
             if key.secret_file and _is_world_readable(key.secret_file):
                 place = path_of(("pools", name, "keys", index, "secret_file"))
-                yield Problem(place, f"all users can read {key.secret_file}: {_CLOSE}")
+                yield Problem(place, f"all users can read {key.secret_file}: {_CHMOD_ADVICE}")
         for path in config.files.listed.get(pool.keys_dir, ()) if pool.keys_dir else ():
             if _is_world_readable(path):
-                yield Problem(path_of(("pools", name, "keys_dir")), f"all users can read {path}: {_CLOSE}")
+                yield Problem(path_of(("pools", name, "keys_dir")), f"all users can read {path}: {_CHMOD_ADVICE}")
 
     for name in PASSWORD_FILES:
         password = getattr(config.store, name)
         if password and _is_world_readable(password):
-            yield Problem(f"store.{name}", f"all users can read {password}: {_CLOSE}")
+            yield Problem(f"store.{name}", f"all users can read {password}: {_CHMOD_ADVICE}")
 
 
 def _is_world_readable(path: Path) -> bool:

@@ -16,7 +16,7 @@ from keyturn.core.model import SECOND, Micros
 FREE_PLACES = 8
 """Fewer places kept earlier than this put nobody back: they may be of one caller that tries again and again."""
 
-TOGETHER: Micros = 100
+BURST_GAP: Micros = 100
 """Requests refused no further apart are different callers'."""
 
 MAX_PLACES = 1000
@@ -50,7 +50,7 @@ class Backoff:
     def __init__(self) -> None:
         self._times: list[Micros] = []
         """When the callers come back if they do as they are told, in order."""
-        self._kept: Micros = -TOGETHER
+        self._kept: Micros = -BURST_GAP
         self._together = 0
         """How many places were kept together, at last at `_kept`."""
 
@@ -58,7 +58,7 @@ class Backoff:
         """Count the places whose time has not come, but for those that put nobody back."""
         del self._times[: bisect_right(self._times, now)]
         kept = len(self._times)
-        return kept if kept >= FREE_PLACES else min(kept, self._together if now - self._kept <= TOGETHER else 0)
+        return kept if kept >= FREE_PLACES else min(kept, self._together if now - self._kept <= BURST_GAP else 0)
 
     def keep(self, own: Micros, behind: Micros, now: Micros, paces: Iterable[Pace]) -> Micros:
         """Keep a place for a refused request; returns after how long it is told to come back, in whole seconds.
@@ -77,6 +77,6 @@ class Backoff:
         told = max(SECOND, -(-delay // SECOND) * SECOND)
         if len(times) < MAX_PLACES:
             insort(times, now + told)
-        self._together = self._together + 1 if now - self._kept <= TOGETHER else 1
+        self._together = self._together + 1 if now - self._kept <= BURST_GAP else 1
         self._kept = now
         return told

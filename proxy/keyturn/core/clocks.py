@@ -15,7 +15,7 @@ from keyturn.core.model import MILLISECOND, SECOND, Micros
 BASELINE: tuple[Micros, Micros] = (10 * SECOND, 60 * SECOND)
 """Bounds of how far back drift is measured, however short or long the windows are."""
 
-STEP: Micros = 20 * MILLISECOND
+MIN_CLOCK_STEP: Micros = 20 * MILLISECOND
 """A clock that ran ahead by more than this, and a tenth of the time between two responses, was set forward."""
 
 MAX_SLEW = 10
@@ -49,7 +49,7 @@ class StoreClock:
             return 0
         sent, before = self._heard
         ahead = instant - before - (now - sent)
-        return ahead if ahead > STEP + (now - sent) // MAX_SLEW else 0
+        return ahead if ahead > MIN_CLOCK_STEP + (now - sent) // MAX_SLEW else 0
 
     def ahead(self, now: Micros, instant: Micros) -> Micros:
         """The time by which the clock ran ahead over about a window, as a response received `now` shows; at least 0."""

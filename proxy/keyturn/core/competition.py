@@ -14,7 +14,7 @@ from typing import NamedTuple
 from keyturn.core.flows import UNIT
 from keyturn.core.messages import WaitingFlow
 
-FEW = 32
+MIN_SERIES_CLIENTS = 32
 """Clients of one cost, from which on a series is faster than counting each of them."""
 
 
@@ -66,8 +66,13 @@ class Competition:
         for name, (head, *rest) in self.clients.items():
             run = self._moment(head.tag, name), head.waiting + sum([flow.waiting for flow in rest])
             costs.setdefault(head.cost * self._scale, []).append(run)
-        self._series = [_Series(cost, runs) for cost, runs in costs.items() if len(runs) >= FEW]
-        few = [(start, cost, count) for cost, runs in costs.items() if len(runs) < FEW for start, count in runs]
+        self._series = [_Series(cost, runs) for cost, runs in costs.items() if len(runs) >= MIN_SERIES_CLIENTS]
+        few = [
+            (start, cost, count)
+            for cost, runs in costs.items()
+            if len(runs) < MIN_SERIES_CLIENTS
+            for start, count in runs
+        ]
         self._begins = sorted([(start - cost + 1, cost) for start, cost, _ in few], key=sum)
         self._begun = [sum(begin) for begin in self._begins]
         self._ends = sorted([(start + (count - 1) * cost + 1, cost) for start, cost, count in few], key=sum)

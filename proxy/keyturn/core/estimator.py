@@ -25,25 +25,25 @@ from keyturn.core.flows import UNIT
 from keyturn.core.messages import LimitReturns, Revision, Snapshot, WaitingFlow
 from keyturn.core.model import MILLISECOND, Micros
 
-SOON, LATER = 32, 48
+MAX_EXACT_ESTIMATES, MAX_SAMPLED_ESTIMATES = 32, 48
 """Estimates of a queue, at the most: of its first positions one by one, and samples beyond."""
 
-SPARE = 3
+SPARE_POSITIONS = 3
 """Positions behind a short queue that are estimated one by one."""
 
-BEYOND = 64
+NEWCOMER_POSITIONS = 64
 """Positions behind the queue that are sampled densely, for newcomers."""
 
-FAR = 4
+FAR_SAMPLES = 4
 """Samples behind those, each about eight times as far away as the one before."""
 
 DETAILED = 1_500
 """Estimates made from one snapshot before further queues are sampled more coarsely."""
 
-ROUNDS = 6
+OVERTAKING_ROUNDS = 6
 """Steps in which it is found how many requests that another limit holds back are served first."""
 
-CLOSE: Micros = 50 * MILLISECOND
+SAMPLE_DISTANCE: Micros = 50 * MILLISECOND
 """Samples no further apart need none between them."""
 
 
@@ -187,7 +187,7 @@ class _Claim:
         known, delay = self._floor
         delay = delay if known <= position else 0
         counted: dict[int, tuple[int, int, list[int]]] = {}
-        for _ in range(ROUNDS):
+        for _ in range(OVERTAKING_ROUNDS):
             served = [part.count(delay) for part in self._group.held]
             beside = [
                 min(sum([min(waiting, position) for waiting in part]), most)
@@ -276,12 +276,12 @@ class Estimator:
             place = _place(position, own, total, queues)
             return claims[0].at(place) if len(claims) == 1 else max([claim.at(place) for claim in claims])
 
-        detail = SPARE + own if self._made < DETAILED else 1 + min(own, SPARE)
-        soon = list(accumulate([at(position) for position in range(min(SOON, detail))], max))
-        end, stride = own + BEYOND, tokens * -(-BEYOND // tokens)
-        far = [end + (stride << 3 * number) for number in range(FAR)]
+        detail = SPARE_POSITIONS + own if self._made < DETAILED else 1 + min(own, SPARE_POSITIONS)
+        soon = list(accumulate([at(position) for position in range(min(MAX_EXACT_ESTIMATES, detail))], max))
+        end, stride = own + NEWCOMER_POSITIONS, tokens * -(-NEWCOMER_POSITIONS // tokens)
+        far = [end + (stride << 3 * number) for number in range(FAR_SAMPLES)]
         later = {len(soon) - 1: soon[-1], end: at(end)}
-        _refine(later, at, min(LATER - FAR - 1, detail))
+        _refine(later, at, min(MAX_SAMPLED_ESTIMATES - FAR_SAMPLES - 1, detail))
         del later[len(soon) - 1]
         positions = [*sorted(later), *far]
         self._made += len(soon) + len(positions)
@@ -352,7 +352,7 @@ def _refine(samples: dict[int, Micros], at: Callable[[int], Micros], budget: int
     gaps = [(samples[low] - samples[high], low, high)]
     for _ in range(budget):
         gap, low, high = heappop(gaps)
-        if -gap <= CLOSE:
+        if -gap <= SAMPLE_DISTANCE:
             break
         middle = (low + high) // 2
         samples[middle] = at(middle)

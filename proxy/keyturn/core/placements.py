@@ -29,7 +29,7 @@ REVISION_LIFETIME: Micros = 3600 * SECOND
 """How long a store keeps a revision that nobody names."""
 STOP: Micros = 2 * BEAT
 """How long after a later revision appeared replicas of earlier ones may still use keys that it has moved."""
-LONGEST: Micros = 600 * SECOND
+MAX_WINDOW_REST: Micros = 600 * SECOND
 """The longest rest for windows; what was spent within a longer one shows when the key's quota is opened by a probe."""
 
 

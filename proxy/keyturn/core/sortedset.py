@@ -2,7 +2,7 @@
 
 The state of a pool uses these operations only, so that Lua can say the same line by line: `put` is ZADD,
 `remove` ZREM, `score` ZSCORE, `first` and `at` ZRANGE by rank. Each is O(log n), by `sortedcontainers.SortedList`; up
-to `FEW` members a plain list is several times faster, since to move so few is next to nothing.
+to `MAX_LIST_SIZE` members a plain list is several times faster, since to move so few is next to nothing.
 """
 
 from bisect import bisect_left, insort
@@ -14,7 +14,7 @@ from sortedcontainers import SortedList
 Member = TypeVar("Member")
 Score = TypeVar("Score")
 
-FEW = 4_000
+MAX_LIST_SIZE = 4_000
 
 
 class SortedSet(Generic[Member, Score]):
@@ -42,7 +42,7 @@ class SortedSet(Generic[Member, Score]):
             insort(order, entry)
         else:  # most are instants, which come in their order
             order.append(entry)
-        if len(order) > FEW and type(order) is list:
+        if len(order) > MAX_LIST_SIZE and type(order) is list:
             self._order = SortedList(order)
 
     def remove(self, member: Member) -> bool:

@@ -20,7 +20,7 @@ from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Revision, S
 from keyturn.core.model import MILLISECOND, SECOND, Micros, Pool
 from keyturn.core.session import Session
 
-ROUNDS = 6
+MAX_ROUND_TRIPS = 6
 """Requests to one exchange at the most: a revision, what is held, demands, a clock that stepped, and a connection that
 broke, with one to spare."""
 
@@ -106,7 +106,7 @@ class SessionStore:
         session, broke = self.session, False
         session.revision = self.revision
         epoch = session.epoch
-        for _ in range(ROUNDS):
+        for _ in range(MAX_ROUND_TRIPS):
             sent = self._clock()
             request = session.request(sent, settlements, report=report)
             try:

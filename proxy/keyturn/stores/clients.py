@@ -44,7 +44,7 @@ _COMMON: Settings = {
     "max_connections": 1000,  # far above one call and one subscription for each pool
 }
 
-_KEPT: Settings = {"socket_keepalive": True, "socket_keepalive_options": OPTIONS}
+_KEEPALIVE: Settings = {"socket_keepalive": True, "socket_keepalive_options": OPTIONS}
 """Of connections over TCP: a subscription may wait for hours."""
 
 
@@ -95,20 +95,25 @@ def opener(text: str, timeout: Micros, *, strict_certificates: bool = False) -> 
             nodes = _nodes(url, _SENTINEL_PORT)
             service, _, database = url.path.strip("/").partition("/")
             unbounded: Settings = {"socket_timeout": None, "socket_connect_timeout": whole}
-            master = _login(url, given, database) | tls | _KEPT | unbounded
+            master = _login(url, given, database) | tls | _KEEPALIVE | unbounded
             each = whole / (len(nodes) + 1)  # so that a silent one leaves time for the others and the master
-            asked = _sentinel_login(given) | tls | _KEPT | {"socket_timeout": each, "socket_connect_timeout": each}
+            asked = _sentinel_login(given) | tls | _KEEPALIVE | {"socket_timeout": each, "socket_connect_timeout": each}
             return lambda: _sentinels(nodes, service, master, asked)
         case "redis+cluster":
             nodes = _nodes(url, _DEFAULT_PORT)
-            node = _login(url, given, "") | tls | _KEPT | {"socket_timeout": None, "socket_connect_timeout": whole / 2}
+            node = (
+                _login(url, given, "")
+                | tls
+                | _KEEPALIVE
+                | {"socket_timeout": None, "socket_connect_timeout": whole / 2}
+            )
             return lambda: _cluster(nodes, node)
         case "unix":
             place: Settings = {"unix_socket_path": parse_url(f"unix://{url.path}")["path"]}
             server = _login(url, given, "") | place
         case _:
             ((host, port),) = _nodes(url, _DEFAULT_PORT)
-            server = _login(url, given, url.path[1:]) | tls | _KEPT | {"host": host, "port": port}
+            server = _login(url, given, url.path[1:]) | tls | _KEEPALIVE | {"host": host, "port": port}
     server |= {"socket_timeout": None, "socket_connect_timeout": whole}
     return lambda: Opened(Redis(**_COMMON, **server, retry=_once()))
 

@@ -1,4 +1,4 @@
-"""Whether a store that answers is fit for its purpose: looked at again and again, for it may be another by now."""
+"""Check periodically that the store fits its purpose, since a failover may have put another server in its place."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from contextlib import suppress
 from keyturn.core.errors import StoreLost
 from keyturn.stores.links import Link
 
-EVERY = 30.0
-"""Seconds between two looks."""
+CHECK_INTERVAL = 30.0
+"""Seconds between two checks."""
 
 
-async def watch(link: Link, key: str, tell: Callable[[str], None], *, every: float = EVERY) -> None:
-    """Tell once of each thing that is wrong with the server that has `key`; that it does not answer is not told."""
+async def watch(link: Link, key: str, tell: Callable[[str], None], *, every: float = CHECK_INTERVAL) -> None:
+    """Report each problem of the server that has `key` once; a server that does not respond is no such problem."""
     known: tuple[str, ...] = ()
     while True:
         with suppress(StoreLost):

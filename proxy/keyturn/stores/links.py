@@ -52,7 +52,7 @@ class Script:
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-_LOOK = Script.of("""
+_SERVER_CHECK = Script.of("""
 local told = redis.pcall('PUBLISH', KEYS[1] .. ':wake:', '')
 return {redis.call('INFO', 'server'), redis.call('INFO', 'memory'), type(told) == 'table' and told.err or ''}
 """)
@@ -148,7 +148,7 @@ class Link:
         Raises:
             StoreLost: it does not answer.
         """
-        server, memory, denied = await self.run(_LOOK, key, read=_three)
+        server, memory, denied = await self.run(_SERVER_CHECK, key, read=_three)
         warnings = (*_warnings(_fields(server + b"\n" + memory)), *_mute(key, denied.decode(errors="replace")))
         return tuple(f"{self._shown}: {warning}" for warning in warnings)
 

@@ -28,15 +28,14 @@ from keyturn.tasks import finish, spawn
 
 OnLoss = Literal["share", "wait", "refuse"]
 
-KNOCK = (0.2, 0.6)
+RECONNECT_DELAY = (0.2, 0.6)
 """Seconds between two tries to reach a lost store; drawn anew each time."""
 
-COME_BACK = 1
+LOSS_RETRY_AFTER = 1
 """Seconds after which a refused caller may try again: the store is tried more often than that."""
 
-
-PATIENCE: Micros = HEARTBEAT
-"""For so long a loss is waited out also under `share`: by then all that have anything out know of it, too."""
+LOSS_TOLERANCE: Micros = HEARTBEAT
+"""How long a loss is waited out under `share` as well: by then every replica with outstanding leases has noticed it."""
 
 MISSING: Micros = 2 * SECOND
 """How much longer the return from `share` takes while not all that shared the pool have spoken again: the store may
@@ -145,11 +144,11 @@ class SharedStore:
         return await self._without(settlements)
 
     async def _without(self, settlements: tuple[Settlement, ...]) -> ExchangeResult:
-        if self._on_loss != "share" or self._quiet or self._clock() < self._since + PATIENCE:
+        if self._on_loss != "share" or self._quiet or self._clock() < self._since + LOSS_TOLERANCE:
             raise StoreLost(
                 "The store of the rate limits does not answer. Come back in a moment.",
                 cause=self.lost.cause if self.lost else "",
-                retry_after=COME_BACK if self._on_loss == "refuse" else None,
+                retry_after=LOSS_RETRY_AFTER if self._on_loss == "refuse" else None,
             )
         if self._share is None:
             self._share = self._new_share()
@@ -192,7 +191,7 @@ class SharedStore:
     async def _reported(self) -> bool:
         """Try once to come back; says whether the store, and so every replica, knows what was spent."""
         self._quiet = False
-        await asyncio.sleep(uniform(*KNOCK))  # noqa: S311  # jitter, not a secret
+        await asyncio.sleep(uniform(*RECONNECT_DELAY))  # noqa: S311  # jitter, not a secret
         epoch = self._store.session.epoch
         try:
             await self._report()
@@ -208,10 +207,10 @@ class SharedStore:
     async def _wait_for_others(self) -> None:
         """Give all others the time to report: a try each, and a little more while some of them are missing."""
         session = self._store.session
-        await asyncio.sleep(KNOCK[1] + self._store.link.timeout)
+        await asyncio.sleep(RECONNECT_DELAY[1] + self._store.link.timeout)
         until = self._clock() + MISSING
         while session.replicas < session.seen.most and self._clock() < until:
-            await asyncio.sleep(KNOCK[0])
+            await asyncio.sleep(RECONNECT_DELAY[0])
             await self._say()
 
     async def _report(self) -> None:
