@@ -12,7 +12,7 @@ from keyturn.core.errors import NoKey, ShuttingDown, StoreLost, TooMany, Unauthe
 from keyturn.core.events import KeySwitched, StoreChanged
 from keyturn.core.exchange import DemandClass
 from keyturn.core.model import SECOND, Client, Key, Pool, Secret
-from keyturn.core.placements import STOP, Placement, Revision
+from keyturn.core.placements import STOP, Placement, PlacementRevision
 from keyturn.scheduler import Moved, Waiter
 from keyturn.stores.memory import LocalPlacements
 from keyturn.tasks import finish, spawn
@@ -213,7 +213,7 @@ def placing(it: RunningScheduler, placements: Any) -> PlacementSync:
 class _Lost:
     """Revisions in a store that does not answer."""
 
-    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
+    async def name(self, placement: Placement) -> tuple[PlacementRevision, Sequence[PlacementRevision]]:
         raise StoreLost("gone")
 
 
@@ -275,7 +275,7 @@ class _Slow:
         self.registry = registry
         self.pauses = iter((2, 1))
 
-    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
+    async def name(self, placement: Placement) -> tuple[PlacementRevision, Sequence[PlacementRevision]]:
         told = await self.registry.name(placement)
         await asyncio.sleep(next(self.pauses))
         return told

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keyturn.core.model import SECOND, Key, Micros, Pool, Secret
-from keyturn.core.placements import BEAT, SILENT, STOP, Placement, Rest, Revision, name_of, placement_of, rests
+from keyturn.core.placements import BEAT, SILENT, STOP, Placement, PlacementRevision, Rest, name_of, placement_of, rests
 from keyturn.stores.memory import LocalPlacements
 
 from tests.virtual import run
@@ -14,9 +14,9 @@ SPANS = {"a": SPAN, "b": SPAN}
 HERE, THERE = {"k": "a", "other": "a"}, {"k": "b", "other": "a"}
 
 
-def revision(placement: Placement, rank: int, since: float, heard: float = 0) -> Revision:
+def revision(placement: Placement, rank: int, since: float, heard: float = 0) -> PlacementRevision:
     """Return a revision that appeared and was named so many seconds ago."""
-    return Revision(placement, rank, int(since * SECOND), int(heard * SECOND))
+    return PlacementRevision(placement, rank, int(since * SECOND), int(heard * SECOND))
 
 
 def test_a_placement_is_named_by_where_keys_are() -> None:

@@ -13,8 +13,8 @@ from keyturn.core.exchange import FlowDemand, Spent, Unsent
 from keyturn.core.model import SECOND, Pool
 from keyturn.stores.clients import Opened
 from keyturn.stores.links import Link
-from keyturn.stores.placements import SharedPlacements
 from keyturn.stores.redis import RedisStore
+from keyturn.stores.shared_placements import SharedPlacements
 
 from tests.core.worlds import BOUND, flow, limit, pool
 from tests.process import ROOT, until

@@ -47,7 +47,7 @@ from keyturn.web.status.replica_status import ProcessStatus
 
 if TYPE_CHECKING:
     from keyturn.stores.links import Link
-    from keyturn.stores.placements import Placements
+    from keyturn.stores.shared_placements import Placements
 
 FINAL_RESPONSES_TIMEOUT = 1.0
 """Seconds for the 503s to requests that still wait at the end of the drain."""
@@ -150,7 +150,7 @@ class App:
     def _placements(self, config: Config) -> "Placements":
         if self._link is None:
             return LocalPlacements(monotonic)
-        from keyturn.stores.placements import SharedPlacements  # noqa: PLC0415  # as for `link_to_store`
+        from keyturn.stores.shared_placements import SharedPlacements  # noqa: PLC0415  # as for `link_to_store`
 
         return SharedPlacements(self._link, config.store.prefix)
 

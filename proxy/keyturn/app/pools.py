@@ -19,8 +19,8 @@ from keyturn.telemetry.logs import LogLevel
 
 if TYPE_CHECKING:
     from keyturn.stores.links import Link
-    from keyturn.stores.placements import Placements
     from keyturn.stores.shared import SharedStore
+    from keyturn.stores.shared_placements import Placements
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ MAX_WINDOW_REST: Micros = 600 * SECOND
 
 
 @dataclass(frozen=True, slots=True)
-class Revision:
+class PlacementRevision:
     """A revision as it is known: its rank by the order of appearance, and how long ago it appeared and was last named.
 
     A revision appears anew when it is named after nobody did for `SILENT`; its rank stays the same.
@@ -65,7 +65,7 @@ def name_of(placement: Placement) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def rests(own: Revision, others: Iterable[Revision], spans: Mapping[str, Micros]) -> dict[str, Rest]:
+def rests(own: PlacementRevision, others: Iterable[PlacementRevision], spans: Mapping[str, Micros]) -> dict[str, Rest]:
     """The keys of the own revision that must not be used now; `spans` by the names of its pools."""
     found: dict[str, Rest] = {}
     for other in others:
@@ -81,7 +81,7 @@ def rests(own: Revision, others: Iterable[Revision], spans: Mapping[str, Micros]
     return found
 
 
-def _over(own: Revision, other: Revision) -> Micros | None:
+def _over(own: PlacementRevision, other: PlacementRevision) -> Micros | None:
     """How long ago the last replica of the other revision stopped sending (negative: it will); `None`: it goes on."""
     gone = other.heard - SILENT
     if other.rank > own.rank:

@@ -11,7 +11,7 @@ from keyturn.core.exchange import Flow, LeaseGrant
 from keyturn.core.looks import BucketLook, look
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import Micros, Pool
-from keyturn.core.placements import REVISION_LIFETIME, SILENT, Placement, Revision, name_of
+from keyturn.core.placements import REVISION_LIFETIME, SILENT, Placement, PlacementRevision, name_of
 from keyturn.core.snapshots import snapshot
 from keyturn.core.state import SharedState
 from keyturn.stores.base import Pins, SessionStore
@@ -86,11 +86,11 @@ class LocalPlacements:
         """Each with its rank, when it appeared and when it was last named."""
         self._ranks = count(1)
 
-    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
-        """See `stores.placements.Placements`."""
+    async def name(self, placement: Placement) -> tuple[PlacementRevision, Sequence[PlacementRevision]]:
+        """See `stores.shared_placements.Placements`."""
         now, name = self._clock(), name_of(placement)
         _, rank, since, heard = self._known.get(name) or (placement, next(self._ranks), now, now)
         self._known[name] = (placement, rank, now if now - heard > SILENT else since, now)
-        self._known = {other: known for other, known in self._known.items() if now - known[3] <= REVISION_LIFETIME}
-        told = {other: Revision(what, rank, now - a, now - b) for other, (what, rank, a, b) in self._known.items()}
+        known = self._known = {other: one for other, one in self._known.items() if now - one[3] <= REVISION_LIFETIME}
+        told = {other: PlacementRevision(what, rank, now - a, now - b) for other, (what, rank, a, b) in known.items()}
         return told.pop(name), list(told.values())

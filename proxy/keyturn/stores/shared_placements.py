@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from keyturn.core.errors import StoreLost
 from keyturn.core.model import Micros
-from keyturn.core.placements import REVISION_LIFETIME, SILENT, Placement, Revision, name_of
+from keyturn.core.placements import REVISION_LIFETIME, SILENT, Placement, PlacementRevision, name_of
 from keyturn.stores.links import Link, Script
 
 _BATCH = 1000
@@ -49,7 +49,7 @@ _READ = Script.of("return redis.call('HGETALL', KEYS[1] .. ':' .. ARGV[1])")
 class Placements(Protocol):
     """What keeps the revisions."""
 
-    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
+    async def name(self, placement: Placement) -> tuple[PlacementRevision, Sequence[PlacementRevision]]:
         """Say that this replica goes by a revision; returns it as it is known, and the others.
 
         Raises:
@@ -67,7 +67,7 @@ class SharedPlacements:
         self._read: dict[str, Placement] = {}
         """The placements of others, which do not change under their names."""
 
-    async def name(self, placement: Placement) -> tuple[Revision, Sequence[Revision]]:
+    async def name(self, placement: Placement) -> tuple[PlacementRevision, Sequence[PlacementRevision]]:
         """See `Placements`."""
         if self._own[1] is not placement:
             self._own = (name_of(placement), placement)
@@ -78,8 +78,8 @@ class SharedPlacements:
         if name not in told:
             raise StoreLost("The shared store did not keep what it was told of the keys.")
         self._read = {other: known for other in told if other != name and (known := await self._placement(other))}
-        others = [Revision(known, *told[other]) for other, known in self._read.items()]
-        return Revision(placement, *told[name]), others
+        others = [PlacementRevision(known, *told[other]) for other, known in self._read.items()]
+        return PlacementRevision(placement, *told[name]), others
 
     async def _named(self, placement: Placement) -> Mapping[str, tuple[int, Micros, Micros]]:
         name, keys = self._own[0], len(placement)

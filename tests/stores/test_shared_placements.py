@@ -7,7 +7,7 @@ from keyturn.core.model import SECOND
 from keyturn.core.placements import SILENT
 from keyturn.stores.links import Link
 from keyturn.stores.memory import LocalPlacements
-from keyturn.stores.placements import Placements, SharedPlacements
+from keyturn.stores.shared_placements import Placements, SharedPlacements
 
 from tests.stores.servers import KINDS, Server, server
 
