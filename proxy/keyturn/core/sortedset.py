@@ -29,13 +29,15 @@ class SortedSet(Generic[Member, Score]):
 
     def put(self, member: Member, score: Score) -> None:
         """Add a member, or give it another score."""
-        old = self.scores.get(member)
+        old, order, entry = self.scores.get(member), self._order, (score, member)
         if old is not None:
             if old == score:
                 return
+            if len(self.scores) == 1 and type(order) is list:
+                self.scores[member], order[0] = score, entry
+                return
             self._take_out((old, member))
         self.scores[member] = score
-        order, entry = self._order, (score, member)
         if type(order) is not list:
             order.add(entry)
         elif order and entry < order[-1]:
