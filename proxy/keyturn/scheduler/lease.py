@@ -112,6 +112,10 @@ class Lease:
         age = now - self.counted
         if not self.closed and not self.observed:
             return Spent(self.id, age, answered=self._answered)
+        if self.pool is pool and not self.closed:
+            seen = self.observed
+            held = [ObservedLimit(limit, left, reset - age) for limit, left, reset in seen if _holds(reset, age)]
+            return Spent(self.id, age, tuple(held))
         same = same_limits(self.pool, pool)
         if closed := tuple([same[limit] for limit in self.closed if limit in same]):
             return Throttled(self.id, age, self.closed_for - age, closed)
