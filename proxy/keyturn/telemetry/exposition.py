@@ -176,6 +176,14 @@ class _Exemplar(NamedTuple):
         return f' # {{trace_id="{self.trace}"}} {number(self.value)} {self.at}'
 
 
+def add_to(row: list[float], bounds: tuple[float, ...], value: float) -> int:
+    """Count a value in a histogram's row; returns its bucket."""
+    index = bisect_left(bounds, value)
+    row[index] += 1
+    row[-1] += value
+    return index
+
+
 class Histogram(Metric):
     """How many values fell into each bucket, and their sum, for each set of labels; as bounded as the labels are.
 
@@ -196,24 +204,17 @@ class Histogram(Metric):
 
     def add(self, labels: Labels, value: float, trace: str = "") -> None:
         """Take a value; a bound belongs to the bucket below it."""
-        index = self.add_to(self.row(labels), value)
+        index = add_to(self.row(labels), self._bounds, value)
         if trace:
             exemplar = _Exemplar(trace, value, self._wall() / NANOSECONDS)
             self._exemplars.setdefault(labels, {})[index] = exemplar
 
     def row(self, labels: Labels) -> list[float]:
-        """The numbers of one set of labels, to be kept for `add_to`; they are exposed from now on."""
+        """The numbers of one set of labels, to be kept and counted in by `add_to`; they are exposed from now on."""
         row = self._rows.get(labels)
         if row is None:
             row = self._rows[labels] = [0] * (len(self._bounds) + 2)
         return row
-
-    def add_to(self, row: list[float], value: float) -> int:
-        """Take a value for the labels of a `row`; returns its bucket."""
-        index = bisect_left(self._bounds, value)
-        row[index] += 1
-        row[-1] += value
-        return index
 
     def lines(self, form: Form) -> Iterator[str]:
         """See `Metric`; the lines of one set of labels are of one moment."""

@@ -32,7 +32,7 @@ from keyturn.core.events import (
 from keyturn.core.levels import Levels
 from keyturn.core.model import SECOND
 from keyturn.core.tracing import UNTRACED
-from keyturn.telemetry.exposition import OPENMETRICS_END, Counter, Form, Gauge, Histogram, Labels, Metric
+from keyturn.telemetry.exposition import OPENMETRICS_END, Counter, Form, Gauge, Histogram, Labels, Metric, add_to
 from keyturn.telemetry.gauges import gauges
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
@@ -295,10 +295,11 @@ class Metrics:
             )
         total, queued, upstream = log.total, log.queued, log.upstream
         own = total - log.reading - queued - upstream - log.streamed
-        self.seconds.add_to(rows[0], total / SECOND)
-        self.waited.add_to(rows[1], queued / SECOND)
-        self.upstream.add_to(rows[2], upstream / SECOND)
-        self.overhead.add_to(rows[3], max(0, own) / SECOND)
+        seconds, waited, sent, overhead = rows
+        add_to(seconds, REQUEST_BOUNDS, total / SECOND)
+        add_to(waited, WAIT_BOUNDS, queued / SECOND)
+        add_to(sent, UPSTREAM_BOUNDS, upstream / SECOND)
+        add_to(overhead, OVERHEAD_BOUNDS, max(0, own) / SECOND)
 
     def exposition(self, form: Form, levels: Levels | None = None) -> Iterator[str]:
         """Write the metrics in pieces of a few lines; `levels` are the current gauges.
