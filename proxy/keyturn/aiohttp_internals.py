@@ -9,7 +9,6 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from functools import cached_property, partial
-from http import HTTPStatus
 from importlib import metadata
 from random import random
 from time import monotonic
@@ -100,6 +99,8 @@ _ON_ITS_WAY = 1.0
 """Seconds by which a connection is left alone before the upstream closes it."""
 _BUFFER = 2**16
 """Bytes of an answer that are read ahead; reading stops at twice as many, so that memory stays flat."""
+_FINAL = 200
+"""The first status that is no interim answer's."""
 _LONGEST_LINE = 2**16
 _MOST_FIELDS = 512
 
@@ -218,7 +219,7 @@ class UpstreamProtocol(ResponseHandler):
         except aiohttp.http.HttpProcessingError:
             return False
         message = messages[0][0] if len(messages) == 1 and not upgraded else None
-        if message is None or message.code < HTTPStatus.OK or message.code in EMPTY_BODY_STATUS_CODES:
+        if message is None or message.code < _FINAL or message.code in EMPTY_BODY_STATUS_CODES:
             return False
         self._head_parser = parser
         if message.should_close:

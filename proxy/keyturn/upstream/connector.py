@@ -166,7 +166,8 @@ class Upstream(Sending):
     @property
     def in_use(self) -> int:
         """Connections that are in use, or being made."""
-        return sum([connector.in_use for connector in (*self._retired, *filter(None, [self._connector]))])
+        current = 0 if self._connector is None else self._connector.in_use
+        return current + sum([connector.in_use for connector in self._retired]) if self._retired else current
 
     @property
     def full(self) -> bool:

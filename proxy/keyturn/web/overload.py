@@ -359,13 +359,13 @@ class IterationBudget:
         while self._waiting:
             party, waiting = next(iter(self._waiting.items()))
             future, number = waiting[0]
-            if not future.done() and not self._fits(number):
-                break
-            waiting.popleft()
-            del self._waiting[party]
-            if waiting:
-                self._waiting[party] = waiting
             if not future.done():
+                if not self._fits(number):
+                    break
                 future.set_result(None)
+            del self._waiting[party]
+            if len(waiting) > 1:
+                waiting.popleft()
+                self._waiting[party] = waiting
         if self._waiting:
             self._next = self._loop.call_soon(self._begin)

@@ -18,7 +18,7 @@ from keyturn.aiohttp_internals import buffered
 from keyturn.core.errors import BadRequest, Refusal, TooManyConnections, TooSlow
 from keyturn.web.connections import Connections, OpenConnection
 from keyturn.web.error_responses import MalformedBody, UnreadableBody, foreign_protocol, head_too_large, refusal_of
-from keyturn.web.overload import ConnectionBytes, HeadCounter
+from keyturn.web.overload import BYTES_FLOOR, ConnectionBytes, HeadCounter
 
 if TYPE_CHECKING:
     from aiohttp.base_protocol import BaseProtocol
@@ -356,7 +356,7 @@ class RequestReader(OpenConnection, asyncio.BufferedProtocol):
         elif held or self._reading_paused or not (self._admitted or reading.is_eof()):
             more = False
         else:
-            more = account.room() > 0 or not account.pause()
+            more = account.held < BYTES_FLOOR or account.room() > 0 or not account.pause()
         if more == self._stopped:
             self._read_on() if more else self._stop_reading()
 
