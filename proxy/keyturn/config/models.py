@@ -1,7 +1,7 @@
 """The settings of config.yaml, section by section, in the order of the documentation.
 
-A docstring under a setting is its description in the JSON Schema. What one value alone decides is checked here, what
-takes two of them or a look at a file in `keyturn.config.checks`.
+The docstring under a setting is its description in the JSON Schema. Single values are checked here, combinations of
+settings and the files that they name in `keyturn.config.checks`.
 """
 
 from collections.abc import Mapping
@@ -78,183 +78,183 @@ class TlsSettings(Settings):
     """TLS on the data listeners."""
 
     cert: FilePath
-    """The server's certificate and its chain, a PEM file."""
+    """The server's certificate chain, a PEM file."""
     key: FilePath
     """The certificate's private key, a PEM file."""
     client_ca: FilePath | None = None
-    """Certificates of callers must be signed by this authority, a PEM file (mutual TLS)."""
+    """Mutual TLS: the authority that must have signed callers' certificates, a PEM file."""
     client_certificate: Literal["required", "optional"] = "required"
-    """With `client_ca`: whether callers that are known otherwise may connect without a certificate."""
+    """With `client_ca`: `optional` also admits callers without a certificate, which then need another credential."""
 
 
 class InboundSettings(Settings):
-    """What callers' connections may take on the data listeners, and how long they are waited for."""
+    """Limits and timeouts of callers' connections to the data listeners."""
 
     max_connections: Annotated[int, Field(ge=1, le=1_000_000), Number] = 10_000
-    """Connections at once; one more is answered 503 and closed."""
+    """Concurrent connections; further ones get 503 and are closed."""
     max_connections_per_address: Annotated[int, Field(ge=1, le=1_000_000), Number] = 5_000
-    """Of these from one network address (of IPv6: one network of 64 bits); Unix sockets are not counted."""
+    """Concurrent connections from one IPv4 address or IPv6 /64 network; Unix sockets are not counted."""
     max_buffered: Annotated[int, Field(ge=1 << 20, le=1 << 40), Number] = 67_108_864
-    """Bytes of memory that requests hold on their way in, on all connections together; beyond it they are not read."""
+    """Bytes of incoming requests in memory, over all connections; reading pauses beyond it."""
     max_head: Annotated[int, Field(ge=8_192, le=1 << 20), Number] = 65_536
-    """Bytes of a request's line and fields; a larger one is answered 431."""
+    """Bytes of the request line and header fields; larger ones get 431."""
     max_fields: Annotated[int, Field(ge=16, le=10_000), Number] = 128
-    """Fields of a request; more are answered 431."""
+    """Header fields of a request; more get 431."""
     max_target: Annotated[int, Field(ge=1_024, le=1 << 20), Number] = 32_768
-    """Bytes of a request's target; a longer one is answered 414. Less than `max_head`."""
+    """Bytes of the request target, less than `max_head`; longer ones get 414."""
     head_timeout: Timeout = written("10s")
-    """From the first byte of a head to its last (408), and for the handshake of TLS."""
+    """Time from the first to the last byte of the header (408), and for the TLS handshake."""
     body_timeout: Timeout = written("30s")
-    """For all the waiting for a body's bytes (408), and a second more for each KiB of it."""
+    """Total time to wait for body bytes (408), plus one second per KiB received."""
     upload_timeout: Timeout = written("120s")
-    """From a request's turn on, for the rest of a body that is too large to be read before (408)."""
+    """Time, from the grant of a token, for the rest of a body that was too large to read in advance (408)."""
     spool_memory: Annotated[int, Field(ge=0, le=1 << 24), Number] = 262_144
-    """Bytes of one body that are kept in memory until its request ends; a larger one goes to a temporary file."""
+    """Bytes of one body kept in memory until the request ends; larger bodies go to a temporary file."""
     max_spooled: Annotated[int, Field(ge=16_384, le=1 << 40), Number] = 16_777_216
-    """Bytes of one body that are read before its request waits; the rest of a larger one streams under its lease."""
+    """Bytes of one body read before the request is queued; the rest of a larger body streams under its lease."""
     spool_size: Annotated[int, Field(ge=0, le=1 << 50), Number] = 1_073_741_824
-    """Bytes of all bodies in temporary files, a quarter of them for one client at most; 0: no files."""
+    """Bytes of all bodies in temporary files, at most a quarter for one client; 0: no files."""
     write_timeout: Timeout = written("60s")
-    """Without a caller's taking anything of its answer; then the connection is cut."""
+    """Close the connection when the caller has read none of its response for this long."""
     idle_timeout: Timeout = written("75s")
-    """Without a request; then the connection is closed."""
+    """Close a connection that has been without a request for this long."""
     socket_mode: Permissions = written("0660")
-    """The permissions of Unix sockets: who may connect."""
+    """Permissions of the Unix sockets in `listen`; connecting needs write permission."""
     trusted_proxies: tuple[TrustedProxy, ...] = ()
-    """Addresses and networks of proxies in front that are believed what they tell of callers' addresses; or `unix`."""
+    """Addresses and networks of proxies whose reports of callers' addresses are trusted; `unix`: Unix sockets."""
 
 
 class UpstreamSettings(Settings):
-    """The API that requests go to, and how long its answers may take."""
+    """The API that requests are sent to: its address, connections and timeouts."""
 
     url: UpstreamUrl = "https://api.getpostman.com"
     """Scheme, host and port. Certificates are always verified; http:// only to a loopback address, for tests."""
     ca: FilePath | None = None
-    """Authorities to trust beside the system's, a PEM file."""
+    """Authorities to trust in addition to the system's, a PEM file."""
     key_header: HeaderToSet = "X-Api-Key"
-    """The header that carries the API key; a caller's own is taken off."""
+    """The header that carries the API key; a caller's own is removed."""
     key_query: QueryName = "apikey"
-    """A caller's credential in the query; taken off."""
+    """The query parameter in which callers may send their token; it is removed."""
     connect_timeout: Timeout = written("5s")
-    """For the connection to the upstream, its name's lookup and TLS included."""
+    """Time to connect to the upstream, including name resolution and TLS."""
     response_timeout: Timeout = written("310s")
-    """From the request written to the head of the answer."""
+    """Time from the end of the request to the header of the response."""
     max_connections: Annotated[int, Field(ge=1, le=65_536), Number] = 256
-    """Connections to the upstream at once; when all are in use requests wait for one."""
+    """Concurrent connections to the upstream; requests wait while all are in use."""
     max_connection_age: Timeout = written("5m")
-    """A connection of this age is not used for another request, so that a name that leads elsewhere is followed."""
+    """Connections older than this are not reused, so that DNS changes take effect."""
     settle_bound: Timeout = written("10s")
-    """A request that ends without an answer counts as received at its end, or this long after it was written."""
+    """A request without a response is assumed to have been received at its end or this long after it was sent."""
     max_body: Annotated[int, Field(ge=0, le=1 << 40), Number] = 104_857_600
-    """Bytes that the body of a request may have; a larger one is answered 413."""
+    """Bytes of a request body; larger ones get 413."""
     forwarded: bool = False
-    """Whether the upstream learns the caller's address (Forwarded, X-Forwarded-For, -Host and -Proto)."""
+    """Send the caller's address to the upstream (Forwarded, X-Forwarded-For, -Host and -Proto)."""
 
 
 class LimitSettings(Settings):
-    """So many requests in so long a window, counted for each quota."""
+    """A limit of the upstream: requests per window, counted for each quota."""
 
     requests: Requests
-    """Requests that the upstream permits in one window: 1 to 100000."""
+    """Requests permitted in one window: 1 to 100000."""
     window: Window
     """The upstream's window: 1ms to 31d."""
     match: tuple[RuleText, ...] = ()
-    """The requests that it counts, such as `GET /workspaces/*`; none: all."""
+    """Rules for the requests that count, such as `GET /workspaces/*`; empty: all requests."""
 
 
 class KeySettings(Settings):
-    """One upstream API key. Its secret stands in `secret` or in a file, `secret_file`."""
+    """One upstream API key, with its secret in `secret` or in the file `secret_file`."""
 
     name: Name
-    """Public: it stands in answers, metrics and pages."""
+    """The key's name, shown in responses, metrics and pages."""
     secret: SecretText | None = None
-    """The API key itself, best as `${NAME}`."""
+    """The API key; prefer `${NAME}`."""
     secret_file: FilePath | None = None
-    """A file that holds the API key and nothing else."""
+    """A file that contains only the API key."""
     quota: Name | None = None
-    """What the upstream counts it against; keys of one Postman user name the same one. The key's own by default."""
+    """The budget that the upstream counts the key against; keys of one Postman user share it. Default: its own."""
 
 
 class PoolSettings(Settings):
-    """Keys that can stand in for each other, and the limits that hold on each quota."""
+    """Interchangeable keys, and the limits of each quota."""
 
     limits: tuple[LimitSettings, ...] = written([{"requests": 60, "window": "60s"}])
-    """What the upstream permits; a request counts against every limit that it matches."""
+    """The upstream's limits; a request counts against every limit that it matches."""
     guard: Duration = written("100ms")
-    """Added to each window."""
+    """Safety margin added to each window."""
     keys: tuple[KeySettings, ...] = ()
-    """The API keys. The pool `default` takes them from POSTMAN_API_KEYS when it has neither `keys` nor `keys_dir`."""
+    """The API keys. Without `keys` and `keys_dir` the pool `default` reads them from POSTMAN_API_KEYS."""
     keys_dir: FilePath | None = None
-    """A folder with one file for each key, named as the key."""
+    """A folder with one file per key, named after the key."""
     headers: Mapping[HeaderToSet, HeaderValue] = Field(default_factory=dict)
-    """Set on each request to the upstream, in place of what the caller sent."""
+    """Headers set on each request to the upstream; they replace those of the caller."""
 
 
 class StoreSettings(Settings):
-    """Where the tokens of the limits live: in this process, or in a Redis that replicas share."""
+    """Where tokens are kept: in this process, or in a Redis that replicas share."""
 
     url: StoreUrlText = written("memory://")
     """memory://, redis://, rediss://, unix://, redis+sentinel://h:p,h:p/service or redis+cluster://h:p,h:p."""
     username: Annotated[str, Field(min_length=1)] | None = None
-    """The store's user, taken literally, in place of one in the URL."""
+    """The store's user, instead of one in the URL; not percent-decoded."""
     password: PasswordText | None = None
-    """The store's password, taken literally, best as `${NAME}`; in place of one in the URL."""
+    """The store's password, instead of one in the URL; not percent-decoded. Prefer `${NAME}`."""
     password_file: FilePath | None = None
-    """A file that holds the store's password and nothing else."""
+    """A file that contains only the store's password."""
     sentinel_username: Annotated[str, Field(min_length=1)] | None = None
-    """The sentinels' user, taken literally."""
+    """The sentinels' user; not percent-decoded."""
     sentinel_password: PasswordText | None = None
-    """The sentinels' password, taken literally."""
+    """The sentinels' password; not percent-decoded."""
     sentinel_password_file: FilePath | None = None
-    """A file that holds the sentinels' password and nothing else."""
+    """A file that contains only the sentinels' password."""
     prefix: Name = "keyturn"
-    """Every key in Redis begins with it."""
+    """Prefix of every key in Redis."""
     timeout: Timeout = written("500ms")
-    """For one exchange with the store."""
+    """Timeout of one exchange with the store."""
     on_loss: Literal["share", "wait", "refuse"] = "share"
-    """While the store does not answer: go on with this replica's share, let requests wait, or answer 503."""
+    """While the store is lost: use this replica's `share`, let requests `wait`, or `refuse` them with 503."""
 
 
 class QueueSettings(Settings):
-    """How long and how many requests may wait for their turn."""
+    """How long and how many requests may wait for a token."""
 
     max_wait: Duration = written("30s")
-    """For a request that does not say itself (`Prefer: wait=N`)."""
+    """The longest wait of a request without `Prefer: wait=N`."""
     max_wait_ceiling: Duration = written("300s")
     """The longest wait that a request may ask for."""
     max_waiting: Annotated[int, Field(ge=0, le=10_000_000), Number] = 10_000
-    """Requests that wait in this replica."""
+    """Waiting requests in this replica."""
     join: bool = False
-    """Whether identical GETs that wait for their turn share one request to the upstream, and its answer."""
+    """Let identical waiting GETs share one request to the upstream, and its response."""
 
 
 class RetrySettings(Settings):
-    """Sending a request again after a failure that is not the caller's fault."""
+    """Retries after failures that are not the caller's fault."""
 
     attempts: Annotated[int, Field(ge=1, le=10), Number] = 3
-    """Tries of one request, the first counted; answers 429 and dead keys do not count."""
+    """Attempts per request, including the first; 429s and dead keys do not count."""
     budget: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 0.2
-    """Retries per request over the last 10 s."""
+    """Retries per request of a client, over the last 10 s."""
 
 
 class RateSettings(Settings):
-    """Requests that are accepted from a client."""
+    """The rate at which requests of a client are accepted."""
 
     requests: Requests
-    """Requests in one window: 1 to 100000."""
+    """Requests per window: 1 to 100000."""
     window: Window
     """The window: 1ms to 31d."""
 
 
 class CertificateSettings(Settings):
-    """A client certificate, verified by `tls.client_ca`."""
+    """A client certificate that `tls.client_ca` verifies."""
 
     san: Annotated[str, Field(min_length=1)]
     """A subject alternative name of the certificate: a DNS name, a URI or an address."""
 
 
 class JwtSettings(Settings):
-    """A JSON Web Token of an OpenID Connect issuer, such as a Kubernetes cluster."""
+    """JSON Web Tokens of an OpenID Connect issuer, such as a Kubernetes cluster."""
 
     issuer: Annotated[str, Field(min_length=1)]
     """The token's `iss`."""
@@ -263,120 +263,120 @@ class JwtSettings(Settings):
     subject: Annotated[str, Field(min_length=1)]
     """The token's `sub`; `*` stands for one or more characters other than a colon."""
     jwks_url: KeysUrl | None = None
-    """Where the issuer's public keys are; by default its discovery document says."""
+    """URL of the issuer's public keys; by default from its discovery document."""
     jwks_file: FilePath | None = None
-    """A file with the issuer's public keys, in place of a URL."""
+    """A file with the issuer's public keys, instead of a URL."""
     ca: FilePath | None = None
-    """Authorities to trust in place of the system's when the keys are fetched, a PEM file."""
+    """Authorities to trust instead of the system's when the keys are fetched, a PEM file."""
     bearer_file: FilePath | None = None
-    """A file with a token to show when the keys are fetched, such as the pod's own service account token."""
+    """A file with the bearer token for fetching the keys, such as the pod's service account token."""
     algorithms: Annotated[tuple[Algorithm, ...], AfterValidator(_some)] | None = None
-    """The signatures that are accepted; by default all of RS, PS, ES and EdDSA."""
+    """Accepted signature algorithms; by default all of RS, PS, ES and EdDSA."""
     leeway: Leeway | None = None
-    """By how much the issuer's clock may differ from ours, up to 5m; 30s by default."""
+    """Tolerated difference between the issuer's clock and this one, up to 5m; default 30s."""
 
 
 class CallerSettings(Settings):
-    """Who a caller is, and what it may do."""
+    """A caller's name, pool, share and permissions."""
 
     name: Name
     """Public: it stands in metrics and logs."""
     pool: Name = "default"
-    """The pool that its requests use."""
+    """The pool for its requests."""
     weight: Annotated[int, Field(ge=1, le=1000), Number] = 1
-    """Its share of the pool while others wait too: a client of weight 2 gets twice as much as one of weight 1."""
+    """Share of the pool while others wait too: weight 2 gets twice as much as weight 1."""
     urgency: Annotated[int, Field(ge=0, le=7), Number] = 3
-    """The urgency of its requests among each other, 0 first; a request's `Priority: u=` may only raise the number."""
+    """Order among its own requests, 0 first; a request's `Priority: u=` may only raise the number."""
     max_waiting: Annotated[int, Field(ge=0, le=10_000_000), Number] | None = None
-    """Requests of it that wait in this replica; the queue's by default."""
+    """Its waiting requests in this replica; `queue.max_waiting` by default."""
     max_in_flight: Annotated[int, Field(ge=1, le=65_536), Number] | None = None
-    """Requests of it at the upstream at once, of this replica; half of `upstream.max_connections` by default."""
+    """Its requests in flight from this replica; half of `upstream.max_connections` by default."""
     rate: RateSettings | None = None
-    """Requests that are accepted from it; beyond that 429 at once."""
+    """The rate at which its requests are accepted; beyond it they get 429 at once."""
     allow: tuple[RuleText, ...] | None = None
-    """The requests that it may make, such as `GET /**`; everything by default."""
+    """Rules for permitted requests, such as `GET /**`; everything by default."""
     pin: bool = False
-    """Whether it may name the key to use, with the header `Keyturn-Key`."""
+    """Allow it to choose the key with the header `Keyturn-Key`."""
 
 
 class AnonymousSettings(CallerSettings):
-    """A caller without a known token, where none is required."""
+    """Callers without a known credential, where none is required."""
 
     name: Name = "local"
     """Public: it stands in metrics and logs."""
 
 
 class ClientSettings(CallerSettings):
-    """A caller: its name, what proves that it is the one, and what it may do."""
+    """A client: its name, credentials, share and permissions."""
 
     token: SecretText | None = None
-    """Its token, best as `${NAME}`."""
+    """Its token; prefer `${NAME}`."""
     token_sha256: Sha256 | None = None
-    """The SHA-256 of its token, which `keyturn token` prints."""
+    """The SHA-256 of its token, as `keyturn token` prints it."""
     certificate: CertificateSettings | None = None
     """Its TLS certificate."""
     jwt: JwtSettings | None = None
-    """Its JSON Web Token."""
+    """Its JSON Web Tokens."""
 
 
 class LogSettings(Settings):
-    """The log: from which severity on, and in which form."""
+    """Level, format and sampling of the log."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe that is logged."""
+    """The least severe level that is logged."""
     format: Literal["text", "json"] | None = None
-    """Lines for people or for machines; text on a terminal, else json, by default."""
+    """The format of log lines; by default text on a terminal, else json."""
     sample: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 1.0
-    """The part of the successful requests that gets a line, 0 to 1; all others get theirs always."""
+    """Fraction of successful requests to log, 0 to 1; all others are always logged."""
 
 
 class TracesSettings(Settings):
-    """Traces by OpenTelemetry; needs the extra `keyturn[otel]`."""
+    """OpenTelemetry traces; needs the extra `keyturn[otel]`."""
 
     endpoint: CollectorUrl | None = None
-    """Where spans are sent, OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; without it there are none."""
+    """The collector, OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; no traces without it."""
     sample: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 1.0
-    """The part of the requests that is recorded, 0 to 1, where the caller's `traceparent` does not decide it."""
+    """Fraction of requests to record, 0 to 1, unless the caller's `traceparent` decides."""
 
 
 class Document(Settings):
     """config.yaml."""
 
     listen: Listeners = written("127.0.0.1:8080")
-    """Where callers connect: `host:port` or `unix:/path`, one or a list; port 0 lets the system choose."""
+    """Addresses for callers: `host:port` or `unix:/path`, one or a list; port 0 lets the system choose."""
     admin: ListenerText = written("127.0.0.1:9090")
-    """Health, metrics and the status page; never on a data listener."""
+    """Address for health, metrics and the status page; never that of a data listener."""
     admin_token: SecretText | None = None
-    """Lets its bearer pause and resume keys on the admin listener; nobody can without it."""
+    """Bearer token for pausing keys and setting the log level on the admin listener; disabled by default."""
     tls: TlsSettings | None = None
     """TLS on the data listeners; plain HTTP by default."""
     strict_certificates: bool = False
-    """Whether certificates, others' and callers', are refused that are not in all as RFC 5280 asks."""
+    """Reject valid certificates, of servers and callers, that do not follow RFC 5280 strictly."""
     inbound: InboundSettings = written({})
-    """What callers' connections may take, and how long they are waited for."""
+    """Limits and timeouts of callers' connections."""
     upstream: UpstreamSettings = written({})
-    """The API that requests go to."""
+    """The API that requests are sent to."""
     pools: Mapping[Name, PoolSettings] = written({"default": {}})
     """Pools of keys, by name."""
     store: StoreSettings = written({})
-    """Where the tokens of the limits live."""
+    """Where tokens are kept."""
     queue: QueueSettings = written({})
     """How long and how many requests may wait."""
     retry: RetrySettings = written({})
-    """Sending a request again."""
+    """Retries of failed requests."""
     authentication: Literal["required", "off"] | None = None
-    """Required by default when clients are given or a listener is not loopback, else off."""
+    """Default: `required` when clients are configured or a listener is not loopback, else `off`."""
     allow_anonymous_network: bool = False
-    """Consent to `authentication: off` on a listener that is not loopback: whoever reaches it then uses the keys."""
+    """Permit `authentication: off` on a listener that is not loopback: anybody who reaches it can use the keys."""
     anonymous: AnonymousSettings = written({})
-    """Who callers are with `authentication: off`."""
+    """The client that callers without a credential are treated as, with `authentication: off`."""
     clients: tuple[ClientSettings, ...] = ()
-    """The callers that are known."""
+    """The known callers."""
     lame_duck: Duration = written("0s")
-    """How long callers are still served after SIGTERM, each connection for one answer more, before `drain` begins."""
+    """How long to serve after SIGTERM before `drain` begins; each connection is closed after one more response."""
     drain: Duration = written("25s")
-    """How long requests may take to end after SIGTERM."""
+    """How long requests may take to complete after SIGTERM."""
     log: LogSettings = written({})
-    """What is logged, and how."""
+    """The log."""
     traces: TracesSettings = written({})
-    """What is recorded for traces, and where it goes."""
+    """OpenTelemetry traces."""
