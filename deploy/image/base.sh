@@ -1,9 +1,10 @@
 #!/bin/sh
-# Makes the image's base, python:3.13-slim, where no registry is reached: Debian by debootstrap, and a CPython 3.13 that
-# stands in a folder of its own, as pyenv or `make install` leave it. Only for trying the Dockerfile out: as root,
+# Builds a substitute for the base image python:3.13-slim on machines without access to a registry, from debootstrap's
+# Debian and a CPython 3.13 in a folder of its own, as pyenv or `make install` create it. Only for trying the Dockerfile,
+# as root:
 #   deploy/image/base.sh "$(python3.13 -c 'import sys; print(sys.base_prefix)')"
 #   make image BUILDER=buildah ARGS='--network host'
-# Needs buildah and debootstrap. SUITE and MIRROR name another Debian.
+# Needs buildah and debootstrap. SUITE and MIRROR select another Debian.
 set -eu
 
 python=$1
@@ -13,7 +14,7 @@ trap 'rm -rf "$folder"' EXIT
 
 debootstrap --variant=minbase --include=ca-certificates,netbase,tzdata,libssl3t64,libffi8,libbz2-1.0,liblzma5,libsqlite3-0 \
   "${SUITE:-trixie}" "$root" ${MIRROR:+"$MIRROR"}
-# As the real base: in /usr/local, without tests, packages, static libraries and bytecode; and pip.
+# Like the real base image: in /usr/local, with pip, without tests, packages, static libraries and bytecode.
 mkdir -p "$root/usr/local/bin" "$root/usr/local/lib"
 cp -a "$python"/bin/python3* "$root/usr/local/bin/"
 cp -a "$python"/lib/python3.13 "$python"/lib/libpython3* "$root/usr/local/lib/"

@@ -157,14 +157,14 @@ def test_the_memory_limit_follows_from_the_defaults() -> None:
     connections = config.inbound.max_connections * (3 * BYTES_FLOOR) >> 20
     answers = config.upstream.max_connections * 400 >> 10
     total = 80 + (config.inbound.max_buffered >> 20) + 64 + 64 + answers + connections
-    assert f"with their defaults {total} MiB, so 512 MiB" in PAGE
+    assert f"The defaults add up to {total} MiB, so the limit is 512 MiB" in PAGE
     assert total < 512
     assert value("sidecar.resources.limits.memory") == value("resources.limits.memory")
 
 
 def test_the_memory_request_of_a_sidecar_is_above_what_it_uses_idle() -> None:
     """The page tells what was measured, and the request that follows from it."""
-    (idle,) = re.findall(r"Before its first request it uses ([0-9]+) MiB", PAGE)
-    (told,) = re.findall(r"its request is\s+([0-9]+) MiB", PAGE)
+    (idle,) = re.findall(r"it uses ([0-9]+) MiB before its first request", PAGE)
+    (told,) = re.findall(r"Its memory request is ([0-9]+) MiB", PAGE)
     assert value("sidecar.resources.requests.memory") == f"{told}Mi"
     assert int(told) > int(idle)

@@ -79,16 +79,16 @@ STORE = {"redis": {"existingSecret": "r"}}
     [
         (
             {"extraEnv": [{"name": "KEYTURN_STORE_URL", "value": "redis://other"}], **STORE},
-            "extraEnv has KEYTURN_STORE_URL, which is there already",
+            "extraEnv has KEYTURN_STORE_URL, which is already defined",
         ),
-        ({"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "extraEnv has A, which is there"),
+        ({"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "extraEnv has A, which is already"),
         (
             {"extraVolumes": [{"name": "keyturn-config", "emptyDir": {}}]},
-            "extraVolumes has keyturn-config, which is there already",
+            "extraVolumes has keyturn-config, which is already defined",
         ),
         (
             {"extraVolumeMounts": [{"name": "mine", "mountPath": "/etc/keyturn"}]},
-            "extraVolumeMounts has /etc/keyturn, which is there already",
+            "extraVolumeMounts has /etc/keyturn, which is already defined",
         ),
     ],
 )
@@ -100,7 +100,7 @@ def test_extras_do_not_take_a_name_that_is_there(values: dict[str, Any], sentenc
 def test_a_sidecar_s_extras_do_not_either() -> None:
     """A sidecar has one variable more."""
     values = {"mode": "sidecar", "extraEnv": [{"name": "KEYTURN_SERVICE", "value": "a"}], **STORE}
-    assert "extraEnv has KEYTURN_SERVICE, which is there already: give it another name." in refusal(values)
+    assert "extraEnv has KEYTURN_SERVICE, which is already defined: give it another name." in refusal(values)
 
 
 @pytest.mark.parametrize("release", ["1st", "my.release", "123"])
@@ -116,7 +116,7 @@ def test_names_of_services(release: str) -> None:
 @pytest.mark.parametrize("pool", ["_", "..", "-._"])
 def test_pools_have_a_letter(pool: str) -> None:
     """Of a pool without a letter or digit nothing is left that an object may be called."""
-    assert f"The name of config.pools.{pool} is nothing or another pool's" in refusal({"config": {"pools": {pool: {}}}})
+    assert f"The pool name config.pools.{pool} is empty or equal to" in refusal({"config": {"pools": {pool: {}}}})
 
 
 def test_a_parent_may_switch_it_off() -> None:

@@ -10,7 +10,7 @@ ADDRESS = "http://shop-keyturn.default:80"
 def test_how_to_call_it() -> None:
     """The notes tell the gateway's address, how to send a token, and where its health is."""
     said = notes({"config": {"listen": "0.0.0.0:7000", "admin": "0.0.0.0:7001"}})
-    assert f"Keyturn answers at {ADDRESS} in place of https://api.getpostman.com" in said
+    assert f"Keyturn listens at {ADDRESS}. Use it instead of https://api.getpostman.com" in said
     assert f'curl -H "X-Api-Key: <token>" {ADDRESS}/me' in said
     assert "port-forward deploy/shop-keyturn 7001" in said
 
@@ -45,10 +45,10 @@ def test_how_a_sidecar_is_called() -> None:
             {},
             {"keys": {"default": {"existingSecret": "mine"}}},
         ),
-        ("The tokens live in the memory of the pod: one replica only", {}, {"redis": {"existingSecret": "r"}}),
-        ("redis.embedded IS FOR TRYING IT OUT", {"redis": {"embedded": True}}, {}),
+        ("Tokens are kept in the memory of the pod: only one replica", {}, {"redis": {"existingSecret": "r"}}),
+        ("redis.embedded IS FOR TRIALS ONLY", {"redis": {"embedded": True}}, {}),
         (
-            "ONE SINGLE POD may use these keys",
+            "ONLY ONE POD may use these keys",
             {"mode": "sidecar", "sidecar": {"alone": True}},
             {"mode": "sidecar", "redis": {"existingSecret": "r"}},
         ),

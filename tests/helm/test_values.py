@@ -392,10 +392,10 @@ def test_network_policy_without_redis() -> None:
             {"keys": {"default": {"existingSecret": "s", "values": {"a": "b"}}}},
             "keys.default has both existingSecret and values",
         ),
-        ({"keys": {"b": {"existingSecret": "s"}}}, "keys.b is for a pool that there is not"),
+        ({"keys": {"b": {"existingSecret": "s"}}}, "keys.b has no pool of that name"),
         (
             {"config": {"pools": {"team-b": {}, "Team_B": {}}}},
-            "The name of config.pools.team-b is nothing or another pool's when written as Kubernetes wants names",
+            "The pool name config.pools.team-b is empty or equal to another one as a Kubernetes name",
         ),
         ({"config": {"listen": "127.0.0.1:8080"}}, "config.listen is loopback"),
         ({"config": {"listen": ["unix:/a", "localhost:1"]}}, "config.listen is loopback"),

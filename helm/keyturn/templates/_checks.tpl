@@ -1,4 +1,4 @@
-{{/* Values that the schema lets pass and that cannot work together: each ends the rendering with a sentence. */}}
+{{/* Rejects combinations of values that the schema permits but that cannot work, with a message that says why. */}}
 {{- define "keyturn.checks" -}}
 {{- $config := include "keyturn.config" . | fromYaml -}}
 {{- include "keyturn.checkStore" . -}}
@@ -8,13 +8,13 @@
 {{- fail (printf "keys.%s has both existingSecret and values: keep one of them." $pool) -}}
 {{- end -}}
 {{- if and $given (or $given.existingSecret $given.values) (not (hasKey $config.pools $pool)) -}}
-{{- fail (printf "keys.%s is for a pool that there is not: name the pool in config.pools, too." $pool) -}}
+{{- fail (printf "keys.%s has no pool of that name in config.pools: add the pool." $pool) -}}
 {{- end -}}
 {{- end -}}
 {{- $parts := list -}}
 {{- range include "keyturn.mountedPools" . | fromJsonArray -}}
 {{- if has (include "keyturn.part" .) (append $parts "") -}}
-{{- fail (printf "The name of config.pools.%s is nothing or another pool's when written as Kubernetes wants names: rename it." .) -}}
+{{- fail (printf "The pool name config.pools.%s is empty or equal to another one as a Kubernetes name: rename the pool." .) -}}
 {{- end -}}
 {{- $parts = append $parts (include "keyturn.part" .) -}}
 {{- end -}}
@@ -59,7 +59,7 @@
 {{- range include (printf "keyturn.%s" $part) $ | fromYamlArray -}}
 {{- $named := ternary .mountPath .name (eq $part "mounts") -}}
 {{- if has $named $seen -}}
-{{- fail (printf "%s has %s, which is there already: give it another name." $value $named) -}}
+{{- fail (printf "%s has %s, which is already defined: give it another name." $value $named) -}}
 {{- end -}}
 {{- $seen = append $seen $named -}}
 {{- end -}}
@@ -122,6 +122,6 @@
 {{- fail "config.listen and config.admin have the same port: give each its own." -}}
 {{- end -}}
 {{- if and (not $sidecar) (eq (toString .config.authentication) "off") (not .config.allow_anonymous_network) -}}
-{{- fail "config.authentication is off on a network listener, so whoever reaches it uses the keys: leave it out, or consent with config.allow_anonymous_network." -}}
+{{- fail "config.authentication is off on a network listener, so anybody who reaches it can use the keys: remove it, or set config.allow_anonymous_network." -}}
 {{- end -}}
 {{- end -}}

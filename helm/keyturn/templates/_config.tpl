@@ -1,4 +1,4 @@
-{{/* config.yaml: `.Values.config` as it is, and what a pod needs where it says nothing. */}}
+{{/* config.yaml: `.Values.config` and, for settings that it omits, the defaults for a pod. */}}
 {{- define "keyturn.config" -}}
 {{- $config := deepCopy .Values.config -}}
 {{- $sidecar := eq .Values.mode "sidecar" -}}
@@ -36,25 +36,25 @@
 {{- toYaml $config -}}
 {{- end -}}
 
-{{/* Which of `redis` is set; empty when none is. */}}
+{{/* The name of the value of `redis` that is set; empty when none is. */}}
 {{- define "keyturn.redis" -}}
 {{- if .Values.redis.embedded }}embedded{{ else if .Values.redis.existingSecret }}existingSecret{{ else if .Values.redis.url }}url{{ end -}}
 {{- end -}}
 
-{{/* Not empty when replicas share their tokens. */}}
+{{/* Non-empty when replicas share their tokens. */}}
 {{- define "keyturn.shared" -}}
 {{- $url := dig "store" "url" "" .Values.config -}}
 {{- if or (include "keyturn.redis" .) (and $url (not (contains "memory:" $url))) }}yes{{ end -}}
 {{- end -}}
 
-{{/* Not empty when the release may have more than one pod. */}}
+{{/* Non-empty when the release may have more than one pod. */}}
 {{- define "keyturn.many" -}}
 {{- if .Values.autoscaling.enabled -}}
 {{- if gt (int .Values.autoscaling.maxReplicas) 1 }}yes{{ end -}}
 {{- else if gt (int .Values.replicas) 1 }}yes{{ end -}}
 {{- end -}}
 
-{{/* The pools whose keys are mounted, as a JSON list: those of `keys` with a Secret, and those that name no keys. */}}
+{{/* The pools whose keys are mounted, as a JSON list: those with a Secret in `keys`, and those without keys in `config`. */}}
 {{- define "keyturn.mountedPools" -}}
 {{- $names := list -}}
 {{- range $name, $pool := (include "keyturn.config" . | fromYaml).pools -}}
@@ -66,7 +66,7 @@
 {{- toJson $names -}}
 {{- end -}}
 
-{{/* A duration of config.yaml in whole seconds, rounded up; empty when it is none. */}}
+{{/* A duration of config.yaml in whole seconds, rounded up; empty when it is not a duration. */}}
 {{- define "keyturn.seconds" -}}
 {{- $text := toString . -}}
 {{- if regexMatch "^[0-9]{1,9}(ms|s|m|h|d)$" $text -}}
@@ -80,7 +80,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What the kubelet waits before it kills. In a sidecar the application's own time comes first. */}}
+{{/* The grace period before the kubelet kills the pod. For a sidecar it includes the application's own time. */}}
 {{- define "keyturn.gracePeriod" -}}
 {{- $config := include "keyturn.config" . | fromYaml -}}
 {{- $before := ternary .Values.sidecar.applicationSeconds 0 (eq .Values.mode "sidecar") -}}
@@ -127,8 +127,8 @@
 {{- if or .Values.tls.existingSecret .Values.config.tls }}https{{ else }}http{{ end -}}
 {{- end -}}
 
-{{/* The ports at which a gateway asks over HTTP, as a JSON list: the upstream's, those of issuers of JSON Web Tokens, and
-     the one of the collector of traces. */}}
+{{/* The ports of HTTP servers that a gateway connects to, as a JSON list: the upstream, issuers of JSON Web Tokens, and
+     the trace collector. */}}
 {{- define "keyturn.webPorts" -}}
 {{- $urls := list (dig "upstream" "url" "" .Values.config) -}}
 {{- range .Values.config.clients -}}
@@ -147,7 +147,7 @@
 {{- uniq $ports | toJson -}}
 {{- end -}}
 
-{{/* The ports of Redis, as a JSON list: the given ones, and those that the store's URL names; none without a shared store. */}}
+{{/* The ports of Redis, as a JSON list: those of the values and of the store's URL; empty without a shared store. */}}
 {{- define "keyturn.redisPorts" -}}
 {{- $ports := list -}}
 {{- if include "keyturn.shared" . -}}
@@ -160,8 +160,8 @@
 {{- uniq $ports | toJson -}}
 {{- end -}}
 
-{{/* Changes with what pods have to be started anew for: all of config.yaml, or those settings that no reload can change.
-     Keys are no part of it: they are read again by themselves. */}}
+{{/* A checksum of the settings whose change restarts pods: all of config.yaml, or only those that need a restart. Keys are
+     not included, since they are reloaded. */}}
 {{- define "keyturn.checksum" -}}
 {{- $config := include "keyturn.config" . | fromYaml -}}
 {{- if eq .Values.restartOnChange "needed" -}}

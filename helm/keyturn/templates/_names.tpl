@@ -1,4 +1,4 @@
-{{/* The name of the release's objects: at most 52 characters, so that a suffix has room. */}}
+{{/* The name of the release's objects: at most 52 characters, to leave room for a suffix. */}}
 {{- define "keyturn.name" -}}
 {{- $chart := default "keyturn" .Values.nameOverride -}}
 {{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name $chart) (contains $chart .Release.Name) -}}
@@ -20,7 +20,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (replace "+" "_" .Chart.Version) }}
 {{- end }}
 {{- end -}}
 
-{{/* The same and more of them, which count before `commonLabels`: a list of the root and the labels. */}}
+{{/* The release's labels and additional ones, which take precedence over `commonLabels`: a list of the root and the labels. */}}
 {{- define "keyturn.labelsAnd" -}}
 {{- merge (deepCopy (default dict (last .))) (include "keyturn.labels" (first .) | fromYaml) | toYaml -}}
 {{- end -}}
@@ -39,7 +39,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (replace "+" "_" .Chart.Version) }}
 {{- end -}}
 {{- end -}}
 
-{{/* A part of an object's name, from the name of a pool, which may have more kinds of characters. */}}
+{{/* A pool's name as part of an object's name, which permits fewer characters. */}}
 {{- define "keyturn.part" -}}
 {{- regexReplaceAll "[^a-z0-9-]" (lower .) "-" | trunc 50 | trimAll "-" -}}
 {{- end -}}

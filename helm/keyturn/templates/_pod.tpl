@@ -1,4 +1,4 @@
-{{/* The container: `root`, `resources`, `ports` (whether callers come over the network), `preStop` (seconds, 0: none). */}}
+{{/* The container, from `root`, `resources`, `ports` (callers connect over the network) and `preStop` (seconds). */}}
 {{- define "keyturn.container" -}}
 {{- $root := .root -}}
 name: keyturn
@@ -58,7 +58,7 @@ volumeMounts:
   {{- include "keyturn.mounts" $root | nindent 2 }}
 {{- end -}}
 
-{{/* Without `userId` the cluster chooses: no field at all, since an empty one is not the same for everybody who reads it. */}}
+{{/* Omits the fields without `userId`, so that the cluster chooses; an empty field would be read in different ways. */}}
 {{- define "keyturn.user" -}}
 runAsNonRoot: true
 {{- with .Values.userId }}
@@ -75,7 +75,7 @@ fsGroup: {{ int64 . }}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
-{{/* Complete in the container, since a sidecar's pod belongs to somebody else. */}}
+{{/* All of it is set on the container, since a sidecar's pod belongs to the application. */}}
 {{- define "keyturn.securityContext" -}}
 {{ include "keyturn.user" . }}
 readOnlyRootFilesystem: true
@@ -108,7 +108,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- end -}}
 
-{{/* Whole folders, never single files: a changed ConfigMap or Secret reaches only those. */}}
+{{/* Folders are mounted, not single files, since only folders follow changes of a ConfigMap or Secret. */}}
 {{- define "keyturn.mounts" -}}
 - {name: keyturn-config, mountPath: /etc/keyturn, readOnly: true}
 - {name: keyturn-tmp, mountPath: /tmp}
@@ -123,13 +123,13 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- end -}}
 
-{{/* A sidecar's pod has its own file group or none, as has one whose user the cluster chooses, so there the container's user
-     reads as one of all; only containers that mount a volume see it. Modes: 0440 and 0444. */}}
+{{/* Modes are 0440 when the pod's file group is the container's, else 0444: in the pod of a sidecar, or when the cluster
+     chooses the user. Only containers that mount a volume can read it. */}}
 {{- define "keyturn.volumes" -}}
 {{- $mode := ternary 288 292 (and (eq .Values.mode "gateway") (not (empty .Values.userId))) -}}
 - name: keyturn-config
   configMap: {name: {{ printf "%s%s" (include "keyturn.name" .) (default "" .copy) | quote }}, defaultMode: {{ $mode }}}
-{{- /* For bodies of requests. A pod that fills it is evicted, so it has a quarter more than they take. */}}
+{{- /* For request bodies. A pod that fills it is evicted, so it is a quarter larger than `spool_size`. */}}
 {{- $spool := dig "inbound" "spool_size" 1073741824 .Values.config }}
 - name: keyturn-tmp
   emptyDir: {{ if kindIs "string" $spool }}{}{{ else }}{sizeLimit: {{ add 16 (div (mul 5 (int64 $spool)) 4194304) }}Mi}{{ end }}

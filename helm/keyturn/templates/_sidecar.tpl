@@ -1,8 +1,7 @@
-{{/* For the charts of applications. With this chart as a dependency and `keyturn: {mode: sidecar}` in their values, a pod
-     gets a sidecar by two lines, `keyturn.sidecar` under `initContainers` and `keyturn.volumes` under `volumes`, each
-     with `.Subcharts.keyturn`. */}}
+{{/* Templates for the charts of applications, which have this chart as a dependency with `mode: sidecar`. A pod includes
+     `keyturn.sidecar` under `initContainers` and `keyturn.volumes` under `volumes`, both with `.Subcharts.keyturn`. */}}
 
-{{/* A native sidecar: it is ready before the application starts, and is told to end after the application has ended. */}}
+{{/* A native sidecar: it starts before the application and is stopped after it. */}}
 {{- define "keyturn.sidecar" -}}
 {{- include "keyturn.checkSidecar" . -}}
 {{- if semverCompare "<1.29-0" .Capabilities.KubeVersion.Version -}}
@@ -11,8 +10,8 @@
 - {{ include "keyturn.container" (dict "root" . "resources" .Values.sidecar.resources "native" true) | indent 2 | trim }}
 {{- end -}}
 
-{{/* The same as one more container, for older clusters: all containers are told to end at once, so it goes on for
-     `sidecar.applicationSeconds` before it drains. */}}
+{{/* A plain container for clusters without native sidecars. All containers are stopped at once there, so it continues to
+     serve for `sidecar.applicationSeconds` before it drains. */}}
 {{- define "keyturn.plainSidecar" -}}
 {{- include "keyturn.checkSidecar" . -}}
 - {{ include "keyturn.container" (dict "root" . "resources" .Values.sidecar.resources "preStop" .Values.sidecar.applicationSeconds) | indent 2 | trim }}
