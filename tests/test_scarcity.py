@@ -159,7 +159,7 @@ async def test_no_descriptor_left_is_named_and_no_outage(tmp_path: Path) -> None
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, before[1]))
         for caller in callers:
             reply = await caller.ask(request("/me"))
-            assert (reply.status, reply.error) == (503, "localTrouble")
+            assert (reply.status, reply.error) == (503, "localError")
             assert "LimitNOFILE" in reply.json()["error"]["message"]
         (tmp_path / "config.yaml").touch()
         await until(lambda: "the configuration cannot be read now" in keyturn.process.stderr, "it is told")
@@ -185,7 +185,7 @@ async def test_a_resolver_that_fails_is_named_and_no_outage(tmp_path: Path) -> N
         keyturn = await stack.enter_async_context(started)
         for _ in range(10):
             reply = await keyturn.ask(request("/me"))
-            assert (reply.status, reply.error) == (503, "localTrouble")
+            assert (reply.status, reply.error) == (503, "localError")
             assert "cannot look up the name of localhost" in reply.json()["error"]["message"]
         broken.unlink()
         await is_well(keyturn)

@@ -35,7 +35,7 @@ INTERFACE = {
     "UpstreamError": (502, "upstreamUnreachable"),
     "LoopDetected": (508, "loopDetected"),
     "Unreachable": (502, "upstreamUnreachable"),
-    "LocalError": (503, "localTrouble"),
+    "LocalError": (503, "localError"),
     "Broken": (502, "upstreamUnreachable"),
     "TimedOut": (504, "upstreamTimeout"),
 }

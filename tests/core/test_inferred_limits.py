@@ -95,7 +95,7 @@ def test_a_limit_as_it_is_configured_ends_the_higher_one() -> None:
     assert [inference.told_higher(0, 300) for _ in range(4)] == [False, False, True, False]
     inference.agreed("k0", [0])
     assert not any(inference.told_higher(0, 300) for _ in range(4))
-    assert [one.told for one in inference.higher(LIMITS)] == [300]
+    assert [one.reported for one in inference.higher(LIMITS)] == [300]
 
 
 def test_the_size_of_a_longer_window_is_no_higher_limit() -> None:

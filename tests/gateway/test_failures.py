@@ -434,7 +434,7 @@ async def test_one_client_s_retries_take_none_from_another() -> None:
 
 
 @virtual
-async def test_troubles_of_this_machine_never_open_the_breaker() -> None:
+async def test_local_errors_never_open_the_breaker() -> None:
     """Neither one without a connection nor one that broke; requests are tried again as ever."""
     async with setting(requests=1000, retries=RetryPolicy(attempts=1)) as it:
         for number in range(4 * STREAK_FAILURES):

@@ -90,7 +90,7 @@ async def test_a_free_connection_is_not_waited_for_beyond_the_deadline() -> None
 
 
 @virtual
-async def test_each_trouble_of_this_machine_is_counted_and_told_once() -> None:
+async def test_each_local_error_is_counted_and_reported_once() -> None:
     """By what it lacks."""
     async with setting(requests=100) as it:
         it.upstream.connecting = [LocalError("No port.", cause="ports") for _ in range(3)]

@@ -22,7 +22,7 @@ KeyturnError
     ├── ShuttingDown         503 shuttingDown
     └── UpstreamError        the upstream failed
         ├── Unreachable      502 upstreamUnreachable: no connection, nothing was sent
-        │   └── LocalError   503 localTrouble: an error of this machine
+        │   └── LocalError   503 localError: an error of this machine
         ├── Broken           502 upstreamUnreachable: broke off after bytes may have gone out
         └── TimedOut         504 upstreamTimeout: written, and no head in time
 """
@@ -294,7 +294,7 @@ class LocalError(Unreachable):
     """This machine could not make a connection; the upstream may be well."""
 
     status = 503
-    name = "localTrouble"
+    name = "localError"
     reason = "local"
     proxy_error = "proxy_internal_error"
 

@@ -10,7 +10,7 @@ named for a longer window is not this limit's: near the end of that window its r
 
 `RouteLimits` remembers limits of one route on one quota, after a 429 that named none of the pool's limits. The upstream
 says until when the route is closed, and often how many requests its limit has (`size`) and in what time. From then on
-that many requests are let through in that time, one at a time when no size was told: a crowd that waits for the end of
+that many requests are let through in that time, one at a time when no size is known: a crowd that waits for the end of
 one refusal must not run into the next. A plan's quota that is used up has no size: it is avoided, and tried again every
 `PLAN_RECHECK`; when no other is left, requests go out and get the upstream's own refusal. This is a guess of one
 replica, kept for `ROUTE_LIMIT_KEPT` after the last refusal; a limit in the configuration is exact.
@@ -69,21 +69,21 @@ class _Evidence:
 
 
 class HigherLimit(NamedTuple):
-    """A limit that the upstream tells to be higher than it is configured."""
+    """A limit that the upstream reports to be higher than configured."""
 
     place: int
     """Its index among the pool's limits."""
     limit: str
     configured: int
-    told: int
+    reported: int
 
     def setting(self, pool: str) -> str:
         """The setting that would raise it."""
-        return f"pools.{pool}.limits[{self.place}].requests: {self.told}"
+        return f"pools.{pool}.limits[{self.place}].requests: {self.reported}"
 
 
 class LimitInference:
-    """What answers have told of the sizes of one pool's limits, by quota and limit."""
+    """Evidence in responses about the sizes of one pool's limits, by quota and limit."""
 
     def __init__(self) -> None:
         self._lower: dict[tuple[str, int], _Evidence] = {}
@@ -94,7 +94,7 @@ class LimitInference:
         self._reported: set[int] = set()
 
     def agreed(self, quota: str, limits: Sequence[int]) -> None:
-        """Note that an answer named limits as configured: a smaller size told before was a narrower limit's."""
+        """Note that an answer named limits as configured: a smaller size reported before was a narrower limit's."""
         if self._lower:
             for limit in limits:
                 self._lower.pop((quota, limit), None)
@@ -203,7 +203,7 @@ class RouteLimits:
         return RouteChoice(later=min(waits)) if waits else RouteChoice()
 
     def took(self, route: Route, quota: str) -> bool:
-        """Note that a request goes there; returns whether its end has to be told (`ended`)."""
+        """Note that a request goes there; returns whether its end has to be reported (`ended`)."""
         limit = self._known.get(route, {}).get(quota)
         if limit is not None:
             limit.in_flight += 1
@@ -221,11 +221,11 @@ class RouteLimits:
         self, route: Route, quota: str, now: Micros, wait: Micros | None, size: int | None, window: Micros | None
     ) -> Micros:
         """Note that a 429 closed the route on the quota; returns until when."""
-        told = DEFAULT_WAIT if wait is None else wait
+        reported = DEFAULT_WAIT if wait is None else wait
         limit = self._keep(route).get(quota) or _RouteLimit(1, 0, now)
         limit.size = max(1, size or 1)
-        limit.window = window or max(SECOND, told)
-        limit.closed = max(limit.closed, now + told + ROUTE_GUARD)
+        limit.window = window or max(SECOND, reported)
+        limit.closed = max(limit.closed, now + reported + ROUTE_GUARD)
         self._known[route][quota] = limit
         return limit.closed
 

@@ -130,7 +130,7 @@ def _limit(event: LimitLowered | LimitHigher) -> LogLine:
                 "the upstream's limit is higher than configured, so requests wait longer than needed: raise the setting"
             )
             values = {"setting": limit.setting(pool), "limit": limit.limit}
-            return LogLine("warning", text, {**values, "configured": limit.configured, "reported": limit.told})
+            return LogLine("warning", text, {**values, "configured": limit.configured, "reported": limit.reported})
 
 
 def _breaker(event: BreakerChanged) -> LogLine:

@@ -99,7 +99,7 @@ def _limits(levels: Levels) -> Iterator[Gauge]:
         "upstream_limit",
         "Requests that a limit permits by the upstream's own report, where that is more than configured.",
         ("pool", "limit"),
-        [((pool, one.limit), one.told) for pool, one in levels.higher],
+        [((pool, one.limit), one.reported) for pool, one in levels.higher],
     )
 
 

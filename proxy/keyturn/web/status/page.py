@@ -119,7 +119,7 @@ def _outage(outage: OutageStatus) -> dict[str, Any]:
 
 
 def _higher(pool: str, one: HigherLimit) -> dict[str, Any]:
-    return {"limit": one.limit, "configured": one.configured, "reported": one.told, "setting": one.setting(pool)}
+    return {"limit": one.limit, "configured": one.configured, "reported": one.reported, "setting": one.setting(pool)}
 
 
 def _key(key: KeyStatus) -> dict[str, Any]:
