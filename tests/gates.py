@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from keyturn.stores import looks, scripts
+from keyturn.stores import bucket_reader, scripts
 
 ROOT = Path(__file__).parent.parent
 LUA = ROOT / "proxy" / "keyturn" / "stores" / "lua"
@@ -20,7 +20,7 @@ SUBJECT_LENGTH = 72
 SUBJECTS_SINCE = "a0ebeb71db634fbac05e45cb9b57bb9d11f9f92e"
 """The commit after which every subject has to be short."""
 
-SCRIPTS = {"exchange": scripts.EXCHANGE, "snapshot": scripts.SNAPSHOT, "look": looks.LOOK}
+SCRIPTS = {"exchange": scripts.EXCHANGE, "snapshot": scripts.SNAPSHOT, "buckets": bucket_reader.READ_BUCKETS}
 LUACHECK = [
     *("luacheck", "-", "--no-color", "--codes", "--std", "lua51", "--max-line-length", "140"),
     *("--max-cyclomatic-complexity", "25"),

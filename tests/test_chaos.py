@@ -253,7 +253,7 @@ async def settled(app: App) -> None:
 
     async def all_at_hand() -> bool:
         levels = await app.status.levels()
-        return all(bucket.at_hand == bucket.size for bucket in levels.buckets)
+        return all(bucket.available == bucket.size for bucket in levels.buckets)
 
     await until(all_at_hand, "every token is at hand")
 

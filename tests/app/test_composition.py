@@ -447,7 +447,7 @@ async def test_not_ready_before_the_start(tmp_path: Path) -> None:
     app = App(config.load(path, {}))
     assert app.unready() == ("starting",)
     levels = await app.status.levels()
-    assert [(level.at_hand, level.size) for level in levels.buckets] == [(60, 60)]
+    assert [(level.available, level.size) for level in levels.buckets] == [(60, 60)]
     assert (app.data_addresses, app.admin_addresses) == ([], [])
     await app.stop()
 

@@ -54,8 +54,8 @@ def test_each_pool_is_at_work(tmp_path: Path) -> None:
         assert it.without_keys == ["other"]
         with await it.schedulers["default"].lease(request()) as lease:
             lease.spent()
-            looks = [await active.store.look() for active in it.active()]
-            assert [[look.at_hand for look in pool] for pool in looks] == [[0], []]
+            buckets = [await active.store.buckets() for active in it.active()]
+            assert [[bucket.available for bucket in pool] for pool in buckets] == [[0], []]
         with pytest.raises(TooMany):
             await it.schedulers["default"].lease(Waiter(Client("a"), DemandClass((0,)), micros()))
         assert it.shared() == []
@@ -228,13 +228,13 @@ async def test_a_key_that_came_from_another_pool_rests_and_requests_wait() -> No
         spawn(process.run(), name="place keys", owner=tasks)
         waiting = task_of(it.scheduler.lease(it.request(wait=200 * SECOND)))
         await asyncio.sleep(1)
-        (look,) = it.scheduler.health.snapshots(micros())
-        assert (look.state, look.until) == ("parked", moved + SPAN + STOP)
-        assert look.reason == "its requests in the pool other still count"
+        (bucket_snapshots,) = it.scheduler.health.snapshots(micros())
+        assert (bucket_snapshots.state, bucket_snapshots.until) == ("parked", moved + SPAN + STOP)
+        assert bucket_snapshots.reason == "its requests in the pool other still count"
         with await waiting as lease:
             lease.spent()
         assert SPAN + STOP <= micros() - moved < SPAN + STOP + 3 * SECOND
-        assert [look.state for look in it.scheduler.health.snapshots(micros())] == ["ready"]
+        assert [bucket_snapshots.state for bucket_snapshots in it.scheduler.health.snapshots(micros())] == ["ready"]
         await finish(tasks)
 
 

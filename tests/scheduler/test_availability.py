@@ -63,7 +63,7 @@ def test_tokens_that_were_left() -> None:
 
 @virtual
 async def test_a_lane_is_seen_with_its_length_its_oldest_and_its_next_turn() -> None:
-    """The turn is what the store foretold, less what has passed since."""
+    """The estimated wait is the one of the last snapshot, less the time since."""
     async with running_scheduler(pool(1, limit(1))) as it:
         with await it.scheduler.lease(it.request("b")) as lease:
             lease.spent()
@@ -73,8 +73,8 @@ async def test_a_lane_is_seen_with_its_length_its_oldest_and_its_next_turn() -> 
         (seen,) = it.scheduler.view.queues()
         assert (seen.client, seen.limits, seen.pinned, seen.waiting) == ("a", (0,), None, 3)
         assert seen.oldest == 20 * SECOND
-        assert seen.turn is not None
-        assert 39 * SECOND < seen.turn < 41 * SECOND
+        assert seen.estimated_wait is not None
+        assert 39 * SECOND < seen.estimated_wait < 41 * SECOND
         for task in waiting:
             task.cancel()
 
@@ -87,17 +87,17 @@ async def test_a_new_request_would_wait_behind_those_of_its_client() -> None:
             with await it.scheduler.lease(it.request(client)) as lease:
                 lease.spent()
         await it.settled()
-        idle = {level.client: level.turn for level in it.scheduler.view.levels()}
+        idle = {level.client: level.estimated_wait for level in it.scheduler.view.levels()}
         assert idle["a"] == idle["b"]
         assert 57 * SECOND < (idle["a"] or 0) < 61 * SECOND
         waiting = [task_of(it.scheduler.lease(it.request())) for _ in range(2)]
         await asyncio.sleep(1)
-        busy = {level.client: level.turn for level in it.scheduler.view.levels()}
+        busy = {level.client: level.estimated_wait for level in it.scheduler.view.levels()}
         assert (busy["a"] or 0) > 110 * SECOND > 61 * SECOND > (busy["b"] or 0)
         for task in waiting:
             task.cancel()
         await asyncio.sleep(70)
-        assert {level.turn for level in it.scheduler.view.levels()} == {0}
+        assert {level.estimated_wait for level in it.scheduler.view.levels()} == {0}
 
 
 @virtual
@@ -126,7 +126,7 @@ async def test_a_pinned_lane_is_one_of_its_own() -> None:
 
 
 def test_a_turn_that_is_not_foretold_is_unknown() -> None:
-    """The store says so with no turn at all; one that is overdue is now."""
+    """The store says so with no estimate at all; one that is overdue is now."""
     queue = Queue(flow(), estimates=EstimatedWaits())
     assert queue.estimate(0, 0) is None
     queue.take_estimates(EstimatedWaits((5 * SECOND,)), 0)

@@ -103,10 +103,13 @@ def test_a_view_includes_tokens_that_returned_by_now() -> None:
         store = ClockedMemory(pool(2, limit(3, SECOND)))
         (grant,) = (await store.exchange("r", (), (FlowDemand(flow(), 1, 1),))).grants
         near = store.store("r")
-        assert [(one.quota, one.at_hand, one.in_use) for one in await near.look()] == [("k0", 2, 1), ("k1", 3, 0)]
+        assert [(one.quota, one.available, one.in_use) for one in await near.buckets()] == [
+            ("k0", 2, 1),
+            ("k1", 3, 0),
+        ]
         await store.exchange("r", (Spent(grant.lease, 0),), ())
-        assert [len(one.cooling) for one in await near.look()] == [1, 0]
+        assert [len(one.cooling) for one in await near.buckets()] == [1, 0]
         store.pass_(2 * SECOND)
-        assert [one.at_hand for one in await near.look()] == [3, 3]
+        assert [one.available for one in await near.buckets()] == [3, 3]
 
     asyncio.run(scenario())

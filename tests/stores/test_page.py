@@ -138,7 +138,7 @@ async def serves(link: Link) -> None:
     await until(lambda: woken, "it listens")
     (grant,) = (await store.exchange((), (wants(1),))).grants
     assert (await store.exchange((Spent(grant.lease, 0),), (wants(1),))).grants
-    assert await store.look()
+    assert await store.buckets()
     assert await link.check(store.key) == ()
     placement = {"#1": "default"}
     assert (await SharedPlacements(link, "keyturn").name(placement))[0].placement == placement

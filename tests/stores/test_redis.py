@@ -389,7 +389,7 @@ async def test_a_replica_that_spent_much_is_soon_heard(one: Server) -> None:
         one.ask("FLUSHALL")
         one.ask("CONFIG", "RESETSTAT")
         await store.exchange((), ())
-        assert [len(bucket.cooling) for bucket in await store.look()] == [100] * 10
+        assert [len(bucket.cooling) for bucket in await store.buckets()] == [100] * 10
         lines = one.ask("INFO", "commandstats").splitlines()
         assert sum(int(line.partition("calls=")[2].partition(",")[0]) for line in lines if "calls=" in line) < 500
 

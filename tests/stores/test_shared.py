@@ -423,8 +423,8 @@ async def test_a_look_at_a_lost_store_shows_its_part_or_nothing(server: Server) 
             await replica.exchange((), ())
     await asyncio.sleep(LOSS_TOLERANCE / SECOND)
     await sharing.exchange((), ())
-    assert len(await sharing.look()) == len(POOL.quotas)
-    assert await waiting.look() == ()
+    assert len(await sharing.buckets()) == len(POOL.quotas)
+    assert await waiting.buckets() == ()
     for replica in (sharing, waiting):
         await replica.close()
 

@@ -18,7 +18,7 @@ from keyturn.core.events import (
 from keyturn.core.health import KeySnapshot
 from keyturn.core.http import Fields
 from keyturn.core.inferred_limits import HigherLimit
-from keyturn.core.levels import BreakerLevel, BucketLevel, KeyLevel, LaneLevel, Levels
+from keyturn.core.levels import BreakerLevel, BucketLevel, ClientLevel, Levels
 from keyturn.core.model import SECOND
 from keyturn.telemetry import Metrics
 from keyturn.telemetry.exposition import Form
@@ -27,16 +27,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 LEVELS = Levels(
     buckets=(BucketLevel("default", "k0", "60/60s", 17, 60), BucketLevel("default", "k1", "60/60s", 60, 60)),
-    lanes=(
-        LaneLevel("default", "ci", 3, 1_500_000),
-        LaneLevel("default", "portal", 0, 0),
-        LaneLevel("default", "new", 1),
+    clients=(
+        ClientLevel("default", "ci", 3, 1_500_000),
+        ClientLevel("default", "portal", 0, 0),
+        ClientLevel("default", "new", 1),
     ),
     in_flight=(("default", 7),),
     bodies=(("memory", 10), ("file", 20)),
     keys=(
-        KeyLevel("default", KeySnapshot("k0", "k0", "ready", 0, month_left=812)),
-        KeyLevel("default", KeySnapshot("k1", "k1", "quarantined", 0, "401", 9)),
+        ("default", KeySnapshot("k0", "k0", "ready", 0, month_left=812)),
+        ("default", KeySnapshot("k1", "k1", "quarantined", 0, "401", 9)),
     ),
     breakers=(BreakerLevel("default", "pool", 0), BreakerLevel("default", "route", 2)),
     higher=(("default", HigherLimit(0, "60/60s", 60, 300)),),

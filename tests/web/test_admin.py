@@ -8,7 +8,7 @@ import pytest
 from aiohttp import ClientSession
 from keyturn.core.events import Retried
 from keyturn.core.health import KeySnapshot
-from keyturn.core.levels import BucketLevel, KeyLevel, LaneLevel, Levels
+from keyturn.core.levels import BucketLevel, ClientLevel, Levels
 from keyturn.core.model import Secret
 from keyturn.tasks import STEP_ENTRIES
 from keyturn.telemetry import Metrics
@@ -43,9 +43,9 @@ class Standing:
     async def levels(self) -> Levels:
         return Levels(
             [BucketLevel("default", key.quota, "60/60s", 60, 60) for key in self._keys],
-            (LaneLevel("default", "ci", 3),),
+            (ClientLevel("default", "ci", 3),),
             (),
-            keys=[KeyLevel("default", key) for key in self._keys],
+            keys=[("default", key) for key in self._keys],
         )
 
     async def snapshot(self) -> ReplicaStatus:

@@ -282,19 +282,19 @@ class OperatorControls:
 
     def pause(self, pool: str, key: str) -> bool:
         """Stop using a key until it is resumed; requests in flight continue. Return whether the key exists."""
-        room = self._schedulers.get(pool)
-        if room is None or not room.health.pause(key, self._clock()):
+        scheduler = self._schedulers.get(pool)
+        if scheduler is None or not scheduler.health.pause(key, self._clock()):
             return False
-        room.apply_health()
+        scheduler.apply_health()
         self._observer.observe(KeySwitched(pool, key, paused=True))
         return True
 
     def resume(self, pool: str, key: str) -> bool:
         """Use a key again. Return whether the key exists."""
-        room = self._schedulers.get(pool)
-        if room is None or not room.health.resume(key, self._clock()):
+        scheduler = self._schedulers.get(pool)
+        if scheduler is None or not scheduler.health.resume(key, self._clock()):
             return False
-        room.apply_health()
+        scheduler.apply_health()
         self._observer.observe(KeySwitched(pool, key, paused=False))
         return True
 

@@ -1,4 +1,4 @@
-"""The gauges of one moment, as values: whoever is asked fills them in, telemetry writes them as metrics."""
+"""The values of all gauges at one time, which telemetry writes as metrics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,36 +10,28 @@ from keyturn.core.model import Micros
 
 @dataclass(frozen=True, slots=True)
 class BucketLevel:
-    """Tokens of one bucket as it stands: a gauge."""
+    """Tokens of one bucket."""
 
     pool: str
     quota: str
     limit: str
-    at_hand: int
+    available: int
     size: int
 
 
 @dataclass(frozen=True, slots=True)
-class LaneLevel:
-    """What waits for one client of a pool, and what one more request would wait, if that is known: gauges."""
+class ClientLevel:
+    """Waiting requests of one client of a pool, and the estimated wait of one more, if that is known."""
 
     pool: str
     client: str
     waiting: int
-    turn: Micros | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class KeyLevel:
-    """A key as it stands: gauges of its state, and of what its month's plan still holds."""
-
-    pool: str
-    look: KeySnapshot
+    estimated_wait: Micros | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerLevel:
-    """How many breakers of a scope (`pool`, `client`, `route`) are open: a gauge."""
+    """How many breakers of a scope (`pool`, `client`, `route`) are open."""
 
     pool: str
     scope: str
@@ -48,10 +40,10 @@ class BreakerLevel:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """The gauges of one moment."""
+    """The gauges of one moment; those of a pool that have no type of their own are pairs, the pool's name first."""
 
     buckets: Sequence[BucketLevel]
-    lanes: Sequence[LaneLevel]
+    clients: Sequence[ClientLevel]
     in_flight: Sequence[tuple[str, int]]
     """Pool and requests that hold a lease."""
     connections: int = 0
@@ -63,7 +55,7 @@ class Levels:
     upstream_connections_limit: int = 0
     buffered: int = 0
     """Bytes that requests hold on their way in."""
-    keys: Sequence[KeyLevel] = ()
+    keys: Sequence[tuple[str, KeySnapshot]] = ()
     breakers: Sequence[BreakerLevel] = ()
     store_up: bool = True
     degraded: float = 0.0

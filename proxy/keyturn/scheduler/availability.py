@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+from keyturn.core.bucket_snapshots import QueueSnapshot
 from keyturn.core.exchange import DemandClass, Flow, LimitTokens, ObservedLimit
-from keyturn.core.levels import LaneLevel
-from keyturn.core.looks import LaneLook
+from keyturn.core.levels import ClientLevel
 from keyturn.core.model import MILLISECOND, Limit, Micros, Pool
 from keyturn.scheduler.key_rotation import KeyRotation
 from keyturn.scheduler.lease import OutstandingLeases
@@ -103,21 +103,21 @@ class SchedulerView:
         self.granted = leases.granted
         """Leases by client."""
 
-    def levels(self) -> list[LaneLevel]:
+    def levels(self) -> list[ClientLevel]:
         """How many wait, by client, and what one more would wait; clients that waited before are shown with 0."""
         now, pool, busy = self._clock(), self._keys.pool, self._queues.busy
         token = next_token(pool, self._availability.tokens(now))
         clients = {name: waiting for name, waiting in self._queues.waiting.items() if name != INTERNAL.name}
         general = DemandClass(general_limits(pool))
         return [
-            LaneLevel(pool.name, client, waiting, newcomers_wait(busy.get(Flow(client, general)), token, now))
+            ClientLevel(pool.name, client, waiting, newcomers_wait(busy.get(Flow(client, general)), token, now))
             for client, waiting in clients.items()
         ]
 
-    def queues(self) -> list[LaneLook]:
+    def queues(self) -> list[QueueSnapshot]:
         """Each queue in which requests of callers wait."""
         now = self._clock()
-        return [_look(queue, now) for flow, queue in self._queues.busy.items() if flow.client != INTERNAL.name]
+        return [_snapshot(queue, now) for flow, queue in self._queues.busy.items() if flow.client != INTERNAL.name]
 
     def limits_left(self, client: str, method: str, path: str | None) -> list[tuple[Limit, LimitTokens]]:
         """What is left for a client of the limits that a request falls under; nothing before the first exchange."""
@@ -131,10 +131,10 @@ class SchedulerView:
         return [(limit, share_of(left, part)) for limit, left in found]
 
 
-def _look(queue: Queue, now: Micros) -> LaneLook:
+def _snapshot(queue: Queue, now: Micros) -> QueueSnapshot:
     client, (limits, pinned) = queue.flow
     oldest = min((waiter.arrived for waiter in queue.waiters), default=now)
-    return LaneLook(client, limits, pinned, len(queue.waiters), max(0, now - oldest), queue.estimate(0, now))
+    return QueueSnapshot(client, limits, pinned, len(queue.waiters), max(0, now - oldest), queue.estimate(0, now))
 
 
 def newcomers_wait(queue: Queue | None, token: Micros, now: Micros) -> Micros | None:

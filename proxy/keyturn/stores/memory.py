@@ -7,8 +7,8 @@ does not know either: each bucket is opened by a probe (law 8).
 from collections.abc import Callable, Sequence
 from itertools import count
 
+from keyturn.core.bucket_snapshots import BucketSnapshot, bucket_snapshots
 from keyturn.core.exchange import Flow, LeaseGrant
-from keyturn.core.looks import BucketLook, look
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import Micros, Pool
 from keyturn.core.placements import REVISION_LIFETIME, SILENT, Placement, PlacementRevision, name_of
@@ -53,9 +53,9 @@ class MemoryStore(SessionStore):
         """Seconds without the store: it cannot be lost."""
         return 0.0
 
-    async def look(self) -> tuple[BucketLook, ...]:
+    async def buckets(self) -> tuple[BucketSnapshot, ...]:
         """The tokens of every bucket."""
-        return look(self._memory.state, self.revision, self._memory.clock())
+        return bucket_snapshots(self._memory.state, self.revision, self._memory.clock())
 
     def try_grant(self, flow: Flow, weight: int) -> LeaseGrant | None:
         """See `core.exchange.PoolStore`."""

@@ -6,14 +6,14 @@ that it does not know, what this replica holds, its demands), its clock stepped,
 
 from collections.abc import Callable
 
+from keyturn.core.bucket_snapshots import BucketSnapshot
 from keyturn.core.errors import StoreLost
 from keyturn.core.events import EpochBegan, Observer
-from keyturn.core.looks import BucketLook
 from keyturn.core.messages import ExchangeRequest, ExchangeResponse, Snapshot
 from keyturn.core.model import Micros, Pool
 from keyturn.stores.base import Pins, SessionStore
+from keyturn.stores.bucket_reader import read_buckets
 from keyturn.stores.links import Link
-from keyturn.stores.looks import look_at
 from keyturn.stores.scripts import (
     EXCHANGE,
     SNAPSHOT,
@@ -59,13 +59,13 @@ class RedisStore(SessionStore):
         """Tell the observer."""
         self._observer.observe(EpochBegan(self.pool))
 
-    async def look(self) -> tuple[BucketLook, ...]:
+    async def buckets(self) -> tuple[BucketSnapshot, ...]:
         """The tokens of every bucket.
 
         Raises:
             StoreLost: no answer.
         """
-        return await look_at(self.link, self.key, self.session.revision)
+        return await read_buckets(self.link, self.key, self.session.revision)
 
     async def send(self, request: ExchangeRequest, pins: Pins | None) -> tuple[ExchangeResponse, Snapshot | None]:
         """See `SessionStore`."""

@@ -15,8 +15,8 @@ from dataclasses import replace
 
 from aiolimiter import AsyncLimiter
 
+from keyturn.core.bucket_snapshots import BucketSnapshot, bucket_snapshots
 from keyturn.core.exchange import DemandClass, EstimatedWaits, ExchangeResult, Flow, FlowDemand, LeaseGrant, Settlement
-from keyturn.core.looks import BucketLook, look
 from keyturn.core.messages import ExchangeRequest, HeldLease, LimitReturns, Revision, RevisionLimit
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 from keyturn.core.snapshots import snapshot
@@ -114,9 +114,9 @@ class Share:
             waits.append(again)
         return max(MILLISECOND, min([SECOND, *waits])) if left else None
 
-    def look(self) -> tuple[BucketLook, ...]:
+    def buckets(self) -> tuple[BucketSnapshot, ...]:
         """The tokens of this replica's share."""
-        return look(self._state, self._revision, self._clock())
+        return bucket_snapshots(self._state, self._revision, self._clock())
 
     def _due(self, flow: Flow) -> Micros:
         """When the pace lets a request of a flow go."""

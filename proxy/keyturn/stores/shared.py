@@ -16,10 +16,10 @@ from collections.abc import Callable
 from random import uniform
 from typing import Any, Literal
 
+from keyturn.core.bucket_snapshots import BucketSnapshot
 from keyturn.core.errors import StoreLost
 from keyturn.core.events import Observer, StoreCannotWake, StoreChanged
 from keyturn.core.exchange import HEARTBEAT, EstimatedWaits, ExchangeResult, Flow, FlowDemand, Settlement, Unsent
-from keyturn.core.looks import BucketLook
 from keyturn.core.messages import Revision
 from keyturn.core.model import SECOND, Micros, Pool
 from keyturn.stores.redis import RedisStore, Wake
@@ -105,14 +105,14 @@ class SharedStore:
         """How many shared the pool when the store last answered."""
         return self._store.replicas
 
-    async def look(self) -> tuple[BucketLook, ...]:
+    async def buckets(self) -> tuple[BucketSnapshot, ...]:
         """The tokens of every bucket; while the store is lost of this replica's part, if it goes on with that."""
         if self.lost is None:
             try:
-                return await self._store.look()
+                return await self._store.buckets()
             except StoreLost:
                 return ()  # the next exchange says so, too, and what happens then
-        return self._share.look() if self._share else ()
+        return self._share.buckets() if self._share else ()
 
     def try_grant(self, flow: Flow, weight: int) -> None:
         """See `core.exchange.PoolStore`: never."""

@@ -17,13 +17,17 @@ def gauges(levels: Levels) -> Iterator[Gauge]:
         "waiting",
         "Requests that wait in this replica.",
         ("pool", "client"),
-        (((lane.pool, lane.client), lane.waiting) for lane in levels.lanes),
+        (((one.pool, one.client), one.waiting) for one in levels.clients),
     )
     yield _gauge(
         "estimated_wait_seconds",
         "Time that a new request of this client would wait now.",
         ("pool", "client"),
-        (((lane.pool, lane.client), lane.turn / SECOND) for lane in levels.lanes if lane.turn is not None),
+        (
+            ((one.pool, one.client), one.estimated_wait / SECOND)
+            for one in levels.clients
+            if one.estimated_wait is not None
+        ),
     )
     yield _gauge(
         "in_flight",
@@ -87,7 +91,7 @@ def _limits(levels: Levels) -> Iterator[Gauge]:
         "tokens_available",
         "Available tokens of a limit of a quota. Replicas that share a store report the same number.",
         bucket,
-        (((one.pool, one.quota, one.limit), one.at_hand) for one in levels.buckets),
+        (((one.pool, one.quota, one.limit), one.available) for one in levels.buckets),
     )
     yield _gauge(
         "tokens_limit",
@@ -109,13 +113,13 @@ def _keys(levels: Levels) -> Iterator[Gauge]:
         "1 for the state of a key, 0 for the others: ready, parked (closed until a time that the upstream named), "
         "quarantined (not accepted by the upstream), paused (by an operator).",
         ("pool", "key", "state"),
-        (((key.pool, key.look.name, state), int(key.look.state == state)) for key in levels.keys for state in STATES),
+        (((pool, key.name, state), int(key.state == state)) for pool, key in levels.keys for state in STATES),
     )
     yield _gauge(
         "month_remaining",
         "Requests left of the month's plan of a key, as the upstream last reported.",
         ("pool", "key"),
-        (((key.pool, key.look.name), key.look.month_left) for key in levels.keys if key.look.month_left is not None),
+        (((pool, key.name), key.month_left) for pool, key in levels.keys if key.month_left is not None),
     )
 
 

@@ -318,10 +318,10 @@ class Metrics:
 
     def _expect(self, levels: Levels) -> Iterator[None]:
         """Expose counters of what should not happen from 0 on, for every key, pool and client."""
-        for key in levels.keys:
-            self.foreign.expect((key.pool, key.look.quota))
+        for pool, key in levels.keys:
+            self.foreign.expect((pool, key.quota))
             for kind in get_args(ThrottleKind):
-                self.throttled.expect((key.pool, key.look.name, kind))
+                self.throttled.expect((pool, key.name, kind))
             yield
         for pool, _ in levels.in_flight:
             for reason in get_args(RetryReason):
@@ -329,6 +329,6 @@ class Metrics:
             for field in IGNORED_BODY_FIELDS:
                 self.ignored.expect((pool, field))
             yield
-        for lane in levels.lanes:
-            self.joined.expect((lane.pool, lane.client))
+        for client in levels.clients:
+            self.joined.expect((client.pool, client.client))
             yield

@@ -4,12 +4,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from keyturn.core.breaker import BreakerSnapshot, Scope
+from keyturn.core.bucket_snapshots import BucketSnapshot, QueueSnapshot
 from keyturn.core.events import Reloaded, RequestLog, StoreChanged, UpstreamThrottled
 from keyturn.core.exchange import DemandClass
 from keyturn.core.health import KeySnapshot
 from keyturn.core.inferred_limits import HigherLimit
 from keyturn.core.levels import BreakerLevel, BucketLevel
-from keyturn.core.looks import BucketLook, LaneLook
 from keyturn.core.model import SECOND, Client
 from keyturn.core.recent import Count
 from keyturn.core.signals import Route
@@ -35,8 +35,8 @@ from tests.virtual import micros, task_of, virtual
 
 POOL = pool(2, limit(60), limit(10, 10 * SECOND, "GET /collections"))
 LOOKS = (
-    BucketLook("k1", 0, 57, 1, (SECOND, 2 * SECOND)),
-    BucketLook("k1", 1, 10, 0, ()),
+    BucketSnapshot("k1", 0, 57, 1, (SECOND, 2 * SECOND)),
+    BucketSnapshot("k1", 1, 10, 0, ()),
 )
 
 
@@ -65,8 +65,8 @@ def test_quotas_stand_in_the_order_of_the_configuration() -> None:
 
 def test_keys_are_told_in_epoch_time() -> None:
     """Their own clock is monotonic and means nothing to a reader."""
-    looks = [KeySnapshot("k0", "k0", "ready", 5), KeySnapshot("k1", "k1", "parked", 7, "429", 9, 812)]
-    assert list(keys(looks, 1_000)) == [
+    snapshots = [KeySnapshot("k0", "k0", "ready", 5), KeySnapshot("k1", "k1", "parked", 7, "429", 9, 812)]
+    assert list(keys(snapshots, 1_000)) == [
         KeyStatus("k0", "k0", "ready", 1_005),
         KeyStatus("k1", "k1", "parked", 1_007, "429", 1_009, 812),
     ]
@@ -75,9 +75,9 @@ def test_keys_are_told_in_epoch_time() -> None:
 def test_each_client_has_its_queues_and_its_leases() -> None:
     """A client that has never called is listed, too; queues of other clients are not counted."""
     lanes = [
-        LaneLook("ci", (0, 1), None, 3, SECOND, None),
-        LaneLook("ci", (0,), "k1", 1, SECOND, 2 * SECOND),
-        LaneLook("somebody", (0,), None, 9, SECOND, 0),
+        QueueSnapshot("ci", (0, 1), None, 3, SECOND, None),
+        QueueSnapshot("ci", (0,), "k1", 1, SECOND, 2 * SECOND),
+        QueueSnapshot("somebody", (0,), None, 9, SECOND, 0),
     ]
     found = list(clients(POOL, [Client("ci", weight=3), Client("idle")], lanes, {"ci": Count(900, 12)}))
     assert found == [
@@ -109,17 +109,17 @@ class Watched:
     store: WatchedStore
     replicas: int = 3
     degraded: float = 1.5
-    looks: int = 0
+    reads: int = 0
 
-    async def look(self) -> Sequence[BucketLook]:
-        self.looks += 1
+    async def buckets(self) -> Sequence[BucketSnapshot]:
+        self.reads += 1
         await asyncio.sleep(0)
-        return await self.store.look()
+        return await self.store.buckets()
 
 
 @dataclass
 class Place:
-    """A pool at work, and whoever looks at it."""
+    """A pool at work, and its collector."""
 
     scheduler: Scheduler
     store: Watched
@@ -243,7 +243,7 @@ async def test_a_paused_key_is_shown_with_its_moment() -> None:
         await asyncio.sleep(7)
         seen = await it.collector.snapshot()
         assert [(key.state, key.since) for key in seen.pools[0].keys][1] == ("paused", wall() - 7 * SECOND)
-        assert [key.look.state for key in (await it.collector.levels()).keys] == ["ready", "paused"]
+        assert [key.state for _, key in (await it.collector.levels()).keys] == ["ready", "paused"]
 
 
 @virtual
@@ -253,10 +253,10 @@ async def test_many_who_watch_cost_one_look() -> None:
         await asyncio.gather(*(it.collector.snapshot() for _ in range(5)), it.collector.levels())
         await asyncio.sleep(0.4)
         await it.collector.snapshot()
-        assert it.store.looks == 1
+        assert it.store.reads == 1
         await asyncio.sleep(0.2)
         await it.collector.levels()
-        assert it.store.looks == 2
+        assert it.store.reads == 2
 
 
 def request() -> Waiter:
@@ -274,5 +274,5 @@ async def test_other_limits_are_looked_at_anew() -> None:
         await asyncio.sleep(0)
         it.scheduler.adopt(pool(1, limit(9)), {}, max_waiting=1)
         levels = await looking
-        assert [(level.quota, level.at_hand, level.size) for level in levels.buckets] == [("k0", 9, 9)]
-        assert it.store.looks == 3
+        assert [(level.quota, level.available, level.size) for level in levels.buckets] == [("k0", 9, 9)]
+        assert it.store.reads == 3

@@ -8,10 +8,10 @@ from itertools import chain
 from typing import Protocol, get_args
 
 from keyturn.core.breaker import BreakerSnapshot, ScopeKind
+from keyturn.core.bucket_snapshots import BucketSnapshot, QueueSnapshot
 from keyturn.core.health import KeySnapshot
 from keyturn.core.inferred_limits import HigherLimit
-from keyturn.core.levels import BreakerLevel, BucketLevel, KeyLevel, Levels
-from keyturn.core.looks import BucketLook, LaneLook
+from keyturn.core.levels import BreakerLevel, BucketLevel, Levels
 from keyturn.core.model import SECOND, Client, Micros, Pool
 from keyturn.core.recent import ZERO_COUNT, Count
 from keyturn.scheduler import Scheduler
@@ -37,32 +37,32 @@ MAX_FAILING = 20
 """Clients and routes that are shown as failing; the metric has their number."""
 
 
-def bucket_levels(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[BucketLevel]:
+def bucket_levels(pool: Pool, buckets: Iterable[BucketSnapshot]) -> Iterator[BucketLevel]:
     """The gauges of a pool's buckets."""
     for bucket in buckets:
         limit = pool.limits[bucket.limit]
-        yield BucketLevel(pool.name, pool.label(bucket.quota), limit.name, bucket.at_hand, limit.requests)
+        yield BucketLevel(pool.name, pool.label(bucket.quota), limit.name, bucket.available, limit.requests)
 
 
-def quotas(pool: Pool, buckets: Iterable[BucketLook]) -> Iterator[QuotaStatus]:
+def quotas(pool: Pool, buckets: Iterable[BucketSnapshot]) -> Iterator[QuotaStatus]:
     """The quotas in the order of the configuration; those that no key in use counts against have no tokens to show."""
-    found: dict[str, list[BucketLook]] = {}
+    found: dict[str, list[BucketSnapshot]] = {}
     for bucket in buckets:
         found.setdefault(bucket.quota, []).append(bucket)
     for quota in pool.quotas:
         yield QuotaStatus(pool.label(quota), [_bucket(pool, bucket) for bucket in found.get(quota, ())])
 
 
-def _bucket(pool: Pool, bucket: BucketLook) -> BucketStatus:
+def _bucket(pool: Pool, bucket: BucketSnapshot) -> BucketStatus:
     limit = pool.limits[bucket.limit]
     window = pool.stretched(limit)
     cooling = calendar(bucket.cooling, window)
-    return BucketStatus(limit.name, limit.requests, window, bucket.at_hand, bucket.in_use, cooling)
+    return BucketStatus(limit.name, limit.requests, window, bucket.available, bucket.in_use, cooling)
 
 
-def keys(looks: Iterable[KeySnapshot], epoch: Micros) -> Iterator[KeyStatus]:
+def keys(snapshots: Iterable[KeySnapshot], epoch: Micros) -> Iterator[KeyStatus]:
     """The keys; `epoch` is when their clock was 0."""
-    for key in looks:
+    for key in snapshots:
         until = None if key.until is None else epoch + key.until
         yield KeyStatus(key.name, key.quota, key.state, epoch + key.since, key.reason, until, key.month_left)
 
@@ -84,26 +84,26 @@ def outages(
 
 
 def clients(
-    pool: Pool, known: Iterable[Client], lanes: Sequence[LaneLook], granted: Mapping[str, Count]
+    pool: Pool, known: Iterable[Client], queues: Sequence[QueueSnapshot], granted: Mapping[str, Count]
 ) -> Iterator[ClientStatus]:
-    """The clients of the configuration, each with what it got and its lanes."""
-    by_client: dict[str, list[LaneLook]] = {}
-    for lane in lanes:
-        by_client.setdefault(lane.client, []).append(lane)
+    """The clients of the configuration, each with its leases of the last minute and its queues."""
+    by_client: dict[str, list[QueueSnapshot]] = {}
+    for queue in queues:
+        by_client.setdefault(queue.client, []).append(queue)
     for client in known:
-        own = [_lane(pool, lane) for lane in by_client.get(client.name, ())]
+        own = [_queue(pool, queue) for queue in by_client.get(client.name, ())]
         yield ClientStatus(client.name, client.weight, granted.get(client.name, ZERO_COUNT).minute, own)
 
 
-def _lane(pool: Pool, lane: LaneLook) -> QueueStatus:
-    names = [pool.limits[index].name for index in lane.limits]
-    return QueueStatus(names, lane.waiting, lane.oldest, lane.turn, lane.pinned)
+def _queue(pool: Pool, queue: QueueSnapshot) -> QueueStatus:
+    names = [pool.limits[index].name for index in queue.limits]
+    return QueueStatus(names, queue.waiting, queue.oldest, queue.estimated_wait, queue.pinned)
 
 
 MAX_AGE: Micros = SECOND // 2
 """Buckets are read from the stores again after this time, however many clients watch."""
 
-BucketLooks = Mapping[str, Sequence[BucketLook]]
+BucketsByPool = Mapping[str, Sequence[BucketSnapshot]]
 
 
 class BucketSource(Protocol):
@@ -117,7 +117,7 @@ class BucketSource(Protocol):
     def degraded(self) -> float:
         """Seconds without it, so far."""
 
-    async def look(self) -> Sequence[BucketLook]:
+    async def buckets(self) -> Sequence[BucketSnapshot]:
         """Every bucket."""
 
 
@@ -162,41 +162,45 @@ class StatusSources:
 
 
 class StatusCollector:
-    """BucketLooks when it is asked. `clock` is monotonic, `wall` epoch, both in microseconds."""
+    """Collects gauges and status on demand. `clock` is monotonic, `wall` epoch, both in microseconds."""
 
     def __init__(self, sources: StatusSources, *, clock: Callable[[], Micros], wall: Callable[[], Micros]) -> None:
         self._sources = sources
         self._clock = clock
         self._wall = wall
-        self._seen: BucketLooks = {}
+        self._seen: BucketsByPool = {}
         self._seen_at: Micros = 0
         self._seen_of: list[Pool] | None = None
-        """The pools as they were then: looks tell of limits by their place."""
-        self._looking = asyncio.Lock()
+        """The pools at that time: snapshots name limits by their index."""
+        self._reading = asyncio.Lock()
 
     async def levels(self) -> Levels:
         """Collect the gauges."""
-        active, seen = await self._look()
+        active, seen = await self._read()
         now = self._clock()
-        rooms = [one.scheduler for one in active]
+        schedulers = [one.scheduler for one in active]
         in_use, limit = self._sources.upstream()
-        buckets = [bucket_levels(room.pool, seen.get(room.pool.name, ())) for room in rooms]
-        keys = [(room.pool.name, room.health.snapshots(now)) for room in rooms]
+        buckets = [bucket_levels(scheduler.pool, seen.get(scheduler.pool.name, ())) for scheduler in schedulers]
+        keys = [(scheduler.pool.name, scheduler.health.snapshots(now)) for scheduler in schedulers]
         return Levels(
-            lanes=[level for room in rooms for level in room.view.levels()],
-            in_flight=[(room.pool.name, room.in_flight) for room in rooms],
+            clients=[level for scheduler in schedulers for level in scheduler.view.levels()],
+            in_flight=[(scheduler.pool.name, scheduler.in_flight) for scheduler in schedulers],
             connections=self._sources.connections(),
             buffered=self._sources.buffered(),
-            breakers=[level for room in rooms for level in self._breakers(room.pool.name)],
+            breakers=[level for scheduler in schedulers for level in self._breakers(scheduler.pool.name)],
             bodies=self._sources.bodies(),
             upstream_connections=in_use,
             upstream_connections_limit=limit,
             store_up=not self._sources.history.lost,
             degraded=max((one.store.degraded for one in active), default=0.0),
-            higher=[(room.pool.name, one) for room in rooms for one in self._sources.higher(room.pool.name)],
+            higher=[
+                (scheduler.pool.name, one)
+                for scheduler in schedulers
+                for one in self._sources.higher(scheduler.pool.name)
+            ],
             log_lines_dropped=self._sources.log_lines_dropped(),
             buckets=await in_steps(chain.from_iterable(buckets)),
-            keys=await in_steps(KeyLevel(pool, look) for pool, looks in keys for look in looks),
+            keys=await in_steps((pool, key) for pool, snapshots in keys for key in snapshots),
         )
 
     def _breakers(self, pool: str) -> list[BreakerLevel]:
@@ -205,7 +209,7 @@ class StatusCollector:
 
     async def snapshot(self) -> ReplicaStatus:
         """Collect the status; with thousands of keys its parts are some milliseconds apart."""
-        active, seen = await self._look()
+        active, seen = await self._read()
         now, wall = self._clock(), self._wall()
         history = self._sources.history
         return ReplicaStatus(
@@ -217,14 +221,14 @@ class StatusCollector:
             history.reasons(),
         )
 
-    async def _look(self) -> tuple[list[ObservedPool], BucketLooks]:
-        async with self._looking:
+    async def _read(self) -> tuple[list[ObservedPool], BucketsByPool]:
+        async with self._reading:
             while True:
                 active = list(self._sources.active())
                 pools = [one.scheduler.pool for one in active]
                 if self._seen_of == pools and self._clock() - self._seen_at < MAX_AGE:
                     return active, self._seen
-                self._seen = {one.scheduler.pool.name: await one.store.look() for one in active}
+                self._seen = {one.scheduler.pool.name: await one.store.buckets() for one in active}
                 self._seen_at, self._seen_of = self._clock(), pools
 
     def _store(self, active: Sequence[ObservedPool]) -> StoreStatus:
@@ -238,16 +242,16 @@ class StatusCollector:
             on_loss=self._sources.on_loss,
         )
 
-    async def _pool(self, room: Scheduler, seen: BucketLooks, now: Micros, epoch: Micros) -> PoolStatus:
-        pool, history = room.pool, self._sources.history
+    async def _pool(self, scheduler: Scheduler, seen: BucketsByPool, now: Micros, epoch: Micros) -> PoolStatus:
+        pool, history = scheduler.pool, self._sources.history
         known = [client for client in self._sources.clients() if client.pool == pool.name]
-        shown_clients = clients(pool, known, room.view.queues(), room.view.granted.counts(now))
+        shown_clients = clients(pool, known, scheduler.view.queues(), scheduler.view.granted.counts(now))
         return PoolStatus(
             pool.name,
-            await in_steps(keys(room.health.snapshots(now), epoch)),
+            await in_steps(keys(scheduler.health.snapshots(now), epoch)),
             await in_steps(quotas(pool, seen.get(pool.name, ()))),
             await in_steps(shown_clients),
-            room.in_flight,
+            scheduler.in_flight,
             history.refused().get(pool.name, ZERO_COUNT),
             history.throttled().get(pool.name, ZERO_COUNT),
             history.failed().get(pool.name, ZERO_COUNT),

@@ -3,10 +3,10 @@ import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from keyturn.core.bucket_snapshots import BucketSnapshot
 from keyturn.core.exchange import LEASE_LIFETIME, DemandClass, Flow, FlowDemand, LeaseGrant, Spent, Throttled
-from keyturn.core.looks import BucketLook
 from keyturn.core.model import SECOND, Key, Pool, Secret
-from keyturn.stores import looks
+from keyturn.stores import bucket_reader
 from keyturn.stores.links import Link
 from keyturn.stores.redis import RedisStore
 
@@ -39,14 +39,14 @@ def wants(number: int) -> FlowDemand:
     return FlowDemand(Flow("a", DemandClass((0,))), 1, number)
 
 
-def counts(buckets: tuple[BucketLook, ...]) -> list[tuple[str, int, int, int]]:
+def counts(buckets: tuple[BucketSnapshot, ...]) -> list[tuple[str, int, int, int]]:
     """Return quota, available, used and cooling tokens."""
-    return [(bucket.quota, bucket.at_hand, bucket.in_use, len(bucket.cooling)) for bucket in buckets]
+    return [(bucket.quota, bucket.available, bucket.in_use, len(bucket.cooling)) for bucket in buckets]
 
 
 async def test_a_store_that_nobody_has_used_is_full(store: RedisStore) -> None:
     """An unused store has all tokens available."""
-    assert counts(await store.look()) == [("k0", 5, 0, 0), ("k1", 5, 0, 0)]
+    assert counts(await store.buckets()) == [("k0", 5, 0, 0), ("k1", 5, 0, 0)]
 
 
 @pytest.mark.parametrize("most", [5_000, 1])
@@ -54,7 +54,7 @@ async def test_tokens_are_seen_in_all_their_states(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     """Tokens in use, cooling and in closed buckets are seen, in one call or many."""
-    monkeypatch.setattr(looks, "MOST", most)
+    monkeypatch.setattr(bucket_reader, "PAGE_SIZE", most)
     granted: list[LeaseGrant] = []
     while len(granted) < 6:  # each quota opens with the answer to its probe
         grants = (await store.exchange((), (wants(6 - len(granted)),))).grants
@@ -63,13 +63,13 @@ async def test_tokens_are_seen_in_all_their_states(
     out = [grant for grant in granted if not grant.probe]
     first = next(grant for grant in out if grant.quota == "k0")
     await store.exchange((Throttled(first.lease, 0, 100 * SECOND, (0,)),), ())
-    seen = {bucket.quota: bucket for bucket in await store.look()}
+    seen = {bucket.quota: bucket for bucket in await store.buckets()}
     for quota, bucket in seen.items():
         in_use = sum(grant.quota == quota and grant is not first for grant in out)
         assert bucket.in_use == in_use
-        assert bucket.at_hand + bucket.in_use + len(bucket.cooling) == 5
-    assert seen["k0"].at_hand == 0
-    assert seen["k1"].at_hand > 0
+        assert bucket.available + bucket.in_use + len(bucket.cooling) == 5
+    assert seen["k0"].available == 0
+    assert seen["k1"].available > 0
     assert 90 * SECOND < seen["k0"].cooling[0] <= 100 * SECOND
     assert 590 * SECOND < seen["k1"].cooling[-1] <= 601 * SECOND
 
@@ -89,8 +89,8 @@ async def test_a_quota_that_rests_is_closed_for_each_limit(store: RedisStore) ->
     )
     assert (await store.exchange((), (wants(1),))).grants
     assert not (await other.exchange((), (wants(1),))).grants
-    (shared,) = await other.look()
-    assert (shared.quota, shared.at_hand, shared.in_use) == ("shared", 0, 0)
+    (shared,) = await other.buckets()
+    assert (shared.quota, shared.available, shared.in_use) == ("shared", 0, 0)
     assert len(shared.cooling) == 5
     assert 600 * SECOND < shared.cooling[0] <= 600 * SECOND + LEASE_LIFETIME + 2 * BOUND
 
@@ -100,18 +100,18 @@ async def test_what_has_returned_is_available_before_the_next_exchange(store: Re
     store.adopt(pool(1, limit(5, SECOND)))
     (grant,) = (await store.exchange((), (wants(1),))).grants
     await store.exchange((Spent(grant.lease, SECOND),), ())
-    await until_looks(store, [("k0", 5, 0, 0)])
+    await until_counts(store, [("k0", 5, 0, 0)])
 
 
-async def until_looks(store: RedisStore, expected: list[tuple[str, int, int, int]]) -> None:
+async def until_counts(store: RedisStore, expected: list[tuple[str, int, int, int]]) -> None:
     """Wait until the view has so many entries."""
     async with asyncio.timeout(30):
-        while counts(await store.look()) != expected:
+        while counts(await store.buckets()) != expected:
             await asyncio.sleep(0.005)
 
 
 async def test_looking_changes_nothing(store: RedisStore) -> None:
     """Reading changes neither later views nor grants."""
     await store.exchange((), (wants(1),))
-    assert counts(await store.look()) == counts(await store.look())
-    assert sum(in_use for _, _, in_use, _ in counts(await store.look())) == 1
+    assert counts(await store.buckets()) == counts(await store.buckets())
+    assert sum(in_use for _, _, in_use, _ in counts(await store.buckets())) == 1

@@ -1,7 +1,7 @@
-"""What there is to see of a pool at one moment: its tokens and its queues, as values for gauges and pages.
+"""Snapshots of a pool's buckets and queues, for metrics and the status page.
 
-Nothing decides by these. Times are delays or ages from the moment of looking, in microseconds; limits are indices into
-the pool's.
+No decision depends on them. Times are delays or ages at the time of the snapshot, in microseconds; limits are indices
+into the pool's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from keyturn.core.values import value_object
 
 
 @value_object
-class BucketLook:
+class BucketSnapshot:
     """The tokens of one limit of one quota: available, in use, and of each that cools the delay until its return.
 
     While the upstream has closed a bucket, what would be available cools until it opens.
@@ -23,13 +23,13 @@ class BucketLook:
 
     quota: str
     limit: int
-    at_hand: int
+    available: int
     in_use: int
     cooling: tuple[Micros, ...]
 
 
 @value_object
-class LaneLook:
+class QueueSnapshot:
     """The requests of one client and demand class that wait, and when the first is expected to be served, if ever."""
 
     client: str
@@ -37,11 +37,11 @@ class LaneLook:
     pinned: str | None
     waiting: int
     oldest: Micros
-    turn: Micros | None
+    estimated_wait: Micros | None
 
 
 @value_object
-class LimitTaken:
+class LimitUsage:
     """Taken tokens of one limit by quota, the delays until they return, and until closed buckets open."""
 
     taken: tuple[tuple[str, int], ...] = ()
@@ -49,16 +49,16 @@ class LimitTaken:
     closed: tuple[tuple[Micros, str], ...] = ()
 
 
-def look(state: SharedState, revision: Revision, time: Micros) -> tuple[BucketLook, ...]:
+def bucket_snapshots(state: SharedState, revision: Revision, time: Micros) -> tuple[BucketSnapshot, ...]:
     """Every bucket of a revision, when the store's clock shows `time`; O(tokens), so for people and scrapers only."""
     now = state.time(time)
-    return looks(revision, [_taken(state, limit, revision.quotas, now) for limit in revision.limits])
+    return buckets_of(revision, [_taken(state, limit, revision.quotas, now) for limit in revision.limits])
 
 
-def _taken(state: SharedState, limit: RevisionLimit, quotas: Iterable[str], now: Micros) -> LimitTaken:
+def _taken(state: SharedState, limit: RevisionLimit, quotas: Iterable[str], now: Micros) -> LimitUsage:
     tokens = state.tokens
     cooling = tokens.returns.get(limit.id) or SortedSet[str, Micros]()
-    return LimitTaken(
+    return LimitUsage(
         tuple([(quota, tokens.taken.get((limit.id, quota), 0)) for quota in quotas]),
         tuple([(instant - now, quota_of(member)) for instant, member in cooling]),
         (
@@ -68,13 +68,13 @@ def _taken(state: SharedState, limit: RevisionLimit, quotas: Iterable[str], now:
     )
 
 
-def looks(revision: Revision, rows: Iterable[LimitTaken]) -> tuple[BucketLook, ...]:
+def buckets_of(revision: Revision, rows: Iterable[LimitUsage]) -> tuple[BucketSnapshot, ...]:
     """Every bucket of a revision, by what is taken of each of its limits."""
     pairs = zip(revision.limits, rows, strict=True)
     return tuple([bucket for index, (limit, row) in enumerate(pairs) for bucket in _limit(index, limit, row)])
 
 
-def _limit(index: int, limit: RevisionLimit, row: LimitTaken) -> Iterator[BucketLook]:
+def _limit(index: int, limit: RevisionLimit, row: LimitUsage) -> Iterator[BucketSnapshot]:
     closed = {quota: delay for delay, quota in sorted(row.closed) if delay > 0}  # the last to open decides
     cooling: dict[str, list[Micros]] = {}
     returned: dict[str, int] = {}
@@ -89,6 +89,6 @@ def _limit(index: int, limit: RevisionLimit, row: LimitTaken) -> Iterator[Bucket
         in_use = max(0, out - len(returns))
         hand = max(0, limit.requests - out)
         if quota in closed:
-            yield BucketLook(quota, index, 0, in_use, tuple(sorted([*returns, *[closed[quota]] * hand])))
+            yield BucketSnapshot(quota, index, 0, in_use, tuple(sorted([*returns, *[closed[quota]] * hand])))
         else:
-            yield BucketLook(quota, index, hand, in_use, tuple(returns))
+            yield BucketSnapshot(quota, index, hand, in_use, tuple(returns))
