@@ -97,6 +97,9 @@ def remove_credentials(
 
     A false owner stands for a token of ours that is refused: it is taken off, too, and the next one counts.
     """
+    among = places.among[names_of(fields)]
+    if len(among) == 1 and fields[among[0]][0].lower() in places.headers:
+        return _in_one_key_header(fields, target, places, among[0])
     owners: dict[bytes, Owner | None] = {}
     header: bytes | None = None
     basic = True
@@ -104,7 +107,7 @@ def remove_credentials(
     ours: list[bytes] = []
     unknown: dict[bytes, list[bytes]] = {_AUTHORIZATION: [], _PROXY_AUTHORIZATION: []}
     headers = places.headers
-    for index in places.among[names_of(fields)]:
+    for index in among:
         name, value = fields[index]
         lower = name.lower()
         if lower in headers:
@@ -136,6 +139,23 @@ def remove_credentials(
         tuple(unknown[_PROXY_AUTHORIZATION]),
         tuple(unknown[_AUTHORIZATION]),
         _replaced(fields, taken),
+        target,
+    )
+
+
+def _in_one_key_header(fields: Fields, target: bytes, places: CredentialPlaces, index: int) -> FoundCredentials[Owner]:
+    """The same where a key header is the only field that may hold a credential: the usual case."""
+    value = fields[index][1].strip()
+    values, target = remove_parameter(target, places.query)
+    return FoundCredentials(
+        None,
+        False,
+        value or None,
+        values[0] if values else None,
+        (value, *values),
+        (),
+        (),
+        fields[:index] + fields[index + 1 :],
         target,
     )
 

@@ -70,14 +70,15 @@ def _masked(data: bytes, form: bytes) -> bytes:
 def _forms(value: bytes) -> list[bytes]:
     """The value, and its Base64 behind none, one and two other bytes: those characters that depend on it alone."""
     size = len(value) * 8
-    forms = [
-        value,
+    encoded = [
         b2a_base64(value)[: size // 6],
         b2a_base64(b"\0" + value)[2 : (size + 8) // 6],
         b2a_base64(b"\0\0" + value)[3 : (size + 16) // 6],
     ]
-    forms += [form.translate(_to_urlsafe) for form in forms[1:] if b"+" in form or b"/" in form]
-    return forms
+    text = b"".join(encoded)
+    if b"+" in text or b"/" in text:
+        encoded += [form.translate(_to_urlsafe) for form in encoded if b"+" in form or b"/" in form]
+    return [value, *encoded]
 
 
 def _decoded(data: bytes) -> Iterator[bytes]:
