@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import http_sf
 from http_sf import StructuredFieldError
 
+from keyturn.core.headers import names_of
 from keyturn.core.http import Fields
 from keyturn.core.model import SECOND, Micros
 from keyturn.core.moments import wait
@@ -87,7 +88,7 @@ class Layout(NamedTuple):
 
 def layout_of(fields: Fields) -> Layout:
     """The layout of an answer: that of nearly all answers is known, for they have the same names."""
-    return _layout(next(zip(*fields, strict=True), ()))
+    return _layout(names_of(fields))
 
 
 @lru_cache(maxsize=64)

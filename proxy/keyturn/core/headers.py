@@ -103,7 +103,7 @@ def _without_hop_by_hop(kept: list[tuple[bytes, bytes]], fields: Fields) -> Fiel
 
 def names_of(fields: Fields) -> tuple[bytes, ...]:
     """The names of fields, in order."""
-    return next(zip(*fields, strict=True), ())
+    return next(zip(*fields), ())  # noqa: B905  # `strict` takes twice as long as all the rest, for pairs
 
 
 class ByName(dict[bytes, Known]):

@@ -74,10 +74,10 @@ class AvailabilityCache:
 
     def tokens(self, now: Micros) -> list[LimitTokens]:
         """The tokens of each limit now; empty before the first exchange."""
-        age = now - self._at
+        age, taken = now - self._at, self._taken
         return [
-            LimitTokens(size, available - taken, max(0, returns - age))
-            for (size, available, returns), taken in zip(self._told, self._taken, strict=True)
+            LimitTokens(size, available - taken[index], max(0, returns - age))
+            for index, (size, available, returns) in enumerate(self._told)
         ]
 
     def __repr__(self) -> str:
