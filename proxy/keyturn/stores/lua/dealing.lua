@@ -1,10 +1,11 @@
 -- Which request gets the next token, and which replica the one after: the fair queue over the buckets.
 local STEPS = 2000
 local AHEAD = 64
-local MANY = 4 -- tokens for which those who wait are read together
 local READY = flows.READY
 
-local first -- the first two entries of the ready set, where they are known: a class, its place, another, its place
+-- The first two entries of the ready set, where they are known: a class, its place, another, its place. Where only one
+-- class is ready, `alone`, it is not written.
+local first, alone
 
 -- A class is ready at its present place.
 local function put_ready(class)
@@ -61,7 +62,7 @@ end
 -- The first class that is ready has a token of this quota, or none: grant it, or put the class right; returns what was granted.
 local function serve_first(class, quota, grant)
   if not quota then
-    call('ZREM', READY, class.name)
+    if not alone then call('ZREM', READY, class.name) end
     first = not first[3] and {} or nil
     local rows = end_turn(class)
     if rows then show_turn(rows, class) end
@@ -71,7 +72,11 @@ local function serve_first(class, quota, grant)
   if place == tonumber(first[2]) then
     local number = state.classes
     grant(class, flow, quota)
-    if state.classes ~= number or state.lifted > 0 then first = nil end
+    if alone then
+      first = class.own.clients > 0 and first or {}
+    elseif state.classes ~= number or state.lifted > 0 then
+      first = nil
+    end
     local rows = end_turn(class)
     if rows and class.flows[flow.client] then rows = begin_turn(class, flow) end
     if rows then show_turn(rows, class) end
@@ -94,7 +99,8 @@ function dealing.deal(most, grant)
     dealt = dealt + serve_first(class, tokens.best(class), grant)
   end
   end_turns()
-  if state.left == 1 then state.left = first and not first[1] and 0 or call('EXISTS', READY) end
+  if alone and first[1] then create('ZADD', READY, first[2], first[1]) end
+  if state.left == 1 then state.left = (alone or first) and not first[1] and 0 or call('EXISTS', READY) end
   return state.left == 1
 end
 
@@ -108,18 +114,19 @@ local function candidates(of_quotas)
   return names
 end
 
--- Look which classes can be served: those that insist on no quota, and on one of which something changed.
-function dealing.find_ready()
-  local number = 0
-  for _ in pairs(tokens.touched) do number = number + 1 end
+-- Look which classes can be served: those that insist on no quota, and on one of which something changed. `deals`: `deal`
+-- follows.
+function dealing.find_ready(deals)
+  local ready = {}
   for _, name in ipairs(candidates(tokens.touched)) do
     local class = flows.class(name)
-    if tokens.best(class) then
-      if number >= MANY and class.own.clients > 1 then flows.expect(class, number) end
-      local _, place = flows.head(class)
-      create('ZADD', READY, 'NX', place, name)
-      state.left = 1
-    end
+    if tokens.best(class) then ready[#ready + 1] = class end
+  end
+  alone = deals and state.left == 0 and #ready == 1
+  for _, class in ipairs(ready) do
+    local _, place = flows.head(class)
+    if alone then first = { class.name, place } else create('ZADD', READY, 'NX', place, class.name) end
+    state.left = 1
   end
 end
 

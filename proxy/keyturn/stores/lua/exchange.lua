@@ -22,7 +22,7 @@ local RATE_MEMORY = 20 * SECOND
 local MAX_RATE = 100000
 local LAPSED = 16
 local SEEN, CLOCKS, UNCOLLECTED = base .. ':seen', base .. ':ahead', base .. ':uncollected'
-local caller, woken = request.replica, {}
+local caller, woken, reserved = request.replica, {}, {}
 
 local function member_of(replica) return read(records, 'replica ' .. replica) end
 
@@ -247,7 +247,8 @@ local function reserve(now, replica, grant)
   end
   member.reserved = member.reserved + 1
   save_member(replica, member)
-  create('RPUSH', key('reserved', replica), cmsgpack.pack(grant))
+  reserved[replica] = reserved[replica] or {}
+  table.insert(reserved[replica], cmsgpack.pack(grant))
 end
 
 -- Grant what is available in fair order: to the caller (added to `grants`), or reserved for other replicas; says whether
@@ -306,6 +307,7 @@ end
 local function save(now)
   flows.save()
   tokens.save()
+  for replica, grants in pairs(reserved) do chunked('RPUSH', key('reserved', replica), grants) end
   if now >= state.renewed + RENEW or now < state.renewed then
     state.renewed = now
     for name in gmatch('records seen ahead closed resting probing idle', '%a+') do expiring[base .. ':' .. name] = true end
@@ -313,6 +315,8 @@ local function save(now)
       for kind in gmatch('quotas owners rivals', '%a+') do expiring[key(kind, name)] = true end
     end
     for _, ranking in pairs(tokens.rankings()) do expiring[ranking.key] = true end
+    for limit in pairs(state.taken) do expiring[key('returns', limit)] = true end
+    for _, replica in ipairs(replicas()) do expiring[key('leases', replica)] = true end
   end
   write(records, 'state', state)
   flush(records)
@@ -346,7 +350,7 @@ for _, client in ipairs(tokens.settle(now, caller, request.settlements, view)) d
 local left = tokens.replenish(now)
 local grants, budgets = take_reserved(caller, member), {}
 note_demands(member, grants)
-dealing.find_ready()
+dealing.find_ready(not awaits_reports(now))
 if not awaits_reports(now) then left = deal(now, grants) or left end
 member.granted = {}
 for index, grant in ipairs(grants) do member.granted[index] = grant[1] end

@@ -20,6 +20,7 @@ local ROLLOVER = 2 ^ 50
 local LAG = 64
 local IDLERS = 100
 local MOVED = 8
+local EXPECTED = 8
 local IDLE, READY, PINNED = base .. ':idle', flows.READY, flows.PINNED
 local counts_of, classes = {}, {}
 
@@ -39,7 +40,7 @@ function flows.class(name)
       class.limits[#class.limits + 1], class.windows[limit.id] = tonumber(index), limit.window
     end
     class.own = read(records, 'class ' .. name) or { lift = 0, time = 0, clients = 0 }
-    class.key = key('wait', name)
+    class.order = ordered(key('wait', name))
     classes[name] = class
   end
   return class
@@ -59,10 +60,11 @@ local function flow_of(class, client)
   return flow
 end
 
--- Read the first clients of a class, as many as may be served.
-function flows.expect(class, number)
-  local fields = {}
-  for _, client in ipairs(call('ZRANGE', class.key, 0, number - 1)) do
+-- Read what is stored for the clients that come first in a class.
+local function expect(class)
+  local order, fields = class.order, {}
+  for index = order.at, min(order.last, order.at + EXPECTED - 1) do
+    local client = order.members[index]
     fields[#fields + 1], fields[#fields + 2] = 'client ' .. client, 'flow ' .. class.name .. '|' .. client
   end
   fetch(records, fields)
@@ -84,8 +86,10 @@ function flows.start(class, flow) return moved(class, flow, flow.own.tag - flow.
 local function put(class, client)
   local flow = flow_of(class, client)
   local place = place_of(flow)
-  create('ZADD', class.key, place, client)
-  class.head = nil
+  if not rescore(class.order, client, place) then
+    class.order.changed[client], class.order.members = nil, not class.order.whole and class.order.members or nil
+    create('ZADD', class.order.key, place, client)
+  end
   if state.left == 1 then call('ZADD', READY, 'XX', 'LT', moved(class, flow, place), class.name) end
 end
 
@@ -165,8 +169,9 @@ flows.rare = lazily(function()
     total.replica = total.queues == 1 and first_of(key('queues', flow.name)) or nil
     write(records, 'flow ' .. flow.name, total.queues > 0 and total)
     if total.queues > 0 then return end
-    class.flows[client], class.head = nil, nil
-    call('ZREM', class.key, client)
+    class.flows[client], class.order.changed[client] = nil, nil
+    take_out(class.order, client)
+    call('ZREM', class.order.key, client)
     call('ZREM', key('flows', client), class.name)
     class.own.clients, own.flows, state.flows = class.own.clients - 1, own.flows - 1, state.flows - 1
     if class.own.clients == 0 then end_class(class) else write(records, 'class ' .. class.name, class.own) end
@@ -177,7 +182,7 @@ flows.rare = lazily(function()
   -- Put off the expiry of what is stored for a flow.
   local function renew(replica, class, flow)
     flow.total.renewed = state.now
-    expiring[key('queues', flow.name)], expiring[key('flows', flow.client)], expiring[class.key] = true, true, true
+    expiring[key('queues', flow.name)], expiring[key('flows', flow.client)], expiring[class.order.key] = true, true, true
     expiring[key('waiting', replica)] = true
     if class.pinned then expiring[PINNED], expiring[key('pinned', class.pinned)] = true, true end
   end
@@ -263,17 +268,14 @@ end
 
 -- The first flow of a class that waits, and its place in the fair order.
 function flows.head(class)
+  local order = class.order
   while true do
-    local head = class.head
-    if not head then
-      local client, score = first_of(class.key)
-      head = { flow_of(class, client), score }
-      class.head = head
-    end
-    local place = place_of(head[1])
-    if place == head[2] then return head[1], moved(class, head[1], place) end
-    call('ZADD', class.key, place, head[1].client)
-    if class.own.clients == 1 then head[2] = place else class.head = nil end
+    local client, score = first_in(order)
+    if not class.flows[client] then expect(class) end
+    local flow = flow_of(class, client)
+    local place = place_of(flow)
+    if place == score then return flow, moved(class, flow, place) end
+    rescore(order, client, place)
   end
 end
 
@@ -334,4 +336,7 @@ end
 
 function flows.save()
   for _, waiting in pairs(counts_of) do flush(waiting) end
+  for _, class in pairs(classes) do
+    if next(class.order.changed) then write_scores(class.order) end
+  end
 end

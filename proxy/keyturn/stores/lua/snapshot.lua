@@ -95,9 +95,9 @@ end
 local function clients_by_class(few)
   local found = {}
   for _, name in ipairs(few and state.pinned > 0 and call('SMEMBERS', flows.PINNED) or {}) do
-    found[name] = call('ZRANGE', flows.class(name).key, 0, FLOWS - 1)
+    found[name] = call('ZRANGE', flows.class(name).order.key, 0, FLOWS - 1)
   end
-  for name in pairs(state.general) do found[name] = call('ZRANGE', flows.class(name).key, 0, FLOWS - 1) end
+  for name in pairs(state.general) do found[name] = call('ZRANGE', flows.class(name).order.key, 0, FLOWS - 1) end
   return found
 end
 

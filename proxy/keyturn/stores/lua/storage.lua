@@ -97,6 +97,7 @@ local function flush(of)
   chunked('HSET', of.key, stored)
   chunked('HDEL', of.key, gone)
   of.changed = {}
+  return #stored / 2, #gone
 end
 
 -- Read a whole hash; returns its values by field.
@@ -107,6 +108,66 @@ local function read_all(of)
     if of.values[stored[index]] == nil then of.values[stored[index]] = cmsgpack.unpack(stored[index + 1]) end
   end
   return of.values
+end
+
+-- Sorted sets of which the first members are known, in order, while scores change; these are written together. Known are
+-- `members` and their `scores` from index `at` to `last`; `whole`: these are all.
+
+local function ordered(of) return { key = of, changed = {}, most = 2 } end
+
+local function write_scores(set)
+  local entries = {}
+  for member, score in pairs(set.changed) do entries[#entries + 1], entries[#entries + 2] = score, member end
+  for first = 1, #entries, CHUNK do
+    call('ZADD', set.key, 'XX', unpack(entries, first, min(first + CHUNK - 1, #entries)))
+  end
+  set.changed = {}
+end
+
+-- The first member and its score.
+local function first_in(set)
+  if not set.members or (set.at > set.last and not set.whole) then
+    if next(set.changed) then write_scores(set) end
+    local entries = call('ZRANGE', set.key, 0, set.most - 1, 'WITHSCORES')
+    local members, scores = {}, {}
+    for index = 1, #entries, 2 do
+      members[(index + 1) / 2], scores[(index + 1) / 2] = entries[index], tonumber(entries[index + 1])
+    end
+    set.members, set.scores, set.at, set.last, set.whole = members, scores, 1, #members, #members < set.most
+    set.most = min(4 * set.most, 128)
+  end
+  return set.members[set.at], set.scores[set.at]
+end
+
+-- Take a member out of those that are known; says whether it was there.
+local function take_out(set, member)
+  local members, scores = set.members, set.scores
+  for index = set.at or 1, members and set.last or 0 do
+    if members[index] == member then
+      for place = index, set.at + 1, -1 do members[place], scores[place] = members[place - 1], scores[place - 1] end
+      set.at = set.at + 1
+      return true
+    end
+  end
+  return false
+end
+
+-- A member, if it is one, has another score; says whether it was among those that are known.
+local function rescore(set, member, score)
+  set.changed[member] = score
+  local known, members, scores, place = take_out(set, member), set.members, set.scores, set.last
+  if not members then return false end
+  local covered = set.whole
+    or (set.at <= place and (score < scores[place] or (score == scores[place] and member < members[place])))
+  if known and covered then
+    while place >= set.at and (scores[place] > score or (scores[place] == score and members[place] > member)) do
+      members[place + 1], scores[place + 1], place = members[place], scores[place], place - 1
+    end
+    members[place + 1], scores[place + 1], set.last = member, score, set.last + 1
+  elseif covered and not set.whole then
+    set.members = nil
+  end
+  return known
 end
 
 local records, state = hash('records'), nil

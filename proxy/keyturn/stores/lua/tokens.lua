@@ -69,7 +69,8 @@ end
 
 local function add_ranking(name)
   local revision, limits = match(name, '^([^|]*)|(.*)$')
-  local ranking = { key = key('rank', name), view = revisions.view(revision), limits = {}, changed = {} }
+  local ranking = ordered(key('rank', name))
+  ranking.view, ranking.limits, ranking.stale = revisions.view(revision), {}, {}
   for index in gmatch(limits, '%d+') do ranking.limits[#ranking.limits + 1] = tonumber(index) end
   rankings[name] = ranking
   return ranking
@@ -83,46 +84,41 @@ function tokens.rankings()
   return rankings
 end
 
--- Give quotas their scores, or only those that have one (`XX`), and forget which was first.
-local function rank(ranking, names, ...)
-  local entries = { ... }
-  for quota in pairs(names) do
-    local available = tokens.available(ranking.view, ranking.limits, quota)
-    entries[#entries + 1], entries[#entries + 2] = tokens.quota(quota).uses - USES * available, quota
-    if #entries > CHUNK then
-      call('ZADD', ranking.key, unpack(entries))
-      entries = { ... }
-    end
-  end
-  if #entries > 1 then call('ZADD', ranking.key, unpack(entries)) end
-  ranking.changed, ranking.first = {}, nil
+local function score_of(ranking, quota)
+  return tokens.quota(quota).uses - USES * tokens.available(ranking.view, ranking.limits, quota)
+end
+
+local function rank(ranking)
+  for quota in pairs(ranking.stale) do rescore(ranking, quota, score_of(ranking, quota)) end
+  ranking.stale = {}
+end
+
+local function begin_ranking(class, name)
+  local ranking, entries, quotas = add_ranking(name), {}, call('SMEMBERS', key('quotas', class.view.name))
+  state.rankings[name] = 1
+  fetch_quotas(quotas)
+  for _, quota in ipairs(quotas) do entries[#entries + 1], entries[#entries + 2] = score_of(ranking, quota), quota end
+  chunked('ZADD', ranking.key, entries)
+  return ranking
 end
 
 -- The quota to serve a demand class (flows.lua) from.
 function tokens.best(class)
   if class.pinned then return tokens.available(class.view, class.limits, class.pinned) > 0 and class.pinned or nil end
-  local name = class.view.name .. '|' .. class.joined
-  local ranking = class.ranking or tokens.rankings()[name]
+  local ranking = class.ranking
   if not ranking then
-    local names = {}
-    ranking = add_ranking(name)
-    state.rankings[name] = 1
-    for _, quota in ipairs(call('SMEMBERS', key('quotas', class.view.name))) do names[quota] = true end
-    expiring[ranking.key] = true
-    rank(ranking, names)
+    local name = class.view.name .. '|' .. class.joined
+    ranking = tokens.rankings()[name] or begin_ranking(class, name)
+    class.ranking = ranking
   end
-  class.ranking = ranking
-  if next(ranking.changed) then rank(ranking, ranking.changed, 'XX') end
-  if ranking.first == nil then
-    local quota, score = first_of(ranking.key)
-    ranking.first = quota and score < 0 and quota
-  end
-  return ranking.first or nil
+  if next(ranking.stale) then rank(ranking) end
+  local quota, score = first_in(ranking)
+  return quota and score < 0 and quota or nil
 end
 
 function tokens.changed(quota)
   tokens.touched[quota], altered[quota] = true, true
-  for _, ranking in pairs(tokens.rankings()) do ranking.changed[quota] = true end
+  for _, ranking in pairs(rankings or tokens.rankings()) do ranking.stale[quota] = true end
 end
 
 -- What returns, and what is closed
@@ -212,7 +208,12 @@ function tokens.cool(lease, record, counted, answered)
 end
 
 local function save_cooled()
-  for limit, entries in pairs(cooled) do chunked('ZADD', key('returns', limit), entries) end
+  for limit, entries in pairs(cooled) do
+    local of = key('returns', limit)
+    local marked = expiring[of]
+    chunked('ZADD', of, entries)
+    if #tokens.upcoming(limit) > #entries then expiring[of] = marked end -- the key was there before
+  end
   cooled = {}
 end
 
@@ -314,7 +315,10 @@ function tokens.replenish(now)
     left, due[REPLENISHED + 1] = left or #due > REPLENISHED, nil
     if #due > 0 then call('ZREMRANGEBYRANK', key('returns', limit), 0, #due - 1) end
     for index, member in ipairs(due) do quotas[index] = tokens.quota_in(member) end
+    local soon = tokens.upcoming(limit)[1] -- dealing.lua looks ahead to it
+    if soon and state.classes > 0 then quotas[#due + 1] = tokens.quota_in(soon) end
     fetch_quotas(quotas)
+    quotas[#due + 1] = nil
     for index, quota in ipairs(quotas) do
       if sub(due[index], 1, 1) == UNANSWERED and tokens.quota(quota).unanswered then tokens.bucket(limit, quota).known = 0 end
       tokens.count(limit, quota, -1)
@@ -336,8 +340,14 @@ end
 
 function tokens.save()
   for _, ranking in pairs(rankings or {}) do
-    if next(ranking.changed) then rank(ranking, ranking.changed, 'XX') end
+    rank(ranking)
+    if next(ranking.changed) then write_scores(ranking) end
   end
   for name in pairs(altered) do write(records, 'quota ' .. name, tokens.quota(name)) end
-  for _, leases in pairs(leases_of) do flush(leases) end
+  for replica, leases in pairs(leases_of) do
+    local added, ended = flush(leases)
+    if added > 0 then -- those that were there before keep the key
+      expiring[leases.key] = read(records, 'replica ' .. replica).leases - added + ended <= 0 or nil
+    end
+  end
 end
