@@ -28,7 +28,7 @@ COMPILE := .venv-lock/bin/uv --no-config pip compile --quiet --universal --pytho
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check simulate fuzz fleet chart image bench page screenshots dashboards e2e sbom audit wheels lock clean
+.PHONY: help run test check simulate fuzz deep fleet chart image bench page screenshots dashboards e2e sbom audit wheels lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ check: $(VENV)/.dev ## lint (Python and Lua), formatting, types, layers, commit 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.gates
+
+deep: $(VENV)/.dev ## the test suite with more examples, longer histories and simulations, and larger texts
+	KEYTURN_DEEP=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 simulate: $(VENV)/.dev ## fleets on virtual time, every law judged: SEEDS=1000 runs in all, ROWS=crashes,flush, RUN=crashes/17
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds "$(SEEDS)" --only "$(ROWS)" --run "$(RUN)" $(ARGS)

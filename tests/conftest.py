@@ -3,8 +3,11 @@ from pathlib import Path
 
 from hypothesis import settings
 
-settings.register_profile("keyturn", deadline=None, max_examples=60)
-settings.load_profile("keyturn")
+from tests.depth import DEEP
+
+settings.register_profile("keyturn", deadline=None, max_examples=25)
+settings.register_profile("deep", deadline=None, max_examples=60)
+settings.load_profile("deep" if DEEP else "keyturn")
 
 WORKERS_PER_CORE = 2
 """Tests through real processes spend as much time waiting, for starts and for limits, as they compute."""

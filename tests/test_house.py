@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,15 @@ def pyproject() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
+@cache
+def tree(module: Path) -> ast.Module:
+    """The syntax tree of a module."""
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
 def functions(module: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function and method of a module, nested ones too."""
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -81,7 +88,7 @@ def imports(modules: Iterable[Path] = MODULES) -> set[str]:
     """Top-level names of all modules that the package imports."""
     found = set()
     for module in modules:
-        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(module)):
             if isinstance(node, ast.Import):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -152,8 +159,7 @@ def twice(names: Iterable[str]) -> set[str]:
 
 def test_no_class_name_stands_twice() -> None:
     """A name means one thing in the whole package."""
-    trees = [ast.parse(module.read_text(encoding="utf-8")) for module in MODULES]
-    classes = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    classes = [node.name for module in MODULES for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef)]
     assert twice(classes) == set()
 
 
@@ -181,7 +187,7 @@ def constants(body: Iterable[ast.stmt]) -> Iterator[str]:
 @pytest.mark.parametrize("module", MODULES, ids=relative)
 def test_constants_have_a_subject(module: Path) -> None:
     """`MAX_CAUSES`, not `MOST`: at least one word of a constant's name says what it is about."""
-    names = constants(ast.parse(module.read_text(encoding="utf-8")).body)
+    names = constants(tree(module).body)
     vague = {name for name in names if set(name.strip("_").split("_")) <= VAGUE}
     assert vague - CONSTANTS_WITHOUT_SUBJECT == set()
 
@@ -193,7 +199,7 @@ def test_no_import_goes_in_a_circle() -> None:
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
         named = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Import):
                 named |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -299,7 +305,7 @@ def test_what_an_extra_brings_is_imported_in_one_place(name: str) -> None:
     assert [relative(module) for module in MODULES if name in imports([module])] == [OPTIONAL[name]]
     dotted = f"keyturn.{OPTIONAL[name].removesuffix('.py').replace('/', '.')}"
     for module in MODULES:
-        at_start = ast.parse(module.read_text(encoding="utf-8")).body
+        at_start = tree(module).body
         assert dotted not in {node.module for node in at_start if isinstance(node, ast.ImportFrom)}
 
 

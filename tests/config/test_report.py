@@ -144,25 +144,26 @@ def options(field: dict[str, Any]) -> list[dict[str, Any]]:
     return [found for form in forms for found in (options(form) if form is not field else [form])]
 
 
-SETTINGS = dict(settings(schema()))
+SCHEMA = schema()
+SETTINGS = dict(settings(SCHEMA))
 
 
 def test_the_file_for_editors_is_current() -> None:
     """It is what `keyturn schema` prints."""
-    assert json.loads(FILE.read_text(encoding="utf-8")) == schema()
+    assert json.loads(FILE.read_text(encoding="utf-8")) == SCHEMA
 
 
 def test_it_says_what_it_is() -> None:
     """For editors that look for the dialect and a title."""
-    assert schema()["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert schema()["title"] == "Keyturn configuration"
-    assert schema()["additionalProperties"] is False
+    assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert SCHEMA["title"] == "Keyturn configuration"
+    assert SCHEMA["additionalProperties"] is False
 
 
 def test_every_setting_is_described() -> None:
     """Editors show it beside the cursor."""
     assert [name for name, field in SETTINGS.items() if not field.get("description")] == []
-    assert all(body["description"] for body in schema()["$defs"].values())
+    assert all(body["description"] for body in SCHEMA["$defs"].values())
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -171,7 +172,7 @@ def test_the_environment_can_give_every_value(name: str) -> None:
     text = "${WEIGHT:-1}"
     for form in options(SETTINGS[name]):
         if form.get("$ref") == "#/$defs/FromEnvironment":
-            pattern = schema()["$defs"]["FromEnvironment"]["pattern"]
+            pattern = SCHEMA["$defs"]["FromEnvironment"]["pattern"]
             assert re.search(pattern, text)
             return
         if "$ref" in form or form.get("type") in ("array", "object", "null"):
@@ -188,10 +189,10 @@ def test_durations_secrets_and_bounds_are_told() -> None:
     assert {"type": "string", "minLength": 1} in options(SETTINGS["KeySettings.secret"])
     weight = next(form for form in options(SETTINGS["ClientSettings.weight"]) if form.get("type") == "integer")
     assert (weight["minimum"], weight["maximum"]) == (1, 1000)
-    assert schema()["$defs"]["KeySettings"]["required"] == ["name"]
+    assert SCHEMA["$defs"]["KeySettings"]["required"] == ["name"]
 
 
 def test_every_reference_leads_somewhere() -> None:
     """The schema is whole."""
-    text = json.dumps(schema())
-    assert set(re.findall(r'"#/\$defs/(\w+)"', text)) <= set(schema()["$defs"])
+    text = json.dumps(SCHEMA)
+    assert set(re.findall(r'"#/\$defs/(\w+)"', text)) <= set(SCHEMA["$defs"])

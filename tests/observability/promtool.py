@@ -31,6 +31,6 @@ def promtool(
         input=given,
         capture_output=True,
         text=True,
-        timeout=110,  # on a loaded machine; below the time-out of a test
+        timeout=500,  # on a loaded machine
         check=False,
     )

@@ -44,6 +44,7 @@ def test_the_rules_are_rules(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.timeout(600)
 def test_every_alert_fires_and_stays_quiet_as_it_must(tmp_path: Path) -> None:
     """The stories of alerts_test.yaml, told to Prometheus' own evaluation."""
     content = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))

@@ -5,15 +5,18 @@ from keyturn.core.exchange import DemandClass, EstimatedWaits, Flow
 from keyturn.core.model import SECOND
 from keyturn.stores.base import SessionStore
 
+from tests.depth import deep
 from tests.simulation.judges import Estimate, Turn, beyond_neighbours, mean_and_most, wronged
 from tests.simulation.run import Run
 from tests.simulation.scenarios import BY_NAME, ROWS, Row
+
+REQUESTS_PER_ROW = deep(200, brief=80)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_scenario_keeps_the_laws(row: Row) -> None:
     """Laws 1 to 10 hold in a short run of each row; `make simulate` makes many long ones."""
-    result = Run(row, seed=0, requests=200).play()
+    result = Run(row, seed=0, requests=REQUESTS_PER_ROW).play()
     assert not result.breaches, result.world
     assert result.requests
 

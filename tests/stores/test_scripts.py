@@ -28,10 +28,11 @@ from keyturn.stores.scripts import (
     encode_snapshot,
 )
 
+from tests.depth import deep
 from tests.stores.fleets import FleetHistory, Pins
 from tests.stores.servers import KINDS, Server, server
 
-HISTORIES = int(os.environ.get("KEYTURN_HISTORIES", "5"))
+HISTORIES = int(os.environ.get("KEYTURN_HISTORIES", deep("60", brief="5")))
 STEPS = 200
 
 KEY = "t:{p}"
