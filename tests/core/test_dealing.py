@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from keyturn.core import dealing
-from keyturn.core.dealing import AHEAD, STEPS
+from keyturn.core.dealing import MAX_CANDIDATES, MAX_EVENTS
 from keyturn.core.exchange import FlowDemand, ObservedLimit, Spent, Throttled
 from keyturn.core.messages import ExchangeResponse, RevisionClass
 from keyturn.core.model import MILLISECOND, SECOND
@@ -59,7 +59,7 @@ def test_a_client_that_insists_on_300_quotas_has_them_all(steps: list[int]) -> N
         response = world.send("r", full=False)
         grants += response.grants
     assert Counter(grant.quota for grant in grants) == {f"k{number}": 1 for number in range(300)}
-    assert max(steps) <= STEPS + 300, "and those whose quota changed"
+    assert max(steps) <= MAX_CANDIDATES + 300, "and those whose quota changed"
     steps.clear()
     (grant,) = world.send("r", (unsent(grants[7]),), full=False).grants
     assert grant.quota == grants[7].quota
@@ -68,7 +68,7 @@ def test_a_client_that_insists_on_300_quotas_has_them_all(steps: list[int]) -> N
 
 def test_a_bounded_number_of_candidates_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exchange looks at a bounded number of candidates and asks for the next one at once."""
-    monkeypatch.setattr(dealing, "STEPS", 10)
+    monkeypatch.setattr(dealing, "MAX_CANDIDATES", 10)
     world = World.of(pool(1, limit(100)))
     first = world.ask(30)
     assert (len(first.grants), first.again) == (9, MILLISECOND)
@@ -145,11 +145,11 @@ def test_a_return_while_its_bucket_is_closed_serves_nobody_and_one_after_it_does
 
 def test_a_caller_looks_again_behind_what_was_looked_at() -> None:
     """If none of the next events serves a request, the caller calls again after the last of them."""
-    world = World.of(pool(AHEAD + 9, limit(1, SECOND), guard=0))
-    for number in range(AHEAD + 9):
+    world = World.of(pool(MAX_EVENTS + 9, limit(1, SECOND), guard=0))
+    for number in range(MAX_EVENTS + 9):
         world.pass_(MILLISECOND)
         world.call("r", *world.spend(*world.ask(1, flow("x", pinned=f"k{number}")).grants))
-    response = world.ask(1, flow("a", pinned=f"k{AHEAD + 8}"))
+    response = world.ask(1, flow("a", pinned=f"k{MAX_EVENTS + 8}"))
     assert soon(response) == SECOND + SECOND // 2000 - 9 * MILLISECOND
     world.pass_(soon(response))
     assert soon(world.call()) == 9 * MILLISECOND

@@ -8,7 +8,7 @@ from keyturn.core.exchange import FlowDemand, ObservedLimit, Spent
 from keyturn.core.flows import UNIT
 from keyturn.core.messages import LimitReturns, WaitingFlow, revision_of
 from keyturn.core.model import MILLISECOND, SECOND, Micros
-from keyturn.core.snapshots import CLOSE, FLOWS, NEXT, SAMPLES, snapshot
+from keyturn.core.snapshots import FLOWS, NEXT_RETURNS, SAMPLE_DISTANCE, SAMPLES, snapshot
 from keyturn.core.tokens import SERVICE_START
 
 from tests.core.worlds import World, flow, know, limit, pool, throttled
@@ -42,7 +42,7 @@ def test_what_is_available_in_use_and_cooling() -> None:
 
 @given(st.integers(1, 400), st.sampled_from([1, 60, 120]))
 def test_the_first_returns_are_told_one_by_one_and_the_rest_by_samples(number: int, apart: int) -> None:
-    """The last is among the samples; between two of them tokens return evenly, give or take `CLOSE`."""
+    """The last is among the samples; between two of them tokens return evenly, give or take `SAMPLE_DISTANCE`."""
     world = World.of(pool(1, limit(400)))
     grants = world.ask(number).grants + world.call().grants
     delays = []
@@ -53,13 +53,13 @@ def test_the_first_returns_are_told_one_by_one_and_the_rest_by_samples(number: i
     (told,) = world.snapshot().limits
     expected = [delay - world.now for delay in delays]
     assert told.cooling == len(expected)
-    assert list(told.next) == expected[:NEXT]
+    assert list(told.next) == expected[:NEXT_RETURNS]
     assert list(told.ranks) == sorted(told.ranks)
     assert all(expected[rank] == delay for rank, delay in told.ranks)
-    if number > NEXT:
+    if number > NEXT_RETURNS:
         assert told.ranks[-1][0] == number - 1
         assert len(told.ranks) <= 7, "few are needed where tokens return evenly"
-        assert deviation(told, expected) <= CLOSE
+        assert deviation(told, expected) <= SAMPLE_DISTANCE
 
 
 def deviation(told: LimitReturns, expected: list[Micros]) -> Micros:
@@ -72,7 +72,7 @@ def deviation(told: LimitReturns, expected: list[Micros]) -> Micros:
     return worst
 
 
-@given(st.lists(st.integers(NEXT, 200), min_size=2, max_size=5))
+@given(st.lists(st.integers(NEXT_RETURNS, 200), min_size=2, max_size=5))
 def test_samples_lie_where_bursts_end(bursts: list[int]) -> None:
     """Samples tell bursts of tokens, seconds apart, to the microsecond."""
     world = World.of(pool(1, limit(sum(bursts))))

@@ -38,7 +38,7 @@ STEPS = 200
 KEY = "t:{p}"
 
 CONSTANTS = {
-    "AHEAD": dealing.AHEAD,
+    "MAX_EVENTS": dealing.MAX_EVENTS,
     "COLLECT": state.COLLECT,
     "DEALT": state.DEALT,
     "DRIFT": state.DRIFT,
@@ -54,7 +54,7 @@ CONSTANTS = {
     "REPLENISHED": tokens.REPLENISHED,
     "REVISIONS": revisions.REVISIONS,
     "ROLLOVER": flows.ROLLOVER,
-    "STEPS": dealing.STEPS,
+    "MAX_CANDIDATES": dealing.MAX_CANDIDATES,
     "UNIT": flows.UNIT,
     "UNLIMITED": tokens.UNLIMITED,
     "USES": tokens.USES,
@@ -62,9 +62,9 @@ CONSTANTS = {
 }
 
 CONSTANTS_OF_SNAPSHOTS = {
-    "CLOSE": snapshots.CLOSE,
+    "SAMPLE_DISTANCE": snapshots.SAMPLE_DISTANCE,
     "FLOWS": snapshots.FLOWS,
-    "NEXT": snapshots.NEXT,
+    "NEXT_RETURNS": snapshots.NEXT_RETURNS,
     "SAMPLES": snapshots.SAMPLES,
     "SCANNED": snapshots.SCANNED,
 }

@@ -15,11 +15,11 @@ from keyturn.core.model import Micros
 from keyturn.core.revisions import Revisions, RevisionView
 from keyturn.core.tokens import TokenBuckets, quota_of
 
-STEPS = 2_000
-"""Candidates looked at in one exchange at the most."""
+MAX_CANDIDATES = 2_000
+"""Candidates that one exchange examines at most."""
 
-AHEAD = 64
-"""Returns of each limit, and reopenings, that are looked at to find the next token's replica."""
+MAX_EVENTS = 64
+"""Returns of each limit, and reopenings, that are examined to find the next token's replica."""
 
 
 class Dealer:
@@ -34,7 +34,7 @@ class Dealer:
         """The next requests to be served (class, revision, client, quota). Each is granted before the next."""
         queue, dealt = self._queue, 0
         turns = _ClientTurns(queue)
-        for _ in range(STEPS):
+        for _ in range(MAX_CANDIDATES):
             if dealt == most or not (first := queue.ready.first()):
                 break
             score, name = first
@@ -73,8 +73,8 @@ class Dealer:
     def look_ahead(self, caller: str) -> tuple[Micros, str] | None:
         """When the next token comes that a waiting class may have, and the replica of which it will be.
 
-        A request may need tokens of several limits, so what comes earlier counts. Where none of the next `AHEAD` events
-        serves anybody, a caller that waits looks again then.
+        A request may need tokens of several limits, so what comes earlier counts. Where none of the next `MAX_EVENTS`
+        events serves anybody, a caller that waits asks again then.
         """
         returned: Counter[Bucket] = Counter()
         seen: Counter[tuple[str, bool]] = Counter()
@@ -84,7 +84,7 @@ class Dealer:
             if replica := self._served_by(instant, limit, quota, returned):
                 return instant, replica
             seen[limit, opens] += 1
-            if seen[limit, opens] == AHEAD:
+            if seen[limit, opens] == MAX_EVENTS:
                 return (instant, caller) if self._queue.waits(caller) else None
         return None
 

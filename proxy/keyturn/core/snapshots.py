@@ -14,13 +14,13 @@ from keyturn.core.sortedset import SortedSet
 from keyturn.core.state import SharedState
 from keyturn.core.tokens import quota_of
 
-NEXT = 64
+NEXT_RETURNS = 64
 """Returns that a snapshot tells one by one."""
 
 SAMPLES = 64
 """Samples of the returns beyond, for all limits together; each has an equal part, and a quarter at the least."""
 
-CLOSE: Micros = 50 * MILLISECOND
+SAMPLE_DISTANCE: Micros = 50 * MILLISECOND
 """Samples no further apart need none between them, and neither do those on a straight line, give or take as much."""
 
 FLOWS = 128
@@ -68,17 +68,20 @@ def _limit_returns(state: SharedState, view: RevisionView, index: int, now: Micr
         (until, max(0, limit.requests - state.tokens.taken.get((limit.id, quota), 0)))
         for quota, until in closed.items()
     ]
-    soon = [max(cooling.at(rank)[0], closed.get(quota_of(cooling.at(rank)[1]), 0)) for rank in range(min(NEXT, number))]
-    soon += [until for until, tokens in free for _ in range(min(NEXT, tokens))]
+    soon = [
+        max(cooling.at(rank)[0], closed.get(quota_of(cooling.at(rank)[1]), 0))
+        for rank in range(min(NEXT_RETURNS, number))
+    ]
+    soon += [until for until, tokens in free for _ in range(min(NEXT_RETURNS, tokens))]
     shut = sum([tokens for _, tokens in free])
     most = SAMPLES // min(4, len(view.limits))
-    samples = sorted(_sample(cooling, NEXT - 1, number - 1, most)) if number > NEXT else []
+    samples = sorted(_sample(cooling, NEXT_RETURNS - 1, number - 1, most)) if number > NEXT_RETURNS else []
     ranks = tuple([(rank + shut, max(0, instant - now)) for rank, instant in samples])
     return LimitReturns(
         budget(state.tokens, view, index, now).available,
         number + shut,
         in_use,
-        tuple([max(0, instant - now) for instant in sorted(soon)[:NEXT]]),
+        tuple([max(0, instant - now) for instant in sorted(soon)[:NEXT_RETURNS]]),
         ranks,
     )
 
@@ -102,7 +105,7 @@ def _quota_returns(
     if (until := state.tokens.shut.quotas_under(view, limit.id).get(quota)) is not None:
         soon = [max(delay, until - now) for delay in [0] * free + soon]
         free = 0
-    return LimitReturns(free, len(soon), in_use, tuple(soon[:NEXT]))
+    return LimitReturns(free, len(soon), in_use, tuple(soon[:NEXT_RETURNS]))
 
 
 def _waiting_flows(state: SharedState, view: RevisionView) -> Iterator[WaitingFlow]:
@@ -137,12 +140,12 @@ def _sample(cooling: SortedSet[str, Micros], low: int, high: int, most: int) -> 
     number = 1
     while spans and number < most:
         low, early, high, late, straight = spans.popleft()
-        if high - low > 1 and late - early > CLOSE:
+        if high - low > 1 and late - early > SAMPLE_DISTANCE:
             middle = low + max(1, (high - low) * 61 // 100)
             instant = cooling.at(middle)[0]
             yield middle, instant
             number += 1
-            on_line = abs(instant - early - (late - early) / (high - low) * (middle - low)) <= CLOSE
+            on_line = abs(instant - early - (late - early) / (high - low) * (middle - low)) <= SAMPLE_DISTANCE
             if not (straight and on_line):
                 spans.append((low, early, middle, instant, on_line))
                 spans.append((middle, instant, high, late, on_line))

@@ -6,7 +6,7 @@ state that is new, or behind what a replica has seen, or whose clock stepped, be
 another one report what they hold, and nothing is dealt before all had the time to). `core.tokens` keeps 1, 2 and 9.
 
 Nothing here estimates: what lies ahead of the next token is for `core.estimator`, from a snapshot (`core.snapshots`).
-The work of one exchange is bounded (`DEALT`, `STEPS`, `REPLENISHED`, `AHEAD`); what it could not finish the next does.
+The work of one exchange is bounded (`DEALT`, `MAX_CANDIDATES`, `REPLENISHED`, `MAX_EVENTS`); the next does the rest.
 
 `stores/lua/exchange.lua` says the same in Lua; a differential test drives both.
 """

@@ -1,6 +1,6 @@
 -- Which request gets the next token, and which replica the one after: the fair queue over the buckets.
-local STEPS = 2000
-local AHEAD = 64
+local MAX_CANDIDATES = 2000
+local MAX_EVENTS = 64
 local READY = flows.READY
 
 -- The first two entries of the ready set, where they are known: a class, its place, another, its place. Where only one
@@ -92,7 +92,7 @@ end
 -- Call `grant` with each request that is to be served (class, flow, quota), `most` at the most; says whether some is left.
 function dealing.deal(most, grant)
   local dealt = 0
-  for _ = 1, state.left == 1 and STEPS or 0 do
+  for _ = 1, state.left == 1 and MAX_CANDIDATES or 0 do
     first = first or call('ZRANGE', READY, 0, 1, 'WITHSCORES')
     if dealt == most or not first[1] then break end
     local class = flows.class(first[1])
@@ -150,7 +150,7 @@ end
 -- Move on in a series of events: members (`<lease>@<quota>`, `<limit> <quota>` or a quota) and instants in their order.
 local function step(series)
   local last = series.last + 2
-  if series.returns and last > #series.entries then series.entries = tokens.upcoming(series.returns, AHEAD) end
+  if series.returns and last > #series.entries then series.entries = tokens.upcoming(series.returns, MAX_EVENTS) end
   local member, instant = series.entries[last - 1], tonumber(series.entries[last])
   series.last, series.at = last, instant
   if instant and series.returns then
@@ -195,7 +195,7 @@ function dealing.look_ahead(caller)
     local replica = served_by(soonest.at, soonest.limit, soonest.quota, returned)
     if replica then return soonest.at, replica end
     seen[kind] = (seen[kind] or 0) + 1
-    if seen[kind] == AHEAD then
+    if seen[kind] == MAX_EVENTS then
       if flows.waits(caller) then return soonest.at, caller end
       return
     end

@@ -1,10 +1,10 @@
 -- A read-only view of a pool's state (core/snapshots.py): a function of a revision's view and the state's time.
 
-local NEXT = 64
+local NEXT_RETURNS = 64
 local FLOWS = 128
 local SCANNED = 1000
 local SAMPLES = 64
-local CLOSE = 50 * MILLISECOND
+local SAMPLE_DISTANCE = 50 * MILLISECOND
 
 -- Up to `most` samples of the ranks from `low` to `high`, each a rank and its instant: see `_sample` in core/snapshots.py.
 local function sample(of, low, early, high, most)
@@ -14,11 +14,11 @@ local function sample(of, low, early, high, most)
     local straight
     low, early, high, late, straight = unpack(spans, place, place + 4)
     place = place + 5
-    if high - low > 1 and late - early > CLOSE then
+    if high - low > 1 and late - early > SAMPLE_DISTANCE then
       local middle = low + max(1, floor((high - low) * 61 / 100))
       local instant = tonumber(call('ZRANGE', of, middle, middle, 'WITHSCORES')[2])
       ranks[#ranks + 1], ranks[#ranks + 2] = middle, instant
-      local on_line = math.abs(instant - early - (late - early) / (high - low) * (middle - low)) <= CLOSE
+      local on_line = math.abs(instant - early - (late - early) / (high - low) * (middle - low)) <= SAMPLE_DISTANCE
       if not (straight and on_line) then
         spans[last + 1], spans[last + 2], spans[last + 3], spans[last + 4], spans[last + 5] = low, early, middle, instant, on_line
         last = last + 10
@@ -33,22 +33,22 @@ local function limit_returns(view, limit, now)
   local most = floor(SAMPLES / min(4, #view.limits))
   local of, soon, ranks, shut, closed = key('returns', limit.id), {}, {}, 0, {}
   local number, rows = call('ZCARD', of), closed_buckets().under(view, limit)
-  local entries = call('ZRANGE', of, 0, NEXT - 1, 'WITHSCORES')
+  local entries = call('ZRANGE', of, 0, NEXT_RETURNS - 1, 'WITHSCORES')
   for _, row in ipairs(rows) do
     closed[row[3]], shut = row[1], shut + row[2]
-    for _ = 1, min(NEXT, row[2]) do soon[#soon + 1] = max(0, row[1] - now) end
+    for _ = 1, min(NEXT_RETURNS, row[2]) do soon[#soon + 1] = max(0, row[1] - now) end
   end
   for place = 1, #entries, 2 do
     local till = #rows > 0 and closed[tokens.quota_in(entries[place])] or 0
     soon[#soon + 1] = max(0, entries[place + 1] - now, till - now)
   end
   if #rows > 0 then table.sort(soon) end
-  if number > NEXT then ranks = sample(of, NEXT - 1, tonumber(entries[2 * NEXT]), number - 1, most) end
+  if number > NEXT_RETURNS then ranks = sample(of, NEXT_RETURNS - 1, tonumber(entries[2 * NEXT_RETURNS]), number - 1, most) end
   for place = 1, #ranks, 2 do
     ranks[place], ranks[place + 1] = ranks[place] + shut, max(0, ranks[place + 1] - now)
   end
   local in_use = max(0, tokens.total(limit.id) - number)
-  return { tokens.budget(view, limit, now)[2], number + shut, in_use, { unpack(soon, 1, min(NEXT, #soon)) }, ranks }
+  return { tokens.budget(view, limit, now)[2], number + shut, in_use, { unpack(soon, 1, min(NEXT_RETURNS, #soon)) }, ranks }
 end
 
 -- The next `SCANNED` returns of a limit, and until when its quotas are closed, by quota.
@@ -76,7 +76,7 @@ local function quota_returns(view, index, quota, now)
   local found, till, taken = upcoming.returns[quota] or {}, upcoming.shut[quota], tokens.taken(limit.id, quota)
   local in_use, free, soon = max(0, taken - #found), max(0, limit.requests - taken), {}
   till = till and till - now
-  for place = 1, min(NEXT, #found + (till and free or 0)) do
+  for place = 1, min(NEXT_RETURNS, #found + (till and free or 0)) do
     soon[place] = max(0, till or 0, (found[till and place - free or place] or now) - now)
   end
   return { index, quota, till and 0 or free, #found + (till and free or 0), in_use, soon }
