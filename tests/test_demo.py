@@ -19,7 +19,7 @@ async def test_demo(tmp_path: Path) -> None:
     async with running("demo", *ports, folder=tmp_path) as process:
         addresses = await process.ready()
         keyturn = Keyturn(process, addresses["data"], addresses["admin"])
-        await until(lambda: "Ctrl-C ends it." in process.stderr, "the demo explains itself")
+        await until(lambda: "Press Ctrl-C to stop." in process.stderr, "the demo explains itself")
         assert f"curl -i {keyturn.data}/me" in process.stderr
         assert f"{keyturn.admin}/readyz" in process.stderr
 

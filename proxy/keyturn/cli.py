@@ -1,4 +1,4 @@
-"""The commands; the only place that prints and exits. Each imports what it alone needs: a server is light without.
+"""The commands, the only code that prints and exits. Each imports its own dependencies, which keeps a server small.
 
 Exit codes: 0 after a clean end, 2 when the configuration or the command line is bad, 1 for anything else.
 """
@@ -45,7 +45,7 @@ ConfigOption = Annotated[
         "-c",
         "--config",
         metavar="FILE",
-        help="The configuration; without it ./config.yaml, else defaults with keys from POSTMAN_API_KEYS.",
+        help="The configuration file; default: ./config.yaml, else defaults with keys from POSTMAN_API_KEYS.",
     ),
 ]
 
@@ -69,7 +69,7 @@ def main() -> NoReturn:
 
 
 def _complaints(error: BaseException) -> tuple[list[str], int] | None:
-    """The lines in which an error is told, and its exit code; `None` for one that nobody expects."""
+    """The message lines and the exit code for an error; `None` for an unexpected one."""
     match error:
         case ConfigError():
             return [str(problem) for problem in error.problems], BAD_CONFIGURATION
@@ -103,7 +103,7 @@ def _root(
 
 @commands.command()
 def serve(path: ConfigOption = None) -> int:
-    """Run the proxy until SIGTERM or SIGINT; then requests that wait or are under way are still answered."""
+    """Run the proxy until SIGTERM or SIGINT, and then complete waiting requests and those in flight."""
     from keyturn.app import App, serve_until_told
 
     chosen = _chosen(path)
@@ -116,10 +116,10 @@ def serve(path: ConfigOption = None) -> int:
 def check(
     path: ConfigOption = None,
     any_key: Annotated[
-        bool, typer.Option("--any-key", help="Print nothing; exit 3 when the configuration names no key.")
+        bool, typer.Option("--any-key", help="Print nothing; exit with 3 if the configuration has no key.")
     ] = False,
 ) -> int:
-    """Validate the configuration and print what is in effect, secrets masked."""
+    """Validate the configuration and print the effective one, with secrets masked."""
     if any_key:
         return _check_any_key(path)
     from keyturn.app import ResolvedConfig, link_to_store
@@ -139,7 +139,7 @@ def schema() -> None:
 
 @commands.command()
 def token(name: Annotated[str, typer.Argument(metavar="NAME", help="The client's name.")]) -> None:
-    """Make a client token: printed once, with the entry for `clients:` that holds only its SHA-256."""
+    """Create a client token and print it once, with the entry for `clients:` that contains only its SHA-256."""
     from rich.console import Console
 
     if not is_name(name):
@@ -162,16 +162,16 @@ def practice(
     window: Annotated[str, typer.Option(help="The window, such as 60s or 500ms.")] = "60s",
     kind: Annotated[
         Literal["fixed", "first", "rolling"],
-        typer.Option(help="When windows begin: by the clock, at the first request, or rolling."),
+        typer.Option(help="The start of windows: by the clock, at the first request, or rolling."),
     ] = "first",
-    tls: Annotated[bool, typer.Option("--tls", help="HTTPS, with a certificate made now.")] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="Use HTTPS, with a new certificate.")] = False,
     ca: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="With --tls: write the certificate authority to this file instead of stdout."
         ),
     ] = None,
-    key: Annotated[list[str] | None, typer.Option(help="A key that it accepts (repeatable); without: any.")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="An accepted key (repeatable); default: any.")] = None,
 ) -> None:
     """Run a practice Postman API: real limits, real error bodies, for your own tests."""
     from keyturn.practice import PracticeApi, PracticeSettings
@@ -205,12 +205,12 @@ def status(
     url: Annotated[
         str, typer.Option(envvar="KEYTURN_ADMIN", help="The admin listener of a running proxy.")
     ] = f"http://{ADMIN_ADDRESS}",
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Draw it anew each second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second, until Ctrl-C.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="The document itself; with --watch one line each second.")
+        bool, typer.Option("--json", help="Print the JSON document; with --watch one line per second.")
     ] = False,
 ) -> None:
-    """Show a running proxy: its keys and their tokens, who waits for how long, its store."""
+    """Show the state of a running proxy: keys, tokens, waiting clients, store."""
     from keyturn.status_view import output, show
 
     try:
@@ -222,10 +222,10 @@ def status(
 
 @commands.command(name="demo")
 def run_demo(
-    listen: Annotated[str, typer.Option(help="Where to call the proxy; port 0 lets the system choose.")] = DATA_ADDRESS,
-    admin: Annotated[str, typer.Option(help="Where its health and metrics are.")] = ADMIN_ADDRESS,
+    listen: Annotated[str, typer.Option(help="Address for callers; port 0 lets the system choose.")] = DATA_ADDRESS,
+    admin: Annotated[str, typer.Option(help="Address for health and metrics.")] = ADMIN_ADDRESS,
 ) -> int:
-    """See it work: a practice API over TLS, the proxy in front of it, and a trickle of three clients."""
+    """Run a demo: a practice API over TLS, the proxy in front of it, and three clients with light traffic."""
     from keyturn import demo
 
     return _serve(LogSettings(level="warning"), (), lambda log: demo.run(log, listen=listen, admin=admin))
@@ -234,7 +234,7 @@ def run_demo(
 def _serve(
     settings: LogSettings, warnings: Iterable[object], work: Callable[[LogWriter], Coroutine[Any, Any, int]]
 ) -> int:
-    """Run a server to its end and return its exit code; all that it has to say is written by a thread of its own."""
+    """Run a server to its end and return its exit code; a separate thread writes its output."""
     _check_stderr()
     with LogWriter(sys.stderr) as log, logging_stray_output():
         set_up_logs(settings.level, settings.format, log)
@@ -252,10 +252,10 @@ def _serve(
 
 
 def _check_stderr() -> None:
-    """See that there is a stderr, on which a server says when it is ready, and what goes wrong.
+    """Check that there is a stderr, on which a server reports that it is ready, and its problems.
 
     Raises:
-        Exit: it was closed by whoever started this; stdout is told, if that is there.
+        Exit: stderr is closed; a message goes to stdout, if there is one.
     """
     if sys.__stderr__ is None:
         print("keyturn: stderr is closed, and nothing could be said on it: leave it open, or redirect it")
@@ -290,7 +290,7 @@ def _complain(line: str) -> None:
 
 
 def _nowhere() -> TextIO:
-    """Take what nobody can be told."""
+    """A stream that discards output."""
     return Path(os.devnull).open("w", encoding="utf-8")
 
 

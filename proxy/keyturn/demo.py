@@ -1,4 +1,4 @@
-"""See it work: a practice API over TLS, the proxy in front of it, three clients, and a key that is revoked at times."""
+"""The demo: a practice API over TLS, the proxy in front of it, three clients, and a key that is revoked at times."""
 
 import asyncio
 import random
@@ -20,19 +20,19 @@ from keyturn.telemetry import LogWriter
 
 KEYS = {"team-a": "practice-key-a", "team-b": "practice-key-b", "team-c": "practice-key-c"}
 LIMIT, WINDOW = 20, 20
-"""Requests and seconds: short, so that there is something to see."""
+"""Requests per window, and the window in seconds; short, to make waits visible."""
 
 PLAN = 100_000
 """Requests of each key's month."""
 
 REVOKED = "team-c"
 FIRST_ACCEPTED_FOR, REVOKED_FOR, ACCEPTED_FOR = 25.0, 40.0, 60.0
-"""The key that is revoked at times, and for how many seconds it is accepted at first, then is not, then is again."""
+"""The key that is revoked at times; seconds before the first revocation, of each revocation, and between them."""
 
 
 @dataclass(frozen=True)
 class Habit:
-    """How a client calls: its weight, how many requests at once, and how many seconds lie between."""
+    """The traffic of a client: its weight, requests at once, and seconds between bursts."""
 
     weight: int
     burst: int
@@ -100,22 +100,22 @@ def configuration(url: str, ca: Path, listen: str, admin: str) -> dict[str, obje
 
 
 def token_of(name: str) -> str:
-    """The token of a demo client: no secret, the whole demo stays on the loopback."""
+    """The token of a demo client; not a secret, since the demo listens only on the loopback."""
     return f"demo-{name}"
 
 
 def explain(app: App, say: Callable[[str], None]) -> None:
-    """Say what runs, and what to try."""
+    """Print what is running, and what to try."""
     data, admin = app.data_addresses[0], app.admin_addresses[0]
     say(f"A practice Postman API permits {LIMIT} requests in {WINDOW} s on each of {len(KEYS)} keys.")
     say(f"Three clients share it through this proxy: {', '.join(CLIENTS)}. Call it yourself:")
     say(f"    curl -i {data}/me")
-    say(f"The key {REVOKED} is revoked at times: it is quarantined, and the others carry its load. Pause one yourself:")
+    say(f"The key {REVOKED} is revoked at times: it is quarantined, and the others take over. Pause a key yourself:")
     say(f"    curl -X POST -H 'Authorization: Bearer {ADMIN_TOKEN}' {admin}/keys/default/team-a/pause")
-    say(f"See the tokens go and come back: {admin}/ in a browser, or in a terminal:")
+    say(f"Watch the tokens: {admin}/ in a browser, or in a terminal:")
     say(f"    keyturn status --watch --url {admin}")
     say(f"Health and metrics: {admin}/readyz {admin}/metrics")
-    say("Ctrl-C ends it.")
+    say("Press Ctrl-C to stop.")
 
 
 async def lose_a_key(api: PracticeApi) -> None:
@@ -129,7 +129,7 @@ async def lose_a_key(api: PracticeApi) -> None:
 
 
 async def call(address: str, name: str, habit: Habit) -> None:
-    """One client: some requests every now and then, whatever comes back."""
+    """Send bursts of requests as one client, regardless of the responses."""
     headers = {"X-Api-Key": token_of(name)}
     async with aiohttp.ClientSession(address, headers=headers) as session, asyncio.TaskGroup() as requests:
         while True:

@@ -178,7 +178,7 @@ class Pools:
         for active in (*self._active.values(), *self._removed.values()):
             await active.stop()
 
-    # What others see
+    # Views for other components
 
     @property
     def waiting(self) -> int:

@@ -134,9 +134,9 @@ class Reloader(Generic[LoadedT]):
         self._watch = FileWatch()
         self._requested = asyncio.Event()
         self._judged: Contents = current.contents
-        """What was applied or rejected last."""
+        """The files that were applied or rejected last."""
         self._changing: Contents | None = None
-        """What the last poll found instead."""
+        """The changed files that the last poll found, to be confirmed by the next."""
         self._problems: tuple[Problem, ...] = ()
         """Problems of the rejected configuration, if it was rejected."""
         self._polls = 0

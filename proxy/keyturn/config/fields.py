@@ -1,4 +1,4 @@
-"""The kinds of values that settings have, as annotated types: how each is checked, shown and described to editors."""
+"""Annotated types for the values of settings: how each is validated, shown and described in the JSON Schema."""
 
 import re
 from collections.abc import Callable
@@ -38,7 +38,7 @@ MASK = "…"
 QUOTES = ("'", '"')
 DAY: Micros = 86_400 * SECOND
 BASE = "base"
-"""In the validation context: the folder that relative paths start from."""
+"""Key in the validation context of the folder that relative paths start from."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
@@ -63,11 +63,11 @@ _PROXY_OWN = frozenset(
         "x-request-id",
     }
 )
-"""Fields that the proxy sets itself or that end at each hop (RFC 9110, section 7.6.1); so do all of `Proxy-…`."""
+"""Fields that the proxy sets itself, and hop-by-hop fields (RFC 9110, section 7.6.1); `Proxy-…` fields are, too."""
 
 
 class Settings(BaseModel):
-    """A section of config.yaml. A name without a value (all its lines commented out) counts as not given."""
+    """A section of config.yaml. A name without a value (all its lines commented out) is ignored."""
 
     model_config = ConfigDict(
         defer_build=True,  # only the whole document is validated, and no section by itself
@@ -89,17 +89,17 @@ class Settings(BaseModel):
 
 
 def written(value: object) -> Any:
-    """A default as config.yaml would write it; it is validated like any other value."""
+    """A default in the notation of config.yaml, validated like any other value."""
     return value
 
 
 def is_visible(text: str) -> bool:
-    """Whether a secret can stand in a header: visible ASCII without blanks."""
+    """Whether a secret can be sent in a header: visible ASCII without blanks."""
     return _VISIBLE.fullmatch(text) is not None
 
 
 def is_quoted(text: str) -> bool:
-    """Whether a quote stands at an end: it was meant for a shell, or for YAML, and is no part of a secret."""
+    """Whether a text begins or ends with a quote, which was meant for a shell or YAML and is not part of a secret."""
     return text.startswith(QUOTES) or text.endswith(QUOTES)
 
 
@@ -109,7 +109,7 @@ def is_name(text: str) -> bool:
 
 
 def is_proxy_own(header: str) -> bool:
-    """Whether a header field is not the configuration's to set."""
+    """Whether a header field cannot be set by the configuration."""
     return header.lower() in _PROXY_OWN or header.lower().startswith("proxy-")
 
 
@@ -152,7 +152,7 @@ def _secret(value: object) -> Secret:
 
 
 def _password(value: object) -> Secret:
-    """A password of another system's, which may hold anything: taken literally but for line ends behind it."""
+    """A password of another system, which may contain any character: only trailing line ends are removed."""
     if isinstance(value, Secret):
         return value
     if not isinstance(value, str):
@@ -205,7 +205,7 @@ Duration = Annotated[Micros, PlainValidator(_between(0, 31 * DAY)), _AS_DURATION
 """A duration that may be zero."""
 
 Timeout = Annotated[Micros, PlainValidator(_between(MILLISECOND, DAY)), _AS_DURATION, _DURATION_SCHEMA]
-"""A duration that something is waited for: 1ms to 1d."""
+"""A timeout: 1ms to 1d."""
 
 Window = Annotated[Micros, PlainValidator(_between(MILLISECOND, 31 * DAY)), _AS_DURATION, _DURATION_SCHEMA]
 """The window of a limit: 1ms to 31d."""
@@ -216,7 +216,7 @@ Permissions = Annotated[
     PlainSerializer(lambda mode: f"{mode:04o}", return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": f"^{_PERMISSIONS.pattern}$", "examples": ["0660"]}),
 ]
-"""Who may use a file, as `chmod` writes it."""
+"""File permissions in the notation of `chmod`."""
 
 SecretText = Annotated[
     Secret,
@@ -230,7 +230,7 @@ PasswordText = Annotated[
     PlainSerializer(lambda _: MASK, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
-"""Unlike a `SecretText` it may hold any characters."""
+"""A secret that may contain any character."""
 
 ListenerText = Annotated[
     Listener,
@@ -298,7 +298,7 @@ UpstreamUrl = Annotated[
 ]
 FilePath = Annotated[Path, BeforeValidator(_stripped), AfterValidator(_from_base)]
 Number = BeforeValidator(_not_boolean)
-"""Beside `int` or `float`: `true` is no number."""
+"""Rejects `true` and `false` where a number is required."""
 
 Name = Annotated[str, *_matching(_NAME, "a name has 1 to 64 of the characters A-Z, a-z, 0-9, `.`, `_` and `-`")]
 HeaderName = Annotated[str, *_matching(_HEADER_NAME, "this is no name of a header: write letters, digits and `-`")]

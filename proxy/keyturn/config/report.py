@@ -1,4 +1,4 @@
-"""What the command line prints of a configuration: warnings, the effective configuration, and its JSON Schema."""
+"""Reports about a configuration for the command line: warnings, effective values, and the JSON Schema."""
 
 import ast
 import inspect

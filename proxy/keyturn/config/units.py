@@ -1,4 +1,4 @@
-"""Durations and listeners: how config.yaml writes them, and what they mean."""
+"""Durations and listeners in the notation of config.yaml."""
 
 import re
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _LISTENER_HINT = "write `host:port`, `[::1]:8080` or `unix:/path`"
 _LISTENER_OBJECT_HINT = f"{_LISTENER_HINT}, or `{{address: host:port, proxy_protocol: true}}`"
 _MAX_PORT = 65_535
 _MAX_UNIX_PATH = 103
-"""Bytes that every system's `sun_path` takes (macOS has the shortest)."""
+"""Bytes that fit into `sun_path` on every system (macOS has the shortest)."""
 
 
 def parse_duration(value: object) -> Micros:
@@ -46,7 +46,7 @@ def parse_duration(value: object) -> Micros:
 
 
 def format_duration(value: Micros) -> str:
-    """Write a duration in the largest unit that divides it, in whole milliseconds at least."""
+    """Format a duration in the largest unit that divides it, at least in whole milliseconds."""
     for unit, size in _UNITS.items():
         if value and value % size == 0:
             return f"{value // size}{unit}"
@@ -60,11 +60,11 @@ class TcpListener:
     host: str
     port: int
     proxy_protocol: bool = False
-    """Whether each connection begins with a header of the PROXY protocol."""
+    """Whether each connection begins with a PROXY protocol header."""
 
     @property
     def loopback(self) -> bool:
-        """Whether only processes of this machine (in Kubernetes: of this pod) reach it."""
+        """Whether only processes of this machine (in Kubernetes: of this pod) can reach it."""
         if self.host.lower().rstrip(".") == "localhost":
             return True
         address = _address(self.host)
@@ -73,7 +73,7 @@ class TcpListener:
         return address is not None and address.is_loopback
 
     def overlaps(self, other: "Listener") -> bool:
-        """Whether both cannot be listened on at once: the same port of the same host, or of every host."""
+        """Whether both addresses cannot be used at once: the same port of the same host, or of every host."""
         if not isinstance(other, TcpListener) or not self.port or self.port != other.port:
             return False
         return self.host == other.host or _is_every_host(self.host) or _is_every_host(other.host)
@@ -84,15 +84,15 @@ class TcpListener:
 
 @dataclass(frozen=True, slots=True)
 class UnixListener:
-    """A socket in the file system; its permissions say who may connect, so it counts as loopback."""
+    """A Unix socket. It counts as loopback, since its permissions control access."""
 
     path: str
     proxy_protocol: bool = False
-    """As for `TcpListener`."""
+    """Whether each connection begins with a PROXY protocol header."""
 
     @property
     def loopback(self) -> bool:
-        """Only processes of this machine reach it."""
+        """Always true: only processes of this machine can reach it."""
         return True
 
     def overlaps(self, other: "Listener") -> bool:
@@ -132,12 +132,12 @@ def _parse_object(value: Mapping[object, object]) -> Listener:
 
 
 def format_listener(listener: Listener) -> str | dict[str, object]:
-    """Write a listener as config.yaml does."""
+    """Format a listener in the notation of config.yaml."""
     return {"address": str(listener), "proxy_protocol": True} if listener.proxy_protocol else str(listener)
 
 
 def parse_admin(value: object) -> Listener:
-    """Read a listener for operators, to which none of that applies.
+    """Read the admin listener, which has no PROXY protocol.
 
     Raises:
         ValueError: it is something else.

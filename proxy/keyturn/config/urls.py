@@ -47,7 +47,7 @@ _PARAMETERS = {
     "redis+sentinel": _LOGIN | _TLS | {"ssl", "db", "sentinel_username", "sentinel_password"},
     "redis+cluster": _LOGIN | _TLS | {"ssl"},
 }
-"""What may stand in a store's query."""
+"""Permitted query parameters of a store's URL."""
 
 
 def parse_upstream_url(value: object) -> str:

@@ -193,10 +193,10 @@ def remove_parameter(target: bytes, taken: re.Pattern[bytes]) -> tuple[list[byte
 
 
 def without(fields: Fields, target: bytes, hidden: Redactor) -> tuple[Fields, bytes]:
-    """Fields and target without what repeats a credential; the path of the target stays as it is.
+    """Remove every occurrence of a credential from fields and target; the target's path stays unchanged.
 
-    Of the query the parameter goes, of a `Cookie` the pair, of a `Referer` the parameter; any other field goes as a
-    whole. `Connection` stays: it ends here, and has to be read before.
+    Removes the parameter from a query or `Referer`, the pair from a `Cookie`, and any other field entirely. Keeps
+    `Connection`, which is not forwarded and has to be read before.
     """
     changed: dict[int, bytes | None] = {}
     for index, (name, value) in enumerate(fields):

@@ -15,8 +15,8 @@ from keyturn.core.model import Secret
 
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
 _NOT_TO_UPSTREAM = _HOP_BY_HOP | {b"expect", b"host", b"keyturn-key"}
-# What intermediaries tell of a caller (its address, what it asked them for, who it is to them) is for the network in
-# which they stand. `Via` (RFC 9110, section 7.6.3) passes.
+# Fields in which intermediaries describe a caller to their own network: its address, request and identity. `Via`
+# (RFC 9110, section 7.6.3) is forwarded.
 _OF_INTERMEDIARIES = frozenset({
     b"forwarded", b"forwarded-for", b"x-forwarded", b"x-forwarder-for",
     b"x-real-ip", b"x-real-port", b"x-client-ip", b"client-ip", b"x-client-port", b"x-cluster-client-ip",
@@ -165,12 +165,12 @@ _is_connection = ByName(lambda name: name == b"connection")
 
 
 def _plan_to_upstream(names: tuple[bytes, ...]) -> tuple[tuple[bool, ...], bool]:
-    """Which fields go on, and whether a `Connection` among them may name others that do not."""
+    """The fields to forward, and whether a `Connection` field may name others to drop."""
     return tuple([not _ends_before_upstream[name] for name in names]), any(_is_connection[name] for name in names)
 
 
 def _plan_to_caller(names: tuple[bytes, ...]) -> tuple[bool, ...] | None:
-    """Which fields go on; `None`: all."""
+    """The fields to forward; `None`: all."""
     kept = tuple([not _ends_before_caller[name] for name in names])
     return None if all(kept) else kept
 
@@ -226,7 +226,7 @@ def sane_request_id(value: bytes) -> bool:
 def prefer_wait(fields: Fields) -> int | None:
     """The seconds of `Prefer: wait=N` (RFC 7240, section 4.3), `None` without one.
 
-    Of several the first counts (section 2); if that one is no whole number, none does.
+    If there are several, only the first counts (section 2), even if it is not a whole number.
     """
     for value in values(fields, b"prefer"):
         for member in _members(value):

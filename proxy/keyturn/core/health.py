@@ -1,4 +1,4 @@
-"""Which keys of a pool may be used, and when their health is checked.
+"""The usable keys of a pool, and the schedule of their health checks.
 
     usable ──an answer says so──▶ checking ──rejected──▶ quarantined ──accepted──▶ usable
                                      └──accepted or inconclusive──▶ usable
@@ -55,7 +55,7 @@ class KeySnapshot:
 
 @dataclass(slots=True)
 class _Condition:
-    """What is known of one key."""
+    """The state of one key."""
 
     secret: Secret
     since: Micros
@@ -126,7 +126,7 @@ class KeyHealth:
             self.on_check_due(name)
         return tuple(changed)
 
-    # Which keys may be used
+    # Usable keys
 
     def usable(self, name: str) -> bool:
         """Whether requests may be sent with this key."""
@@ -253,7 +253,7 @@ class KeyHealth:
                 condition.rest = _Closed(since, until, reason)
         return changed
 
-    # What is only shown
+    # Status
 
     def parked(self, quota: str, now: Micros, until: Micros, reason: str) -> None:
         """Show a quota as closed until then, or until the later time that is known already."""

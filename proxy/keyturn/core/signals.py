@@ -1,16 +1,16 @@
-"""Signals: what an answer says about limits, keys and outages, read from its head and body.
+"""Signals about limits, keys and outages, read from the header and body of an upstream response.
 
-If an answer says several things:
+If a response has several signals:
 
-1.  An instruction beats a description. `Retry-After`, `RetryAfter`, `X-RateLimit-RetryAfter` and the error's text and
-    details tell when to come again; of several the latest counts. A reset only describes a window, in a rolling one
-    the whole of it, and counts where a 429 tells nothing more.
-2.  A description counts if its budget is used up. What has requests left, such as a month's or another limit's, is not
-    what was hit: neither its reset nor its size is taken. Of several that are used up the latest reset counts.
-3.  Fields that speak of a month (`X-RateLimit-Remaining-Month`) say nothing about waiting.
+1.  Instructions take precedence over descriptions. `Retry-After`, `RetryAfter`, `X-RateLimit-RetryAfter` and the
+    error's text and details say when to retry; the latest time counts. A reset only describes a window (of a rolling
+    one the whole of it), and counts if a 429 has nothing else.
+2.  A description counts if its budget is used up. A budget with requests left, such as a month's or another limit's,
+    was not the one that was hit: its reset and size are ignored. If several are used up, the latest reset counts.
+3.  Fields about a month (`X-RateLimit-Remaining-Month`) do not affect waiting.
 
-Law 9: what is learnt from an answer only takes tokens away. Nothing is learnt from a 401 (its headers were seen to
-speak of another bucket), from an answer that a cache gave (`Age`, `Cache-Status`), or from what cannot be told apart.
+Law 9: signals can only take tokens away. A 401 (its headers were seen to describe another bucket), a response from a
+cache (`Age`, `Cache-Status`) and ambiguous values give no signals.
 """
 
 import re
@@ -99,7 +99,7 @@ class Signals:
     """The fields whose values were malformed or absurd."""
 
     def throttle(self, limits: Sequence[int], of: Sequence[Limit]) -> "Throttle":
-        """What a 429 closes; `limits` are the request's, as indices into `of`, the pool's."""
+        """The buckets that a 429 closes; `limits` are the request's, as indices into `of`, the pool's."""
         if self.about == "plan":
             return Throttle("plan", self.wait)
         used_up = [allowance for allowance in self.allowances if not allowance.left]

@@ -71,7 +71,7 @@ def _take(pair: str, query: dict[str, str]) -> str:
 
 
 class Verdict(NamedTuple):
-    """What a window says to one request.
+    """The verdict of a window on one request.
 
     Attributes:
         allowed: Whether it may pass.
@@ -105,7 +105,7 @@ class Window(ABC):
         return self._verdict(now, free, max(free - 1, 0))
 
     def look(self, now: float) -> Verdict:
-        """What `admit` would decide; no place is taken."""
+        """The verdict that `admit` would give, without counting a request."""
         free = self.limit - self._spent(now)
         return self._verdict(now, free, free)
 
@@ -215,7 +215,7 @@ _STRANGERS_WINDOW = 60.0
 
 
 class Bucket:
-    """What one user (or one key that belongs to nobody else) may still send."""
+    """The budget of one user, or of one key without a user."""
 
     def __init__(self, settings: PracticeSettings) -> None:
         self.plan = settings.plan
@@ -236,7 +236,7 @@ class Bucket:
         return verdict
 
     def look(self, now: float) -> Verdict:
-        """What the limit for all endpoints would decide now; no place is taken."""
+        """The verdict that the limit for all endpoints would give now, without counting a request."""
         return self._whole.look(now)
 
 

@@ -63,7 +63,7 @@ def throttled(retry_ms: int) -> ApiError:
 
 
 def failure(status: int) -> ApiError:
-    """What the real API says with that status when nothing is wrong with the key or the limit."""
+    """The real API's error for a status that concerns neither the key nor a limit."""
     name, message = _FAILURES.get(status, ("error", f"This is an answer with the status {status}."))
     return ApiError(status, name, message)
 
@@ -172,7 +172,7 @@ class Pour(web.StreamResponse):
 
 
 def rate_headers(style: HeaderStyle, verdict: Verdict, now: float, epoch: float) -> dict[str, str]:
-    """What the headers say of a verdict; `now` is of its clock, `epoch` the wall time at that moment in seconds."""
+    """The rate limit headers for a verdict; `now` is on its clock, `epoch` the wall time then, in seconds."""
     return _STYLES[style](verdict, now, epoch)
 
 
@@ -209,7 +209,7 @@ def _draft8(verdict: Verdict, now: float, _epoch: float) -> dict[str, str]:
 
 
 def month_headers(limit: int, left: int) -> dict[str, str]:
-    """What the headers say of a plan's month."""
+    """The headers for a plan's month."""
     return {"X-RateLimit-Limit-Month": str(limit), "X-RateLimit-Remaining-Month": str(left)}
 
 

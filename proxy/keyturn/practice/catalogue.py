@@ -122,7 +122,7 @@ class Entry:
         self._build, self._page, self.name = build, None, name
 
     def page(self) -> Page:
-        """What a GET of it answers."""
+        """The response to a GET of it."""
         if self._page is None:
             self._page = Page(self._build())
             self._build = dict  # what it was built from need not stay in memory

@@ -71,12 +71,12 @@ def now() -> str:
 
 
 def subject_name(random: Random) -> str:
-    """What a workspace or a collection may be called."""
+    """A random name for a workspace or a collection."""
     return f"{random.choice(_SUBJECTS)} {random.choice(_NOUNS)}"
 
 
 def environment_name(random: Random) -> str:
-    """What an environment may be called."""
+    """A random name for an environment."""
     return f"{random.choice(_SUBJECTS)} {random.choice(_STAGES)}"
 
 

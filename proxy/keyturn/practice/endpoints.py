@@ -49,7 +49,7 @@ class Probes:
         self._noise = memoryview(noise(settings.seed))
 
     def routes(self) -> dict[Endpoint, Handler]:
-        """What each of them answers to, but for `/echo`, which answers to all."""
+        """The handlers by endpoint, except that of `/echo`, which handles all methods."""
         return {
             ("GET", "bytes", 2): self._bytes,
             ("GET", "chunked", 2): self._chunked,
@@ -161,7 +161,7 @@ class Endpoints:
         self._routes: dict[Endpoint, Handler] = {**self._reads(), **self._changes(), **self._probes.routes()}
 
     async def answer(self, visit: Visit) -> web.StreamResponse:
-        """What to answer; an `ApiError` becomes its answer."""
+        """The response; an `ApiError` becomes an error response."""
         try:
             return await self._route(visit)(visit)
         except ApiError as error:

@@ -158,7 +158,7 @@ async def body_of(request: web.BaseRequest) -> AsyncIterator[bytes]:
 
 
 async def read_content(visit: Visit) -> dict[str, Any]:
-    """What the body holds under the name of its kind, whatever type it was sent as.
+    """Read the body's content under the name of its kind, regardless of the content type.
 
     Raises:
         ApiError: It is too long, or it is no such JSON.
@@ -194,7 +194,7 @@ _SERVER = {"Server": "nginx"}
 
 @dataclass(slots=True)
 class Case:
-    """What became of a request: its line in the log, the headers of its answer, and why it is refused, if it is."""
+    """The result of a request: its log line, its response headers, and the reason if it is refused."""
 
     record: Record
     headers: dict[str, str]

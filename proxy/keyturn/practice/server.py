@@ -36,7 +36,7 @@ class Certificates:
         self.ca_pem: bytes = authority.cert_pem.bytes()
 
     def server_context(self) -> ssl.SSLContext:
-        """What a server needs to speak HTTPS."""
+        """The TLS context of an HTTPS server."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.set_alpn_protocols(["http/1.1"])
         self._leaf.configure_cert(context)
@@ -172,7 +172,7 @@ class PracticeApi:
             raise RuntimeError("a practice API without TLS has no certificate authority")
         path.write_bytes(self._certificates.ca_pem)
 
-    # What it saw
+    # Observations
 
     @property
     def arrivals(self) -> tuple[Arrival, ...]:
@@ -207,7 +207,7 @@ class PracticeApi:
         """The uid of the environment that goes with it."""
         return self._catalogue.named("environment", PRACTICE_RUN).uid
 
-    # What can be done to it
+    # Control
 
     def revoke(self, key: str) -> None:
         """Accept a key no longer."""

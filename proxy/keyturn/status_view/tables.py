@@ -53,7 +53,7 @@ VERSION = 2
 """The version of the document that this command reads."""
 
 KEY_TRANSITIONS = {"quarantined": "checked ", "parked": "opens "}
-"""What happens to a key at its `until`."""
+"""The event that happens to a key at its `until`."""
 
 MIN_COLUMN_WIDTHS = {"next": 8, "last": 7, "longest": 7, "estimated": 9}
 """Minimum widths of columns, so that they do not move while their times change."""
@@ -266,7 +266,7 @@ def _shown(table: Table, rest: int, noun: str) -> Iterator[RenderableType]:
 
 
 def _waits(waiting: Document) -> tuple[str, str, str]:
-    """Of a client or one of its queues: the requests that wait, the longest wait, and the estimated wait."""
+    """Cells for a client or one of its queues: waiting requests, longest wait, estimated wait."""
     if not waiting["waiting"]:
         return "0", "", ""
     wait = waiting["estimated_wait"]

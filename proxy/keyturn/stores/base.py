@@ -1,4 +1,4 @@
-"""What all stores have in common, as one replica sees them: a session that exchanges, and estimates by snapshots."""
+"""The common part of all stores, from one replica's view: a session of exchanges, and estimates from snapshots."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -126,7 +126,7 @@ class SessionStore:
         raise StoreLost("The shared store does not come to terms with this replica.", cause=_AT_ODDS)
 
     async def _answer(self, heard: ExchangeResponse, snapshot: Snapshot | None) -> ExchangeResult:
-        """What the waiting room is told: with estimates, if there is a new snapshot."""
+        """The result for the scheduler, with estimates if there is a new snapshot."""
         session, grants = self.session, heard.grants
         if snapshot is None and session.snapshot_due(self._clock()):
             with suppress(StoreLost):  # the grants are here, and the next exchange says so, too

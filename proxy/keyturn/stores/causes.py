@@ -26,7 +26,7 @@ _ADVICE = {
     "NOREPLICAS": "too few of its replicas are in step for it to write: see its min-replicas-to-write",
     "BUSY": "it is busy with somebody's script: look at its log",
 }
-"""What to do, by the first word of the server's answer."""
+"""Advice by the first word of the server's error."""
 
 _INSIDE = re.compile(r"[ :]-([A-Z]+) ")
 """Redis before 7 wraps the error of a command inside a script: `ERR Error running script (…): …: -OOM …`."""
@@ -41,7 +41,7 @@ _PHRASES = {
     "unknown command 'SENTINEL'": "it is no sentinel: name the sentinels, on their own port, or write redis://",
     "unknown command 'EVALSHA'": "it runs no scripts: write redis+sentinel:// if it is a sentinel, else allow EVALSHA",
 }
-"""What to do, by some words of an answer that begins with ERR."""
+"""Advice by a phrase in an error that begins with ERR."""
 
 _SENTINEL = re.compile(
     r"<redis\.asyncio\.client\.Redis\((?:(?!host=|client\.Redis).)*+host=([^,<]*+),port=(\d++)"
@@ -69,10 +69,10 @@ def strange(where: str) -> StoreLost:
 
 
 def _telling(problem: BaseException) -> BaseException:
-    """What tells most of all that led to a problem: what the server said, or TLS; else what came first.
+    """The most informative cause of a problem: the server's error or TLS's, else the first cause.
 
-    redis-py wraps what it catches, a cluster's client twice; and of a connection that the server has closed it first
-    says that there is something to read.
+    redis-py wraps the errors that it catches, a cluster's client twice. For a connection that the server has closed,
+    it first reports that there is something to read.
     """
     chain = [one for one in _chain(problem) if str(one) not in _CLOSED] or [ConnectionError("closed")]
     said = (one for one in chain if isinstance(one, _SAID) and _code(one))
@@ -121,7 +121,7 @@ def _unreachable(problem: BaseException, *, tls: bool) -> str:
 
 
 def _refusal(problem: RedisError) -> str:
-    """What the server said; its words may hold names of users, commands, keys and channels, and no password."""
+    """The server's error, which may contain names of users, commands, keys and channels, but no password."""
     code, said = _code(problem), _line(problem)
     inside = _INSIDE.search(said) if code == "ERR" else None
     code = inside[1] if inside else code

@@ -45,7 +45,7 @@ _COMMON: Settings = {
 }
 
 _KEEPALIVE: Settings = {"socket_keepalive": True, "socket_keepalive_options": OPTIONS}
-"""Of connections over TCP: a subscription may wait for hours."""
+"""Options for TCP connections, since a subscription may be idle for hours."""
 
 
 def _once() -> Retry:
@@ -79,7 +79,7 @@ class Opened:
 
 
 def opener(text: str, timeout: Micros, *, strict_certificates: bool = False) -> Callable[[], Opened]:
-    """What opens clients for a store's URL, each of which knows nothing yet; `timeout` is for a call with all in it.
+    """A function that opens new clients for a store's URL; `timeout` is for one complete call.
 
     The URL has passed `config.urls.parse_store_url`.
 

@@ -143,10 +143,10 @@ class Link:
             raise strange(self._shown) from None
 
     async def check(self, key: str) -> tuple[str, ...]:
-        """What is wrong with the server that has `key` although it answers, a line each.
+        """Check the server that has `key`, and return one line per problem.
 
         Raises:
-            StoreLost: it does not answer.
+            StoreLost: the server does not respond.
         """
         server, memory, denied = await self.run(_SERVER_CHECK, key, read=_three)
         warnings = (*_warnings(_fields(server + b"\n" + memory)), *_mute(key, denied.decode(errors="replace")))
@@ -240,13 +240,13 @@ class Link:
 
 
 async def _within(seconds: float, call: "asyncio.Task[Any]") -> Any:
-    """What a call comes to.
+    """Wait for a call's result, with a timeout.
 
-    A process that stood still (stopped, or short of CPU) finds the answer and the end of its time in the same moment,
-    so it looks once more before it blames the store.
+    A process that was stopped or short of CPU may find the response and its timeout at the same moment, so it looks for
+    the response again before it reports the store as lost.
 
     Raises:
-        TimeoutError: it came to nothing in that time.
+        TimeoutError: the call did not complete in time.
     """
     for part in (seconds - _GLANCE, _GLANCE):
         done, _ = await asyncio.wait((call,), timeout=max(0.0, part))

@@ -1,7 +1,7 @@
 """The store of one process: the state itself, on the process's monotonic clock.
 
-It forgets everything when the process ends, so it is for one replica only. What its keys had spent before it began it
-does not know either: each bucket is opened by a probe (law 8).
+Its content is lost when the process ends, so it is for one replica only. It does not know what its keys had spent
+before the start either: each bucket is opened by a probe (law 8).
 """
 
 from collections.abc import Callable, Sequence

@@ -166,7 +166,7 @@ def _first(returns: LimitReturns, limit: RevisionLimit) -> Micros | None:
 
 
 def _left(demands: tuple[FlowDemand, ...], grants: tuple[LeaseGrant, ...]) -> list[FlowDemand]:
-    """What still waits when these were granted."""
+    """The demands that still wait after these grants."""
     granted = Counter([grant.flow for grant in grants])
     rest = [demand._replace(waiting=demand.waiting - granted[demand.flow]) for demand in demands]
     return [demand for demand in rest if demand.waiting > 0]
@@ -178,7 +178,7 @@ def _part(requests: int, replicas: int) -> int:
 
 
 def _of_others(revision: Revision, held: tuple[HeldLease, ...], age: Micros) -> Iterator[HeldLease]:
-    """What others may have spent of a share, as if it were counted at the latest that it can be."""
+    """Tokens of a share that others may have spent, assumed to be counted at the latest possible time."""
     for limit in revision.limits:
         own = Counter(row.quota for row in held if _is_out(row, limit.id))
         for quota in revision.quotas:

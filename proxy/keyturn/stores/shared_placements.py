@@ -47,7 +47,7 @@ _READ = Script.of("return redis.call('HGETALL', KEYS[1] .. ':' .. ARGV[1])")
 
 
 class Placements(Protocol):
-    """What keeps the revisions."""
+    """The store of the revisions."""
 
     async def name(self, placement: Placement) -> tuple[PlacementRevision, Sequence[PlacementRevision]]:
         """Say that this replica goes by a revision; returns it as it is known, and the others.

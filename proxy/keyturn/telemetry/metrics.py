@@ -58,10 +58,10 @@ WAIT_BOUNDS = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 """Bounds in seconds: a wait may last up to `queue.max_wait_ceiling`."""
 
 REQUEST_BOUNDS = (*WAIT_BOUNDS, 600)
-"""Of a whole request: the longest wait, and the longest response after it."""
+"""Histogram bounds for a whole request: the longest wait plus the longest response."""
 
 UPSTREAM_BOUNDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 310)
-"""Of the upstream's time: up to `upstream.response_timeout`."""
+"""Histogram bounds for the upstream's time, up to `upstream.response_timeout`."""
 
 OVERHEAD_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2)
 EXCHANGE_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5)
@@ -78,7 +78,7 @@ class Metrics:
         self._metrics: list[Metric] = []
         self._reload_succeeded = True
         self._rows: dict[tuple[str, str], tuple[list[float], ...]] = {}
-        """By pool and client, where the times of forwarded requests are counted."""
+        """The histogram rows for forwarded requests, by pool and client."""
         self._about_requests()
         self._about_the_upstream()
         self._about_the_store()
