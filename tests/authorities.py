@@ -22,7 +22,7 @@ FAULTS: dict[Sort, str] = {
     "no subject key identifier": "`CN=CA of no subject key identifier` has no Subject Key Identifier",
     "not critical": "`CN=CA of not critical` has Basic Constraints that are not marked critical",
 }
-"""What a strict refusal names."""
+"""Reasons that a refusal by strict verification names."""
 
 
 class Authority:
@@ -50,7 +50,7 @@ class Authority:
         return self._write(f"{name}.pem", chain), self._write(f"{name}.key", private)
 
     def server_context(self) -> ssl.SSLContext:
-        """What a server with such a certificate speaks TLS with."""
+        """Return the TLS context of a server with such a certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.cert, self.key)
         return context

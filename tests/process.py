@@ -34,7 +34,7 @@ TOKENS = {name: f"secret-token-of-{name}" for name in NAMES}
 ADMIN_TOKEN = "secret-token-of-the-admin"
 INTRUDER = "secret-token-of-nobody"
 SECRETS = (*KEYS, *TOKENS.values(), ADMIN_TOKEN, INTRUDER)
-"""What must never be seen where it does not belong (law 11)."""
+"""Secrets that must not appear anywhere outside their purpose (law 11)."""
 
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -210,7 +210,7 @@ class Caller:
         await self.reader.readexactly(2)
 
     async def ended(self) -> bytes:
-        """What still comes, up to the end of the connection."""
+        """Read to the end of the connection."""
         async with asyncio.timeout(DEADLINE):
             with suppress(ConnectionResetError):
                 return await self.reader.read()
@@ -450,7 +450,7 @@ class House:
         return await self.keyturn.ask(data)
 
     def arrivals(self, path: str) -> list[Arrival]:
-        """What arrived at the upstream under a path."""
+        """Return the requests that arrived at the upstream under a path."""
         return [arrival for arrival in self.api.arrivals if arrival.target.startswith(path)]
 
 

@@ -193,7 +193,7 @@ async def test_what_waits_in_a_body_is_weighed() -> None:
 
 @pytest.mark.parametrize("version", ["3.14.4", "3.15.0", "3.15", "4.0.0a1", "3.9.9"])
 def test_only_the_known_aiohttp_is_used(version: str) -> None:
-    """What this room knows of aiohttp's insides holds for the versions that it was written for."""
+    """The assumptions about aiohttp's internals hold for the versions they were written for."""
     check_aiohttp("3.14.5")
     check_aiohttp("3.14.12")
     check_aiohttp()

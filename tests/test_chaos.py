@@ -31,7 +31,7 @@ from tests.vectors.origin import OK, Answering, Origin
 MEGABYTE = 2**20
 CALLERS = 16
 STEPS = 8
-"""What each caller does in one wave."""
+"""The actions of each caller in one wave."""
 LINE = b"HTTP/1.1 200 OK\r\n"
 LARGE = b"x" * MEGABYTE
 UPSTREAM = {
@@ -228,7 +228,7 @@ async def changing(app: App, change: Callable[[int], object]) -> AsyncIterator[N
 
 @contextmanager
 def complaints() -> Iterator[list[logging.LogRecord]]:
-    """What is logged as an error meanwhile."""
+    """Collect the lines that are logged as errors meanwhile."""
     handler = logging.handlers.BufferingHandler(100_000)
     handler.setLevel(logging.ERROR)
     logging.root.addHandler(handler)

@@ -270,7 +270,7 @@ def test_check_accepts_what_check_prints(shell: Shell) -> None:
 
 
 def test_a_masked_secret_is_no_secret(shell: Shell) -> None:
-    """What `check` prints for a secret is not taken for one, so that nobody serves with it."""
+    """The placeholder that `check` prints for a secret is refused as a secret."""
     shell.write("pools: {default: {keys: [{name: a, secret: " + KEYS[0] + "}]}}")
     shell.write(shell.run("check").out, "again.yaml")
     ended = shell.run("check", "-c", "again.yaml")
@@ -278,7 +278,7 @@ def test_a_masked_secret_is_no_secret(shell: Shell) -> None:
 
 
 def test_check_warns(shell: Shell) -> None:
-    """What works but should not stay so is a warning on stderr; the exit code stays 0."""
+    """A configuration that works but should be improved gives a warning on stderr; the exit code stays 0."""
     shell.write(GOOD.replace("secret_file: b", f"secret: {KEYS[1]}")).chmod(0o644)
     ended = shell.run("check")
     assert (ended.code, len(ended.complaints)) == (0, 4)

@@ -33,7 +33,7 @@ async def logged(home: House, number: int) -> list[str]:
 
 
 def told(reply: Any) -> dict[str, str]:
-    """What the upstream was told of the request's way."""
+    """Return the forwarding fields that the upstream received."""
     names = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto")
     return {name.lower(): value for name, value in reply.json()["headers"] if name.lower() in names}
 
@@ -52,7 +52,7 @@ async def test_fields_of_trusted_proxies_name_the_caller(tmp_path: Path) -> None
 
 
 async def test_the_upstream_is_told_if_asked(tmp_path: Path) -> None:
-    """Of callers, and what trusted proxies said; a reload begins and ends it, and whom it trusts."""
+    """Forwarding fields name callers and trusted proxies; a reload turns them on and off and changes the trust."""
     settings: dict[str, Any] = {"upstream": {"forwarded": True}}
     async with house(tmp_path, **settings) as home:
         reply = await home.ask(request("/echo", "X-Forwarded-For: 192.0.2.7", "X-Forwarded-Proto: https"))

@@ -81,7 +81,7 @@ def blocks(file: Path) -> dict[str, str]:
 
 
 OPTIONAL = {"opentelemetry": "telemetry/traces.py", "requests": "telemetry/traces.py"}
-"""What an extra brings, and the one module that imports it: nothing else may, so that it works without."""
+"""Packages of an extra, and the only module that may import each: everything else works without the extra."""
 
 
 def imports(modules: Iterable[Path] = MODULES) -> set[str]:
@@ -258,7 +258,7 @@ def test_requirement_files_agree() -> None:
 
 
 def test_requirement_files_follow_the_project() -> None:
-    """What pyproject.toml asks for is in the compiled files: run `make lock` after a change."""
+    """Requirements of pyproject.toml are in the compiled files: run `make lock` after a change."""
     project = pyproject()
     groups = {
         "runtime.txt": project["project"]["dependencies"],
@@ -288,7 +288,7 @@ def test_runtime_dependencies_are_imported() -> None:
 
 
 def test_imports_are_installed() -> None:
-    """What a module imports is there without the tools of development: pinned for run time, or Python's own."""
+    """Imported modules are pinned for run time or part of Python, so they exist without the development tools."""
     names = blocks(ROOT / "requirements" / "runtime.txt")
     installed = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
     assert imports() - installed - sys.stdlib_module_names - set(OPTIONAL) == {"keyturn"}
@@ -296,7 +296,7 @@ def test_imports_are_installed() -> None:
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_what_an_extra_brings_is_imported_in_one_place(name: str) -> None:
-    """Which is not imported at the start of any other module, but where it is asked for."""
+    """No other module imports that one at its top level, only inside the functions that need it."""
     assert [relative(module) for module in MODULES if name in imports([module])] == [OPTIONAL[name]]
     dotted = f"keyturn.{OPTIONAL[name].removesuffix('.py').replace('/', '.')}"
     for module in MODULES:

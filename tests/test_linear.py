@@ -59,7 +59,7 @@ MADE: dict[tuple[str, str], tuple[str, list["re.Pattern[Any]"]]] = {
 """Functions that make patterns of something else: how these are asked, and samples; by module and function."""
 
 HANDED_ON = {"keyturn.config.fields": "fullmatch", "keyturn.core.credentials": "split"}
-"""What becomes of the patterns of a module that are handed to a function: `_matching` and `_kept`."""
+"""Methods that functions call on patterns they are given (`_matching`, `_kept`), by module."""
 
 
 class Use(NamedTuple):

@@ -48,7 +48,7 @@ async def home(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]
 
 
 def arrived(reply: Reply) -> Any:
-    """What `/echo` says has arrived; the answer is a 200."""
+    """Return the request as `/echo` received it; the answer must be a 200."""
     assert reply.status == 200, reply
     return reply.json()
 
@@ -122,7 +122,7 @@ async def test_unknown_caller(home: House, target: str, fields: list[str]) -> No
 
 
 async def test_allow_list(home: House) -> None:
-    """What a client's rules do not name is answered 403 and not sent; HEAD falls under GET."""
+    """Requests outside a client's rules are answered 403 and not sent; HEAD falls under GET."""
     refused = await home.ask(request("/echo/allow/1", token=READER, method="PUT", body=b"{}"))
     assert (refused.status, refused.error) == (403, "forbiddenError")
     assert (await home.ask(request("/echo/allow/2", token=READER))).status == 200
@@ -131,7 +131,7 @@ async def test_allow_list(home: House) -> None:
 
 
 async def test_pinned_key(home: House) -> None:
-    """Who may pin names a key with `Keyturn-Key`, which does not go on; others may not, and the name must exist."""
+    """A client with the permission pins a request by `Keyturn-Key`, which is not forwarded; the key must exist."""
     for _ in range(3):
         reply = await home.ask(request("/echo/pin", "Keyturn-Key: team-2", token=PINNER))
         assert values(arrived(reply), "X-Api-Key") == [KEYS[1]]
@@ -141,7 +141,7 @@ async def test_pinned_key(home: House) -> None:
     assert len(home.arrivals("/echo/pin")) == 3
 
 
-# What goes on
+# Forwarded
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ async def test_path_and_query_byte_for_byte(home: House, target: str) -> None:
 
 
 async def test_query_without_the_credential(home: House) -> None:
-    """What stands beside the credential in the query stays byte for byte."""
+    """The rest of the query beside the credential stays byte for byte."""
     target = f"/echo/beside?b=%2f&apikey={CI}&&a=+%20"
     assert arrived(await home.ask(request(target, token=None)))["target"] == "/echo/beside?b=%2f&&a=+%20"
 
@@ -268,7 +268,7 @@ async def test_expectation_is_met_here(home: House) -> None:
     assert values(echo, "Expect") == []
 
 
-# What does not go on
+# Not forwarded
 
 
 async def test_too_large_by_its_length(home: House) -> None:
@@ -330,7 +330,7 @@ TRAPS = {
 
 @pytest.mark.parametrize("trap", TRAPS.values(), ids=TRAPS)
 async def test_framing_trap(home: House, trap: tuple[str, ...]) -> None:
-    """What others may read in another way is answered 400, the connection ends, and what follows is not served."""
+    """Ambiguous framing is answered 400 and ends the connection; requests behind it are not served."""
     head = "\r\n".join([*trap, "Host: proxy.example", f"X-Api-Key: {CI}", "", ""])
     chunks = CHUNKS if "Transfer-Encoding" in head else ""
     async with calling(home.keyturn.data) as caller:
@@ -504,7 +504,7 @@ async def test_error_of_the_upstream(home: House, status: int) -> None:
 
 @pytest.mark.parametrize("status", ["503", "504"])
 async def test_outage_of_the_upstream(home: House, status: FaultKind) -> None:
-    """What an outage answers to a POST passes as it is, for it may have been processed; a GET is sent again."""
+    """An outage's answer to a POST is relayed, since the POST may have been processed; a GET is sent again."""
     home.api.fail_next(1, status)
     reply = await home.ask(request(f"/echo/outage/{status}", method="POST", body=b"{}"))
     assert (reply.status, reply.all("Proxy-Status")) == (int(status), [])

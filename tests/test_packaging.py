@@ -1,4 +1,4 @@
-"""What is given to others who have no clone: the wheel, and the source distribution."""
+"""The distributed packages: the wheel and the source distribution."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_the_wheel_runs_without_its_sources(arguments: list[str], installed: Pat
 
 
 def test_the_command_is_called_keyturn(installed: Path) -> None:
-    """Whoever installs the wheel gets one command."""
+    """The wheel installs one command."""
     (scripts,) = installed.glob("*.dist-info/entry_points.txt")
     assert scripts.read_text(encoding="utf-8").split() == ["[console_scripts]", "keyturn", "=", "keyturn.cli:main"]
 

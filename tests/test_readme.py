@@ -23,7 +23,7 @@ COMMANDS = [
 
 
 def divided(command: str) -> tuple[dict[str, str], list[str]]:
-    """What a command sets in its environment, and its words."""
+    """Split a command into the variables that it sets and its words."""
     words = shlex.split(command)
     settings = list(takewhile(lambda word: re.match(r"\w+=", word), words))
     return dict(word.split("=", 1) for word in settings), words[len(settings) :]
@@ -53,7 +53,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_every_command_is_one_that_a_test_knows() -> None:
-    """What the README tells to type is run here, or by `make e2e`."""
+    """Every command of the README is run here or by `make e2e`."""
     known = ("make", "keyturn", "curl", "newman")
     assert {divided(command)[1][0] for command in COMMANDS if command} == set(known)
 
@@ -124,7 +124,7 @@ def test_the_newman_commands_are_the_ones_that_the_end_to_end_run_uses() -> None
 
 
 def test_the_configuration_in_brief_is_valid(tmp_path: Path) -> None:
-    """What the README shows loads, and means what it says."""
+    """The README's configuration loads and has the described effect."""
     (block,) = [block for language, block in BLOCKS if language == "yaml"]
     path = tmp_path / "config.yaml"
     path.write_text(with_digests(block), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What one client takes, and what this machine lacks, is never told as an outage of the upstream."""
+"""Exhausted client shares and exhausted local resources are never reported as an outage of the upstream."""
 
 import os
 import resource

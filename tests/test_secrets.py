@@ -1,4 +1,4 @@
-"""What never gets out (law 11): marked secrets of every kind in place, and every way out looked at."""
+"""Secrets never get out (law 11): secrets of every kind are marked, and every output is searched for them."""
 
 import asyncio
 import copy
@@ -140,7 +140,7 @@ async def out_of_the_admin_listener(keyturn: Keyturn) -> bytes:
 
 
 async def out_of_commands(keyturn: Keyturn, path: Path) -> str:
-    """What is printed about the configuration and about the process."""
+    """Return the output of the commands about the configuration and the process."""
     ended = [
         await command("check", "-c", str(path), folder=path.parent),
         await command("status", "--json", "--url", keyturn.admin, folder=path.parent),
@@ -176,7 +176,7 @@ async def test_no_way_out_shows_a_secret(tmp_path: Path, origin: Origin) -> None
 
 
 async def everything_told(path: Path) -> dict[str, str]:
-    """What a process says from its start to its end, by the way that it goes."""
+    """Return the output of a process from its start to its end, by its source."""
     async with serving(path) as keyturn:
         told = {
             "answers": (await out_of_the_data_listener(keyturn)).decode("latin-1"),
@@ -210,7 +210,7 @@ def check_what_went_upstream(origin: Origin) -> None:
         assert b"Bearer ey" not in rest
 
 
-# What a caller repeats
+# Credentials that callers repeat
 
 
 def placing(upstream: str, **more: Any) -> dict[str, Any]:

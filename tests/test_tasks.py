@@ -105,7 +105,7 @@ async def test_finish_of_nothing() -> None:
 
 
 async def test_finish_may_be_cancelled() -> None:
-    """Whoever waits can be cancelled like anybody else; the tasks have been told to end."""
+    """A task that waits for others to end can be cancelled; the others have been cancelled by then."""
     owner: Owner = set()
     gate = asyncio.Event()
 

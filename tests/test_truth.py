@@ -1,4 +1,4 @@
-"""What the upstream says, and what callers hear of it: through one real process with a pool for each case."""
+"""Upstream responses and what callers receive, through one real process with a pool for each case."""
 
 import json
 from collections.abc import AsyncIterator

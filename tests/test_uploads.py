@@ -121,7 +121,7 @@ async def upload(home: House, head: bytes, data: bytes) -> Reply:
         return await caller.reply()
 
 
-# What slow uploads cost others
+# The cost of slow uploads to others
 
 
 async def test_slow_uploads_hold_no_lease(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ async def test_a_full_queue_is_told_before_the_body(tmp_path: Path) -> None:
 
 
 async def test_a_client_takes_a_part_of_the_room(tmp_path: Path) -> None:
-    """What finds no room is read later, or refused when its time to wait is over; other clients have room."""
+    """A body without room is read later, or refused at the end of its waiting time; other clients have room."""
     sizes = {**SMALL, "spool_size": 4 * 256 * KIB}
     async with house(tmp_path, inbound=sizes) as home:
         async with calling(home.keyturn.data) as first, calling(home.keyturn.data) as second:
@@ -291,7 +291,7 @@ async def test_the_rest_of_a_body_has_its_time(tmp_path: Path) -> None:
 
 @linux
 async def test_a_full_disk(tmp_path: Path) -> None:
-    """What cannot be written streams; that is counted each time, and told once."""
+    """A body that cannot be spooled is streamed; that is counted each time and logged once."""
     data = noise(MIB)
     async with house(tmp_path, inbound={"spool_memory": 64 * KIB}) as home:
         resource.prlimit(home.keyturn.process.pid, resource.RLIMIT_FSIZE, (100 * KIB, resource.RLIM_INFINITY))

@@ -362,7 +362,7 @@ async def test_failed_attempts_are_slowed() -> None:
 
 
 def page(**fields: str) -> list[tuple[bytes, bytes]]:
-    """What a browser adds to a request of a page."""
+    """Fields that a browser adds to a page's request."""
     return [
         (b"Host", b"127.0.0.1:8080"),
         *((name.replace("_", "-").encode(), v.encode()) for name, v in fields.items()),
@@ -381,7 +381,7 @@ def page(**fields: str) -> list[tuple[bytes, bytes]]:
     ],
 )
 def test_a_web_page_is_not_known_by_its_browsers_place(fields: list[tuple[bytes, bytes]]) -> None:
-    """Whoever the browser's machine or certificate is, the page of another site is somebody else."""
+    """A page of another site is not the client that the browser's address or certificate stands for."""
     door = access(anonymous=ANYBODY)
     with pytest.raises(Forbidden, match=r"`Origin` .* `X-Api-Key: <token>` .* leave these fields out"):
         door.admit(tuple(fields), b"/")

@@ -25,7 +25,7 @@ from tests.virtual import micros, virtual
 
 
 def able(*keys: dict[str, Any], permitted: tuple[str, ...] = ALGORITHMS) -> list[str]:
-    """What the keys of a set may verify."""
+    """Return what the keys of a set may verify."""
     found = parse_jwks(jwks(*keys), permitted)
     return [algorithm for algorithm in (*ALGORITHMS, "HS256", "none") if found.fitting("one", algorithm)]
 

@@ -65,7 +65,7 @@ class Site:
 
 
 async def read(issuer: Issuer) -> bytes:
-    """What its source reads."""
+    """Return the keys as their source reads them."""
     session: ClientSession | None = None
 
     def one() -> ClientSession:

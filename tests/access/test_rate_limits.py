@@ -97,7 +97,7 @@ class Door:
     ],
 )
 def test_an_origin_has_one_address(name: Any, address: str, origin: str) -> None:
-    """Of IPv6 it is the network of a site, since its owner has all of that."""
+    """IPv6 addresses count by the network of a site, since one owner has all of it."""
     assert address_of(Peer(name)) == address
     assert network_of(address) == origin
     assert address_of(None) == ""

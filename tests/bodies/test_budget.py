@@ -58,7 +58,7 @@ async def test_who_waits_is_served_in_order() -> None:
 
 
 async def test_room_of_others_is_room_too() -> None:
-    """What one client gives back makes the share of another larger; so does more room for all."""
+    """Memory that one client returns raises the share of another; so does a larger budget."""
     budget = BodyBudget(100)
     budget.change("b", 50)
     async with waiting(budget, ("a", 20)) as (waiter,):

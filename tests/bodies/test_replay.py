@@ -73,7 +73,7 @@ class Kept(Bodies):
 
 
 async def read(body: ReplayBody, most: int | None = None) -> bytes:
-    """What it yields, at most so many chunks."""
+    """Return at most so many of its chunks."""
     found = b""
     chunks = body.chunks()
     while most is None or most > 0:

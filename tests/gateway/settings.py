@@ -89,7 +89,7 @@ class FakeUpstream:
     trip: float = 0.1
     """Seconds from the request to the head of its answer."""
     rule: Callable[[str, Request], Answer | Exception | None] = lambda _key, _request: None
-    """What is answered to a key and a request when the script is at its end; `None`: 200."""
+    """Answer to a key and a request at the end of the script; `None`: 200."""
     arrived: list[tuple[str, str, bytes]] = field(default_factory=list)
     """Key, method and target of each request that went out."""
     limit: int = 1

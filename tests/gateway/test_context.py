@@ -104,7 +104,7 @@ async def ending(one: RequestContext) -> None:
 
 
 def test_its_route() -> None:
-    """What an upstream would limit together."""
+    """A route covers requests that an upstream would limit together."""
     assert context("HEAD", "/collections/1").route == Route("GET", "collections", 2)
 
 

@@ -266,7 +266,7 @@ def test_failures_in_a_row_open_the_breaker(how: Answer | Exception) -> None:
 
 @virtual
 async def test_a_refused_connection_opens_the_breaker_too() -> None:
-    """Whoever waits when it opens is refused at their turn, and their tokens return."""
+    """Requests that wait when the breaker opens are refused at their turn, and their tokens return."""
     async with setting(requests=100, retries=RetryPolicy(attempts=1)) as it:
         it.upstream.connecting = [Unreachable("refused") for _ in range(STREAK_FAILURES)]
         await fail(it, STREAK_FAILURES)
@@ -489,7 +489,7 @@ async def test_a_429_that_waiting_cannot_cure_in_time_is_relayed() -> None:
 
 @virtual
 async def test_a_post_refused_by_429_is_sent_again_with_its_whole_body() -> None:
-    """What was certainly not processed is replayed from the spool."""
+    """A request that was certainly not processed is replayed from the spool."""
     async with setting(answer(429, PLAIN_429, (b"Retry-After", b"1"))) as it:
         data = bytes(range(256)) * 1000
         assert (await it.ask(it.request("POST", Bytes(data)))).status == 200
@@ -559,7 +559,7 @@ async def test_a_refusal_that_is_waited_out_keeps_no_connection() -> None:
                     await asked
 
 
-# Which limit it is
+# Finding the limit
 
 
 BURST = limit(10, 10 * SECOND, "GET /collections")

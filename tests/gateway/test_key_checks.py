@@ -180,7 +180,7 @@ async def test_a_dead_key_is_checked_ever_less_often() -> None:
 
 @virtual
 async def test_a_changed_secret_is_checked_at_once() -> None:
-    """Whoever gives a dead key a new secret does not wait for its turn."""
+    """A dead key with a new secret is checked at once."""
     async with setting(quotas=1, requests=10) as it:
         revoke(it, "s-k0")
         with pytest.raises(NoKey):

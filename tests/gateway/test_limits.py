@@ -18,7 +18,7 @@ def told(size: int, left: int, reset: int = 40) -> Answer:
 
 
 async def seen(it: Setting) -> list[tuple[ObservedLimit, ...]]:
-    """What the settlements told."""
+    """Return what the settlements reported."""
     await it.room.settled()
     return [one.observed for one in it.room.store.settled if isinstance(one, Spent)]
 

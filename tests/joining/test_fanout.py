@@ -147,7 +147,7 @@ async def test_all_answers_together_have_a_bound() -> None:
 
 @virtual
 async def test_readers_that_keep_up_are_never_cut_for_room() -> None:
-    """Of readers of one pace none is behind, however little may be kept."""
+    """Readers of the same pace are never behind, however little may be kept."""
     shared = sharing(Source([b"x" * 10] * 50), kept=FanoutBudget(5), bound=0)
     readings = [task_of(whole(shared.reader())) for _ in range(3)]
     await shared.pump()
@@ -187,7 +187,7 @@ async def test_nothing_is_read_ahead_of_all_readers() -> None:
 
 @virtual
 async def test_who_leaves_holds_nobody_back() -> None:
-    """What only it had not read is let go; with the last reader the pump ends."""
+    """Data that only the departed reader had not read is dropped; with the last reader the pump ends."""
     source = Source([b"x" * 10] * 50)
     shared = sharing(source, bound=100)
     quick, slow = shared.reader(), shared.reader()
@@ -215,7 +215,7 @@ async def test_an_early_end_is_seen_by_all() -> None:
 
 @virtual
 async def test_an_ended_pump_leaves_nobody_waiting() -> None:
-    """Whoever still reads meets a broken answer."""
+    """The remaining readers get a broken answer."""
     shared = sharing(Source([b"a"] * 9))
     reader = shared.reader()
     pump, reading = task_of(shared.pump()), task_of(whole(reader))

@@ -317,7 +317,7 @@ async def test_a_failed_try_fails_the_first_and_nobody_else() -> None:
 
 @virtual
 async def test_a_refusal_for_a_deadline_is_the_leaders_own() -> None:
-    """Who has more time stays together."""
+    """Requests with more time stay joined."""
     async with scene() as it:
         first = await it.come(it.request(wait=SECOND))
         others = [await it.come(), await it.come()]
@@ -456,7 +456,7 @@ async def test_a_caller_that_falls_behind_is_cut_off_whoever_carried_the_answer(
 
 @virtual
 async def test_stopping_leaves_nobody_waiting() -> None:
-    """Whoever still waits goes on by itself, and is refused there as the gateway does."""
+    """Remaining waiters continue separately, where the gateway refuses them."""
     async with scene() as it:
         callers = [await it.come(), await it.come()]
         await it.joining.stop()

@@ -423,7 +423,7 @@ async def test_a_connection_closed_under_a_lease_was_not_written_to() -> None:
 
 
 async def test_closing_ends_what_is_under_way() -> None:
-    """Whoever waits for an answer, or reads one, learns that the upstream's connections are closed."""
+    """Requests that wait for an answer or read one fail once the upstream's connections are closed."""
     async with origin(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")) as url:
         upstream = Upstream(UpstreamOptions(url))
         await upstream.open()

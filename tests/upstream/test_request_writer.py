@@ -157,7 +157,7 @@ async def test_a_body_that_breaks_its_announcement_is_not_ended(body: Chunks) ->
 
 @pytest.mark.parametrize("error", [TooLarge("too much"), ConnectionResetError("gone"), ConnectionAbortedError()])
 async def test_the_readers_failure_is_the_requests(error: Exception) -> None:
-    """What the body's reader raises is raised again as it is; the connection is closed."""
+    """Exceptions of the body's reader are raised again unchanged; the connection is closed."""
 
     class Failing:
         length = None
@@ -299,7 +299,7 @@ async def test_only_a_standstill_times_out_an_upload() -> None:
 
 
 async def test_a_large_body_goes_out_at_the_upstreams_pace() -> None:
-    """Of 64 MB never more than the transport's buffer and one chunk wait in memory."""
+    """A body of 64 MB: at most the transport's buffer and one chunk are in memory."""
     size = 2**16
     number = 1000
     highest = 0

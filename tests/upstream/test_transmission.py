@@ -51,7 +51,7 @@ def in_parts(*parts: bytes, then: str = "wait") -> tuple[Script, list[asyncio.Ev
 
 
 async def test_chunks_come_as_they_arrive() -> None:
-    """What has arrived is there to be read before the rest has."""
+    """Bytes that have arrived can be read before the rest has."""
     script, events = in_parts(LENGTH_9 + b"abc", b"def", b"ghi")
     async with origin(script) as url, opened(url) as upstream:
         answer = await sent(upstream)
@@ -209,7 +209,7 @@ async def test_aborting_a_whole_answer_spares_its_connection() -> None:
 
 
 async def test_a_large_body_comes_at_the_readers_pace() -> None:
-    """Of 64 MB never more than a bounded buffer waits in memory, however slowly it is read."""
+    """A body of 64 MB: at most a bounded buffer is in memory, however slowly it is read."""
     size = 64 * 2**20
     script, _ = in_parts(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
     async with origin(script) as url, opened(url) as upstream:

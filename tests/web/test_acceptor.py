@@ -117,7 +117,7 @@ def test_those_who_wait_are_taken_some_in_each_turn(
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the loopback has one address")
 @LOOPS
 def test_a_crowd_of_one_address_holds_up_itself(loop: Callable[[Any], None]) -> None:
-    """Who connects behind it from elsewhere is among the next that are taken."""
+    """A connection from another address behind it is among the next that are accepted."""
 
     async def scenario() -> None:
         door = Door()
@@ -183,7 +183,7 @@ async def test_a_connection_that_fails_holds_up_nobody() -> None:
 
 
 async def test_a_system_that_has_nothing_left_does_not_hold_up_the_end() -> None:
-    """What waits in the kernel then is lost; nothing is left behind."""
+    """Connections that wait in the kernel are lost then; no descriptor is left open."""
     door = Door(errno.EMFILE)
     door.knock(1)
     async with door.attended() as taking:
@@ -233,7 +233,7 @@ async def test_a_header_may_come_in_pieces() -> None:
 
 
 async def test_the_balancer_may_speak_for_itself() -> None:
-    """By a header without an address; its own stands in the log."""
+    """A header without an address is accepted; the log has the connection's own address."""
     async with behind_a_balancer().running() as world:
         assert b" 200 " in await world.ask(b"PROXY UNKNOWN\r\n" + get())
         assert world.journals[-1].address == "127.0.0.1"

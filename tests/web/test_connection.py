@@ -1,4 +1,4 @@
-"""What a caller's connection may take, over real sockets; nothing here waits longer than it must."""
+"""Bounds of a caller's connection, over real sockets, without waiting on the wall clock."""
 
 import asyncio
 import gc
@@ -143,7 +143,7 @@ async def test_the_end_of_a_body_is_no_head() -> None:
 
 
 async def test_one_head_too_large_ends_what_follows() -> None:
-    """Of several requests at once those before it are answered, those behind it are not read."""
+    """Pipelined requests before the failing one are answered, those behind it are not read."""
     async with World(bounds=BOUNDS).running() as world:
         large = get(b"/2", *[b"X: " + b"x" * 1000] * 9, close=False)
         answer = await world.ask(get(b"/1", close=False), large, get(b"/3"))
@@ -340,7 +340,7 @@ async def test_a_caller_that_leaves_behind_pipelined_requests_is_noticed() -> No
         assert (await world.log()).outcome == "gone"
 
 
-# What is no HTTP
+# Bytes that are not HTTP
 
 
 async def test_a_body_that_breaks_fails_its_own_reader() -> None:
@@ -420,7 +420,7 @@ async def test_a_body_that_ends_in_too_many_trailers_is_told_so() -> None:
 
 
 async def test_a_lost_connection_leaves_nothing_of_an_unread_body() -> None:
-    """What it has read ahead is free at once, and does not wait for the garbage collector."""
+    """Bytes read ahead are freed at once, not by the garbage collector."""
     never = asyncio.Event()
 
     async def reply(_: Request) -> Answer:

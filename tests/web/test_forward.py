@@ -216,7 +216,7 @@ async def test_a_rate_counts_what_would_go_on() -> None:
     ],
 )
 async def test_the_gateways_refusals_are_answers(error: Exception, status: int, name: str, outcome: str) -> None:
-    """What keeps a request from being answered becomes an answer of ours, and the connection is kept."""
+    """A failure before the answer becomes an answer of the proxy, and the connection is kept."""
 
     async def reply(_: Request) -> Answer:
         raise error

@@ -215,7 +215,7 @@ async def test_a_new_connection_on_which_no_request_comes_does_not_hold_stopping
 
 
 async def test_an_upload_under_way_is_read_to_its_end_while_stopping() -> None:
-    """What a caller still sends of its body is not thrown away."""
+    """The rest of a caller's body is not thrown away."""
     async with World().running() as world:
         reader, writer = await world.connect()
         writer.write(get(b"/", b"Content-Length: 10", method=b"PUT", close=False, body=b"hello"))
@@ -248,7 +248,7 @@ async def test_patience_ends() -> None:
 
 
 async def test_a_listener_that_never_started_can_be_stopped() -> None:
-    """Whoever builds the process may end it at any point."""
+    """The process can be ended at any point of its start."""
     await Listener(answer, ["127.0.0.1:0"]).stop(1)
 
 
@@ -271,7 +271,7 @@ async def test_malformed_requests_leave_one_line_for_the_curious(caplog: pytest.
 
 
 async def test_a_body_that_is_no_http_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    """What a caller gets wrong in a body is told to it by the handler, and is no error of this process."""
+    """The handler answers a malformed body; it is not logged as an error of this process."""
     begun = asyncio.Event()
 
     async def reading(incoming: IncomingRequest) -> bool:

@@ -165,7 +165,7 @@ class Taker:
         self.pace = WriteTimeout(loop, PATIENCE, self.left, self.too_slow)
 
     def left(self) -> int:
-        """What it has not taken yet."""
+        """Return the bytes that it has not taken yet."""
         return self.given - int((self.now() - self.began) * self.speed)
 
     def too_slow(self, some: bool) -> None:

@@ -20,7 +20,7 @@ def giving(answer: Answer) -> Gateway:
 
 
 KEPT = [(b"Connection", b"keep-alive"), (b"Keep-Alive", b"timeout=75")]
-"""What a caller is told whose connection goes on: for how long it may be idle."""
+"""Field of an answer whose connection is kept: how long it may be idle."""
 
 
 async def test_an_answer_goes_out_as_it_came() -> None:
@@ -228,7 +228,7 @@ async def test_a_caller_that_leaves_with_all_of_an_answer_has_got_it() -> None:
 
 
 async def test_a_large_answer_goes_out_at_the_callers_pace() -> None:
-    """Of 64 MB only what fits into the transport's buffer is taken from the upstream ahead of the caller."""
+    """A slow caller of 64 MB: only as much as the transport's buffer holds is read ahead from the upstream."""
     size, number = 2**16, 1000
     parts = [bytes(size)] * number
     answer = an_answer(*parts)

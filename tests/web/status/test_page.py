@@ -48,7 +48,7 @@ def test_every_field_is_documented() -> None:
 
 
 def test_tokens_are_told_in_all_their_states() -> None:
-    """What cools is the sum of what returns."""
+    """The number of tokens cooling down is the sum of those that return."""
     limit = document(busy())["pools"][0]["quotas"][0]["limits"][0]
     assert (limit["name"], limit["size"], limit["window"]) == ("60/60s", 60, 60.0)
     assert (limit["available"], limit["in_use"], limit["cooling_down"]) == (14, 4, 42)
@@ -103,7 +103,7 @@ def test_a_limit_that_is_higher_upstream_is_told() -> None:
 
 
 def text_of(path: str) -> str:
-    """What is in a file of the page."""
+    """Return the content of one of the page's files."""
     found = asset(path)
     assert found
     return found.body.decode()
@@ -170,14 +170,14 @@ def test_the_scripts_write_text_only(path: str) -> None:
 
 
 def test_scripts_use_only_each_other() -> None:
-    """What one takes from another is there, by a relative path: the page works behind a path of a proxy's."""
+    """Files import each other by relative paths that exist, so the page works behind a path prefix."""
     imported = {name for path in SCRIPTS for name in re.findall(r'from "([^"]*)"', text_of(path))}
     assert {f".{path}" for path in SCRIPTS} - imported == {"./status.js"}
     assert imported < {f".{path}" for path in SCRIPTS}
 
 
 def test_the_page_has_landmarks_and_says_changes_politely() -> None:
-    """What a screen reader steers by."""
+    """The page has the landmarks and names that screen readers need."""
     page = text_of("/")
     for part in ('<html lang="en">', "<header>", "<main", "<footer>", 'class="skip"', "<noscript>", 'name="viewport"'):
         assert part in page
