@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from keyturn.practice import PracticeApi, PracticeSettings
 
+from tests.depth import deep
 from tests.process import (
     DEADLINE,
     KEYS,
@@ -197,7 +198,7 @@ CLOSED = "keyturn: stderr is closed, and nothing could be said on it: leave it o
         ("serve -c missing.yaml 2>&-", 2, ""),
         ("check --nope 2>/dev/full", 2, ""),
         ("schema >/dev/full 2>/dev/null", 1, ""),
-    ],
+    ][:: deep(1, brief=3)],
 )
 async def test_what_cannot_be_told_is_told_by_the_exit_code(tmp_path: Path, script: str, code: int, said: str) -> None:
     """A server does not run where nothing it says can be heard; a command ends as it would."""
