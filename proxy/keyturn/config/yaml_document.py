@@ -1,8 +1,8 @@
 """Read config.yaml as a tree of mappings, lists and scalars, with the environment's values in place of `${NAME}`.
 
-The YAML is safe, without repeated keys, and bounded in size. Of plain scalars only `true`, `false`, `null`, `~` and
-decimal numbers are not text: `off` is a word, `1:30` and `007` are no numbers, `2026-01-01` is no date. Problems say
-where they are and what to write instead, in place of PyYAML's terms, and show no value, since it may be a secret.
+The YAML is safe, without repeated keys, and bounded in size. All plain scalars except `true`, `false`, `null`, `~` and
+decimal numbers are text, including `off`, `1:30`, `007` and `2026-01-01`. Problems state their position and what to
+write instead, without PyYAML's terms, and show no value, since it may be a secret.
 """
 
 import re

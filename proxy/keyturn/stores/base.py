@@ -98,10 +98,10 @@ class SessionStore:
         return await self.speak(settlements)
 
     async def speak(self, settlements: tuple[Settlement, ...], *, report: bool = False) -> ExchangeResult:
-        """Say what ended and what waits; a report says that nothing waits, so nothing is granted.
+        """Send settlements and demands; a report sends no demands, so nothing is granted.
 
-        A connection that breaks is no loss yet: once in an exchange the request is made again over a new one. What the
-        first came to does not matter, for its grants are taken back, and what ended has ended.
+        A broken connection does not mean that the store is lost: the request is retried once over a new one. The result
+        of the first attempt does not matter, since its grants are taken back and settlements are idempotent.
         """
         session, broke = self.session, False
         session.revision = self.revision

@@ -1,10 +1,10 @@
 """A replica's share of the limits while the shared store is lost, less a reserve, evenly paced.
 
-The share is the limit divided by the replicas that were seen of late. For the first window a replica of several goes on
-with what returns to it of its own tokens, up to its share, since what others had spent still counts; then with all of
-it. So all replicas together stay below the limit, as long as each knows how many there are and all have lost the store.
-Where that is not so, the pace makes it rare that a limit is exceeded: `aiolimiter` with a capacity of 1 lets through at
-most one request more than its rate in any window (its burst is capacity plus leak), for which the reserve has room.
+The share is the limit divided by the number of replicas seen recently. During the first window one of several replicas
+uses only its own returning tokens, up to its share, since tokens that others had spent still count; then it uses all of
+its share. All replicas together stay below the limit if each knows their number and all have lost the store. Otherwise
+the pace makes it rare that a limit is exceeded: `aiolimiter` with a capacity of 1 permits at most one request more than
+its rate in any window (its burst is capacity plus leak), and the reserve covers that request.
 
 A limit of fewer requests than there are replicas cannot be divided: requests under it wait for the store.
 """

@@ -1,14 +1,14 @@
-"""What a replica does while the shared store does not answer (`store.on_loss`), and how it returns to it.
+"""A replica's behaviour while the shared store is lost (`store.on_loss`), and its return to the store.
 
-`share`: it goes on with its own share (`stores.share`). `wait`: requests wait for the store or their deadline.
-`refuse`: they are answered 503. A loss is noticed within the store's timeout, told once, and ends when an exchange
-succeeds that reports what this replica holds. Each replica tries by itself, at its own uneven pace, so that a store
-that comes back is not met by all at once.
+`share`: the replica uses its own share (`stores.share`). `wait`: requests wait for the store or their deadline.
+`refuse`: requests get 503. A loss is detected within the store's timeout, logged once, and ends when an exchange
+succeeds that reports this replica's outstanding leases. Replicas retry separately and at random intervals, so that a
+store that comes back is not overloaded.
 
-A store that only stood still, or was cut off, does not know what was spent meanwhile. It would grant that once more to
-the replica that comes back first, or to one that has not noticed the loss (law 1). So a replica goes on with its share
-only when the others must have noticed, too; most losses are over before. After `share`, one that has reported keeps
-quiet until all others have had the time to report. A store that began a new epoch waits for them itself (law 8).
+A store that was only stopped or cut off does not know what was spent meanwhile. It would grant those tokens again to
+the replica that comes back first, or to one that has not detected the loss (law 1). A replica therefore uses its share
+only when the others must have detected the loss, too; most losses are over before. After `share`, a replica that has
+reported waits until all others have had time to report. A store with a new epoch waits for them itself (law 8).
 """
 
 import asyncio
