@@ -58,7 +58,7 @@ def test_the_wheel_runs_without_its_sources(arguments: list[str], installed: Pat
 def test_the_command_is_called_keyturn(installed: Path) -> None:
     """The wheel installs one command."""
     (scripts,) = installed.glob("*.dist-info/entry_points.txt")
-    assert scripts.read_text(encoding="utf-8").split() == ["[console_scripts]", "keyturn", "=", "keyturn.cli:main"]
+    assert scripts.read_text(encoding="utf-8").split() == ["[console_scripts]", "keyturn", "=", "keyturn.__main__:main"]
 
 
 def test_the_sources_are_complete(built: Path) -> None:
