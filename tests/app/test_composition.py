@@ -14,6 +14,7 @@ from keyturn.app import App, ResolvedConfig
 from keyturn.practice import PracticeSettings, WindowKind
 from keyturn.practice.endpoints import noise
 
+from tests.depth import deep
 from tests.process import (
     ADMIN_TOKEN,
     INTRUDER,
@@ -60,7 +61,7 @@ async def held(gate: Gate) -> None:
 # Waiting
 
 
-@pytest.mark.parametrize("kind", ["rolling", "first", "fixed"])
+@pytest.mark.parametrize("kind", deep(["rolling", "first", "fixed"], brief=["rolling"]))
 async def test_a_burst_on_two_keys(tmp_path: Path, kind: WindowKind) -> None:
     """Two hundred requests at once: all are served, each arrives once, and no key is over its limit in any window."""
     practice = PracticeSettings(tls=True, keys=KEYS, limit=25, window=0.5, kind=kind)
