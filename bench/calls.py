@@ -53,8 +53,8 @@ class Counting(SharedStore):
         return answer
 
 
-class Room:
-    """The scheduler of one replica; `made` counts its exchanges by use."""
+class Replica:
+    """A replica's scheduler; `made` counts its exchanges by use."""
 
     def __init__(self, scheduler: Scheduler, made: Counter[str]) -> None:
         self.served = 0
@@ -72,7 +72,7 @@ class Room:
 
 
 @asynccontextmanager
-async def room(url: str, pool: Pool, name: str) -> AsyncIterator[Room]:
+async def replica(url: str, pool: Pool, name: str) -> AsyncIterator[Replica]:
     """Run a replica's scheduler."""
     bound = 10 * SECOND
     async with AsyncExitStack() as stack:
@@ -85,7 +85,7 @@ async def room(url: str, pool: Pool, name: str) -> AsyncIterator[Room]:
         stack.push_async_callback(scheduler.stop)
         store.listen(scheduler.wake)
         await scheduler.start()
-        yield Room(scheduler, store.made)
+        yield Replica(scheduler, store.made)
 
 
 def calls(one: Server) -> Counter[str]:
@@ -107,7 +107,7 @@ async def per_request(kind: str, rate: int, seconds: float) -> None:
     """Measure requests that come at a steady rate and find a key available."""
     tasks: set[asyncio.Task[Any]] = set()
     with server(kind) as one:
-        async with room(one.url, pool_of(KEYS, Limit(10_000, 60 * SECOND, ())), "r") as only:
+        async with replica(one.url, pool_of(KEYS, Limit(10_000, 60 * SECOND, ())), "r") as only:
             await asyncio.gather(*(only.request("first on each key") for _ in range(KEYS)))
             before, began, sent = calls(one), now(), 0
             while now() - began < seconds * SECOND:
@@ -129,14 +129,14 @@ async def per_token(kind: str, replicas: int) -> None:
     seconds = MEASURED * WINDOW
     async with AsyncExitStack() as stack:
         one = stack.enter_context(server(kind))
-        rooms = [await stack.enter_async_context(room(one.url, pool, f"r{n}")) for n in range(replicas)]
+        running = [await stack.enter_async_context(replica(one.url, pool, f"r{n}")) for n in range(replicas)]
         stack.push_async_callback(finish, tasks)
         for number in range(max(LIMIT * (QUEUED + MEASURED + 1), FEWEST * replicas)):
-            spawn(rooms[number % replicas].request(f"c{number % 3}"), name="request", owner=tasks)
+            spawn(running[number % replicas].request(f"c{number % 3}"), name="request", owner=tasks)
         await asyncio.sleep(QUEUED * WINDOW - WINDOW)
-        before, served, kinds = calls(one), sum(each.served for each in rooms), _made(rooms)
+        before, served, kinds = calls(one), sum(each.served for each in running), _made(running)
         await asyncio.sleep(seconds)
-        made, used, kinds = calls(one) - before, sum(each.served for each in rooms) - served, _made(rooms) - kinds
+        made, used, kinds = calls(one) - before, sum(each.served for each in running) - served, _made(running) - kinds
     snapshots = made["script"] - kinds.total()
     print(
         f"{replicas:8} replicas, {used} tokens in {seconds} s:"
@@ -149,8 +149,8 @@ async def per_token(kind: str, replicas: int) -> None:
     )
 
 
-def _made(rooms: list[Room]) -> Counter[str]:
-    return sum((each.made for each in rooms), Counter())
+def _made(running: list[Replica]) -> Counter[str]:
+    return sum((each.made for each in running), Counter())
 
 
 async def run(kind: str) -> None:

@@ -209,13 +209,13 @@ class Jwts:
         self._run()
 
     def _run(self) -> None:
-        """Give each keeper its task, and end those of issuers that are no longer known."""
-        keepers = {entry.cache for entry in self._issuers.values()}
-        for cache in self._tasks.keys() - keepers:
+        """Start a task for each JWKS cache, and end those of issuers that are no longer known."""
+        caches = {entry.cache for entry in self._issuers.values()}
+        for cache in self._tasks.keys() - caches:
             for task in self._tasks[cache]:
                 task.cancel()
         self._tasks = {cache: tasks for cache, tasks in self._tasks.items() if tasks}
-        for cache in keepers - self._tasks.keys():
+        for cache in caches - self._tasks.keys():
             self._tasks[cache] = set()
             cache.start(self._tasks[cache])
 

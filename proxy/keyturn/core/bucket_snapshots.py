@@ -87,8 +87,8 @@ def _limit(index: int, limit: RevisionLimit, row: LimitUsage) -> Iterator[Bucket
         returns = cooling.get(quota, [])
         out = max(0, taken - returned.get(quota, 0))
         in_use = max(0, out - len(returns))
-        hand = max(0, limit.requests - out)
+        available = max(0, limit.requests - out)
         if quota in closed:
-            yield BucketSnapshot(quota, index, 0, in_use, tuple(sorted([*returns, *[closed[quota]] * hand])))
+            yield BucketSnapshot(quota, index, 0, in_use, tuple(sorted([*returns, *[closed[quota]] * available])))
         else:
-            yield BucketSnapshot(quota, index, hand, in_use, tuple(returns))
+            yield BucketSnapshot(quota, index, available, in_use, tuple(returns))

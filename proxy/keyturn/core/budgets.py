@@ -20,15 +20,15 @@ def budget(tokens: TokenBuckets, view: RevisionView, index: int, now: Micros) ->
     limit = view.limits[index]
     size = limit.requests * len(view.quotas)
     taken = tokens.total.get(limit.id, 0)
-    hand = max(0, size - taken)
+    available = max(0, size - taken)
     first = (tokens.returns.get(limit.id) or SortedSet[str, Micros]()).first()
     delay = max(0, first[0] - now) if first else (limit.window + tokens.service if taken else 0)
     if closed := tokens.shut.quotas_under(view, limit.id):
         opens = max(0, min(closed.values()) - now)
         lost = sum([max(0, limit.requests - tokens.taken.get((limit.id, quota), 0)) for quota in closed])
         if len(closed) >= len(view.quotas):
-            delay = opens if hand else max(delay, opens)
-        elif hand and hand <= lost:
+            delay = opens if available else max(delay, opens)
+        elif available and available <= lost:
             delay = min(delay, opens) if taken else opens
-        hand = max(0, hand - lost)
-    return LimitTokens(size, hand, delay)
+        available = max(0, available - lost)
+    return LimitTokens(size, available, delay)

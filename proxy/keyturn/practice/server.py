@@ -122,7 +122,7 @@ class PracticeApi:
         self._port = listener.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening, break off what is under way and close every connection."""
+        """Stop listening, abort requests in flight and close every connection."""
         if self._listener is None or self._server is None:
             return
         self._listener.close()
@@ -261,7 +261,7 @@ class PracticeApi:
         self._broken = None
 
     def close_idle_connections(self) -> int:
-        """Close the connections on which no request is under way, as a server may at any time; returns how many."""
+        """Close the connections on which no request is in flight, as a server may at any time; returns how many."""
         if self._server is None:
             return 0
         busy = set(self._busy.values())

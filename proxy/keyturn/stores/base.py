@@ -53,7 +53,7 @@ class SessionStore:
     def __init__(self, pool: Pool, *, replica: str, settle_bound: Micros, clock: Callable[[], Micros]) -> None:
         self.pool = pool.name
         self.revision: Revision = revision_of(pool, LEASE_LIFETIME + settle_bound)
-        """That of the next exchange; one that is under way goes on with the one that it began with."""
+        """That of the next exchange; one in flight goes on with the revision that it began with."""
         self.session = Session(replica, self.revision)
         self._settle_bound = settle_bound
         self._clock = clock

@@ -269,7 +269,7 @@ def _three(answer: Any) -> tuple[bytes, bytes, bytes]:
 def _mute(key: str, denied: str) -> Iterator[str]:
     if denied:
         yield (
-            "it does not let this user call other replicas, so turns that come early are taken late: allow it "
+            "it does not let this user call other replicas, so tokens that come early are used late: allow it "
             f"`+publish` and `&{key.partition(':')[0]}:*` ({denied})."
         )
 

@@ -29,7 +29,7 @@ class Memory:
         self.sleepers: dict[str, Wake] = {}
 
     def exchange(self, request: ExchangeRequest) -> ExchangeResponse:
-        """Answer a request, and wake the replicas whose turn is next."""
+        """Answer a request, and wake the replicas that get the next tokens."""
         response = self.state.exchange(self.clock(), "", request)
         for replica, delay in response.wake:
             if wake := self.sleepers.get(replica):
@@ -45,7 +45,7 @@ class MemoryStore(SessionStore):
         self._memory = memory
 
     def listen(self, wake: Wake) -> None:
-        """Call `wake` when a turn comes earlier than was told."""
+        """Call `wake` when a token comes earlier than announced."""
         self._memory.sleepers[self.session.replica] = wake
 
     @property

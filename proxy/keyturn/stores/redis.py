@@ -50,7 +50,7 @@ class RedisStore(SessionStore):
         self._observer = observer
 
     def listen(self, wake: Wake, deaf: Callable[[StoreLost], None] = lambda _: None) -> None:
-        """Call `wake` when a turn comes earlier than was told, and whenever a message may have been missed."""
+        """Call `wake` when a token comes earlier than announced, and whenever a message may have been missed."""
         self.link.listen(
             f"{self.key}:wake:{self.session.replica}", lambda delay: wake(int(delay) if delay.isdigit() else 0), deaf
         )

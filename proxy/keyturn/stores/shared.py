@@ -73,7 +73,7 @@ class SharedStore:
             self._share = self._new_share()
 
     def listen(self, wake: Wake) -> None:
-        """Call `wake` when a turn comes earlier than was told, and when the store is back."""
+        """Call `wake` when a token comes earlier than announced, and when the store is back."""
         self._wake = wake
         self._store.listen(self._called, self._not_heard)
 

@@ -1,4 +1,4 @@
-"""The connections to the upstream. aiohttp's errors become ours in this room and nowhere else.
+"""The connections to the upstream. aiohttp's errors become ours in this package and nowhere else.
 
 aiohttp's connector is used without its `ClientSession`, which costs more than twice as much CPU per request, re-encodes
 URLs, and by itself sends a request a second time when a kept-alive connection turns out dead: one lease, two arrivals

@@ -141,7 +141,7 @@ class Upstream(Sending):
         """Get ready to connect.
 
         Raises:
-            StartError: the certificates cannot be read, or aiohttp is not the one that this room was written for.
+            StartError: the certificates cannot be read, or aiohttp is not the one that this package was written for.
         """
         check_aiohttp()
         await check_private_names()
