@@ -121,6 +121,13 @@ def test_functions_stay_short(module: Path) -> None:
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FUNCTION} == {}
 
 
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_docstrings_begin_with_their_subject(module: Path) -> None:
+    """A stranger understands a docstring alone: none begins with a word that hangs on the line above it."""
+    text = module.read_text(encoding="utf-8")
+    assert re.findall(r'^ *"""(?:Who|Whoever|Whose|What|Which|Of) .*', text, re.MULTILINE) == []
+
+
 def test_the_readme_stays_short() -> None:
     """The README is read in one sitting; the rest is in docs/."""
     readme = ROOT / "README.md"

@@ -20,7 +20,7 @@ OPTIONS: dict[int, int] = {
     socket.TCP_KEEPINTVL: PROBE_INTERVAL,
     socket.TCP_KEEPCNT: MAX_PROBES,
 }
-"""Of the level `IPPROTO_TCP`."""
+"""Socket options of the level `IPPROTO_TCP`."""
 
 
 SOCKET_OPTIONS: list[tuple[int, int, int]] = [

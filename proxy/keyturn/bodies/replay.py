@@ -31,11 +31,11 @@ class BodySettings:
     """Sizes in bytes, the time in microseconds; the defaults are those of the section `inbound`."""
 
     memory: int = 2**18
-    """Of one body, in memory."""
+    """Bytes of one body kept in memory."""
     ahead: int = 2**24
-    """Of one body, read before its request waits."""
+    """Bytes of one body read before its request waits."""
     files: int = 2**30
-    """Of all bodies, in files; 0 for none."""
+    """Bytes of all bodies in temporary files; 0 for none."""
     upload_time: Micros = 120 * SECOND
     """For the rest of a body, from the lease on."""
 

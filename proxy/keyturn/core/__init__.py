@@ -1,1 +1,1 @@
-"""What is decided, apart from how it is carried out: no clock, no I/O, no asyncio, no logging. Time is an argument."""
+"""Decisions, apart from how they are carried out: no clock, no I/O, no asyncio, no logging. Time is an argument."""

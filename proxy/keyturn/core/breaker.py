@@ -73,14 +73,14 @@ ScopeKind = Literal["pool", "client", "route"]
 
 
 class Scope(NamedTuple):
-    """What a breaker stands for: the pool, a client of it, or one route of a client."""
+    """Scope of a breaker: the pool, a client of it, or one route of a client."""
 
     client: str = ""
     route: Route | None = None
 
     @property
     def kind(self) -> ScopeKind:
-        """Which of the three."""
+        """The kind of scope: `pool`, `client` or `route`."""
         return "pool" if not self.client else "client" if self.route is None else "route"
 
 
@@ -95,7 +95,7 @@ class Failure:
 
     @property
     def weight(self) -> int:
-        """What it adds to a streak."""
+        """How much it adds to a streak."""
         return STREAK_FAILURES_TOLD if self.wait is None and self.over_within is None else STREAK_FAILURES
 
 
@@ -122,7 +122,7 @@ class Breaker:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self._weight = 0
-        """Of the streak."""
+        """Weight of the streak."""
         self._shares: dict[Hashable, int] = {}
         """The weight that each client and each route accounts for."""
         self._connection_weight = 0
@@ -330,7 +330,7 @@ class Breakers:
                 yield client.routes[source.route], None
 
     def blocked(self, source: Source, now: Micros) -> Blocked | None:
-        """What blocks a request now; of several, one without a probe in flight, then the longest."""
+        """The breaker that blocks a request now; of several, one without a probe in flight, then the longest."""
         found: Blocked | None = None
         for breaker, part in self._of(source):
             wait = breaker.wait(now, part)

@@ -11,7 +11,7 @@ from keyturn.core.tokens import TokenBuckets
 
 
 def budgets(tokens: TokenBuckets, view: RevisionView, now: Micros) -> tuple[LimitTokens, ...]:
-    """Of each limit, over all quotas of the revision: tokens in all, available, and the delay until the next."""
+    """For each limit, over all quotas of the revision: tokens in all, available, and the delay until the next."""
     return tuple([budget(tokens, view, index, now) for index in range(len(view.limits))])
 
 

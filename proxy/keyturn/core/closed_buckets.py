@@ -1,4 +1,4 @@
-"""Which buckets are closed: by the upstream, while a probe is in flight, or since a key was used under another quota.
+"""Closed buckets: by the upstream, while a probe is in flight, or since a key was used under another quota.
 
 Law 8: a bucket that is not `known` lets one request through, its probe, which closes it until the probe is settled or
 takes so long that it is surely counted. Law 9: nothing here opens a bucket before its time.

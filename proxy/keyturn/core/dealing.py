@@ -1,4 +1,4 @@
-"""Which request gets the next token, and which replica the one after: the fair queue over the buckets (laws 3 and 4).
+"""Dealing: which request gets the next token, and which replica the one after (laws 3 and 4).
 
 `stores/lua/dealing.lua` says the same in Lua.
 """
@@ -89,7 +89,7 @@ class Dealer:
         return None
 
     def _events(self) -> Iterator[Iterator[tuple[Micros, str, str, bool]]]:
-        """What will be, soonest first: of each limit the returns, then buckets and quotas that open.
+        """Events to come, soonest first: the returns of each limit, then buckets and quotas that open.
 
         Each event is an instant, a limit (none for a whole quota), a quota, and whether that opens.
         """

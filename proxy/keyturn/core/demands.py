@@ -1,4 +1,4 @@
-"""What waits in one replica, and which part of it the store does not know yet.
+"""Demands of one replica, and those among them that the store does not know yet.
 
 The scheduler tells changes, and the store is told changes: an exchange costs nothing for flows that merely go on
 waiting. After an exchange that was heard the store believes of each flow what was told, less what was granted.
@@ -21,7 +21,7 @@ class Demands:
         """How many requests wait under each limit."""
         self._pinned: dict[Flow, None] = {}
         self._believed: dict[Flow, FlowDemand | None] = {}
-        """What the store believes of the flows that have changed since."""
+        """The store's last known numbers of the flows that have changed since."""
         self._unknown = True
         """Whether the store knows of nothing that waits."""
         self._turn = 0
@@ -61,7 +61,7 @@ class Demands:
                 self._pinned[flow] = None
 
     def changes(self, *, full: bool) -> list[FlowDemand]:
-        """What the store is told: flows that have changed, those that are gone with 0; in a `full` request all."""
+        """Demands to report: flows that have changed, 0 for those that are gone; in a `full` request all."""
         if full:
             return list(self.waiting.values())
         told = []

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 LocalCause = Literal["descriptors", "ports", "memory", "forbidden", "network", "resolver", "threads"]
-"""What this machine lacks: a label of `local_errors_total`."""
+"""The resource that this machine lacks: a label of `local_errors_total`."""
 
 
 class KeyturnError(Exception):

@@ -15,7 +15,7 @@ Outcome = Literal["forwarded", "refused", "failed", "gone"]
 
 @dataclass(slots=True)
 class RequestLog:
-    """What is written of one request: filled in on its way, read once at its end. Durations in microseconds.
+    """Record of one request: filled in on its way, read once at its end. Durations in microseconds.
 
     `outcome`: `forwarded` an upstream's answer reached the caller whole, `refused` the proxy answered itself,
     `failed` the upstream broke its answer off or never gave one, `gone` the caller left first.

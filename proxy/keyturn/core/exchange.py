@@ -1,4 +1,4 @@
-"""What the scheduler of a replica and the store of one pool exchange: demands and settlements for grants and estimates.
+"""The exchange between a scheduler and the store of one pool: demands and settlements for grants and estimates.
 
 Everything here is a duration in microseconds (an age, a wait, a delay), never an instant (law 7). How a replica and a
 shared store carry this over a network, and what they need to trust each other, is in `core.messages`.
@@ -46,7 +46,7 @@ class FlowDemand(NamedTuple):
 
 
 class ObservedLimit(NamedTuple):
-    """What an answer said about a limit of its own size: `remaining` requests until the `reset`, which is a delay."""
+    """An answer's word on a limit of the same size: `remaining` requests until the `reset`, a delay."""
 
     limit: int
     remaining: int
@@ -142,7 +142,7 @@ class LimitTokens(NamedTuple):
 
 @value_object
 class ExchangeResult:
-    """What the scheduler receives for its settlements and demands.
+    """Result of an exchange: what the scheduler receives for its settlements and demands.
 
     `estimates` has the waits of queues that still wait and were estimated anew; `available` the tokens of each limit.
     `again`: call after this time at the latest; `None` when nothing waits and no lease is outstanding. `foreign`:

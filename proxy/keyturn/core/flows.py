@@ -1,4 +1,4 @@
-"""Which requests wait, and whose turn it is: start-time fair queueing over the clients of a pool (law 4).
+"""The fair queue: start-time fair queueing over the clients of a pool (law 4).
 
 Each client has one start tag, the virtual time at which its next request starts; the lowest is served first. A request
 served at start S moves its client's tag to S + 1/weight and the pool's virtual time to S. So clients that both wait get

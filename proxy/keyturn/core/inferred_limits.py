@@ -41,7 +41,7 @@ NARROWER_ROUTES = frozenset(
         ("POST", "import", 2),
     )
 )
-"""What the Postman API documents to be limited more tightly."""
+"""Endpoints that the Postman API documents to be limited more tightly."""
 
 MAX_LONGER_SIZES = 16
 """Sizes of longer windows that are remembered."""
@@ -61,7 +61,7 @@ BUSY_RECHECK: Micros = SECOND // 4
 
 @dataclass(slots=True)
 class _Evidence:
-    """What answers say of one limit's size."""
+    """Evidence in answers for one limit's size."""
 
     size: int
     answers: int = 0
@@ -89,7 +89,7 @@ class LimitInference:
         self._lower: dict[tuple[str, int], _Evidence] = {}
         self._lowered: set[int] = set()
         self._higher: dict[int, _Evidence] = {}
-        """By limit: the smallest size above the configured one, of the answers since one named a smaller size."""
+        """For each limit: the smallest size above the configured one, since an answer named a smaller size."""
         self._longer_sizes: set[int] = set()
         self._reported: set[int] = set()
 
@@ -242,7 +242,7 @@ class RouteLimits:
         self._keep(route)[quota] = _RouteLimit(0, 0, closed)
 
     def _of(self, route: Route, now: Micros) -> dict[str, _RouteLimit]:
-        """What is still known of a route."""
+        """The limits still known of a route."""
         limits = self._known.get(route, {})
         over = [
             quota

@@ -1,4 +1,4 @@
-"""What a replica and the store of one pool say to each other: the exchange, and the snapshot.
+"""Messages between a replica and the store of one pool: the exchange and the snapshot.
 
 Over a network messages are lost and delayed, stores restart, and clocks step. What each side needs to know to keep the
 laws all the same stands in every message:
@@ -78,7 +78,7 @@ class HeldLease:
 
 @value_object
 class ExchangeRequest:
-    """What a replica says.
+    """The request of a replica.
 
     `replicas`: how many shared the pool when it last heard. `ahead`: by how much the store's clock runs ahead of its
     own, over about a window. `stepped`: by how much it stepped forward since the last response, or 0. `held`: all that
@@ -103,7 +103,7 @@ class ExchangeRequest:
 
 @value_object
 class ExchangeResponse:
-    """What the store answers; with `asks` nothing else happened, and the request is to be made again with what it asks.
+    """The store's response. With `asks` nothing else happened: repeat the request with what it asks.
 
     `dealt`: leases granted in this epoch so far. `again`: call after this time at the latest; `None` when nothing waits
     and nothing is out. `wake`: replicas that are to call after a delay, since a token will be theirs. `foreign`: tokens
@@ -183,7 +183,7 @@ def revision_of(pool: Pool, bound: Micros) -> Revision:
 
 
 def same_limits(before: Pool, after: Pool) -> dict[int, int]:
-    """Which limits of `before` count the same as which of `after`, by their indices."""
+    """Map the indices of limits of `before` to those of `after` that count the same."""
     if before is after:
         return {index: index for index in range(len(before.limits))}
     indices = {name: index for index, name in enumerate(_identities(after))}
@@ -203,7 +203,7 @@ def _numbered(names: Iterable[str]) -> Iterable[str]:
 
 
 def _identity(limit: Limit) -> str:
-    """What a limit counts: its tokens are the same ones when only their number changes."""
+    """Name of what a limit counts; its tokens stay the same ones when only their number changes."""
     what = ",".join(sorted(rule.text for rule in limit.match))
     return f"{limit.window}-{_digest(what)}" if what else str(limit.window)
 

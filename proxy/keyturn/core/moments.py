@@ -18,10 +18,10 @@ from math import ceil
 from keyturn.core.model import MILLISECOND, SECOND, Micros
 
 MAX_DISTANCE: Micros = 31 * 24 * 3600 * SECOND
-"""What is said to be farther away than this, or longer ago, is not believed."""
+"""Largest distance of a reported instant, in either direction, that is believed."""
 
 ROUNDING: Micros = 2 * SECOND
-"""By how much a wait may be too long, since both instants that it lies between were rounded."""
+"""Largest rounding error of a wait between two rounded instants."""
 
 _EPOCH_SECONDS = 1_000_000_000
 _EPOCH_MILLISECONDS = 100_000_000_000
@@ -60,7 +60,7 @@ def _whole(number: int, now: Micros) -> Micros:
 
 
 def _decimal(number: float, now: Micros) -> Micros:
-    """Of fractions nothing was rounded off; what is left of them below a microsecond is rounded up."""
+    """Nothing is cut off a fraction; what is left below a microsecond is rounded up."""
     if number < _EPOCH_SECONDS:
         return ceil(number * SECOND)
     return ceil(number * (SECOND if number < _EPOCH_MILLISECONDS else MILLISECOND)) - now

@@ -19,7 +19,7 @@ _FIXED = 16
 """Bytes of version 2 before its addresses."""
 _VERSION, _LOCAL, _PROXIED = 0x20, 0, 1
 _BYTES = {0x1: 4, 0x2: 16}
-"""Of one address, by the family: those of IPv4 and of IPv6."""
+"""Bytes of one address, by family: IPv4 and IPv6."""
 _PORTS = 4
 _STREAM = 1
 _PARTS = 6

@@ -1,4 +1,4 @@
-"""What happened of late: counts by name over the last minute, and causes that have been reported already.
+"""Recent events: counts by name over the last minute, and causes that have been reported already.
 
 Instants are in microseconds of one clock that never goes back.
 """

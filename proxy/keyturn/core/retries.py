@@ -36,7 +36,7 @@ class RetryBudget:
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
         self._clients: dict[str, _ClientCounts] = {}
-        """By the second of their last requests, the oldest first."""
+        """Counts of each client, in the order of its last request, the oldest first."""
 
     def request(self, client: str, now: Micros) -> None:
         """Count a request."""

@@ -25,7 +25,7 @@ class RevisionView:
     owners: dict[str, str]
     """The quotas of keys that are not simply a quota of their own."""
     rivals: dict[str, tuple[tuple[str, Micros], ...]] = field(default_factory=dict)
-    """By quota, the quotas of other revisions that share a key with it, and how long each rests after a grant."""
+    """For each quota, those of other revisions that share a key with it, and how long each rests after a grant."""
 
     @property
     def name(self) -> str:

@@ -32,7 +32,7 @@ SCANNED = 1_000
 
 
 def snapshot(state: SharedState, time: Micros, revision: str, pins: Iterable[tuple[int, str]]) -> Snapshot:
-    """What matters to the estimates of a replica of that revision; of `pins`, (limit, quota), its flows insist.
+    """Snapshot for the estimates of a replica of that revision; its flows insist on `pins`, pairs (limit, quota).
 
     Nothing is changed. A revision that is not known has no snapshot.
 

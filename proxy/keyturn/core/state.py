@@ -59,7 +59,7 @@ class Member:
     """A replica as the state knows it."""
 
     serial: int = 0
-    """Of its last request."""
+    """Serial of its last request."""
     granted: tuple[str, ...] = ()
     """The leases that its last request was answered with."""
     reserved: list[LeaseGrant] = field(default_factory=list)
@@ -92,7 +92,7 @@ class SharedState:
         self._now: Micros = 0
         self._corrected: Micros = 0
         self._time: Micros = 0
-        """What the store's clock showed last."""
+        """The latest reading of the store's clock."""
         self._rate = 0
         """Microseconds in a million by which it is taken to run fast, until replicas say more."""
         self._rated: Micros = 0
@@ -156,7 +156,7 @@ class SharedState:
         )
 
     def try_grant(self, time: Micros, replica: str, revision: str, flow: Flow, weight: int) -> LeaseGrant | None:
-        """What an exchange would grant to one request, if a token is available and nobody waits anywhere; else `None`.
+        """Grant to one request at once if a token is available and nothing waits anywhere; else `None`.
 
         For a replica of the same process, which loses no messages; everything else goes by exchanges.
         """

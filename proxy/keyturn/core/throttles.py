@@ -37,7 +37,7 @@ class Throttles:
 
     def __init__(self) -> None:
         self._streaks: dict[str, tuple[int, Micros]] = {}
-        """By quota: how often in a row it was refused after it had been closed, and until when it is closed now."""
+        """For each quota: how often in a row it was refused after being closed, and until when it is closed now."""
         self._refused: dict[str, tuple[Micros, bool]] = {}
         """Each quota's last refusal since anything was answered, and whether a limit of its own was named."""
         self._routes: set[Route] = set()

@@ -40,7 +40,7 @@ USES = 1 << 32
 """Uses of quotas are counted up to this, and start over: a ranking's score holds them below the available tokens."""
 
 SERVICE_START: Micros = SECOND // 4
-"""What a service time is taken for before the first one was measured."""
+"""Service time assumed before the first one was measured."""
 
 REPLENISHED = 1_000
 """Tokens of one limit that return in one exchange at the most; what is left returns with the next."""
@@ -75,7 +75,7 @@ class TokenBuckets:
         self.returns: dict[str, SortedSet[str, Micros]] = {}
         """`lease@quota` by the instant at which its token returns, by limit: what cools."""
         self.shut = ClosedBuckets()
-        """Which buckets are closed, whatever is available."""
+        """The closed buckets, whatever is available in them."""
         self.leases: dict[str, OpenLease] = {}
         self.rankings: dict[tuple[str, tuple[int, ...]], tuple[RevisionView, SortedSet[str, int]]] = {}
         """The quotas of a revision that can serve each set of limits, best first."""
@@ -86,7 +86,7 @@ class TokenBuckets:
         self.touched: dict[str, None] = {}
         """Quotas of which something changed in this exchange."""
         self.used: dict[str, tuple[int, Micros]] = {}
-        """By quota, the number and the instant of its last use."""
+        """Number and instant of the last use, by quota."""
         self._leases_of: dict[str, dict[str, None]] = {}
         self._uses = 0
         self._strangers = 0

@@ -55,7 +55,7 @@ def _is_kept(name: bytes) -> bool:
 
 
 _kept = ByNames(lambda names: tuple([_is_kept(name.lower()) for name in names]))
-"""Which fields of these names go to the caller."""
+"""Selects the fields that go to the caller."""
 _kept_beside_a_wait = ByNames(
     lambda names: tuple([_is_kept(name) and name != b"retry-after" for name in map(bytes.lower, names)])
 )
@@ -78,7 +78,7 @@ def server_timing(queued: Micros, upstream: Micros) -> bytes:
 
 
 def rates(limits: Sequence[tuple[Limit, LimitTokens]], wall: Micros) -> Fields:
-    """What is left of a request's limits over the whole pool, at `wall` (epoch).
+    """Rate fields: what is left of a request's limits over the whole pool, at `wall` (epoch).
 
     The three `X-RateLimit` fields have room for the tightest limit only.
     """

@@ -90,7 +90,7 @@ class Gateway:
             state.inference = LimitInference()  # limits may have other indices now
 
     def _state(self, scheduler: Scheduler) -> PoolState:
-        """What is known of a pool: nothing of one that is new, or was closed and opened again."""
+        """The state of a pool, made anew if the pool is new or was closed and opened again."""
         name = scheduler.pool.name
         state = self._states.get(name)
         if state is None or state.scheduler is not scheduler:
@@ -112,7 +112,7 @@ class Gateway:
         return [] if state is None else list(state.inference.higher(state.scheduler.pool.limits))
 
     def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
-        """What is left of a request's limits, as fields for an answer that is not the upstream's."""
+        """Rate fields for an answer that is not the upstream's: what is left of the request's limits."""
         scheduler = self._schedulers.get(pool)
         return rates(scheduler.view.limits_left(client, method, path), self._environment.wall()) if scheduler else ()
 

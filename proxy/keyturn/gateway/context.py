@@ -1,4 +1,4 @@
-"""What the gateway knows of the process, of a pool, and of a request on its way; and the verdicts on a try."""
+"""The gateway's state: of the process, of a pool and of one request; and the verdicts on a try."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -29,7 +29,7 @@ class RetryPolicy:
 
 @dataclass(slots=True)
 class Environment:
-    """What every policy uses: clocks (monotonic and epoch), random numbers from 0 to 1, retries, the observer."""
+    """Common to all policies: clocks (monotonic and epoch), random numbers from 0 to 1, retries, the observer."""
 
     clock: Callable[[], Micros]
     wall: Callable[[], Micros]
@@ -87,7 +87,7 @@ class Retry:
     reason: RetryReason
     pause: Micros = 0
     held: Answer | None = None
-    """What the caller gets if no lease is granted in time."""
+    """The answer to the caller if no lease is granted in time."""
 
 
 Verdict = Respond | Retry
@@ -192,12 +192,12 @@ class RequestContext:
 
     @property
     def route(self) -> Route:
-        """What it has in common with requests that an upstream would limit together."""
+        """Method and path pattern, by which an upstream would limit requests together."""
         return Route.of(self.request.method, self.request.path)
 
     @property
     def source(self) -> Source:
-        """What its failures are counted by."""
+        """The client and route that its failures count for."""
         return Source(self.waiter.client.name, self.route)
 
     @property
@@ -212,7 +212,7 @@ class RequestContext:
 
 
 def waiter_of(request: Request, pool: Pool, now: Micros) -> Waiter:
-    """What the scheduler queues a request by.
+    """Make the entry by which the scheduler queues a request.
 
     Raises:
         BadRequest: it names a key that the pool does not have.

@@ -47,7 +47,7 @@ class ProbeInFlight(Exception):
 
 
 class Throttling:
-    """What is done about answers 429."""
+    """Policy for answers 429."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -196,7 +196,7 @@ def _default_wait(told: Throttle, pool: Pool) -> Micros:
 
 
 class Outages:
-    """What is done about failures: breakers, and retries within the budget."""
+    """Policy for failures: breakers, and retries within the budget."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment

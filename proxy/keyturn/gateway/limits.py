@@ -17,7 +17,7 @@ from keyturn.scheduler.admission import too_late
 
 
 class LimitPolicy:
-    """What is done about the limits that an answer tells."""
+    """Policy for the limits that an answer reports."""
 
     def __init__(self, environment: Environment) -> None:
         self._observer = environment.observer

@@ -46,11 +46,11 @@ class Responder(Protocol):
         """The answer; `sending` is called each time just before the request is sent."""
 
     def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
-        """What is left of a request's limits, as fields."""
+        """Rate fields: what is left of a request's limits."""
 
 
 class JoinKey(NamedTuple):
-    """What requests have in common that get the same answer under the same rules."""
+    """Attributes on which requests must agree to share one answer."""
 
     pool: str
     target: bytes
@@ -140,7 +140,7 @@ class Joining:
         return _JoinedRequest(self, self._responder, key, request, log)
 
     def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
-        """What is left of a request's limits, as fields."""
+        """Rate fields: what is left of a request's limits."""
         return self._responder.rates(pool, client, method, path)
 
     async def stop(self) -> None:

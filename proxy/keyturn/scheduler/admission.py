@@ -1,4 +1,4 @@
-"""Which requests may wait, and for how long: bounds, deadlines, and what those that are refused are told (law 6).
+"""Admission to the queues: bounds, deadlines, and the answers to requests that are refused (law 6).
 
 A request for which a token is available does not wait, however many come at once. So a request that comes to an empty
 queue takes part in one exchange with the store, and only those left over are held against the bounds.

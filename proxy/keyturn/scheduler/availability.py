@@ -18,7 +18,7 @@ MAX_AVAILABILITY_AGE: Micros = 50 * MILLISECOND
 """For so long the last exchange is good enough to grant a lease by it."""
 
 CONTRADICTION = 20
-"""Which part of a limit an answer may differ from what is known before the store is told at once."""
+"""Fraction of a limit by which an answer may differ from the known state before the store is told at once."""
 
 
 class AvailabilityCache:
@@ -86,7 +86,7 @@ class AvailabilityCache:
 
 
 class SchedulerView:
-    """What gauges, the status page and rate fields show of a scheduler; nothing decides by it."""
+    """Read-only view of a scheduler for gauges, the status page and rate fields; nothing decides by it."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class SchedulerView:
         return [_snapshot(queue, now) for flow, queue in self._queues.busy.items() if flow.client != INTERNAL.name]
 
     def limits_left(self, client: str, method: str, path: str | None) -> list[tuple[Limit, LimitTokens]]:
-        """What is left for a client of the limits that a request falls under; nothing before the first exchange."""
+        """Tokens left for a client under the limits of a request; nothing before the first exchange."""
         pool, tokens = self._keys.pool, self._availability.tokens(self._clock())
         if not tokens:
             return []

@@ -61,7 +61,7 @@ class ConcurrencyLimit:
         self.most = most
         self._all = _InFlight()
         self._of: dict[str, _InFlight] = {}
-        """By client."""
+        """Slots in use, by client."""
         self._claimed = 0
         """Slots for which tokens are being demanded at this moment."""
         self._wanted: dict[Callable[[], None], None] = {}
@@ -110,7 +110,7 @@ class ConcurrencyLimit:
             wake()
 
     def refusal(self, waiter: Waiter, waiting: int, now: Micros) -> TooMany | None:
-        """What to tell a request at its deadline if it waits for a slot; `waiting`: how many do in its scheduler."""
+        """The refusal of a request that waits for a slot at its deadline; `waiting`: how many do in its scheduler."""
         client, queue = waiter.client, waiter.queue
         if not self.left(client):
             most = client.max_in_flight or 1
@@ -173,7 +173,7 @@ class SlotShares:
         self._whole = True
 
     def demands(self, may_be_served: Callable[[Queue], bool]) -> tuple[tuple[FlowDemand, ...], bool]:
-        """What to demand in queues that may be served, claiming their slots; and whether that is all that waits.
+        """Demands of queues that may be served, claiming their slots; and whether that is all that waits.
 
         Otherwise queues that are not named wait as before, less what was granted.
         """
@@ -298,5 +298,5 @@ class SlotShares:
             self._wake()
 
     def refusal(self, waiter: Waiter) -> TooMany | None:
-        """What to tell a request at its deadline, if it waited for a slot."""
+        """The refusal of a request at its deadline, if it waited for a slot."""
         return self._limit.refusal(waiter, self._queues.total, self._clock())

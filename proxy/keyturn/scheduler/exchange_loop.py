@@ -23,7 +23,7 @@ FORESIGHT_WAITING = 100
 """With fewer requests waiting every newcomer takes part in an exchange, which is quick then and estimates exactly."""
 
 FORESIGHT_MARGIN: Micros = SECOND
-"""By how much an estimate has to lie beyond the deadline of a newcomer to refuse it without an exchange."""
+"""Margin of an estimate beyond a newcomer's deadline that permits a refusal without an exchange."""
 
 RETRY_LOST: Micros = SECOND // 2
 """How long after a lost exchange the next is tried."""

@@ -10,7 +10,7 @@ from keyturn.core.moments import ROUNDING
 from keyturn.core.recent import RecentCounts
 
 PROMPT: Micros = 100 * MILLISECOND
-"""What is reported within this time has hardly been overtaken by other answers."""
+"""A report made within this time has hardly been overtaken by other answers."""
 
 
 class Lease:
@@ -106,7 +106,7 @@ class Lease:
         self._leases.settled(self)
 
     def settlement(self, now: Micros, pool: Pool) -> Settlement:
-        """What to report of a settled lease, as durations from `now`, by the limits that the pool has now."""
+        """Settlement of a lease that has ended, as durations from `now`, by the limits that the pool has now."""
         if self.counted is None:
             return Unsent(self.id)
         age = now - self.counted

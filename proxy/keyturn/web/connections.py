@@ -52,7 +52,7 @@ class OpenConnection(PendingConnection):
     __slots__ = ("late", "peer")
 
     peer: str
-    """What all connections from there have in common (`access.rate_limits.network_of`)."""
+    """The network that its connections are counted by (`access.rate_limits.network_of`)."""
     late: bool
     """Whether it came when no connection was to be kept any more."""
 

@@ -79,7 +79,7 @@ class RequestGateway(Protocol):
         """The answer, complete for the caller but for its framing; its body is read within the block."""
 
     def rates(self, pool: str, client: str, method: str, path: str | None) -> Fields:
-        """What is left of the limits that a request falls under, as fields."""
+        """Rate fields: what is left of the limits that a request falls under."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,7 +317,7 @@ Waiting = deque[tuple[asyncio.Future[None], int]]
 
 
 class IterationBudget:
-    """What may be done in one iteration of the event loop: up to `size`, and anything larger in one of its own.
+    """Work permitted in one iteration of the event loop: up to `size`, and anything larger in one of its own.
 
     An iteration serves whatever is ready, and lasts as long as all of it takes. With a hundred large answers, or a
     thousand connections that are not admitted yet, a small request would wait for all of them at each of its steps.
@@ -331,7 +331,7 @@ class IterationBudget:
         self._size = size
         self._left = size
         self._waiting: dict[str, Waiting] = {}
-        """By party; the first of the first party is next."""
+        """Callbacks that wait, by party; the first of the first party is next."""
         self._next: asyncio.Handle | None = None
 
     def try_take(self, number: int) -> bool:

@@ -40,7 +40,7 @@ _SMALL_HEAD = 8192
 _log = logging.getLogger("keyturn")
 
 Message = RawRequestMessage | HttpProcessingError | Refusal
-"""What has come: a request, something that the parser refuses, or something that is refused without it."""
+"""An item read from a connection: a request, bytes that the parser refuses, or a refusal made without it."""
 
 
 class RequestReader(OpenConnection, asyncio.BufferedProtocol):
@@ -69,7 +69,7 @@ class RequestReader(OpenConnection, asyncio.BufferedProtocol):
         self._wire: asyncio.Transport | None = None
         """The transport until it is closed."""
         self._message: Message | None = None
-        """What has come and is not being answered yet."""
+        """Items read and not being answered yet."""
         self._waiter: asyncio.Future[None] | None = None
         """Set while the next message is awaited."""
         self.deaf = False
@@ -92,7 +92,7 @@ class RequestReader(OpenConnection, asyncio.BufferedProtocol):
         self._length = 0
         """The bytes of the body, when its head says how many there are."""
         self._held = b""
-        """What has come and may not be parsed yet, from `_at` on."""
+        """Bytes received that may not be parsed yet, from `_at` on."""
         self._at = 0
         self._parsing = False
         self._stopped = False

@@ -125,11 +125,11 @@ def _head(
 
 _ROLES = {b"content-length": "length", b"date": "date"} | dict.fromkeys(_FRAMING, "framing")
 _role = ByName(lambda name: _ROLES.get(name, ""))
-"""What a field of that name says about the message itself; empty for most."""
+"""The role of a field of that name in framing the message; empty for most."""
 
 
 def _shape_of(names: tuple[bytes, ...]) -> tuple[tuple[bool, ...] | None, int | None, bool]:
-    """Which fields are written (`None`: all), the place of the length, and whether there is a date."""
+    """The fields to write (`None`: all), the place of the length, and whether there is a date."""
     roles = [_role[name] for name in names]
     kept = tuple([role != "framing" for role in roles])
     lengths = [place for place, role in enumerate(roles) if role == "length"]

@@ -26,7 +26,7 @@ class KeyStatus:
     reason: str = ""
     until: Micros | None = None
     month_remaining: int | None = None
-    """What the upstream last said that the month's plan still holds."""
+    """Requests left of the month's plan, as the upstream last reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class BucketStatus:
 
 @dataclass(frozen=True, slots=True)
 class QuotaStatus:
-    """What the upstream counts against, and its buckets in the order of the pool's limits."""
+    """One quota, with its buckets in the order of the pool's limits."""
 
     name: str
     buckets: Sequence[BucketStatus]
@@ -175,7 +175,7 @@ class ReplicaStatus:
     pools: Sequence[PoolStatus]
     reload: ReloadStatus | None = None
     refused: Mapping[str, Count] = field(default_factory=dict)
-    """By reason, also of callers that belong to no pool."""
+    """Counts by reason, those of callers without a pool included."""
 
 
 def calendar(delays: Iterable[Micros], window: Micros) -> tuple[Returning, ...]:
