@@ -163,7 +163,7 @@ def report(results: dict[str, list[Round]]) -> None:
             f"\nrate ratio keyturn/bare: {statistics.median(rates):.2f} (rounds {min(rates):.2f} to {max(rates):.2f})"
         )
         print(f"cpu ratio rounds: {min(cpus):.2f} to {max(cpus):.2f}")
-        print(f"cpu ratio keyturn/bare: {statistics.median(cpus):.2f} (aim at this stage <= 1.3, final <= 0.7)")
+        print(f"cpu ratio keyturn/bare: {statistics.median(cpus):.2f} (aim <= 0.9)")
 
 
 def parse() -> argparse.Namespace:
