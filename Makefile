@@ -91,7 +91,7 @@ screenshots: $(VENV)/.browser ## the same, and its pictures into build/screensho
 dashboards: $(VENV)/.dev ## every query of the dashboard over a real Prometheus that scraped the demo (needs Prometheus)
 	$(BIN)/python -m e2e.dashboard $(ARGS)
 
-fuzz: $(VENV)/.dev ## look for input that breaks a promise: SECONDS=60 in all, ARGS=listener for one target
+fuzz: $(VENV)/.dev ## look for input that breaks a rule: SECONDS=60 in all, ARGS=listener for one target
 	$(BIN)/python -m fuzz --seconds "$(SECONDS)" $(ARGS)
 
 sbom: .venv-audit/.installed ## the software bill of materials of what is shipped, dist/sbom.cdx.json (CycloneDX)

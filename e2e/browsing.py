@@ -51,17 +51,17 @@ FAINT = """(least) => {
 
 
 @dataclass(frozen=True)
-class Promise:
-    """One promise: its text, whether it was kept, and what was seen."""
+class Check:
+    """One expectation: its text, whether it was met, and what was seen."""
 
     text: str
     kept: bool
     seen: str
 
 
-def promise(text: str, seen: Sequence[str]) -> Promise:
-    """Return a promise that is kept when nothing was seen."""
-    return Promise(text, not seen, "; ".join(seen[:3]) or "none")
+def check(text: str, seen: Sequence[str]) -> Check:
+    """Return a check that passes when nothing was seen."""
+    return Check(text, not seen, "; ".join(seen[:3]) or "none")
 
 
 @dataclass
@@ -91,10 +91,10 @@ class Watch:
         if parts.scheme != "data" and f"{parts.scheme}://{parts.netloc}" != self.origin:
             self.strangers.append(request.url)
 
-    def promises(self) -> Iterator[Promise]:
-        """Return the promises that nothing was recorded."""
-        yield promise("no complaint on the console", self.complaints)
-        yield promise("no request to another origin", self.strangers)
+    def checks(self) -> Iterator[Check]:
+        """Return the checks that nothing was recorded."""
+        yield check("no complaint on the console", self.complaints)
+        yield check("no request to another origin", self.strangers)
 
 
 def chromium() -> str | None:

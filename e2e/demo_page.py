@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 from keyturn.demo import ADMIN_TOKEN, REVOKED
 from playwright.sync_api import Browser, Page
 
-from e2e.browsing import Promise, Watch, appears, opened
+from e2e.browsing import Check, Watch, appears, opened
 
 KEYTURN = Path(sys.executable).with_name("keyturn")
 START_SECONDS = 30
@@ -115,27 +115,27 @@ def watched(page: Page, picture: Callable[[Page], None] | None) -> tuple[Story, 
     return story, taken
 
 
-def demo_promises(browser: Browser, picture: Callable[[Page], None] | None) -> Iterator[Promise]:
-    """Return all promises about the page over the demo."""
+def demo_checks(browser: Browser, picture: Callable[[Page], None] | None) -> Iterator[Check]:
+    """Return all checks about the page over the demo."""
     with demo() as (_, url):
         watch = Watch.over(url)
         with opened(browser, url, watch) as page:
-            yield Promise("each token is drawn", page.locator(".token[data-state]").count() >= 60, "tokens")
+            yield Check("each token is drawn", page.locator(".token[data-state]").count() >= 60, "tokens")
             story, taken = watched(page, picture)
-            yield Promise("there is a picture, if one is wanted", taken, span(story))
+            yield Check("there is a picture, if one is wanted", taken, span(story))
             for part, seen in story.told().items():
-                yield Promise(f"in the demo {part}", seen, span(story))
-            yield Promise("a key can be paused", pause(url, "team-a") == 200, "200")
+                yield Check(f"in the demo {part}", seen, span(story))
+            yield Check("a key can be paused", pause(url, "team-a") == 200, "200")
             missed = appears(page, "tr.has-badge .badge", "paused")
-            yield Promise("a paused key is shown", not missed, missed)
+            yield Check("a paused key is shown", not missed, missed)
             missed = appears(page, "#announcer", "Key team-a is paused")
-            yield Promise("and said", not missed, missed)
-        yield from watch.promises()
+            yield Check("and said", not missed, missed)
+        yield from watch.checks()
         with urlopen(f"{url}status.json", timeout=START_SECONDS) as answer:  # the loopback
             keys = json.load(answer)["pools"][0]["keys"]
     reasons = {key["name"]: key["reason"] for key in keys}
-    yield Promise("the paused key says why", bool(re.search("operator", reasons["team-a"])), reasons["team-a"])
-    yield Promise("there is a key to lose", REVOKED in reasons, ", ".join(reasons))
+    yield Check("the paused key says why", bool(re.search("operator", reasons["team-a"])), reasons["team-a"])
+    yield Check("there is a key to lose", REVOKED in reasons, ", ".join(reasons))
 
 
 def span(story: Story) -> str:

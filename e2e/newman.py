@@ -1,7 +1,7 @@
 """Run real Postman clients through the real process: newman in two forms, over a practice API with real limits.
 
 Run by `make e2e`. Four newman processes at once share one client's token; between them they ask for more than the keys
-permit, so that most requests wait. Exits with 1 when a promise is broken.
+permit, so that most requests wait. Exits with 1 when a check fails.
 """
 
 import argparse
@@ -60,8 +60,8 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Promise:
-    """One promise: its text, whether it was kept, and what was seen."""
+class Check:
+    """One expectation: its text, whether it was met, and what was seen."""
 
     text: str
     kept: bool
@@ -211,8 +211,8 @@ def share_used(arrivals: Sequence[Arrival]) -> str:
     )
 
 
-def judge(ended: Sequence[Ended], api: PracticeApi, expected: int, drained: int) -> list[Promise]:
-    """Check the promises against what the practice API saw."""
+def judge(ended: Sequence[Ended], api: PracticeApi, expected: int, drained: int) -> list[Check]:
+    """Compare the checks with what the practice API saw."""
     arrivals = api.arrivals
     worst = api.worst(WINDOW)
     ours = {api.name_of(key) for key in KEYS}
@@ -220,32 +220,32 @@ def judge(ended: Sequence[Ended], api: PracticeApi, expected: int, drained: int)
     other = sorted({arrival.status for arrival in arrivals} - {200})
     failed = [run.form for run in ended if run.status]
     return [
-        Promise("every newman run passes (exit 0, no failed assertion)", not failed, f"failed: {failed or 'none'}"),
-        Promise("every answer of the upstream is 200", not other, f"others: {other or 'none'}"),
-        Promise("the upstream never answers 429", api.throttled == 0, f"{api.throttled} times"),
-        Promise(
+        Check("every newman run passes (exit 0, no failed assertion)", not failed, f"failed: {failed or 'none'}"),
+        Check("every answer of the upstream is 200", not other, f"others: {other or 'none'}"),
+        Check("the upstream never answers 429", api.throttled == 0, f"{api.throttled} times"),
+        Check(
             f"at most {LIMIT} requests of a key in any {WINDOW:.0f} s",
             max(worst.values(), default=0) <= LIMIT,
             ", ".join(f"{name} {most}" for name, most in sorted(worst.items())),
         ),
-        Promise("each request is sent once", len(arrivals) == expected, f"{len(arrivals)} arrived of {expected}"),
-        Promise("only the pool's keys reach the upstream", not strange, f"others: {len(strange)}"),
-        Promise("SIGTERM drains and exits with 0", drained == 0, f"exit {drained}"),
+        Check("each request is sent once", len(arrivals) == expected, f"{len(arrivals)} arrived of {expected}"),
+        Check("only the pool's keys reach the upstream", not strange, f"others: {len(strange)}"),
+        Check("SIGTERM drains and exits with 0", drained == 0, f"exit {drained}"),
     ]
 
 
-def show(ended: Sequence[Ended], promises: Sequence[Promise]) -> None:
-    """Print the runs and the promises."""
+def show(ended: Sequence[Ended], checks: Sequence[Check]) -> None:
+    """Print the runs and the checks."""
     for run in ended:
         print(f"newman, {run.form:27} exit {run.status} after {run.seconds:.1f} s")
         if run.status:
             print(run.output)
-    for promise in promises:
-        print(f"{'kept  ' if promise.kept else 'BROKEN'} {promise.text}: {promise.seen}")
+    for check in checks:
+        print(f"{'kept  ' if check.kept else 'BROKEN'} {check.text}: {check.seen}")
 
 
 async def run(iterations: int, runs: int) -> bool:
-    """Start everything, run newman in both forms at once, check; return whether all promises were kept."""
+    """Start everything, run newman in both forms at once, check; return whether all checks passed."""
     token = secrets.token_hex(16)
     api = PracticeApi(PracticeSettings(limit=LIMIT, window=WINDOW, tls=True, keys=KEYS))
     with tempfile.TemporaryDirectory(prefix="keyturn-e2e-") as folder:
@@ -254,11 +254,11 @@ async def run(iterations: int, runs: int) -> bool:
             expected = len(chosen) * (OVERHEAD + REQUESTS * iterations)
             print(f"{len(chosen)} newman processes, {expected} requests, {len(KEYS)} keys of {LIMIT} in {WINDOW:.0f} s")
             ended = await asyncio.gather(*(run_newman(form, token, iterations) for form in chosen))
-            promises = judge(ended, api, expected, await server.stop())
-    show(ended, promises)
+            checks = judge(ended, api, expected, await server.stop())
+    show(ended, checks)
     if api.arrivals:
         print(f"share of the permitted requests used: {share_used(api.arrivals)}")
-    kept = all(promise.kept for promise in promises)
+    kept = all(check.kept for check in checks)
     if not kept:
         print(f"\nThe last that keyturn said:\n{server.output}")
     return kept

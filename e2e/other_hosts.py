@@ -1,7 +1,7 @@
 """Run newman on collections that call another host, in each way that the README names, over HTTP and HTTPS.
 
 Run by `make e2e`. Only the collection and the environment may come through Keyturn; the collection's own requests go
-to a service under test, which refuses every request that shows it a key. Exits with 1 when a promise is broken.
+to a service under test, which refuses every request that shows it a key. Exits with 1 when a check fails.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from e2e.newman import (
     NEWMAN,
     OVERHEAD,
     REQUESTS,
+    Check,
     Ended,
     EndToEndError,
     Form,
-    Promise,
     keyturn,
     run_newman,
     show,
@@ -96,7 +96,7 @@ async def staged(folder: Path) -> AsyncIterator[Scene]:
         yield Scene(api, await plain.address(), f":{port}", services, authorities, token)
 
 
-async def run_form(scene: Scene, form: Form, service: PracticeApi, newman: Path) -> tuple[Ended, Promise]:
+async def run_form(scene: Scene, form: Form, service: PracticeApi, newman: Path) -> tuple[Ended, Check]:
     """Run newman once, and check that each host saw its own requests only."""
     before, seen = len(scene.api.arrivals), len(service.arrivals)
     scheme = service.url.partition(":")[0]
@@ -110,24 +110,24 @@ async def run_form(scene: Scene, form: Form, service: PracticeApi, newman: Path)
     through = [arrival.status for arrival in scene.api.arrivals[before:]]
     past = [arrival.status for arrival in service.arrivals[seen:]]
     kept = (ended.status, through, past) == (0, [200] * OVERHEAD, [200] * REQUESTS)
-    promise = Promise(
+    check = Check(
         f"{whole.name}: collection and environment come through Keyturn, {REQUESTS} requests go to their own host",
         kept,
         f"exit {ended.status}, through Keyturn {through}, to the other host {past}",
     )
-    return ended, promise
+    return ended, check
 
 
 async def run(newman: Path) -> bool:
-    """Run newman in every form, against both services; return whether all promises were kept."""
+    """Run newman in every form, against both services; return whether all checks passed."""
     with tempfile.TemporaryDirectory(prefix="keyturn-e2e-") as folder:
         async with staged(Path(folder)) as scene:
             results = [
                 await run_form(scene, form, service, newman) for form in scene.forms() for service in scene.services
             ]
-    promises = [promise for _, promise in results]
-    show([ended for ended, _ in results], promises)
-    return all(promise.kept for promise in promises)
+    checks = [check for _, check in results]
+    show([ended for ended, _ in results], checks)
+    return all(check.kept for check in checks)
 
 
 def main() -> None:

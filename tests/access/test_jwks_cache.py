@@ -120,7 +120,7 @@ ONE, TWO = jwk(RSA, "RS256"), jwk(OTHER_RSA, "RS256", "two")
 
 
 class Kept:
-    """A keeper that runs, on virtual time."""
+    """A JWKS cache that runs on virtual time."""
 
     def __init__(self, *keys: dict[str, Any]) -> None:
         self.publisher = Publisher(*keys)
@@ -148,7 +148,7 @@ class Kept:
 
 @virtual
 async def test_keys_are_read_at_once_and_now_and_again() -> None:
-    """What is published anew is known after `FRESH` at the latest; what stays the same stays the same object."""
+    """A newly published key is known within `REFRESH_SECONDS`; an unchanged key set stays the same object."""
     async with Kept(ONE).running() as kept:
         first = kept.cache.keys
         assert kept.knows("one")
@@ -217,7 +217,7 @@ async def test_a_withdrawn_key_is_gone() -> None:
 
 @virtual
 async def test_an_unknown_key_is_asked_for_once() -> None:
-    """However many wait for it; and not again before `APART` has passed."""
+    """An unknown key is fetched once for all that wait, and again only after `MIN_INTERVAL`."""
     async with Kept(ONE).running() as kept:
         before = kept.cache.may_refresh
         await asyncio.sleep(MIN_INTERVAL / SECOND)
@@ -238,7 +238,7 @@ async def test_an_unknown_key_is_asked_for_once() -> None:
 
 @virtual
 async def test_nobody_waits_for_ever() -> None:
-    """For an issuer that hangs, or for a keeper that has ended."""
+    """For an issuer that hangs, or for a cache that has been stopped."""
     kept = Kept(ONE)
     assert not kept.cache.may_refresh
     async with kept.running():

@@ -176,7 +176,7 @@ class Office:
             await self.jwts.stop()
 
     async def settle(self) -> None:
-        """Let the keepers read."""
+        """Let the JWKS caches read."""
         for _ in range(5):
             await asyncio.sleep(0)
 

@@ -68,7 +68,7 @@ def test_each_pool_is_at_work(tmp_path: Path) -> None:
 
 
 def test_who_waits_is_refused_in_all_of_them(tmp_path: Path) -> None:
-    """And counted until then."""
+    """Waiting requests of every pool are refused, and counted until then."""
 
     @virtual
     async def scenario() -> None:
@@ -89,7 +89,7 @@ def test_who_waits_is_refused_in_all_of_them(tmp_path: Path) -> None:
 
 
 def test_the_failure_of_one_is_a_failure(tmp_path: Path) -> None:
-    """Whose exchange breaks down ends the process: nobody of that pool would be served again."""
+    """An exchange that breaks down ends the process, since no request of that pool would be served again."""
 
     @virtual
     async def scenario() -> None:
@@ -112,7 +112,7 @@ def test_the_failure_of_one_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_pools_come_and_go(tmp_path: Path) -> None:
-    """Who waits in one that is taken out goes where its client belongs; one that comes back knows what was spent."""
+    """Requests that wait in a removed pool move to their client's pool; a pool that returns knows what was spent."""
 
     @virtual
     async def scenario() -> None:
@@ -282,7 +282,7 @@ class _Slow:
 
 
 def controls_of(it: RunningScheduler) -> OperatorControls:
-    """Of a process with one pool."""
+    """Operator controls of a process with one pool."""
     return OperatorControls({"default": it.scheduler}, LogLevel("info"), it.recorder, micros)
 
 
@@ -309,7 +309,7 @@ async def test_a_paused_key_is_not_leased_until_it_is_resumed() -> None:
 
 @virtual
 async def test_with_all_keys_paused_nobody_is_kept_waiting() -> None:
-    """Who waits is refused with 503 noKeyAvailable at once, as is whoever comes."""
+    """Waiting and new requests are refused at once with 503 noKeyAvailable."""
     async with running_scheduler(pool(1, limit(1))) as it:
         with await it.scheduler.lease(it.request()) as lease:
             lease.spent()

@@ -17,7 +17,7 @@ ANYTHING = (
 
 
 def test_a_place_is_found_by_names_and_positions() -> None:
-    """What is not there is `None`, and so is what is below it."""
+    """A missing entry is `None`, and so is everything below it."""
     root = Node({"clients": [{"name": "ci"}]})
     (client,) = root["clients"].items()
     assert client["name"].text == "ci"
@@ -58,7 +58,7 @@ def test_listeners_are_those_that_can_be_read() -> None:
 
 
 def test_a_duration_has_a_default() -> None:
-    """What is none is `None`."""
+    """A missing duration is the default; one that cannot be read is `None`."""
     assert Node(None).duration("5s") == 5_000_000
     assert Node("5").duration("5s") is None
 

@@ -44,7 +44,7 @@ def test_a_refusal_is_newer_than_a_probe() -> None:
 
 
 def test_what_is_due_opens_and_a_bucket_probed_for_too_long_is_known() -> None:
-    """What is not due stays closed."""
+    """A bucket stays closed until its time has come."""
     shut = ClosedBuckets()
     shut.close(("l", "k1"), 10)
     shut.close(("l", "k2"), 11)

@@ -27,7 +27,7 @@ from tests.virtual import micros, task_of, virtual
 
 
 def ticket(it: RunningScheduler, most: int | None, *, wait: int = 1_000_000 * SECOND, name: str = "small") -> Waiter:
-    """Of a client of which so many may wait."""
+    """A request of a client of which at most `most` requests may wait."""
     return it.request(name, wait=wait, max_waiting=most)
 
 

@@ -3,9 +3,9 @@
 Now and then more leases are outstanding than connections are free (several pools, the proxy's own requests). Then a
 request waits for a connection while its lease is fresh, and goes back to its queue after that: waiting, not a failure.
 
-The body of a refusal is read before it is passed on or dropped. The head of a 429, and of an answer that tells of an
-outage, says what is to be done: it counts though its body breaks off. Of a 401 or 403 the body alone tells whether it
-is about the key, so without one there was no answer.
+The body of a refusal is read before it is passed on or dropped. The head of a 429 or of an outage's answer is enough to
+act on, so it counts even if the body breaks off. Only the body of a 401 or 403 shows whether the key was refused; if it
+breaks off, there was no answer.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
--- Which buckets are closed: by the upstream, while a probe is in flight, or since a key was used under another quota.
+-- Closed buckets: by the upstream, while a probe is in flight, or since a key was used under another quota.
 --
 -- `closed`, `probing`  sorted sets: `<limit> <quota>` by the instant at which the bucket opens
 -- `resting`            sorted set: quotas by the instant at which they open
 --
--- The state's `opens` is no later than the first of all. What is closed stands in the record of the quota, too.
+-- The state's `opens` is no later than the earliest of these instants. The record of each quota lists its closed buckets, too.
 local closed = {}
 local REOPENED = 100
 local CLOSED, RESTING, PROBING = base .. ':closed', base .. ':resting', base .. ':probing'

@@ -109,7 +109,7 @@ local function waiting_in(replica, flow)
   return flow.total.replica == replica and flow.total.waiting or read(counts(replica), flow.name) or 0
 end
 
--- What is needed only when flows come and go, when clients idle, and when leases come back unsent.
+-- Rare work: flows that come and go, clients that idle, leases that come back unsent.
 flows.rare = lazily(function()
   local function add_idle(client, own)
     state.idle = min(state.idle, own.tag)

@@ -31,7 +31,7 @@ function revisions.rivals(view, quota)
   return state.rivals == 1 and read(hash('rivals:' .. view.name), quota) or {}
 end
 
--- What is needed only when a revision is new or no longer used.
+-- Rare work: revisions that are new or no longer used.
 revisions.rare = lazily(function()
   local function all()
     local found = {}
