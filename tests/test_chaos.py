@@ -154,7 +154,7 @@ class Crowd:
             assert (await caller.ask(request("/ok", token="nobody"))).status == 401
 
     async def talks_nonsense(self, dice: random.Random) -> None:
-        """What it says is no HTTP, or stops to be."""
+        """A caller whose bytes are not HTTP, or stop being it."""
         begin = dice.choice(
             [b"", request("/ok", "Transfer-Encoding: chunked", method="PUT", token=TOKEN) + b"2\r\nok\r\n"]
         )

@@ -340,7 +340,7 @@ def accepts(  # noqa: PLR0911  # one for each form of a value
 
 
 def _schema_of(name: str, schema: Mapping[str, Any]) -> Any:
-    """Of one entry of a mapping; `{"enum": []}` accepts nothing."""
+    """The schema of one entry of a mapping; `{"enum": []}` accepts nothing."""
     for pattern, body in schema.get("patternProperties", {}).items():
         if re.search(pattern, name):
             return body

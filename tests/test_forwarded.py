@@ -310,7 +310,7 @@ async def test_haproxy_names_callers_in_a_field(tmp_path: Path, tls: bool) -> No
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_nginx_names_callers_in_a_field(tmp_path: Path, tls: bool) -> None:
-    """What it says of scheme and host goes upstream with that."""
+    """The scheme and host that it reports go upstream as well."""
     program("nginx", "nginx-light")
     settings = {**LOOPBACK, **(secured(tmp_path) if tls else {})}
     async with house(tmp_path, upstream={"forwarded": True}, **settings) as home:

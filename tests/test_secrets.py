@@ -302,7 +302,7 @@ async def test_an_unknown_token_is_told_and_counted_as_one(tmp_path: Path) -> No
 
 
 async def test_a_redirect_leads_back_to_the_proxy(tmp_path: Path) -> None:
-    """Of the upstream's own authority only the path is told, in final answers and in interim ones."""
+    """URLs on the upstream's own authority become paths, in final and interim answers."""
     origin = Origin()
     async with origin.open(), serving(write(tmp_path, placing(origin.url))) as keyturn:
         other = origin.url.replace("http:", "https:")

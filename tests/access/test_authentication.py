@@ -249,7 +249,7 @@ BUILD_NAME = ("URI", "spiffe://cluster/ns/jobs/sa/build")
 def test_a_certificate_says_who_calls_when_nothing_else_does(
     fields: list[tuple[bytes, bytes]], target: bytes, peer: Connection | None, client: Client
 ) -> None:
-    """What a request carries comes before what its connection shows; and is taken off in any case."""
+    """A credential in the request counts before one of its connection, and is removed in any case."""
     assert access(CI, BUILD).admit(tuple(fields), target, peer) == Admission(client, (), b"/")
 
 

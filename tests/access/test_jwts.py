@@ -290,7 +290,7 @@ async def test_an_issuer_may_be_held_to_some_algorithms() -> None:
 
 
 async def test_a_verified_token_ends_when_it_expires() -> None:
-    """What is remembered of it does not outlive it, nor the key that it was signed with."""
+    """A verified token is remembered no longer than it is valid and its signing key is known."""
     async with Office().running() as office:
         text = token(exp=NOW + 60)
         assert office.owner(text) is CLIENT

@@ -81,7 +81,7 @@ async def test_a_burst_on_two_keys(tmp_path: Path, kind: WindowKind) -> None:
 
 
 async def test_no_wait(tmp_path: Path) -> None:
-    """Who does not want to wait, or could not be served before its deadline, is refused at once and told when."""
+    """A request that may not wait, or cannot be served before its deadline, is refused at once with the time."""
     limits, queue = (limit(1, "60s"),), {"max_wait": "20s", "max_wait_ceiling": "40s"}
     async with house(tmp_path, limits=limits, queue=queue, keys=KEYS[:1]) as home:
         assert (await home.ask(request("/me", "Prefer: wait=0"))).status == 200

@@ -39,7 +39,7 @@ def pools(folder: Path) -> Pools:
 
 
 def request(client: str = "a") -> Waiter:
-    """Of somebody who has time."""
+    """A request with much time to wait."""
     return Waiter(Client(client), DemandClass((0,)), micros() + 300 * SECOND)
 
 
@@ -145,7 +145,7 @@ def test_pools_come_and_go(tmp_path: Path) -> None:
 
 
 def test_a_pool_that_is_away_says_nothing(tmp_path: Path) -> None:
-    """Whoever shares the store need not hear of it."""
+    """Replicas that share the store need not be told."""
 
     @virtual
     async def scenario() -> None:

@@ -34,7 +34,7 @@ class Office:
     readings: int = 0
     while_reading: Callable[[], object] = lambda: None
     refused: str = ""
-    """What taking it up fails with."""
+    """The error with which applying it fails."""
 
     def __post_init__(self) -> None:
         self.reloader = Reloader(self.read(), self.read, self._adopt, self.recorder)
@@ -155,7 +155,7 @@ async def test_files_that_it_names_may_come_later(office: Office) -> None:
 
 
 async def test_what_changes_while_it_is_read_is_read_again(office: Office) -> None:
-    """What is taken stood in all files at one time."""
+    """A configuration in use is one that stood in all files at one time."""
     (office.file.parent / "more").write_text("1")
     office.file.write_text("two more")
     changes = iter("23")
@@ -351,7 +351,7 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_second_writing_with_the_same_times_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the same size, within the time to which they are rounded."""
+    """A change is seen though size and rounded time stay the same."""
     file, clock = tmp_path / "key", Clock()
     monkeypatch.setattr(reload, "_stamp", lambda _: (1, 2, 3))
     file.write_text("one")

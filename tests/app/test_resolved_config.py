@@ -233,7 +233,7 @@ def test_the_way_to_a_store_in_this_process_is_none(tmp_path: Path) -> None:
 
 
 def test_every_replica_has_a_name_of_its_own() -> None:
-    """Of characters that a key in Redis may have."""
+    """The name has only characters that a key in Redis may have."""
     first, second = replica_name(), replica_name()
     assert first != second
     assert all(letter.isalnum() or letter in ".-" for letter in first)

@@ -56,7 +56,7 @@ def test_memory_is_given_back_behind_a_crowd() -> None:
 
 
 def test_a_crowd_that_came_and_went_between_two_looks_counts() -> None:
-    """What it used is still there."""
+    """Memory that is in use stays."""
     assert trims([(5, 5), (1000, 0), (0, 0)]) == 1
 
 

@@ -30,7 +30,7 @@ def loaded(folder: Path, text: str, environ: Mapping[str, str] = KEYS) -> Config
 
 
 def problems(folder: Path, text: str, environ: Mapping[str, str] = KEYS) -> dict[str, str]:
-    """What is wrong with a text: messages by path. No message shows a secret."""
+    """Problems of a text: messages by path. No message shows a secret."""
     with pytest.raises(ConfigError) as caught:
         loaded(folder, text, environ)
     assert MARK not in str(caught.value)

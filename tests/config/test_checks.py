@@ -172,7 +172,7 @@ def test_a_pool_has_keys(tmp_path: Path) -> None:
 
 
 def test_a_wait_is_at_most_the_ceiling(tmp_path: Path) -> None:
-    """Of both, what is not written has its default."""
+    """Settings that are left out have their defaults in both."""
     assert "5m" in problems(tmp_path, "queue: {max_wait: 10m}")["queue.max_wait"]
     assert "10s" in problems(tmp_path, "queue: {max_wait_ceiling: 10s}")["queue.max_wait"]
     assert loaded(tmp_path, "queue: {max_wait: 10m, max_wait_ceiling: 10m}").queue.max_wait == 600_000_000
@@ -333,7 +333,7 @@ def test_a_login_of_the_store_is_told_once(tmp_path: Path, store: str, place: st
 
 
 def test_a_file_in_utf_16_is_a_problem(tmp_path: Path) -> None:
-    """Of certificates as of secrets; each kind of file is looked at."""
+    """Certificates are checked like secrets, and each kind of file is."""
     (tmp_path / "ca").write_text("\ufeffcertificate", encoding="utf-16-le")
     assert "UTF-16" in problems(tmp_path, "upstream: {ca: ca}")["upstream.ca"]
     assert "UTF-16" in problems(tmp_path, "store: {url: 'redis://h', password_file: ca}")["store.password_file"]

@@ -166,7 +166,7 @@ def test_values_of_headers_are_printable(value: str, *, good: bool) -> None:
 
 
 def test_visible_text_has_no_blanks() -> None:
-    """What can stand as one word in a header."""
+    """A name that fits one word of a header is accepted."""
     assert is_visible("PMAK-1_~!")
     assert not any(map(is_visible, ("", "a b", "a\n", "ü", "a\x7f")))
 

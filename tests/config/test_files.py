@@ -46,7 +46,7 @@ def test_what_cannot_be_read_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_known_by_the_names_of_its_key_files(tmp_path: Path) -> None:
-    """What a mounted Kubernetes Secret has beside them does not count."""
+    """Other entries of a mounted Kubernetes Secret are ignored."""
     (tmp_path / "..2026").mkdir()
     (tmp_path / "..2026" / "a").write_text("x")
     (tmp_path / "..data").symlink_to("..2026")
@@ -258,7 +258,7 @@ def test_a_quote_without_its_other_one_is_a_problem(value: str) -> None:
 
 @pytest.mark.parametrize("read", [secret_in, password_in])
 def test_a_byte_order_mark_is_no_part_of_a_secret(read: Callable[[bytes], Secret]) -> None:
-    """Of UTF-8; UTF-16 is refused, with or without one."""
+    """A byte order mark of UTF-8 is accepted; UTF-16 is refused, with or without one."""
     assert read("\ufeffPMAK-1\r\n".encode()) == Secret("PMAK-1")
     for data in (f"\ufeff{MARK}".encode("utf-16-le"), f"\ufeff{MARK}".encode("utf-16-be"), MARK.encode("utf-16-le")):
         with pytest.raises(ValueError, match="UTF-16 text: save it as UTF-8") as caught:

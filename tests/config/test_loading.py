@@ -233,7 +233,7 @@ def test_a_file_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [b"- a list\n", b"a: [\n", b"\xff\xfe", b"#" * (1 << 20) + b"#"])
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: bytes) -> None:
-    """What is wrong with a file as a whole is told with its name, since there is no setting to name."""
+    """A problem of a whole file is reported with the file's name, since no setting can be named."""
     path = tmp_path / "config.yaml"
     path.write_bytes(text)
     with pytest.raises(ConfigError) as caught:
@@ -248,7 +248,7 @@ def test_an_empty_file_is_defaults(tmp_path: Path) -> None:
 
 
 def test_every_problem_is_found_in_one_run(tmp_path: Path) -> None:
-    """Of the YAML's names, of variables, of values, between values, and of files; no value is shown."""
+    """Problems of names, variables, values, their combination and files are reported; no value is shown."""
     found = problems(
         tmp_path,
         f"""
@@ -410,7 +410,7 @@ def test_settings_of_a_pool_that_look_like_a_pool_are_told_where_they_belong(tmp
 
 
 def test_a_byte_order_mark_before_the_document_is_no_part_of_it(tmp_path: Path) -> None:
-    """Of UTF-8; UTF-16 is refused with what to do."""
+    """A byte order mark of UTF-8 is accepted; UTF-16 is refused with advice."""
     path = write(tmp_path, "")
     path.write_bytes("\ufeffqueue: {join: true}".encode())
     assert load(path, KEYS).queue.join

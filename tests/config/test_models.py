@@ -93,7 +93,7 @@ def test_the_example_shows_every_setting(tmp_path: Path) -> None:
     ["listen", "admin", "upstream", "store", "queue", "retry", "allow_anonymous_network", "lame_duck", "drain"],
 )
 def test_the_example_shows_defaults(tmp_path: Path, section: str) -> None:
-    """What is commented out is what is in effect without it."""
+    """Settings that are commented out show the defaults in effect."""
     text = re.sub(r"  (ca: tls/upstream-ca|(sentinel_)?(username|password): ).*", "", uncommented())
     files_for(tmp_path, text)
     (tmp_path / "config.yaml").write_text(text)

@@ -33,7 +33,7 @@ def test_a_duration_is_a_whole_number_and_a_unit(text: str, micros: int) -> None
 
 @pytest.mark.parametrize("value", [10, 2.5, "10", "2.5", True])
 def test_a_number_alone_is_no_duration(value: object) -> None:
-    """Whoever writes 10 is told to write a unit."""
+    """A number without a unit is refused with advice."""
     with pytest.raises(ValueError, match="write its unit"):
         parse_duration(value)
 
@@ -47,7 +47,7 @@ def test_anything_else_is_no_duration(value: object) -> None:
 
 @given(st.integers(0, 10**12))
 def test_a_duration_survives_being_written(millis: int) -> None:
-    """What is written is read as the same duration."""
+    """A written duration is read as the same duration."""
     assert parse_duration(format_duration(millis * MILLISECOND)) == millis * MILLISECOND
 
 
@@ -75,7 +75,7 @@ def test_durations_are_written_in_their_largest_unit() -> None:
     ],
 )
 def test_a_listener_is_a_host_and_a_port_or_a_socket(text: str, listener: object) -> None:
-    """What is read is written again in the same form, and stays itself when it is read twice."""
+    """A parsed address is written in the same form, and stays the same when parsed again."""
     found = parse_listener(text)
     assert found == listener
     assert str(found) == text

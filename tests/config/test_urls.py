@@ -160,7 +160,7 @@ def test_no_password_shows(noise: str, scheme: str) -> None:
 
 @pytest.mark.parametrize("raw", "/#?[")
 def test_the_hint_names_where_a_password_is_taken_literally(raw: str) -> None:
-    """What breaks a URL is mostly a password that was not percent-encoded."""
+    """A broken URL is mostly due to a password that was not percent-encoded."""
     for url in (f"redis://:a{raw}{PASSWORD}@h:6379/0", f"redis+sentinel://u:a{raw}{PASSWORD}@h:1/main"):
         with pytest.raises(ValueError, match=r"`store\.password`") as caught:
             parse_store_url(url)

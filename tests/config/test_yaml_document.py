@@ -78,7 +78,7 @@ def test_the_environment_is_not_shown() -> None:
 
 @given(st.text())
 def test_text_without_references_stays(text: str) -> None:
-    """What holds no `${` is left alone; escaped, everything can be said."""
+    """Text without `${` is left alone; escaping permits any text."""
     escaped = text.replace("${", "$${")
     interpolation = Interpolation(ENVIRON)
     value = interpolation.apply(escaped)
@@ -263,7 +263,7 @@ def test_aliases_are_copies() -> None:
 
 
 def test_mappings_can_be_merged() -> None:
-    """What a mapping says itself counts more, then what is merged first."""
+    """Keys of the mapping itself come first, then those merged first."""
     assert tree("a: &x {b: 1, c: 1}\nd: &y {c: 2, e: 2}\nf:\n  <<: [*x, *y]\n  b: 3\n")["f"] == {"b": 3, "c": 1, "e": 2}
     assert tree("a: &x {b: 1}\nc: {<<: *x, d: 2}")["c"] == {"b": 1, "d": 2}
     assert tree("{'<<': 1}") == {"<<": 1}
@@ -295,7 +295,7 @@ def test_an_alias_to_its_own_inside_is_refused(text: str) -> None:
 
 
 def test_a_file_has_a_bound() -> None:
-    """What is larger than 1 MiB is no configuration."""
+    """A file larger than 1 MiB is refused."""
     assert "1 MiB" in refusal(b"#" * (MAX_BYTES + 1))
     assert parse(b"#" * MAX_BYTES) == ({}, [])
 

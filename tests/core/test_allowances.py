@@ -88,7 +88,7 @@ def test_two_policies_of_one_size_leave_the_window_open() -> None:
 
 
 def test_the_month_with_fewest_left_counts() -> None:
-    """Of several monthly plans the one with fewest requests left counts, since each can stop a team."""
+    """The monthly plan with fewest requests left counts, since each can stop a team."""
     assert reader([(b"X-RateLimit-Remaining-Month", b"50"), (b"Calls-Remaining-Month", b"7")]).month_left() == 7
 
 

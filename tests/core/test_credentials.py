@@ -214,7 +214,7 @@ def test_a_referer_goes_without_the_parameter() -> None:
 
 
 def test_each_authorization_is_judged_alone() -> None:
-    """Of several `Authorization` fields ours are removed and others stay; the first of ours counts."""
+    """Our `Authorization` fields are removed and others stay; the first of ours counts."""
     others = ((b"Authorization", b"Bearer scim"), (b"Authorization", b"Basic x"))
     request = found(
         b"/", others[0], (b"Authorization", b"Bearer 5ecret-web"), others[1], (b"Authorization", b"Bearer 5ecret-ci")

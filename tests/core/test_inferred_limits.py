@@ -46,7 +46,7 @@ def test_the_configured_limit_ends_an_inference() -> None:
 
 
 def test_the_larger_of_two_numbers_counts() -> None:
-    """Of two smaller sizes the larger one counts."""
+    """The larger of two smaller sizes counts."""
     inference = LimitInference()
     assert not inference.told_lower("k0", 0, 10, ME)
     assert not inference.told_lower("k0", 0, 60, ENVIRONMENT)
@@ -159,7 +159,7 @@ def test_without_a_size_one_goes_at_a_time() -> None:
 
 
 def test_a_refusal_is_never_shortened() -> None:
-    """Of two closing times the later counts."""
+    """The later of two closing times counts."""
     limits = RouteLimits()
     until = limits.refused(LIST, "k0", NOW, 9 * SECOND, 10, None)
     assert limits.refused(LIST, "k0", NOW + SECOND, SECOND, 10, None) == until

@@ -56,7 +56,7 @@ def test_a_new_revision_begins_a_window_after_the_others_have_stopped() -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_longest_rest_counts(order: int) -> None:
-    """Of several revisions that place a key elsewhere the longest rest counts."""
+    """The longest rest counts if several revisions place a key elsewhere."""
     others = [revision(THERE, 1, 1000), revision({"k": "c"}, 3, 9, 1)][::order]
     assert rests(revision(HERE, 2, 0), others, SPANS) == {"k": Rest("c", None)}
 

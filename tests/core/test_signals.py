@@ -92,7 +92,7 @@ def test_an_instruction_beats_a_description() -> None:
 
 
 def test_the_latest_of_several_instructions_counts() -> None:
-    """Of several instructions in fields, text and details the latest counts."""
+    """The latest of several instructions in fields, text and details counts."""
     message = f"Please retry at {(NOW + 7) * 1000}"
     body = json.dumps({"error": {"name": "x", "message": message, "details": {"retryAfter": 5}}}).encode()
     assert read(429, (DATE, (b"Retry-After", b"6")), WRONG_WALL, body).wait == 7 * SECOND
@@ -100,7 +100,7 @@ def test_the_latest_of_several_instructions_counts() -> None:
 
 
 def test_the_latest_of_several_used_up_budgets_counts() -> None:
-    """Of several exhausted limits the latest reset counts."""
+    """The latest reset of several exhausted limits counts."""
     fields = (
         (b"X-RateLimit-Limit", b"60"), (b"X-RateLimit-Remaining", b"0"), (b"X-RateLimit-Reset", b"20"),
         (b"RateLimit", b'"burst";r=0;t=7'), (b"RateLimit-Policy", b'"burst";q=10;w=10'),

@@ -172,7 +172,7 @@ def test_the_fullest_quota_is_taken_first() -> None:
 
 
 def test_of_quotas_with_equally_many_tokens_the_one_used_longest_ago_is_taken() -> None:
-    """Of equally full quotas the one used longest ago is used."""
+    """The quota used longest ago is chosen among equally full ones."""
     world = World.of(pool(3, limit(2)))
     for quota in ("k1", "k0"):
         world.call("r", unsent(*world.ask(1, flow("a", (0,), quota)).grants))

@@ -71,7 +71,7 @@ async def test_what_may_be_sent_twice(method: str, repeatable: bool) -> None:
 
 @virtual
 async def test_the_time_to_wait_begins_behind_the_body() -> None:
-    """What its caller takes to send it is told apart, and so is what it waits for room, which counts as waiting."""
+    """The time to receive a body is recorded apart, and waiting for room counts as waiting."""
     bodies = Bodies(BodySettings(memory=MEMORY_BOUND // 4), Recorder(), micros)
     before, one = context(), context()
     await before.read_ahead(Slow(MEMORY_BOUND // 4), bodies)
@@ -110,7 +110,7 @@ def test_its_route() -> None:
 
 @virtual
 async def test_a_debugger_sees_how_a_pool_and_a_request_stand() -> None:
-    """What holds requests back, and what one of them holds."""
+    """The representations show blocked requests and the state of one request."""
     async with running_scheduler(POOL) as it:
         state = PoolState(it.scheduler)
         assert (

@@ -570,7 +570,7 @@ NARROW_429 = answer(
 
 @virtual
 async def test_the_limit_that_is_named_is_closed_and_no_other() -> None:
-    """What does not fall under it goes on, on the same key."""
+    """Requests outside the limit go on, on the same key."""
     async with setting(NARROW_429, quotas=1, limits=(limit(60), BURST)) as it:
         got = await it.ask(it.request(path="/collections", wait=SECOND))
         assert got.status == 429

@@ -29,7 +29,7 @@ PATH = "/opt/keyturn/bin:/usr/local/bin:/usr/bin:/bin"
 
 
 def specification(pod: Any, container: Any, rendered: Rendered, layout: kubelet.Layout) -> dict[str, Any]:
-    """What the kubelet's runtime is told of the container, in the words of the OCI; the network is this machine's."""
+    """The container's runtime configuration, as the OCI defines it; the network is this machine's."""
     context = container["securityContext"]
     assert context["capabilities"] == {"drop": ["ALL"]}
     environ = {"PATH": PATH, **kubelet.environment(container, rendered.objects, SECRETS)}
@@ -143,7 +143,7 @@ async def test_the_image_has_bytecode(api: PracticeApi, place: Path) -> None:
 
 
 async def test_the_image_can_trace(api: PracticeApi, place: Path) -> None:
-    """What traces need is there, though nothing of it is imported without them."""
+    """The packages for traces are installed, though not imported without them."""
     async with started(gateway(api), place):
         ended = inside(place, "python", "-c", "import opentelemetry.sdk.trace, opentelemetry.exporter.otlp.proto.http")
         assert ended.returncode == 0, ended.stderr

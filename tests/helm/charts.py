@@ -129,7 +129,7 @@ def render(
 
 
 def refusal(values: Mapping[str, Any], *files: Path, chart: Path = CHART, version: str = NEWEST) -> str:
-    """What helm says of values that it does not render."""
+    """Helm's error for values that it does not render."""
     done = helm_template(json.dumps(values), files, chart, version, RELEASE)
     assert done.returncode, done.stdout
     return done.stderr
@@ -143,7 +143,7 @@ def _notes(values: str) -> str:
 
 
 def notes(values: Mapping[str, Any]) -> str:
-    """What helm says behind an installation."""
+    """Helm's notes after an installation."""
     return _notes(json.dumps(values))
 
 

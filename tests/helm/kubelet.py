@@ -1,4 +1,4 @@
-"""What the kubelet does with a container, on this machine: volumes, environment, command, user, probes, its end.
+"""The kubelet's work for a container, on this machine: volumes, environment, command, user, probes, its end.
 
 A mount path becomes a folder below a temporary one, everywhere that the container's command and files name it, and
 ports are the system's choice. Nothing else is changed.
@@ -173,7 +173,7 @@ def environment(container: Any, objects: Sequence[Any], secrets: Secrets) -> dic
 
 @cache
 def as_user(user: int, group: int) -> tuple[str, ...]:
-    """What to put before a command to run it as a numeric user, as far as this process may and needs to.
+    """The prefix that runs a command as a numeric user, as far as this process may and needs to.
 
     Where the interpreter stands in a folder of root's own, the user gets the capability to read it, and nothing more.
     """
@@ -237,7 +237,7 @@ async def running(
 
 
 def free_ports(pod: Any, container: Any, objects: Sequence[Any]) -> dict[str, str]:
-    """What to write in place of the addresses of config.yaml, so that the system chooses the ports."""
+    """Replacements for the addresses of config.yaml, so that the system chooses the ports."""
     config = _config(pod, container, objects)
     return {config[key]: "127.0.0.1:0" for key in ("listen", "admin")}
 

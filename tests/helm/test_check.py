@@ -181,7 +181,7 @@ async def test_good_values_pass(values: Path) -> None:
     ],
 )
 async def test_bad_values_fail_with_their_problems(values: dict[str, Any], problem: str) -> None:
-    """What no schema sees ends the Job, and so the release, before anything of it has changed."""
+    """A problem that no schema detects ends the Job, and so the release, before anything has changed."""
     with kubelet.folder() as place:
         code, said = await check(render(values), {}, place)
     assert code != 0

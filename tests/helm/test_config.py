@@ -41,7 +41,7 @@ def test_the_application_reads_what_the_chart_writes(values: Path, tmp_path: Pat
 
 
 def test_the_configuration_is_the_users() -> None:
-    """What stands under `config` comes out as it went in: numbers, text that looks like something else, lists."""
+    """Everything under `config` is rendered unchanged: numbers, text that looks like something else, lists."""
     mine = {
         "upstream": {"max_body": 104857600, "url": "https://api.example.com"},
         "retry": {"budget": 0.1, "attempts": 2},

@@ -112,7 +112,7 @@ IN_THE_APPLICATION = {
     "sidecar.applicationSeconds": 9,
     "sidecar.resources": {"limits": {"memory": "1Gi"}},
 }
-"""What only the pods of an application show."""
+"""Settings that show only in the pods of an application."""
 
 
 def nested(path: str, value: Any, base: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def nested(path: str, value: Any, base: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", EFFECTS)
 def test_a_value_has_an_effect(path: str) -> None:
-    """What is rendered differs with it."""
+    """The rendered objects differ with the value."""
     base, value = EFFECTS[path]
     assert render(nested(path, value, base)) != render(base)
 

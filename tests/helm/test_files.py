@@ -112,6 +112,6 @@ def test_nothing_is_made_of_files_that_are_not_there(bare: Path) -> None:
 
 
 def test_the_chart_s_own_files_are_valid() -> None:
-    """What stands in files/ makes objects that clusters take."""
+    """The contents of files/ make objects that clusters accept."""
     for thing in render(ON).objects:
         check(thing, NEWEST)

@@ -48,7 +48,7 @@ def test_the_schema_is_closed() -> None:
 
 
 def test_values_and_schema_have_the_same_names() -> None:
-    """What values.yaml has the schema knows, and the other way round."""
+    """The schema and values.yaml have the same keys."""
     values = yaml.safe_load(generate.VALUES.read_text(encoding="utf-8"))
     made = json.loads(generate.SCHEMA.read_text(encoding="utf-8"))
     assert set(made["properties"]) - {"global", "enabled"} == set(values)

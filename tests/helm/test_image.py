@@ -23,12 +23,12 @@ IGNORE = [
 
 
 def arguments(name: str, stage: list[str]) -> list[str]:
-    """What stands behind an instruction, each time that it is used."""
+    """The arguments of an instruction, for each use."""
     return [line.partition(" ")[2] for line in stage if line.startswith(f"{name} ")]
 
 
 def copied() -> list[str]:
-    """What the build takes out of the repository."""
+    """The files of the repository that the build uses."""
     words = [shlex.split(line) for stage in STAGES for line in arguments("COPY", stage) if "--from" not in line]
     return [name for line in words for name in line[:-1]]
 

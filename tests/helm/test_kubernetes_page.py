@@ -112,7 +112,7 @@ def test_helm_installs_as_written(command: str, tmp_path: Path) -> None:
 
 
 def test_every_command_is_of_a_known_program() -> None:
-    """What the page tells to type is rendered, parsed or run by a test."""
+    """Every command and example of the page is rendered, parsed or run by a test."""
     known = (
         "kubectl create secret",
         "kubectl logs job/keyturn-check",

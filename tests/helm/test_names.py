@@ -18,7 +18,7 @@ EVERY_LABEL = {
 
 
 def labels(thing: Any) -> tuple[str, str]:
-    """Who an object is labelled for."""
+    """The component in an object's labels."""
     return thing["metadata"]["labels"]["team"], thing["metadata"]["labels"]["release"]
 
 
@@ -67,7 +67,7 @@ def test_labels_of_the_chart_stay_the_chart_s(place: str, name: str) -> None:
     ],
 )
 def test_names_that_could_not_work(values: dict[str, Any], said: str) -> None:
-    """What the cluster would refuse or the application would not read is refused by the schema, which says where."""
+    """Values that the cluster or the application would refuse are refused by the schema, with their place."""
     assert said in refusal(values)
 
 
@@ -115,7 +115,7 @@ def test_names_of_services(release: str) -> None:
 
 @pytest.mark.parametrize("pool", ["_", "..", "-._"])
 def test_pools_have_a_letter(pool: str) -> None:
-    """Of a pool without a letter or digit nothing is left that an object may be called."""
+    """A pool's name without a letter or digit leaves no valid name for an object."""
     assert f"The pool name config.pools.{pool} is empty or equal to" in refusal({"config": {"pools": {pool: {}}}})
 
 

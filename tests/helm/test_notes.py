@@ -55,6 +55,6 @@ def test_how_a_sidecar_is_called() -> None:
     ],
 )
 def test_what_is_still_to_be_done(sentence: str, without: dict[str, Any], given: dict[str, Any]) -> None:
-    """What is missing, or fit for trials only, is said as long as it is so."""
+    """The notes name what is missing, or fit for trials only."""
     assert sentence in notes(without)
     assert sentence not in notes(given)

@@ -45,7 +45,7 @@ NUMBERS = largest(SCHEMA)
 
 
 def test_many_numbers_are_tried() -> None:
-    """Of the chart's own values and of the application's."""
+    """Many numbers of the chart's values and of the application's are among the samples."""
     assert NUMBERS["userId"] == NUMBERS["revisionHistoryLimit"] == TEN_DIGITS
     assert NUMBERS["podDisruptionBudget"]["maxUnavailable"] == TEN_DIGITS
     assert NUMBERS["autoscaling"] == {"minReplicas": TEN_DIGITS, "maxReplicas": TEN_DIGITS}

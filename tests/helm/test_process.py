@@ -1,4 +1,4 @@
-"""What the chart renders, started on this machine: its own command, environment, files, ports and probes."""
+"""The rendered chart, started on this machine: its own command, environment, files, ports and probes."""
 
 import asyncio
 import os
@@ -155,7 +155,7 @@ async def test_the_pod_serves(api: PracticeApi, place: Path) -> None:
 
 
 def status(pid: int) -> dict[str, str]:
-    """What Linux says of a process."""
+    """The state of a process, as Linux reports it."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 

@@ -48,7 +48,7 @@ def kustomized() -> Rendered:
 
 
 def kustomize(folder: Path) -> Rendered:
-    """What Kustomize makes of a folder."""
+    """Kustomize's output for a folder."""
     command = [tool("kubectl"), "kustomize", str(folder)]
     made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return Rendered(list(yaml.safe_load_all(made.stdout)))
@@ -111,7 +111,7 @@ def test_only_the_admin_port_is_declared(example: Path) -> None:
 
 
 def test_callers_need_no_token(example: Path, tmp_path: Path) -> None:
-    """Who calls is the service that the values name, and the budget is shared by Redis."""
+    """The caller is the service named in the values, and the budget is shared through Redis."""
     rendered = render(chart=example)
     container = sidecar(rendered)
     layout = lay_out(rendered.gateway, container, rendered.objects, SECRETS, tmp_path)
@@ -203,7 +203,7 @@ def test_component_gives_a_sidecar(kustomized: Rendered) -> None:
 
 @pytest.mark.parametrize("version", [NATIVE_SIDECARS, NEWEST])
 def test_component_is_valid(kustomized: Rendered, version: str) -> None:
-    """What comes out passes Kubernetes' schemas strictly."""
+    """The output passes Kubernetes' schemas strictly."""
     for thing in kustomized.objects:
         check(thing, version)
 

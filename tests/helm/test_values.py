@@ -83,7 +83,7 @@ def test_no_hook_delays_the_end() -> None:
 
 
 def checksum(values: Any) -> Any:
-    """What makes new pods when it changes."""
+    """Values whose change makes new pods."""
     return render(values).one("Deployment", NAME)["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
 
 
@@ -258,7 +258,7 @@ def test_service_leads_to_the_gateway() -> None:
 
 
 def test_ports_follow_the_configuration() -> None:
-    """What `listen` and `admin` say is declared; the first address that others reach by TCP counts."""
+    """The ports of `listen` and `admin` are declared; the first address reachable by TCP counts."""
     listen = ["unix:/run/keyturn/socket", "0.0.0.0:7000", "0.0.0.0:7001"]
     ports = render({"config": {"listen": listen, "admin": "[::]:7009"}}).container["ports"]
     assert {port["name"]: port["containerPort"] for port in ports} == {"keyturn": 7000, "keyturn-admin": 7009}

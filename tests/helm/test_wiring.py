@@ -65,7 +65,7 @@ def test_peers_of_the_policies_are_the_release_s() -> None:
 
 @pytest.mark.parametrize("values", CI, ids=named)
 def test_policies_are_about_both_directions(values: Path) -> None:
-    """What no rule lets in or out stays in or out; the embedded Redis calls nobody."""
+    """Traffic without a rule is denied; the embedded Redis makes no connections."""
     for policy in render(None, values).all("NetworkPolicy"):
         assert sorted(policy["spec"]["policyTypes"]) == ["Egress", "Ingress"]
         assert bool(policy["spec"]["egress"]) is not policy["metadata"]["name"].endswith("-redis")

@@ -40,7 +40,7 @@ def sharing(source: Source, *, bound: int = 2**20, kept: FanoutBudget | None = N
 
 
 def costs(data: int) -> int:
-    """What bytes that came in parts of ten count."""
+    """The bytes accounted for when they arrive in parts of ten."""
     return data + data // 10 * PART_OVERHEAD
 
 

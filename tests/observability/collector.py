@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 OPENMETRICS = "Accept: application/openmetrics-text; version=1.0.0"
-"""What a scraper asks for that takes exemplars."""
+"""The `Accept` of a scraper that takes exemplars."""
 
 
 class Collector:

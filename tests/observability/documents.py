@@ -1,4 +1,4 @@
-"""What is shipped and written for operators, read for comparison: metrics, rules, the dashboard, the runbooks."""
+"""Documents for operators, read for comparison: metrics, rules, the dashboard, the runbooks."""
 
 import json
 import re

@@ -149,7 +149,7 @@ def _large() -> PoolStatus:
 
 
 class Replica:
-    """What the small server answers with; a test changes it."""
+    """The small server's answer; a test changes it."""
 
     def __init__(self, *snapshots: ReplicaStatus) -> None:
         self.snapshots = list(snapshots)

@@ -98,7 +98,7 @@ def test_an_alert_asks_for_metrics_and_labels_that_exist(rule: dict[str, Any]) -
 
 @pytest.mark.parametrize("rule", rules(), ids=names())
 def test_an_alert_s_words_use_labels_that_it_has(rule: dict[str, Any]) -> None:
-    """What the expression does not group by would be empty in the message."""
+    """A label that the expression does not group by would be empty in the message."""
     used = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
     assert used <= grouped(rule["expr"])
 

@@ -30,7 +30,7 @@ def test_queries_ask_for_metrics_and_labels_that_exist() -> None:
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    """What is measured is shown."""
+    """Every metric is shown."""
     shown = {name for query in queries() for name in series(query)}
     assert [metric.name for metric in metrics().values() if not metric.series & shown] == []
 

@@ -26,7 +26,7 @@ def rows(section: str) -> list[list[str]]:
 
 
 def names(cell: str) -> set[str]:
-    """What stands in it as code; `.name` goes on with the first part of the one before."""
+    """The code spans of a page; `.name` continues the first part of the one before."""
     found: list[str] = re.findall(r"`([^`]+)`", cell)
     return {found[0].rpartition(".")[0] + name if name.startswith(".") else name for name in found}
 
@@ -41,7 +41,7 @@ def test_every_field_of_a_request_s_line_is_documented() -> None:
 
 
 def test_every_span_and_attribute_is_documented() -> None:
-    """Of the request, its wait and its tries."""
+    """The spans of a request, its wait and its attempts."""
     collector = Collector()
     collector.go(0, 502, **FULL)
     spans = collector.spans

@@ -27,7 +27,7 @@ POOLS = ("main", "busy", "plan", "odd", "foreign", "dead", "left", "held", "gene
 
 
 def answer(status: str, *fields: str, body: bytes = b"{}") -> Answering:
-    """What the upstream says under a path."""
+    """The upstream's answers, by path."""
     head = "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *fields])
     return Answering((head.encode() + b"\r\n\r\n" + body,))
 
@@ -146,7 +146,7 @@ async def join(keyturn: Keyturn, origin: Origin) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scraped(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scraped]:
-    """What is told at the end, while one request is at the upstream and one waits for its turn."""
+    """The metrics at the end, while one request is in flight and one waits."""
     origin = Origin(dict(ANSWERS))
     async with origin.open(), AsyncExitStack() as stack:
         path = write(tmp_path_factory.mktemp("metrics"), settings(origin.url))

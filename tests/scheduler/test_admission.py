@@ -39,7 +39,7 @@ async def come(it: RunningScheduler, number: int, most: int | None) -> list["asy
 
 
 def refused(tasks: list["asyncio.Task[Lease]"]) -> list[bool]:
-    """Who was refused because too many wait; nobody for anything else."""
+    """The requests refused because too many wait; none is refused for another reason."""
     found = []
     for task in tasks:
         problem = task.exception() if task.done() else None
@@ -124,7 +124,7 @@ async def come_back(it: RunningScheduler, most: int, after: float) -> int:
 @pytest.mark.parametrize("most", [0, 10])
 @virtual
 async def test_a_crowd_that_may_not_wait_comes_back_to_be_served(most: int, over: int) -> None:
-    """Who is refused because too many wait is told when a token is for it, as one that may not wait so long."""
+    """A request refused because too many wait is told when a token would be available to it."""
     async with running_scheduler(pool(1, limit(10, 3 * SECOND))) as it:
         began = micros()
         refusals = await asyncio.gather(*(task_of(come_back(it, most, over * one / 200)) for one in range(200)))
@@ -281,7 +281,7 @@ async def test_requests_whose_deadlines_pass_together_come_back_one_after_anothe
 
 
 def test_whole_seconds_are_rounded_up() -> None:
-    """Who comes after that long does not come too early, and nobody is told to come at once."""
+    """A request that returns at the told time is not too early, and none is told to return at once."""
     assert [whole_seconds(delay) for delay in (-5, 0, 1, SECOND, SECOND + 1)] == [1, 1, 1, 1, 2]
 
 

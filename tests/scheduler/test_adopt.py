@@ -132,7 +132,7 @@ async def test_who_leaves_in_the_same_tick_is_gone() -> None:
 
 @virtual
 async def test_a_rotated_secret_is_used_from_the_next_lease_on() -> None:
-    """What is out keeps the key that it has, and the quota what was spent."""
+    """Outstanding leases keep their key, and quotas what was spent."""
     async with running_scheduler(pool(1, limit(2))) as it:
         first = await it.scheduler.lease(request())
         rotated = replace(it.scheduler.pool, keys=(Key("k0", Secret("new"), "k0"),))
@@ -148,7 +148,7 @@ async def test_a_rotated_secret_is_used_from_the_next_lease_on() -> None:
 
 @virtual
 async def test_a_key_that_comes_back_finds_its_window_as_it_was() -> None:
-    """What was spent under a name stays spent, and what is out may end meanwhile."""
+    """Spent tokens of a name stay spent, and outstanding leases may end meanwhile."""
     async with running_scheduler(pool(2, limit(1))) as it:
         leases = [await it.scheduler.lease(request()) for _ in range(2)]
         adopt(it, pool(0, limit(1)))
@@ -266,7 +266,7 @@ async def test_what_comes_back_comes_back_to_what_is_now() -> None:
 # Law 1, in any sequence of configurations
 
 REAL = limit(3, 2 * SECOND)
-"""What the upstream permits on each key; every configuration below is at least as strict."""
+"""The upstream's limit on each key; every configuration below is at least as strict."""
 
 
 @dataclass(frozen=True)

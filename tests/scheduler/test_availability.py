@@ -42,7 +42,7 @@ def test_nobody_is_served_by_what_is_known_to_be_wrong() -> None:
 
 
 def test_what_is_taken_is_not_at_hand_any_more() -> None:
-    """What was granted without an exchange is told as taken, and is counted with the next exchange."""
+    """A grant without an exchange shows as taken, and is counted with the next exchange."""
     cache = AvailabilityCache()
     cache.update((LimitTokens(100, 90, 0), LimitTokens(50, 40, SECOND)), SECOND)
     cache.take((1,))
@@ -54,7 +54,7 @@ def test_what_is_taken_is_not_at_hand_any_more() -> None:
 
 
 def test_tokens_that_were_left() -> None:
-    """Of each limit that is asked for; nothing is known before the first exchange."""
+    """Tokens are shown for each limit asked for; nothing is known before the first exchange."""
     cache = AvailabilityCache()
     assert not cache.is_left((0,))
     cache.update((LimitTokens(5, 1, 0), LimitTokens(5, 0, 9)), 0)

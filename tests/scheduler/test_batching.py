@@ -33,7 +33,7 @@ async def test_the_earliest_time_counts() -> None:
 
 @virtual
 async def test_it_rings_at_once() -> None:
-    """What is due now does not wait for what was due later, which is forgotten."""
+    """An earlier wake-up replaces a later one."""
     timer, began = WakeUpTimer(), micros()
     timer.fire_within(9 * SECOND)
     timer.fire()
@@ -58,7 +58,7 @@ async def test_it_can_be_stopped() -> None:
 
 
 def test_timers_of_uvloop() -> None:
-    """What is due at once, and once more at once, is one, on the event loop that serves."""
+    """Two immediate wake-ups are one, on the event loop that serves."""
 
     async def main() -> None:
         timer = WakeUpTimer()
@@ -72,7 +72,7 @@ def test_timers_of_uvloop() -> None:
 
 @virtual
 async def test_what_is_due_at_some_time_is_left_alone() -> None:
-    """Who only wants it to go off at all neither hastens nor delays it."""
+    """A request for any wake-up neither hastens nor delays one that is set."""
     timer, began = WakeUpTimer(), micros()
     timer.ensure_within(3 * SECOND)
     timer.ensure_within(SECOND)
@@ -181,7 +181,7 @@ def test_a_token_is_told_of_long_before_it_returns() -> None:
 
 
 def test_a_turn_is_waited_for_as_long_as_a_request() -> None:
-    """Whoever waits calls when its turn is due, whether requests keep coming or not."""
+    """A waiting replica calls when its estimate is due, whether requests keep coming or not."""
     batching, now = after()
     assert batching.delay(now, waiting=True) == MAX_SETTLEMENT_DELAY
     batching.adopt(pool(1, limit(5, SECOND)))

@@ -150,7 +150,7 @@ async def test_who_comes_when_there_is_plenty_is_served_without_an_exchange() ->
 
 @virtual
 async def test_nobody_is_served_by_what_was_told_long_ago() -> None:
-    """Who comes after a while has to ask, and so has who comes when little is left, or others wait."""
+    """A newcomer needs an exchange after a pause, when few tokens are left, or when others wait."""
     async with running_scheduler(pool(2, limit(PLENTIFUL // 2))) as it:
         await use(it, await it.scheduler.lease(it.request()), 0)
         assert it.scheduler.try_lease(it.request()) is None

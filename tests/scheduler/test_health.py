@@ -106,7 +106,7 @@ async def test_the_proxy_asks_after_a_dead_key_under_its_own_lease() -> None:
 
 @virtual
 async def test_a_grant_that_comes_too_late_for_its_key_goes_back() -> None:
-    """What the store dealt before it heard of the death returns unsent, and its request waits on."""
+    """A lease dealt before the store knew of a dead key returns unsent, and its request waits on."""
     async with running_scheduler(pool(2, limit(1))) as it:
         it.scheduler.health.rejected("k0", micros(), "401", 0.0)
         it.scheduler._keys.refresh()  # the store does not know yet

@@ -56,7 +56,7 @@ def test_a_lease_is_settled_once(first: Callable[[Lease], None], second: Callabl
 
 
 def test_ages_are_counted_when_the_store_is_told() -> None:
-    """What waits for the next exchange ages meanwhile (law 7: durations only)."""
+    """Settlements age while they wait for the next exchange (law 7: durations only)."""
     it = Clocked()
     it.lease().spent()
     it.lease().throttled(60 * SECOND, (0,))

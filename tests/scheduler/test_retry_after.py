@@ -1,4 +1,4 @@
-"""What a refused caller is told, held against what happens to an identical request that waits (law 6).
+"""`Retry-After` of a refused caller, compared with an identical request that waits (law 6).
 
 The oracle is the waiting room itself: the same history is played twice on virtual time. In one the request has no time
 and is refused; in the other it waits as long as it takes. A `Retry-After` is right when it is not before the moment at
@@ -28,7 +28,7 @@ TRIP = SERVICE_START / SECOND
 
 @dataclass(frozen=True)
 class History:
-    """What happened before the request comes."""
+    """Events before the request comes."""
 
     quotas: int
     size: int
@@ -78,7 +78,7 @@ async def play(it: RunningScheduler, history: History) -> None:
 
 
 async def end() -> None:
-    """Whoever still waits leaves."""
+    """Cancel all requests that still wait."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     rest = {task for task in rest if "serve" in repr(task.get_coro())}
     for task in rest:
@@ -100,7 +100,7 @@ async def served(history: History) -> float:
 
 
 async def told(history: History) -> tuple[int, bool]:
-    """What an impatient request is told, and whether coming back then succeeds."""
+    """The seconds told to an impatient request, and whether coming back then succeeds."""
     async with running_scheduler(pool(history.quotas, limit(history.size, history.window * SECOND))) as it:
         await play(it, history)
         try:

@@ -149,7 +149,7 @@ async def test_who_honours_retry_after_is_served() -> None:
 
 @virtual
 async def test_a_crowd_is_told_when_each_of_them_can_come() -> None:
-    """Of many refused at once, those whose turns lie a window further are told so.
+    """Requests refused at once are told the window in which their own token returns.
 
     A token that idles until its caller is back at 61 s returns a window after that, not after the estimate.
     """

@@ -18,7 +18,7 @@ def request(pinned: str | None = None, quota: str | None = None) -> Waiter:
 
 
 def updated(waiter: Waiter, pool_: Pool, clients: Mapping[str, Client] | None = None) -> DemandClass:
-    """What a request needs by another configuration."""
+    """The needs of a request under another configuration."""
     waiter.update(pool_, {"a": CLIENT} if clients is None else clients)
     return waiter.flow.demand_class
 

@@ -18,7 +18,7 @@ from tests.observability.samples import Replica, busy, document, quiet, serving
 
 
 async def told(url: str) -> str:
-    """What is said when there is no status."""
+    """The message when there is no status."""
     async with status_client(url) as who:
         with pytest.raises(NoStatus) as refused:
             await who.fetch()
@@ -155,7 +155,7 @@ async def test_a_watcher_gets_one_document_in_each_line() -> None:
 
 @pytest.mark.parametrize("terminal", [True, False])
 async def test_a_watcher_stays_when_the_proxy_goes_away(terminal: bool) -> None:
-    """What was seen last stays on the screen and is called old."""
+    """The last document stays on the screen, marked as old."""
     screen = Screen(terminal=terminal)
     replica = Replica(busy())
     with serving(replica) as url:

@@ -45,7 +45,7 @@ def test_a_bar_is_as_wide_as_its_column(width: int, drawn: int) -> None:
 
 
 def printed(content: dict[str, Any], width: int = 140) -> str:
-    """What a terminal without colours shows."""
+    """The output on a terminal without colours."""
     out = StringIO()
     Console(file=out, width=width, color_system=None).print(render(content))
     return out.getvalue()
@@ -148,7 +148,7 @@ def test_each_limit_has_its_tokens() -> None:
 
 
 def test_each_client_has_its_queue_and_its_share() -> None:
-    """Whoever waits most comes first; its queues follow it; idle clients are only counted."""
+    """The client that waits most comes first, followed by its queues; idle clients are only counted."""
     text = printed(document(busy()))
     assert line(text, "crawler").split() == ["crawler", "1", "158", "29", "s", "in", "1", "s", "40%", "20%"]
     assert line(text, "60/60s + 10/10s").split()[-6:] == ["18", "29", "s", "in", "9", "s"]
@@ -175,7 +175,7 @@ def test_refusals_are_told_by_reason() -> None:
 
 
 def test_names_and_reasons_are_text_not_markup() -> None:
-    """What stands in square brackets is shown as it is."""
+    """Text in square brackets is shown unchanged."""
     snapshot = quiet()
     key = replace(snapshot.pools[0].keys[0], reason="[red]401[/red] [link=x]")
     content = document(replace(snapshot, pools=(replace(snapshot.pools[0], keys=(key,)),)))
@@ -183,7 +183,7 @@ def test_names_and_reasons_are_text_not_markup() -> None:
 
 
 def test_on_a_usual_terminal_nothing_is_folded() -> None:
-    """Of limits and clients: each has one line of eighty characters."""
+    """Each limit and each client has one line of eighty characters."""
     text = printed(document(busy()), width=80)
     for words in (("team-a", "60/60s", "in 50 s"), ("shared-user", "60/60s"), ("crawler", "20%"), ("refused 9", "412")):
         assert line(text, *words)

@@ -134,7 +134,7 @@ class StoreConformance:
         self.play(scenario)
 
     def test_two_clients_share_by_weight(self) -> None:
-        """Of six tokens, weight 2 gets four and weight 1 two."""
+        """Weight 2 gets four of six tokens, weight 1 two."""
 
         async def scenario(store: Opened) -> None:
             answer = await store.exchange("r", (), (wants(9, "a", 2), wants(9, "b", 1)))

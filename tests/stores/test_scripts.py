@@ -215,7 +215,7 @@ def _exact(value: Any) -> Any:
 
 
 def _stored_records(records: dict[str, Any]) -> Stored:
-    """What the records hold, for comparison."""
+    """The contents of the records, for comparison."""
     state = records.pop("state")
     kinds: dict[str, dict[str, Any]] = {"quota": {}, "client": {}, "flow": {}}
     for field, record in records.items():

@@ -192,7 +192,7 @@ async def test_under_refuse_callers_are_told_when_to_come_back(server: Server) -
 
 @play
 async def test_under_share_its_part_goes_out_evenly(server: Server) -> None:
-    """Of two replicas each sends less than half, evenly paced."""
+    """Each of two replicas sends less than half, evenly paced."""
     one, _ = await joined(server, "share", "one", "other")
     server.up = False
     await one.send_for(240)

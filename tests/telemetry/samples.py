@@ -99,7 +99,7 @@ def families(metrics: Metrics, levels: Levels | None = None) -> list[Metric]:
 
 
 def value(metrics: Metrics, name: str, levels: Levels | None = None, /, **labels: str) -> float | None:
-    """What a series shows."""
+    """The value of a series."""
     samples = (sample for family in families(metrics, levels) for sample in family.samples)
     found = [sample.value for sample in samples if (sample.name, sample.labels) == (f"keyturn_{name}", labels)]
     assert len(found) <= 1

@@ -1,4 +1,4 @@
-"""What is written to stderr while a test runs."""
+"""Capture of stderr while a test runs."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 
 class Stderr:
-    """What has been written to stderr since `forget`."""
+    """The text written to stderr since `forget`."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -25,5 +25,5 @@ class Stderr:
 
 
 def entries(stderr: Stderr) -> list[dict[str, Any]]:
-    """What was logged as JSON, one entry a line."""
+    """The entries logged as JSON, one a line."""
     return [json.loads(line) for line in stderr.getvalue().splitlines()]

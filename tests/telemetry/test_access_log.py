@@ -25,7 +25,7 @@ def informed() -> Iterator[None]:
 
 
 def lines(*journals: RequestLog, form: str = "json", sample: float = 1.0, chance: float = 0.5) -> list[str]:
-    """What is written of these requests."""
+    """The log lines of these requests."""
     out = StringIO()
     log = AccessLog("json" if form == "json" else "text", sample, stream=out, chance=lambda: chance)
     for story in journals:
@@ -89,7 +89,7 @@ def test_what_there_is_not_is_left_out() -> None:
 
 
 def test_what_failed_is_told_in_words() -> None:
-    """Whoever looks into a failing upstream wants to know whether it was a name, a port or a certificate."""
+    """A failure of the upstream is logged with its cause: a name, a port or a certificate."""
     found = entry(
         request_log(outcome="failed", code=502, reason="upstream", problem="No connection to x: apikey=PMAK-1")
     )
@@ -151,7 +151,7 @@ def test_sizes_are_short(number: int, shown: str | None) -> None:
     ],
 )
 def test_a_failure_is_graver_than_a_refusal(story: dict[str, object], level: str) -> None:
-    """What a caller does wrong, or what the limits do, is no fault of anybody here."""
+    """Callers' mistakes and refusals by limits are not logged as faults."""
     assert entry(request_log(**story))["level"] == level
 
 

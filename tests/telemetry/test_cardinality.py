@@ -51,7 +51,7 @@ async def answer(_: Request) -> Answer:
 
 
 async def test_ten_thousand_paths_methods_and_callers_add_no_series() -> None:
-    """What callers make up is folded; nothing of it is kept."""
+    """Values invented by callers are folded, and none is kept."""
     world = Counted(access=Access(required=True), gateway=Gateway(answer))
     async with world.running():
         await world.crowd(0, 2 * len(METHODS))

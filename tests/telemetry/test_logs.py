@@ -189,7 +189,7 @@ def test_there_are_four_levels(stderr: Stderr) -> None:
 
 @pytest.mark.parametrize(("configured", "other"), [("info", "debug"), ("error", "debug"), ("debug", "info")])
 def test_a_signal_switches_between_two_levels(stderr: Stderr, configured: str, other: str) -> None:
-    """What is configured, and everything."""
+    """The configured level, and every level."""
     set_up_logs(configured, "json")
     level = LogLevel(configured)
     for expected in (other, configured, other):
@@ -249,7 +249,7 @@ def test_exceptions_that_nobody_catches_become_lines_of_the_log(stderr: Stderr) 
 
 
 def test_all_is_as_before_behind_it(stderr: Stderr) -> None:
-    """Of stderr and of the hooks."""
+    """Stderr and the hooks are restored."""
     before = sys.stderr, threading.excepthook, sys.unraisablehook, warnings.showwarning
     with logging_stray_output():
         assert sys.stderr is not before[0]

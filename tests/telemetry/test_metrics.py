@@ -142,7 +142,7 @@ def series(metrics: Metrics) -> int:
 
 
 def test_ten_thousand_methods_and_paths_add_no_series() -> None:
-    """What callers make up is folded; nothing of it is kept."""
+    """Values invented by callers are folded, and none is kept."""
     metrics = Metrics()
     metrics.observe(request_log(method="BREW-0"))
     before, kept = series(metrics), len(metrics.requests)

@@ -123,7 +123,7 @@ def test_a_broken_context_begins_a_new_trace(broken: bytes) -> None:
 
 
 def test_a_part_of_the_requests_is_recorded() -> None:
-    """Of those whose callers have not decided."""
+    """The fraction of sampled traces among callers that have not decided."""
     collector = Collector(sample=0.5)
     recorded = sum(isinstance(collector.traces.begin(Arrived("GET", ())), RequestTrace) for _ in range(400))
     assert 100 < recorded < 300
@@ -150,7 +150,7 @@ def test_each_try_is_a_span_and_tells_how_it_went() -> None:
     ],
 )
 def test_a_server_s_error_is_one_from_500_on(story: dict[str, object], error: str | None) -> None:
-    """What a caller does wrong is none."""
+    """A caller's mistake is no error of the span."""
     collector = Collector()
     collector.traces.begin(Arrived("GET", ())).end(request_log(**story))
     whole = collector.spans["request"]
@@ -366,7 +366,7 @@ def test_a_company_s_own_authority_is_accepted_unless_certificates_are_strict(
 
 
 def exported(exporter: Exporter) -> SpanExportResult:
-    """What becomes of no spans, without a second try."""
+    """An export without spans is not tried again."""
     exporter._client._shutdown_event.wait = lambda timeout=None: timeout is not None  # type: ignore[method-assign]
     try:
         return exporter.export([])
@@ -376,7 +376,7 @@ def exported(exporter: Exporter) -> SpanExportResult:
 
 
 def test_the_last_spans_are_sent_at_the_end() -> None:
-    """Whoever stops waits for that, and not for more."""
+    """Stopping waits for the export in progress, and for no other."""
     collector = Collector()
     collector.go(200)
     collector.traces.stop()

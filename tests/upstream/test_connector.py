@@ -450,7 +450,7 @@ async def test_certificates_must_be_readable(tmp_path: Path) -> None:
 async def test_other_certificates_are_trusted_from_the_next_connection_on(
     authority: trustme.CA, bundle: Path, tmp_path: Path
 ) -> None:
-    """What is under way goes on; no connection that was made by the old ones is used again."""
+    """Requests in flight go on; no connection of the old settings is used again."""
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(other)
     settings = UpstreamOptions("")

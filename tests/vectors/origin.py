@@ -15,7 +15,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n", re.IGNORECASE
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)
 
 Then = Literal["keep", "close", "reset", "never"]
-"""What follows the answer; `never` sends none, and waits for the other side to disconnect."""
+"""The action after the answer; `never` sends none, and waits for the other side to disconnect."""
 
 
 @dataclass

@@ -41,7 +41,7 @@ async def test_one_connection_too_many_is_told_so() -> None:
 
 
 async def test_one_too_many_that_has_asked_already_is_told_so() -> None:
-    """What it has sent, and goes on to send, does not take the answer away; it takes no place, nor has it long."""
+    """Bytes that a refused connection has sent do not cost it the answer; it takes no slot and is soon closed."""
     async with World(gateway=Gateway(okay), bounds=Bounds(connections=1)).running() as world:
         reader, writer = await world.connect()
         writer.write(get(close=False))
@@ -199,7 +199,7 @@ Watched = tuple[DisconnectWatcher, socket.socket, socket.socket, asyncio.Event]
 
 
 async def test_a_peer_that_leaves_is_noticed_behind_unread_bytes(watched: Watched) -> None:
-    """What it has sent before need not be read for that."""
+    """Bytes sent before need not be read first."""
     _, _, theirs, gone = watched
     theirs.send(b"unread")
     theirs.close()

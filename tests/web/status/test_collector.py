@@ -203,7 +203,7 @@ async def test_what_the_telemetry_has_heard_is_shown() -> None:
 
 @virtual
 async def test_breakers_are_shown_by_their_scope() -> None:
-    """What keeps all back, and what keeps one client back; a trial that was due is due now."""
+    """Breakers of the pool and of one client are shown; a probe that was due is due now."""
     async with place() as it:
         await asyncio.sleep(9)
         route = Route.of("POST", "/x/1")
@@ -260,13 +260,13 @@ async def test_many_who_watch_cost_one_look() -> None:
 
 
 def request() -> Waiter:
-    """Of client a, with time."""
+    """A request of client a, with time to wait."""
     return Waiter(Client("a", weight=2), DemandClass((0,)), micros() + 300 * SECOND)
 
 
 @virtual
 async def test_other_limits_are_looked_at_anew() -> None:
-    """What was seen of the limits of before is not told of those that hold now, not even if they change meanwhile."""
+    """Observations of earlier limits are not shown for the present ones, even if they change meanwhile."""
     async with place() as it:
         await it.collector.levels()
         it.scheduler.adopt(pool(2, limit(5), limit(7, SECOND)), {}, max_waiting=1)
